@@ -1,0 +1,36 @@
+"""The two MLPs of SimSiam (Chen & He 2020, arXiv 2011.10566, section 3, "Baseline settings")."""
+
+from torch import nn
+
+
+def projection_mlp(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2) -> nn.Sequential:
+    """The projector g: (B, in_dim) -> (B, out_dim).
+
+    "The projection MLP (in f) has BN applied to each fully-connected (fc) layer, including its output fc. Its output fc
+    has no ReLU." The output's BN has no affine part, as in the authors' code. A linear layer before BN has no bias:
+    BN would take it out again.
+
+    Args:
+        layers: 2, as in the paper's CIFAR experiments (App. D), or 3, as in its ImageNet ones.
+    """
+    if layers not in (2, 3):
+        raise ValueError(f"the projector has 2 or 3 layers, not {layers}")
+    dims = [in_dim] + [hidden_dim] * (layers - 1)
+    hidden: list[nn.Module] = []
+    for i, o in zip(dims, dims[1:], strict=False):
+        hidden += [nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU(inplace=True)]
+    return nn.Sequential(*hidden, nn.Linear(dims[-1], out_dim, bias=False), nn.BatchNorm1d(out_dim, affine=False))
+
+
+def prediction_mlp(dim: int, hidden_dim: int) -> nn.Sequential:
+    """The predictor h: (B, dim) -> (B, dim), through a bottleneck of `hidden_dim`.
+
+    "The prediction MLP (h) has BN applied to its hidden fc layers. Its output fc does not have BN (ablation in Sec.
+    4.4) or ReLU. This MLP has 2 layers."
+    """
+    return nn.Sequential(
+        nn.Linear(dim, hidden_dim, bias=False),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, dim),
+    )

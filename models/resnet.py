@@ -1,0 +1,94 @@
+"""CIFAR-variant ResNets: torchvision's residual blocks behind a 3x3 stem, without max-pooling and without a classifier.
+
+He et al. 2015 (arXiv 1512.03385); the stem is that of the SimSiam paper's CIFAR experiments (App. D). Parameter names
+are torchvision's, so a state dict loads into `torchvision.models.resnet18` (or timm's) once its stem is made the same.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+
+
+class ResNet(nn.Module):
+    """A ResNet for small images: (B, 3, S, S) -> (B, `num_features`).
+
+    Args:
+        block: torchvision's `BasicBlock` or `Bottleneck`.
+        layers: residual blocks in each of the four stages.
+        width: channels of the first stage; the stages have width x (1, 2, 4, 8). The paper's is 64.
+        zero_init_residual: start the last BN of each block at zero, so that every block starts as the identity
+            (Goyal et al. 2017, arXiv 1706.02677, section 5.1). `Bottleneck` keeps its 3x3 convolution at the block's
+            own width, as in torchvision.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        layers: tuple[int, int, int, int],
+        width: int = 64,
+        zero_init_residual: bool = True,
+    ) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be at least 1, not {width}")
+        self.num_features = 8 * width * block.expansion
+
+        self.conv1 = nn.Conv2d(3, width, kernel_size=3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        channels = width
+        for stage, blocks in enumerate(layers):
+            planes = width * 2**stage
+            stride = 1 if stage == 0 else 2
+            self.add_module(f"layer{stage + 1}", _stage(block, channels, planes, blocks, stride))
+            channels = planes * block.expansion
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif zero_init_residual and isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+            elif zero_init_residual and isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))  # (B, width, S, S)
+        x = self.layer2(self.layer1(x))
+        x = self.layer4(self.layer3(x))  # (B, F, S/8, S/8)
+        return torch.flatten(self.avgpool(x), 1)  # (B, F)
+
+
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck], channels: int, planes: int, blocks: int, stride: int
+) -> nn.Sequential:
+    """`blocks` residual blocks; the first one changes resolution and channels."""
+    out = planes * block.expansion
+    downsample = None
+    if stride != 1 or channels != out:
+        downsample = nn.Sequential(conv1x1(channels, out, stride), nn.BatchNorm2d(out))
+    first = block(channels, planes, stride, downsample)
+    return nn.Sequential(first, *(block(out, planes) for _ in range(blocks - 1)))
+
+
+def resnet10(width: int = 64, zero_init_residual: bool = True) -> ResNet:
+    """One block a stage: the small one, for a CPU. -> (B, 8 x width)"""
+    return ResNet(BasicBlock, (1, 1, 1, 1), width, zero_init_residual)
+
+
+def resnet18(width: int = 64, zero_init_residual: bool = True) -> ResNet:
+    """The paper's CIFAR backbone. -> (B, 8 x width)"""
+    return ResNet(BasicBlock, (2, 2, 2, 2), width, zero_init_residual)
+
+
+def resnet34(width: int = 64, zero_init_residual: bool = True) -> ResNet:
+    """-> (B, 8 x width)"""
+    return ResNet(BasicBlock, (3, 4, 6, 3), width, zero_init_residual)
+
+
+def resnet50(width: int = 64, zero_init_residual: bool = True) -> ResNet:
+    """-> (B, 32 x width)"""
+    return ResNet(Bottleneck, (3, 4, 6, 3), width, zero_init_residual)
+
+
+BACKBONES = {"resnet10": resnet10, "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}

@@ -1,0 +1,209 @@
+"""SimSiam's augmentation of a whole batch on its device, each sample with parameters of its own.
+
+The pipeline of the paper (section 3, as its CIFAR experiments use it, App. D: without blur): random resized crop, flip,
+colour jitter in a random order, grayscale, normalisation. Two halves, each testable by itself: `draw` makes parameters
+from counters (seed, epoch, sample index, view) and never looks at an image; `apply` makes images from parameters and
+knows no randomness. The oracle of both is torchvision: its pipeline of the same name draws from the same distribution,
+and its functional operations given the same parameters return the same images.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from utils.philox import uniform
+
+CROP_TRIES = 10  # as in torchvision: then the largest central crop of a fitting shape
+ORDERS = list(itertools.permutations(range(4)))  # of brightness 0, contrast 1, saturation 2, hue 3
+HUE = 3
+LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The distribution of views. Probabilities are 0 to 1; a strength s draws its factor from [1 - s, 1 + s]."""
+
+    crop_scale: float = 0.2  # least area of a crop, as a share of the image
+    flip: float = 0.5
+    jitter: float = 0.8  # probability of all four colour operations together
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1  # shift drawn from [-hue, hue], in turns of the colour wheel
+    grayscale: float = 0.2
+
+
+class Views(NamedTuple):
+    """What happens to each of B samples; torchvision's names and ranges."""
+
+    top: Tensor  # (B,) crop box, in pixels
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor  # (B,) bool
+    jitter: Tensor  # (B,) bool
+    order: Tensor  # (B, 4) the operation at each of the four positions
+    factor: Tensor  # (B, 4) strength of brightness, contrast, saturation, hue
+    grayscale: Tensor  # (B,) bool
+
+
+def augment(
+    images: Tensor,
+    indices: Tensor,
+    *,
+    seed: int,
+    epoch: int | Tensor,
+    view: int,
+    policy: Policy = Policy(),
+    mean: Tensor,
+    std: Tensor,
+) -> Tensor:
+    """One view of each image, a pure function of (seed, epoch, index, view).
+
+    Args:
+        images: (B, 3, S, S) uint8.
+        indices: (B,) int64, each sample's place in the data set.
+        mean, std: (3,) of the data set, on the scale of 0 to 1.
+
+    Returns:
+        (B, 3, S, S) float32, normalised.
+    """
+    views = draw(indices, images.shape[-1], seed=seed, epoch=epoch, view=view, policy=policy)
+    return normalize(apply(images, views), mean, std)
+
+
+def normalize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(B, 3, S, S) float32 in 0 to 1 -> mean 0 and deviation 1 over the data set."""
+    return (x - mean[:, None, None]) / std[:, None, None]
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def draw(indices: Tensor, size: int, *, seed: int, epoch: int | Tensor, view: int, policy: Policy) -> Views:
+    """The parameters of one view of each sample, distributed as torchvision's transforms draw theirs."""
+    u = uniform(indices, epoch, view, 2 * CROP_TRIES + 10, seed=seed)  # (B, 30)
+    crop, rest = u[:, : 2 * CROP_TRIES], u[:, 2 * CROP_TRIES :]
+    height, width = _crop_shape(crop, size, policy)
+    strengths = (policy.brightness, policy.contrast, policy.saturation)
+    low = torch.tensor([max(0.0, 1 - s) for s in strengths] + [-policy.hue], device=u.device)
+    high = torch.tensor([1 + s for s in strengths] + [policy.hue], device=u.device)
+    orders = torch.tensor(ORDERS, device=u.device)
+    return Views(
+        top=(rest[:, 0] * (size - height + 1)).long(),
+        left=(rest[:, 1] * (size - width + 1)).long(),
+        height=height,
+        width=width,
+        flip=rest[:, 2] < policy.flip,
+        jitter=rest[:, 3] < policy.jitter,
+        order=orders[(rest[:, 4] * len(ORDERS)).long()],
+        factor=low + rest[:, 5:9] * (high - low),
+        grayscale=rest[:, 9] < policy.grayscale,
+    )
+
+
+def _crop_shape(u: Tensor, size: int, policy: Policy) -> tuple[Tensor, Tensor]:
+    """Height and width (B,) of the first of ten random crops that fits; area and log of the aspect ratio are uniform.
+
+    A square image always holds itself, so torchvision's central fall-back is the whole image.
+    """
+    area = size * size * (policy.crop_scale + u[:, :CROP_TRIES] * (1 - policy.crop_scale))  # (B, 10)
+    ratio = torch.exp((2 * u[:, CROP_TRIES:] - 1) * math.log(4 / 3))
+    width = torch.round(torch.sqrt(area * ratio)).long()
+    height = torch.round(torch.sqrt(area / ratio)).long()
+    fits = (0 < width) & (width <= size) & (0 < height) & (height <= size)
+    first = fits.int().argmax(dim=1, keepdim=True)  # (B, 1): argmax returns the first of equals
+    none = ~fits.any(dim=1)
+    height = height.gather(1, first).squeeze(1).masked_fill(none, size)
+    width = width.gather(1, first).squeeze(1).masked_fill(none, size)
+    return height, width
+
+
+# ---------------------------------------------------------------- applying
+
+
+def apply(images: Tensor, v: Views) -> Tensor:
+    """(B, 3, S, S) uint8 -> (B, 3, S, S) float32 in 0 to 1: crop, resize, flip, jitter, grayscale."""
+    x = resized_crop(images.float() / 255, v.top, v.left, v.height, v.width, v.flip)
+    x = color_jitter(x, v.order, v.factor, v.jitter)
+    return torch.where(_column(v.grayscale), luma(x).expand_as(x), x)
+
+
+def _column(per_sample: Tensor) -> Tensor:
+    return per_sample[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
+
+
+def resized_crop(x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor) -> Tensor:
+    """Crop each image to its box, resize to S x S bilinearly (antialiased where that shrinks), flip left to right.
+
+    Resizing is separable, so a sample's crop is two small matrices, and the batch two batched matrix products.
+    """
+    size = x.shape[-1]
+    rows = _resize_matrix(top, height, torch.zeros_like(flip), size)
+    columns = _resize_matrix(left, width, flip, size)
+    return rows[:, None] @ x @ columns[:, None].transpose(2, 3)
+
+
+def _resize_matrix(start: Tensor, length: Tensor, flip: Tensor, size: int) -> Tensor:
+    """(B, S, S): row o holds the weights of the S input pixels in output pixel o, none of them outside the crop."""
+    pixel = torch.arange(size, device=start.device)
+    output = torch.where(flip[:, None], size - 1 - pixel, pixel)  # (B, S)
+    scale = (length.float() / size)[:, None]  # input pixels per output pixel
+    center = start[:, None] + (output + 0.5) * scale  # (B, S)
+    distance = (pixel + 0.5 - center[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]  # (B, S, S)
+    inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])  # (B, S)
+    weight = (1 - distance).clamp(min=0) * inside[:, None]
+    return weight / weight.sum(dim=2, keepdim=True)
+
+
+def luma(x: Tensor) -> Tensor:
+    """(B, 3, S, S) -> (B, 1, S, S)"""
+    r, g, b = x.unbind(1)
+    return (LUMA[0] * r + LUMA[1] * g + LUMA[2] * b)[:, None]
+
+
+def color_jitter(x: Tensor, order: Tensor, factor: Tensor, on: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue in each sample's own order, where `on`.
+
+    Hue costs the most, so it runs once: each sample's operations before its hue, the hue, then those after. A position
+    that is not a sample's turn blends with factor 1, which changes nothing.
+    """
+    factor = torch.where(on[:, None], factor, torch.tensor([1.0, 1.0, 1.0, 0.0], device=x.device))
+    turn_of_hue = (order == HUE).int().argmax(dim=1)  # (B,)
+    for turn in range(3):
+        x = _blend(x, order[:, turn], factor, turn < turn_of_hue)
+    x = torch.where(_column(factor[:, HUE] == 0), x, shift_hue(x, factor[:, HUE]))
+    for turn in range(1, 4):
+        x = _blend(x, order[:, turn], factor, turn > turn_of_hue)
+    return x
+
+
+def _blend(x: Tensor, operation: Tensor, factor: Tensor, on: Tensor) -> Tensor:
+    """f x + (1 - f) y, clamped: y is black for brightness, the mean luma for contrast, each pixel's for saturation."""
+    f = factor.gather(1, operation[:, None]).squeeze(1)
+    f = _column(torch.where(on, f, 1.0))
+    gray = luma(x)
+    y = torch.where(_column(operation == 1), gray.mean(dim=(2, 3), keepdim=True), gray)
+    y = torch.where(_column(operation == 0), 0.0, y)
+    return (f * x + (1 - f) * y).clamp(0, 1)
+
+
+def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn each pixel's hue by `shift` (B,), in turns; lightness and saturation of HSV stay."""
+    r, g, b = x.unbind(1)  # (B, S, S) each
+    value, low = x.amax(dim=1), x.amin(dim=1)
+    chroma = value - low
+    span = torch.where(chroma == 0, 1.0, chroma)  # of a gray pixel any hue will do
+    hue = torch.where(
+        value == r, (g - b) / span, torch.where(value == g, 2 + (b - r) / span, 4 + (r - g) / span)
+    )  # in sixths of a turn
+    hue = hue + 6 * shift[:, None, None]
+    channels = []
+    for n in (5, 3, 1):  # red, green, blue
+        k = torch.remainder(n + hue, 6)
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(channels, dim=1)

@@ -1,0 +1,113 @@
+"""From a data set to views: all images live on the training device, and a batch is made there."""
+
+from collections.abc import Callable, Iterator
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from simsiam.augment import Policy, augment
+from simsiam.datasets import Images, channel_statistics, fetch, load
+from utils.errors import check
+from utils.philox import permutation
+
+
+class EpochOrder:
+    """Batches of indices, shuffled anew each epoch as a pure function of (seed, epoch); the last partial one dropped.
+
+    Iterating yields (batch_size,) int64 tensors on `device`.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, epoch: Callable[[], int], device: torch.device) -> None:
+        self.n, self.batch_size, self.seed, self.epoch, self.device = n, batch_size, seed, epoch, device
+
+    def __len__(self) -> int:
+        return self.n // self.batch_size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = permutation(self.n, self.epoch(), seed=self.seed, device=self.device)
+        yield from order[: len(self) * self.batch_size].split(self.batch_size)
+
+
+class ViewsDataModule(pl.LightningDataModule):
+    """Two (or more) augmented views of each train image; clean images for the monitors.
+
+    Args:
+        dataset: cifar10, cifar100 or patterns.
+        data_dir: folder of the data sets, as torchvision lays them out.
+        data_url: a mirror of the archive.
+        train_images, test_images: how many of each split, from its beginning; None for all.
+        batch_size: images in a step.
+        views: views of each image.
+        seed: of order and augmentation.
+        policy: the distribution of views.
+        compile: compile the augmentation.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "cifar10",
+        data_dir: str = "./data",
+        data_url: str | None = None,
+        train_images: int | None = None,
+        test_images: int | None = None,
+        batch_size: int = 512,
+        views: int = 2,
+        seed: int = 0,
+        policy: Policy = Policy(),
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dataset, self.data_dir, self.data_url = dataset, data_dir, data_url
+        self.train_images, self.test_images = train_images, test_images
+        self.batch_size, self.views, self.seed, self.policy = batch_size, views, seed, policy
+        self._augment = torch.compile(augment) if compile else augment
+        self.train: Images | None = None
+        self.test: Images | None = None
+
+    def prepare_data(self) -> None:
+        fetch(self.dataset, self.data_dir, self.data_url)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load both splits, once, and move them to the training device as soon as there is one.
+
+        Raises:
+            UserError: damaged files, or more images in a batch than there are.
+        """
+        if self.train is None:
+            self.train, self.test = load(self.dataset, self.data_dir, self.train_images, self.test_images)
+            check(
+                self.batch_size <= len(self.train),
+                f"--batch-size {self.batch_size} is more than the {len(self.train)} train images",
+            )
+            mean, std = channel_statistics(self.train.images)
+            self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        if self.trainer is not None:
+            device = self.trainer.strategy.root_device
+            assert self.test is not None
+            self.train, self.test = self.train.to(device), self.test.to(device)
+            self.mean, self.std = self.mean.to(device), self.std.to(device)
+
+    def train_dataloader(self) -> EpochOrder:
+        assert self.trainer is not None and self.train is not None
+        trainer, images = self.trainer, self.train.images
+        return EpochOrder(len(images), self.batch_size, self.seed, lambda: trainer.current_epoch, images.device)
+
+    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> list[Tensor]:
+        """Indices (B,) -> V views (B, 3, S, S) each."""
+        assert self.trainer is not None
+        return [self.view(batch, self.trainer.current_epoch, view) for view in range(self.views)]
+
+    def view(self, indices: Tensor, epoch: int, view: int) -> Tensor:
+        """One view of the train images at `indices` (B,), as epoch `epoch` sees it: (B, 3, S, S) float32."""
+        assert self.train is not None
+        return self._augment(
+            self.train.images[indices],
+            indices,
+            seed=self.seed,
+            epoch=epoch,
+            view=view,
+            policy=self.policy,
+            mean=self.mean,
+            std=self.std,
+        )

@@ -1,0 +1,171 @@
+"""Data sets by name: all images of a data set as one uint8 tensor, with labels and class names."""
+
+import fcntl
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.utils import check_integrity
+
+from utils.errors import UserError, check
+
+DOWNLOAD_TIMEOUT = 30  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split: `images` (N, 3, S, S) uint8, `labels` (N,) int64 in 0 .. len(classes) - 1."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def first(self, n: int | None) -> "Images":
+        """The first n images, all if n is None."""
+        return Images(self.images[:n], self.labels[:n], self.classes)
+
+    def to(self, device: torch.device) -> "Images":
+        return Images(self.images.to(device), self.labels.to(device), self.classes)
+
+
+def load(name: str, data_dir: str, train_images: int | None, test_images: int | None) -> tuple[Images, Images]:
+    """The train and the test split; what `fetch` provides must be there.
+
+    Raises:
+        UserError: unknown name, missing or damaged files, more images asked for than there are.
+    """
+    if name == "patterns":
+        from simsiam.patterns import CLASSES, make_patterns
+        sizes = (train_images or 10_000, test_images or 2_000)
+        train, test = (Images(*make_patterns(n, split), classes=CLASSES) for split, n in enumerate(sizes))
+        return train, test
+    source, root = _source(name), Path(data_dir).expanduser()
+    splits = []
+    for train, count in ((True, train_images), (False, test_images)):
+        try:
+            data = source(str(root), train=train)
+        except RuntimeError:
+            raise UserError(_problem(source, root) or f"{root}: not readable") from None
+        check(
+            count is None or count <= len(data),
+            f"--{'train' if train else 'test'}-images {count}: {name} has {len(data)}",
+        )
+        pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+        splits.append(Images(pixels, torch.tensor(data.targets), tuple(data.classes)).first(count))
+    return splits[0], splits[1]
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels, on the scale of 0 to 1, exact by counting.
+
+    Args:
+        images: (N, 3, S, S) uint8.
+    """
+    level = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]).double()
+    share = counts / counts.sum(dim=1, keepdim=True)  # (3, 256)
+    mean = (share * level).sum(dim=1)
+    std = ((share * (level - mean[:, None]) ** 2).sum(dim=1)).sqrt()
+    check(bool((std > 0).all()), "these images have a channel of a single value: nothing can be learned from it")
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+# ---------------------------------------------------------------- CIFAR, by torchvision
+
+
+def _source(name: str) -> type[CIFAR10]:
+    sources = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+    check(name in sources, f"unknown data set {name!r}: there are {', '.join(sources)} and patterns")
+    return sources[name]
+
+
+def _missing(source: type[CIFAR10], root: Path) -> dict[str, str]:
+    """What is wrong with each file that is not as published."""
+    meta = (source.meta["filename"], source.meta["md5"])
+    found = {}
+    for file, md5 in [*source.train_list, *source.test_list, meta]:
+        path = root / source.base_folder / file
+        if not path.exists():
+            found[file] = "missing"
+        elif not check_integrity(str(path), md5):
+            found[file] = "damaged (its MD5 is not the published one)"
+    return found
+
+
+def _problem(source: type[CIFAR10], root: Path) -> str | None:
+    found = _missing(source, root)
+    listed = ", ".join(f"{file} is {why}" for file, why in found.items())
+    return f"{root / source.base_folder}: {listed}" if found else None
+
+
+def fetch(name: str, data_dir: str, url: str | None = None) -> None:
+    """Download a data set unless it is there: under a lock, into a temporary folder, checked, then put in place.
+
+    Raises:
+        UserError: damaged files (they are left as they are), or no way to the publisher.
+    """
+    if name == "patterns":
+        return
+    source, root = _source(name), Path(data_dir).expanduser()
+    folder = root / source.base_folder
+    if not _missing(source, root):
+        return
+    by_hand = (
+        f"Download {url or source.url} (MD5 {source.tgz_md5}) by hand and unpack it: "
+        f"tar -xzf {source.filename} -C {root}; or name another folder with --data-dir, or a mirror with --data-url; "
+        "or go on without files: --dataset patterns"
+    )
+    damaged = [why for why in _missing(source, root).values() if why != "missing"]
+    check(not damaged, f"{_problem(source, root)}. Delete {folder} and run this again to download it anew. {by_hand}")
+    before = root.exists()
+    try:
+        with _lock(root):
+            if _missing(source, root):  # another process may have been faster
+                _download(source, root, url)
+    except (OSError, RuntimeError) as error:
+        problem = _problem(source, root)
+        if not before:
+            shutil.rmtree(root, ignore_errors=True)
+        raise UserError(f"{problem}; the download failed: {' '.join(str(error).split())}. {by_hand}") from None
+
+
+@contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    """One process at a time. The folder itself is locked: no file to leave behind, and a dead process holds nothing."""
+    root.mkdir(parents=True, exist_ok=True)
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _download(source: type[CIFAR10], root: Path, url: str | None) -> None:
+    timeout = socket.getdefaulttimeout()
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
+        if (root / source.filename).exists():  # fetched by hand: torchvision takes it if its checksum is right
+            shutil.copy(root / source.filename, temporary)
+        mirrored = type(source.__name__, (source,), {"url": url or source.url})
+        try:
+            socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+            mirrored(temporary, download=True)
+        finally:
+            socket.setdefaulttimeout(timeout)
+        target = root / source.base_folder
+        if target.exists():  # incomplete: what is there is kept, what is missing comes from the archive
+            for file in _missing(source, root):
+                os.replace(Path(temporary) / source.base_folder / file, target / file)
+        else:
+            os.replace(Path(temporary) / source.base_folder, target)

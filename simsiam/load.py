@@ -1,0 +1,95 @@
+"""From files to networks: strictly, and without running anything that a file contains."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.resnet import BACKBONES, ResNet
+from simsiam.module import SimSiam
+from utils.checkpoint import read_state
+from utils.errors import UserError, check
+from utils.export import read_backbone
+from utils.runfolder import RunFolder
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The file meant by a run folder, a folder of checkpoints, or a file.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        check(path.exists(), f"{path}: no such file or folder")
+        return path
+    run = RunFolder(path)
+    for candidate in (run.backbone, run.last, run.best, path / "last.ckpt"):
+        if candidate.exists():
+            return candidate
+    raise UserError(f"{path}: no checkpoint in this folder")
+
+
+def load_backbone(path: str | Path) -> ResNet:
+    """The backbone of a run, on the CPU, in eval mode: (B, 3, S, S) -> (B, F).
+
+    The images that it expects are RGB on the scale of 0 to 1, minus `.mean`, over `.std`; both are attributes of it
+    (3 floats each), as is `.image_size` (S of its training, in pixels).
+
+    Args:
+        path: a run folder, a `.ckpt` or a `.safetensors`.
+
+    Raises:
+        ValueError: missing, damaged or foreign files, or weights that do not fit to the last key.
+    """
+    file = find_checkpoint(path)
+    if file.suffix == ".safetensors":
+        about, state = read_backbone(file)
+    else:
+        about, whole = read_state(file)
+        state = _part(whole, "backbone.")
+    try:
+        network = BACKBONES[about["backbone"]](about["width"])
+        mean, std, image_size = about["mean"], about["std"], about["image_size"]
+    except KeyError as error:
+        raise UserError(f"{file}: does not say its {error}") from None
+    load_strictly(network, state, file)
+    network.mean, network.std, network.image_size = tuple(mean), tuple(std), image_size
+    return network.eval()
+
+
+def load_weights(model: SimSiam, path: str | Path) -> None:
+    """Start `model` from weights alone: a whole checkpoint's, or a `.safetensors` for the backbone.
+
+    Raises:
+        UserError: as `load_backbone`, and where the architecture differs.
+    """
+    file = find_checkpoint(path)
+    if file.suffix == ".safetensors":
+        about, state = read_backbone(file)
+        fits(model, about, ("backbone", "width"), file)
+        load_strictly(model.backbone, state, file)
+        return
+    about, state = read_state(file)
+    fits(model, about, ARCHITECTURE, file)
+    load_strictly(model, state, file)
+
+
+ARCHITECTURE = ("backbone", "width", "out_dim", "h_dim", "proj_layers", "proj_hidden", "predictor")
+
+
+def fits(model: SimSiam, about: dict[str, Any], keys: tuple[str, ...], file: Path) -> None:
+    """Raise UserError that names what differs, where shapes alone would speak in riddles."""
+    wrong = [f"{key} {about.get(key)}, not {model.hparams[key]}" for key in keys if about.get(key) != model.hparams[key]]
+    check(not wrong, f"{file}: another architecture: {'; '.join(wrong)}")
+
+
+def load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{file}: its weights do not fit: {' '.join(str(error).split())[:300]}") from None
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -1,0 +1,52 @@
+"""The loss of SimSiam (arXiv 2011.10566, equation 1 and Algorithm 1)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+
+def D(p: Tensor, z: Tensor, stop_grad: bool = True) -> Tensor:
+    """Negative cosine similarity of a prediction and the projection that it should predict.
+
+    Args:
+        p: (B, d) predictions.
+        z: (B, d) projections; no gradient flows into them unless `stop_grad` is False.
+
+    Returns:
+        (), the mean over the batch, between -1 (aligned) and 1.
+    """
+    if stop_grad:
+        z = z.detach()
+    return -cosine_similarity(p, z, dim=1).mean()
+
+
+def symmetric_loss(p: Sequence[Tensor], z: Sequence[Tensor], stop_grad: bool = True) -> Tensor:
+    """L = D(p1, z2)/2 + D(p2, z1)/2 for two views; for V views, each p_i against the mean of the other z_j.
+
+    The generalisation is FastSiam's (Pototzky et al. 2022, DAGM GCPR). With two views it is equation 2 of the paper.
+
+    Args:
+        p, z: V tensors (B, d) each, one a view.
+    """
+    views = range(len(z))
+    targets = [torch.stack([z[j] for j in views if j != i]).mean(0) for i in views]
+    return torch.stack([D(p[i], targets[i], stop_grad) for i in views]).mean()
+
+
+@torch.no_grad()
+def z_std(z: Tensor) -> Tensor:
+    """How far the projections are from collapse: the mean over channels of std(z / |z|), times sqrt(d).
+
+    "If the outputs collapse to a constant vector, their std over all samples should be zero for each channel. [...] if
+    the output z has a zero-mean isotropic Gaussian distribution, [...] the std of z/|z| is 1/sqrt(d)" (section 4.1).
+
+    Args:
+        z: (B, d).
+
+    Returns:
+        (), 0 when collapsed, 1 when healthy.
+    """
+    unit = torch.nn.functional.normalize(z.float(), dim=1)
+    return unit.std(dim=0).mean() * z.shape[1] ** 0.5

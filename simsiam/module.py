@@ -1,0 +1,95 @@
+"""SimSiam, the method: Algorithm 1 of Chen & He 2020, "Exploring Simple Siamese Representation Learning".
+
+The file that matters. f is the encoder (backbone and projector), h the predictor; x1, x2 are two views of the same
+images; z = f(x), p = h(z); the loss is D(p1, z2)/2 + D(p2, z1)/2, and no gradient flows into z.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from models.heads import prediction_mlp, projection_mlp
+from models.resnet import BACKBONES
+from simsiam.loss import symmetric_loss, z_std
+from utils.errors import check
+from utils.schedule import warmup_cosine
+
+
+class SimSiam(pl.LightningModule):
+    """A backbone that learns by predicting one view's projection from another's.
+
+    Args:
+        backbone: resnet10, resnet18, resnet34 or resnet50 (CIFAR variants).
+        width: channels of the backbone's first stage.
+        out_dim: dimension d of z and p.
+        h_dim: hidden dimension of the predictor.
+        proj_layers: 2 or 3.
+        proj_hidden: hidden dimension of the projector; None means `out_dim`.
+        stop_grad, predictor: False takes the part away that keeps SimSiam from collapsing (sections 4.1 and 4.2).
+        zero_init_residual: start every residual block as the identity.
+        learning_rate, momentum, weight_decay: of SGD; `learning_rate` is the peak.
+        warmup_epochs: of linear warm-up, before the cosine over the rest of the run.
+        constant_predictor_lr: keep the predictor at the peak rate (section 4.2, "h with constant lr").
+        image_size, mean, std: of the images that it is trained on, kept for whoever loads the checkpoint.
+
+    Raises:
+        ValueError: unknown backbone, sizes below 1.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        width: int = 64,
+        out_dim: int = 1024,
+        h_dim: int = 512,
+        proj_layers: int = 2,
+        proj_hidden: int | None = None,
+        stop_grad: bool = True,
+        predictor: bool = True,
+        zero_init_residual: bool = True,
+        learning_rate: float = 0.06,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        warmup_epochs: float = 10,
+        constant_predictor_lr: bool = False,
+        image_size: int = 32,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        check(backbone in BACKBONES, f"unknown backbone {backbone!r}: there are {', '.join(BACKBONES)}")
+        self.save_hyperparameters()
+        self.backbone = BACKBONES[backbone](width, zero_init_residual)
+        self.projector = projection_mlp(self.backbone.num_features, proj_hidden or out_dim, out_dim, proj_layers)
+        self.predictor = prediction_mlp(out_dim, h_dim) if predictor else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled backbone features, which is what one uses after training: (B, 3, S, S) -> (B, F)."""
+        return self.backbone(x)
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """Algorithm 1. `batch` holds the views x1, x2 (or more), (B, 3, S, S) each, augmented and normalised."""
+        z = [self.projector(self.backbone(x)) for x in batch]  # each view has BN statistics of its own
+        p = [self.predictor(z_i) for z_i in z]
+        loss = symmetric_loss(p, z, stop_grad=self.hparams["stop_grad"])
+
+        metrics = {"train_loss": loss.detach(), "z_std": z_std(z[0])}  # tensors: nothing here waits for the device
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(z[0]))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """SGD with weight decay on every parameter, BN's included (as the paper's), stepped along the whole run."""
+        hp = self.hparams
+        groups = [
+            {"params": [*self.backbone.parameters(), *self.projector.parameters()]},
+            {"params": list(self.predictor.parameters()), "constant_lr": hp["constant_predictor_lr"]},
+        ]
+        groups = [group for group in groups if group["params"]]  # an ablated predictor has none
+        optimizer = torch.optim.SGD(groups, hp["learning_rate"], hp["momentum"], weight_decay=hp["weight_decay"])
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup_steps = round(hp["warmup_epochs"] / (self.trainer.max_epochs or 1) * steps)
+        schedule = warmup_cosine(optimizer, min(warmup_steps, steps - 1), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

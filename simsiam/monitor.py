@@ -1,0 +1,113 @@
+"""What is measured at the end of an epoch: kNN accuracy, and whether the representation has collapsed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from simsiam.augment import normalize
+from simsiam.data import ViewsDataModule
+from utils.errors import RunFailure
+from utils.knn import knn_predict
+
+COLLAPSED = 0.1  # z_std below this: a healthy run stays several times above
+
+
+@torch.no_grad()
+def extract_features(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor, chunk: int = 1000) -> Tensor:
+    """L2-normalised features of clean images, by the network in eval mode.
+
+    Args:
+        network: (B, 3, S, S) -> (B, F).
+        images: (N, 3, S, S) uint8, on the network's device.
+
+    Returns:
+        (N, F) float32.
+    """
+    was_training = network.training
+    network.eval()
+    features = [network(normalize(batch.float() / 255, mean, std)).float() for batch in images.split(chunk)]
+    network.train(was_training)
+    return nn.functional.normalize(torch.cat(features), dim=1)
+
+
+class KNNMonitor(pl.Callback):
+    """Classifies the test images by their nearest train images; logs `kNN_accuracy`, top-1 in percent.
+
+    Pooled backbone features, L2-normalised; a clean bank of the train split, all test images (Wu et al. 2018; the
+    SimSiam paper's monitor, App. D). Also measured once before training: `untrained`.
+
+    Args:
+        k: neighbours that vote.
+        temperature: of their votes.
+        every: epochs between measurements; the last epoch is always measured. 0 for never.
+        report: called with a line of text for people.
+    """
+
+    def __init__(
+        self, k: int = 200, temperature: float = 0.1, every: int = 1, report: Callable[[str], Any] = print
+    ) -> None:
+        self.k, self.temperature, self.every, self.report = k, temperature, every, report
+        self.untrained: float | None = None
+        self.latest: float | None = None  # of the epoch that just ended, if it was measured
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.every and trainer.global_step == 0:
+            self.untrained = self.accuracy(trainer, pl_module)
+            for logger in trainer.loggers:
+                logger.log_metrics({"kNN_accuracy": self.untrained}, step=0)
+            self.report(f"kNN of the untrained network: {self.untrained:.2f} %")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        due = self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs)
+        self.latest = self.accuracy(trainer, pl_module) if due else None
+        if self.latest is not None:
+            pl_module.log("kNN_accuracy", self.latest)
+
+    def accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
+        """Top-1 in percent."""
+        data: ViewsDataModule = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it in fit
+        assert data.train is not None and data.test is not None
+        with trainer.precision_plugin.forward_context():
+            bank = extract_features(pl_module.backbone, data.train.images, data.mean, data.std)
+            features = extract_features(pl_module.backbone, data.test.images, data.mean, data.std)
+        predicted = knn_predict(
+            features, bank, data.train.labels, len(data.train.classes), k=self.k, temperature=self.temperature
+        )
+        return 100 * (predicted == data.test.labels).float().mean().item()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"untrained": self.untrained}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.untrained = state_dict["untrained"]
+
+
+class CollapseMonitor(pl.Callback):
+    """Warns, or ends the run, when `z_std` falls: all images then have the same projection and nothing is learned.
+
+    Args:
+        stop: raise RunFailure with status 3 instead of a warning.
+        report: called with a line of text for people.
+    """
+
+    def __init__(self, stop: bool = False, report: Callable[[str], Any] = print) -> None:
+        self.stop, self.report = stop, report
+        self.warned = False
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        spread = float(trainer.callback_metrics["z_std"])
+        if spread >= COLLAPSED:
+            return
+        what = (
+            f"the representation has collapsed in epoch {trainer.current_epoch + 1}: z_std is {spread:.3f} "
+            "(healthy: near 1). Usual causes: no stop-gradient, no predictor, a weight decay or learning rate too high"
+        )
+        if self.stop:
+            raise RunFailure(what, status=3)
+        if not self.warned:
+            self.report(f"warning: {what}")
+            self.warned = True

@@ -1,0 +1,100 @@
+"""Pictures of a run: the views that it learns from, the neighbours that it finds, the map of its features."""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.tensorboard.writer import SummaryWriter
+from torchvision.utils import make_grid
+
+from simsiam.data import ViewsDataModule
+from simsiam.monitor import extract_features
+from utils.runfolder import RunFolder
+
+MAP_IMAGES = 1000  # points of the embedding map
+
+
+def views_grid(data: ViewsDataModule, images: int = 8, epochs: int = 4) -> Tensor:
+    """A row for each of the first train images: the image itself, then its views of the first epochs.
+
+    Returns:
+        (3, H, W) uint8.
+    """
+    assert data.train is not None
+    indices = torch.arange(images, device=data.train.images.device)
+    columns = [data.train.images[indices].float() / 255]
+    for epoch in range(epochs):
+        for view in range(data.views):
+            normalized = data.view(indices, epoch, view)
+            columns.append(normalized * data.std[:, None, None] + data.mean[:, None, None])
+    return _grid(torch.stack(columns, dim=1))
+
+
+def neighbours_grid(data: ViewsDataModule, features: Tensor, bank: Tensor, images: int = 10, k: int = 9) -> Tensor:
+    """A row for each of the first test images: the image itself, then its k nearest train images.
+
+    Args:
+        features, bank: (Q, F) and (N, F), L2-normalised, of the test and the train images.
+
+    Returns:
+        (3, H, W) uint8.
+    """
+    assert data.train is not None and data.test is not None
+    nearest = (features[:images] @ bank.T).topk(k, dim=1).indices  # (images, k)
+    found = data.train.images[nearest]  # (images, k, 3, S, S)
+    return _grid(torch.cat([data.test.images[:images, None], found], dim=1).float() / 255)
+
+
+def _grid(rows: Tensor) -> Tensor:
+    """(R, C, 3, S, S) in 0 to 1 -> (3, H, W) uint8, one row a line."""
+    grid = make_grid(rows.flatten(0, 1).cpu(), nrow=rows.shape[1], padding=2, pad_value=1.0)
+    return (grid.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def save_png(picture: Tensor, path: Path, scale: int = 2) -> None:
+    """(3, H, W) uint8 -> a PNG, each pixel a square of `scale`."""
+    picture = picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
+
+
+def log_embedding(writer: SummaryWriter, data: ViewsDataModule, features: Tensor, step: int) -> None:
+    """The first test images as points of TensorBoard's projector, with their thumbnails and class names."""
+    assert data.test is not None
+    shown = data.test.first(MAP_IMAGES)
+    writer.add_embedding(
+        features[: len(shown)].cpu(),
+        metadata=[shown.classes[label] for label in shown.labels.tolist()],
+        label_img=shown.images.cpu().float() / 255,
+        global_step=step,
+        tag="embedding",
+    )
+
+
+class Pictures(pl.Callback):
+    """`views` at the start of a run (in TensorBoard and as `views.png`), `neighbours` and `embedding` at its end."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            picture = views_grid(trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it in fit
+            save_png(picture, self.run.views)
+            _writer(trainer).add_image("views", picture, 0)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data: ViewsDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        assert data.train is not None and data.test is not None
+        bank = extract_features(pl_module.backbone, data.train.images, data.mean, data.std)
+        features = extract_features(pl_module.backbone, data.test.images, data.mean, data.std)
+        writer, step = _writer(trainer), trainer.global_step
+        writer.add_image("neighbours", neighbours_grid(data, features, bank), step)
+        log_embedding(writer, data, features, step)
+
+
+def _writer(trainer: pl.Trainer) -> SummaryWriter:
+    assert isinstance(trainer.logger, TensorBoardLogger)
+    return trainer.logger.experiment

@@ -1,0 +1,276 @@
+"""The command `pretrain`: from settings to a finished run folder."""
+
+import shlex
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from simsiam.augment import Policy
+from simsiam.config import Pretrain, differences, settings
+from simsiam.data import ViewsDataModule
+from simsiam.load import find_checkpoint, fits, load_backbone, load_strictly, load_weights
+from simsiam.module import SimSiam
+from simsiam.monitor import CollapseMonitor, KNNMonitor
+from simsiam.pictures import Pictures
+from simsiam.record import Keeper, ProgressLine, Recorder
+from utils.checkpoint import AtomicCheckpointIO, read_checkpoint
+from utils.errors import UserError, check
+from utils.export import write_backbone
+from utils.files import write_json
+from utils.runfolder import RunFolder
+
+
+def pretrain(config: Pretrain) -> None:
+    """Train, resume, or say that there is nothing to do.
+
+    Everything that a person could have got wrong is found before anything is written.
+    """
+    accelerator, precision = resolve_device(config)
+    run = RunFolder(config.run_dir)
+    state = run.state()
+    if state != "new" and not config.overwrite:
+        changed = differences(run.settings(), settings(config))
+        check(
+            not changed,
+            f"{run.path} holds a run with other settings ({'; '.join(changed)}): "
+            "give another --exp-name, or --overwrite to start anew",
+        )
+        if state == "finished" and not config.dry_run:
+            print(f"{run.path} is finished already. --overwrite would start anew.")
+            return
+
+    data = build_data(config, compile=config.compile and accelerator == "gpu")
+    data.prepare_data()
+    data.setup()
+    assert data.train is not None
+    check(
+        config.knn_every == 0 or config.knn_k <= len(data.train),
+        f"--knn-k {config.knn_k} is more than the {len(data.train)} train images: give fewer, or --knn-every 0",
+    )
+    model = build_model(config, data)
+    if config.model_path:
+        load_weights(model, config.model_path)
+    start = find_start(config, run, model, state)
+    describe(config, run, data, model, accelerator, precision, start)
+    if config.dry_run:
+        return
+
+    run.lock()
+    if config.overwrite:
+        run.delete()
+    run.create({"command": "pretrain", "settings": settings(config), "versions": versions()})
+    run.sweep()
+    train(config, run, data, model, accelerator, precision, start)
+
+
+def resolve_device(config: Pretrain) -> tuple[str, Any]:
+    """Lightning's accelerator and precision; "auto" chooses.
+
+    Raises:
+        UserError: a GPU asked for where there is none.
+    """
+    gpu = torch.cuda.is_available()
+    check(gpu or config.accelerator != "gpu", "--accelerator gpu: torch finds no GPU here; leave the flag out for the CPU")
+    accelerator = "gpu" if gpu and config.accelerator != "cpu" else "cpu"
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if accelerator == "gpu" and torch.cuda.is_bf16_supported() else "32"
+    check(precision != "16" or accelerator == "gpu", "--precision 16 needs a GPU: take bf16 or 32")
+    return accelerator, {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+
+
+def build_data(config: Pretrain, compile: bool) -> ViewsDataModule:
+    policy = Policy(**{name: getattr(config, name) for name in Policy.__dataclass_fields__})
+    names = ("dataset", "data_dir", "data_url", "train_images", "test_images", "batch_size", "views", "seed")
+    return ViewsDataModule(**{name: getattr(config, name) for name in names}, policy=policy, compile=compile)
+
+
+def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
+    assert data.train is not None
+    pl.seed_everything(config.seed % 2**32, verbose=False)  # the initial weights; nothing later asks this generator
+    names = (
+        *("backbone", "width", "out_dim", "h_dim", "proj_layers", "proj_hidden", "stop_grad", "predictor"),
+        *("zero_init_residual", "learning_rate", "momentum", "weight_decay", "constant_predictor_lr"),
+    )
+    return SimSiam(
+        **{name: getattr(config, name) for name in names},
+        warmup_epochs=config.warmup,
+        image_size=data.train.images.shape[-1],
+        mean=data.mean.tolist(),
+        std=data.std.tolist(),
+    )
+
+
+def find_start(config: Pretrain, run: RunFolder, model: SimSiam, state: str) -> Path | None:
+    """The checkpoint to resume from: the run's own newest whole one, else `--ckpt-dir`'s, else none.
+
+    Raises:
+        UserError: damaged, foreign, or a checkpoint of other settings.
+    """
+    if state == "unfinished" and not config.overwrite and run.resumable():
+        return _newest_whole(run.resumable())
+    if config.ckpt_dir is None:
+        return None
+    file = find_checkpoint(Path(config.ckpt_dir))
+    if file.suffix == ".safetensors":  # a finished run's folder: its state to resume from lies deeper
+        file = find_checkpoint(Path(config.ckpt_dir) / "checkpoints")
+    content = read_checkpoint(file)
+    about = content.get("hyper_parameters")
+    check(isinstance(about, dict) and "optimizer_states" in content, f"{file}: no checkpoint to resume from")
+    assert isinstance(about, dict)
+    fits(model, about, tuple(model.hparams), file) if "settings" not in content else None
+    changed = differences(content.get("settings", {}), settings(config))
+    check(
+        not changed,
+        f"{file} is of a run with other settings ({'; '.join(changed)}): --model-path starts a new run from its weights",
+    )
+    load_strictly(model, content["state_dict"], file)
+    return file
+
+
+def _newest_whole(candidates: list[Path]) -> Path:
+    for newest in candidates[:-1]:
+        try:
+            read_checkpoint(newest)
+            return newest
+        except UserError as error:
+            print(f"warning: {error}; going back to the checkpoint before it", file=sys.stderr)
+    read_checkpoint(candidates[-1])
+    return candidates[-1]
+
+
+def describe(
+    config: Pretrain,
+    run: RunFolder,
+    data: ViewsDataModule,
+    model: SimSiam,
+    accelerator: str,
+    precision: str,
+    start: Path | None,
+) -> None:
+    """Print what is about to be trained."""
+    assert data.train is not None and data.test is not None
+    millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
+    steps = len(data.train) // config.batch_size
+    print(
+        f"SimSiam on {config.dataset}: {len(data.train):,} train and {len(data.test):,} test images, "
+        f"{len(data.train.classes)} classes\n"
+        f"  network   {config.backbone}, width {config.width}: backbone {millions['backbone']:.2f} M, "
+        f"projector {millions['projector']:.2f} M, predictor {millions.get('predictor', 0):.2f} M parameters\n"
+        f"  training  {config.epochs} epochs of {steps} steps of {config.batch_size} images x {config.views} views = "
+        f"{config.epochs * steps:,} steps; learning rate {config.learning_rate:g} after {config.warmup:g} epochs of warm-up\n"
+        f"  device    {accelerator}, precision {precision}\n"
+        f"  run       {run.path}" + (f", resumed from {start}" if start else "") + "\n"
+        f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}",
+        flush=True,
+    )
+
+
+def versions() -> dict[str, str]:
+    import torchvision
+
+    return {
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "pytorch-lightning": pl.__version__,
+    }
+
+
+def train(
+    config: Pretrain,
+    run: RunFolder,
+    data: ViewsDataModule,
+    model: SimSiam,
+    accelerator: str,
+    precision: Any,
+    start: Path | None,
+) -> None:
+    """Run the Trainer and write what a finished run consists of."""
+    step, epochs_done = 0, 0
+    if start is not None:
+        content = read_checkpoint(start)
+        step, epochs_done = content["global_step"], content["epoch"] + 1
+    run.keep_rows(epochs_done)
+
+    logger = TensorBoardLogger(
+        run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step + 1 if step else None
+    )
+    knn = KNNMonitor(config.knn_k, config.knn_t, config.knn_every)
+    recorder = Recorder(run, knn)
+    progress = ProgressLine(recorder)
+    knn.report = progress.say
+    collapse = CollapseMonitor(config.stop_on_collapse, report=progress.say)
+    keeper = Keeper(run, recorder, config.checkpoint_every, settings(config))
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,
+        max_epochs=config.epochs,
+        logger=logger,
+        callbacks=[knn, recorder, progress, Pictures(run), collapse, keeper],
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1_000_000,  # epoch means are logged at each epoch's end; nothing is logged at a step
+        num_sanity_val_steps=0,
+        inference_mode=False,
+    )
+    if config.compile and accelerator == "gpu":
+        for part in (model.backbone, model.projector, model.predictor):
+            part.compile()  # in place: the keys of the state dict stay as they are
+    trainer.fit(model, datamodule=data, ckpt_path=start)
+    finish(config, run, model, logger, keeper, knn)
+
+
+def finish(
+    config: Pretrain, run: RunFolder, model: SimSiam, logger: TensorBoardLogger, keeper: Keeper, knn: KNNMonitor
+) -> None:
+    """Write the backbone and the summary, which is what makes a run finished, and say where things are."""
+    rows = run.rows()
+    last = rows[-1]
+    about = {name: model.hparams[name] for name in ("backbone", "width", "image_size", "mean", "std")}
+    accuracy = {"kNN_accuracy": last.get("kNN_accuracy"), "knn_k": config.knn_k, "knn_t": config.knn_t}
+    origin = {"dataset": config.dataset, "epoch": last["epoch"], "seed": config.seed, "versions": versions()}
+    write_backbone(run.backbone, model.backbone.state_dict(), about | accuracy | origin)
+    load_backbone(run.backbone)  # a file that does not load is found now
+    summary = {
+        "epochs": last["epoch"],
+        "step": last["step"],
+        "kNN_accuracy": last.get("kNN_accuracy"),
+        "kNN_best": keeper.best,
+        "kNN_best_epoch": keeper.best_epoch,
+        "kNN_untrained": knn.untrained,
+        "train_loss": last["train_loss"],
+        "z_std": last["z_std"],
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
+    }
+    final = {f"final/{name}": summary[name] for name in ("kNN_accuracy", "train_loss", "z_std") if summary[name] is not None}
+    logger.log_hyperparams({k: "default" if v is None else v for k, v in settings(config).items()}, final)
+    logger.finalize("success")
+    write_json(run.summary, summary)
+    print(_closing_words(run, summary))
+
+
+def _closing_words(run: RunFolder, summary: dict[str, Any]) -> str:
+    lines = [f"finished {summary['epochs']} epochs in {timedelta(seconds=round(summary['seconds']))}"]
+    if summary["kNN_accuracy"] is not None:
+        untrained = summary["kNN_untrained"]
+        lines.append(
+            f"  kNN       {summary['kNN_accuracy']:.2f} % in the last epoch"
+            + f", {summary['kNN_best']:.2f} % in the best (epoch {summary['kNN_best_epoch']})"
+            + (f", {untrained:.2f} % untrained" if untrained is not None else "")
+        )
+    lines += [
+        f"  loss      {summary['train_loss']:.4f}   z_std {summary['z_std']:.3f}",
+        f"  speed     {summary['images_per_second']:,.0f} images/s",
+        f"  backbone  {run.backbone}",
+        f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}",
+    ]
+    return "\n".join(lines)

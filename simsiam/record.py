@@ -1,0 +1,158 @@
+"""What a run leaves behind and shows: `metrics.jsonl`, checkpoints, TensorBoard's scalars, a line for each epoch."""
+
+import math
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from simsiam.monitor import KNNMonitor
+from utils.errors import RunFailure
+from utils.runfolder import RunFolder
+
+CHECKPOINT_SECONDS = 30  # a checkpoint of 90 MB takes .2 s: well below 1 % of the run
+
+
+class Recorder(pl.Callback):
+    """Appends a row to `metrics.jsonl` at the end of each epoch and logs the rates to TensorBoard.
+
+    A row: epoch (1 for the first), step (optimizer steps so far), train_loss and z_std (means over the epoch),
+    kNN_accuracy (percent; only where measured), learning_rate (at the epoch's end), images_per_second (of training
+    alone), seconds (of the whole epoch).
+    """
+
+    def __init__(self, run: RunFolder, knn: KNNMonitor) -> None:
+        self.run, self.knn = run, knn
+        self.row: dict[str, Any] = {}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch:
+            outputs["loss"].item()  # the one wait for the device in an epoch: it makes the time true
+            images = trainer.num_training_batches * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            self.images_per_second = images / (time.perf_counter() - self.started)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Runs after the kNN monitor.
+
+        Raises:
+            RunFailure: status 4, if the loss is no longer finite.
+        """
+        metrics = {name: trainer.callback_metrics[name].item() for name in ("train_loss", "z_std")}
+        if not math.isfinite(metrics["train_loss"]):
+            kept = self.run.resumable()
+            good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+            raise RunFailure(
+                f"the loss is {metrics['train_loss']} in epoch {trainer.current_epoch + 1}: lower --learning-rate; {good}",
+                status=4,
+            )
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        pl_module.log_dict({"learning_rate": rate, "perf/images_per_second": self.images_per_second})
+        self.row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        self.row |= {"train_loss": metrics["train_loss"], "z_std": metrics["z_std"]}
+        if self.knn.latest is not None:
+            self.row["kNN_accuracy"] = self.knn.latest
+        self.row |= {
+            "learning_rate": rate,
+            "images_per_second": round(self.images_per_second, 1),
+            "seconds": round(time.perf_counter() - self.started, 3),
+        }
+        self.run.append_row(self.row)
+
+
+class Keeper(Checkpoint):
+    """Keeps `last.ckpt`, to resume from, and `best.ckpt`, the weights of the highest kNN accuracy so far.
+
+    Args:
+        every: epochs between checkpoints; None for the end of the epoch once 30 seconds have gone by.
+        settings: plain values that a checkpoint remembers, so that a resumed run can tell whether it is the same.
+    """
+
+    def __init__(self, run: RunFolder, recorder: Recorder, every: int | None, settings: dict[str, Any]) -> None:
+        self.run, self.recorder, self.every, self.settings = run, recorder, every, settings
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.saved_at = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        row = self.recorder.row
+        accuracy = row.get("kNN_accuracy")
+        if accuracy is not None and (self.best is None or accuracy > self.best):
+            self.best, self.best_epoch = accuracy, row["epoch"]
+            trainer.save_checkpoint(self.run.best, weights_only=True)
+        if self._due(row["epoch"], trainer.max_epochs):
+            trainer.save_checkpoint(self.run.last)
+            self.saved_at = time.monotonic()
+
+    def _due(self, epoch: int, epochs: int | None) -> bool:
+        if epoch == epochs:
+            return True
+        if self.every is not None:
+            return epoch % self.every == 0
+        return time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["settings"] = self.settings
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+
+
+class ProgressLine(pl.Callback):
+    """A bar with loss, kNN, z_std, images/s and the time left; where the output is no terminal, a line an epoch."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.bar: Progress | None = None
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        self.console.print(line, markup=False)
+        sys.stdout.flush()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.first_epoch, self.started = trainer.current_epoch, time.perf_counter()
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
+            self.bar = Progress(*columns, console=self.console, refresh_per_second=4, transient=True)
+            total = trainer.num_training_batches * (trainer.max_epochs or 0)
+            self.task = self.bar.add_task("steps", total=total, completed=trainer.global_step, now="")
+            self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        row, epochs = self.recorder.row, trainer.max_epochs or 0
+        spent = time.perf_counter() - self.started
+        left = spent / (row["epoch"] - self.first_epoch) * (epochs - row["epoch"])
+        line = f"epoch {row['epoch']:{len(str(epochs))}d}/{epochs}  loss {row['train_loss']:.4f}"
+        if "kNN_accuracy" in row:
+            line += f"  kNN {row['kNN_accuracy']:.2f} %"
+        line += f"  z_std {row['z_std']:.3f}  {row['images_per_second']:,.0f} images/s"
+        line += f"  left {timedelta(seconds=round(left))}"
+        if self.bar is not None:
+            self.bar.update(self.task, now=line)
+        else:
+            self.say(line)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

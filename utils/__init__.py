@@ -1,0 +1,1 @@
+"""Pure helpers. They know nothing of the method."""

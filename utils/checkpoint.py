@@ -1,0 +1,78 @@
+"""Checkpoints that are whole or not there, and are read without running anything that they contain."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from utils.errors import UserError, check
+from utils.files import write_atomically
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before this one is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's way to the disk: temporary file beside the target, fsync, rename; the one before is kept."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+
+        def write(partial: Path) -> None:
+            torch.save(checkpoint, partial)
+            if path.exists():
+                previous(path).unlink(missing_ok=True)
+                os.link(path, previous(path))
+
+        write_atomically(path, write)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        return read_checkpoint(Path(path), map_location)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A whole, harmless checkpoint: tensors and plain values only, every byte checked.
+
+    torch reads an archive without checking its CRCs, so a flipped bit would load in silence: `testzip` finds it.
+
+    Raises:
+        UserError: missing, empty, truncated, damaged, not a checkpoint, or one that holds code.
+    """
+    check(path.is_file(), f"{path}: no such checkpoint")
+    check(path.stat().st_size > 0, f"{path}: empty")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+            check(broken is None, f"{path}: damaged (the checksum of {broken} does not match)")
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except zipfile.BadZipFile:
+        raise UserError(f"{path}: not a checkpoint, or cut short") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: holds Python objects beyond tensors and plain values; refused, nothing of it was run") from None
+    except (RuntimeError, EOFError, OSError, KeyError) as error:
+        raise UserError(f"{path}: not readable as a checkpoint ({type(error).__name__})") from None
+    check(isinstance(content, dict), f"{path}: not a checkpoint of this program")
+    return content
+
+
+def read_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Hyper-parameters and weights of a SimSiam checkpoint.
+
+    Raises:
+        UserError: as `read_checkpoint`, and for a checkpoint of another program.
+    """
+    content = read_checkpoint(path)
+    check(
+        isinstance(content.get("state_dict"), dict) and isinstance(content.get("hyper_parameters"), dict),
+        f"{path}: not a checkpoint of this program (it has no state_dict with hyper_parameters)",
+    )
+    return content["hyper_parameters"], content["state_dict"]

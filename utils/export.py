@@ -1,0 +1,38 @@
+"""A backbone as one safetensors file, with what it takes to use it in the metadata."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from utils.errors import UserError, check
+from utils.files import write_atomically
+
+KIND = "simsiam-backbone"
+
+
+def write_backbone(path: Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write weights with `metadata`: values as JSON, which is how safetensors' text-only metadata keeps numbers."""
+    text = {"kind": KIND, **{key: json.dumps(value) for key, value in metadata.items()}}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_atomically(path, lambda partial: partial.write_bytes(save(tensors, text)))
+
+
+def read_backbone(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and weights.
+
+    Raises:
+        UserError: missing, damaged, or not written by this program.
+    """
+    check(path.is_file(), f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        check(text.get("kind") == KIND, f"{path}: a safetensors file, but not a backbone of this program")
+        return {key: json.loads(value) for key, value in text.items() if key != "kind"}, state
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from None

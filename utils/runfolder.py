@@ -1,0 +1,115 @@
+"""The folder of a run: what lies where, who may write, and what an earlier run has left there."""
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from utils.checkpoint import previous
+from utils.errors import UserError, check
+from utils.files import PARTIAL, write_text
+
+
+class RunFolder:
+    """`<save-dir>/<exp-name>/` and the names in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
+        self.backbone = path / "backbone.safetensors"
+        self.views = path / "views.png"
+        self._lock: int | None = None
+
+    def state(self) -> Literal["new", "unfinished", "finished"]:
+        """What is there already.
+
+        Raises:
+            UserError: something that is not a run, or a place that cannot be written.
+        """
+        for folder in (self.path, *self.path.parents):
+            check(folder.is_dir() or not folder.exists(), f"{folder} is a file, not a folder: give another --save-dir")
+        above = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+        check(os.access(above, os.W_OK | os.X_OK), f"{above} cannot be written: give another --save-dir")
+        module = self.path.with_name(self.path.name + ".py")
+        check(not module.exists(), f"{self.path} would lie beside the module {module}: give another --exp-name")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return "new"
+        check(self.config.is_file(), f"{self.path} holds something that is not a run: give another --exp-name")
+        return "finished" if self.summary.exists() else "unfinished"
+
+    def settings(self) -> dict[str, Any]:
+        """What the run in this folder was started with."""
+        try:
+            content = yaml.safe_load(self.config.read_text())
+            return dict(content["settings"])
+        except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError):
+            raise UserError(f"{self.config} is damaged: start anew with --overwrite") from None
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Make the folder and write down what the run is."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+    def lock(self) -> None:
+        """Keep a second process out until this one ends, however it ends.
+
+        Raises:
+            UserError: another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is training in {self.path}: give another --exp-name, or wait") from None
+
+    def delete(self) -> None:
+        """Remove what a run writes, and nothing else."""
+        for file in (self.summary, self.metrics, self.backbone, self.views):
+            file.unlink(missing_ok=True)
+        for folder in (self.tensorboard, self.checkpoints):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.config.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove the temporary files of a process that was killed while it wrote."""
+        for folder in (self.path, self.checkpoints):
+            for partial in folder.glob(f".*{PARTIAL}"):
+                partial.unlink(missing_ok=True)
+
+    def resumable(self) -> list[Path]:
+        """Checkpoints to resume from, the newest first."""
+        return [path for path in (self.last, previous(self.last)) if path.exists()]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The epochs recorded so far; a last line that a kill cut short does not count."""
+        if not self.metrics.exists():
+            return []
+        rows = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def keep_rows(self, epochs: int) -> None:
+        """Keep the first `epochs` epochs; a resumed run is about to live the others again."""
+        kept = [row for row in self.rows() if row["epoch"] <= epochs]
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def append_row(self, row: dict[str, Any]) -> None:
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
