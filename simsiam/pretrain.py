@@ -199,7 +199,7 @@ def train(
     run.keep_rows(epochs_done)
 
     logger = TensorBoardLogger(
-        run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step + 1 if step else None
+        run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step
     )
     knn = KNNMonitor(config.knn_k, config.knn_t, config.knn_every)
     recorder = Recorder(run, knn)

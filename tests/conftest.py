@@ -1,0 +1,48 @@
+"""Shared by all tests: where CIFAR-10 is, and small runs of the real program."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+
+CIFAR10 = Path(os.environ.get("CIFAR10_DIR", "data"))
+NO_CIFAR10 = f"real CIFAR-10 is not in {CIFAR10}: set CIFAR10_DIR to the folder that holds cifar-10-batches-py"
+
+SMALL = (
+    "--dataset patterns --train-images 400 --test-images 100 --knn-k 20 --backbone resnet10 --width 4 "
+    "--out-dim 32 --h-dim 16 --batch-size 100 --accelerator cpu"
+).split()
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir() -> Path:
+    if not (CIFAR10 / "cifar-10-batches-py").is_dir():
+        pytest.skip(NO_CIFAR10)
+    return CIFAR10.absolute()
+
+
+@pytest.fixture(scope="session")
+def real_images(cifar10_dir: Path) -> torch.Tensor:
+    """(10,000, 3, 32, 32) uint8: the test split of CIFAR-10."""
+    from torchvision.datasets import CIFAR10
+
+    return torch.from_numpy(CIFAR10(str(cifar10_dir), train=False).data).permute(0, 3, 1, 2).contiguous()
+
+
+@pytest.fixture
+def program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run main.py in this process, with runs below tmp_path/runs: (exit status, stdout, stderr)."""
+
+    def run(*flags: str) -> tuple[int, str, str]:
+        save_dir = [] if any(f.startswith(("--save-dir", "--help")) for f in flags) else ["--save-dir", str(tmp_path / "runs")]
+        try:
+            status = main.main([*flags, *save_dir])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return status, *capsys.readouterr()
+
+    return run

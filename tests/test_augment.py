@@ -1,0 +1,160 @@
+"""simsiam/augment.py: torchvision's operations and torchvision's pipeline are the oracles."""
+
+import pytest
+import torch
+import torchvision.transforms as T
+import torchvision.transforms.functional as F
+from PIL import Image
+from torch import Tensor
+
+from simsiam.augment import Policy, apply, augment, color_jitter, draw, luma, normalize, resized_crop, shift_hue
+
+MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
+JITTER = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+
+
+def noise(n: int, size: int = 32) -> Tensor:
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def draws(n: int, policy: Policy = Policy(), size: int = 32):
+    return draw(torch.arange(n), size, seed=0, epoch=0, view=0, policy=policy)
+
+
+# ---------------------------------------------------------------- apply, against torchvision's functional operations
+
+
+@pytest.mark.parametrize("size", [32, 33, 64])
+def test_resized_crop_is_torchvisions(size: int) -> None:
+    x, v = noise(200, size).float() / 255, draws(200, Policy(crop_scale=0.08), size)
+    ours = resized_crop(x, v.top, v.left, v.height, v.width, v.flip)
+    for i in range(200):
+        box = (int(v.top[i]), int(v.left[i]), int(v.height[i]), int(v.width[i]))
+        theirs = F.resized_crop(x[i], *box, [size, size], antialias=True)
+        theirs = F.hflip(theirs) if v.flip[i] else theirs
+        torch.testing.assert_close(ours[i], theirs, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("operation", range(4))
+def test_each_colour_operation_is_torchvisions(operation: int, real_images: Tensor) -> None:
+    x, v = real_images[:200].float() / 255, draws(200)
+    factor = torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(200, 1)
+    factor[:, operation] = v.factor[:, operation]
+    ours = color_jitter(x, v.order, factor, torch.ones(200, dtype=torch.bool))
+    for i in range(200):
+        torch.testing.assert_close(ours[i], JITTER[operation](x[i], float(factor[i, operation])), rtol=0, atol=2e-6)
+
+
+def test_grayscale_is_torchvisions(real_images: Tensor) -> None:
+    x = real_images[:50].float() / 255
+    torch.testing.assert_close(luma(x), F.rgb_to_grayscale(x))
+
+
+def test_hue_turns_gray_into_gray_and_a_full_turn_into_itself(real_images: Tensor) -> None:
+    gray = torch.full((1, 3, 4, 4), 0.3)
+    assert torch.equal(shift_hue(gray, torch.tensor([0.2])), gray)
+    x = real_images[:50].float() / 255
+    torch.testing.assert_close(shift_hue(x, torch.ones(50)), x, rtol=0, atol=2e-6)
+
+
+def test_the_whole_view_is_torchvisions_in_each_samples_own_order(real_images: Tensor) -> None:
+    images, v = real_images[:500], draws(500)
+    ours = apply(images, v)
+    assert len(v.order.unique(dim=0)) == 24
+    for i, image in enumerate(images.float() / 255):
+        box = (int(v.top[i]), int(v.left[i]), int(v.height[i]), int(v.width[i]))
+        x = F.resized_crop(image, *box, [32, 32], antialias=True)
+        x = F.hflip(x) if v.flip[i] else x
+        for operation in v.order[i].tolist() if v.jitter[i] else ():
+            x = JITTER[operation](x, float(v.factor[i, operation]))
+        x = F.rgb_to_grayscale(x, 3) if v.grayscale[i] else x
+        torch.testing.assert_close(ours[i], x, rtol=0, atol=1e-5)
+
+
+def test_normalize_is_torchvisions(real_images: Tensor) -> None:
+    x = real_images[:10].float() / 255
+    torch.testing.assert_close(normalize(x, MEAN, STD), F.normalize(x, MEAN.tolist(), STD.tolist()))
+
+
+# ---------------------------------------------------------------- draw
+
+
+def test_a_view_is_a_pure_function_of_seed_epoch_index_and_view() -> None:
+    images, indices = noise(64), torch.arange(64)
+
+    def view(some: Tensor = indices, seed: int = 0, epoch: int = 0, view: int = 0) -> Tensor:
+        return augment(images[some], some, seed=seed, epoch=epoch, view=view, mean=MEAN, std=STD)
+
+    whole, some = view(), torch.tensor([5, 63, 0])
+    assert torch.equal(whole, view())
+    torch.testing.assert_close(view(some), whole[some], rtol=0, atol=1e-6)  # whatever batch it sits in
+    for other in (view(seed=1), view(epoch=1), view(view=1)):
+        assert (whole - other).abs().mean() > 0.1
+
+
+def test_parameters_have_torchvisions_distribution() -> None:
+    n = 20_000
+    v = draws(n)
+    crop = T.RandomResizedCrop(32, scale=(0.2, 1))
+    image = torch.zeros(3, 32, 32)
+    torch.manual_seed(0)
+    theirs = torch.tensor([crop.get_params(image, crop.scale, crop.ratio) for _ in range(n)])  # type: ignore[arg-type]
+    ours = torch.stack([v.top, v.left, v.height, v.width], dim=1)
+    for column in range(4):
+        a, b = (torch.bincount(x[:, column], minlength=33).double() for x in (ours, theirs))
+        seen = (a + b) > 0
+        chi2 = ((a - b)[seen] ** 2 / (a + b)[seen]).sum().item()
+        assert chi2 < 2.2 * seen.sum().item(), column  # expected: the number of bins, deviation sqrt(2 x bins)
+    assert v.flip.float().mean().item() == pytest.approx(0.5, abs=0.015)
+    assert v.jitter.float().mean().item() == pytest.approx(0.8, abs=0.015)
+    assert v.grayscale.float().mean().item() == pytest.approx(0.2, abs=0.015)
+    for column, (low, high) in enumerate([(0.6, 1.4)] * 3 + [(-0.1, 0.1)]):
+        factor = v.factor[:, column]
+        assert low <= factor.min() < low + 0.001 and high - 0.001 < factor.max() <= high
+        assert factor.mean().item() == pytest.approx((low + high) / 2, abs=0.005 * (high - low) / 0.2)
+    orders = (v.order * torch.tensor([64, 16, 4, 1])).sum(1)
+    counts = torch.unique(orders, return_counts=True)[1]
+    assert len(counts) == 24 and (counts - n / 24).abs().max() < 5 * (n / 24) ** 0.5
+
+
+def test_views_are_distributed_as_torchvisions_pipeline(real_images: Tensor) -> None:
+    """Mean, deviation and quantiles of simple statistics of 10,000 real images' views, ours and PIL's."""
+    pipeline = T.Compose(
+        [
+            T.RandomResizedCrop(32, scale=(0.2, 1)),
+            T.RandomHorizontalFlip(),
+            T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            T.RandomGrayscale(0.2),
+            T.ToTensor(),
+        ]
+    )
+    torch.manual_seed(0)
+    theirs = torch.stack([pipeline(Image.fromarray(image)) for image in real_images.permute(0, 2, 3, 1).numpy()])
+    ours = apply(real_images, draws(len(real_images)))
+
+    def statistics(x: Tensor) -> dict[str, Tensor]:
+        """Each (N,)."""
+        return {
+            "brightness": x.mean((1, 2, 3)),
+            "contrast": luma(x).std((1, 2, 3)),
+            "colourfulness": (x.amax(1) - x.amin(1)).mean((1, 2)),
+            "red against blue": (x[:, 0] - x[:, 2]).mean((1, 2)),
+            "sharpness": (luma(x)[..., 1:] - luma(x)[..., :-1]).abs().mean((1, 2, 3)),
+        }
+
+    a, b = statistics(ours), statistics(theirs)
+    for name in a:
+        # two-sample Kolmogorov-Smirnov: the largest distance of the two distributions; 1.95 sqrt(2/n) is p = .001
+        points = torch.cat([a[name], b[name]]).sort().values
+        distance = [(torch.searchsorted(s[name].sort().values, points, right=True) / len(ours)) for s in (a, b)]
+        assert (distance[0] - distance[1]).abs().max().item() < 1.95 * (2 / len(ours)) ** 0.5, name
+
+
+def test_switched_off_it_only_normalises() -> None:
+    off = Policy(1.0, flip=0, jitter=0, grayscale=0)
+    images = noise(32)
+    v = draws(32, off)
+    square = v.height == v.width  # a crop of full area is the whole image unless its aspect ratio fits exactly
+    whole = (v.height == 32) & (v.width == 32)
+    assert square.any() and torch.equal(square, whole)
+    torch.testing.assert_close(apply(images, v)[whole], images[whole].float() / 255, rtol=0, atol=1e-6)

@@ -1,0 +1,49 @@
+"""models/heads.py against lightly's heads and the paper's description."""
+
+import pytest
+import torch
+from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
+from torch import nn
+
+from models.heads import prediction_mlp, projection_mlp
+
+
+def same_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    pairs = list(zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True))
+    with torch.no_grad():
+        for (_, source), (name, target) in pairs:
+            assert source.shape == target.shape, name
+            target.copy_(source)
+
+
+def test_three_layer_projector_is_lightlys() -> None:
+    ours, theirs = projection_mlp(32, 48, 24, layers=3), SimSiamProjectionHead(32, 48, 24)
+    same_weights(ours, theirs)
+    x = torch.randn(16, 32)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_predictor_is_lightlys() -> None:
+    ours, theirs = prediction_mlp(24, 8), SimSiamPredictionHead(24, 8, 24)
+    same_weights(ours, theirs)
+    x = torch.randn(16, 24)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_projections_have_mean_zero_and_variance_one(layers: int) -> None:
+    z = projection_mlp(32, 48, 24, layers)(torch.randn(512, 32))
+    torch.testing.assert_close(z.mean(0), torch.zeros(24), atol=1e-5, rtol=0)
+    torch.testing.assert_close(z.var(0, unbiased=False), torch.ones(24), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("head", [projection_mlp(8, 8, 8, 2), projection_mlp(8, 8, 8, 3), prediction_mlp(8, 4)])
+def test_no_linear_layer_before_bn_has_a_bias(head: nn.Sequential) -> None:
+    for layer, following in zip(head, head[1:], strict=False):
+        if isinstance(layer, nn.Linear):
+            assert (layer.bias is None) == isinstance(following, nn.BatchNorm1d)
+
+
+def test_other_depths_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 or 3"):
+        projection_mlp(8, 8, 8, 4)

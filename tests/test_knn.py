@@ -1,0 +1,71 @@
+"""utils/knn.py against lightly's knn_predict, scikit-learn and values made by hand."""
+
+import numpy as np
+import pytest
+import torch
+from lightly.utils.benchmarking import knn_predict as lightly_knn_predict
+from sklearn.neighbors import KNeighborsClassifier
+from torch.nn.functional import normalize
+
+from utils import knn
+from utils.knn import knn_predict
+
+
+@pytest.fixture
+def clusters() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries (500, 32), bank (3000, 32), labels (3000,): ten overlapping clusters on the sphere."""
+    torch.manual_seed(0)
+    centers, labels = torch.randn(10, 32), torch.randint(0, 10, (3000,))
+    bank = normalize(centers[labels] + 2 * torch.randn(3000, 32), dim=1)
+    queries = normalize(centers[torch.randint(0, 10, (500,))] + 2 * torch.randn(500, 32), dim=1)
+    return queries, bank, labels
+
+
+@pytest.mark.parametrize("k", [1, 20, 200])
+@pytest.mark.parametrize("temperature", [0.07, 0.1, 0.2])
+def test_equal_to_lightly(clusters: tuple[torch.Tensor, ...], k: int, temperature: float) -> None:
+    queries, bank, labels = clusters
+    theirs = lightly_knn_predict(queries, bank.T, labels, 10, knn_k=k, knn_t=temperature)[:, 0]
+    assert torch.equal(knn_predict(queries, bank, labels, 10, k, temperature), theirs)
+
+
+@pytest.mark.parametrize("k", [1, 20, 200])
+def test_equal_to_scikit_learn(clusters: tuple[torch.Tensor, ...], k: int) -> None:
+    queries, bank, labels = clusters
+    vote = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1))
+    theirs = vote.fit(bank.numpy(), labels.numpy()).predict(queries.numpy())
+    assert np.array_equal(knn_predict(queries, bank, labels, 10, k, 0.1).numpy(), theirs)
+
+
+def test_the_votes_are_weighted_by_similarity() -> None:
+    bank = normalize(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]]), dim=1)
+    query, labels = torch.tensor([[1.0, 0.0]]), torch.tensor([0, 1, 1])
+    # exp(1/T) against 2 exp(.6/T): they are equal at T = .4 / ln 2 = .577
+    assert knn_predict(query, bank, labels, 2, k=3, temperature=0.57).item() == 0
+    assert knn_predict(query, bank, labels, 2, k=3, temperature=0.59).item() == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e4])
+def test_no_temperature_over_or_underflows(clusters: tuple[torch.Tensor, ...], temperature: float) -> None:
+    queries, bank, labels = clusters
+    predicted = knn_predict(queries, bank, labels, 10, k=1, temperature=1.0)
+    if temperature < 1:  # the nearest decides alone
+        assert torch.equal(knn_predict(queries, bank, labels, 10, k=50, temperature=temperature), predicted)
+    else:  # a plain majority
+        nearest = labels[(queries @ bank.T).topk(51).indices]
+        counts = torch.nn.functional.one_hot(nearest, 10).sum(1)
+        voted = counts.gather(1, knn_predict(queries, bank, labels, 10, k=51, temperature=1e6)[:, None])[:, 0]
+        assert torch.equal(voted, counts.amax(1))
+
+
+def test_chunks_change_nothing(clusters: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, bank, labels = clusters
+    whole = knn_predict(queries, bank, labels, 10)
+    monkeypatch.setattr(knn, "CHUNK_ELEMENTS", 7 * len(bank))
+    assert torch.equal(knn_predict(queries, bank, labels, 10), whole)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(0, 0.1), (3001, 0.1), (20, 0.0), (20, -1.0)])
+def test_impossible_settings_are_refused(clusters: tuple[torch.Tensor, ...], k: int, temperature: float) -> None:
+    with pytest.raises(ValueError, match="kNN|neighbours"):
+        knn_predict(*clusters, 10, k, temperature)

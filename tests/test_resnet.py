@@ -1,0 +1,82 @@
+"""models/resnet.py against torchvision's and timm's networks with the CIFAR stem."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from models.resnet import BACKBONES, resnet10, resnet18, resnet50
+
+LAYERS = {
+    "resnet10": (BasicBlock, [1, 1, 1, 1]),
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+}
+
+
+def cifar_stem(network: nn.Module) -> nn.Module:
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    network.fc = nn.Identity()
+    return network
+
+
+def shake_bn(network: nn.Module) -> None:
+    """BN statistics and weights that differ from one and zero, so that a wrong one shows."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.uniform_(-0.5, 0.5)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_weights_and_outputs_are_torchvisions(name: str) -> None:
+    torch.manual_seed(0)
+    ours = BACKBONES[name]()
+    shake_bn(ours)
+    block, layers = LAYERS[name]
+    theirs = cifar_stem(torchvision.models.ResNet(block, layers))
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_weights_and_outputs_are_timms(name: str) -> None:
+    torch.manual_seed(0)
+    ours = BACKBONES[name]()
+    shake_bn(ours)
+    theirs = cifar_stem(timm.create_model(name, num_classes=0))
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-6, atol=1e-6)
+
+
+def test_training_mode_gives_torchvisions_gradients() -> None:
+    torch.manual_seed(0)
+    ours = resnet18()
+    theirs = cifar_stem(torchvision.models.resnet18())
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.randn(8, 3, 16, 16)
+    for network in (ours, theirs):
+        network(x).square().sum().backward()
+    torch.testing.assert_close(ours.conv1.weight.grad, theirs.conv1.weight.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [28, 32, 64])
+def test_features_have_eight_times_the_width(size: int) -> None:
+    assert resnet10(width=16)(torch.randn(2, 3, size, size)).shape == (2, 128)
+    assert resnet50(width=8)(torch.randn(2, 3, size, size)).shape == (2, 256) == (2, resnet50(width=8).num_features)
+
+
+def test_every_block_starts_as_the_identity() -> None:
+    block = resnet18(width=8).layer1[1]
+    x = torch.rand(4, 8, 8, 8)  # not negative: the block ends in a ReLU
+    assert torch.equal(block(x), x)
+    plain = resnet18(width=8, zero_init_residual=False).layer1[1]
+    assert not torch.equal(plain(x), x)
