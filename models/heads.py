@@ -1,5 +1,7 @@
 """The two MLPs of SimSiam (Chen & He 2020, arXiv 2011.10566, section 3, "Baseline settings")."""
 
+import itertools
+
 from torch import nn
 
 
@@ -17,7 +19,7 @@ def projection_mlp(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2) 
         raise ValueError(f"the projector has 2 or 3 layers, not {layers}")
     dims = [in_dim] + [hidden_dim] * (layers - 1)
     hidden: list[nn.Module] = []
-    for i, o in zip(dims, dims[1:], strict=False):
+    for i, o in itertools.pairwise(dims):
         hidden += [nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU(inplace=True)]
     return nn.Sequential(*hidden, nn.Linear(dims[-1], out_dim, bias=False), nn.BatchNorm1d(out_dim, affine=False))
 

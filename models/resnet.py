@@ -32,25 +32,25 @@ class ResNet(nn.Module):
         if width < 1:
             raise ValueError(f"width must be at least 1, not {width}")
         self.num_features = 8 * width * block.expansion
+        self.mean: tuple[float, ...] | None = None  # what it was trained on, known where it was loaded from a run
+        self.std: tuple[float, ...] | None = None
+        self.image_size: int | None = None
 
         self.conv1 = nn.Conv2d(3, width, kernel_size=3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        channels = width
-        for stage, blocks in enumerate(layers):
-            planes = width * 2**stage
-            stride = 1 if stage == 0 else 2
-            self.add_module(f"layer{stage + 1}", _stage(block, channels, planes, blocks, stride))
-            channels = planes * block.expansion
+        self.layer1 = _stage(block, width, width, layers[0], stride=1)
+        self.layer2 = _stage(block, width * block.expansion, 2 * width, layers[1], stride=2)
+        self.layer3 = _stage(block, 2 * width * block.expansion, 4 * width, layers[2], stride=2)
+        self.layer4 = _stage(block, 4 * width * block.expansion, 8 * width, layers[3], stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif zero_init_residual and isinstance(module, BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
-            elif zero_init_residual and isinstance(module, Bottleneck):
-                nn.init.zeros_(module.bn3.weight)
+            elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+                last_bn = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+                nn.init.zeros_(last_bn.weight)  # pyright: ignore[reportArgumentType]  (torchvision leaves it untyped)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))  # (B, width, S, S)

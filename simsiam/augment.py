@@ -115,7 +115,7 @@ def _crop_shape(u: Tensor, size: int, policy: Policy) -> tuple[Tensor, Tensor]:
     ratio = torch.exp((2 * u[:, CROP_TRIES:] - 1) * math.log(4 / 3))
     width = torch.round(torch.sqrt(area * ratio)).long()
     height = torch.round(torch.sqrt(area / ratio)).long()
-    fits = (0 < width) & (width <= size) & (0 < height) & (height <= size)
+    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
     first = fits.int().argmax(dim=1, keepdim=True)  # (B, 1): argmax returns the first of equals
     none = ~fits.any(dim=1)
     height = height.gather(1, first).squeeze(1).masked_fill(none, size)

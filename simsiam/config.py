@@ -6,6 +6,7 @@ field is its help. Nothing here imports torch, so that `--help` answers at once.
 
 import contextlib
 import io
+import itertools
 import math
 import os
 import re
@@ -161,8 +162,8 @@ class OptimizerOptions:
         check(0 <= self.weight_decay < math.inf, f"--weight-decay {self.weight_decay}: 0 or more")
         check(
             0 <= self.warmup < self.epochs,
-            f"--warmup-epochs {self.warmup_epochs}: from 0 to less than --epochs {self.epochs}, or the rate never comes "
-            f"down; left out it is {min(10, self.epochs / 10):g}",
+            f"--warmup-epochs {self.warmup_epochs}: from 0 to less than --epochs {self.epochs}, or the rate never "
+            f"comes down; left out it is {min(10, self.epochs / 10):g}",
         )
 
 
@@ -318,7 +319,7 @@ def _message(box: str) -> str:
 def _flags_of_file(command: type, args: list[str]) -> list[str]:
     """The settings of the file that `--config` names, written as flags."""
     values = [a.split("=", 1)[1] for a in args if a.startswith("--config=")]
-    values += [after for flag, after in zip(args, args[1:], strict=False) if flag == "--config"]
+    values += [after for flag, after in itertools.pairwise(args) if flag == "--config"]
     if not values:
         return []
     file = Path(values[-1]).expanduser()

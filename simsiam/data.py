@@ -61,9 +61,8 @@ class ViewsDataModule(pl.LightningDataModule):
         self.dataset, self.data_dir, self.data_url = dataset, data_dir, data_url
         self.train_images, self.test_images = train_images, test_images
         self.batch_size, self.views, self.seed, self.policy = batch_size, views, seed, policy
-        self._augment = torch.compile(augment) if compile else augment
-        self.train: Images | None = None
-        self.test: Images | None = None
+        self._augment = torch.compile(augment, fullgraph=True) if compile else augment
+        self.ready = False
 
     def prepare_data(self) -> None:
         fetch(self.dataset, self.data_dir, self.data_url)
@@ -74,22 +73,24 @@ class ViewsDataModule(pl.LightningDataModule):
         Raises:
             UserError: damaged files, or more images in a batch than there are.
         """
-        if self.train is None:
-            self.train, self.test = load(self.dataset, self.data_dir, self.train_images, self.test_images)
+        if not self.ready:
+            splits = load(self.dataset, self.data_dir, self.train_images, self.test_images)
+            self.train: Images = splits[0]
+            self.test: Images = splits[1]
             check(
                 self.batch_size <= len(self.train),
                 f"--batch-size {self.batch_size} is more than the {len(self.train)} train images",
             )
             mean, std = channel_statistics(self.train.images)
             self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+            self.ready = True
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
-            assert self.test is not None
             self.train, self.test = self.train.to(device), self.test.to(device)
             self.mean, self.std = self.mean.to(device), self.std.to(device)
 
     def train_dataloader(self) -> EpochOrder:
-        assert self.trainer is not None and self.train is not None
+        assert self.trainer is not None
         trainer, images = self.trainer, self.train.images
         return EpochOrder(len(images), self.batch_size, self.seed, lambda: trainer.current_epoch, images.device)
 
@@ -100,7 +101,6 @@ class ViewsDataModule(pl.LightningDataModule):
 
     def view(self, indices: Tensor, epoch: int, view: int) -> Tensor:
         """One view of the train images at `indices` (B,), as epoch `epoch` sees it: (B, 3, S, S) float32."""
-        assert self.train is not None
         return self._augment(
             self.train.images[indices],
             indices,

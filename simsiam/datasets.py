@@ -47,6 +47,7 @@ def load(name: str, data_dir: str, train_images: int | None, test_images: int | 
     """
     if name == "patterns":
         from simsiam.patterns import CLASSES, make_patterns
+
         sizes = (train_images or 10_000, test_images or 2_000)
         train, test = (Images(*make_patterns(n, split), classes=CLASSES) for split, n in enumerate(sizes))
         return train, test

@@ -80,7 +80,9 @@ ARCHITECTURE = ("backbone", "width", "out_dim", "h_dim", "proj_layers", "proj_hi
 
 def fits(model: SimSiam, about: dict[str, Any], keys: tuple[str, ...], file: Path) -> None:
     """Raise UserError that names what differs, where shapes alone would speak in riddles."""
-    wrong = [f"{key} {about.get(key)}, not {model.hparams[key]}" for key in keys if about.get(key) != model.hparams[key]]
+    wrong = [
+        f"{key} {about.get(key)}, not {model.hparams[key]}" for key in keys if about.get(key) != model.hparams[key]
+    ]
     check(not wrong, f"{file}: another architecture: {'; '.join(wrong)}")
 
 

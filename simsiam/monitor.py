@@ -33,6 +33,13 @@ def extract_features(network: nn.Module, images: Tensor, mean: Tensor, std: Tens
     return nn.functional.normalize(torch.cat(features), dim=1)
 
 
+def parts(trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[nn.Module, ViewsDataModule]:
+    """The backbone and the data of a run, whose types Lightning does not know."""
+    backbone, data = pl_module.backbone, trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(backbone, nn.Module) and isinstance(data, ViewsDataModule)
+    return backbone, data
+
+
 class KNNMonitor(pl.Callback):
     """Classifies the test images by their nearest train images; logs `kNN_accuracy`, top-1 in percent.
 
@@ -69,11 +76,10 @@ class KNNMonitor(pl.Callback):
 
     def accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
         """Top-1 in percent."""
-        data: ViewsDataModule = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it in fit
-        assert data.train is not None and data.test is not None
+        backbone, data = parts(trainer, pl_module)
         with trainer.precision_plugin.forward_context():
-            bank = extract_features(pl_module.backbone, data.train.images, data.mean, data.std)
-            features = extract_features(pl_module.backbone, data.test.images, data.mean, data.std)
+            bank = extract_features(backbone, data.train.images, data.mean, data.std)
+            features = extract_features(backbone, data.test.images, data.mean, data.std)
         predicted = knn_predict(
             features, bank, data.train.labels, len(data.train.classes), k=self.k, temperature=self.temperature
         )

@@ -11,7 +11,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from torchvision.utils import make_grid
 
 from simsiam.data import ViewsDataModule
-from simsiam.monitor import extract_features
+from simsiam.monitor import extract_features, parts
 from utils.runfolder import RunFolder
 
 MAP_IMAGES = 1000  # points of the embedding map
@@ -23,7 +23,6 @@ def views_grid(data: ViewsDataModule, images: int = 8, epochs: int = 4) -> Tenso
     Returns:
         (3, H, W) uint8.
     """
-    assert data.train is not None
     indices = torch.arange(images, device=data.train.images.device)
     columns = [data.train.images[indices].float() / 255]
     for epoch in range(epochs):
@@ -42,7 +41,6 @@ def neighbours_grid(data: ViewsDataModule, features: Tensor, bank: Tensor, image
     Returns:
         (3, H, W) uint8.
     """
-    assert data.train is not None and data.test is not None
     nearest = (features[:images] @ bank.T).topk(k, dim=1).indices  # (images, k)
     found = data.train.images[nearest]  # (images, k, 3, S, S)
     return _grid(torch.cat([data.test.images[:images, None], found], dim=1).float() / 255)
@@ -62,7 +60,6 @@ def save_png(picture: Tensor, path: Path, scale: int = 2) -> None:
 
 def log_embedding(writer: SummaryWriter, data: ViewsDataModule, features: Tensor, step: int) -> None:
     """The first test images as points of TensorBoard's projector, with their thumbnails and class names."""
-    assert data.test is not None
     shown = data.test.first(MAP_IMAGES)
     writer.add_embedding(
         features[: len(shown)].cpu(),
@@ -81,15 +78,14 @@ class Pictures(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
-            picture = views_grid(trainer.datamodule)  # type: ignore[attr-defined]  # Lightning sets it in fit
+            picture = views_grid(parts(trainer, pl_module)[1])
             save_png(picture, self.run.views)
             _writer(trainer).add_image("views", picture, 0)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data: ViewsDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        assert data.train is not None and data.test is not None
-        bank = extract_features(pl_module.backbone, data.train.images, data.mean, data.std)
-        features = extract_features(pl_module.backbone, data.test.images, data.mean, data.std)
+        backbone, data = parts(trainer, pl_module)
+        bank = extract_features(backbone, data.train.images, data.mean, data.std)
+        features = extract_features(backbone, data.test.images, data.mean, data.std)
         writer, step = _writer(trainer), trainer.global_step
         writer.add_image("neighbours", neighbours_grid(data, features, bank), step)
         log_embedding(writer, data, features, step)

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,6 @@ def pretrain(config: Pretrain) -> None:
     data = build_data(config, compile=config.compile and accelerator == "gpu")
     data.prepare_data()
     data.setup()
-    assert data.train is not None
     check(
         config.knn_every == 0 or config.knn_k <= len(data.train),
         f"--knn-k {config.knn_k} is more than the {len(data.train)} train images: give fewer, or --knn-every 0",
@@ -56,16 +56,16 @@ def pretrain(config: Pretrain) -> None:
     if config.model_path:
         load_weights(model, config.model_path)
     start = find_start(config, run, model, state)
-    describe(config, run, data, model, accelerator, precision, start)
     if config.dry_run:
+        describe(config, run, data, model, accelerator, precision, start)
         return
-
-    run.lock()
-    if config.overwrite:
-        run.delete()
-    run.create({"command": "pretrain", "settings": settings(config), "versions": versions()})
-    run.sweep()
-    train(config, run, data, model, accelerator, precision, start)
+    with run.lock():
+        describe(config, run, data, model, accelerator, precision, start)
+        if config.overwrite:
+            run.delete()
+        run.create({"command": "pretrain", "settings": settings(config), "versions": versions()})
+        run.sweep()
+        train(config, run, data, model, accelerator, precision, start)
 
 
 def resolve_device(config: Pretrain) -> tuple[str, Any]:
@@ -75,7 +75,9 @@ def resolve_device(config: Pretrain) -> tuple[str, Any]:
         UserError: a GPU asked for where there is none.
     """
     gpu = torch.cuda.is_available()
-    check(gpu or config.accelerator != "gpu", "--accelerator gpu: torch finds no GPU here; leave the flag out for the CPU")
+    check(
+        gpu or config.accelerator != "gpu", "--accelerator gpu: torch finds no GPU here; leave the flag out for the CPU"
+    )
     accelerator = "gpu" if gpu and config.accelerator != "cpu" else "cpu"
     precision = config.precision
     if precision == "auto":
@@ -91,7 +93,6 @@ def build_data(config: Pretrain, compile: bool) -> ViewsDataModule:
 
 
 def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
-    assert data.train is not None
     pl.seed_everything(config.seed % 2**32, verbose=False)  # the initial weights; nothing later asks this generator
     names = (
         *("backbone", "width", "out_dim", "h_dim", "proj_layers", "proj_hidden", "stop_grad", "predictor"),
@@ -127,7 +128,12 @@ def find_start(config: Pretrain, run: RunFolder, model: SimSiam, state: str) -> 
     changed = differences(content.get("settings", {}), settings(config))
     check(
         not changed,
-        f"{file} is of a run with other settings ({'; '.join(changed)}): --model-path starts a new run from its weights",
+        f"{file} is of a run with other settings ({'; '.join(changed)}): "
+        "--model-path starts a new run from its weights",
+    )
+    check(
+        content["epoch"] + 1 < config.epochs,
+        f"{file} is of a finished run: nothing is left to train; --model-path starts a new run from its weights",
     )
     load_strictly(model, content["state_dict"], file)
     return file
@@ -154,7 +160,6 @@ def describe(
     start: Path | None,
 ) -> None:
     """Print what is about to be trained."""
-    assert data.train is not None and data.test is not None
     millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
     steps = len(data.train) // config.batch_size
     print(
@@ -163,7 +168,8 @@ def describe(
         f"  network   {config.backbone}, width {config.width}: backbone {millions['backbone']:.2f} M, "
         f"projector {millions['projector']:.2f} M, predictor {millions.get('predictor', 0):.2f} M parameters\n"
         f"  training  {config.epochs} epochs of {steps} steps of {config.batch_size} images x {config.views} views = "
-        f"{config.epochs * steps:,} steps; learning rate {config.learning_rate:g} after {config.warmup:g} epochs of warm-up\n"
+        f"{config.epochs * steps:,} steps;\n"
+        f"            learning rate {config.learning_rate:g} after {config.warmup:g} epochs of warm-up\n"
         f"  device    {accelerator}, precision {precision}\n"
         f"  run       {run.path}" + (f", resumed from {start}" if start else "") + "\n"
         f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}",
@@ -172,13 +178,11 @@ def describe(
 
 
 def versions() -> dict[str, str]:
-    import torchvision
-
     return {
         "python": sys.version.split()[0],
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "pytorch-lightning": pl.__version__,
+        "torch": version("torch"),
+        "torchvision": version("torchvision"),
+        "pytorch-lightning": version("pytorch-lightning"),
     }
 
 
@@ -251,7 +255,9 @@ def finish(
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
     }
-    final = {f"final/{name}": summary[name] for name in ("kNN_accuracy", "train_loss", "z_std") if summary[name] is not None}
+    final = {
+        f"final/{name}": summary[name] for name in ("kNN_accuracy", "train_loss", "z_std") if summary[name] is not None
+    }
     logger.log_hyperparams({k: "default" if v is None else v for k, v in settings(config).items()}, final)
     logger.finalize("success")
     write_json(run.summary, summary)

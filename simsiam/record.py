@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from simsiam.monitor import KNNMonitor
+from simsiam.monitor import KNNMonitor, parts
 from utils.errors import RunFailure
 from utils.runfolder import RunFolder
 
@@ -38,7 +38,7 @@ class Recorder(pl.Callback):
     ) -> None:
         if trainer.is_last_batch:
             outputs["loss"].item()  # the one wait for the device in an epoch: it makes the time true
-            images = trainer.num_training_batches * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            images = trainer.num_training_batches * parts(trainer, pl_module)[1].batch_size
             self.images_per_second = images / (time.perf_counter() - self.started)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -52,7 +52,8 @@ class Recorder(pl.Callback):
             kept = self.run.resumable()
             good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
             raise RunFailure(
-                f"the loss is {metrics['train_loss']} in epoch {trainer.current_epoch + 1}: lower --learning-rate; {good}",
+                f"the loss is {metrics['train_loss']} in epoch {trainer.current_epoch + 1}: "
+                f"lower --learning-rate; {good}",
                 status=4,
             )
         rate = trainer.optimizers[0].param_groups[0]["lr"]
@@ -100,7 +101,9 @@ class Keeper(Checkpoint):
             return epoch % self.every == 0
         return time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["settings"] = self.settings
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,7 +129,12 @@ class ProgressLine(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.first_epoch, self.started = trainer.current_epoch, time.perf_counter()
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[now]}"),
+            )
             self.bar = Progress(*columns, console=self.console, refresh_per_second=4, transient=True)
             total = trainer.num_training_batches * (trainer.max_epochs or 0)
             self.task = self.bar.add_task("steps", total=total, completed=trainer.global_step, now="")

@@ -12,10 +12,32 @@ import main
 CIFAR10 = Path(os.environ.get("CIFAR10_DIR", "data"))
 NO_CIFAR10 = f"real CIFAR-10 is not in {CIFAR10}: set CIFAR10_DIR to the folder that holds cifar-10-batches-py"
 
-SMALL = (
-    "--dataset patterns --train-images 400 --test-images 100 --knn-k 20 --backbone resnet10 --width 4 "
-    "--out-dim 32 --h-dim 16 --batch-size 100 --accelerator cpu"
-).split()
+SMALL = [
+    *("--dataset", "patterns", "--train-images", "400", "--test-images", "100", "--knn-k", "20"),
+    *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "100"),
+    *("--accelerator", "cpu"),
+]
+    "--dataset",
+    "patterns",
+    "--train-images",
+    "400",
+    "--test-images",
+    "100",
+    "--knn-k",
+    "20",
+    "--backbone",
+    "resnet10",
+    "--width",
+    "4",
+    "--out-dim",
+    "32",
+    "--h-dim",
+    "16",
+    "--batch-size",
+    "100",
+    "--accelerator",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +60,9 @@ def program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     """Run main.py in this process, with runs below tmp_path/runs: (exit status, stdout, stderr)."""
 
     def run(*flags: str) -> tuple[int, str, str]:
-        save_dir = [] if any(f.startswith(("--save-dir", "--help")) for f in flags) else ["--save-dir", str(tmp_path / "runs")]
+        save_dir = (
+            [] if any(f.startswith(("--save-dir", "--help")) for f in flags) else ["--save-dir", str(tmp_path / "runs")]
+        )
         try:
             status = main.main([*flags, *save_dir])
         except SystemExit as stop:

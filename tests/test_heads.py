@@ -1,5 +1,7 @@
 """models/heads.py against lightly's heads and the paper's description."""
 
+import itertools
+
 import pytest
 import torch
 from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
@@ -39,7 +41,7 @@ def test_projections_have_mean_zero_and_variance_one(layers: int) -> None:
 
 @pytest.mark.parametrize("head", [projection_mlp(8, 8, 8, 2), projection_mlp(8, 8, 8, 3), prediction_mlp(8, 4)])
 def test_no_linear_layer_before_bn_has_a_bias(head: nn.Sequential) -> None:
-    for layer, following in zip(head, head[1:], strict=False):
+    for layer, following in itertools.pairwise(head):
         if isinstance(layer, nn.Linear):
             assert (layer.bias is None) == isinstance(following, nn.BatchNorm1d)
 

@@ -67,5 +67,5 @@ def test_chunks_change_nothing(clusters: tuple[torch.Tensor, ...], monkeypatch: 
 
 @pytest.mark.parametrize(("k", "temperature"), [(0, 0.1), (3001, 0.1), (20, 0.0), (20, -1.0)])
 def test_impossible_settings_are_refused(clusters: tuple[torch.Tensor, ...], k: int, temperature: float) -> None:
-    with pytest.raises(ValueError, match="kNN|neighbours"):
+    with pytest.raises(ValueError, match=r"kNN|neighbours"):
         knn_predict(*clusters, 10, k, temperature)

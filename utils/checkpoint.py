@@ -57,7 +57,9 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     except zipfile.BadZipFile:
         raise UserError(f"{path}: not a checkpoint, or cut short") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: holds Python objects beyond tensors and plain values; refused, nothing of it was run") from None
+        raise UserError(
+            f"{path}: holds Python objects beyond tensors and plain values; refused, nothing of it was run"
+        ) from None
     except (RuntimeError, EOFError, OSError, KeyError) as error:
         raise UserError(f"{path}: not readable as a checkpoint ({type(error).__name__})") from None
     check(isinstance(content, dict), f"{path}: not a checkpoint of this program")

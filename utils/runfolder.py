@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +30,6 @@ class RunFolder:
         self.best = self.checkpoints / "best.ckpt"
         self.backbone = path / "backbone.safetensors"
         self.views = path / "views.png"
-        self._lock: int | None = None
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
         """What is there already.
@@ -56,22 +57,28 @@ class RunFolder:
             raise UserError(f"{self.config} is damaged: start anew with --overwrite") from None
 
     def create(self, config: dict[str, Any]) -> None:
-        """Make the folder and write down what the run is."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Write down what the run is."""
         write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
-    def lock(self) -> None:
-        """Keep a second process out until this one ends, however it ends.
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder, and keep a second process out meanwhile. A dead process holds nothing.
 
         Raises:
-            UserError: another process has it.
+            UserError: another process has it, or it cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be made ({error.strerror}): give another --save-dir") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
             raise UserError(f"another process is training in {self.path}: give another --exp-name, or wait") from None
+        finally:
+            os.close(descriptor)
 
     def delete(self) -> None:
         """Remove what a run writes, and nothing else."""

@@ -1,0 +1,186 @@
+"""Runs of the real program: the same seed gives the same bits, and a killed run ends as one left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).parent.parent
+Program = Callable[..., tuple[int, str, str]]
+TIMES = ("seconds", "images_per_second")
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without its times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in lines]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    x, y = weights(a), weights(b)
+    return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
+
+
+def curve(run: Path, tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def start(run: str, tmp_path: Path, *flags: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "main.py", *SMALL, "--save-dir", str(tmp_path / "runs"), "--exp-name", run, *flags]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_path: Path) -> None:
+    status, out, err = program(*SMALL, "--epochs", "2", "--seed", "3")
+    assert (status, err) == (0, "")
+    run = tmp_path / "runs" / "simsiam_patterns"
+    assert sorted(os.listdir(run)) == [
+        *("backbone.safetensors", "checkpoints", "config.yaml", "metrics.jsonl"),
+        *("summary.json", "tensorboard", "views.png"),
+    ]
+    assert sorted(os.listdir(run / "checkpoints")) == ["best.ckpt", "last.ckpt"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [list(line) for line in lines] == 2 * [
+        ["epoch", "step", "train_loss", "z_std", "kNN_accuracy", "learning_rate", "images_per_second", "seconds"]
+    ]
+    assert [line["step"] for line in lines] == [4, 8] and lines[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["kNN_accuracy"] == lines[-1]["kNN_accuracy"] and summary["epochs"] == 2
+    assert summary["kNN_best"] == max(line["kNN_accuracy"] for line in lines)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["settings"]["seed"] == 3 and config["settings"]["batch_size"] == 100 and "torch" in config["versions"]
+
+    assert "tensorboard --logdir" in out and "kNN of the untrained network" in out and out.count("\nepoch ") == 2
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    scalars = {"train_loss", "kNN_accuracy", "learning_rate", "z_std", "perf/images_per_second"}
+    assert scalars <= set(events.Tags()["scalars"])
+    assert {"views", "neighbours"} <= set(events.Tags()["images"])
+    assert "embedding" in (run / "tensorboard" / "projector_config.pbtxt").read_text()
+
+
+def test_same_seed_same_bits_and_another_seed_others(program: Program, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert program(*SMALL, "--epochs", "2", "--exp-name", name, "--seed", str(seed))[0] == 0
+    a, b, c = (tmp_path / "runs" / name for name in "abc")
+    assert rows(a) == rows(b) and same_weights(a, b)
+    assert rows(a) != rows(c) and not same_weights(a, c)
+
+
+def test_a_run_killed_with_sigkill_and_resumed_equals_one_left_alone(tmp_path: Path) -> None:
+    flags = ("--epochs", "8", "--checkpoint-every", "2")
+    alone = start("alone", tmp_path, *flags)
+    assert alone.wait(timeout=120) == 0, alone.communicate()[1]
+
+    runs, kills = tmp_path / "runs", 0
+    for epochs in (3, 5):
+        process = start("killed", tmp_path, *flags)
+        file, deadline = runs / "killed" / "metrics.jsonl", time.monotonic() + 120
+        while not file.exists() or len(file.read_text().splitlines()) < epochs:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    last = start("killed", tmp_path, *flags)
+    out, err = last.communicate(timeout=120)
+    assert (last.returncode, err, kills) == (0, "", 2) and "resumed from" in out
+
+    assert rows(runs / "killed") == rows(runs / "alone") and len(rows(runs / "alone")) == 8
+    assert same_weights(runs / "killed", runs / "alone")
+    for tag in ("kNN_accuracy", "train_loss", "z_std", "learning_rate"):
+        assert curve(runs / "killed", tag) == curve(runs / "alone", tag)
+    summaries = [json.loads((runs / name / "summary.json").read_text()) for name in ("killed", "alone")]
+    assert all(summaries[0][name] == summaries[1][name] for name in summaries[0] if name not in TIMES)
+
+
+def test_the_same_command_again_says_finished_and_does_nothing(program: Program, tmp_path: Path) -> None:
+    assert program(*SMALL, "--epochs", "1")[0] == 0
+    run = tmp_path / "runs" / "simsiam_patterns"
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    status, out, err = program(*SMALL, "--epochs", "1")
+    assert (status, err) == (0, "") and "finished already" in out
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+
+
+def test_other_settings_are_refused_and_overwrite_starts_anew(program: Program, tmp_path: Path) -> None:
+    assert program(*SMALL, "--epochs", "1")[0] == 0
+    run = tmp_path / "runs" / "simsiam_patterns"
+    (run / "notes.txt").write_text("mine")
+    status, out, err = program(*SMALL, "--epochs", "1", "--learning-rate", "0.1")
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert "--learning-rate 0.06, now 0.1" in err and "--overwrite" in err
+    assert program(*SMALL, "--epochs", "1", "--knn-every", "5")[0] == 0  # what is measured makes no other run
+    assert program(*SMALL, "--epochs", "1", "--learning-rate", "0.1", "--overwrite")[0] == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["settings"]["learning_rate"] == 0.1
+    assert len(rows(run)) == 1 and (run / "notes.txt").read_text() == "mine"
+
+
+def test_a_second_process_is_kept_out_of_a_running_run(program: Program, tmp_path: Path) -> None:
+    first = start("shared", tmp_path, "--epochs", "200")
+    metrics = tmp_path / "runs" / "shared" / "metrics.jsonl"
+    while not metrics.exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    status, _, err = program(*SMALL, "--epochs", "200", "--exp-name", "shared")
+    first.kill()
+    first.wait()
+    assert status == 2 and "another process" in err and err.count("\n") == 1
+
+
+def test_ckpt_dir_resumes_in_a_folder_of_its_own(program: Program, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    assert program(*SMALL, "--epochs", "4", "--checkpoint-every", "1", "--exp-name", "whole")[0] == 0
+    earlier = runs / "whole" / "checkpoints" / "last.previous.ckpt"  # after three epochs
+    assert program(*SMALL, "--epochs", "4", "--exp-name", "rest", "--ckpt-dir", str(earlier))[0] == 0
+    assert same_weights(runs / "rest", runs / "whole") and rows(runs / "rest") == rows(runs / "whole")[3:]
+    for flags, answer in (
+        (("--epochs", "5", "--ckpt-dir", str(earlier)), "--epochs 4, now 5"),
+        (("--epochs", "4", "--ckpt-dir", str(runs / "whole")), "nothing is left to train"),
+        (("--epochs", "4", "--width", "8", "--ckpt-dir", str(earlier)), "--width 4, now 8"),
+    ):
+        status, _, err = program(*SMALL, *flags, "--exp-name", "other")
+        assert status == 2 and answer in err and err.count("\n") == 1 and not (runs / "other").exists()
+
+
+def test_model_path_starts_from_weights_alone(program: Program, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    assert program(*SMALL, "--epochs", "2", "--exp-name", "first")[0] == 0
+    trained = json.loads((runs / "first" / "summary.json").read_text())["kNN_accuracy"]
+    for number, file in enumerate(("", "checkpoints/last.ckpt", "backbone.safetensors")):
+        flags = ["--epochs", "1", "--exp-name", f"second{number}", "--model-path", str(runs / "first" / file)]
+        assert program(*SMALL, *flags)[0] == 0
+        summary = json.loads((runs / f"second{number}" / "summary.json").read_text())
+        assert summary["kNN_untrained"] == trained and summary["step"] == 4
+    status, _, err = program(*SMALL, "--width", "8", "--exp-name", "wide", "--model-path", str(runs / "first"))
+    assert status == 2 and "width 4, not 8" in err and not (runs / "wide").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_with_status_4(program: Program, tmp_path: Path) -> None:
+    status, _, err = program(*SMALL, "--epochs", "3", "--warmup-epochs", "0", "--learning-rate", "1e30")
+    assert status == 4 and err.count("\n") == 1 and "loss is nan" in err and "no checkpoint yet" in err
+    run = tmp_path / "runs" / "simsiam_patterns"
+    assert not (run / "checkpoints" / "last.ckpt").exists() and not (run / "summary.json").exists()
+
+
+def test_a_collapse_ends_with_status_3_where_asked(program: Program) -> None:
+    flags = ["--epochs", "12", "--no-stop-grad", "--no-predictor", "--learning-rate", "0.5", "--weight-decay", "0.05"]
+    status, _, err = program(*SMALL, *flags, "--stop-on-collapse")
+    assert status == 3 and err.count("\n") == 1 and "collapsed in epoch" in err
