@@ -17,27 +17,6 @@ SMALL = [
     *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "100"),
     *("--accelerator", "cpu"),
 ]
-    "--dataset",
-    "patterns",
-    "--train-images",
-    "400",
-    "--test-images",
-    "100",
-    "--knn-k",
-    "20",
-    "--backbone",
-    "resnet10",
-    "--width",
-    "4",
-    "--out-dim",
-    "32",
-    "--h-dim",
-    "16",
-    "--batch-size",
-    "100",
-    "--accelerator",
-    "cpu",
-]
 
 
 @pytest.fixture(scope="session")
