@@ -61,7 +61,7 @@ class SimSiam(pl.LightningModule):
     ) -> None:
         super().__init__()
         check(backbone in BACKBONES, f"unknown backbone {backbone!r}: there are {', '.join(BACKBONES)}")
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)
         self.backbone = BACKBONES[backbone](width, zero_init_residual)
         self.projector = projection_mlp(self.backbone.num_features, proj_hidden or out_dim, out_dim, proj_layers)
         self.predictor = prediction_mlp(out_dim, h_dim) if predictor else nn.Identity()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from simsiam.augment import Policy
 from simsiam.config import Pretrain, differences, settings
@@ -18,7 +17,7 @@ from simsiam.load import find_checkpoint, fits, load_backbone, load_strictly, lo
 from simsiam.module import SimSiam
 from simsiam.monitor import CollapseMonitor, KNNMonitor
 from simsiam.pictures import Pictures
-from simsiam.record import Keeper, ProgressLine, Recorder
+from simsiam.record import Curves, Keeper, ProgressLine, Recorder
 from utils.checkpoint import AtomicCheckpointIO, read_checkpoint
 from utils.errors import UserError, check
 from utils.export import write_backbone
@@ -202,9 +201,9 @@ def train(
         step, epochs_done = content["global_step"], content["epoch"] + 1
     run.keep_rows(epochs_done)
 
-    logger = TensorBoardLogger(
-        run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step
-    )
+    logger = Curves(run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step)
+    if start is None:
+        logger.log_settings(settings(config))
     knn = KNNMonitor(config.knn_k, config.knn_t, config.knn_every)
     recorder = Recorder(run, knn)
     progress = ProgressLine(recorder)
@@ -229,12 +228,10 @@ def train(
         for part in (model.backbone, model.projector, model.predictor):
             part.compile()  # in place: the keys of the state dict stay as they are
     trainer.fit(model, datamodule=data, ckpt_path=start)
-    finish(config, run, model, logger, keeper, knn)
+    finish(config, run, model, keeper, knn)
 
 
-def finish(
-    config: Pretrain, run: RunFolder, model: SimSiam, logger: TensorBoardLogger, keeper: Keeper, knn: KNNMonitor
-) -> None:
+def finish(config: Pretrain, run: RunFolder, model: SimSiam, keeper: Keeper, knn: KNNMonitor) -> None:
     """Write the backbone and the summary, which is what makes a run finished, and say where things are."""
     rows = run.rows()
     last = rows[-1]
@@ -255,11 +252,6 @@ def finish(
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
     }
-    final = {
-        f"final/{name}": summary[name] for name in ("kNN_accuracy", "train_loss", "z_std") if summary[name] is not None
-    }
-    logger.log_hyperparams({k: "default" if v is None else v for k, v in settings(config).items()}, final)
-    logger.finalize("success")
     write_json(run.summary, summary)
     print(_closing_words(run, summary))
 

@@ -3,19 +3,35 @@
 import math
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch.utils.tensorboard.summary import hparams
 
 from simsiam.monitor import KNNMonitor, parts
 from utils.errors import RunFailure
 from utils.runfolder import RunFolder
 
 CHECKPOINT_SECONDS = 30  # a checkpoint of 90 MB takes .2 s: well below 1 % of the run
+
+
+class Curves(TensorBoardLogger):
+    """TensorBoard, without Lightning's curve of the epoch's own number."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+    def log_settings(self, settings: dict[str, Any]) -> None:
+        """Fill the HPARAMS tab: its metrics are the latest values of the curves, so it needs no tags of its own."""
+        known = {name: "default" if value is None else value for name, value in settings.items()}
+        for part in hparams(known, dict.fromkeys(("kNN_accuracy", "train_loss", "z_std"), 0.0)):
+            self.experiment._get_file_writer().add_summary(part)
 
 
 class Recorder(pl.Callback):

@@ -101,6 +101,7 @@ def mirror(cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/{archive.name}", requests
     server.shutdown()
+    server.server_close()
 
 
 def test_two_processes_at_once_download_once_from_the_mirror(mirror: tuple[str, list[str]], tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ def test_same_seed_same_bits_and_another_seed_others(program: Program, tmp_path:
 def test_a_run_killed_with_sigkill_and_resumed_equals_one_left_alone(tmp_path: Path) -> None:
     flags = ("--epochs", "8", "--checkpoint-every", "2")
     alone = start("alone", tmp_path, *flags)
-    assert alone.wait(timeout=120) == 0, alone.communicate()[1]
+    _, err = alone.communicate(timeout=120)
+    assert (alone.returncode, err) == (0, "")
 
     runs, kills = tmp_path / "runs", 0
     for epochs in (3, 5):
@@ -98,7 +99,8 @@ def test_a_run_killed_with_sigkill_and_resumed_equals_one_left_alone(tmp_path: P
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
     last = start("killed", tmp_path, *flags)
     out, err = last.communicate(timeout=120)
     assert (last.returncode, err, kills) == (0, "", 2) and "resumed from" in out
@@ -141,7 +143,7 @@ def test_a_second_process_is_kept_out_of_a_running_run(program: Program, tmp_pat
         time.sleep(0.01)
     status, _, err = program(*SMALL, "--epochs", "200", "--exp-name", "shared")
     first.kill()
-    first.wait()
+    first.communicate()
     assert status == 2 and "another process" in err and err.count("\n") == 1
 
 
