@@ -7,7 +7,7 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## train on generated patterns, on whatever the machine has, and open nothing
-	$(BIN)/python main.py --config tests/demo.yaml --overwrite
+	DEMO --overwrite
 
 test: .venv/tests-installed  ## all tests; those on real CIFAR-10 look for it in CIFAR10_DIR, or ./data
 	$(BIN)/python -m pytest

@@ -7,7 +7,6 @@ knows no randomness. The oracle of both is torchvision: its pipeline of the same
 and its functional operations given the same parameters return the same images.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,8 +17,7 @@ from torch import Tensor
 from utils.philox import uniform
 
 CROP_TRIES = 10  # as in torchvision: then the largest central crop of a fitting shape
-ORDERS = list(itertools.permutations(range(4)))  # of brightness 0, contrast 1, saturation 2, hue 3
-HUE = 3
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbers for them
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
 
 
@@ -46,7 +44,7 @@ class Views(NamedTuple):
     width: Tensor
     flip: Tensor  # (B,) bool
     jitter: Tensor  # (B,) bool
-    order: Tensor  # (B, 4) the operation at each of the four positions
+    turn: Tensor  # (B, 4) when brightness, contrast, saturation and hue have their turn, 0 to 3
     factor: Tensor  # (B, 4) strength of brightness, contrast, saturation, hue
     grayscale: Tensor  # (B,) bool
 
@@ -86,13 +84,13 @@ def normalize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 def draw(indices: Tensor, size: int, *, seed: int, epoch: int | Tensor, view: int, policy: Policy) -> Views:
     """The parameters of one view of each sample, distributed as torchvision's transforms draw theirs."""
-    u = uniform(indices, epoch, view, 2 * CROP_TRIES + 10, seed=seed)  # (B, 30)
+    u = uniform(indices, epoch, view, 2 * CROP_TRIES + 13, seed=seed)  # (B, 33)
     crop, rest = u[:, : 2 * CROP_TRIES], u[:, 2 * CROP_TRIES :]
     height, width = _crop_shape(crop, size, policy)
-    strengths = (policy.brightness, policy.contrast, policy.saturation)
-    low = torch.tensor([max(0.0, 1 - s) for s in strengths] + [-policy.hue], device=u.device)
-    high = torch.tensor([1 + s for s in strengths] + [policy.hue], device=u.device)
-    orders = torch.tensor(ORDERS, device=u.device)
+    ranges = [(max(0.0, 1 - s), 1 + s) for s in (policy.brightness, policy.contrast, policy.saturation)]
+    ranges.append((-policy.hue, policy.hue))
+    factors = [low + rest[:, 8 + i] * (high - low) for i, (low, high) in enumerate(ranges)]
+    lot = rest[:, 4:8]  # four random numbers: the operations come in their order, which is each with equal chance
     return Views(
         top=(rest[:, 0] * (size - height + 1)).long(),
         left=(rest[:, 1] * (size - width + 1)).long(),
@@ -100,10 +98,18 @@ def draw(indices: Tensor, size: int, *, seed: int, epoch: int | Tensor, view: in
         width=width,
         flip=rest[:, 2] < policy.flip,
         jitter=rest[:, 3] < policy.jitter,
-        order=orders[(rest[:, 4] * len(ORDERS)).long()],
-        factor=low + rest[:, 5:9] * (high - low),
-        grayscale=rest[:, 9] < policy.grayscale,
+        turn=_ranks(lot),
+        factor=torch.stack(factors, dim=1),
+        grayscale=rest[:, 12] < policy.grayscale,
     )
+
+
+def _ranks(lot: Tensor) -> Tensor:
+    """(B, 4) numbers -> (B, 4) their ranks, 0 to 3; of equal ones the first comes first."""
+    column = torch.arange(4, device=lot.device)
+    mine, other = lot[:, :, None], lot[:, None, :]
+    before = (other < mine) | ((other == mine) & (column < column[:, None]))
+    return before.sum(dim=2)
 
 
 def _crop_shape(u: Tensor, size: int, policy: Policy) -> tuple[Tensor, Tensor]:
@@ -129,7 +135,7 @@ def _crop_shape(u: Tensor, size: int, policy: Policy) -> tuple[Tensor, Tensor]:
 def apply(images: Tensor, v: Views) -> Tensor:
     """(B, 3, S, S) uint8 -> (B, 3, S, S) float32 in 0 to 1: crop, resize, flip, jitter, grayscale."""
     x = resized_crop(images.float() / 255, v.top, v.left, v.height, v.width, v.flip)
-    x = color_jitter(x, v.order, v.factor, v.jitter)
+    x = color_jitter(x, v.turn, v.factor, v.jitter)
     return torch.where(_column(v.grayscale), luma(x).expand_as(x), x)
 
 
@@ -166,29 +172,37 @@ def luma(x: Tensor) -> Tensor:
     return (LUMA[0] * r + LUMA[1] * g + LUMA[2] * b)[:, None]
 
 
-def color_jitter(x: Tensor, order: Tensor, factor: Tensor, on: Tensor) -> Tensor:
+def color_jitter(x: Tensor, turn: Tensor, factor: Tensor, on: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue in each sample's own order, where `on`.
 
-    Hue costs the most, so it runs once: each sample's operations before its hue, the hue, then those after. A position
-    that is not a sample's turn blends with factor 1, which changes nothing.
+    Hue costs the most, so it runs once: each sample's operations before its hue, the hue, then those after it. Whose
+    turn it is not is blended with factor 1, which changes nothing.
+
+    Args:
+        x: (B, 3, S, S) in 0 to 1.
+        turn, factor: (B, 4), as in `Views`.
+        on: (B,) bool.
     """
-    factor = torch.where(on[:, None], factor, torch.tensor([1.0, 1.0, 1.0, 0.0], device=x.device))
-    turn_of_hue = (order == HUE).int().argmax(dim=1)  # (B,)
-    for turn in range(3):
-        x = _blend(x, order[:, turn], factor, turn < turn_of_hue)
-    x = torch.where(_column(factor[:, HUE] == 0), x, shift_hue(x, factor[:, HUE]))
-    for turn in range(1, 4):
-        x = _blend(x, order[:, turn], factor, turn > turn_of_hue)
+    shift = torch.where(on, factor[:, HUE], 0.0)
+    turn_of_hue = turn[:, HUE]
+    for t in range(3):
+        x = _blend(x, turn == t, factor, on & (t < turn_of_hue))
+    x = torch.where(_column(shift == 0), x, shift_hue(x, shift))
+    for t in range(1, 4):
+        x = _blend(x, turn == t, factor, on & (t > turn_of_hue))
     return x
 
 
 def _blend(x: Tensor, operation: Tensor, factor: Tensor, on: Tensor) -> Tensor:
-    """f x + (1 - f) y, clamped: y is black for brightness, the mean luma for contrast, each pixel's for saturation."""
-    f = factor.gather(1, operation[:, None]).squeeze(1)
-    f = _column(torch.where(on, f, 1.0))
+    """f x + (1 - f) y, clamped: y is black for brightness, the mean luma for contrast, each pixel's for saturation.
+
+    Args:
+        operation: (B, 4) bool, which of the four operations it is.
+    """
+    f = _column(torch.where(on, (factor * operation).sum(dim=1), 1.0))
     gray = luma(x)
-    y = torch.where(_column(operation == 1), gray.mean(dim=(2, 3), keepdim=True), gray)
-    y = torch.where(_column(operation == 0), 0.0, y)
+    y = torch.where(_column(operation[:, CONTRAST]), gray.mean(dim=(2, 3), keepdim=True), gray)
+    y = torch.where(_column(operation[:, BRIGHTNESS]), 0.0, y)
     return (f * x + (1 - f) * y).clamp(0, 1)
 
 

@@ -271,10 +271,10 @@ COMMANDS: dict[str, type[Pretrain]] = {"pretrain": Pretrain}
 
 ONCE = {"config", "overwrite", "dry_run"}  # what a command line says for itself alone
 
-# What may differ between a run and its continuation: where things are, what is measured and printed.
+# What may differ between a run and its continuation: where things are, what is measured, who computes.
 IMMATERIAL = {
-    *(f.name for group in (RunOptions, DeviceOptions) for f in fields(group) if f.name != "seed"),
-    *("data_dir", "data_url", "in_dim", "knn_every", "stop_on_collapse"),
+    *("save_dir", "exp_name", "version", "ckpt_dir", "checkpoint_every", *ONCE),
+    *("data_dir", "data_url", "in_dim", "knn_every", "stop_on_collapse", "accelerator", "compile"),
 }
 
 

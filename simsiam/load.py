@@ -13,8 +13,11 @@ from utils.export import read_backbone
 from utils.runfolder import RunFolder
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
     """The file meant by a run folder, a folder of checkpoints, or a file.
+
+    Args:
+        whole: of a run folder, the state of the run rather than the backbone alone.
 
     Raises:
         UserError: there is none.
@@ -24,7 +27,8 @@ def find_checkpoint(path: str | Path) -> Path:
         check(path.exists(), f"{path}: no such file or folder")
         return path
     run = RunFolder(path)
-    for candidate in (run.backbone, run.last, run.best, path / "last.ckpt"):
+    candidates = [run.last, run.best, path / run.last.name] if whole else [run.backbone, run.last, run.best]
+    for candidate in candidates:
         if candidate.exists():
             return candidate
     raise UserError(f"{path}: no checkpoint in this folder")
@@ -64,7 +68,7 @@ def load_weights(model: SimSiam, path: str | Path) -> None:
     Raises:
         UserError: as `load_backbone`, and where the architecture differs.
     """
-    file = find_checkpoint(path)
+    file = find_checkpoint(path, whole=True)
     if file.suffix == ".safetensors":
         about, state = read_backbone(file)
         fits(model, about, ("backbone", "width"), file)

@@ -19,7 +19,7 @@ def D(p: Tensor, z: Tensor, stop_grad: bool = True) -> Tensor:
     """
     if stop_grad:
         z = z.detach()
-    return -cosine_similarity(p, z, dim=1).mean()
+    return -cosine_similarity(p.float(), z.float(), dim=1).mean()  # fp32: bf16 would round a cosine to 2 digits
 
 
 def symmetric_loss(p: Sequence[Tensor], z: Sequence[Tensor], stop_grad: bool = True) -> Tensor:

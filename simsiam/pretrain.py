@@ -13,7 +13,7 @@ import torch
 from simsiam.augment import Policy
 from simsiam.config import Pretrain, differences, settings
 from simsiam.data import ViewsDataModule
-from simsiam.load import find_checkpoint, fits, load_backbone, load_strictly, load_weights
+from simsiam.load import find_checkpoint, load_backbone, load_strictly, load_weights
 from simsiam.module import SimSiam
 from simsiam.monitor import CollapseMonitor, KNNMonitor
 from simsiam.pictures import Pictures
@@ -116,15 +116,10 @@ def find_start(config: Pretrain, run: RunFolder, model: SimSiam, state: str) -> 
         return _newest_whole(run.resumable())
     if config.ckpt_dir is None:
         return None
-    file = find_checkpoint(Path(config.ckpt_dir))
-    if file.suffix == ".safetensors":  # a finished run's folder: its state to resume from lies deeper
-        file = find_checkpoint(Path(config.ckpt_dir) / "checkpoints")
+    file = find_checkpoint(config.ckpt_dir, whole=True)
     content = read_checkpoint(file)
-    about = content.get("hyper_parameters")
-    check(isinstance(about, dict) and "optimizer_states" in content, f"{file}: no checkpoint to resume from")
-    assert isinstance(about, dict)
-    fits(model, about, tuple(model.hparams), file) if "settings" not in content else None
-    changed = differences(content.get("settings", {}), settings(config))
+    check("settings" in content and "optimizer_states" in content, f"{file}: not a checkpoint to resume from")
+    changed = differences(content["settings"] | {"model_path": None}, settings(config))
     check(
         not changed,
         f"{file} is of a run with other settings ({'; '.join(changed)}): "
@@ -222,7 +217,6 @@ def train(
         enable_model_summary=False,
         log_every_n_steps=1_000_000,  # epoch means are logged at each epoch's end; nothing is logged at a step
         num_sanity_val_steps=0,
-        inference_mode=False,
     )
     if config.compile and accelerator == "gpu":
         for part in (model.backbone, model.projector, model.predictor):

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch.utils.tensorboard.summary import hparams
 
 from simsiam.monitor import KNNMonitor, parts
+from utils.checkpoint import keep_previous
 from utils.errors import RunFailure
 from utils.runfolder import RunFolder
 
@@ -107,6 +108,7 @@ class Keeper(Checkpoint):
             self.best, self.best_epoch = accuracy, row["epoch"]
             trainer.save_checkpoint(self.run.best, weights_only=True)
         if self._due(row["epoch"], trainer.max_epochs):
+            keep_previous(self.run.last)
             trainer.save_checkpoint(self.run.last)
             self.saved_at = time.monotonic()
 

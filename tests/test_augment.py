@@ -40,7 +40,7 @@ def test_each_colour_operation_is_torchvisions(operation: int, real_images: Tens
     x, v = real_images[:200].float() / 255, draws(200)
     factor = torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(200, 1)
     factor[:, operation] = v.factor[:, operation]
-    ours = color_jitter(x, v.order, factor, torch.ones(200, dtype=torch.bool))
+    ours = color_jitter(x, v.turn, factor, torch.ones(200, dtype=torch.bool))
     for i in range(200):
         torch.testing.assert_close(ours[i], JITTER[operation](x[i], float(factor[i, operation])), rtol=0, atol=2e-6)
 
@@ -60,12 +60,13 @@ def test_hue_turns_gray_into_gray_and_a_full_turn_into_itself(real_images: Tenso
 def test_the_whole_view_is_torchvisions_in_each_samples_own_order(real_images: Tensor) -> None:
     images, v = real_images[:500], draws(500)
     ours = apply(images, v)
-    assert len(v.order.unique(dim=0)) == 24
+    order = v.turn.argsort(dim=1)  # the operation of each turn
+    assert len(order.unique(dim=0)) == 24
     for i, image in enumerate(images.float() / 255):
         box = (int(v.top[i]), int(v.left[i]), int(v.height[i]), int(v.width[i]))
         x = F.resized_crop(image, *box, [32, 32], antialias=True)
         x = F.hflip(x) if v.flip[i] else x
-        for operation in v.order[i].tolist() if v.jitter[i] else ():
+        for operation in order[i].tolist() if v.jitter[i] else ():
             x = JITTER[operation](x, float(v.factor[i, operation]))
         x = F.rgb_to_grayscale(x, 3) if v.grayscale[i] else x
         torch.testing.assert_close(ours[i], x, rtol=0, atol=1e-5)
@@ -112,7 +113,7 @@ def test_parameters_have_torchvisions_distribution() -> None:
         factor = v.factor[:, column]
         assert low <= factor.min() < low + 0.001 and high - 0.001 < factor.max() <= high
         assert factor.mean().item() == pytest.approx((low + high) / 2, abs=0.005 * (high - low) / 0.2)
-    orders = (v.order * torch.tensor([64, 16, 4, 1])).sum(1)
+    orders = (v.turn * torch.tensor([64, 16, 4, 1])).sum(1)
     counts = torch.unique(orders, return_counts=True)[1]
     assert len(counts) == 24 and (counts - n / 24).abs().max() < 5 * (n / 24) ** 0.5
 

@@ -18,19 +18,18 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
+def keep_previous(path: Path) -> None:
+    """Give the checkpoint at `path` a second name, so that it outlives the next one's coming."""
+    if path.exists():
+        previous(path).unlink(missing_ok=True)
+        os.link(path, previous(path))
+
+
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's way to the disk: temporary file beside the target, fsync, rename; the one before is kept."""
+    """Lightning's way to the disk: temporary file beside the target, fsync, rename."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-
-        def write(partial: Path) -> None:
-            torch.save(checkpoint, partial)
-            if path.exists():
-                previous(path).unlink(missing_ok=True)
-                os.link(path, previous(path))
-
-        write_atomically(path, write)
+        write_atomically(Path(path), lambda partial: torch.save(checkpoint, partial))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         return read_checkpoint(Path(path), map_location)
