@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
+from simsiam.patterns import CLASSES, make_patterns
 from utils.errors import UserError, check
 
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
@@ -46,8 +47,6 @@ def load(name: str, data_dir: str, train_images: int | None, test_images: int | 
         UserError: unknown name, missing or damaged files, more images asked for than there are.
     """
     if name == "patterns":
-        from simsiam.patterns import CLASSES, make_patterns
-
         sizes = (train_images or 10_000, test_images or 2_000)
         train, test = (Images(*make_patterns(n, split), classes=CLASSES) for split, n in enumerate(sizes))
         return train, test
