@@ -7,7 +7,8 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## train on generated patterns, on whatever the machine has, and open nothing
-	DEMO --overwrite
+	$(BIN)/python main.py --dataset patterns --backbone resnet10 --width 16 --out-dim 256 --h-dim 64 \
+	    --batch-size 128 --learning-rate 0.15 --epochs 5 --no-compile --exp-name demo --overwrite
 
 test: .venv/tests-installed  ## all tests; those on real CIFAR-10 look for it in CIFAR10_DIR, or ./data
 	$(BIN)/python -m pytest

@@ -21,10 +21,12 @@ def main(args: list[str]) -> int:
         return fail(error, 2)
     except RunFailure as failure:
         return fail(failure, failure.status)
+    except KeyboardInterrupt:
+        return fail("stopped", 130)
     return 0
 
 
-def fail(error: Exception, status: int) -> int:
+def fail(error: Exception | str, status: int) -> int:
     print(f"main.py: {error}", file=sys.stderr)
     return status
 

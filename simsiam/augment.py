@@ -55,7 +55,7 @@ def augment(
     *,
     seed: int,
     epoch: int | Tensor,
-    view: int,
+    view: int | Tensor,
     policy: Policy = Policy(),
     mean: Tensor,
     std: Tensor,
@@ -82,7 +82,7 @@ def normalize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 # ---------------------------------------------------------------- drawing
 
 
-def draw(indices: Tensor, size: int, *, seed: int, epoch: int | Tensor, view: int, policy: Policy) -> Views:
+def draw(indices: Tensor, size: int, *, seed: int, epoch: int | Tensor, view: int | Tensor, policy: Policy) -> Views:
     """The parameters of one view of each sample, distributed as torchvision's transforms draw theirs."""
     u = uniform(indices, epoch, view, 2 * CROP_TRIES + 13, seed=seed)  # (B, 33)
     crop, rest = u[:, : 2 * CROP_TRIES], u[:, 2 * CROP_TRIES :]

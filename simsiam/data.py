@@ -74,13 +74,7 @@ class ViewsDataModule(pl.LightningDataModule):
             UserError: damaged files, or more images in a batch than there are.
         """
         if not self.ready:
-            splits = load(self.dataset, self.data_dir, self.train_images, self.test_images)
-            self.train: Images = splits[0]
-            self.test: Images = splits[1]
-            check(
-                self.batch_size <= len(self.train),
-                f"--batch-size {self.batch_size} is more than the {len(self.train)} train images",
-            )
+            self.use(load(self.dataset, self.data_dir, self.train_images, self.test_images))
             mean, std = channel_statistics(self.train.images)
             self.mean, self.std = torch.tensor(mean), torch.tensor(std)
             self.ready = True
@@ -88,6 +82,19 @@ class ViewsDataModule(pl.LightningDataModule):
             device = self.trainer.strategy.root_device
             self.train, self.test = self.train.to(device), self.test.to(device)
             self.mean, self.std = self.mean.to(device), self.std.to(device)
+
+    def use(self, splits: tuple[Images, Images]) -> None:
+        """Take these as the train and the test split.
+
+        Raises:
+            UserError: more images in a batch than there are.
+        """
+        self.train, self.test = splits
+        self.mean, self.std = torch.zeros(3), torch.ones(3)
+        check(
+            self.batch_size <= len(self.train),
+            f"--batch-size {self.batch_size} is more than the {len(self.train)} train images",
+        )
 
     def train_dataloader(self) -> EpochOrder:
         assert self.trainer is not None
@@ -101,12 +108,14 @@ class ViewsDataModule(pl.LightningDataModule):
 
     def view(self, indices: Tensor, epoch: int, view: int) -> Tensor:
         """One view of the train images at `indices` (B,), as epoch `epoch` sees it: (B, 3, S, S) float32."""
+        # epoch and view go as tensors, filled on the device: as numbers, each new one would be compiled anew
+        epoch_, view_ = (torch.full((), value, device=indices.device) for value in (epoch, view))
         return self._augment(
             self.train.images[indices],
             indices,
             seed=self.seed,
-            epoch=epoch,
-            view=view,
+            epoch=epoch_,
+            view=view_,
             policy=self.policy,
             mean=self.mean,
             std=self.std,

@@ -19,6 +19,7 @@ from simsiam.patterns import CLASSES, make_patterns
 from utils.errors import UserError, check
 
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
+PUBLISHED = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100)}  # train and test images, classes
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,20 @@ def load(name: str, data_dir: str, train_images: int | None, test_images: int | 
         pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
         splits.append(Images(pixels, torch.tensor(data.targets), tuple(data.classes)).first(count))
     return splits[0], splits[1]
+
+
+def absent(name: str, data_dir: str) -> bool:
+    """Whether a data set would have to be downloaded."""
+    return name != "patterns" and bool(_missing(_source(name), Path(data_dir).expanduser()))
+
+
+def placeholders(name: str, train_images: int | None, test_images: int | None) -> tuple[Images, Images]:
+    """As many images and classes as `load` will return once the data set is there: zeros, which take no memory."""
+    *sizes, classes = PUBLISHED[name]
+    blank, label = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, dtype=torch.long)
+    names = tuple(map(str, range(classes)))
+    train, test = (Images(blank.expand(n, -1, -1, -1), label.expand(n), names) for n in sizes)
+    return train.first(train_images), test.first(test_images)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

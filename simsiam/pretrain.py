@@ -13,13 +13,14 @@ import torch
 from simsiam.augment import Policy
 from simsiam.config import Pretrain, differences, settings
 from simsiam.data import ViewsDataModule
+from simsiam.datasets import absent, placeholders
 from simsiam.load import find_checkpoint, load_backbone, load_strictly, load_weights
 from simsiam.module import SimSiam
 from simsiam.monitor import CollapseMonitor, KNNMonitor
 from simsiam.pictures import Pictures
 from simsiam.record import Curves, Keeper, ProgressLine, Recorder
 from utils.checkpoint import AtomicCheckpointIO, read_checkpoint
-from utils.errors import UserError, check
+from utils.errors import RunFailure, UserError, check
 from utils.export import write_backbone
 from utils.files import write_json
 from utils.runfolder import RunFolder
@@ -45,8 +46,12 @@ def pretrain(config: Pretrain) -> None:
             return
 
     data = build_data(config, compile=config.compile and accelerator == "gpu")
-    data.prepare_data()
-    data.setup()
+    if config.dry_run and absent(config.dataset, config.data_dir):
+        print(f"{config.dataset} is not in {config.data_dir}: it would be downloaded first")
+        data.use(placeholders(config.dataset, config.train_images, config.test_images))
+    else:
+        data.prepare_data()
+        data.setup()
     check(
         config.knn_every == 0 or config.knn_k <= len(data.train),
         f"--knn-k {config.knn_k} is more than the {len(data.train)} train images: give fewer, or --knn-every 0",
@@ -221,7 +226,10 @@ def train(
     if config.compile and accelerator == "gpu":
         for part in (model.backbone, model.projector, model.predictor):
             part.compile()  # in place: the keys of the state dict stay as they are
-    trainer.fit(model, datamodule=data, ckpt_path=start)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=start)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise RunFailure(f"stopped in {run.path}; the same command resumes it", status=130) from None
     finish(config, run, model, keeper, knn)
 
 

@@ -159,3 +159,14 @@ def test_switched_off_it_only_normalises() -> None:
     whole = (v.height == 32) & (v.width == 32)
     assert square.any() and torch.equal(square, whole)
     torch.testing.assert_close(apply(images, v)[whole], images[whole].float() / 255, rtol=0, atol=1e-6)
+
+
+def test_it_is_compiled_once_for_all_epochs_and_views() -> None:
+    """With the eager backend: what is counted is the tracing, which is the same for every backend."""
+    torch.compiler.reset()
+    images, indices = noise(16), torch.arange(16)
+    compiled = torch.compile(augment, fullgraph=True, backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for epoch, view in ((0, 0), (0, 1), (1, 0), (2, 1), (700, 3)):
+            given = {"seed": 0, "epoch": torch.tensor(epoch), "view": torch.tensor(view), "mean": MEAN, "std": STD}
+            torch.testing.assert_close(compiled(images, indices, **given), augment(images, indices, **given))

@@ -113,6 +113,12 @@ def test_a_dry_run_tells_and_writes_nothing(program: Program, tmp_path: Path) ->
         assert part in out
 
 
+def test_a_dry_run_without_the_data_downloads_nothing(program: Program, tmp_path: Path) -> None:
+    status, out, err = program("--data-dir", str(tmp_path / "data"), "--dry-run")
+    assert (status, err) == (0, "") and not (tmp_path / "data").exists()
+    assert "would be downloaded" in out and "800 epochs of 97 steps" in out and "backbone 11.17 M" in out
+
+
 # ---------------------------------------------------------------- bad input: status 2, one line, nothing written
 
 BAD_FLAGS = {

@@ -186,3 +186,30 @@ def test_a_collapse_ends_with_status_3_where_asked(program: Program) -> None:
     flags = ["--epochs", "12", "--no-stop-grad", "--no-predictor", "--learning-rate", "0.5", "--weight-decay", "0.05"]
     status, _, err = program(*SMALL, *flags, "--stop-on-collapse")
     assert status == 3 and err.count("\n") == 1 and "collapsed in epoch" in err
+
+
+def test_ctrl_c_stops_in_one_line_and_the_same_command_resumes(tmp_path: Path) -> None:
+    flags = ("--epochs", "30", "--checkpoint-every", "1")
+    process, metrics = start("stopped", tmp_path, *flags), tmp_path / "runs" / "stopped" / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.count("\n") == 1 and "the same command resumes it" in err
+    again = start("stopped", tmp_path, *flags)
+    out, err = again.communicate(timeout=120)
+    assert (again.returncode, err) == (0, "") and "resumed from" in out and len(rows(metrics.parent)) == 30
+
+
+def test_a_run_killed_on_its_last_metres_is_finished_by_the_same_command(program: Program, tmp_path: Path) -> None:
+    assert program(*SMALL, "--epochs", "2")[0] == 0
+    run = tmp_path / "runs" / "simsiam_patterns"
+    summary, trained = (run / "summary.json").read_text(), weights(run)
+    (run / "summary.json").unlink()
+    (run / "backbone.safetensors").unlink()
+    (run / ".summary.json.1.partial").write_text("{")
+    assert program(*SMALL, "--epochs", "2")[0] == 0
+    assert (run / "summary.json").read_text() == summary and (run / "backbone.safetensors").exists()
+    assert all(torch.equal(weights(run)[name], trained[name]) for name in trained)
+    assert not list(run.glob(".*"))

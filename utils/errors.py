@@ -6,7 +6,7 @@ class UserError(ValueError):
 
 
 class RunFailure(RuntimeError):
-    """A run that must not go on: collapsed (exit status 3) or no longer finite (4)."""
+    """A run that does not go on: collapsed (exit status 3), no longer finite (4), or stopped by Ctrl-C (130)."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)

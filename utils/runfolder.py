@@ -43,7 +43,8 @@ class RunFolder:
         check(os.access(above, os.W_OK | os.X_OK), f"{above} cannot be written: give another --save-dir")
         module = self.path.with_name(self.path.name + ".py")
         check(not module.exists(), f"{self.path} would lie beside the module {module}: give another --exp-name")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        entries = self.path.iterdir() if self.path.exists() else ()
+        if all(entry.name.endswith(PARTIAL) for entry in entries):  # nothing, or what a kill left of the first write
             return "new"
         check(self.config.is_file(), f"{self.path} holds something that is not a run: give another --exp-name")
         return "finished" if self.summary.exists() else "unfinished"
