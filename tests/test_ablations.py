@@ -1,4 +1,4 @@
-"""What the paper's sections 4.1 and 4.2 say of each switch, on a small run: SimSiam learns, and without either part not."""
+"""What the paper says of each switch (4.1, 4.2), on a small run: SimSiam learns, and without either part it does not."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -15,7 +15,8 @@ Program = Callable[..., tuple[int, str, str]]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    return [content for name, content in fences if name == language]
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
