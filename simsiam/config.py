@@ -13,7 +13,6 @@ import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from unittest import mock
 
 import tyro
 import yaml
@@ -217,7 +216,7 @@ class RunOptions:
     checkpoint_every: Annotated[int | None, left_out("EPOCHS", "once 30 seconds have gone by")] = None
     """Epochs between checkpoints."""
     config: Annotated[str | None, left_out("FILE", "none")] = None
-    """Start from the config.yaml that an earlier run wrote; flags given beside it win."""
+    """Start from the settings in the config.yaml of an earlier run, all but its name; flags given beside it win."""
     overwrite: bool = False
     """Delete an earlier run of this name and start anew."""
     dry_run: bool = False
@@ -230,6 +229,7 @@ class RunOptions:
         for flag, value in (("--exp-name", self.exp_name), ("--version", self.version)):
             named = value is None or (value not in ("", ".", "..") and "/" not in value and "\\" not in value)
             check(named, f"{flag} {value!r}: a plain name, without a slash")
+            check(len(value or "") <= 100, f"{flag}: {len(value or '')} letters are too long for a folder's name")
 
 
 HELP = """Pre-train a network with SimSiam (arXiv 2011.10566); watch it by kNN; keep its weights.
@@ -269,6 +269,7 @@ class Pretrain(
 
 COMMANDS: dict[str, type[Pretrain]] = {"pretrain": Pretrain}
 
+NAMING = {"exp_name", "version", "ckpt_dir"}  # an earlier run's own: a run that starts from its file is another
 ONCE = {"config", "overwrite", "dry_run"}  # what a command line says for itself alone
 
 # What may differ between a run and its continuation: where things are, what is measured, who computes.
@@ -298,21 +299,29 @@ def parse(command: type[Pretrain], args: list[str], prog: str) -> Pretrain:
     if {"-h", "--help"} & set(args):
         tyro.cli(tyro.conf.OmitArgPrefixes[nested], args=["--help"], prog=prog, description=HELP)
     args = _flags_of_file(command, args) + args
-    printed = io.StringIO()
-    wide = mock.patch.dict(os.environ, COLUMNS="100000")  # tyro draws a box around its message: let it not fold
+    printed, columns = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100000"  # tyro draws a box around its message: let it not fold
     try:
-        with contextlib.redirect_stderr(printed), wide:
+        with contextlib.redirect_stderr(printed):
             flags = tyro.cli(tyro.conf.OmitArgPrefixes[nested], args=args, prog=prog)
-    except SystemExit:
+    except SystemExit as stop:
+        if not stop.code:  # it printed what was asked for
+            raise
         raise UserError(_message(printed.getvalue())) from None
+    finally:
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
     return command(**{f.name: getattr(getattr(flags, name), f.name) for name, g in named.items() for f in fields(g)})
 
 
 def _message(box: str) -> str:
-    """What stands in tyro's box, above its first rule."""
-    rows = [line.strip("\u2502 ") for line in box.splitlines()[1:]]
-    above = rows[: next((i for i, row in enumerate(rows) if set(row) == {"\u2500"}), len(rows))]
-    message = " ".join(above)
+    """What tyro says in its box: the first lines below the title, up to a rule."""
+    rows = [line.strip("\u2502| ") for line in box.splitlines()[1:]]
+    rules = (bool(row) and set(row) <= {"\u2500", "-"} for row in rows)  # of hyphens where the locale has no boxes
+    sections = itertools.groupby(zip(rows, rules, strict=True), key=lambda pair: pair[1])
+    texts = (" ".join(row for row, _ in section).strip() for is_rule, section in sections if not is_rule)
+    message = next((text for text in texts if text), "this command line cannot be read")
     return re.sub(r"^Error parsing \w+: ", "", message)  # a group is nothing that a person typed
 
 
@@ -334,6 +343,8 @@ def _flags_of_file(command: type, args: list[str]) -> list[str]:
     check(not unknown, f"--config {file}: unknown setting {', '.join(sorted(map(str, unknown)))}")
     flags = []
     for name, value in settings.items():
+        if name in NAMING:
+            continue
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")

@@ -61,7 +61,7 @@ class ViewsDataModule(pl.LightningDataModule):
         self.dataset, self.data_dir, self.data_url = dataset, data_dir, data_url
         self.train_images, self.test_images = train_images, test_images
         self.batch_size, self.views, self.seed, self.policy = batch_size, views, seed, policy
-        self._augment = torch.compile(augment, fullgraph=True) if compile else augment
+        self._augment = torch.compile(augment, fullgraph=True, dynamic=False) if compile else augment
         self.ready = False
 
     def prepare_data(self) -> None:

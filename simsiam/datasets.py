@@ -6,8 +6,9 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -58,23 +59,26 @@ def load(name: str, data_dir: str, train_images: int | None, test_images: int | 
             data = source(str(root), train=train)
         except RuntimeError:
             raise UserError(_problem(source, root) or f"{root}: not readable") from None
-        check(
-            count is None or count <= len(data),
-            f"--{'train' if train else 'test'}-images {count}: {name} has {len(data)}",
-        )
+        _check_count(name, "train" if train else "test", count, len(data))
         pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
         splits.append(Images(pixels, torch.tensor(data.targets), tuple(data.classes)).first(count))
     return splits[0], splits[1]
 
 
+def _check_count(name: str, split: str, asked: int | None, there: int) -> None:
+    check(asked is None or asked <= there, f"--{split}-images {asked}: {name} has {there}")
+
+
 def absent(name: str, data_dir: str) -> bool:
-    """Whether a data set would have to be downloaded."""
-    return name != "patterns" and bool(_missing(_source(name), Path(data_dir).expanduser()))
+    """Whether a data set would have to be downloaded: no file of it is there."""
+    return name != "patterns" and not (Path(data_dir).expanduser() / _source(name).base_folder).is_dir()
 
 
 def placeholders(name: str, train_images: int | None, test_images: int | None) -> tuple[Images, Images]:
     """As many images and classes as `load` will return once the data set is there: zeros, which take no memory."""
     *sizes, classes = PUBLISHED[name]
+    _check_count(name, "train", train_images, sizes[0])
+    _check_count(name, "test", test_images, sizes[1])
     blank, label = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, dtype=torch.long)
     names = tuple(map(str, range(classes)))
     train, test = (Images(blank.expand(n, -1, -1, -1), label.expand(n), names) for n in sizes)
@@ -111,7 +115,7 @@ def _missing(source: type[CIFAR10], root: Path) -> dict[str, str]:
     found = {}
     for file, md5 in [*source.train_list, *source.test_list, meta]:
         path = root / source.base_folder / file
-        if not path.exists():
+        if not os.path.exists(path):  # an unreadable folder counts as empty
             found[file] = "missing"
         elif not check_integrity(str(path), md5):
             found[file] = "damaged (its MD5 is not the published one)"
@@ -143,15 +147,16 @@ def fetch(name: str, data_dir: str, url: str | None = None) -> None:
     )
     damaged = [why for why in _missing(source, root).values() if why != "missing"]
     check(not damaged, f"{_problem(source, root)}. Delete {folder} and run this again to download it anew. {by_hand}")
-    before = root.exists()
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         with _lock(root):
             if _missing(source, root):  # another process may have been faster
                 _download(source, root, url)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:
         problem = _problem(source, root)
-        if not before:
-            shutil.rmtree(root, ignore_errors=True)
+        for empty in made:
+            with suppress(OSError):  # not ours alone any more
+                empty.rmdir()
         raise UserError(f"{problem}; the download failed: {' '.join(str(error).split())}. {by_hand}") from None
 
 

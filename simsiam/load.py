@@ -1,5 +1,6 @@
 """From files to networks: strictly, and without running anything that a file contains."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
         check(path.exists(), f"{path}: no such file or folder")
         return path
     run = RunFolder(path)
-    candidates = [run.last, run.best, path / run.last.name] if whole else [run.backbone, run.last, run.best]
+    states = [run.last, run.best, path / run.last.name]
+    candidates = [*states, run.backbone] if whole else [run.backbone, *states]
     for candidate in candidates:
         if candidate.exists():
             return candidate
@@ -84,9 +86,12 @@ ARCHITECTURE = ("backbone", "width", "out_dim", "h_dim", "proj_layers", "proj_hi
 
 def fits(model: SimSiam, about: dict[str, Any], keys: tuple[str, ...], file: Path) -> None:
     """Raise UserError that names what differs, where shapes alone would speak in riddles."""
-    wrong = [
-        f"{key} {about.get(key)}, not {model.hparams[key]}" for key in keys if about.get(key) != model.hparams[key]
-    ]
+
+    def resolved(hp: Mapping[str, Any]) -> dict[str, Any]:
+        return {**hp, "proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")}
+
+    theirs, ours = resolved(about), resolved(model.hparams)
+    wrong = [f"{key} {theirs.get(key)}, not {ours[key]}" for key in keys if theirs.get(key) != ours[key]]
     check(not wrong, f"{file}: another architecture: {'; '.join(wrong)}")
 
 

@@ -6,10 +6,11 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard.writer import SummaryWriter
 from torchvision.utils import make_grid
 
+from simsiam.augment import apply, draw
 from simsiam.data import ViewsDataModule
 from simsiam.monitor import extract_features, parts
 from utils.runfolder import RunFolder
@@ -23,12 +24,13 @@ def views_grid(data: ViewsDataModule, images: int = 8, epochs: int = 4) -> Tenso
     Returns:
         (3, H, W) uint8.
     """
-    indices = torch.arange(images, device=data.train.images.device)
-    columns = [data.train.images[indices].float() / 255]
+    indices = torch.arange(min(images, len(data.train)), device=data.train.images.device)
+    originals = data.train.images[indices]
+    columns = [originals.float() / 255]
     for epoch in range(epochs):
         for view in range(data.views):
-            normalized = data.view(indices, epoch, view)
-            columns.append(normalized * data.std[:, None, None] + data.mean[:, None, None])
+            drawn = draw(indices, originals.shape[-1], seed=data.seed, epoch=epoch, view=view, policy=data.policy)
+            columns.append(apply(originals, drawn))
     return _grid(torch.stack(columns, dim=1))
 
 
@@ -41,7 +43,7 @@ def neighbours_grid(data: ViewsDataModule, features: Tensor, bank: Tensor, image
     Returns:
         (3, H, W) uint8.
     """
-    nearest = (features[:images] @ bank.T).topk(k, dim=1).indices  # (images, k)
+    nearest = (features[:images] @ bank.T).topk(min(k, len(bank)), dim=1).indices  # (images, k)
     found = data.train.images[nearest]  # (images, k, 3, S, S)
     return _grid(torch.cat([data.test.images[:images, None], found], dim=1).float() / 255)
 
@@ -70,8 +72,8 @@ def log_embedding(writer: SummaryWriter, data: ViewsDataModule, features: Tensor
     )
 
 
-class Pictures(pl.Callback):
-    """`views` at the start of a run (in TensorBoard and as `views.png`), `neighbours` and `embedding` at its end."""
+class FirstViews(pl.Callback):
+    """`views` at the start of a run, in TensorBoard and as `views.png`."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -80,17 +82,14 @@ class Pictures(pl.Callback):
         if trainer.global_step == 0:
             picture = views_grid(parts(trainer, pl_module)[1])
             save_png(picture, self.run.views)
-            _writer(trainer).add_image("views", picture, 0)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        backbone, data = parts(trainer, pl_module)
-        bank = extract_features(backbone, data.train.images, data.mean, data.std)
-        features = extract_features(backbone, data.test.images, data.mean, data.std)
-        writer, step = _writer(trainer), trainer.global_step
-        writer.add_image("neighbours", neighbours_grid(data, features, bank), step)
-        log_embedding(writer, data, features, step)
+            assert isinstance(trainer.logger, TensorBoardLogger)
+            trainer.logger.experiment.add_image("views", picture, 0)
 
 
-def _writer(trainer: pl.Trainer) -> SummaryWriter:
-    assert isinstance(trainer.logger, TensorBoardLogger)
-    return trainer.logger.experiment
+def log_final_pictures(writer: SummaryWriter, data: ViewsDataModule, backbone: nn.Module, step: int) -> None:
+    """`neighbours` and `embedding`, of a finished backbone on the data's device."""
+    bank = extract_features(backbone, data.train.images, data.mean, data.std)
+    features = extract_features(backbone, data.test.images, data.mean, data.std)
+    writer.add_image("neighbours", neighbours_grid(data, features, bank), step)
+    log_embedding(writer, data, features, step)
+    writer.flush()

@@ -5,10 +5,11 @@ import sys
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from simsiam.augment import Policy
 from simsiam.config import Pretrain, differences, settings
@@ -17,7 +18,7 @@ from simsiam.datasets import absent, placeholders
 from simsiam.load import find_checkpoint, load_backbone, load_strictly, load_weights
 from simsiam.module import SimSiam
 from simsiam.monitor import CollapseMonitor, KNNMonitor
-from simsiam.pictures import Pictures
+from simsiam.pictures import FirstViews, log_final_pictures
 from simsiam.record import Curves, Keeper, ProgressLine, Recorder
 from utils.checkpoint import AtomicCheckpointIO, read_checkpoint
 from utils.errors import RunFailure, UserError, check
@@ -41,14 +42,14 @@ def pretrain(config: Pretrain) -> None:
             f"{run.path} holds a run with other settings ({'; '.join(changed)}): "
             "give another --exp-name, or --overwrite to start anew",
         )
-        if state == "finished" and not config.dry_run:
+        if state == "finished":
             print(f"{run.path} is finished already. --overwrite would start anew.")
             return
 
     data = build_data(config, compile=config.compile and accelerator == "gpu")
     if config.dry_run and absent(config.dataset, config.data_dir):
-        print(f"{config.dataset} is not in {config.data_dir}: it would be downloaded first")
         data.use(placeholders(config.dataset, config.train_images, config.test_images))
+        print(f"{config.dataset} is not in {config.data_dir}: it would be downloaded first")
     else:
         data.prepare_data()
         data.setup()
@@ -57,13 +58,15 @@ def pretrain(config: Pretrain) -> None:
         f"--knn-k {config.knn_k} is more than the {len(data.train)} train images: give fewer, or --knn-every 0",
     )
     model = build_model(config, data)
-    if config.model_path:
-        load_weights(model, config.model_path)
     start = find_start(config, run, model, state)
+    if config.model_path and start is None:
+        load_weights(model, config.model_path)
     if config.dry_run:
         describe(config, run, data, model, accelerator, precision, start)
         return
+    found = run.resumable()
     with run.lock():
+        check(run.state() == state and run.resumable() == found, f"{run.path} has changed meanwhile: run this again")
         describe(config, run, data, model, accelerator, precision, start)
         if config.overwrite:
             run.delete()
@@ -85,7 +88,7 @@ def resolve_device(config: Pretrain) -> tuple[str, Any]:
     accelerator = "gpu" if gpu and config.accelerator != "cpu" else "cpu"
     precision = config.precision
     if precision == "auto":
-        precision = "bf16" if accelerator == "gpu" and torch.cuda.is_bf16_supported() else "32"
+        precision = "bf16" if accelerator == "gpu" and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
     check(precision != "16" or accelerator == "gpu", "--precision 16 needs a GPU: take bf16 or 32")
     return accelerator, {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
 
@@ -111,13 +114,26 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
     )
 
 
-def find_start(config: Pretrain, run: RunFolder, model: SimSiam, state: str) -> Path | None:
+class Start(NamedTuple):
+    """Where a run goes on."""
+
+    path: Path
+    epochs: int  # done so far
+    step: int
+
+
+def find_start(config: Pretrain, run: RunFolder, model: SimSiam, state: str) -> Start | None:
     """The checkpoint to resume from: the run's own newest whole one, else `--ckpt-dir`'s, else none.
 
     Raises:
         UserError: damaged, foreign, or a checkpoint of other settings.
     """
     if state == "unfinished" and not config.overwrite and run.resumable():
+        check(
+            config.ckpt_dir in (None, run.settings().get("ckpt_dir")),
+            f"{run.path} holds an unfinished run, which would be resumed instead of --ckpt-dir {config.ckpt_dir}: "
+            "leave the flag out, or give another --exp-name",
+        )
         return _newest_whole(run.resumable())
     if config.ckpt_dir is None:
         return None
@@ -134,19 +150,26 @@ def find_start(config: Pretrain, run: RunFolder, model: SimSiam, state: str) -> 
         content["epoch"] + 1 < config.epochs,
         f"{file} is of a finished run: nothing is left to train; --model-path starts a new run from its weights",
     )
+    check(
+        run.path.resolve() not in file.resolve().parents,
+        f"{file} lies in {run.path}, which --overwrite would delete: give another --exp-name",
+    )
     load_strictly(model, content["state_dict"], file)
-    return file
+    return Start(file, content["epoch"] + 1, content["global_step"])
 
 
-def _newest_whole(candidates: list[Path]) -> Path:
-    for newest in candidates[:-1]:
+def _newest_whole(candidates: list[Path]) -> Start:
+    problems = []
+    for path in candidates:
         try:
-            read_checkpoint(newest)
-            return newest
+            content = read_checkpoint(path)
         except UserError as error:
-            print(f"warning: {error}; going back to the checkpoint before it", file=sys.stderr)
-    read_checkpoint(candidates[-1])
-    return candidates[-1]
+            problems.append(str(error))
+            continue
+        if problems:
+            print(f"warning: {problems[0]}; going back to the checkpoint before it", file=sys.stderr)
+        return Start(path, content["epoch"] + 1, content["global_step"])
+    raise UserError(f"{'; '.join(problems)}; --overwrite starts anew")
 
 
 def describe(
@@ -156,7 +179,7 @@ def describe(
     model: SimSiam,
     accelerator: str,
     precision: str,
-    start: Path | None,
+    start: Start | None,
 ) -> None:
     """Print what is about to be trained."""
     millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
@@ -170,7 +193,7 @@ def describe(
         f"{config.epochs * steps:,} steps;\n"
         f"            learning rate {config.learning_rate:g} after {config.warmup:g} epochs of warm-up\n"
         f"  device    {accelerator}, precision {precision}\n"
-        f"  run       {run.path}" + (f", resumed from {start}" if start else "") + "\n"
+        f"  run       {run.path}" + (f", resumed from {start.path}" if start else "") + "\n"
         f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}",
         flush=True,
     )
@@ -192,15 +215,11 @@ def train(
     model: SimSiam,
     accelerator: str,
     precision: Any,
-    start: Path | None,
+    start: Start | None,
 ) -> None:
     """Run the Trainer and write what a finished run consists of."""
-    step, epochs_done = 0, 0
-    if start is not None:
-        content = read_checkpoint(start)
-        step, epochs_done = content["global_step"], content["epoch"] + 1
-    run.keep_rows(epochs_done)
-
+    run.keep_rows(start.epochs if start else 0)
+    step = start.step if start else 0  # TensorBoard forgets what it has from there on
     logger = Curves(run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step)
     if start is None:
         logger.log_settings(settings(config))
@@ -216,7 +235,7 @@ def train(
         precision=precision,
         max_epochs=config.epochs,
         logger=logger,
-        callbacks=[knn, recorder, progress, Pictures(run), collapse, keeper],
+        callbacks=[knn, recorder, progress, FirstViews(run), collapse, keeper],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -225,23 +244,33 @@ def train(
     )
     if config.compile and accelerator == "gpu":
         for part in (model.backbone, model.projector, model.predictor):
-            part.compile()  # in place: the keys of the state dict stay as they are
+            part.compile(dynamic=False)  # in place: the keys of the state dict stay as they are
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=start)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        raise RunFailure(f"stopped in {run.path}; the same command resumes it", status=130) from None
-    finish(config, run, model, keeper, knn)
+        trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C and to SIGTERM
+        status = 143 if isinstance(stop, SIGTERMException) else 130
+        raise RunFailure(f"stopped in {run.path}; the same command resumes it", status) from None
+    finish(config, run, data, model, logger, keeper, knn)
 
 
-def finish(config: Pretrain, run: RunFolder, model: SimSiam, keeper: Keeper, knn: KNNMonitor) -> None:
-    """Write the backbone and the summary, which is what makes a run finished, and say where things are."""
+def finish(
+    config: Pretrain,
+    run: RunFolder,
+    data: ViewsDataModule,
+    model: SimSiam,
+    logger: Curves,
+    keeper: Keeper,
+    knn: KNNMonitor,
+) -> None:
+    """Write the backbone, the last pictures and the summary, which is what makes a run finished; say where they are."""
     rows = run.rows()
     last = rows[-1]
     about = {name: model.hparams[name] for name in ("backbone", "width", "image_size", "mean", "std")}
     accuracy = {"kNN_accuracy": last.get("kNN_accuracy"), "knn_k": config.knn_k, "knn_t": config.knn_t}
     origin = {"dataset": config.dataset, "epoch": last["epoch"], "seed": config.seed, "versions": versions()}
     write_backbone(run.backbone, model.backbone.state_dict(), about | accuracy | origin)
-    load_backbone(run.backbone)  # a file that does not load is found now
+    backbone = load_backbone(run.backbone).to(data.train.images.device)  # a file that does not load is found now
+    log_final_pictures(logger.experiment, data, backbone, last["step"])
     summary = {
         "epochs": last["epoch"],
         "step": last["step"],

@@ -66,13 +66,7 @@ class Recorder(pl.Callback):
         """
         metrics = {name: trainer.callback_metrics[name].item() for name in ("train_loss", "z_std")}
         if not math.isfinite(metrics["train_loss"]):
-            kept = self.run.resumable()
-            good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
-            raise RunFailure(
-                f"the loss is {metrics['train_loss']} in epoch {trainer.current_epoch + 1}: "
-                f"lower --learning-rate; {good}",
-                status=4,
-            )
+            raise not_finite(f"the loss is {metrics['train_loss']}", trainer.current_epoch + 1, self.run)
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         pl_module.log_dict({"learning_rate": rate, "perf/images_per_second": self.images_per_second})
         self.row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
@@ -85,6 +79,13 @@ class Recorder(pl.Callback):
             "seconds": round(time.perf_counter() - self.started, 3),
         }
         self.run.append_row(self.row)
+
+
+def not_finite(what: str, epoch: int, run: RunFolder) -> RunFailure:
+    """The failure with status 4, which names the last good checkpoint."""
+    kept = run.resumable()
+    good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+    return RunFailure(f"{what} in epoch {epoch}: lower --learning-rate; {good}", status=4)
 
 
 class Keeper(Checkpoint):
@@ -108,6 +109,8 @@ class Keeper(Checkpoint):
             self.best, self.best_epoch = accuracy, row["epoch"]
             trainer.save_checkpoint(self.run.best, weights_only=True)
         if self._due(row["epoch"], trainer.max_epochs):
+            if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+                raise not_finite("a weight is not finite", row["epoch"], self.run)
             keep_previous(self.run.last)
             trainer.save_checkpoint(self.run.last)
             self.saved_at = time.monotonic()
@@ -128,7 +131,8 @@ class Keeper(Checkpoint):
         return {"best": self.best, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        if self.run.best.exists():  # not so where a checkpoint is resumed in another folder
+            self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
 
 
 class ProgressLine(pl.Callback):
@@ -178,7 +182,13 @@ class ProgressLine(pl.Callback):
         else:
             self.say(line)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()  # Lightning calls no teardown then, and a bar that goes on would swallow the error's line
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

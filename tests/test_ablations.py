@@ -1,4 +1,4 @@
-"""What the paper says of each switch (4.1, 4.2), on a small run: SimSiam learns, and without either part it does not."""
+"""What the paper says of each switch (4.1, 4.2), on a small run: SimSiam learns; without either part, not."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -77,7 +77,7 @@ def test_the_default_warm_up_fits_every_run(epochs: int, warmup: float) -> None:
 
 
 def test_a_config_file_gives_the_settings_and_flags_beside_it_win(tmp_path: Path) -> None:
-    first = parsed("--epochs", "33", "--no-stop-grad", "--knn-t", "0.5", "--train-images", "77", "--exp-name", "a b")
+    first = parsed("--epochs", "33", "--no-stop-grad", "--knn-t", "0.5", "--train-images", "77", "--save-dir", "a b")
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"command": "pretrain", "settings": settings(first), "versions": {}}))
     assert settings(parsed("--config", str(file))) == settings(first)
@@ -154,6 +154,9 @@ BAD_FLAGS = {
     "--checkpoint-every 0": "at least 1",
     "--exp-name a/b": "plain name",
     "--exp-name ..": "plain name",
+    f"--exp-name {'x' * 300}": "too long",
+    "--dataset cifar10 --data-dir /no/such --data-url foo": "unknown url type",
+    "--dataset cifar10 --dry-run --train-images 60000 --data-dir /no/such": "has 50000",
     "--ckpt-dir a --model-path b": "one of them",
     "--ckpt-dir /no/such/file": "no such file",
     "--model-path /no/such/file": "no such file",

@@ -77,12 +77,15 @@ class Bomb:
 def bad_files(good: Path, safe: Path, folder: Path) -> dict[str, str]:
     """File name -> what the message says. Each is a way for a file to be wrong."""
     whole = good.read_bytes()
+    directory = bytearray(whole)
+    directory[-200] ^= 0x80  # in the names of the archive's directory
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 0x10
     content = {
         "empty.ckpt": b"",
         "truncated.ckpt": whole[: len(whole) // 2],
         "flipped.ckpt": bytes(flipped),
+        "directory.ckpt": bytes(directory),
         "page.ckpt": b"<!DOCTYPE html><html><body>404</body></html>",
         "pickle.ckpt": pickle.dumps({"state_dict": {}}),
         "empty.safetensors": b"",
@@ -102,6 +105,7 @@ def bad_files(good: Path, safe: Path, folder: Path) -> dict[str, str]:
         "empty.ckpt": "empty",
         "truncated.ckpt": "cut short",
         "flipped.ckpt": "damaged",
+        "directory.ckpt": "ckpt",
         "page.ckpt": "not a checkpoint",
         "pickle.ckpt": "not a checkpoint",
         "bomb.ckpt": "nothing of it was run",

@@ -42,12 +42,10 @@ def test_a_step_is_algorithm_1() -> None:
 
 def test_each_view_has_batch_statistics_of_its_own() -> None:
     x1, x2 = views()
-    shifted = model().training_step([x1, 3 * x2 + 1], 0)
-    # the first BN takes shift and scale out of a view, up to zero padding and eps, unless views share statistics
+    # the first BN takes a view's scale out, up to eps, unless the views share statistics
     torch.testing.assert_close(
         model().training_step([x1, 3 * x2], 0), model().training_step([x1, x2], 0), atol=1e-3, rtol=0
     )
-    assert torch.isfinite(shifted)
 
 
 def test_the_gradient_stops_at_z() -> None:

@@ -57,6 +57,17 @@ def test_weights_and_outputs_are_timms(name: str) -> None:
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-6, atol=1e-6)
 
 
+def test_in_the_usual_memory_format_only_the_order_of_sums_differs() -> None:
+    torch.manual_seed(0)
+    ours = resnet18()
+    shake_bn(ours)
+    theirs = cifar_stem(torchvision.models.resnet18()).to(memory_format=torch.contiguous_format)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.randn(4, 3, 32, 32)
+    a, b = ours.eval()(x), theirs.eval()(x)
+    assert ((a - b).abs().max() / b.abs().max()).item() < 2e-6
+
+
 def test_training_mode_gives_torchvisions_gradients() -> None:
     torch.manual_seed(0)
     ours = resnet18()

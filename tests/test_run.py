@@ -1,7 +1,10 @@
 """Runs of the real program: the same seed gives the same bits, and a killed run ends as one left alone."""
 
+import contextlib
 import json
 import os
+import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,6 +155,7 @@ def test_ckpt_dir_resumes_in_a_folder_of_its_own(program: Program, tmp_path: Pat
     assert program(*SMALL, "--epochs", "4", "--checkpoint-every", "1", "--exp-name", "whole")[0] == 0
     earlier = runs / "whole" / "checkpoints" / "last.previous.ckpt"  # after three epochs
     assert program(*SMALL, "--epochs", "4", "--exp-name", "rest", "--ckpt-dir", str(earlier))[0] == 0
+    assert sorted(os.listdir(runs / "rest" / "checkpoints")) == ["best.ckpt", "last.ckpt"]
     assert same_weights(runs / "rest", runs / "whole") and rows(runs / "rest") == rows(runs / "whole")[3:]
     for flags, answer in (
         (("--epochs", "5", "--ckpt-dir", str(earlier)), "--epochs 4, now 5"),
@@ -183,9 +187,68 @@ def test_a_loss_that_is_not_finite_ends_with_status_4(program: Program, tmp_path
 
 
 def test_a_collapse_ends_with_status_3_where_asked(program: Program) -> None:
-    flags = ["--epochs", "12", "--no-stop-grad", "--no-predictor", "--learning-rate", "0.5", "--weight-decay", "0.05"]
-    status, _, err = program(*SMALL, *flags, "--stop-on-collapse")
+    flags = [
+        "--train-images",
+        "800",
+        "--batch-size",
+        "50",
+        "--epochs",
+        "24",
+        "--learning-rate",
+        "0.3",
+        "--knn-every",
+        "0",
+    ]
+    status, _, err = program(*SMALL, *flags, "--no-stop-grad", "--stop-on-collapse")
     assert status == 3 and err.count("\n") == 1 and "collapsed in epoch" in err
+
+
+def test_on_a_terminal_the_bar_gives_way_to_the_error(tmp_path: Path) -> None:
+    """stdout is a terminal, so that the bar is drawn; stderr is a pipe."""
+    ours, theirs = pty.openpty()
+    flags = ["--epochs", "3", "--warmup-epochs", "0", "--learning-rate", "1e30", "--save-dir", str(tmp_path)]
+    command = [sys.executable, "main.py", *SMALL, *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=theirs, stderr=subprocess.PIPE)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal says that its other end is gone
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    _, err = process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == 4 and err.count(b"\n") == 1 and b"loss is nan" in err
+    assert b"steps" in shown and shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") > 0  # the cursor is back
+
+
+def test_overwrite_does_not_delete_what_it_would_resume_from(program: Program, tmp_path: Path) -> None:
+    assert program(*SMALL, "--epochs", "2", "--checkpoint-every", "1")[0] == 0
+    run = tmp_path / "runs" / "simsiam_patterns"
+    before = sorted(run.rglob("*"))
+    given = str(run / "checkpoints" / "last.previous.ckpt")
+    again = ["--epochs", "2", "--checkpoint-every", "1", "--overwrite", "--ckpt-dir", given]
+    status, _, err = program(*SMALL, *again)
+    assert status == 2 and "--overwrite would delete" in err and sorted(run.rglob("*")) == before
+
+
+def test_ckpt_dir_beside_an_unfinished_run_is_refused(program: Program, tmp_path: Path) -> None:
+    assert program(*SMALL, "--epochs", "2")[0] == 0
+    (tmp_path / "runs" / "simsiam_patterns" / "summary.json").unlink()
+    status, _, err = program(*SMALL, "--epochs", "2", "--ckpt-dir", "/no/such")
+    assert status == 2 and "leave the flag out" in err
+
+
+def test_another_programs_folder_is_left_alone(program: Program, tmp_path: Path) -> None:
+    theirs = tmp_path / "runs" / "simsiam_patterns"
+    (theirs / "checkpoints").mkdir(parents=True)
+    (theirs / "checkpoints" / "precious.pt").write_text("mine")
+    (theirs / "config.yaml").write_text("model: other")
+    status, _, err = program(*SMALL, "--overwrite")
+    assert status == 2 and "not a run" in err and (theirs / "checkpoints" / "precious.pt").read_text() == "mine"
+
+
+def test_few_images_and_four_views_train_to_the_end(program: Program) -> None:
+    few = ["--train-images", "4", "--test-images", "3", "--batch-size", "2", "--knn-k", "2"]
+    assert program(*SMALL, *few, "--views", "4", "--epochs", "1")[0] == 0
 
 
 def test_ctrl_c_stops_in_one_line_and_the_same_command_resumes(tmp_path: Path) -> None:
@@ -208,8 +271,9 @@ def test_a_run_killed_on_its_last_metres_is_finished_by_the_same_command(program
     summary, trained = (run / "summary.json").read_text(), weights(run)
     (run / "summary.json").unlink()
     (run / "backbone.safetensors").unlink()
+    shutil.rmtree(run / "tensorboard" / "00008")
     (run / ".summary.json.1.partial").write_text("{")
     assert program(*SMALL, "--epochs", "2")[0] == 0
     assert (run / "summary.json").read_text() == summary and (run / "backbone.safetensors").exists()
     assert all(torch.equal(weights(run)[name], trained[name]) for name in trained)
-    assert not list(run.glob(".*"))
+    assert not list(run.glob(".*")) and (run / "tensorboard" / "00008" / "embedding").is_dir()

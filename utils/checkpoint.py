@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import shutil
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ def keep_previous(path: Path) -> None:
     """Give the checkpoint at `path` a second name, so that it outlives the next one's coming."""
     if path.exists():
         previous(path).unlink(missing_ok=True)
-        os.link(path, previous(path))
+        try:
+            os.link(path, previous(path))
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, previous(path))
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -32,7 +37,7 @@ class AtomicCheckpointIO(CheckpointIO):
         write_atomically(Path(path), lambda partial: torch.save(checkpoint, partial))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        return read_checkpoint(Path(path), map_location)
+        return read_checkpoint(Path(path), map_location or "cpu")  # Lightning moves what belongs on the device
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
@@ -53,13 +58,15 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
             broken = archive.testzip()
             check(broken is None, f"{path}: damaged (the checksum of {broken} does not match)")
         content = torch.load(path, map_location=map_location, weights_only=True)
+    except UserError:
+        raise
     except zipfile.BadZipFile:
         raise UserError(f"{path}: not a checkpoint, or cut short") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: holds Python objects beyond tensors and plain values; refused, nothing of it was run"
         ) from None
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: not readable as a checkpoint ({type(error).__name__})") from None
     check(isinstance(content, dict), f"{path}: not a checkpoint of this program")
     return content

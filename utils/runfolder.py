@@ -37,6 +37,12 @@ class RunFolder:
         Raises:
             UserError: something that is not a run, or a place that cannot be written.
         """
+        try:
+            return self._state()
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be used ({error.strerror}): give another --save-dir") from None
+
+    def _state(self) -> Literal["new", "unfinished", "finished"]:
         for folder in (self.path, *self.path.parents):
             check(folder.is_dir() or not folder.exists(), f"{folder} is a file, not a folder: give another --save-dir")
         above = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
@@ -46,7 +52,10 @@ class RunFolder:
         entries = self.path.iterdir() if self.path.exists() else ()
         if all(entry.name.endswith(PARTIAL) for entry in entries):  # nothing, or what a kill left of the first write
             return "new"
-        check(self.config.is_file(), f"{self.path} holds something that is not a run: give another --exp-name")
+        ours = self.config.is_file() and (
+            self.metrics.exists() or "settings:" in self.config.read_text(errors="replace")
+        )
+        check(ours, f"{self.path} holds something that is not a run: give another --exp-name")
         return "finished" if self.summary.exists() else "unfinished"
 
     def settings(self) -> dict[str, Any]:
@@ -74,10 +83,13 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{self.path} cannot be made ({error.strerror}): give another --save-dir") from None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is training in {self.path}: wait, or give another --exp-name"
+                ) from None
             yield
-        except BlockingIOError:
-            raise UserError(f"another process is training in {self.path}: give another --exp-name, or wait") from None
         finally:
             os.close(descriptor)
 
