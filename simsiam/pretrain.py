@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from simsiam.augment import Policy
-from simsiam.config import Pretrain, differences, settings
+from simsiam.config import IMMATERIAL, Pretrain, differences, settings
 from simsiam.data import ViewsDataModule
 from simsiam.datasets import absent, placeholders
 from simsiam.load import find_checkpoint, load_backbone, load_strictly, load_weights
@@ -222,7 +222,7 @@ def train(
     step = start.step if start else 0  # TensorBoard forgets what it has from there on
     logger = Curves(run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step)
     if start is None:
-        logger.log_settings(settings(config))
+        logger.log_settings({name: value for name, value in settings(config).items() if name not in IMMATERIAL})
     knn = KNNMonitor(config.knn_k, config.knn_t, config.knn_every)
     recorder = Recorder(run, knn)
     progress = ProgressLine(recorder)
