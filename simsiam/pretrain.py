@@ -64,13 +64,22 @@ def pretrain(config: Pretrain) -> None:
     if config.dry_run:
         describe(config, run, data, model, accelerator, precision, start)
         return
+    resolved = {  # what the settings left to the program
+        "accelerator": accelerator,
+        "precision": precision,
+        "warmup_epochs": config.warmup,
+        "proj_hidden": config.proj_hidden or config.out_dim,
+        "in_dim": config.num_features,
+        "train_images": len(data.train),
+        "test_images": len(data.test),
+    }
     found = run.resumable()
     with run.lock():
         check(run.state() == state and run.resumable() == found, f"{run.path} has changed meanwhile: run this again")
         describe(config, run, data, model, accelerator, precision, start)
         if config.overwrite:
             run.delete()
-        run.create({"command": "pretrain", "settings": settings(config), "versions": versions()})
+        run.create({"command": "pretrain", "settings": settings(config), "resolved": resolved, "versions": versions()})
         run.sweep()
         train(config, run, data, model, accelerator, precision, start)
 

@@ -70,6 +70,7 @@ def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_p
     assert summary["kNN_best"] == max(line["kNN_accuracy"] for line in lines)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["settings"]["seed"] == 3 and config["settings"]["batch_size"] == 100 and "torch" in config["versions"]
+    assert config["resolved"]["precision"] == "32-true" and config["resolved"]["warmup_epochs"] == 0.2
 
     assert "tensorboard --logdir" in out and "kNN of the untrained network" in out and out.count("\nepoch ") == 2
     events = EventAccumulator(str(run / "tensorboard"))
