@@ -22,7 +22,7 @@ SMALL = [
 @pytest.fixture(scope="session")
 def cifar10_dir() -> Path:
     if not (CIFAR10 / "cifar-10-batches-py").is_dir():
-        pytest.skip(NO_CIFAR10)
+        pytest.skip(NO_CIFAR10)  # the images are nobody's to commit; `-rs` prints this line, and CI unpacks them
     return CIFAR10.absolute()
 
 

@@ -99,7 +99,7 @@ def test_parameters_have_torchvisions_distribution() -> None:
     crop = T.RandomResizedCrop(32, scale=(0.2, 1))
     image = torch.zeros(3, 32, 32)
     torch.manual_seed(0)
-    theirs = torch.tensor([crop.get_params(image, crop.scale, crop.ratio) for _ in range(n)])  # type: ignore[arg-type]
+    theirs = torch.tensor([crop.get_params(image, list(crop.scale), list(crop.ratio)) for _ in range(n)])
     ours = torch.stack([v.top, v.left, v.height, v.width], dim=1)
     for column in range(4):
         a, b = (torch.bincount(x[:, column], minlength=33).double() for x in (ours, theirs))

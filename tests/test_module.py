@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from simsiam import SimSiam
+from simsiam.data import ViewsDataModule
 from simsiam.loss import D
 
 SIZES: dict[str, Any] = {"backbone": "resnet10", "width": 4, "out_dim": 32, "h_dim": 8}
@@ -17,11 +19,16 @@ def views(n: int = 2, batch: int = 16) -> list[Tensor]:
     return [torch.randn(batch, 3, 32, 32) for _ in range(n)]
 
 
+class Unlogged(SimSiam):
+    """SimSiam by itself, without a Trainer to log to."""
+
+    def log_dict(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
 def model(**changes: Any) -> SimSiam:
     torch.manual_seed(0)
-    module = SimSiam(**{**SIZES, **changes})
-    module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]  # no Trainer here to log to
-    return module
+    return Unlogged(**{**SIZES, **changes})
 
 
 def test_a_step_is_algorithm_1() -> None:
@@ -79,23 +86,30 @@ def test_forward_gives_pooled_backbone_features() -> None:
     assert torch.equal(module(x), module.backbone(x)) and module(x).shape == (16, 32)
 
 
-def test_weight_decay_is_on_every_parameter_and_the_rate_on_every_group() -> None:
-    class Trainer:
-        estimated_stepping_batches, max_epochs = 100, 10
+class Rates(pl.Callback):
+    """The rates of encoder and predictor after each step."""
 
-    module = model(constant_predictor_lr=True, weight_decay=0.123, learning_rate=0.5, warmup_epochs=2)
-    module._trainer = Trainer()  # type: ignore[assignment]
-    module._fabric = None
-    plan = module.configure_optimizers()
-    optimizer, schedule = plan["optimizer"], plan["lr_scheduler"]["scheduler"]
-    counted = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        encoder, predictor = trainer.optimizers[0].param_groups
+        self.seen.append((encoder["lr"], predictor["lr"]))
+
+
+def test_weight_decay_is_on_every_parameter_and_the_rate_on_every_group() -> None:
+    rates, quiet = Rates(), {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=10, callbacks=[rates], logger=False, **quiet)
+    module = model(constant_predictor_lr=True, weight_decay=0.123, learning_rate=0.02, warmup_epochs=2)
+    trainer.fit(module, datamodule=ViewsDataModule("patterns", train_images=80, test_images=10, batch_size=8))
+
+    groups = trainer.optimizers[0].param_groups
+    counted = sum(p.numel() for group in groups for p in group["params"])
     assert counted == sum(p.numel() for p in module.parameters())
-    assert all(group["weight_decay"] == 0.123 for group in optimizer.param_groups)
-    for _ in range(60):
-        optimizer.step()
-        schedule.step()
-    encoder, predictor = (group["lr"] for group in optimizer.param_groups)
-    assert encoder == pytest.approx(0.25) and predictor == 0.5  # half of the cosine: steps 20 to 100
+    assert all(group["weight_decay"] == 0.123 for group in groups)
+    assert len(rates.seen) == 100
+    assert rates.seen[59] == (pytest.approx(0.01), 0.02)  # half-way down the cosine, which takes steps 20 to 100
+    assert rates.seen[-1] == (pytest.approx(0, abs=1e-9), 0.02)
 
 
 def test_an_unknown_backbone_is_refused() -> None:

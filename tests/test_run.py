@@ -51,6 +51,14 @@ def start(run: str, tmp_path: Path, *flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def wait_for_epochs(process: subprocess.Popen[str], run: Path, epochs: int) -> None:
+    """Return as soon as a running program has recorded so many epochs; looked for each 5 ms, for two minutes."""
+    metrics, deadline = run / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < epochs:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)  # between two looks; what is waited for is the file, not the time
+
+
 def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_path: Path) -> None:
     status, out, err = program(*SMALL, "--epochs", "2", "--seed", "3")
     assert (status, err) == (0, "")
@@ -98,10 +106,7 @@ def test_a_run_killed_with_sigkill_and_resumed_equals_one_left_alone(tmp_path: P
     runs, kills = tmp_path / "runs", 0
     for epochs in (3, 5):
         process = start("killed", tmp_path, *flags)
-        file, deadline = runs / "killed" / "metrics.jsonl", time.monotonic() + 120
-        while not file.exists() or len(file.read_text().splitlines()) < epochs:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_for_epochs(process, runs / "killed", epochs)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
@@ -141,10 +146,7 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(program: Program, 
 
 def test_a_second_process_is_kept_out_of_a_running_run(program: Program, tmp_path: Path) -> None:
     first = start("shared", tmp_path, "--epochs", "200")
-    metrics = tmp_path / "runs" / "shared" / "metrics.jsonl"
-    while not metrics.exists():
-        assert first.poll() is None
-        time.sleep(0.01)
+    wait_for_epochs(first, tmp_path / "runs" / "shared", 1)
     status, _, err = program(*SMALL, "--epochs", "200", "--exp-name", "shared")
     first.kill()
     first.communicate()
@@ -187,21 +189,21 @@ def test_a_loss_that_is_not_finite_ends_with_status_4(program: Program, tmp_path
     assert not (run / "checkpoints" / "last.ckpt").exists() and not (run / "summary.json").exists()
 
 
+COLLAPSING = [
+    *("--train-images", "800", "--batch-size", "50", "--epochs", "24", "--learning-rate", "0.3"),
+    *("--knn-every", "0", "--no-stop-grad"),
+]
+
+
 def test_a_collapse_ends_with_status_3_where_asked(program: Program) -> None:
-    flags = [
-        "--train-images",
-        "800",
-        "--batch-size",
-        "50",
-        "--epochs",
-        "24",
-        "--learning-rate",
-        "0.3",
-        "--knn-every",
-        "0",
-    ]
-    status, _, err = program(*SMALL, *flags, "--no-stop-grad", "--stop-on-collapse")
+    status, _, err = program(*SMALL, *COLLAPSING, "--stop-on-collapse")
     assert status == 3 and err.count("\n") == 1 and "collapsed in epoch" in err
+
+
+def test_a_collapse_is_warned_of_once(program: Program, tmp_path: Path) -> None:
+    status, out, _ = program(*SMALL, *COLLAPSING)
+    assert status == 0 and out.count("warning: the representation has collapsed in epoch") == 1
+    assert sum(row["z_std"] < 0.5 for row in rows(tmp_path / "runs" / "simsiam_patterns")) > 1
 
 
 def test_on_a_terminal_the_bar_gives_way_to_the_error(tmp_path: Path) -> None:
@@ -254,16 +256,14 @@ def test_few_images_and_four_views_train_to_the_end(program: Program) -> None:
 
 def test_ctrl_c_stops_in_one_line_and_the_same_command_resumes(tmp_path: Path) -> None:
     flags = ("--epochs", "30", "--checkpoint-every", "1")
-    process, metrics = start("stopped", tmp_path, *flags), tmp_path / "runs" / "stopped" / "metrics.jsonl"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
+    process, run = start("stopped", tmp_path, *flags), tmp_path / "runs" / "stopped"
+    wait_for_epochs(process, run, 3)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.count("\n") == 1 and "the same command resumes it" in err
     again = start("stopped", tmp_path, *flags)
     out, err = again.communicate(timeout=120)
-    assert (again.returncode, err) == (0, "") and "resumed from" in out and len(rows(metrics.parent)) == 30
+    assert (again.returncode, err) == (0, "") and "resumed from" in out and len(rows(run)) == 30
 
 
 def test_a_run_killed_on_its_last_metres_is_finished_by_the_same_command(program: Program, tmp_path: Path) -> None:

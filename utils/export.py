@@ -31,7 +31,8 @@ def read_backbone(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             text = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            names = file.keys()
+            state = {name: file.get_tensor(name) for name in names}
         check(text.get("kind") == KIND, f"{path}: a safetensors file, but not a backbone of this program")
         return {key: json.loads(value) for key, value in text.items() if key != "kind"}, state
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
