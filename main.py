@@ -1,28 +1,36 @@
 """SimSiam from the command line: `python main.py` pre-trains; `python main.py --help` says what can be set."""
 
+import importlib
 import logging
+import os
 import sys
 import warnings
 
 from simsiam.config import COMMANDS, parse
-from utils.errors import RunFailure, UserError
+from utils.errors import RunFailure, UserError, check
+
+HOME = {"linear": "probe", "finetune": "probe"}  # where a command is, if not in the file of its name
 
 
 def main(args: list[str]) -> int:
     """Run one command; the exit status is 0, or 2 for a mistake that a person can mend (one line on stderr)."""
-    name, rest = (args[0], args[1:]) if args[:1] and args[0] in COMMANDS else ("pretrain", args)
+    named = bool(args) and not args[0].startswith("-")
+    name, rest = (args[0], args[1:]) if named else ("pretrain", args)
     try:
-        config = parse(COMMANDS[name], rest, prog="main.py")
-        from simsiam.pretrain import pretrain  # here, so that --help and a wrong flag need not wait for torch
-
+        check(name in COMMANDS, f"{name}: no such command; there are {', '.join(COMMANDS)}, each with --help")
+        config = parse(COMMANDS[name], rest, prog=f"main.py {name}" if named else "main.py")
+        home = importlib.import_module(f"simsiam.{HOME.get(name, name)}")  # now: --help need not wait for torch
         quiet()
-        pretrain(config)
+        getattr(home, name)(config)
     except UserError as error:
         return fail(error, 2)
     except RunFailure as failure:
         return fail(failure, failure.status)
     except KeyboardInterrupt:
         return fail("stopped", 130)
+    except BrokenPipeError:  # whoever read the output (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ from models.resnet import BACKBONES, ResNet
 from simsiam.module import SimSiam
 from utils.checkpoint import read_state
 from utils.errors import UserError, check
-from utils.export import read_backbone
+from utils.export import BACKBONE, read_weights
 from utils.runfolder import RunFolder
 
 
@@ -36,6 +36,26 @@ def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
     raise UserError(f"{path}: no checkpoint in this folder")
 
 
+class Trained(NamedTuple):
+    """What a checkpoint holds, on the CPU and in eval mode."""
+
+    file: Path
+    backbone: ResNet  # (B, 3, S, S) -> (B, F), with .mean, .std and .image_size of its images
+    projector: nn.Sequential | None  # (B, F) -> (B, d); a file of the backbone alone has none
+    about: dict[
+        str, Any
+    ]  # `backbone_facts`, and of runs: classes, settings, versions, commit, row (the epoch's figures)
+
+
+FACTS = ("backbone", "width", "image_size", "mean", "std")
+PROVENANCE = ("classes", "settings", "versions", "commit", "row")
+
+
+def backbone_facts(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """What it takes to build a backbone and to prepare its images, from the hyper-parameters of a SimSiam."""
+    return {name: hparams[name] for name in FACTS}
+
+
 def load_backbone(path: str | Path) -> ResNet:
     """The backbone of a run, on the CPU, in eval mode: (B, 3, S, S) -> (B, F).
 
@@ -48,20 +68,38 @@ def load_backbone(path: str | Path) -> ResNet:
     Raises:
         ValueError: missing, damaged or foreign files, or weights that do not fit to the last key.
     """
-    file = find_checkpoint(path)
-    if file.suffix == ".safetensors":
-        about, state = read_backbone(file)
-    else:
-        about, whole = read_state(file)
-        state = _part(whole, "backbone.")
+    return load_trained(path, whole=False).backbone
+
+
+def load_trained(path: str | Path, whole: bool = True) -> Trained:
+    """Backbone, projector and provenance.
+
+    Args:
+        path: a run folder, a `.ckpt` or a `.safetensors`.
+        whole: of a run folder, take its last checkpoint, which has the projector, rather than the backbone's file.
+
+    Raises:
+        UserError: as `load_backbone`.
+    """
+    file = find_checkpoint(path, whole)
     try:
-        network = BACKBONES[about["backbone"]](about["width"])
-        mean, std, image_size = about["mean"], about["std"], about["image_size"]
+        if file.suffix == ".safetensors":
+            about, state = read_weights(file, BACKBONE)
+            backbone, projector = BACKBONES[about["backbone"]](about["width"]), None
+            load_strictly(backbone, state, file)
+        else:
+            content = read_state(file)
+            model = SimSiam(**content["hyper_parameters"])
+            load_strictly(model, content["state_dict"], file)
+            backbone, projector = model.backbone, model.projector.eval()
+            about = backbone_facts(model.hparams) | {name: content[name] for name in PROVENANCE if name in content}
+        backbone.mean, backbone.std = tuple(about["mean"]), tuple(about["std"])
+        backbone.image_size = about["image_size"]
     except KeyError as error:
         raise UserError(f"{file}: does not say its {error}") from None
-    load_strictly(network, state, file)
-    network.mean, network.std, network.image_size = tuple(mean), tuple(std), image_size
-    return network.eval()
+    except TypeError as error:
+        raise UserError(f"{file}: not a checkpoint of this program ({error})") from None
+    return Trained(file, backbone.eval(), projector, about)
 
 
 def load_weights(model: SimSiam, path: str | Path) -> None:
@@ -72,13 +110,13 @@ def load_weights(model: SimSiam, path: str | Path) -> None:
     """
     file = find_checkpoint(path, whole=True)
     if file.suffix == ".safetensors":
-        about, state = read_backbone(file)
+        about, state = read_weights(file, BACKBONE)
         fits(model, about, ("backbone", "width"), file)
         load_strictly(model.backbone, state, file)
         return
-    about, state = read_state(file)
-    fits(model, about, ARCHITECTURE, file)
-    load_strictly(model, state, file)
+    content = read_state(file)
+    fits(model, content["hyper_parameters"], ARCHITECTURE, file)
+    load_strictly(model, content["state_dict"], file)
 
 
 ARCHITECTURE = ("backbone", "width", "out_dim", "h_dim", "proj_layers", "proj_hidden", "predictor")
@@ -100,7 +138,3 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> N
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise UserError(f"{file}: its weights do not fit: {' '.join(str(error).split())[:300]}") from None
-
-
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

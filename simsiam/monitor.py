@@ -4,33 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from simsiam.augment import normalize
 from simsiam.data import ViewsDataModule
+from simsiam.features import extract_features
 from utils.errors import RunFailure
 from utils.knn import knn_predict
 
 COLLAPSED = 0.5  # z_std below this: a healthy run stays above 0.9
-
-
-@torch.no_grad()
-def extract_features(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor, chunk: int = 1000) -> Tensor:
-    """L2-normalised features of clean images, by the network in eval mode.
-
-    Args:
-        network: (B, 3, S, S) -> (B, F).
-        images: (N, 3, S, S) uint8, on the network's device.
-
-    Returns:
-        (N, F) float32.
-    """
-    was_training = network.training
-    network.eval()
-    features = [network(normalize(batch.float() / 255, mean, std)).float() for batch in images.split(chunk)]
-    network.train(was_training)
-    return nn.functional.normalize(torch.cat(features), dim=1)
 
 
 def parts(trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[nn.Module, ViewsDataModule]:

@@ -1,10 +1,13 @@
 """Pictures of a run: the views that it learns from, the neighbours that it finds, the map of its features."""
 
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -12,7 +15,9 @@ from torchvision.utils import make_grid
 
 from simsiam.augment import apply, draw
 from simsiam.data import ViewsDataModule
-from simsiam.monitor import extract_features, parts
+from simsiam.datasets import Images
+from simsiam.features import extract_features
+from simsiam.monitor import parts
 from utils.runfolder import RunFolder
 
 MAP_IMAGES = 1000  # points of the embedding map
@@ -60,9 +65,9 @@ def save_png(picture: Tensor, path: Path, scale: int = 2) -> None:
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
 
 
-def log_embedding(writer: SummaryWriter, data: ViewsDataModule, features: Tensor, step: int) -> None:
-    """The first test images as points of TensorBoard's projector, with their thumbnails and class names."""
-    shown = data.test.first(MAP_IMAGES)
+def log_embedding(writer: SummaryWriter, images: Images, features: Tensor, step: int) -> None:
+    """The first images as points of TensorBoard's projector, with their thumbnails and class names."""
+    shown = images.first(MAP_IMAGES)
     writer.add_embedding(
         features[: len(shown)].cpu(),
         metadata=[shown.classes[label] for label in shown.labels.tolist()],
@@ -91,5 +96,38 @@ def log_final_pictures(writer: SummaryWriter, data: ViewsDataModule, backbone: n
     bank = extract_features(backbone, data.train.images, data.mean, data.std)
     features = extract_features(backbone, data.test.images, data.mean, data.std)
     writer.add_image("neighbours", neighbours_grid(data, features, bank), step)
-    log_embedding(writer, data, features, step)
+    log_embedding(writer, data.test, features, step)
     writer.flush()
+
+
+TILE, GAP, LINE = 96, 10, 16  # pixels of a thumbnail, between two, of a line of text
+SAME, OTHER = (0, 114, 178), (213, 94, 0)  # blue and vermilion: told apart by everyone (Okabe & Ito 2008)
+
+
+class Tile(NamedTuple):
+    """A thumbnail (3, S, S) uint8 with a line of text below it, and a frame where there is something to tell."""
+
+    image: Tensor
+    text: str
+    frame: tuple[int, int, int] | None = None
+
+
+def gallery(heading: str, rows: Sequence[Sequence[Tile]]) -> Image.Image:
+    """A row of tiles for each query: the query itself, then, a little apart, its neighbours."""
+    step = TILE + GAP
+    width = 2 * GAP + max(len(row) for row in rows) * step + GAP
+    sheet = Image.new("RGB", (width, 2 * GAP + LINE + len(rows) * (step + LINE)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    pen.text((GAP, GAP), heading, "black", font)
+    for r, row in enumerate(rows):
+        for c, tile in enumerate(row):
+            x, y = GAP + c * step + GAP * (c > 0), 2 * GAP + LINE + r * (step + LINE)
+            thumbnail = Image.fromarray(tile.image.permute(1, 2, 0).cpu().numpy())
+            sheet.paste(thumbnail.resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
+            if tile.frame:
+                pen.rectangle((x - 2, y - 2, x + TILE + 1, y + TILE + 1), outline=tile.frame, width=3)
+            text = unicodedata.normalize("NFKD", tile.text).encode("ascii", "ignore").decode()  # what the font has
+            while pen.textlength(text, font) > TILE:
+                text = text.removesuffix("...")[:-1] + "..."
+            pen.text((x, y + TILE + 2), text, "black", font)
+    return sheet

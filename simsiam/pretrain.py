@@ -3,28 +3,28 @@
 import shlex
 import sys
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-import torch
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from simsiam.augment import Policy
 from simsiam.config import IMMATERIAL, Pretrain, differences, settings
 from simsiam.data import ViewsDataModule
 from simsiam.datasets import absent, placeholders
-from simsiam.load import find_checkpoint, load_backbone, load_strictly, load_weights
+from simsiam.load import backbone_facts, find_checkpoint, load_backbone, load_strictly, load_weights
 from simsiam.module import SimSiam
 from simsiam.monitor import CollapseMonitor, KNNMonitor
 from simsiam.pictures import FirstViews, log_final_pictures
-from simsiam.record import Curves, Keeper, ProgressLine, Recorder
+from simsiam.record import Curves, Keeper, ProgressLine, Recorder, fit
 from utils.checkpoint import AtomicCheckpointIO, read_checkpoint
-from utils.errors import RunFailure, UserError, check
-from utils.export import write_backbone
+from utils.device import choose_accelerator, choose_precision
+from utils.errors import UserError, check
+from utils.export import BACKBONE, write_weights
 from utils.files import write_json
+from utils.origin import git_commit, versions
 from utils.runfolder import RunFolder
+from utils.terminal import say
 
 
 def pretrain(config: Pretrain) -> None:
@@ -32,7 +32,8 @@ def pretrain(config: Pretrain) -> None:
 
     Everything that a person could have got wrong is found before anything is written.
     """
-    accelerator, precision = resolve_device(config)
+    accelerator = choose_accelerator(config.accelerator)
+    precision = choose_precision(config.precision, accelerator)
     run = RunFolder(config.run_dir)
     state = run.state()
     if state != "new" and not config.overwrite:
@@ -82,24 +83,6 @@ def pretrain(config: Pretrain) -> None:
         run.create({"command": "pretrain", "settings": settings(config), "resolved": resolved, "versions": versions()})
         run.sweep()
         train(config, run, data, model, accelerator, precision, start)
-
-
-def resolve_device(config: Pretrain) -> tuple[str, Any]:
-    """Lightning's accelerator and precision; "auto" chooses.
-
-    Raises:
-        UserError: a GPU asked for where there is none.
-    """
-    gpu = torch.cuda.is_available()
-    check(
-        gpu or config.accelerator != "gpu", "--accelerator gpu: torch finds no GPU here; leave the flag out for the CPU"
-    )
-    accelerator = "gpu" if gpu and config.accelerator != "cpu" else "cpu"
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if accelerator == "gpu" and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
-    check(precision != "16" or accelerator == "gpu", "--precision 16 needs a GPU: take bf16 or 32")
-    return accelerator, {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
 
 
 def build_data(config: Pretrain, compile: bool) -> ViewsDataModule:
@@ -208,12 +191,13 @@ def describe(
     )
 
 
-def versions() -> dict[str, str]:
+def provenance(config: Pretrain, data: ViewsDataModule) -> dict[str, Any]:
+    """What every checkpoint and exported file says of where it is from."""
     return {
-        "python": sys.version.split()[0],
-        "torch": version("torch"),
-        "torchvision": version("torchvision"),
-        "pytorch-lightning": version("pytorch-lightning"),
+        "classes": list(data.train.classes),
+        "settings": settings(config),
+        "versions": versions(),
+        "commit": git_commit(),
     }
 
 
@@ -232,20 +216,19 @@ def train(
     logger = Curves(run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step)
     if start is None:
         logger.log_settings({name: value for name, value in settings(config).items() if name not in IMMATERIAL})
-    knn = KNNMonitor(config.knn_k, config.knn_t, config.knn_every)
+    knn = KNNMonitor(config.knn_k, config.knn_t, config.knn_every, report=say)
     recorder = Recorder(run, knn)
-    progress = ProgressLine(recorder)
-    knn.report = progress.say
-    collapse = CollapseMonitor(config.stop_on_collapse, report=progress.say)
-    keeper = Keeper(run, recorder, config.checkpoint_every, settings(config))
+    collapse = CollapseMonitor(config.stop_on_collapse, report=say)
+    about = provenance(config, data)
+    keeper = Keeper(run, recorder, config.checkpoint_every, about)
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=1,
         precision=precision,
         max_epochs=config.epochs,
         logger=logger,
-        callbacks=[knn, recorder, progress, FirstViews(run), collapse, keeper],
-        plugins=[AtomicCheckpointIO()],
+        callbacks=[knn, recorder, ProgressLine(recorder.words), FirstViews(run), collapse, keeper],
+        plugins=[AtomicCheckpointIO(about)],
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1_000_000,  # epoch means are logged at each epoch's end; nothing is logged at a step
@@ -254,11 +237,7 @@ def train(
     if config.compile and accelerator == "gpu":
         for part in (model.backbone, model.projector, model.predictor):
             part.compile(dynamic=False)  # in place: the keys of the state dict stay as they are
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C and to SIGTERM
-        status = 143 if isinstance(stop, SIGTERMException) else 130
-        raise RunFailure(f"stopped in {run.path}; the same command resumes it", status) from None
+    fit(trainer, model, data, start.path if start else None, f"stopped in {run.path}; the same command resumes it")
     finish(config, run, data, model, logger, keeper, knn)
 
 
@@ -274,10 +253,8 @@ def finish(
     """Write the backbone, the last pictures and the summary, which is what makes a run finished; say where they are."""
     rows = run.rows()
     last = rows[-1]
-    about = {name: model.hparams[name] for name in ("backbone", "width", "image_size", "mean", "std")}
-    accuracy = {"kNN_accuracy": last.get("kNN_accuracy"), "knn_k": config.knn_k, "knn_t": config.knn_t}
-    origin = {"dataset": config.dataset, "epoch": last["epoch"], "seed": config.seed, "versions": versions()}
-    write_backbone(run.backbone, model.backbone.state_dict(), about | accuracy | origin)
+    about = backbone_facts(model.hparams) | provenance(config, data) | {"row": last}
+    write_weights(run.backbone, BACKBONE, model.backbone.state_dict(), about)
     backbone = load_backbone(run.backbone).to(data.train.images.device)  # a file that does not load is found now
     log_final_pictures(logger.experiment, data, backbone, last["step"])
     summary = {

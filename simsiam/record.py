@@ -1,16 +1,16 @@
 """What a run leaves behind and shows: `metrics.jsonl`, checkpoints, TensorBoard's scalars, a line for each epoch."""
 
 import math
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
-from rich.console import Console
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch.utils.tensorboard.summary import hparams
 
@@ -18,8 +18,27 @@ from simsiam.monitor import KNNMonitor, parts
 from utils.checkpoint import keep_previous
 from utils.errors import RunFailure
 from utils.runfolder import RunFolder
+from utils.terminal import console, say
 
 CHECKPOINT_SECONDS = 30  # a checkpoint of 90 MB takes .2 s: well below 1 % of the run
+
+
+def fit(
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    data: pl.LightningDataModule,
+    start: Path | None = None,
+    stopped: str = "stopped",
+) -> None:
+    """Train; Ctrl-C and SIGTERM end it with `stopped`, in one line.
+
+    Raises:
+        RunFailure: status 130 or 143.
+    """
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=start)
+    except SystemExit as stop:  # Lightning's answer to both
+        raise RunFailure(stopped, 143 if isinstance(stop, SIGTERMException) else 130) from None
 
 
 class Curves(TensorBoardLogger):
@@ -80,6 +99,14 @@ class Recorder(pl.Callback):
         }
         self.run.append_row(self.row)
 
+    def words(self) -> str:
+        """The epoch's figures, for people."""
+        row = self.row
+        line = f"loss {row['train_loss']:.4f}"
+        if "kNN_accuracy" in row:
+            line += f"  kNN {row['kNN_accuracy']:.2f} %"
+        return line + f"  z_std {row['z_std']:.3f}  {row['images_per_second']:,.0f} images/s"
+
 
 def not_finite(what: str, epoch: int, run: RunFolder) -> RunFailure:
     """The failure with status 4, which names the last good checkpoint."""
@@ -93,17 +120,17 @@ class Keeper(Checkpoint):
 
     Args:
         every: epochs between checkpoints; None for the end of the epoch once 30 seconds have gone by.
-        settings: plain values that a checkpoint remembers, so that a resumed run can tell whether it is the same.
+        about: what every checkpoint says of itself; the epoch's row is put there as `row`.
     """
 
-    def __init__(self, run: RunFolder, recorder: Recorder, every: int | None, settings: dict[str, Any]) -> None:
-        self.run, self.recorder, self.every, self.settings = run, recorder, every, settings
+    def __init__(self, run: RunFolder, recorder: Recorder, every: int | None, about: dict[str, Any]) -> None:
+        self.run, self.recorder, self.every, self.about = run, recorder, every, about
         self.best: float | None = None
         self.best_epoch: int | None = None
         self.saved_at = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        row = self.recorder.row
+        row = self.about["row"] = self.recorder.row
         accuracy = row.get("kNN_accuracy")
         if accuracy is not None and (self.best is None or accuracy > self.best):
             self.best, self.best_epoch = accuracy, row["epoch"]
@@ -122,11 +149,6 @@ class Keeper(Checkpoint):
             return epoch % self.every == 0
         return time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["settings"] = self.settings
-
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_epoch": self.best_epoch}
 
@@ -136,28 +158,26 @@ class Keeper(Checkpoint):
 
 
 class ProgressLine(pl.Callback):
-    """A bar with loss, kNN, z_std, images/s and the time left; where the output is no terminal, a line an epoch."""
+    """A bar with an epoch's figures and the time left; where the output is no terminal, a line an epoch.
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-        self.console = Console(highlight=False, soft_wrap=True)
+    Args:
+        words: asked at the end of each epoch, what there is to say of it.
+    """
+
+    def __init__(self, words: Callable[[], str]) -> None:
+        self.words = words
         self.bar: Progress | None = None
-
-    def say(self, line: str) -> None:
-        """Print a line, above the bar if there is one."""
-        self.console.print(line, markup=False)
-        sys.stdout.flush()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.first_epoch, self.started = trainer.current_epoch, time.perf_counter()
-        if self.console.is_terminal:
+        if console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(None),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[now]}"),
             )
-            self.bar = Progress(*columns, console=self.console, refresh_per_second=4, transient=True)
+            self.bar = Progress(*columns, console=console, refresh_per_second=4, transient=True)
             total = trainer.num_training_batches * (trainer.max_epochs or 0)
             self.task = self.bar.add_task("steps", total=total, completed=trainer.global_step, now="")
             self.bar.start()
@@ -169,18 +189,13 @@ class ProgressLine(pl.Callback):
             self.bar.update(self.task, completed=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        row, epochs = self.recorder.row, trainer.max_epochs or 0
-        spent = time.perf_counter() - self.started
-        left = spent / (row["epoch"] - self.first_epoch) * (epochs - row["epoch"])
-        line = f"epoch {row['epoch']:{len(str(epochs))}d}/{epochs}  loss {row['train_loss']:.4f}"
-        if "kNN_accuracy" in row:
-            line += f"  kNN {row['kNN_accuracy']:.2f} %"
-        line += f"  z_std {row['z_std']:.3f}  {row['images_per_second']:,.0f} images/s"
-        line += f"  left {timedelta(seconds=round(left))}"
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
+        left = (time.perf_counter() - self.started) / (epoch - self.first_epoch) * (epochs - epoch)
+        line = f"epoch {epoch:{len(str(epochs))}d}/{epochs}  {self.words()}  left {timedelta(seconds=round(left))}"
         if self.bar is not None:
             self.bar.update(self.task, now=line)
         else:
-            self.say(line)
+            say(line)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop()  # Lightning calls no teardown then, and a bar that goes on would swallow the error's line

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from simsiam import SimSiam, load_backbone
-from simsiam.monitor import extract_features
+from simsiam.features import extract_features
 from tests.conftest import SMALL
 from tests.test_resnet import cifar_stem
 
@@ -59,10 +59,10 @@ def test_the_loaded_features_are_those_that_were_monitored(run: Path) -> None:
 
 
 def test_timm_takes_the_file_strictly(tmp_path: Path) -> None:
-    from utils.export import write_backbone
+    from utils.export import BACKBONE, write_weights
 
     trained = SimSiam(out_dim=8, h_dim=4).backbone
-    write_backbone(tmp_path / "b.safetensors", trained.state_dict(), {"backbone": "resnet18"})
+    write_weights(tmp_path / "b.safetensors", BACKBONE, trained.state_dict(), {"backbone": "resnet18"})
     theirs = cifar_stem(timm.create_model("resnet18", num_classes=0))
     theirs.load_state_dict(load_file(tmp_path / "b.safetensors"), strict=True)
     x = torch.rand(2, 3, 32, 32)

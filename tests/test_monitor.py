@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from simsiam import KNNMonitor, SimSiam
 from simsiam.data import ViewsDataModule
-from simsiam.monitor import extract_features
+from simsiam.features import extract_features
 
 
 def trained(

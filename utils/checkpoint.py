@@ -31,10 +31,17 @@ def keep_previous(path: Path) -> None:
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's way to the disk: temporary file beside the target, fsync, rename."""
+    """Lightning's way to the disk: temporary file beside the target, fsync, rename.
+
+    Args:
+        about: plain values that every checkpoint carries besides Lightning's own: what it is and where it is from.
+    """
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        self.about = about
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        write_atomically(Path(path), lambda partial: torch.save(checkpoint, partial))
+        write_atomically(Path(path), lambda partial: torch.save(checkpoint | self.about, partial))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         return read_checkpoint(Path(path), map_location or "cpu")  # Lightning moves what belongs on the device
@@ -72,8 +79,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     return content
 
 
-def read_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Hyper-parameters and weights of a SimSiam checkpoint.
+def read_state(path: Path) -> dict[str, Any]:
+    """A SimSiam checkpoint: `hyper_parameters`, `state_dict` and the rest of it.
 
     Raises:
         UserError: as `read_checkpoint`, and for a checkpoint of another program.
@@ -83,4 +90,4 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         isinstance(content.get("state_dict"), dict) and isinstance(content.get("hyper_parameters"), dict),
         f"{path}: not a checkpoint of this program (it has no state_dict with hyper_parameters)",
     )
-    return content["hyper_parameters"], content["state_dict"]
+    return content

@@ -1,4 +1,4 @@
-"""A backbone as one safetensors file, with what it takes to use it in the metadata."""
+"""Weights as one safetensors file, with what it takes to use them in the metadata."""
 
 import json
 from pathlib import Path
@@ -11,21 +11,21 @@ from torch import Tensor
 from utils.errors import UserError, check
 from utils.files import write_atomically
 
-KIND = "simsiam-backbone"
+BACKBONE, HEAD = "simsiam-backbone", "simsiam-head"
 
 
-def write_backbone(path: Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+def write_weights(path: Path, kind: str, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write weights with `metadata`: values as JSON, which is how safetensors' text-only metadata keeps numbers."""
-    text = {"kind": KIND, **{key: json.dumps(value) for key, value in metadata.items()}}
+    text = {"kind": kind, **{key: json.dumps(value) for key, value in metadata.items()}}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_atomically(path, lambda partial: partial.write_bytes(save(tensors, text)))
 
 
-def read_backbone(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and weights.
 
     Raises:
-        UserError: missing, damaged, or not written by this program.
+        UserError: missing, damaged, of another kind or another program.
     """
     check(path.is_file(), f"{path}: no such file")
     try:
@@ -33,7 +33,7 @@ def read_backbone(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             text = file.metadata() or {}
             names = file.keys()
             state = {name: file.get_tensor(name) for name in names}
-        check(text.get("kind") == KIND, f"{path}: a safetensors file, but not a backbone of this program")
+        check(text.get("kind") == kind, f"{path}: a safetensors file, but not a {kind.split('-')[1]} of this program")
         return {key: json.loads(value) for key, value in text.items() if key != "kind"}, state
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from None

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from utils.errors import check
+
 PARTIAL = ".partial"
 
 
@@ -25,6 +27,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Raise UserError unless `folder` is one, or can be made, and can be written to; `flag` is what to give instead."""
+    for part in (folder, *folder.parents):
+        check(part.is_dir() or not part.exists(), f"{part} is a file, not a folder: give another {flag}")
+    above = next(part for part in (folder, *folder.parents) if part.exists())
+    check(os.access(above, os.W_OK | os.X_OK), f"{above} cannot be written: give another {flag}")
 
 
 def sync_folder(folder: Path) -> None:

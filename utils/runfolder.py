@@ -13,7 +13,7 @@ import yaml
 
 from utils.checkpoint import previous
 from utils.errors import UserError, check
-from utils.files import PARTIAL, write_text
+from utils.files import PARTIAL, check_writable, write_text
 
 
 class RunFolder:
@@ -30,6 +30,7 @@ class RunFolder:
         self.best = self.checkpoints / "best.ckpt"
         self.backbone = path / "backbone.safetensors"
         self.views = path / "views.png"
+        self.results = path / "results"  # of the commands that use what was learned
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
         """What is there already.
@@ -43,10 +44,7 @@ class RunFolder:
             raise UserError(f"{self.path} cannot be used ({error.strerror}): give another --save-dir") from None
 
     def _state(self) -> Literal["new", "unfinished", "finished"]:
-        for folder in (self.path, *self.path.parents):
-            check(folder.is_dir() or not folder.exists(), f"{folder} is a file, not a folder: give another --save-dir")
-        above = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
-        check(os.access(above, os.W_OK | os.X_OK), f"{above} cannot be written: give another --save-dir")
+        check_writable(self.path, "--save-dir")
         module = self.path.with_name(self.path.name + ".py")
         check(not module.exists(), f"{self.path} would lie beside the module {module}: give another --exp-name")
         entries = self.path.iterdir() if self.path.exists() else ()
@@ -97,7 +95,7 @@ class RunFolder:
         """Remove what a run writes, and nothing else."""
         for file in (self.summary, self.metrics, self.backbone, self.views):
             file.unlink(missing_ok=True)
-        for folder in (self.tensorboard, self.checkpoints):
+        for folder in (self.tensorboard, self.checkpoints, self.results):
             shutil.rmtree(folder, ignore_errors=True)
         self.config.unlink(missing_ok=True)
 

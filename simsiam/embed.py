@@ -1,0 +1,94 @@
+"""The command `embed`: features of a data set, or of any folder of images, as a file that numpy reads."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+
+from simsiam.config import Embed
+from simsiam.evaluation import Results, Subject, open_subject
+from simsiam.features import CHUNK, extract_chunks
+from simsiam.pictures import log_embedding
+from utils.device import choose_device
+from utils.files import write_atomically
+from utils.images import ImageFolder
+from utils.terminal import print_table, tracked
+
+Arrays = dict[str, np.ndarray]
+
+
+def embed(config: Embed) -> None:
+    """Write features (as the backbone gives them: not normalised), labels, indices and where each image is from."""
+    folder = ImageFolder(config.images) if config.images else None
+    subject = open_subject(config, choose_device(config.accelerator))
+    results = Results(config, subject.trained, "embed", replace=True)
+    output = results.output(config.output, "features.npz")
+    results.clear()
+    arrays = of_folder(subject, folder, config.skip_bad_images) if folder else of_splits(subject, config.split)
+    write_atomically(output, lambda partial: (write_npz if output.suffix == ".npz" else write_npy)(partial, arrays))
+
+    where = config.images or f"{subject.dataset}, {' and '.join(dict.fromkeys(arrays['split'].tolist()))}"
+    n, dimensions = arrays["features"].shape
+    print_table("embedded", ("images", "number", "features"), [(where, f"{n:,}", str(dimensions))])
+    print(f"features  {output}")
+    tested = torch.from_numpy(arrays["features"][arrays["split"] == "test"])
+    results.write(
+        {
+            "of": where,
+            "images": n,
+            "features": dimensions,
+            "classes": arrays["classes"].tolist(),
+            "output": str(output),
+        },
+        pictures=(lambda writer, step: log_embedding(writer, subject.test, tested, step)) if len(tested) else None,
+    )
+
+
+def of_splits(subject: Subject, split: str) -> Arrays:
+    """The data set's own images, train before test."""
+    parts = {"train": subject.train, "test": subject.test}
+    parts = {name: images for name, images in parts.items() if split in ("both", name)}
+    n = sum(len(images) for images in parts.values())
+    chunks = itertools.chain.from_iterable(images.images.split(CHUNK) for images in parts.values())
+    features = extract_chunks(
+        subject.trained.backbone, tracked(chunks, n, "features"), n, subject.mean, subject.std, unit=False
+    )
+    return {
+        "features": features.cpu().numpy(),
+        "labels": np.concatenate([images.labels.cpu().numpy() for images in parts.values()]),
+        "indices": np.concatenate([np.arange(len(images)) for images in parts.values()]),
+        "split": np.concatenate([np.full(len(images), name) for name, images in parts.items()]),
+        "classes": np.array(subject.classes),
+    }
+
+
+def of_folder(subject: Subject, folder: ImageFolder, skip_bad: bool) -> Arrays:
+    """A folder's images; labels are those of its sub-folders."""
+    backbone, n = subject.trained.backbone, len(folder)
+    chunks = tracked(folder.read(backbone.image_size or 32, skip_bad), n, "features")
+    features = extract_chunks(backbone, chunks, n, subject.mean, subject.std, unit=False)
+    return {
+        "features": features.cpu().numpy(),
+        "labels": folder.labels.numpy(),
+        "indices": np.arange(len(folder)),
+        "split": np.full(len(folder), "folder"),
+        "classes": np.array(folder.classes, dtype=np.str_),
+        "paths": np.array([str(file) for file in folder.files]),
+    }
+
+
+def write_npz(path: Path, arrays: Arrays) -> None:
+    with open(path, "wb") as file:  # given a name, numpy would add a suffix to it
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def write_npy(path: Path, arrays: Arrays) -> None:
+    """One table, a row an image, with the arrays' names as columns; filled where it lies, not in memory."""
+    columns = {name: array for name, array in arrays.items() if name != "classes"}
+    kind = np.dtype([(name, array.dtype, array.shape[1:]) for name, array in columns.items()])
+    table = open_memmap(path, mode="w+", dtype=kind, shape=(len(columns["features"]),))
+    for name, array in columns.items():
+        table[name] = array
+    table.flush()

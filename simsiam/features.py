@@ -1,0 +1,55 @@
+"""From clean images to a network's features, in chunks: memory is that of the features themselves."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from simsiam.augment import normalize
+from utils.terminal import tracked
+
+CHUNK = 1000  # images that go through the network at once
+
+
+def extract_features(
+    network: nn.Module,
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    unit: bool = True,
+    what: str | None = None,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """Features of clean images, by the network in eval mode.
+
+    Args:
+        network: (B, 3, S, S) -> (B, F).
+        images: (N, 3, S, S) uint8.
+        mean, std: (3,) each, on the scale of 0 to 1, of the images that the network was trained on.
+        unit: L2-normalise each row, for cosines.
+        what: shown to a person as progress, if given.
+
+    Returns:
+        (N, F) float32, on the network's device.
+    """
+    chunks = images.split(chunk)
+    return extract_chunks(network, tracked(chunks, len(images), what) if what else chunks, len(images), mean, std, unit)
+
+
+@torch.no_grad()
+def extract_chunks(
+    network: nn.Module, chunks: Iterable[Tensor], n: int, mean: Tensor, std: Tensor, unit: bool = True
+) -> Tensor:
+    """`extract_features` of at most `n` images that come a chunk (B, 3, S, S) at a time."""
+    was_training = network.training
+    network.eval()
+    features, done = torch.empty(0), 0
+    for images in chunks:
+        f = network(normalize(images.to(mean.device).float() / 255, mean, std)).float()
+        if done == 0:
+            features = f.new_empty(n, f.shape[1])  # once and for all: to gather and join would take twice the memory
+        features[done : done + len(f)] = f
+        done += len(f)
+    network.train(was_training)
+    features = features[:done]
+    return nn.functional.normalize(features, dim=1, out=features) if unit else features

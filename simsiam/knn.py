@@ -1,0 +1,64 @@
+"""The command `knn`: how well neighbours in feature space share a class, by every usual protocol."""
+
+import itertools
+
+from simsiam.config import Knn
+from simsiam.evaluation import Results, accuracy, confusion, open_subject, per_class, print_classes
+from utils.device import choose_device
+from utils.knn import knn_predict_all
+from utils.terminal import print_table
+
+KS, TEMPERATURES = (1, 20, 200), (0.07, 0.1, 0.2)
+HEADLINE = (200, 0.1)  # what papers and our monitor report
+
+
+def knn(config: Knn) -> None:
+    """Print and keep the table: top-1 in percent for each k, T and kind of features, and each class's."""
+    subject = open_subject(config, choose_device(config.accelerator))
+    results = Results(config, subject.trained, "knn")
+    results.clear()
+    train, test = subject.train, subject.test
+    protocols = [(k, t) for k, t in itertools.product(KS, TEMPERATURES) if k <= len(train)]
+    headline = HEADLINE if HEADLINE in protocols else protocols[-1]
+
+    bank = {"backbone": subject.features(train.images, "train images", unit=False)}
+    queries = {"backbone": subject.features(test.images, "test images", unit=False)}
+    for features in (bank, queries):
+        projections = subject.projections(features["backbone"])
+        if projections is not None:
+            features["projector"] = projections
+        features["backbone"] /= features["backbone"].norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+    counts = {}
+    for kind in bank:
+        predicted = knn_predict_all(queries[kind], bank[kind], train.labels, len(subject.classes), protocols)
+        for protocol, classes in zip(protocols, predicted, strict=True):
+            counts[(kind, *protocol)] = confusion(classes, test.labels, len(subject.classes))
+    best = counts[("backbone", *headline)]
+    print_table(
+        f"kNN accuracy in % on {len(test):,} test images of {subject.dataset}, bank of {len(train):,} train images",
+        ("features", "k", *(f"T {t:g}" for t in TEMPERATURES)),
+        [
+            (kind, str(k), *(f"{accuracy(counts[(kind, k, t)]):.2f}" for t in TEMPERATURES))
+            for kind in bank
+            for k in sorted({k for k, _ in protocols})
+        ],
+    )
+    classes = per_class(best, subject.classes)
+    print_classes(classes)
+    table = [
+        {"features": kind, "k": k, "temperature": t, "accuracy": accuracy(c)} for (kind, k, t), c in counts.items()
+    ]
+    figures = {
+        "dataset": subject.dataset,
+        "train_images": len(train),
+        "test_images": len(test),
+        "kNN_accuracy": accuracy(best),
+        "knn_k": headline[0],
+        "knn_t": headline[1],
+        "table": table,
+        "per_class": classes,
+        "confusion": best.tolist(),
+    }
+    scalars = {f"kNN/{row['features']}_k{row['k']}_T{row['temperature']:g}": row["accuracy"] for row in table}
+    results.write(figures, scalars)

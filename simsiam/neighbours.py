@@ -1,0 +1,65 @@
+"""The command `neighbours`: a gallery of what the backbone finds alike."""
+
+from typing import Any
+
+import torch
+
+from simsiam.config import Neighbours
+from simsiam.evaluation import Results, open_subject
+from simsiam.features import extract_features
+from simsiam.pictures import OTHER, SAME, Tile, gallery
+from utils.device import choose_device
+from utils.errors import check
+from utils.files import write_atomically
+from utils.images import ImageFolder
+
+
+def neighbours(config: Neighbours) -> None:
+    """Draw the gallery: a row for each query, with the most similar train images by cosine."""
+    folder = ImageFolder(config.images) if config.images else None
+    subject = open_subject(config, choose_device(config.accelerator))
+    train, backbone = subject.train, subject.trained.backbone
+    results = Results(config, subject.trained, "neighbours", replace=True)
+    output = results.output(config.output, "neighbours.png")
+    check(config.k <= len(train), f"--k {config.k}: there are {len(train)} train images")
+    if folder:
+        folder.keep(evenly(len(folder), config.queries))
+        size = backbone.image_size or train.images.shape[-1]
+        images = torch.cat(list(folder.read(size, config.skip_bad_images))).to(subject.device)
+        names, labels = [file.name for file in folder.files], [-1] * len(folder)
+    else:
+        places = evenly(len(subject.test), config.queries)
+        images, labels = subject.test.images[places], subject.test.labels[places].tolist()
+        names = [subject.classes[label] for label in labels]
+    results.clear()
+    queries = extract_features(backbone, images, subject.mean, subject.std)
+    similarity, nearest = (queries @ subject.features(train.images, "train images").T).topk(config.k, dim=1)
+
+    rows, alike = [], 0
+    for i, (name, label) in enumerate(zip(names, labels, strict=True)):
+        row = [Tile(images[i], name)]
+        for cosine, j in zip(similarity[i].tolist(), nearest[i].tolist(), strict=True):
+            found = int(train.labels[j])
+            frame = None if label < 0 else SAME if found == label else OTHER
+            alike += found == label
+            row.append(Tile(train.images[j], f"{subject.classes[found]} {cosine:.2f}", frame))
+        rows.append(row)
+    heading = (
+        f"Left: queries. Right of each: the {config.k} train images of {subject.dataset} nearest to it, by cosine."
+    )
+    figures: dict[str, Any] = {"queries": len(names), "k": config.k, "output": str(output)}
+    if not folder:
+        heading += " Blue frame: of the same class; orange: of another."
+        figures["same_class"] = 100 * alike / (config.k * len(names))
+    picture = gallery(heading, rows)
+    write_atomically(output, lambda partial: picture.save(partial, "PNG"))
+    print(f"picture   {output}")
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
+    results.write(
+        figures, pictures=lambda writer, step: writer.add_image("neighbours", pixels, step, dataformats="HWC")
+    )
+
+
+def evenly(n: int, count: int) -> list[int]:
+    """`count` places spread over 0 .. n - 1, or all of them."""
+    return [i * n // count for i in range(count)] if count < n else list(range(n))

@@ -1,0 +1,395 @@
+"""Groups of options: a group is a heading in `--help`, a field is a flag, and the string below a field is its help.
+
+Nothing here imports torch, so that `--help` answers at once.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from utils.commandline import left_out
+from utils.errors import check
+
+
+def check_seed(seed: int) -> None:
+    check(0 <= seed < 2**63, f"--seed {seed}: 0 or more, and below 2**63")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images."""
+
+    dataset: Literal["cifar10", "cifar100", "patterns"] = "cifar10"
+    """cifar10 and cifar100 are downloaded if need be; patterns is generated: no file, no network, a demonstration."""
+    data_dir: str = "./data"
+    """Folder of the data sets, as torchvision lays them out."""
+    data_url: Annotated[str | None, left_out("URL", "the publisher's")] = None
+    """Another address of the data set's archive (a mirror); its checksum must be the published one."""
+    train_images: Annotated[int | None, left_out("N", "all")] = None
+    """Use the first N images of the train split."""
+    test_images: Annotated[int | None, left_out("N", "all")] = None
+    """Use the first N images of the test split."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_images", "test_images"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"--{name.replace('_', '-')} {value}: at least 1, or leave it out")
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """How an image becomes a view: the paper's pipeline for CIFAR. Probabilities are 0 to 1."""
+
+    crop_scale: float = 0.2
+    """Least area of a crop, as a share of the image."""
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    jitter: float = 0.8
+    """Probability of the colour jitter, whose four operations come in a random order for each sample."""
+    brightness: float = 0.4
+    """Strength s: the factor is drawn from 1 - s to 1 + s."""
+    contrast: float = 0.4
+    """Strength, likewise."""
+    saturation: float = 0.4
+    """Strength, likewise."""
+    hue: float = 0.1
+    """Largest shift of the hue, in turns of the colour wheel (0 to 0.5)."""
+    grayscale: float = 0.2
+    """Probability of a view without colour."""
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter", "grayscale"):
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"--{name} {value}: a probability, 0 to 1")
+        for name in ("brightness", "contrast", "saturation"):
+            value = getattr(self, name)
+            check(0 <= value < math.inf, f"--{name} {value}: a strength is 0 or more")
+        check(0 < self.crop_scale <= 1, f"--crop-scale {self.crop_scale}: above 0 and at most 1")
+        check(0 <= self.hue <= 0.5, f"--hue {self.hue}: 0 to 0.5 turns")
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The encoder f (backbone and projector) and the predictor h."""
+
+    backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50"] = "resnet18"
+    """CIFAR-variant ResNet: 3x3 stem, no max-pooling. resnet10 is the small one, for a CPU."""
+    width: int = 64
+    """Channels of the first stage; a resnet18 has 8 x width features, a resnet50 32 x width."""
+    in_dim: Annotated[int | None, left_out("N", "follows from backbone and width")] = None
+    """Features that the projector gets. They follow from backbone and width; if given, it must be that number."""
+    out_dim: int = 1024
+    """Dimension d of the projections z and the predictions p."""
+    h_dim: int = 512
+    """Hidden dimension of the predictor, its bottleneck."""
+    proj_layers: Literal[2, 3] = 2
+    """Layers of the projector: the paper has 2 for CIFAR and 3 for ImageNet."""
+    proj_hidden: Annotated[int | None, left_out("N", "--out-dim")] = None
+    """Hidden dimension of the projector."""
+    zero_init_residual: bool = True
+    """Start each residual block as the identity (its last BN at zero)."""
+
+    @property
+    def num_features(self) -> int:
+        return self.width * (32 if self.backbone == "resnet50" else 8)
+
+    def __post_init__(self) -> None:
+        for name in ("width", "out_dim", "h_dim", "proj_hidden"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"--{name.replace('_', '-')} {value}: at least 1")
+        check(
+            self.in_dim in (None, self.num_features),
+            f"--in-dim {self.in_dim}: {self.backbone} of width {self.width} has {self.num_features} features; "
+            "change --width, or leave --in-dim out",
+        )
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """SimSiam itself (arXiv 2011.10566) and the switches of its ablations."""
+
+    views: int = 2
+    """Views of each image. More than two is FastSiam: each prediction against the mean of the other projections."""
+    stop_grad: bool = True
+    """Stop the gradient at z. Without it the representation collapses."""
+    predictor: bool = True
+    """Use the predictor h. Without it the representation collapses."""
+
+    def __post_init__(self) -> None:
+        check(self.views >= 2, f"--views {self.views}: at least 2")
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """SGD with warm-up and cosine."""
+
+    epochs: int = 800
+    """Length of the run, in passes over the train images; the cosine reaches 0 at its end."""
+    batch_size: int = 512
+    """Images in a step, each with its views; the last partial batch of an epoch is left out."""
+    learning_rate: float = 0.06
+    """Peak rate, for this batch size (the paper: 0.03 x batch size / 256). Small runs like more: 0.15."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """On all parameters, BN included, as in the paper. It is sharp: ten times more collapses."""
+    warmup_epochs: Annotated[float | None, left_out("EPOCHS", "10, but a tenth of a run below 100 epochs")] = None
+    """Epochs of linear warm-up."""
+    constant_predictor_lr: bool = False
+    """Keep the predictor at the peak rate throughout (the paper's section 4.2)."""
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up, after the default is filled in."""
+        return min(10, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, f"--epochs {self.epochs}: at least 1")
+        check(self.batch_size >= 2, f"--batch-size {self.batch_size}: at least 2, since BN needs a batch")
+        check(0 < self.learning_rate < math.inf, f"--learning-rate {self.learning_rate}: above 0")
+        check(0 <= self.momentum < 1, f"--momentum {self.momentum}: 0 or more, and below 1")
+        check(0 <= self.weight_decay < math.inf, f"--weight-decay {self.weight_decay}: 0 or more")
+        check(
+            0 <= self.warmup < self.epochs,
+            f"--warmup-epochs {self.warmup_epochs}: from 0 to less than --epochs {self.epochs}, or the rate never "
+            f"comes down; left out it is {min(10, self.epochs / 10):g}",
+        )
+
+
+@dataclass(frozen=True)
+class MonitorOptions:
+    """What is measured while it trains."""
+
+    knn_k: int = 200
+    """Neighbours that vote in the kNN monitor."""
+    knn_t: float = 0.1
+    """Temperature of their votes."""
+    knn_every: int = 1
+    """Measure kNN each N epochs (and always after the last); 0 for never."""
+    stop_on_collapse: bool = False
+    """End the run with status 3 when the projections collapse, instead of a warning."""
+
+    def __post_init__(self) -> None:
+        check(self.knn_k >= 1, f"--knn-k {self.knn_k}: at least 1")
+        check(0 < self.knn_t < math.inf, f"--knn-t {self.knn_t}: above 0")
+        check(self.knn_every >= 0, f"--knn-every {self.knn_every}: 0 (never) or more")
+
+
+@dataclass(frozen=True)
+class AcceleratorOptions:
+    """Where it computes."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto is the GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class DeviceOptions(AcceleratorOptions):
+    """Where and how it computes. The defaults choose themselves."""
+
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    """auto is bf16 (mixed) on a GPU that can, else 32."""
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """What makes it fast."""
+
+    compile: bool = True
+    """Compile networks and augmentation where that pays: on a GPU."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where the run lives and where it starts. The same command again resumes a run that was cut off."""
+
+    save_dir: str = "./runs"
+    """Folder of all runs."""
+    exp_name: Annotated[str | None, left_out("NAME", "simsiam_DATASET")] = None
+    """Name of the run: its folder is SAVE_DIR/EXP_NAME."""
+    version: Annotated[str | None, left_out("NAME", "none")] = None
+    """A further folder below it: SAVE_DIR/EXP_NAME/VERSION."""
+    seed: int = 0
+    """Same seed, same run: of the weights, the order and each augmentation."""
+    ckpt_dir: Annotated[str | None, left_out("PATH", "none")] = None
+    """Resume from this checkpoint: a .ckpt, or a folder that holds one. Its settings must be these."""
+    model_path: Annotated[str | None, left_out("PATH", "none")] = None
+    """Start from these weights alone: a .ckpt, a run folder, or a .safetensors of a backbone."""
+    checkpoint_every: Annotated[int | None, left_out("EPOCHS", "once 30 seconds have gone by")] = None
+    """Epochs between checkpoints."""
+    config: Annotated[str | None, left_out("FILE", "none")] = None
+    """Start from the settings in the config.yaml of an earlier run, all but its name; flags given beside it win."""
+    overwrite: bool = False
+    """Delete an earlier run of this name and start anew."""
+    dry_run: bool = False
+    """Print what would be trained and where it would write, and exit."""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check(self.checkpoint_every is None or self.checkpoint_every >= 1, "--checkpoint-every: at least 1")
+        check(not (self.ckpt_dir and self.model_path), "--ckpt-dir resumes, --model-path starts anew: give one of them")
+        for flag, value in (("--exp-name", self.exp_name), ("--version", self.version)):
+            named = value is None or (value not in ("", ".", "..") and "/" not in value and "\\" not in value)
+            check(named, f"{flag} {value!r}: a plain name, without a slash")
+            check(len(value or "") <= 100, f"{flag}: {len(value or '')} letters are too long for a folder's name")
+
+
+# ---------------------------------------------------------------- of the commands that use what was learned
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """What was trained, and where the figures go."""
+
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="PATH")]
+    """A run folder, a .ckpt or a .safetensors of this program."""
+    results_dir: Annotated[str | None, left_out("DIR", "results in the run's folder")] = None
+    """Folder for figures (JSON), TensorBoard's files and whatever else the command makes."""
+    overwrite: bool = False
+    """Replace what an earlier call has left there."""
+
+
+@dataclass(frozen=True)
+class ImageOptions(DataOptions):
+    """Which images: those that the checkpoint was trained on, if nothing else is said."""
+
+    dataset: Annotated[Literal["cifar10", "cifar100", "patterns"] | None, left_out("NAME", "the checkpoint's")] = None
+    """cifar10, cifar100 or patterns."""
+    data_dir: Annotated[str | None, left_out("DIR", "where the run had it, or ./data")] = None
+    """Folder of the data sets, as torchvision lays them out."""
+    train_images: Annotated[int | None, left_out("N", "as many as the run had")] = None
+    """Use the first N images of the train split."""
+    test_images: Annotated[int | None, left_out("N", "as many as the run had")] = None
+    """Use the first N images of the test split."""
+
+
+@dataclass(frozen=True)
+class LinearOptions:
+    """The linear probe."""
+
+    augment: bool = False
+    """Train with crops and flips by SGD, as papers do. Without it: on features computed once, by L-BFGS."""
+    held_out: float = 0.1
+    """Without --augment: share of the train images on which the weight decay is chosen; then all of them are used."""
+    epochs: Annotated[int | None, left_out("EPOCHS", "100")] = None
+    """With --augment: length of the training; the rate falls to 0 along a cosine."""
+    batch_size: Annotated[int | None, left_out("N", "256")] = None
+    """With --augment: images in a step."""
+    learning_rate: Annotated[float | None, left_out("RATE", "30")] = None
+    """With --augment: the head's first rate."""
+    crop_scale: Annotated[float | None, left_out("SHARE", "0.8")] = None
+    """With --augment: least area of a crop, as a share of the image."""
+    seed: int = 0
+    """Of the held-out choice, the order and the crops."""
+    from_scratch: bool = False
+    """Probe the same network with random weights instead, to see what pre-training is worth."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "crop_scale"):
+            flag, value = f"--{name.replace('_', '-')}", getattr(self, name)
+            check(value is None or self.augment, f"{flag} {value}: goes with --augment")
+            check(value is None or 0 < value < math.inf, f"{flag} {value}: above 0")
+        check(0 < self.held_out < 1, f"--held-out {self.held_out}: a share, above 0 and below 1")
+        check(self.crop_scale is None or self.crop_scale <= 1, f"--crop-scale {self.crop_scale}: at most 1")
+        check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Training the whole network on labels."""
+
+    label_fraction: float = 0.1
+    """Share of the train labels to use: exactly that of every class, chosen by the seed."""
+    label_count: Annotated[int | None, left_out("N", "--label-fraction")] = None
+    """So many labels instead, the same number of every class."""
+    seeds: tuple[int, ...] = (0,)
+    """One training for each: another choice of labels, order and crops. The table has their mean and deviation."""
+    from_scratch: bool = False
+    """Train the same network from random weights instead, to see what pre-training is worth."""
+    epochs: int = 100
+    """Length of a training, in passes over the labelled images; the rates fall to 0 along a cosine."""
+    batch_size: int = 256
+    """Images in a step."""
+    learning_rate: Annotated[float | None, left_out("RATE", "0.02; 0.1 from scratch")] = None
+    """The backbone's first rate."""
+    head_learning_rate: float = 0.1
+    """The head's first rate."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """On all parameters."""
+    crop_scale: float = 0.5
+    """Least area of a crop, as a share of the image."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.label_fraction <= 1, f"--label-fraction {self.label_fraction}: above 0 and at most 1")
+        check(self.label_count is None or self.label_count >= 1, f"--label-count {self.label_count}: at least 1")
+        check(
+            self.label_count is None or self.label_fraction == FinetuneOptions.label_fraction,
+            "--label-fraction is a share, --label-count a number: give one of them",
+        )
+        check(len(self.seeds) > 0, "--seeds: at least one")
+        check(len(set(self.seeds)) == len(self.seeds), f"--seeds {' '.join(map(str, self.seeds))}: one of them twice")
+        for seed in self.seeds:
+            check_seed(seed)
+        check(self.epochs >= 1, f"--epochs {self.epochs}: at least 1")
+        check(self.batch_size >= 2, f"--batch-size {self.batch_size}: at least 2, since BN needs a batch")
+        for name in ("learning_rate", "head_learning_rate"):
+            value = getattr(self, name)
+            check(value is None or 0 < value < math.inf, f"--{name.replace('_', '-')} {value}: above 0")
+        check(0 <= self.momentum < 1, f"--momentum {self.momentum}: 0 or more, and below 1")
+        check(0 <= self.weight_decay < math.inf, f"--weight-decay {self.weight_decay}: 0 or more")
+        check(0 < self.crop_scale <= 1, f"--crop-scale {self.crop_scale}: above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What is embedded."""
+
+    output: Annotated[str | None, left_out("FILE", "features.npz in the results folder")] = None
+    """The file to write: .npz (named arrays) or .npy (one table with named columns, to be memory-mapped)."""
+    images: Annotated[str | None, left_out("DIR", "the data set")] = None
+    """Embed all images in this folder and below it, instead of the data set: their central square, resized."""
+    skip_bad_images: bool = False
+    """Leave out the images of a folder that cannot be read, instead of an error."""
+    split: Literal["both", "train", "test"] = "both"
+    """Which part of the data set."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.output is None or self.output.endswith((".npz", ".npy")),
+            f"--output {self.output}: a name that ends in .npz or .npy",
+        )
+
+
+@dataclass(frozen=True)
+class NeighboursOptions:
+    """What the gallery shows: a row for each query, and in it the most similar train images."""
+
+    output: Annotated[str | None, left_out("FILE", "neighbours.png in the results folder")] = None
+    """The picture to write."""
+    images: Annotated[str | None, left_out("DIR", "test images")] = None
+    """Take the queries from this folder of images, instead of the test images."""
+    skip_bad_images: bool = False
+    """Leave out the images of a folder that cannot be read, instead of an error."""
+    queries: int = 10
+    """How many queries, chosen evenly from all."""
+    k: int = 10
+    """How many neighbours of each."""
+
+    def __post_init__(self) -> None:
+        check(self.output is None or self.output.endswith(".png"), f"--output {self.output}: a name that ends in .png")
+        for name in ("queries", "k"):
+            check(1 <= getattr(self, name) <= 100, f"--{name} {getattr(self, name)}: 1 to 100")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The file to make."""
+
+    format: Literal["safetensors", "torch-export", "onnx"] = "safetensors"
+    """safetensors (weights under torchvision's names), torch-export (a .pt2 program for torch), or onnx."""
+    output: Annotated[str | None, left_out("FILE", "backbone.SUFFIX in the results folder")] = None
+    """Where to write it: a name that ends in .safetensors, .pt2 or .onnx, as the format has it."""

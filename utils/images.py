@@ -1,0 +1,124 @@
+"""Any folder of images as uint8 tensors of one size: decoded by Pillow, a chunk at a time."""
+
+import os
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from utils.errors import check
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+)  # no others: Pillow hands EPS, which is code, to a program
+CHUNK = 256
+# what Pillow raises on files that are not what they say
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
+
+
+class ImageFolder:
+    """The images in a folder and below it, in the order of their paths; names that begin with a dot do not count.
+
+    `files` are relative paths. `classes` are the folder's sub-folders with images, and `labels` (N,) say which of them
+    an image is in; -1 for those that lie beside them.
+
+    Raises:
+        UserError: no such folder, or no image in it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        check(self.folder.is_dir(), f"--images {self.folder}: no such folder")
+        found = []
+        for where, subfolders, names in os.walk(self.folder):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            below = Path(where).relative_to(self.folder)
+            found += [below / n for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")]
+        self.files = sorted(found)
+        check(bool(found), f"--images {self.folder}: no image in it ({' '.join(sorted(SUFFIXES))})")
+        self._classify()
+
+    def _classify(self) -> None:
+        top = [file.parts[0] if len(file.parts) > 1 else None for file in self.files]
+        self.classes = tuple(sorted({name for name in top if name is not None}))
+        place = {name: i for i, name in enumerate(self.classes)}
+        self.labels = torch.tensor([-1 if name is None else place[name] for name in top])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def keep(self, places: list[int]) -> None:
+        """Go on with these of the files alone."""
+        self.files = [self.files[i] for i in places]
+        self.labels = self.labels[places]
+
+    def read(self, size: int, skip_bad: bool = False) -> Iterator[Tensor]:
+        """Chunks (B, 3, size, size) uint8, in order; afterwards the folder has only the images that could be read.
+
+        Raises:
+            UserError: images that cannot be read, once all have been tried, unless `skip_bad`; or none that can.
+        """
+        good, bad = [], []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(self.files), CHUNK):
+                names = self.files[start : start + CHUNK]
+                read = list(pool.map(lambda name: try_to_read(self.folder / name, size), names))
+                images = [image for image in read if isinstance(image, Tensor)]
+                good += [start + i for i, image in enumerate(read) if isinstance(image, Tensor)]
+                bad += [f"{name} ({why})" for name, why in zip(names, read, strict=True) if isinstance(why, str)]
+                if images and (skip_bad or not bad):
+                    yield torch.stack(images)
+        if bad:
+            shown = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
+            what = f"{len(bad)} of {len(self.files)} images in {self.folder} cannot be read: {shown}"
+            check(skip_bad, f"{what}. Mend or remove them, or give --skip-bad-images")
+            check(bool(good), what)
+            print(f"left out: {what}", flush=True)
+        self.keep(good)
+
+
+def try_to_read(path: Path, size: int) -> Tensor | str:
+    """`read_image`, or why not."""
+    try:
+        return read_image(path, size)
+    except Image.DecompressionBombError:
+        return "too large"
+    except Image.UnidentifiedImageError:
+        return "not an image"
+    except UNREADABLE as error:
+        return getattr(error, "strerror", None) or " ".join(str(error).split())[:80] or type(error).__name__
+
+
+def read_image(path: Path, size: int) -> Tensor:
+    """An image file as RGB: the central square, resized to (3, size, size) uint8.
+
+    Upright as its EXIF says, of an animation the first frame; grey, palette, CMYK and 16 bits become 8-bit RGB, and
+    transparency is dropped.
+
+    Raises:
+        OSError, ValueError and others (`UNREADABLE`): not an image, or not whole.
+    """
+    with Image.open(path, formats=FORMATS) as file:
+        limit = Image.MAX_IMAGE_PIXELS or float("inf")
+        if file.width * file.height > limit:  # Pillow only warns up to twice that
+            raise Image.DecompressionBombError
+        image = ImageOps.exif_transpose(file)
+        if image.mode == "F":
+            raise ValueError("floating-point pixels have no known scale")
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255 instead of scaling
+            grey = np.asarray(image).astype(np.int64) // 257
+            image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+        image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
