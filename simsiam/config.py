@@ -7,6 +7,7 @@ from typing import Any
 from simsiam import options
 from utils import commandline
 from utils.commandline import Command
+from utils.errors import check
 
 
 def check_groups(self: Any) -> None:
@@ -74,7 +75,9 @@ class Linear(options.DeviceOptions, options.ImageOptions, options.LinearOptions,
     The test images are looked at once, after the last epoch. The classifier is kept as head.safetensors.
     """
 
-    __post_init__ = check_groups
+    def __post_init__(self) -> None:
+        check_groups(self)
+        check(self.augment or self.precision == "auto", f"--precision {self.precision}: goes with --augment")
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from models.resnet import BACKBONES, ResNet
 from simsiam.config import Embed, Export, Finetune, Knn, Linear, Neighbours
 from simsiam.datasets import Images, fetch, load
-from simsiam.features import extract_features
+from simsiam.features import CHUNK, extract_chunks
 from simsiam.load import Trained, load_trained
 from utils.errors import UserError, check
 from utils.files import check_writable, write_json
 from utils.origin import git_commit, versions
 from utils.runfolder import RunFolder
-from utils.terminal import print_table, say
+from utils.terminal import print_table, say, tracked
 
 Config = Knn | Linear | Finetune | Embed | Neighbours | Export
 OURS = (
@@ -50,9 +50,17 @@ class Subject(NamedTuple):
     def classes(self) -> tuple[str, ...]:
         return self.train.classes
 
-    def features(self, images: Tensor, what: str, unit: bool = True) -> Tensor:
-        """(N, 3, S, S) uint8 -> (N, F) backbone features of clean images; `what` is shown as progress."""
-        return extract_features(self.trained.backbone, images, self.mean, self.std, unit, f"features of {what}")
+    def features(self, images: Tensor, what: str, unit: bool = True, order: Tensor | None = None) -> Tensor:
+        """Backbone features of clean images: (N, 3, S, S) uint8 -> (N, F).
+
+        Args:
+            what: shown as progress.
+            unit: L2-normalise each row.
+            order: (N,) indices, to have them in this order.
+        """
+        chunks = images.split(CHUNK) if order is None else (images[i] for i in order.split(CHUNK))
+        chunks = tracked(chunks, len(images), f"features of {what}")
+        return extract_chunks(self.trained.backbone, chunks, len(images), self.mean, self.std, unit)
 
     def projections(self, features: Tensor) -> Tensor | None:
         """(N, F) backbone features, not normalised -> (N, d) unit vectors, if the checkpoint has a projector."""

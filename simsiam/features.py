@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from simsiam.augment import normalize
-from utils.terminal import tracked
 
 CHUNK = 1000  # images that go through the network at once
 
@@ -17,7 +16,6 @@ def extract_features(
     mean: Tensor,
     std: Tensor,
     unit: bool = True,
-    what: str | None = None,
     chunk: int = CHUNK,
 ) -> Tensor:
     """Features of clean images, by the network in eval mode.
@@ -27,13 +25,11 @@ def extract_features(
         images: (N, 3, S, S) uint8.
         mean, std: (3,) each, on the scale of 0 to 1, of the images that the network was trained on.
         unit: L2-normalise each row, for cosines.
-        what: shown to a person as progress, if given.
 
     Returns:
         (N, F) float32, on the network's device.
     """
-    chunks = images.split(chunk)
-    return extract_chunks(network, tracked(chunks, len(images), what) if what else chunks, len(images), mean, std, unit)
+    return extract_chunks(network, images.split(chunk), len(images), mean, std, unit)
 
 
 @torch.no_grad()

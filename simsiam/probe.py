@@ -150,11 +150,10 @@ class LabelledViews(pl.LightningDataModule):
 def fit_classifier(
     config: Linear | Finetune, model: Classifier, data: LabelledViews, epochs: int, results: Results
 ) -> None:
-    accelerator = choose_accelerator(config.accelerator)
     trainer = pl.Trainer(
-        accelerator=accelerator,
+        accelerator=choose_accelerator(config.accelerator),
         devices=1,
-        precision=choose_precision(config.precision, accelerator),
+        precision=choose_precision(config.precision, config.accelerator),
         max_epochs=epochs,
         logger=Curves(results.path, name="", version="", default_hp_metric=False),
         callbacks=[ProgressLine(model.words)],
@@ -173,6 +172,7 @@ def fit_classifier(
 
 def linear(config: Linear) -> None:
     """Train a linear classifier on frozen features; print and keep its accuracy on all test images, and its weights."""
+    choose_precision(config.precision, config.accelerator)  # what cannot be is said before any work
     scratch = config.seed if config.from_scratch else None
     subject = open_subject(config, choose_device(config.accelerator), scratch)
     name = "linear" + "_augment" * config.augment + "_from_scratch" * config.from_scratch
@@ -226,7 +226,7 @@ def probe_by_solver(config: Linear, subject: Subject, results: Results) -> tuple
     check(1 <= held < len(train), f"--held-out {config.held_out}: that is {held} of {len(train)} train images")
     order = permutation(len(train), CHOICE, seed=config.seed, device=subject.device)
     labels = train.labels[order]
-    x = subject.features(train.images[order], "train images", unit=False)
+    x = subject.features(train.images, "train images", unit=False, order=order)
     center, spread = x.mean(dim=0), x.std(dim=0)
     spread = torch.where(spread > 0, spread, 1.0)
     x.sub_(center).div_(spread)
@@ -265,6 +265,7 @@ def probe_by_sgd(config: Linear, subject: Subject, results: Results) -> tuple[nn
 
 def finetune(config: Finetune) -> None:
     """Fine-tune once for each seed; print and keep accuracies on all test images, their mean and their deviation."""
+    choose_precision(config.precision, config.accelerator)
     subject = open_subject(config, choose_device(config.accelerator))
     amount = f"{config.label_count}_labels" if config.label_count else f"{config.label_fraction:g}"
     name = f"finetune_{amount}" + "_from_scratch" * config.from_scratch

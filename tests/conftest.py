@@ -39,9 +39,9 @@ def program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     """Run main.py in this process, with runs below tmp_path/runs: (exit status, stdout, stderr)."""
 
     def run(*flags: str) -> tuple[int, str, str]:
-        save_dir = (
-            [] if any(f.startswith(("--save-dir", "--help")) for f in flags) else ["--save-dir", str(tmp_path / "runs")]
-        )
+        given = any(f.startswith(("--save-dir", "--help")) for f in flags)
+        other = bool(flags) and not flags[0].startswith("-") and flags[0] != "pretrain"
+        save_dir = [] if given or other else ["--save-dir", str(tmp_path / "runs")]
         try:
             status = main.main([*flags, *save_dir])
         except SystemExit as stop:
@@ -49,3 +49,20 @@ def program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on patterns. Tests read it; what they write goes elsewhere."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert main.main([*SMALL, "--epochs", "2", "--save-dir", str(folder)]) == 0
+    return folder / "simsiam_patterns"
+
+
+@pytest.fixture(scope="session")
+def cifar10_run(tmp_path_factory: pytest.TempPathFactory, cifar10_dir: Path) -> Path:
+    """A finished run on a part of the real CIFAR-10, as small as SMALL."""
+    folder = tmp_path_factory.mktemp("cifar10")
+    images = ["--dataset", "cifar10", "--data-dir", str(cifar10_dir), "--train-images", "2000", "--test-images", "500"]
+    assert main.main([*SMALL, *images, "--epochs", "2", "--knn-k", "200", "--save-dir", str(folder)]) == 0
+    return folder / "simsiam_cifar10"

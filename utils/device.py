@@ -28,11 +28,12 @@ def choose_precision(precision: str, accelerator: str) -> Any:
 
     Args:
         precision: auto, 32, bf16 or 16.
-        accelerator: "gpu" or "cpu".
+        accelerator: "gpu" or "cpu", or "auto" for what `choose_accelerator` makes of it.
 
     Raises:
         UserError: one that the device does not have.
     """
+    accelerator = choose_accelerator(accelerator)
     if precision == "auto":
         precision = "bf16" if accelerator == "gpu" and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
     check(precision != "16" or accelerator == "gpu", "--precision 16 needs a GPU: take bf16 or 32")

@@ -2,11 +2,12 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.errors import check
+from utils.errors import UserError, check
 
 PARTIAL = ".partial"
 
@@ -34,7 +35,11 @@ def check_writable(folder: Path, flag: str) -> None:
     for part in (folder, *folder.parents):
         check(part.is_dir() or not part.exists(), f"{part} is a file, not a folder: give another {flag}")
     above = next(part for part in (folder, *folder.parents) if part.exists())
-    check(os.access(above, os.W_OK | os.X_OK), f"{above} cannot be written: give another {flag}")
+    try:
+        with tempfile.TemporaryFile(dir=above):  # to ask is not enough: root may write everywhere, but for /proc
+            pass
+    except OSError as error:
+        raise UserError(f"{above} cannot be written ({error.strerror}): give another {flag}") from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,0 +1,49 @@
+"""utils/logistic.py against scikit-learn's LogisticRegression, which minimises the same."""
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from utils.logistic import fit_logistic
+
+
+@pytest.fixture
+def problem() -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (2000, 20) and labels (2000,) of five overlapping classes."""
+    torch.manual_seed(0)
+    centers, labels = torch.randn(5, 20), torch.randint(0, 5, (2000,))
+    return centers[labels] + 2 * torch.randn(2000, 20), labels
+
+
+@pytest.mark.parametrize("weight_decay", [1e-1, 1e-3, 1e-5])
+def test_equal_to_scikit_learn(problem: tuple[torch.Tensor, torch.Tensor], weight_decay: float) -> None:
+    x, labels = problem
+    weight, bias = fit_logistic(x, labels, 5, weight_decay)
+    theirs = LogisticRegression(C=1 / (len(x) * weight_decay), tol=1e-8, max_iter=1000)
+    theirs.fit(x.double().numpy(), labels.numpy())
+    coefficients, intercepts = torch.tensor(theirs.coef_).float(), torch.tensor(theirs.intercept_).float()
+    torch.testing.assert_close(weight, coefficients, atol=2e-3, rtol=0)  # the softmax does not see a common shift,
+    torch.testing.assert_close(bias - bias.mean(), intercepts - intercepts.mean(), atol=2e-3, rtol=0)  # nor of biases
+    ours = torch.addmm(bias, x, weight.T).softmax(dim=1)
+    torch.testing.assert_close(ours, torch.tensor(theirs.predict_proba(x.double().numpy())).float(), atol=1e-3, rtol=0)
+
+
+def test_a_start_elsewhere_ends_in_the_same_place(problem: tuple[torch.Tensor, torch.Tensor]) -> None:
+    x, labels = problem
+    cold = fit_logistic(x, labels, 5, 1e-3)
+    given = fit_logistic(x, labels, 5, 1e-1)
+    kept = [tensor.clone() for tensor in given]
+    warm = fit_logistic(x, labels, 5, 1e-3, given)
+    probabilities = [torch.addmm(bias, x, weight.T).softmax(dim=1) for weight, bias in (cold, warm)]
+    torch.testing.assert_close(*probabilities, atol=1e-3, rtol=0)
+    assert all(torch.equal(a, b) for a, b in zip(given, kept, strict=True))
+
+
+def test_it_learns_what_is_separable_and_decay_shrinks_it() -> None:
+    x, labels = torch.eye(3).repeat(50, 1), torch.arange(3).repeat(50)
+    norms = []
+    for weight_decay in (1e-4, 1e-2, 1.0):
+        weight, bias = fit_logistic(x, labels, 3, weight_decay)
+        assert torch.equal(torch.addmm(bias, x, weight.T).argmax(dim=1), labels)
+        norms.append(weight.norm().item())
+    assert norms == sorted(norms, reverse=True)
