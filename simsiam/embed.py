@@ -25,7 +25,7 @@ def embed(config: Embed) -> None:
     subject = open_subject(config, choose_device(config.accelerator))
     results = Results(config, subject.trained, "embed", replace=True)
     output = results.output(config.output, "features.npz")
-    results.clear()
+    subject.announce()
     arrays = of_folder(subject, folder, config.skip_bad_images) if folder else of_splits(subject, config.split)
     write_atomically(output, lambda partial: (write_npz if output.suffix == ".npz" else write_npy)(partial, arrays))
 
@@ -33,6 +33,7 @@ def embed(config: Embed) -> None:
     n, dimensions = arrays["features"].shape
     print_table("embedded", ("images", "number", "features"), [(where, f"{n:,}", str(dimensions))])
     print(f"features  {output}")
+    results.clear()
     tested = torch.from_numpy(arrays["features"][arrays["split"] == "test"])
     results.write(
         {

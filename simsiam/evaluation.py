@@ -50,6 +50,15 @@ class Subject(NamedTuple):
     def classes(self) -> tuple[str, ...]:
         return self.train.classes
 
+    def announce(self) -> None:
+        """Say what is about to be measured, once nothing stands against it."""
+        about = self.trained.about
+        epoch = f", epoch {about['row']['epoch']}" if "row" in about else ""
+        say(
+            f"{self.trained.file}: {about['backbone']}, width {about['width']}{epoch}\n{self.dataset}: "
+            f"{len(self.train):,} train and {len(self.test):,} test images, {len(self.classes)} classes; {self.device}"
+        )
+
     def features(self, images: Tensor, what: str, unit: bool = True, order: Tensor | None = None) -> Tensor:
         """Backbone features of clean images: (N, 3, S, S) uint8 -> (N, F).
 
@@ -96,6 +105,8 @@ def open_subject(config: Config, device: torch.device, from_scratch: int | None 
     for network in (trained.backbone, trained.projector):
         if network is not None:
             network.to(device)
+    finite = all(bool(tensor.isfinite().all()) for tensor in trained.backbone.state_dict().values())
+    check(finite, f"{trained.file}: a weight is not finite, so nothing can be measured")
     mean, std = (torch.tensor(x, device=device) for x in (trained.backbone.mean, trained.backbone.std))
     return Subject(trained, dataset, train.to(device), test.to(device), mean, std, device)
 

@@ -15,7 +15,7 @@ from utils.errors import check
 from utils.export import BACKBONE, read_weights, write_weights
 from utils.files import write_atomically
 from utils.portable import Run, check_onnx, read_onnx, read_torch_export, write_onnx, write_torch_export
-from utils.terminal import print_table
+from utils.terminal import print_table, say
 
 SUFFIX = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
 IMAGES = 64  # real ones, on which a file is compared before it counts
@@ -51,6 +51,8 @@ def export(config: Export) -> None:
             worst <= TOLERANCE, f"{config.format}: features differ by {worst:.1e} of the largest; nothing was written"
         )
 
+    subject.announce()
+    say(f"writing {output} and comparing it")
     write_atomically(output, write_and_compare)
     rows = [(f"{n} images", f"{difference:.1e}") for n, difference in differences.items()]
     print_table(f"{config.format} against the checkpoint, on test images", ("batch of", "largest difference"), rows)

@@ -2,11 +2,15 @@
 
 import itertools
 
+import torch
+from torch.nn.functional import normalize
+
 from simsiam.config import Knn
 from simsiam.evaluation import Results, accuracy, confusion, open_subject, per_class, print_classes
+from simsiam.features import CHUNK
 from utils.device import choose_device
 from utils.knn import knn_predict_all
-from utils.terminal import print_table
+from utils.terminal import print_table, tracked
 
 KS, TEMPERATURES = (1, 20, 200), (0.07, 0.1, 0.2)
 HEADLINE = (200, 0.1)  # what papers and our monitor report
@@ -16,7 +20,7 @@ def knn(config: Knn) -> None:
     """Print and keep the table: top-1 in percent for each k, T and kind of features, and each class's."""
     subject = open_subject(config, choose_device(config.accelerator))
     results = Results(config, subject.trained, "knn")
-    results.clear()
+    subject.announce()
     train, test = subject.train, subject.test
     protocols = [(k, t) for k, t in itertools.product(KS, TEMPERATURES) if k <= len(train)]
     headline = HEADLINE if HEADLINE in protocols else protocols[-1]
@@ -27,12 +31,13 @@ def knn(config: Knn) -> None:
         projections = subject.projections(features["backbone"])
         if projections is not None:
             features["projector"] = projections
-        features["backbone"] /= features["backbone"].norm(dim=1, keepdim=True).clamp(min=1e-12)
+        normalize(features["backbone"], dim=1, out=features["backbone"])
 
     counts = {}
     for kind in bank:
-        predicted = knn_predict_all(queries[kind], bank[kind], train.labels, len(subject.classes), protocols)
-        for protocol, classes in zip(protocols, predicted, strict=True):
+        parts = tracked(queries[kind].split(CHUNK), len(test), f"neighbours by {kind}")
+        voted = [knn_predict_all(q, bank[kind], train.labels, len(subject.classes), protocols) for q in parts]
+        for protocol, classes in zip(protocols, torch.cat(voted, dim=1), strict=True):
             counts[(kind, *protocol)] = confusion(classes, test.labels, len(subject.classes))
     best = counts[("backbone", *headline)]
     print_table(
@@ -61,4 +66,5 @@ def knn(config: Knn) -> None:
         "confusion": best.tolist(),
     }
     scalars = {f"kNN/{row['features']}_k{row['k']}_T{row['temperature']:g}": row["accuracy"] for row in table}
+    results.clear()
     results.write(figures, scalars)

@@ -64,7 +64,7 @@ class KNNMonitor(pl.Callback):
         predicted = knn_predict(
             features, bank, data.train.labels, len(data.train.classes), k=self.k, temperature=self.temperature
         )
-        return 100 * (predicted == data.test.labels).float().mean().item()
+        return 100 * (predicted == data.test.labels).sum().item() / len(predicted)
 
     def state_dict(self) -> dict[str, Any]:
         return {"untrained": self.untrained}

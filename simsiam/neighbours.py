@@ -31,7 +31,7 @@ def neighbours(config: Neighbours) -> None:
         places = evenly(len(subject.test), config.queries)
         images, labels = subject.test.images[places], subject.test.labels[places].tolist()
         names = [subject.classes[label] for label in labels]
-    results.clear()
+    subject.announce()
     queries = extract_features(backbone, images, subject.mean, subject.std)
     similarity, nearest = (queries @ subject.features(train.images, "train images").T).topk(config.k, dim=1)
 
@@ -54,6 +54,7 @@ def neighbours(config: Neighbours) -> None:
     picture = gallery(heading, rows)
     write_atomically(output, lambda partial: picture.save(partial, "PNG"))
     print(f"picture   {output}")
+    results.clear()
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
     results.write(
         figures, pictures=lambda writer, step: writer.add_image("neighbours", pixels, step, dataformats="HWC")

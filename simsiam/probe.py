@@ -1,6 +1,8 @@
 """What labels make of a backbone: a linear classifier on frozen features, and fine-tuning of the whole network."""
 
 import copy
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import mean, stdev
@@ -29,7 +31,7 @@ from simsiam.evaluation import (
 )
 from simsiam.record import Curves, ProgressLine, fit
 from utils.device import choose_accelerator, choose_device, choose_precision
-from utils.errors import check
+from utils.errors import RunFailure, check
 from utils.export import BACKBONE, HEAD, write_weights
 from utils.logistic import fit_logistic
 from utils.philox import permutation
@@ -150,6 +152,7 @@ class LabelledViews(pl.LightningDataModule):
 def fit_classifier(
     config: Linear | Finetune, model: Classifier, data: LabelledViews, epochs: int, results: Results
 ) -> None:
+    results.clear()
     trainer = pl.Trainer(
         accelerator=choose_accelerator(config.accelerator),
         devices=1,
@@ -164,6 +167,9 @@ def fit_classifier(
         num_sanity_val_steps=0,
     )
     fit(trainer, model, data)
+    loss = trainer.callback_metrics["train_loss"].item()
+    if not math.isfinite(loss):
+        raise RunFailure(f"the loss is {loss}: lower --learning-rate; no figures were kept", status=4)
     model.to(data.chosen.device).eval()  # Lightning takes it back to the CPU
 
 
@@ -177,7 +183,9 @@ def linear(config: Linear) -> None:
     subject = open_subject(config, choose_device(config.accelerator), scratch)
     name = "linear" + "_augment" * config.augment + "_from_scratch" * config.from_scratch
     results = Results(config, subject.trained, name)
-    results.clear()
+    held = round(config.held_out * len(subject.train))
+    check(0 < held < len(subject.train), f"--held-out {config.held_out}: {held} of {len(subject.train)} train images")
+    subject.announce()
     head, figures = (probe_by_sgd if config.augment else probe_by_solver)(config, subject, results)
     features = subject.features(subject.test.images, "test images", unit=False)
     counts = confusion(head(features).argmax(dim=1), subject.test.labels, len(subject.classes))
@@ -223,23 +231,28 @@ def probe_by_solver(config: Linear, subject: Subject, results: Results) -> tuple
     """Logistic regression on features of clean images, its weight decay chosen on a held-out part of train."""
     train, classes = subject.train, len(subject.classes)
     held = round(config.held_out * len(train))
-    check(1 <= held < len(train), f"--held-out {config.held_out}: that is {held} of {len(train)} train images")
     order = permutation(len(train), CHOICE, seed=config.seed, device=subject.device)
     labels = train.labels[order]
     x = subject.features(train.images, "train images", unit=False, order=order)
     center, spread = x.mean(dim=0), x.std(dim=0)
     spread = torch.where(spread > 0, spread, 1.0)
     x.sub_(center).div_(spread)
-    start, tried = None, {}
+    start, tried, started = None, {}, time.perf_counter()
     for decay in WEIGHT_DECAYS:
         start = fit_logistic(x[held:], labels[held:], classes, decay, start)
         right = (torch.addmm(start[1], x[:held], start[0].T).argmax(dim=1) == labels[:held]).float().mean().item()
         tried[decay] = (100 * right, start)
         say(f"weight decay {decay:g}: {100 * right:.2f} % of {held:,} held-out train images")
     decay = max(tried, key=lambda d: tried[d][0])  # of equals, the strongest
+    say(f"weight decay {decay:g}: fitted to all {len(train):,} train images")
     weight, bias = fit_logistic(x, labels, classes, decay, tried[decay][1])
     weight = weight / spread  # a head for features as they are
-    figures = {"weight_decay": decay, "held_out": {f"{d:g}": right for d, (right, _) in tried.items()}}
+    figures = {
+        "weight_decay": decay,
+        "held_out": {f"{d:g}": right for d, (right, _) in tried.items()},
+        "fit_seconds": round(time.perf_counter() - started, 1),  # without the features
+    }
+    results.clear()
     return as_head(weight, bias - weight @ center), figures
 
 
@@ -271,6 +284,7 @@ def finetune(config: Finetune) -> None:
     name = f"finetune_{amount}" + "_from_scratch" * config.from_scratch
     quotas = label_quotas(subject.train.labels, subject.classes, config.label_fraction, config.label_count)
     overall = Results(config, subject.trained, name, replace=True)
+    subject.announce()
     if config.overwrite:
         overall.clear()
     figures = {}
@@ -281,7 +295,6 @@ def finetune(config: Finetune) -> None:
             check_same(figures[seed], config, subject, results)
             say(f"seed {seed} is there already: {results.summary}")
         else:
-            results.clear()
             figures[seed] = finetune_once(config, subject, quotas, seed, results)
     accuracies = [figures[seed]["test_accuracy"] for seed in config.seeds]
     rows = [(f"seed {seed}", f"{sum(quotas):,}", f"{a:.2f}") for seed, a in zip(config.seeds, accuracies, strict=True)]

@@ -44,7 +44,7 @@ def test_each_command_is_accepted_and_says_what_it_would_train(flags: str, progr
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photos, in which `runs/simsiam_cifar10` is a finished run of the default network (on few images)."""
+    """A folder with photos, in which `runs/simsiam_cifar10` is a finished run of the default network, on few images."""
     folder = tmp_path_factory.mktemp("readme")
     few = (
         "--dataset patterns --train-images 200 --test-images 16 --knn-k 5 --batch-size 50 --epochs 1 --accelerator cpu"
