@@ -137,7 +137,7 @@ class Results:
             replace or config.overwrite or not self.summary.exists(),
             f"{self.summary} is there already: --overwrite measures anew; or give another --results-dir",
         )
-        self.epoch = trained.about.get("row", {}).get("epoch")  # of the checkpoint
+        self.epoch, self.step = (trained.about.get("row", {}).get(name) for name in ("epoch", "step"))  # its own
         self.started = time.perf_counter()
 
     def output(self, given: str | None, name: str) -> Path:
@@ -168,7 +168,7 @@ class Results:
         origin = {"command": type(self.config).__name__.lower(), "checkpoint": str(self.trained.file)}
         origin["epoch"] = self.epoch
         self.path.mkdir(parents=True, exist_ok=True)
-        step = self.epoch or 0
+        step = self.step or 0  # so that a figure stands at the end of the run's own curves
         if scalars or pictures:
             with SummaryWriter(str(self.path)) as writer:
                 for name, value in (scalars or {}).items():

@@ -40,15 +40,18 @@ def knn(config: Knn) -> None:
         for protocol, classes in zip(protocols, torch.cat(voted, dim=1), strict=True):
             counts[(kind, *protocol)] = confusion(classes, test.labels, len(subject.classes))
     best = counts[("backbone", *headline)]
+    head = ("features", "k", *(f"T {t:g}" for t in TEMPERATURES))
+    rows = [
+        (kind, str(k), *(f"{accuracy(counts[(kind, k, t)]):.2f}" for t in TEMPERATURES))
+        for kind in bank
+        for k in sorted({k for k, _ in protocols})
+    ]
     print_table(
         f"kNN accuracy in % on {len(test):,} test images of {subject.dataset}, bank of {len(train):,} train images",
-        ("features", "k", *(f"T {t:g}" for t in TEMPERATURES)),
-        [
-            (kind, str(k), *(f"{accuracy(counts[(kind, k, t)]):.2f}" for t in TEMPERATURES))
-            for kind in bank
-            for k in sorted({k for k, _ in protocols})
-        ],
+        head,
+        rows,
     )
+    text = "\n".join(["|".join(head), "|".join("-" for _ in head), *("|".join(row) for row in rows)])
     classes = per_class(best, subject.classes)
     print_classes(classes)
     table = [
@@ -65,6 +68,5 @@ def knn(config: Knn) -> None:
         "per_class": classes,
         "confusion": best.tolist(),
     }
-    scalars = {f"kNN/{row['features']}_k{row['k']}_T{row['temperature']:g}": row["accuracy"] for row in table}
     results.clear()
-    results.write(figures, scalars)
+    results.write(figures, {"kNN_accuracy": accuracy(best)}, lambda writer, step: writer.add_text("kNN", text, step))

@@ -85,7 +85,7 @@ class Classifier(pl.LightningModule):
         logits = self(x)
         loss = cross_entropy(logits.float(), labels)
         right = (logits.detach().argmax(dim=1) == labels).float().mean()
-        metrics = {"train_loss": loss.detach(), "train_accuracy": 100 * right}
+        metrics = {"probe/train_loss": loss.detach(), "probe/train_accuracy": 100 * right}
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(x))
         return loss
 
@@ -100,7 +100,8 @@ class Classifier(pl.LightningModule):
     def words(self) -> str:
         """The epoch's figures, for people."""
         metrics = self.trainer.callback_metrics
-        return f"loss {metrics['train_loss'].item():.4f}  train {metrics['train_accuracy'].item():.2f} %"
+        loss, right = (metrics[f"probe/train_{name}"].item() for name in ("loss", "accuracy"))
+        return f"loss {loss:.4f}  train {right:.2f} %"
 
 
 class LabelledViews(pl.LightningDataModule):
@@ -167,7 +168,7 @@ def fit_classifier(
         num_sanity_val_steps=0,
     )
     fit(trainer, model, data)
-    loss = trainer.callback_metrics["train_loss"].item()
+    loss = trainer.callback_metrics["probe/train_loss"].item()
     if not math.isfinite(loss):
         raise RunFailure(f"the loss is {loss}: lower --learning-rate; no figures were kept", status=4)
     model.to(data.chosen.device).eval()  # Lightning takes it back to the CPU
@@ -195,7 +196,7 @@ def linear(config: Linear) -> None:
     way = "crops and flips, SGD" if config.augment else f"L-BFGS, weight decay {figures['weight_decay']:g}"
     row = (f"linear ({way})", f"{len(subject.train):,}", f"{figures['test_accuracy']:.2f}")
     print_table(title(subject), ("classifier", "labels", "accuracy %"), [row])
-    results.write(figures, {"test_accuracy": figures["test_accuracy"]})
+    results.write(figures, {"probe/test_accuracy": figures["test_accuracy"]})
 
 
 def title(subject: Subject) -> str:
@@ -309,7 +310,7 @@ def finetune(config: Finetune) -> None:
         "deviation": spread,
         "seeds": dict(zip(map(str, config.seeds), accuracies, strict=True)),
     }
-    overall.write(whole, {"test_accuracy": mean(accuracies)})
+    overall.write(whole, {"probe/test_accuracy": mean(accuracies)})
 
 
 def finetune_once(
@@ -338,7 +339,7 @@ def finetune_once(
     figures = facts(subject, counts) | {"seed": seed, "labels": len(chosen), "learning_rate": rate}
     write_weights(results.path / "backbone.safetensors", BACKBONE, backbone.state_dict(), trained.about)
     write_head(results, subject, model.head, figures["test_accuracy"])
-    results.write(figures, {"test_accuracy": figures["test_accuracy"]})
+    results.write(figures, {"probe/test_accuracy": figures["test_accuracy"]})
     return figures
 
 
