@@ -31,6 +31,10 @@ def main(args: list[str]) -> int:
     except BrokenPipeError:  # whoever read the output (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (
+        OSError
+    ) as error:  # no permission, no room, no such disk: what a program cannot foresee and a person can mend
+        return fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
     return 0
 
 

@@ -1,6 +1,6 @@
 """One frozen dataclass for each command: the options that it takes. The command line is made from it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ def check_groups(self: Any) -> None:
     Raises:
         UserError: a value that cannot be.
     """
+    for field in fields(self):
+        check(getattr(self, field.name) != "", f"--{field.name.replace('_', '-')}: an empty name; leave the flag out")
     for group in commandline.groups(type(self)):
         if hasattr(group, "__post_init__"):
             group.__post_init__(self)

@@ -8,43 +8,49 @@ import torch
 from numpy.lib.format import open_memmap
 
 from simsiam.config import Embed
-from simsiam.evaluation import Results, Subject, open_subject
-from simsiam.features import CHUNK, extract_chunks
+from simsiam.evaluation import Model, Results, Subject, open_checkpoint, open_subject
+from simsiam.features import CHUNK
 from simsiam.pictures import log_embedding
 from utils.device import choose_device
 from utils.files import write_atomically
 from utils.images import ImageFolder
-from utils.terminal import print_table, tracked
+from utils.terminal import print_table, say
 
 Arrays = dict[str, np.ndarray]
 
 
 def embed(config: Embed) -> None:
     """Write features (as the backbone gives them: not normalised), labels, indices and where each image is from."""
-    folder = ImageFolder(config.images) if config.images else None
-    subject = open_subject(config, choose_device(config.accelerator))
-    results = Results(config, subject.trained, "embed", replace=True)
+    device = choose_device(config.accelerator)
+    if config.images is not None:
+        folder = ImageFolder(config.images)
+        model = open_checkpoint(config, device)
+    else:
+        subject = open_subject(config, device)
+        model = subject.model
+    name = f"embed_{Path(config.output).stem}" if config.output else "embed"
+    results = Results(config, model.trained, name)
     output = results.output(config.output, "features.npz")
-    subject.announce()
-    arrays = of_folder(subject, folder, config.skip_bad_images) if folder else of_splits(subject, config.split)
+    if config.images is not None:
+        say(f"{model.trained.file}: the images in {folder.folder}, {len(folder):,} files")
+        arrays, tested = of_folder(model, folder, config.skip_bad_images), None
+    else:
+        subject.announce()
+        arrays = of_splits(subject, config.split)
+        tested = torch.from_numpy(arrays["features"][arrays["split"] == "test"])
     write_atomically(output, lambda partial: (write_npz if output.suffix == ".npz" else write_npy)(partial, arrays))
 
     where = config.images or f"{subject.dataset}, {' and '.join(dict.fromkeys(arrays['split'].tolist()))}"
     n, dimensions = arrays["features"].shape
     print_table("embedded", ("images", "number", "features"), [(where, f"{n:,}", str(dimensions))])
-    print(f"features  {output}")
-    results.clear()
-    tested = torch.from_numpy(arrays["features"][arrays["split"] == "test"])
-    results.write(
-        {
-            "of": where,
-            "images": n,
-            "features": dimensions,
-            "classes": arrays["classes"].tolist(),
-            "output": str(output),
-        },
-        pictures=(lambda writer, step: log_embedding(writer, subject.test, tested, step)) if len(tested) else None,
-    )
+    say(f"features  {output}")
+    figures = {"of": where, "images": n, "features": dimensions, "classes": arrays["classes"].tolist()}
+    figures["output"] = str(output)
+    if tested is None or len(tested) == 0:
+        results.write(figures)
+    else:
+        test, points = subject.test, tested
+        results.write(figures, pictures=lambda writer, step: log_embedding(writer, test, points, step))
 
 
 def of_splits(subject: Subject, split: str) -> Arrays:
@@ -53,11 +59,8 @@ def of_splits(subject: Subject, split: str) -> Arrays:
     parts = {name: images for name, images in parts.items() if split in ("both", name)}
     n = sum(len(images) for images in parts.values())
     chunks = itertools.chain.from_iterable(images.images.split(CHUNK) for images in parts.values())
-    features = extract_chunks(
-        subject.trained.backbone, tracked(chunks, n, "features"), n, subject.mean, subject.std, unit=False
-    )
     return {
-        "features": features.cpu().numpy(),
+        "features": subject.model.features(chunks, n, subject.dataset, unit=False).cpu().numpy(),
         "labels": np.concatenate([images.labels.cpu().numpy() for images in parts.values()]),
         "indices": np.concatenate([np.arange(len(images)) for images in parts.values()]),
         "split": np.concatenate([np.full(len(images), name) for name, images in parts.items()]),
@@ -65,11 +68,10 @@ def of_splits(subject: Subject, split: str) -> Arrays:
     }
 
 
-def of_folder(subject: Subject, folder: ImageFolder, skip_bad: bool) -> Arrays:
+def of_folder(model: Model, folder: ImageFolder, skip_bad: bool) -> Arrays:
     """A folder's images; labels are those of its sub-folders."""
-    backbone, n = subject.trained.backbone, len(folder)
-    chunks = tracked(folder.read(backbone.image_size or 32, skip_bad), n, "features")
-    features = extract_chunks(backbone, chunks, n, subject.mean, subject.std, unit=False)
+    chunks = folder.read(model.trained.backbone.image_size or 32, skip_bad)
+    features = model.features(chunks, len(folder), "images", unit=False)
     return {
         "features": features.cpu().numpy(),
         "labels": folder.labels.numpy(),

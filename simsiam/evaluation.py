@@ -1,9 +1,11 @@
 """What the commands that use a checkpoint share: opening it with its images, and leaving figures behind."""
 
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,33 +20,49 @@ from simsiam.datasets import Images, fetch, load
 from simsiam.features import CHUNK, extract_chunks
 from simsiam.load import Trained, load_trained
 from utils.errors import UserError, check
-from utils.files import check_writable, write_json
+from utils.files import PARTIAL, check_writable, lock_folder, write_json
 from utils.origin import git_commit, versions
 from utils.runfolder import RunFolder
 from utils.terminal import print_table, say, tracked
 
 Config = Knn | Linear | Finetune | Embed | Neighbours | Export
-OURS = (
-    "summary.json",
-    "*.safetensors",
-    "events.out.tfevents.*",
-    "hparams.yaml",
-    "projector_config.pbtxt",
-    "[0-9]*[0-9]",
-)
 MANY_CLASSES = 20  # of more, a table shows the extremes
 
 
-class Subject(NamedTuple):
-    """A checkpoint and the images it is measured on, all on `device`."""
+class Model(NamedTuple):
+    """A checkpoint on `device`."""
 
     trained: Trained
+    mean: Tensor  # (3,), of the images that it was trained on
+    std: Tensor
+    device: torch.device
+
+    def features(self, chunks: Iterable[Tensor], n: int, what: str, unit: bool = True) -> Tensor:
+        """Backbone features of clean images: chunks (B, 3, S, S) uint8, at most n images in all -> (n, F).
+
+        Args:
+            what: shown as progress.
+            unit: L2-normalise each row.
+        """
+        chunks = tracked(chunks, n, f"features of {what}")
+        return extract_chunks(self.trained.backbone, chunks, n, self.mean, self.std, unit)
+
+
+class Subject(NamedTuple):
+    """A checkpoint and the images it is measured on, all on one device."""
+
+    model: Model
     dataset: str
     train: Images
     test: Images
-    mean: Tensor  # (3,), of the images that the checkpoint was trained on
-    std: Tensor
-    device: torch.device
+
+    @property
+    def trained(self) -> Trained:
+        return self.model.trained
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -59,17 +77,9 @@ class Subject(NamedTuple):
             f"{len(self.train):,} train and {len(self.test):,} test images, {len(self.classes)} classes; {self.device}"
         )
 
-    def features(self, images: Tensor, what: str, unit: bool = True, order: Tensor | None = None) -> Tensor:
-        """Backbone features of clean images: (N, 3, S, S) uint8 -> (N, F).
-
-        Args:
-            what: shown as progress.
-            unit: L2-normalise each row.
-            order: (N,) indices, to have them in this order.
-        """
-        chunks = images.split(CHUNK) if order is None else (images[i] for i in order.split(CHUNK))
-        chunks = tracked(chunks, len(images), f"features of {what}")
-        return extract_chunks(self.trained.backbone, chunks, len(images), self.mean, self.std, unit)
+    def features(self, images: Tensor, what: str, unit: bool = True) -> Tensor:
+        """(N, 3, S, S) uint8 -> (N, F), as `Model.features`."""
+        return self.model.features(images.split(CHUNK), len(images), what, unit)
 
     def projections(self, features: Tensor) -> Tensor | None:
         """(N, F) backbone features, not normalised -> (N, d) unit vectors, if the checkpoint has a projector."""
@@ -80,8 +90,24 @@ class Subject(NamedTuple):
             return nn.functional.normalize(torch.cat([projector(chunk) for chunk in features.split(10_000)]), dim=1)
 
 
+def open_checkpoint(config: Config, device: torch.device) -> Model:
+    """Load the checkpoint that `--checkpoint` names.
+
+    Raises:
+        UserError: it cannot be had, or has a weight that is not finite.
+    """
+    trained = load_trained(config.checkpoint)
+    finite = all(bool(tensor.isfinite().all()) for tensor in trained.backbone.state_dict().values())
+    check(finite, f"{trained.file}: a weight is not finite, so nothing can be measured")
+    for network in (trained.backbone, trained.projector):
+        if network is not None:
+            network.to(device)
+    mean, std = (torch.tensor(x, device=device) for x in (trained.backbone.mean, trained.backbone.std))
+    return Model(trained, mean, std, device)
+
+
 def open_subject(config: Config, device: torch.device, from_scratch: int | None = None) -> Subject:
-    """Load the checkpoint that `--checkpoint` names, and the images: those of its run, unless others are asked for.
+    """The checkpoint, and images: those of its run, unless others are asked for.
 
     Args:
         from_scratch: a seed, to put random weights into the backbone.
@@ -89,34 +115,31 @@ def open_subject(config: Config, device: torch.device, from_scratch: int | None 
     Raises:
         UserError: either cannot be had.
     """
-    trained = load_trained(config.checkpoint)
-    settings = trained.about.get("settings", {})
+    model = open_checkpoint(config, device)
+    trained, settings = model.trained, model.trained.about.get("settings", {})
     dataset = config.dataset or settings.get("dataset")
     if dataset is None:
         raise UserError(f"{trained.file} does not say what it was trained on: give --dataset")
-    same = dataset == settings.get("dataset")
-    known = settings if same else {}
-    data_dir = config.data_dir or next((d for d in [known.get("data_dir")] if d and Path(d).is_dir()), "./data")
+    known = settings if dataset == settings.get("dataset") else {}
+    data_dir = config.data_dir
+    if data_dir is None:
+        there = Path(known.get("data_dir") or "").expanduser()
+        data_dir = str(there) if known.get("data_dir") and there.is_dir() else "./data"
     sizes = (config.train_images or known.get("train_images"), config.test_images or known.get("test_images"))
     fetch(dataset, data_dir, config.data_url)
     train, test = load(dataset, data_dir, *sizes)
     if from_scratch is not None:
-        trained = trained._replace(backbone=random_backbone(trained, from_scratch), projector=None)
-    for network in (trained.backbone, trained.projector):
-        if network is not None:
-            network.to(device)
-    finite = all(bool(tensor.isfinite().all()) for tensor in trained.backbone.state_dict().values())
-    check(finite, f"{trained.file}: a weight is not finite, so nothing can be measured")
-    mean, std = (torch.tensor(x, device=device) for x in (trained.backbone.mean, trained.backbone.std))
-    return Subject(trained, dataset, train.to(device), test.to(device), mean, std, device)
+        trained = trained._replace(backbone=random_backbone(trained, from_scratch).to(device), projector=None)
+    return Subject(model._replace(trained=trained), dataset, train.to(device), test.to(device))
 
 
 def random_backbone(trained: Trained, seed: int) -> ResNet:
-    """The backbone's architecture with fresh weights."""
-    old = trained.backbone
+    """The backbone's architecture with fresh weights, as a run of that seed begins with them."""
+    old, about = trained.backbone, trained.about
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        new = BACKBONES[trained.about["backbone"]](trained.about["width"])
+        zero_init = about.get("settings", {}).get("zero_init_residual", True)
+        new = BACKBONES[about["backbone"]](about["width"], zero_init_residual=zero_init)
     new.mean, new.std, new.image_size = old.mean, old.std, old.image_size
     return new.eval()
 
@@ -124,21 +147,26 @@ def random_backbone(trained: Trained, seed: int) -> ResNet:
 class Results:
     """The folder that one command leaves in the run's `results/`: `summary.json`, TensorBoard's events, what it makes.
 
+    Args:
+        name: of the folder.
+        resumes: the command itself looks at what is there already.
+
     Raises:
         UserError: it cannot be written, or an earlier call's figures are there and `--overwrite` is not given.
     """
 
-    def __init__(self, config: Config, trained: Trained, name: str, replace: bool = False) -> None:
+    def __init__(self, config: Config, trained: Trained, name: str, resumes: bool = False) -> None:
         self.config, self.trained = config, trained
         self.path = results_root(config, trained.file) / name
         self.summary = self.path / "summary.json"
         check_writable(self.path, "--results-dir")
         check(
-            replace or config.overwrite or not self.summary.exists(),
+            resumes or config.overwrite or not self.summary.exists(),
             f"{self.summary} is there already: --overwrite measures anew; or give another --results-dir",
         )
-        self.epoch, self.step = (trained.about.get("row", {}).get(name) for name in ("epoch", "step"))  # its own
-        self.started = time.perf_counter()
+        row = trained.about.get("row", {})
+        self.epoch, self.step = row.get("epoch"), row.get("step", 0)  # of the checkpoint
+        self.started, self.cleared = time.perf_counter(), False
 
     def output(self, given: str | None, name: str) -> Path:
         """The file to make: `--output`, else one of this name in the folder.
@@ -147,36 +175,61 @@ class Results:
             UserError: it is there already and `--overwrite` is not given, or it cannot be written.
         """
         file = Path(given).expanduser() if given else self.path / name
+        check(len(file.name) <= 200, f"--output: {len(file.name)} letters are too long for a file's name")
         check(not file.is_dir(), f"{file} is a folder: give the name of a file with --output")
         check(self.config.overwrite or not file.exists(), f"{file} is there already: --overwrite would replace it")
         check_writable(file.parent, "--output")
         return file
 
     def clear(self) -> None:
-        """Remove what an earlier call left, and nothing else."""
-        for folder in (self.path, *self.path.glob("seed_*")):
-            for file in (file for pattern in OURS for file in folder.glob(pattern)):
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
+        """Remove what an earlier call of this command left, and nothing else; a training calls it before it begins."""
+        names = ("summary.json", "head.safetensors", "hparams.yaml", "projector_config.pbtxt")
+        ours = [self.path / name for name in names]
+        ours += [*self.path.glob("events.out.tfevents.*"), *self.path.glob(f".*{PARTIAL}")]
+        for file in ours:
+            file.unlink(missing_ok=True)
+        for folder in self.path.glob("[0-9][0-9][0-9][0-9][0-9]"):  # the projector's
+            if (folder / "embedding").is_dir():
+                shutil.rmtree(folder)
+        self.cleared = True
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep a second process out of the folder meanwhile.
+
+        Raises:
+            UserError: another process is in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with lock_folder(self.path, f"another process is at work in {self.path}: wait, or give another --results-dir"):
+            yield
 
     def write(
         self,
         figures: dict[str, Any],
         scalars: dict[str, float] | None = None,
         pictures: Callable[[SummaryWriter, int], None] | None = None,
+        step: int | None = None,
     ) -> None:
-        """Leave figures as JSON, with all that says where they are from; scalars and pictures go into TensorBoard."""
-        origin = {"command": type(self.config).__name__.lower(), "checkpoint": str(self.trained.file)}
-        origin["epoch"] = self.epoch
+        """Leave figures as JSON, with all that says where they are from; scalars and pictures go into TensorBoard.
+
+        Args:
+            step: of the scalars; the checkpoint's own if left out, so that they stand at the end of the run's curves.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        step = self.step or 0  # so that a figure stands at the end of the run's own curves
+        if not self.cleared:
+            self.clear()
+        at = self.step if step is None else step
         if scalars or pictures:
             with SummaryWriter(str(self.path)) as writer:
                 for name, value in (scalars or {}).items():
-                    writer.add_scalar(name, value, step)
+                    writer.add_scalar(name, value, at)
                 if pictures:
-                    pictures(writer, step)
+                    pictures(writer, at)
+        origin = {"command": type(self.config).__name__.lower(), "checkpoint": str(self.trained.file)}
+        origin |= {"weights": fingerprint(self.trained.backbone), "epoch": self.epoch}
         rest = {
-            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()},
+            "settings": plain_settings(self.config),
             "seconds": round(time.perf_counter() - self.started, 1),
             "versions": versions(),
             "commit": git_commit(),
@@ -185,13 +238,27 @@ class Results:
         say(f"figures   {self.summary}")
 
 
+def plain_settings(config: Config) -> dict[str, Any]:
+    """A configuration as JSON gives it back."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
+def fingerprint(network: nn.Module) -> str:
+    """What tells one set of weights from another: 16 hexadecimal digits of a hash over all of them."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def results_root(config: Config, file: Path) -> Path:
     """`--results-dir`, else `results/` of the run that a file belongs to, else a folder beside the file."""
     if config.results_dir:
         return Path(config.results_dir).expanduser()
-    for folder in (file.parent, file.parent.parent):
-        if RunFolder(folder).config.exists():
-            return RunFolder(folder).results
+    for run in (RunFolder(file.parent), RunFolder(file.parent.parent)):
+        if run.config.exists() and (file == run.backbone or file.parent == run.checkpoints):
+            return run.results
     return file.with_name(f"{file.stem}_results")
 
 
@@ -219,13 +286,14 @@ def print_classes(accuracies: dict[str, float | None]) -> None:
     print_table(title, ("class", "accuracy %"), [(name, f"{a:.2f}") for a, name in shown])
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file of ours.
+def read_json(file: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """A JSON file of ours that has at least these keys.
 
     Raises:
         UserError: damaged.
     """
     try:
-        return dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
+        content = dict(json.loads(file.read_text()))
+        return content | {key: content[key] for key in keys}
+    except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{file} is damaged: give --overwrite to measure anew") from None

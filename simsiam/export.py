@@ -34,11 +34,11 @@ def export(config: Export) -> None:
     wrong = config.output is not None and not config.output.endswith(suffix)
     check(not wrong, f"--output {config.output}: with --format {config.format} a name that ends in {suffix}")
     subject = open_subject(config, torch.device("cpu"))
-    results = Results(config, subject.trained, "export", replace=True)
+    results = Results(config, subject.trained, f"export_{config.format}")
     output = results.output(config.output, f"backbone{suffix}")
     backbone = subject.trained.backbone
     about = {"classes": list(subject.classes)} | subject.trained.about | {"checkpoint": str(subject.trained.file)}
-    images = normalize(subject.test.images[:IMAGES].float() / 255, subject.mean, subject.std)
+    images = normalize(subject.test.images[:IMAGES].float() / 255, subject.model.mean, subject.model.std)
     differences: dict[int, float] = {}
 
     def write_and_compare(path: Path) -> None:
@@ -57,7 +57,7 @@ def export(config: Export) -> None:
     rows = [(f"{n} images", f"{difference:.1e}") for n, difference in differences.items()]
     print_table(f"{config.format} against the checkpoint, on test images", ("batch of", "largest difference"), rows)
     size = output.stat().st_size
-    print(f"{config.format}  {output}, {size / 2**20:.1f} MiB")
+    say(f"{config.format}  {output}, {size / 2**20:.1f} MiB")
     compared = {str(n): difference for n, difference in differences.items()}
     results.write({"format": config.format, "output": str(output), "bytes": size, "largest_difference": compared})
 

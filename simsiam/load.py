@@ -1,5 +1,6 @@
 """From files to networks: strictly, and without running anything that a file contains."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,12 +43,11 @@ class Trained(NamedTuple):
     file: Path
     backbone: ResNet  # (B, 3, S, S) -> (B, F), with .mean, .std and .image_size of its images
     projector: nn.Sequential | None  # (B, F) -> (B, d); a file of the backbone alone has none
-    about: dict[
-        str, Any
-    ]  # `backbone_facts`, and of runs: classes, settings, versions, commit, row (the epoch's figures)
+    about: dict[str, Any]  # `backbone_facts`, and of runs `PROVENANCE`: `row` are the epoch's figures
 
 
 FACTS = ("backbone", "width", "image_size", "mean", "std")
+LARGEST, WIDEST = 2**26, 2**14  # numbers that a file may ask for: of images; of channels and dimensions
 PROVENANCE = ("classes", "settings", "versions", "commit", "row")
 
 
@@ -82,24 +82,58 @@ def load_trained(path: str | Path, whole: bool = True) -> Trained:
         UserError: as `load_backbone`.
     """
     file = find_checkpoint(path, whole)
-    try:
-        if file.suffix == ".safetensors":
-            about, state = read_weights(file, BACKBONE)
-            backbone, projector = BACKBONES[about["backbone"]](about["width"]), None
-            load_strictly(backbone, state, file)
-        else:
-            content = read_state(file)
-            model = SimSiam(**content["hyper_parameters"])
-            load_strictly(model, content["state_dict"], file)
-            backbone, projector = model.backbone, model.projector.eval()
-            about = backbone_facts(model.hparams) | {name: content[name] for name in PROVENANCE if name in content}
-        backbone.mean, backbone.std = tuple(about["mean"]), tuple(about["std"])
-        backbone.image_size = about["image_size"]
-    except KeyError as error:
-        raise UserError(f"{file}: does not say its {error}") from None
-    except TypeError as error:
-        raise UserError(f"{file}: not a checkpoint of this program ({error})") from None
+    if file.suffix == ".safetensors":
+        about, state = read_weights(file, BACKBONE)
+        check_about(about, file)
+        backbone, projector = BACKBONES[about["backbone"]](about["width"]), None
+        load_strictly(backbone, state, file)
+    else:
+        content = read_state(file)
+        hparams = content["hyper_parameters"]
+        about = {name: hparams[name] for name in FACTS if name in hparams}
+        about |= {name: content[name] for name in PROVENANCE if name in content}
+        check_about(about, file)
+        try:
+            sizes = [value for value in hparams.values() if isinstance(value, int)]
+            check(max(sizes) <= WIDEST, f"a size of {max(sizes)}")
+            model = SimSiam(**hparams)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{file}: not a checkpoint of this program ({error})") from None
+        load_strictly(model, content["state_dict"], file)
+        backbone, projector = model.backbone, model.projector.eval()
+    backbone.mean, backbone.std = tuple(about["mean"]), tuple(about["std"])
+    backbone.image_size = about["image_size"]
     return Trained(file, backbone.eval(), projector, about)
+
+
+def check_about(about: dict[str, Any], file: Path) -> None:
+    """Raise UserError unless what a file says of itself can be: it may come from anywhere."""
+
+    def size(value: Any) -> bool:
+        return type(value) is int and 1 <= value <= LARGEST
+
+    def count(value: Any) -> bool:
+        return value is None or size(value)
+
+    def numbers(value: Any, least: float) -> bool:
+        kind = isinstance(value, list | tuple) and len(value) == 3 and all(type(x) in (float, int) for x in value)
+        return kind and all(math.isfinite(x) and x > least for x in value)
+
+    settings, row = about.get("settings", {}), about.get("row", {})
+    facts = {
+        "backbone": about.get("backbone") in list(BACKBONES),  # by ==: it need not be hashable
+        "width": size(about.get("width")) and about["width"] <= WIDEST,
+        "image_size": size(about.get("image_size")) and about["image_size"] <= WIDEST,
+        "mean": numbers(about.get("mean"), -math.inf),
+        "std": numbers(about.get("std"), 0),
+        "classes": all(isinstance(name, str) for name in about.get("classes", [])),
+        "settings": isinstance(settings, dict)
+        and all(isinstance(settings.get(name, ""), str) for name in ("dataset", "data_dir"))
+        and all(count(settings.get(name)) for name in ("train_images", "test_images")),
+        "row": isinstance(row, dict) and all(type(row.get(name, 0)) is int for name in ("epoch", "step")),
+    }
+    wrong = [name for name, right in facts.items() if not right]
+    check(not wrong, f"{file}: does not say its {', '.join(wrong)} as a file of this program does")
 
 
 def load_weights(model: SimSiam, path: str | Path) -> None:
@@ -136,5 +170,5 @@ def fits(model: SimSiam, about: dict[str, Any], keys: tuple[str, ...], file: Pat
 def load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     try:
         network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError, TypeError) as error:  # the latter two where keys or values are something else
         raise UserError(f"{file}: its weights do not fit: {' '.join(str(error).split())[:300]}") from None

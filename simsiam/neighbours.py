@@ -1,25 +1,27 @@
 """The command `neighbours`: a gallery of what the backbone finds alike."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from simsiam.config import Neighbours
 from simsiam.evaluation import Results, open_subject
-from simsiam.features import extract_features
 from simsiam.pictures import OTHER, SAME, Tile, gallery
 from utils.device import choose_device
 from utils.errors import check
 from utils.files import write_atomically
 from utils.images import ImageFolder
+from utils.terminal import say
 
 
 def neighbours(config: Neighbours) -> None:
     """Draw the gallery: a row for each query, with the most similar train images by cosine."""
-    folder = ImageFolder(config.images) if config.images else None
+    folder = ImageFolder(config.images) if config.images is not None else None
     subject = open_subject(config, choose_device(config.accelerator))
     train, backbone = subject.train, subject.trained.backbone
-    results = Results(config, subject.trained, "neighbours", replace=True)
+    name = f"neighbours_{Path(config.output).stem}" if config.output else "neighbours"
+    results = Results(config, subject.trained, name)
     output = results.output(config.output, "neighbours.png")
     check(config.k <= len(train), f"--k {config.k}: there are {len(train)} train images")
     if folder:
@@ -32,7 +34,7 @@ def neighbours(config: Neighbours) -> None:
         images, labels = subject.test.images[places], subject.test.labels[places].tolist()
         names = [subject.classes[label] for label in labels]
     subject.announce()
-    queries = extract_features(backbone, images, subject.mean, subject.std)
+    queries = subject.features(images, "queries")
     similarity, nearest = (queries @ subject.features(train.images, "train images").T).topk(config.k, dim=1)
 
     rows, alike = [], 0
@@ -53,8 +55,7 @@ def neighbours(config: Neighbours) -> None:
         figures["same_class"] = 100 * alike / (config.k * len(names))
     picture = gallery(heading, rows)
     write_atomically(output, lambda partial: picture.save(partial, "PNG"))
-    print(f"picture   {output}")
-    results.clear()
+    say(f"picture   {output}")
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
     results.write(
         figures, pictures=lambda writer, step: writer.add_image("neighbours", pixels, step, dataformats="HWC")

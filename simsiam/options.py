@@ -300,7 +300,7 @@ class LinearOptions:
 class FinetuneOptions:
     """Training the whole network on labels."""
 
-    label_fraction: float = 0.1
+    label_fraction: Annotated[float | None, left_out("SHARE", "0.1")] = None
     """Share of the train labels to use: exactly that of every class, chosen by the seed."""
     label_count: Annotated[int | None, left_out("N", "--label-fraction")] = None
     """So many labels instead, the same number of every class."""
@@ -312,9 +312,9 @@ class FinetuneOptions:
     """Length of a training, in passes over the labelled images; the rates fall to 0 along a cosine."""
     batch_size: int = 256
     """Images in a step."""
-    learning_rate: Annotated[float | None, left_out("RATE", "0.02; 0.1 from scratch")] = None
+    learning_rate: Annotated[float | None, left_out("RATE", "0.03; 0.3 from scratch")] = None
     """The backbone's first rate."""
-    head_learning_rate: float = 0.1
+    head_learning_rate: Annotated[float | None, left_out("RATE", "0.03; 0.1 from scratch")] = None
     """The head's first rate."""
     momentum: float = 0.9
     """Momentum of SGD."""
@@ -324,10 +324,11 @@ class FinetuneOptions:
     """Least area of a crop, as a share of the image."""
 
     def __post_init__(self) -> None:
-        check(0 < self.label_fraction <= 1, f"--label-fraction {self.label_fraction}: above 0 and at most 1")
+        share = self.label_fraction
+        check(share is None or 0 < share <= 1, f"--label-fraction {share}: above 0 and at most 1")
         check(self.label_count is None or self.label_count >= 1, f"--label-count {self.label_count}: at least 1")
         check(
-            self.label_count is None or self.label_fraction == FinetuneOptions.label_fraction,
+            self.label_count is None or self.label_fraction is None,
             "--label-fraction is a share, --label-count a number: give one of them",
         )
         check(len(self.seeds) > 0, "--seeds: at least one")
@@ -382,7 +383,7 @@ class NeighboursOptions:
     def __post_init__(self) -> None:
         check(self.output is None or self.output.endswith(".png"), f"--output {self.output}: a name that ends in .png")
         for name in ("queries", "k"):
-            check(1 <= getattr(self, name) <= 100, f"--{name} {getattr(self, name)}: 1 to 100")
+            check(1 <= getattr(self, name) <= 50, f"--{name} {getattr(self, name)}: 1 to 50")
 
 
 @dataclass(frozen=True)

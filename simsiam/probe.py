@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -23,12 +23,15 @@ from simsiam.evaluation import (
     Subject,
     accuracy,
     confusion,
+    fingerprint,
     open_subject,
     per_class,
+    plain_settings,
     print_classes,
     random_backbone,
     read_json,
 )
+from simsiam.features import CHUNK
 from simsiam.record import Curves, ProgressLine, fit
 from utils.device import choose_accelerator, choose_device, choose_precision
 from utils.errors import RunFailure, check
@@ -36,7 +39,7 @@ from utils.export import BACKBONE, HEAD, write_weights
 from utils.logistic import fit_logistic
 from utils.philox import permutation
 from utils.schedule import warmup_cosine
-from utils.terminal import print_table, say
+from utils.terminal import print_table, say, tracked
 
 WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of standardised features, the strongest first
 CHOICE = 2**32 - 1  # the epoch whose order decides which images are held out, or keep their labels: none trains in it
@@ -48,7 +51,7 @@ class Classifier(pl.LightningModule):
     Args:
         backbone: (B, 3, S, S) -> (B, F).
         classes: C.
-        head_rate: learning rate of the head, which starts at zero.
+        head_rate: learning rate of the head, which is zero until somebody fills it.
         backbone_rate: None freezes the backbone: no gradient, and eval mode, so that BN keeps its statistics too.
         momentum, weight_decay: of SGD. All rates fall to 0 along a cosine.
     """
@@ -97,6 +100,11 @@ class Classifier(pl.LightningModule):
         schedule = warmup_cosine(optimizer, 0, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_epoch_end(self) -> None:
+        loss = self.trainer.callback_metrics["probe/train_loss"].item()
+        if not math.isfinite(loss):
+            raise RunFailure(f"the loss is {loss}: lower the learning rates; no figures were kept", status=4)
+
     def words(self) -> str:
         """The epoch's figures, for people."""
         metrics = self.trainer.callback_metrics
@@ -109,6 +117,7 @@ class LabelledViews(pl.LightningDataModule):
 
     Args:
         images: a split; of it, only the images at `chosen` (n,) are used.
+        batch_size: at most; so many fewer that hardly an image is left over in an epoch.
         mean, std: (3,), of the normalisation.
     """
 
@@ -125,7 +134,7 @@ class LabelledViews(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.images, self.chosen, self.mean, self.std = images, chosen, mean, std
-        self.batch_size, self.seed = min(batch_size, len(chosen)), seed
+        self.batch_size, self.seed = len(chosen) // math.ceil(len(chosen) / batch_size), seed
         self.policy = Policy(crop_scale=crop_scale, jitter=0, grayscale=0)
 
     def train_dataloader(self) -> EpochOrder:
@@ -152,7 +161,12 @@ class LabelledViews(pl.LightningDataModule):
 
 def fit_classifier(
     config: Linear | Finetune, model: Classifier, data: LabelledViews, epochs: int, results: Results
-) -> None:
+) -> int:
+    """Train; the number of steps taken.
+
+    Raises:
+        RunFailure: stopped (status 130 or 143), or no longer finite (4).
+    """
     results.clear()
     trainer = pl.Trainer(
         accelerator=choose_accelerator(config.accelerator),
@@ -168,10 +182,11 @@ def fit_classifier(
         num_sanity_val_steps=0,
     )
     fit(trainer, model, data)
-    loss = trainer.callback_metrics["probe/train_loss"].item()
-    if not math.isfinite(loss):
-        raise RunFailure(f"the loss is {loss}: lower --learning-rate; no figures were kept", status=4)
+    finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    if not finite:
+        raise RunFailure("a weight is not finite: lower the learning rates; no figures were kept", status=4)
     model.to(data.chosen.device).eval()  # Lightning takes it back to the CPU
+    return trainer.global_step
 
 
 # ---------------------------------------------------------------- the linear probe
@@ -187,23 +202,24 @@ def linear(config: Linear) -> None:
     held = round(config.held_out * len(subject.train))
     check(0 < held < len(subject.train), f"--held-out {config.held_out}: {held} of {len(subject.train)} train images")
     subject.announce()
-    head, figures = (probe_by_sgd if config.augment else probe_by_solver)(config, subject, results)
-    features = subject.features(subject.test.images, "test images", unit=False)
-    counts = confusion(head(features).argmax(dim=1), subject.test.labels, len(subject.classes))
-    figures = facts(subject, counts) | figures
-    write_head(results, subject, head, figures["test_accuracy"])
+    with results.alone():
+        head, figures = (probe_by_sgd if config.augment else probe_by_solver)(config, subject, results)
+        figures = measure(subject, head) | figures
+        keep_head(results, subject, head, figures)
     print_classes(figures["per_class"])
     way = "crops and flips, SGD" if config.augment else f"L-BFGS, weight decay {figures['weight_decay']:g}"
     row = (f"linear ({way})", f"{len(subject.train):,}", f"{figures['test_accuracy']:.2f}")
     print_table(title(subject), ("classifier", "labels", "accuracy %"), [row])
-    results.write(figures, {"probe/test_accuracy": figures["test_accuracy"]})
 
 
 def title(subject: Subject) -> str:
     return f"accuracy on {len(subject.test):,} test images of {subject.dataset}"
 
 
-def facts(subject: Subject, counts: Tensor) -> dict[str, Any]:
+def measure(subject: Subject, head: nn.Linear) -> dict[str, Any]:
+    """Accuracy of the subject's backbone and this head on clean images: all test images."""
+    features = subject.features(subject.test.images, "test images", unit=False)
+    counts = confusion(head(features).argmax(dim=1), subject.test.labels, len(subject.classes))
     return {
         "dataset": subject.dataset,
         "train_images": len(subject.train),
@@ -214,47 +230,57 @@ def facts(subject: Subject, counts: Tensor) -> dict[str, Any]:
     }
 
 
-def write_head(results: Results, subject: Subject, head: nn.Linear, test_accuracy: float) -> None:
-    about = {"classes": list(subject.classes), "dataset": subject.dataset, "test_accuracy": test_accuracy}
-    state = head.state_dict()
-    write_weights(results.path / "head.safetensors", HEAD, state, about | {"checkpoint": str(subject.trained.file)})
-
-
-@torch.no_grad()
-def as_head(weight: Tensor, bias: Tensor) -> nn.Linear:
-    head = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
-    head.weight.copy_(weight)
-    head.bias.copy_(bias)
-    return head.requires_grad_(False)
+def keep_head(results: Results, subject: Subject, head: nn.Linear, figures: dict[str, Any]) -> None:
+    """Write `head.safetensors`, then the figures, which are what makes a measurement finished."""
+    results.path.mkdir(parents=True, exist_ok=True)
+    if not results.cleared:
+        results.clear()
+    about = {"classes": list(subject.classes), "dataset": subject.dataset, "checkpoint": str(subject.trained.file)}
+    about["test_accuracy"] = figures["test_accuracy"]
+    write_weights(results.path / "head.safetensors", HEAD, head.state_dict(), about)
+    results.write(figures, {"probe/test_accuracy": figures["test_accuracy"]}, step=figures.get("steps"))
 
 
 def probe_by_solver(config: Linear, subject: Subject, results: Results) -> tuple[nn.Linear, dict[str, Any]]:
-    """Logistic regression on features of clean images, its weight decay chosen on a held-out part of train."""
-    train, classes = subject.train, len(subject.classes)
-    held = round(config.held_out * len(train))
+    """Logistic regression on features of clean images."""
+    train = subject.train
     order = permutation(len(train), CHOICE, seed=config.seed, device=subject.device)
-    labels = train.labels[order]
-    x = subject.features(train.images, "train images", unit=False, order=order)
+    chunks = (train.images[i] for i in order.split(CHUNK))
+    x = subject.model.features(chunks, len(train), "train images", unit=False)
+    head, figures = solve_head(x, train.labels[order], len(subject.classes), round(config.held_out * len(train)))
+    rows = [(f"{decay}", f"{right:.2f}") for decay, right in figures["held_out"].items()]
+    print_table("on held-out train images", ("weight decay", "accuracy %"), rows)
+    return head, figures
+
+
+def solve_head(x: Tensor, labels: Tensor, classes: int, held: int) -> tuple[nn.Linear, dict[str, Any]]:
+    """The linear classifier of features, its weight decay chosen on the first `held` of them, then fitted to all.
+
+    Args:
+        x: (N, F), in random order; standardised where it lies, to save its copy.
+        labels: (N,).
+    """
+    started = time.perf_counter()
     center, spread = x.mean(dim=0), x.std(dim=0)
     spread = torch.where(spread > 0, spread, 1.0)
     x.sub_(center).div_(spread)
-    start, tried, started = None, {}, time.perf_counter()
-    for decay in WEIGHT_DECAYS:
+    start, tried = None, {}
+    for (decay,) in tracked([[decay] for decay in WEIGHT_DECAYS], len(WEIGHT_DECAYS), "weight decays tried"):
         start = fit_logistic(x[held:], labels[held:], classes, decay, start)
-        right = (torch.addmm(start[1], x[:held], start[0].T).argmax(dim=1) == labels[:held]).float().mean().item()
-        tried[decay] = (100 * right, start)
-        say(f"weight decay {decay:g}: {100 * right:.2f} % of {held:,} held-out train images")
+        right = (torch.addmm(start[1], x[:held], start[0].T).argmax(dim=1) == labels[:held]).sum().item()
+        tried[decay] = (100 * right / held, start)
     decay = max(tried, key=lambda d: tried[d][0])  # of equals, the strongest
-    say(f"weight decay {decay:g}: fitted to all {len(train):,} train images")
     weight, bias = fit_logistic(x, labels, classes, decay, tried[decay][1])
-    weight = weight / spread  # a head for features as they are
+    head = nn.Linear(x.shape[1], classes, device=x.device)
+    with torch.no_grad():  # for features as they are, not standardised
+        head.weight.copy_(weight / spread)
+        head.bias.copy_(bias - head.weight @ center)
     figures = {
         "weight_decay": decay,
         "held_out": {f"{d:g}": right for d, (right, _) in tried.items()},
         "fit_seconds": round(time.perf_counter() - started, 1),  # without the features
     }
-    results.clear()
-    return as_head(weight, bias - weight @ center), figures
+    return head.requires_grad_(False), figures
 
 
 def probe_by_sgd(config: Linear, subject: Subject, results: Results) -> tuple[nn.Linear, dict[str, Any]]:
@@ -264,98 +290,120 @@ def probe_by_sgd(config: Linear, subject: Subject, results: Results) -> tuple[nn
     data = LabelledViews(
         subject.train,
         everything,
-        subject.mean,
-        subject.std,
+        subject.model.mean,
+        subject.model.std,
         batch_size=config.batch_size or 256,
         crop_scale=config.crop_scale or 0.8,
         seed=config.seed,
     )
-    fit_classifier(config, model, data, config.epochs or 100, results)
-    return model.head.requires_grad_(False), {}
+    steps = fit_classifier(config, model, data, config.epochs or 100, results)
+    return model.head.requires_grad_(False), {"steps": steps}
 
 
 # ---------------------------------------------------------------- fine-tuning
 
 
 def finetune(config: Finetune) -> None:
-    """Fine-tune once for each seed; print and keep accuracies on all test images, their mean and their deviation."""
+    """Fine-tune once for each seed; print and keep accuracies on all test images, their mean and their deviation.
+
+    The head begins as the linear probe of the labelled images, so that its first steps do not distort the features
+    (Kumar et al. 2022, arXiv 2202.10054); from scratch it begins at zero.
+    """
     choose_precision(config.precision, config.accelerator)
     subject = open_subject(config, choose_device(config.accelerator))
-    amount = f"{config.label_count}_labels" if config.label_count else f"{config.label_fraction:g}"
+    fraction = config.label_fraction or 0.1
+    amount = f"{config.label_count}_labels" if config.label_count else f"{fraction:g}"
     name = f"finetune_{amount}" + "_from_scratch" * config.from_scratch
-    quotas = label_quotas(subject.train.labels, subject.classes, config.label_fraction, config.label_count)
-    overall = Results(config, subject.trained, name, replace=True)
+    quotas = label_quotas(subject.train.labels, subject.classes, fraction, config.label_count)
+    overall = Results(config, subject.trained, name, resumes=True)
+    figures = {} if config.overwrite else earlier_seeds(config, subject, overall.path)
     subject.announce()
-    if config.overwrite:
-        overall.clear()
+    with overall.alone():
+        for seed in config.seeds:
+            if seed in figures:
+                say(f"seed {seed} is there already: {overall.path / f'seed_{seed}'}")
+            else:
+                results = Results(config, subject.trained, f"{name}/seed_{seed}", resumes=True)
+                figures[seed] = finetune_once(config, subject, quotas, seed, results)
+        report_seeds(config, subject, overall, figures)
+
+
+def earlier_seeds(config: Finetune, subject: Subject, folder: Path) -> dict[int, dict[str, Any]]:
+    """The figures of the seeds that were finished before.
+
+    Raises:
+        UserError: they were trained from other weights or with other settings, or are damaged.
+    """
+    free = {"seeds", "overwrite", "checkpoint", "results_dir", "data_dir", "data_url", "accelerator"}
+    now = {name: value for name, value in plain_settings(config).items() if name not in free}
     figures = {}
-    for seed in config.seeds:
-        results = Results(config, subject.trained, f"{name}/seed_{seed}", replace=True)
-        if results.summary.exists():
-            figures[seed] = read_json(results.summary)
-            check_same(figures[seed], config, subject, results)
-            say(f"seed {seed} is there already: {results.summary}")
-        else:
-            figures[seed] = finetune_once(config, subject, quotas, seed, results)
-    accuracies = [figures[seed]["test_accuracy"] for seed in config.seeds]
-    rows = [(f"seed {seed}", f"{sum(quotas):,}", f"{a:.2f}") for seed, a in zip(config.seeds, accuracies, strict=True)]
-    spread = stdev(accuracies) if len(accuracies) > 1 else None
+    for file in sorted(folder.glob("seed_*/summary.json")):
+        content = read_json(file, ("seed", "labels", "settings", "weights", "test_accuracy"))
+        changed = [name for name, value in now.items() if content["settings"].get(name) != value]
+        changed += ["checkpoint"] * (content["weights"] != fingerprint(subject.trained.backbone))
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        check(not changed, f"{file} was made with another {flags}: give --overwrite, or another --results-dir")
+        figures[int(content["seed"])] = content
+    return figures
+
+
+def report_seeds(config: Finetune, subject: Subject, overall: Results, figures: dict[int, dict[str, Any]]) -> None:
+    """Print and keep what all seeds that are there come to."""
+    accuracies = {seed: figures[seed]["test_accuracy"] for seed in sorted(figures)}
+    labels = figures[config.seeds[0]]["labels"]
+    rows = [(f"seed {seed}", f"{labels:,}", f"{a:.2f}") for seed, a in accuracies.items()]
+    average = mean(accuracies.values())
+    spread = stdev(accuracies.values()) if len(accuracies) > 1 else None
     if spread is not None:
-        rows.append(("mean, deviation", "", f"{mean(accuracies):.2f} +- {spread:.2f}"))
+        rows.append(("mean, deviation", "", f"{average:.2f} +- {spread:.2f}"))
     print_table(title(subject), ("from scratch" if config.from_scratch else "fine-tuned", "labels", "accuracy %"), rows)
-    whole = {
-        "dataset": subject.dataset,
-        "labels": sum(quotas),
-        "test_accuracy": mean(accuracies),
-        "deviation": spread,
-        "seeds": dict(zip(map(str, config.seeds), accuracies, strict=True)),
-    }
-    overall.write(whole, {"probe/test_accuracy": mean(accuracies)})
+    whole = {"dataset": subject.dataset, "labels": labels, "test_accuracy": average, "deviation": spread}
+    whole["seeds"] = {str(seed): a for seed, a in accuracies.items()}
+    overall.write(whole, {"probe/test_accuracy": average})
 
 
 def finetune_once(
     config: Finetune, subject: Subject, quotas: Sequence[int], seed: int, results: Results
 ) -> dict[str, Any]:
-    trained = subject.trained
+    """One training; its figures."""
+    trained, model_ = subject.trained, subject.model
     backbone = random_backbone(trained, seed) if config.from_scratch else copy.deepcopy(trained.backbone)
     chosen = choose_labels(subject.train.labels, quotas, seed)
-    rate = config.learning_rate or (0.1 if config.from_scratch else 0.02)
+    rate = config.learning_rate or (0.3 if config.from_scratch else 0.03)
+    head_rate = config.head_learning_rate or (0.1 if config.from_scratch else 0.03)
     classes = len(subject.classes)
-    model = Classifier(backbone, classes, config.head_learning_rate, rate, config.momentum, config.weight_decay)
+    model = Classifier(backbone, classes, head_rate, rate, config.momentum, config.weight_decay)
+    say(f"seed {seed}: {len(chosen):,} labels")
+    if not config.from_scratch:
+        shuffled = chosen[permutation(len(chosen), CHOICE, seed=seed, device=subject.device)]
+        x = subject.features(subject.train.images[shuffled], "labelled images", unit=False)
+        head, _ = solve_head(x, subject.train.labels[shuffled], classes, max(1, len(chosen) // 10))
+        model.head.load_state_dict(head.state_dict())
     data = LabelledViews(
         subject.train,
         chosen,
-        subject.mean,
-        subject.std,
+        model_.mean,
+        model_.std,
         batch_size=config.batch_size,
         crop_scale=config.crop_scale,
         seed=seed,
     )
-    say(f"seed {seed}: {len(chosen):,} labels")
-    fit_classifier(config, model, data, config.epochs, results)
-    tuned = subject._replace(trained=trained._replace(backbone=backbone.eval()))
-    features = tuned.features(subject.test.images, "test images", unit=False)
-    counts = confusion(model.head.requires_grad_(False)(features).argmax(dim=1), subject.test.labels, classes)
-    figures = facts(subject, counts) | {"seed": seed, "labels": len(chosen), "learning_rate": rate}
-    write_weights(results.path / "backbone.safetensors", BACKBONE, backbone.state_dict(), trained.about)
-    write_head(results, subject, model.head, figures["test_accuracy"])
-    results.write(figures, {"probe/test_accuracy": figures["test_accuracy"]})
+    steps = fit_classifier(config, model, data, config.epochs, results)
+    tuned = subject._replace(model=model_._replace(trained=trained._replace(backbone=backbone.eval())))
+    figures = {
+        "seed": seed,
+        "labels": len(chosen),
+        "learning_rate": rate,
+        "head_learning_rate": head_rate,
+        "steps": steps,
+    }
+    figures |= measure(tuned, model.head.requires_grad_(False))
+    about = {name: value for name, value in trained.about.items() if name != "row"}  # its kNN is not this one's
+    tuning = {name: figures[name] for name in ("seed", "labels", "test_accuracy")}
+    about["tuned"] = tuning | {"from_scratch": config.from_scratch, "settings": plain_settings(config)}
+    write_weights(results.path / "backbone.safetensors", BACKBONE, backbone.state_dict(), about)
+    keep_head(results, tuned, model.head, figures)
     return figures
-
-
-SEED_FREE = {"seeds", "overwrite", "checkpoint", "results_dir", "data_dir", "data_url", "accelerator", "precision"}
-
-
-def check_same(figures: dict[str, Any], config: Finetune, subject: Subject, results: Results) -> None:
-    """Raise UserError unless an earlier seed was trained from these weights with these settings."""
-    now = {name: value for name, value in asdict(config).items() if name not in SEED_FREE}
-    changed = [f"--{name.replace('_', '-')}" for name, value in now.items() if figures["settings"].get(name) != value]
-    if (figures["checkpoint"], figures["epoch"]) != (str(subject.trained.file), results.epoch):
-        changed.append("--checkpoint")
-    check(
-        not changed,
-        f"{results.summary} was made with another {', '.join(changed)}: give --overwrite, or another --results-dir",
-    )
 
 
 def label_quotas(labels: Tensor, classes: tuple[str, ...], fraction: float, count: int | None) -> list[int]:

@@ -3,8 +3,13 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from simsiam.evaluation import accuracy, confusion, per_class
 from tests.test_load import bad_files
+from utils.export import BACKBONE, read_weights, write_weights
+from utils.files import lock_folder
 
+ROOT = Path(__file__).parent.parent
 Program = Callable[..., tuple[int, str, str]]
 COMMANDS = ("knn", "linear", "finetune", "embed", "neighbours", "export")
 
@@ -116,6 +124,7 @@ BAD_FLAGS = {
         "--augment --learning-rate nan": "above 0",
         "--held-out 0": "above 0",
         "--held-out 0.001": "0 of 400",
+        "--results-dir=": "an empty name",
         "--precision bf16": "goes with --augment",
         "--augment --precision 16": "GPU",
         "--seed -1": "0 or more",
@@ -128,7 +137,7 @@ BAD_FLAGS = {
         "--label-count 0": "at least 1",
         "--label-count 9": "without a label",
         "--label-count 410": "41 of class horizontal, which has 40",
-        "--label-count 50 --label-fraction 0.2": "one of them",
+        "--label-count 50 --label-fraction 0.1": "one of them",
         "--seeds 0 0": "twice",
         "--seeds": "at least one",
         "--seeds -1": "0 or more",
@@ -144,11 +153,13 @@ BAD_FLAGS = {
         "--images /no/such": "no such folder",
         "--images /etc/passwd": "no such folder",
         "--split all": "--split",
+        f"--output /tmp/{'x' * 300}.npz": "too long",
+        "--images=": "an empty name",
     },
     "neighbours": {
         "--output picture.jpg": ".png",
-        "--queries 0": "1 to 100",
-        "--k 101": "1 to 100",
+        "--queries 0": "1 to 50",
+        "--k 51": "1 to 50",
         "--train-images 5": "there are 5 train images",
         "--images /no/such": "no such folder",
     },
@@ -194,6 +205,135 @@ def test_every_bad_checkpoint_is_answered_in_one_line(
         status, out, err = program(command, "--checkpoint", str(folder / name))
         assert (status, out) == (2, "") and err.count("\n") == 1 and answer in err, (name, err)
     assert sorted(tmp_path.rglob("*")) == before and not os.path.exists("HACKED")
+
+
+HOSTILE: list[tuple[str, Any]] = [
+    ("backbone", "resnet99"), ("backbone", ["resnet10"]), ("width", 0), ("width", -1), ("width", 3_000_000),
+    ("width", "4"), ("width", None), ("mean", [0.5, 0.5]), ("mean", ["a", "b", "c"]), ("mean", None),
+    ("std", [0.0, 0.0, 0.0]), ("std", [1, 1, float("nan")]), ("image_size", 0), ("classes", [1, 2]),
+    ("settings", "x"), ("settings", None), ("settings", []), ("settings", {"dataset": ["a"]}),
+    ("settings", {"dataset": "patterns", "data_dir": 5}), ("settings", {"dataset": "patterns", "train_images": "abc"}),
+    ("settings", {"dataset": "patterns", "train_images": -5}), ("settings", {"dataset": "mnist"}),
+    ("row", None), ("row", [1]), ("row", {"epoch": "two"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), HOSTILE)
+def test_a_file_that_lies_about_itself_is_answered_in_one_line(
+    name: str, value: Any, trained: Path, program: Program, tmp_path: Path
+) -> None:
+    about, state = read_weights(trained / "backbone.safetensors", BACKBONE)
+    write_weights(tmp_path / "a.safetensors", BACKBONE, state, about | {name: value})
+    whole = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    if name in whole["hyper_parameters"]:
+        whole["hyper_parameters"][name] = value
+    else:
+        whole[name] = value
+    torch.save(whole, tmp_path / "a.ckpt")
+    for file in ("a.safetensors", "a.ckpt"):
+        status, out, err = program("knn", "--checkpoint", str(tmp_path / file))
+        assert (status, out) == (2, "") and err.count("\n") == 1, (file, err)
+        assert name in err or "mnist" in err
+    assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "a.safetensors"]
+
+
+def test_weights_that_are_not_finite_are_refused(trained: Path, program: Program, tmp_path: Path) -> None:
+    about, state = read_weights(trained / "backbone.safetensors", BACKBONE)
+    state["conv1.weight"][0, 0, 0, 0] = float("nan")
+    write_weights(tmp_path / "a.safetensors", BACKBONE, state, about)
+    for command in COMMANDS:
+        status, out, err = program(command, "--checkpoint", str(tmp_path / "a.safetensors"))
+        assert (status, out) == (2, "") and "not finite" in err and err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_what_a_person_keeps_among_the_figures_stays(copy: Path, program: Program) -> None:
+    mine = ["2024-2025/thesis.txt", "12345/notes.txt", "mine.safetensors", "seed_0/mine.txt"]
+    for command in COMMANDS:
+        name = "finetune_0.25" if command == "finetune" else "export_safetensors" if command == "export" else command
+        for file in mine:
+            (copy / "results" / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (copy / "results" / name / file).write_text("mine")
+        flags = ["--label-fraction", "0.25", "--epochs", "1"] if command == "finetune" else []
+        for again in ([], ["--overwrite"]):
+            assert program(command, "--checkpoint", str(copy), *flags, *again)[0] == 0
+            assert all((copy / "results" / name / file).read_text() == "mine" for file in mine)
+
+
+def test_a_call_that_fails_leaves_the_figures_of_an_earlier_one(copy: Path, program: Program, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "bad.png").write_text("no image")
+    for command, *flags in (
+        ("embed", "--images", str(images)),
+        ("neighbours", "--images", str(images)),
+        ("linear", "--held-out", "0.001"),
+        ("linear", "--precision", "bf16"),
+        ("knn", "--train-images", "0"),
+    ):
+        assert program(command, "--checkpoint", str(copy), "--overwrite")[0] == 0
+        before = {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()}
+        assert program(command, "--checkpoint", str(copy), "--overwrite", *flags)[0] == 2
+        assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
+
+
+def test_a_closed_pipe_ends_it_quietly(trained: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} main.py knn --checkpoint {trained} --results-dir {tmp_path}"
+    command += " | head -1; echo ${PIPESTATUS[0]}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "141" and done.stderr == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_stopped_leaves_in_one_line_and_keeps_finished_seeds(
+    number: signal.Signals, trained: Path, tmp_path: Path
+) -> None:
+    flags = ["--label-fraction", "0.25", "--epochs", "40", "--seeds", "0", "1", "2", "3", "4", "5"]
+    command = [sys.executable, "main.py", "finetune", "--checkpoint", str(trained), "--results-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    first = tmp_path / "finetune_0.25" / "seed_0" / "summary.json"
+    deadline = time.monotonic() + 120
+    while not first.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)  # between two looks at the file that is waited for
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    if process.returncode != -signal.SIGTERM:  # which ends at once what is not in the middle of a training
+        assert process.returncode == 128 + number and err.count("\n") == 1
+    assert first.exists()
+    assert not (tmp_path / "finetune_0.25" / "summary.json").exists()
+
+
+def test_two_at_once_are_kept_apart(trained: Path, program: Program, tmp_path: Path) -> None:
+    folder = tmp_path / "linear"
+    folder.mkdir()
+    with lock_folder(folder, ""):
+        status, _, err = program("linear", "--checkpoint", str(trained), "--results-dir", str(tmp_path))
+    assert status == 2 and "another process is at work" in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as somebody else")
+def test_what_may_not_be_read_or_written_is_named(trained: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    shutil.copytree(trained, secret / "run")
+    secret.chmod(0o700)
+    open_ = tmp_path / "open"
+    shutil.copytree(trained, open_)
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest keeps others out of its folders
+        folder.chmod(0o755)
+    code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import main, simsiam.knn\n"
+    code += "os.setresuid(65534, 65534, 65534)\n"
+    for flags in (
+        ["--checkpoint", str(secret / "run")],
+        ["--checkpoint", str(open_)],
+        ["--checkpoint", str(open_), "--results-dir", str(secret / "results")],
+    ):
+        run = f"sys.exit(main.main(['knn', *{flags!r}]))"
+        done = subprocess.run([sys.executable, "-c", code + run], capture_output=True, text=True, timeout=120, cwd="/")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert "ermission" in done.stderr or "cannot be written" in done.stderr
 
 
 def test_without_a_checkpoint_it_says_what_is_missing(program: Program) -> None:

@@ -164,6 +164,22 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
         ImageFolder(tmp_path / "notes.txt")
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a.png \(not a file\)"):
+        list(ImageFolder(tmp_path).read(8))
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    picture().save(tmp_path / "photos" / "cats" / "a.png")
+    (tmp_path / "photos" / "cats" / "loop").symlink_to(tmp_path / "photos")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "cats").symlink_to(tmp_path / "photos" / "cats")
+    for folder in ("photos", "set"):
+        assert [str(file) for file in ImageFolder(tmp_path / folder).files] == ["cats/a.png"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can read as somebody else")
 def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")

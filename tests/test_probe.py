@@ -1,9 +1,11 @@
 """The linear probe and fine-tuning: what is frozen stays, shares of labels are exact, and both learn on real images."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from models import resnet10
-from simsiam import load_backbone
+from simsiam import load_backbone, probe
 from simsiam.datasets import Images, load
 from simsiam.features import extract_features
 from simsiam.probe import Classifier, LabelledViews, choose_labels, label_quotas
 from utils.errors import UserError
+from utils.export import BACKBONE, read_weights, write_weights
 
 Program = Callable[..., tuple[int, str, str]]
 FINETUNE = ["--label-fraction", "0.25", "--epochs", "2"]
@@ -93,6 +96,49 @@ def test_frozen_means_that_nothing_of_the_backbone_changes_and_tuned_that_all_do
         assert model.head.weight.abs().sum() > 0
 
 
+@pytest.mark.parametrize(
+    ("labels", "batch", "expected"), [(500, 256, 250), (511, 256, 255), (100, 256, 100), (5000, 256, 250)]
+)
+def test_hardly_a_labelled_image_is_left_over_in_an_epoch(labels: int, batch: int, expected: int) -> None:
+    images = Images(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1), ("a",))
+    data = LabelledViews(
+        images, torch.arange(labels), torch.zeros(3), torch.ones(3), batch_size=batch, crop_scale=0.5, seed=0
+    )
+    assert data.batch_size == expected and labels - labels // expected * expected < labels / 100
+
+
+def test_views_are_crops_and_flips_alone_normalised_as_the_checkpoint_says() -> None:
+    pixels = torch.randint(0, 256, (200, 1, 1, 1), dtype=torch.uint8).expand(200, 3, 16, 16)  # of one grey each
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
+    data = LabelledViews(
+        Images(pixels, torch.arange(200), ("a",)), torch.arange(200), mean, std, batch_size=200, crop_scale=0.2, seed=0
+    )
+    data.trainer = SimpleNamespace(current_epoch=3)
+    order = torch.arange(200).flip(0)
+    views, labels = data.on_after_batch_transfer(order, 0)
+    assert torch.equal(labels, order)  # no jitter and no grayscale: a grey image stays what it is, whatever the crop
+    torch.testing.assert_close(views, (pixels[order] / 255 - mean[:, None, None]) / std[:, None, None])
+
+
+def test_head_and_backbone_have_their_own_rates_and_both_fall_to_zero(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    seen = []
+
+    class Watched(Classifier):
+        def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+            seen.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "Classifier", Watched)
+        flags = ["--results-dir", str(tmp_path), "--learning-rate", "0.2", "--head-learning-rate", "0.5", *FINETUNE]
+        assert program("finetune", "--checkpoint", str(trained), *flags, "--epochs", "20")[0] == 0
+    assert len(seen) == 20 and seen[0] == [0.5, 0.2]
+    for head, backbone in seen:
+        assert head == pytest.approx(2.5 * backbone)
+    assert seen[-1][0] < 0.01 and seen == sorted(seen, reverse=True)
+
+
 # ---------------------------------------------------------------- linear
 
 
@@ -136,6 +182,17 @@ def test_the_weight_decay_is_chosen_on_held_out_train_images_alone(
         assert figures["held_out"][f"{figures['weight_decay']:g}"] == best and len(figures["held_out"]) == 5
         chosen.append((figures["held_out"], load_file(there / "linear" / "head.safetensors")))
     assert chosen[0][0] == chosen[1][0] and torch.equal(chosen[0][1]["weight"], chosen[1][1]["weight"])
+
+
+def test_pre_training_is_worth_something_and_from_scratch_shows_how_much(
+    cifar10_run: Path, program: Program, tmp_path: Path
+) -> None:
+    found = []
+    for flags in ([], ["--from-scratch"]):
+        command = ["linear", "--checkpoint", str(cifar10_run), "--results-dir", str(tmp_path), *flags]
+        assert program(*command)[0] == 0
+        found.append(load_file(tmp_path / ("linear" + "_from_scratch" * bool(flags)) / "head.safetensors")["weight"])
+    assert not torch.equal(*found)
 
 
 # ---------------------------------------------------------------- finetune
@@ -202,6 +259,43 @@ def test_the_same_seed_gives_the_same_network(trained: Path, program: Program, t
         assert program("finetune", "--checkpoint", str(trained), *FINETUNE, *flags)[0] == 0
         networks.append(load_file(tmp_path / name / "finetune_0.25" / "seed_5" / "backbone.safetensors"))
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
+
+
+def test_a_training_that_diverges_ends_with_status_4(trained: Path, program: Program, tmp_path: Path) -> None:
+    flags = ["--results-dir", str(tmp_path), "--learning-rate", "1e30"]
+    status, _, err = program("finetune", "--checkpoint", str(trained), *FINETUNE, *flags)
+    assert status == 4 and err.count("\n") == 1 and "lower the learning rates" in err
+    assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_tuned_backbone_says_so_and_not_what_its_origin_reached(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    flags = ["--results-dir", str(tmp_path), "--label-count", "50", "--epochs", "1", "--seeds", "4"]
+    assert program("finetune", "--checkpoint", str(trained), *flags)[0] == 0
+    about, _ = read_weights(tmp_path / "finetune_50_labels" / "seed_4" / "backbone.safetensors", BACKBONE)
+    assert about["tuned"]["labels"] == 50 and about["tuned"]["seed"] == 4 and "row" not in about
+    assert about["tuned"]["test_accuracy"] == summary(tmp_path / "finetune_50_labels")["test_accuracy"]
+
+
+def test_seeds_of_other_weights_are_not_averaged_and_overwrite_leaves_other_seeds(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    command = ["finetune", "--checkpoint", str(run), *FINETUNE]
+    assert program(*command, "--seeds", "0", "1")[0] == 0
+    folder = run / "results" / "finetune_0.25"
+    before = (folder / "seed_1" / "summary.json").read_bytes()
+    assert program(*command, "--seeds", "0", "--overwrite")[0] == 0
+    assert (folder / "seed_1" / "summary.json").read_bytes() == before
+    assert program(*command, "--seeds", "0")[0] == 0 and set(summary(folder)["seeds"]) == {"0", "1"}
+
+    about, state = read_weights(run / "backbone.safetensors", BACKBONE)
+    state["bn1.bias"] += 0.1
+    write_weights(run / "other.safetensors", BACKBONE, state, about)
+    flags = ["--results-dir", str(run / "results"), "--seeds", "2", "0"]
+    status, out, err = program("finetune", "--checkpoint", str(run / "other.safetensors"), *FINETUNE, *flags)
+    assert (status, out) == (2, "") and "another --checkpoint" in err and not (folder / "seed_2").exists()
 
 
 def test_all_labels_teach_more_than_a_few(cifar10_run: Path, program: Program, tmp_path: Path) -> None:

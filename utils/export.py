@@ -35,5 +35,5 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
             state = {name: file.get_tensor(name) for name in names}
         check(text.get("kind") == kind, f"{path}: a safetensors file, but not a {kind.split('-')[1]} of this program")
         return {key: json.loads(value) for key, value in text.items() if key != "kind"}, state
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from None

@@ -1,9 +1,11 @@
 """Writing that is whole or not there."""
 
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,24 @@ def check_writable(folder: Path, flag: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"{above} cannot be written ({error.strerror}): give another {flag}") from None
+
+
+@contextmanager
+def lock_folder(folder: Path, taken: str) -> Iterator[None]:
+    """Keep other processes out of a folder meanwhile. A dead process holds nothing, and no file is left behind.
+
+    Raises:
+        UserError: `taken`, where another process has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(taken) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

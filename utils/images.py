@@ -12,17 +12,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from utils.errors import check
+from utils.terminal import say
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "PPM",
-)  # no others: Pillow hands EPS, which is code, to a program
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS, a program that Pillow would have run
 CHUNK = 256
 # what Pillow raises on files that are not what they say
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
@@ -41,14 +34,22 @@ class ImageFolder:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         check(self.folder.is_dir(), f"--images {self.folder}: no such folder")
-        found = []
-        for where, subfolders, names in os.walk(self.folder):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            below = Path(where).relative_to(self.folder)
+        found, seen = [], set()
+        self.closed: list[str] = []  # sub-folders that cannot be read
+        for where, subfolders, names in os.walk(self.folder, onerror=self._note, followlinks=True):
+            real, below = os.path.realpath(where), Path(where).relative_to(self.folder)
+            if real in seen:  # a link that leads to where it lies
+                subfolders.clear()
+                continue
+            seen.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             found += [below / n for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")]
         self.files = sorted(found)
         check(bool(found), f"--images {self.folder}: no image in it ({' '.join(sorted(SUFFIXES))})")
         self._classify()
+
+    def _note(self, error: OSError) -> None:
+        self.closed.append(f"{error.filename} ({error.strerror})")
 
     def _classify(self) -> None:
         top = [file.parts[0] if len(file.parts) > 1 else None for file in self.files]
@@ -70,8 +71,8 @@ class ImageFolder:
         Raises:
             UserError: images that cannot be read, once all have been tried, unless `skip_bad`; or none that can.
         """
-        good, bad = [], []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        good, bad = [], list(self.closed)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for start in range(0, len(self.files), CHUNK):
                 names = self.files[start : start + CHUNK]
                 read = list(pool.map(lambda name: try_to_read(self.folder / name, size), names))
@@ -85,13 +86,15 @@ class ImageFolder:
             what = f"{len(bad)} of {len(self.files)} images in {self.folder} cannot be read: {shown}"
             check(skip_bad, f"{what}. Mend or remove them, or give --skip-bad-images")
             check(bool(good), what)
-            print(f"left out: {what}", flush=True)
+            say(f"left out: {what}")
         self.keep(good)
 
 
 def try_to_read(path: Path, size: int) -> Tensor | str:
     """`read_image`, or why not."""
     try:
+        if not path.is_file() and path.exists():
+            return "not a file"  # a pipe would be waited for
         return read_image(path, size)
     except Image.DecompressionBombError:
         return "too large"
@@ -115,10 +118,9 @@ def read_image(path: Path, size: int) -> Tensor:
         if file.width * file.height > limit:  # Pillow only warns up to twice that
             raise Image.DecompressionBombError
         image = ImageOps.exif_transpose(file)
-        if image.mode == "F":
-            raise ValueError("floating-point pixels have no known scale")
+        if image.mode == "F" or (image.mode == "I" and not 0 <= np.asarray(image).max() < 2**16):
+            raise ValueError("32-bit pixels have no known scale")
         if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255 instead of scaling
-            grey = np.asarray(image).astype(np.int64) // 257
-            image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

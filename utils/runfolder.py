@@ -1,6 +1,5 @@
 """The folder of a run: what lies where, who may write, and what an earlier run has left there."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ import yaml
 
 from utils.checkpoint import previous
 from utils.errors import UserError, check
-from utils.files import PARTIAL, check_writable, write_text
+from utils.files import PARTIAL, check_writable, lock_folder, write_text
 
 
 class RunFolder:
@@ -77,19 +76,10 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"{self.path} cannot be made ({error.strerror}): give another --save-dir") from None
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another process is training in {self.path}: wait, or give another --exp-name"
-                ) from None
+        with lock_folder(self.path, f"another process is training in {self.path}: wait, or give another --exp-name"):
             yield
-        finally:
-            os.close(descriptor)
 
     def delete(self) -> None:
         """Remove what a run writes, and nothing else."""

@@ -13,7 +13,14 @@ from rich.table import Table
 Chunk = TypeVar("Chunk", bound=Sized)
 FIRST_WORD, NEXT_WORD = 2, 10  # seconds until the first and each further line, where the output is no terminal
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:  # rich would end the program with status 1, which Lightning takes for Ctrl-C
+        self.quiet = True
+        raise BrokenPipeError
+
+
+console = _Console(highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:
