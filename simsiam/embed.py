@@ -8,7 +8,7 @@ import torch
 from numpy.lib.format import open_memmap
 
 from simsiam.config import Embed
-from simsiam.evaluation import Model, Results, Subject, open_checkpoint, open_subject
+from simsiam.evaluation import Model, Results, Subject, open_checkpoint, open_subject, results_name
 from simsiam.features import CHUNK
 from simsiam.pictures import log_embedding
 from utils.device import choose_device
@@ -28,8 +28,7 @@ def embed(config: Embed) -> None:
     else:
         subject = open_subject(config, device)
         model = subject.model
-    name = f"embed_{Path(config.output).stem}" if config.output else "embed"
-    results = Results(config, model.trained, name)
+    results = Results(config, model.trained, results_name("embed", config.output))
     output = results.output(config.output, "features.npz")
     if config.images is not None:
         say(f"{model.trained.file}: the images in {folder.folder}, {len(folder):,} files")

@@ -262,6 +262,11 @@ def results_root(config: Config, file: Path) -> Path:
     return file.with_name(f"{file.stem}_results")
 
 
+def results_name(command: str, output: str | None) -> str:
+    """The folder of a command of which one may want several: named after what it makes."""
+    return f"{command}_{Path(output).name.replace('.', '_')}" if output else command
+
+
 def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
     """(C, C) counts: row the true class, column the predicted one."""
     return (truth * classes + predicted).bincount(minlength=classes**2).reshape(classes, classes).cpu()

@@ -1,12 +1,11 @@
 """The command `neighbours`: a gallery of what the backbone finds alike."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from simsiam.config import Neighbours
-from simsiam.evaluation import Results, open_subject
+from simsiam.evaluation import Results, open_subject, results_name
 from simsiam.pictures import OTHER, SAME, Tile, gallery
 from utils.device import choose_device
 from utils.errors import check
@@ -20,8 +19,7 @@ def neighbours(config: Neighbours) -> None:
     folder = ImageFolder(config.images) if config.images is not None else None
     subject = open_subject(config, choose_device(config.accelerator))
     train, backbone = subject.train, subject.trained.backbone
-    name = f"neighbours_{Path(config.output).stem}" if config.output else "neighbours"
-    results = Results(config, subject.trained, name)
+    results = Results(config, subject.trained, results_name("neighbours", config.output))
     output = results.output(config.output, "neighbours.png")
     check(config.k <= len(train), f"--k {config.k}: there are {len(train)} train images")
     if folder:

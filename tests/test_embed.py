@@ -59,10 +59,11 @@ def test_a_data_sets_features_are_those_of_the_backbone(
             assert np.array_equal(arrays["labels"][mine], images.labels.numpy())
             assert np.array_equal(arrays["indices"][mine], np.arange(size))
     assert tuple(arrays["classes"]) == splits["test"].classes
-    figures = json.loads((results / "embed" / "summary.json").read_text())
+    made = results / "embed_features_npz"
+    figures = json.loads((made / "summary.json").read_text())
     assert (figures["images"], figures["features"]) == (sum(sizes), 32)
-    assert (results / "embed" / "projector_config.pbtxt").exists() == (sizes[1] > 0)
-    assert len(list((results / "embed").glob("*/embedding/sprite.png"))) == (sizes[1] > 0)
+    assert (made / "projector_config.pbtxt").exists() == (sizes[1] > 0)
+    assert len(list(made.glob("*/embedding/sprite.png"))) == (sizes[1] > 0)
 
 
 def test_npy_is_a_table_to_be_memory_mapped(trained: Path, program: Program, tmp_path: Path) -> None:

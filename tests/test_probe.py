@@ -232,7 +232,7 @@ def test_the_same_finetune_again_trains_only_the_seeds_that_are_missing(
 
     status, _, err = program(*command, "--epochs", "3", "--seeds", "1")
     assert status == 2 and "another --epochs" in err and err.count("\n") == 1
-    assert program(*command, "--epochs", "3", "--seeds", "1", "--overwrite")[0] == 0
+    assert program(*command, "--epochs", "3", "--seeds", "0", "1", "--overwrite")[0] == 0
     first.write_text("{")
     status, _, err = program(*command, "--epochs", "3", "--seeds", "1")
     assert status == 2 and "damaged" in err and err.count("\n") == 1
