@@ -267,10 +267,10 @@ def solve_head(x: Tensor, labels: Tensor, classes: int, held: int) -> tuple[nn.L
     start, tried = None, {}
     for (decay,) in tracked([[decay] for decay in WEIGHT_DECAYS], len(WEIGHT_DECAYS), "weight decays tried"):
         start = fit_logistic(x[held:], labels[held:], classes, decay, start)
-        right = (torch.addmm(start[1], x[:held], start[0].T).argmax(dim=1) == labels[:held]).sum().item()
+        right = (torch.addmm(start.bias, x[:held], start.weight.T).argmax(dim=1) == labels[:held]).sum().item()
         tried[decay] = (100 * right / held, start)
     decay = max(tried, key=lambda d: tried[d][0])  # of equals, the strongest
-    weight, bias = fit_logistic(x, labels, classes, decay, tried[decay][1])
+    weight, bias, converged = fit_logistic(x, labels, classes, decay, tried[decay][1])
     head = nn.Linear(x.shape[1], classes, device=x.device)
     with torch.no_grad():  # for features as they are, not standardised
         head.weight.copy_(weight / spread)
@@ -278,6 +278,7 @@ def solve_head(x: Tensor, labels: Tensor, classes: int, held: int) -> tuple[nn.L
     figures = {
         "weight_decay": decay,
         "held_out": {f"{d:g}": right for d, (right, _) in tried.items()},
+        "converged": converged,
         "fit_seconds": round(time.perf_counter() - started, 1),  # without the features
     }
     return head.requires_grad_(False), figures
