@@ -277,8 +277,8 @@ class LinearOptions:
     """With --augment: length of the training; the rate falls to 0 along a cosine."""
     batch_size: Annotated[int | None, left_out("N", "256")] = None
     """With --augment: images in a step."""
-    learning_rate: Annotated[float | None, left_out("RATE", "30")] = None
-    """With --augment: the head's first rate."""
+    learning_rate: Annotated[float | None, left_out("RATE", "0.1")] = None
+    """With --augment: the head's first rate, for standardised features."""
     crop_scale: Annotated[float | None, left_out("SHARE", "0.8")] = None
     """With --augment: least area of a crop, as a share of the image."""
     seed: int = 0

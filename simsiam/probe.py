@@ -58,7 +58,7 @@ class Classifier(pl.LightningModule):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: "ResNet | Standardised",
         classes: int,
         head_rate: float,
         backbone_rate: float | None = None,
@@ -261,9 +261,7 @@ def solve_head(x: Tensor, labels: Tensor, classes: int, held: int) -> tuple[nn.L
         labels: (N,).
     """
     started = time.perf_counter()
-    center, spread = x.mean(dim=0), x.std(dim=0)
-    spread = torch.where(spread > 0, spread, 1.0)
-    x.sub_(center).div_(spread)
+    center, spread = standardise(x)
     start, tried = None, {}
     for (decay,) in tracked([[decay] for decay in WEIGHT_DECAYS], len(WEIGHT_DECAYS), "weight decays tried"):
         start = fit_logistic(x[held:], labels[held:], classes, decay, start)
@@ -271,22 +269,25 @@ def solve_head(x: Tensor, labels: Tensor, classes: int, held: int) -> tuple[nn.L
         tried[decay] = (100 * right / held, start)
     decay = max(tried, key=lambda d: tried[d][0])  # of equals, the strongest
     weight, bias, converged = fit_logistic(x, labels, classes, decay, tried[decay][1])
-    head = nn.Linear(x.shape[1], classes, device=x.device)
-    with torch.no_grad():  # for features as they are, not standardised
-        head.weight.copy_(weight / spread)
-        head.bias.copy_(bias - head.weight @ center)
     figures = {
         "weight_decay": decay,
         "held_out": {f"{d:g}": right for d, (right, _) in tried.items()},
         "converged": converged,
         "fit_seconds": round(time.perf_counter() - started, 1),  # without the features
     }
-    return head.requires_grad_(False), figures
+    return for_raw_features(weight, bias, center, spread), figures
 
 
 def probe_by_sgd(config: Linear, subject: Subject, results: Results) -> tuple[nn.Linear, dict[str, Any]]:
-    """The papers' way: a head on a frozen backbone, trained on crops and flips (lr 30, no weight decay)."""
-    model = Classifier(subject.trained.backbone, len(subject.classes), config.learning_rate or 30.0)
+    """The papers' way: a head on a frozen backbone, trained on crops and flips, without weight decay.
+
+    The features are standardised first, by those of the clean train images, so that one learning rate suits every
+    backbone (on raw features papers need 30, or .1, as their scale has it); the head that is kept takes them raw.
+    """
+    backbone = subject.trained.backbone
+    x = subject.features(subject.train.images, "train images", unit=False)
+    center, spread = standardise(x)
+    model = Classifier(Standardised(backbone, center, spread), len(subject.classes), config.learning_rate or 0.1)
     everything = torch.arange(len(subject.train), device=subject.device)
     data = LabelledViews(
         subject.train,
@@ -298,7 +299,37 @@ def probe_by_sgd(config: Linear, subject: Subject, results: Results) -> tuple[nn
         seed=config.seed,
     )
     steps = fit_classifier(config, model, data, config.epochs or 100, results)
-    return model.head.requires_grad_(False), {"steps": steps}
+    return for_raw_features(model.head.weight, model.head.bias, center, spread), {"steps": steps}
+
+
+class Standardised(nn.Module):
+    """A backbone whose features have mean 0 and deviation 1: (B, 3, S, S) -> (B, F)."""
+
+    def __init__(self, backbone: ResNet, center: Tensor, spread: Tensor) -> None:
+        super().__init__()
+        self.backbone, self.num_features = backbone, backbone.num_features
+        self.register_buffer("center", center)
+        self.register_buffer("spread", spread)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.backbone(x).float() - self.center) / self.spread
+
+
+def standardise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Give each column of (N, F) mean 0 and deviation 1, where it lies; what was taken away, and divided by."""
+    center, spread = x.mean(dim=0), x.std(dim=0)
+    spread = torch.where(spread > 0, spread, 1.0)
+    x.sub_(center).div_(spread)
+    return center, spread
+
+
+@torch.no_grad()
+def for_raw_features(weight: Tensor, bias: Tensor, center: Tensor, spread: Tensor) -> nn.Linear:
+    """The head that does with raw features what `weight` and `bias` do with standardised ones."""
+    head = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
+    head.weight.copy_(weight / spread)
+    head.bias.copy_(bias - head.weight @ center)
+    return head.requires_grad_(False)
 
 
 # ---------------------------------------------------------------- fine-tuning

@@ -94,7 +94,7 @@ def test_a_command_changes_nothing_of_the_run(copy: Path, program: Program) -> N
     for command, *flags in (
         ("knn",),
         ("linear",),
-        ("linear", "--augment", "--epochs", "2", "--learning-rate", "1"),
+        ("linear", "--augment", "--epochs", "2"),
         ("finetune", "--label-fraction", "0.25", "--epochs", "2"),
         ("embed",),
         ("neighbours",),
