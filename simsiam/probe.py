@@ -42,6 +42,7 @@ from utils.schedule import warmup_cosine
 from utils.terminal import print_table, say, tracked
 
 WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of standardised features, the strongest first
+HEAD_DECAY = 1e-2  # of the head that fine-tuning begins with: strong, since few labels choose one badly
 CHOICE = 2**32 - 1  # the epoch whose order decides which images are held out, or keep their labels: none trains in it
 
 
@@ -407,10 +408,10 @@ def finetune_once(
     model = Classifier(backbone, classes, head_rate, rate, config.momentum, config.weight_decay)
     say(f"seed {seed}: {len(chosen):,} labels")
     if not config.from_scratch:
-        shuffled = chosen[permutation(len(chosen), CHOICE, seed=seed, device=subject.device)]
-        x = subject.features(subject.train.images[shuffled], "labelled images", unit=False)
-        head, _ = solve_head(x, subject.train.labels[shuffled], classes, max(1, len(chosen) // 10))
-        model.head.load_state_dict(head.state_dict())
+        x = subject.features(subject.train.images[chosen], "labelled images", unit=False)
+        center, spread = standardise(x)
+        probe = fit_logistic(x, subject.train.labels[chosen], classes, HEAD_DECAY)
+        model.head.load_state_dict(for_raw_features(probe.weight, probe.bias, center, spread).state_dict())
     data = LabelledViews(
         subject.train,
         chosen,
