@@ -9,7 +9,7 @@ import warnings
 from simsiam.config import COMMANDS, parse
 from utils.errors import RunFailure, UserError, check
 
-HOME = {"linear": "probe", "finetune": "probe"}  # where a command is, if not in the file of its name
+HOME = {"linear": "probe"}  # where a command is, if not in the file of its name
 
 
 def main(args: list[str]) -> int:

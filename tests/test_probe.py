@@ -13,10 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from models import resnet10
-from simsiam import load_backbone, probe
+from simsiam import finetune, load_backbone
 from simsiam.datasets import Images, load
 from simsiam.features import extract_features
-from simsiam.probe import Classifier, LabelledViews, choose_labels, label_quotas
+from simsiam.finetune import choose_labels, label_quotas
+from simsiam.probe import Classifier, LabelledViews
 from utils.errors import UserError
 from utils.export import BACKBONE, read_weights, write_weights
 
@@ -130,7 +131,7 @@ def test_head_and_backbone_have_their_own_rates_and_both_fall_to_zero(
             seen.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "Classifier", Watched)
+        patch.setattr(finetune, "Classifier", Watched)
         flags = ["--results-dir", str(tmp_path), "--learning-rate", "0.2", "--head-learning-rate", "0.5", *FINETUNE]
         assert program("finetune", "--checkpoint", str(trained), *flags, "--epochs", "20")[0] == 0
     assert len(seen) == 20 and seen[0] == [0.5, 0.2]
