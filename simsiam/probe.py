@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -32,7 +33,7 @@ from simsiam.evaluation import (
     read_json,
 )
 from simsiam.features import CHUNK
-from simsiam.record import Curves, ProgressLine, fit
+from simsiam.record import Curves, ProgressLine
 from utils.device import choose_accelerator, choose_device, choose_precision
 from utils.errors import RunFailure, check
 from utils.export import BACKBONE, HEAD, write_weights
@@ -182,7 +183,10 @@ def fit_classifier(
         log_every_n_steps=1_000_000,  # epoch means are logged at each epoch's end
         num_sanity_val_steps=0,
     )
-    fit(trainer, model, data)
+    try:
+        trainer.fit(model, datamodule=data)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C and to SIGTERM
+        raise RunFailure("stopped", 143 if isinstance(stop, SIGTERMException) else 130) from None
     finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
     if not finite:
         raise RunFailure("a weight is not finite: lower the learning rates; no figures were kept", status=4)
