@@ -3,17 +3,21 @@
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 
 from simsiam.config import COMMANDS, parse
 from utils.errors import RunFailure, UserError, check
 
+STOPPING = (signal.SIGTERM, signal.SIGHUP)
 HOME = {"linear": "probe", "finetune": "probe"}  # where a command is, if not in the file of its name
 
 
 def main(args: list[str]) -> int:
     """Run one command; the exit status is 0, or 2 for a mistake that a person can mend (one line on stderr)."""
+    former = {number: signal.signal(number, stop) for number in STOPPING if signal.getsignal(number) is signal.SIG_DFL}
     named = bool(args) and not args[0].startswith("-")
     name, rest = (args[0], args[1:]) if named else ("pretrain", args)
     try:
@@ -35,7 +39,15 @@ def main(args: list[str]) -> int:
         OSError
     ) as error:  # no permission, no room, no such disk: what a program cannot foresee and a person can mend
         return fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
     return 0
+
+
+def stop(number: int, frame: object) -> None:
+    """What ends a command that has nothing to save; a pre-training catches the same signals and saves itself."""
+    raise RunFailure(f"stopped by {signal.Signals(number).name}", 128 + number)
 
 
 def fail(error: Exception | str, status: int) -> int:
@@ -48,6 +60,8 @@ def quiet() -> None:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    hook = threading.excepthook  # a thread of TensorBoard's that met a full disk: its error is met, and told, elsewhere
+    threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else hook(failed)
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # we refuse such an image, in our words
 
 

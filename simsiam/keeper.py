@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -77,7 +78,7 @@ class Keeper(Checkpoint):
         self.best: float | None = None
         self.best_epoch: int | None = None
         self.saved_at, self.waited = time.monotonic(), 0.0
-        self.reported: str | None = None
+        self.reported: dict[Path, str] = {}
         self.handlers = ExitStack()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -94,7 +95,10 @@ class Keeper(Checkpoint):
     ) -> None:
         if self.signals.requeue is not None:
             requeue, self.signals.requeue = self.signals.requeue, None
+            self._save(trainer, pl_module)
+            self.io.wait()  # before the job is given back, all must be on the disk
             requeue()
+            self.io.wait()
         if self.signals.received is not None and not trainer.is_last_batch:  # else the epoch is brought to its end
             self._save(trainer, pl_module)
             self._leave(trainer.current_epoch + 1, trainer.global_step)
@@ -129,21 +133,23 @@ class Keeper(Checkpoint):
 
     def _report(self) -> None:
         """Say once what a disk would not take; the next checkpoint is tried all the same."""
-        failure = self.io.writer.failure
-        if failure and failure != self.reported:
-            say(f"warning: a checkpoint could not be written ({failure}): make room; the one before it is kept")
-        self.reported = failure
+        failures = dict(self.io.writer.failures)
+        for path, why in failures.items():
+            if path not in self.reported:
+                say(f"warning: {path} could not be written ({why}): make room; the one before it is kept")
+        self.reported = failures
 
     def _leave(self, epoch: int, step: int) -> None:
         self.io.wait()
         number = self.signals.received or 0
         kept = self.run.resumable()
-        if self.io.writer.failure is None:
+        failure = self.io.writer.failures.get(self.run.last)
+        if failure is None:
             what = "saved: the same command resumes it"
         elif kept:
-            what = f"not saved ({self.io.writer.failure}): the same command goes on from {kept[0]}"
+            what = f"not saved ({failure}): the same command goes on from {kept[0]}"
         else:
-            what = f"not saved ({self.io.writer.failure})"
+            what = f"not saved ({failure})"
         name = signal.Signals(number).name
         raise RunFailure(f"stopped by {name} in epoch {epoch}, step {step}, in {self.run.path}; {what}", 128 + number)
 

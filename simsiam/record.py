@@ -19,10 +19,27 @@ from utils.terminal import console, say
 
 
 class Curves(TensorBoardLogger):
-    """TensorBoard, without Lightning's curve of the epoch's own number."""
+    """TensorBoard, without Lightning's curve of the epoch's own number.
+
+    What a full disk does not take waits in memory: once there is room, the curves are whole again.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.waiting: list[tuple[dict[str, float], int | None]] = []
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+        first = not self.waiting
+        self.waiting.append(({name: value for name, value in metrics.items() if name != "epoch"}, step))
+        try:
+            for values, at in self.waiting:
+                super().log_metrics(values, at)
+            self.experiment.flush()
+            self.waiting.clear()
+        except OSError as error:
+            self._experiment = None  # its file may end in the middle of a record: the next try begins another
+            if first:
+                say(f"warning: TensorBoard's files cannot be written ({error.strerror}); it is tried again each epoch")
 
     def log_settings(self, settings: dict[str, Any]) -> None:
         """Fill the HPARAMS tab: its metrics are the latest values of the curves, so it needs no tags of its own."""
@@ -82,8 +99,10 @@ class Recorder(pl.Callback):
         if not math.isfinite(loss):
             raise not_finite(f"the loss is {loss}", trainer.current_epoch + 1, self.run)
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        pl_module.log_dict({"train_loss": loss, "z_std": z_std, "learning_rate": rate})
-        pl_module.log("perf/images_per_second", self.images_per_second)
+        metrics = {"train_loss": loss, "z_std": z_std, "learning_rate": rate}
+        pl_module.log_dict(metrics, logger=False)
+        for logger in trainer.loggers:  # now, not after all callbacks: a checkpoint must find it in the curve
+            logger.log_metrics(metrics | {"perf/images_per_second": self.images_per_second}, trainer.global_step - 1)
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "train_loss": loss, "z_std": z_std}
         if self.knn.latest is not None:
             row["kNN_accuracy"] = self.knn.latest

@@ -33,7 +33,7 @@ def keep_previous(path: Path) -> None:
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's way to the disk: temporary file beside the target, fsync, rename; the one before is kept.
 
-    A disk that takes no more is no reason to stop: what is there stays, and `failure` says why for who asks.
+    A disk that takes no more is no reason to stop: what is there stays, and `failures` says why for who asks.
 
     Args:
         keep: the checkpoint of which the one before is kept.
@@ -41,18 +41,20 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def __init__(self, keep: Path) -> None:
         self.keep = keep
-        self.failure: str | None = None  # of the latest attempt
+        self.failures: dict[Path, str] = {}  # of the latest attempt at each file
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+
+        def write(partial: Path) -> None:
+            with open(partial, "wb") as file:  # a file of our own: torch's says "unexpected pos" of a full disk
+                torch.save(checkpoint, file)
+
         try:
-            write_atomically(
-                Path(path),
-                lambda partial: torch.save(checkpoint, partial),
-                before=lambda: keep_previous(self.keep) if Path(path) == self.keep else None,
-            )
-            self.failure = None
-        except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError where the disk is full
-            self.failure = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+            write_atomically(path, write, before=lambda: keep_previous(path) if path == self.keep else None)
+            self.failures.pop(path, None)
+        except OSError as error:
+            self.failures[path] = error.strerror or str(error)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         return read_checkpoint(Path(path), map_location or "cpu")  # Lightning moves what belongs on the device

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ class RunFolder:
         self.best = self.checkpoints / "best.ckpt"
         self.backbone = path / "backbone.safetensors"
         self.views = path / "views.png"
+        self.made: dict[str, Any] | None = None  # what `create` wrote, should it be gone
         self.results = path / "results"  # of the commands that use what was learned
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
@@ -72,6 +72,7 @@ class RunFolder:
 
     def create(self, config: dict[str, Any]) -> None:
         """Write down what the run is."""
+        self.made = config
         write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     @contextmanager
@@ -105,7 +106,7 @@ class RunFolder:
     def resumable(self) -> list[Path]:
         """Checkpoints to resume from, the newest first."""
         kept = [path for path in (self.last, previous(self.last)) if path.exists()]
-        requeued = [path for path in self.checkpoints.glob("hpc_ckpt_*.ckpt")]  # by Lightning's SLURM plugin
+        requeued = list(self.checkpoints.glob("hpc_ckpt_*.ckpt"))  # by Lightning's SLURM plugin
         newer = [path for path in requeued if not kept or path.stat().st_mtime > kept[0].stat().st_mtime]
         return sorted(newer, key=lambda path: path.stat().st_mtime, reverse=True) + kept
 
@@ -127,6 +128,8 @@ class RunFolder:
         Raises:
             OSError: it cannot be written; what was there is kept.
         """
+        if self.made is not None and not self.config.exists():  # somebody removed the folder under the run
+            self.create(self.made)
         lines = [(json.dumps(row, allow_nan=False) + "\n").encode() for row in rows]
         size = self.metrics.stat().st_size if self.metrics.exists() else -1
         if not lines or size != sum(map(len, lines[:-1])):
