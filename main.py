@@ -60,9 +60,14 @@ def quiet() -> None:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-    hook = threading.excepthook  # a thread of TensorBoard's that met a full disk: its error is met, and told, elsewhere
-    threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else hook(failed)
+    threading.excepthook = in_a_thread
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # we refuse such an image, in our words
+
+
+def in_a_thread(failed: threading.ExceptHookArgs) -> None:
+    """A full disk that TensorBoard's thread met is told where its next point is logged: once is enough."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
 
 
 if __name__ == "__main__":
