@@ -21,7 +21,7 @@ from simsiam.pictures import FirstViews, log_final_pictures
 from simsiam.record import Curves, ProgressLine, Recorder
 from utils.checkpoint import AtomicCheckpointIO, BackgroundCheckpointIO, previous, read_checkpoint
 from utils.device import choose_accelerator, choose_precision
-from utils.errors import UserError, check
+from utils.errors import RunFailure, UserError, check
 from utils.export import BACKBONE, write_weights
 from utils.files import write_json
 from utils.origin import git_commit, versions
@@ -241,7 +241,12 @@ def train(
     if config.compile and accelerator == "gpu":
         for part in (model.backbone, model.projector, model.predictor):
             part.compile(dynamic=False)  # in place: the keys of the state dict stay as they are
-    trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
+    except (
+        SystemExit
+    ):  # Lightning's answer to a Ctrl-C that came before the first step: from then on it is the keeper's
+        raise RunFailure(f"stopped in {run.path}; the same command goes on", 130) from None
     finish(config, run, data, model, logger, keeper, knn)
 
 
