@@ -174,14 +174,14 @@ def test_a_pickle_that_names_code_is_refused_and_nothing_of_it_runs(
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_a_pickle_of_plain_data_is_read(protocol: int, tmp_path: Path) -> None:
-    content = {"labels": [1, 2], "name": "x", "data": np.arange(6, dtype=np.uint8).reshape(2, 3)}
+    content = {"labels": [1, 2], "name": "x", "more": (1.5, None, b"y")}
+    if protocol in (3, 4):  # numpy of today writes arrays in words that CIFAR's files, read elsewhere here, do not use
+        content["data"] = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    elif protocol < 3:
+        content.pop("more")  # likewise bytes
     (tmp_path / "a").write_bytes(pickle.dumps(content, protocol))
-    if protocol in (0, 1) or protocol == 5:  # numpy writes these in other words, which CIFAR's files never use
-        content.pop("data")
-        (tmp_path / "a").write_bytes(pickle.dumps(content, protocol))
     found = read_plain_pickle(tmp_path / "a")
-    assert found["labels"] == [1, 2] and found["name"] == "x"
-    assert "data" not in content or np.array_equal(found["data"], content["data"])
+    assert np.array_equal(found.pop("data", 0), content.pop("data", 0)) and found == content
 
 
 def test_a_forged_file_is_refused_before_it_is_read(
