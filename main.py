@@ -3,17 +3,22 @@
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
+from contextlib import suppress
 
 from simsiam.config import COMMANDS, parse
-from utils.errors import RunFailure, UserError, check
+from utils.errors import RunFailure, Stopped, UserError, check
 
 HOME = {"linear": "probe"}  # where a command is, if not in the file of its name
+DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
 def main(args: list[str]) -> int:
     """Run one command; the exit status is 0, or 2 for a mistake that a person can mend (one line on stderr)."""
+    former = {n: signal.signal(n, stop) for n, usual in DEFAULTS.items() if signal.getsignal(n) is usual}  # not nohup's
     named = bool(args) and not args[0].startswith("-")
     name, rest = (args[0], args[1:]) if named else ("pretrain", args)
     try:
@@ -26,20 +31,27 @@ def main(args: list[str]) -> int:
         return fail(error, 2)
     except RunFailure as failure:
         return fail(failure, failure.status)
-    except KeyboardInterrupt:
-        return fail("stopped", 130)
+    except Stopped as stopped:
+        return fail(stopped, 128 + stopped.number)
     except BrokenPipeError:  # whoever read the output (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (
-        OSError
-    ) as error:  # no permission, no room, no such disk: what a program cannot foresee and a person can mend
-        return fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+    except OSError as error:  # no permission, no room: what a program cannot foresee and a person can mend
+        return fail(UserError(f"{error.filename or 'a file'}: {error.strerror or error}"), 2)
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
     return 0
 
 
-def fail(error: Exception | str, status: int) -> int:
-    print(f"main.py: {error}", file=sys.stderr)
+def stop(number: int, frame: object) -> None:
+    """What ends a command that has nothing to save; a pre-training catches the same signals and saves itself."""
+    raise Stopped(number, "; the same command goes on, or begins again")
+
+
+def fail(error: BaseException, status: int) -> int:
+    with suppress(OSError):  # after a SIGHUP there may be no terminal to write to
+        print(f"main.py: {error}", file=sys.stderr)
     return status
 
 
@@ -48,7 +60,14 @@ def quiet() -> None:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    threading.excepthook = in_a_thread
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # we refuse such an image, in our words
+
+
+def in_a_thread(failed: threading.ExceptHookArgs) -> None:
+    """A full disk that TensorBoard's thread met is told where its next point is logged: once is enough."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
 
 
 if __name__ == "__main__":

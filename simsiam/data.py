@@ -16,17 +16,30 @@ class EpochOrder:
     """Batches of indices, shuffled anew each epoch as a pure function of (seed, epoch); the last partial one dropped.
 
     Iterating yields (batch_size,) int64 tensors on `device`.
+
+    Args:
+        epoch: asked when iteration begins.
+        done: likewise, how many batches of this epoch have been trained on before a run was interrupted.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, epoch: Callable[[], int], device: torch.device) -> None:
-        self.n, self.batch_size, self.seed, self.epoch, self.device = n, batch_size, seed, epoch, device
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
+        device: torch.device,
+        done: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.n, self.batch_size, self.seed, self.device = n, batch_size, seed, device
+        self.epoch, self.done = epoch, done
 
     def __len__(self) -> int:
         return self.n // self.batch_size
 
     def __iter__(self) -> Iterator[Tensor]:
         order = permutation(self.n, self.epoch(), seed=self.seed, device=self.device)
-        yield from order[: len(self) * self.batch_size].split(self.batch_size)
+        yield from order[: len(self) * self.batch_size].split(self.batch_size)[self.done() :]
 
 
 class ViewsDataModule(pl.LightningDataModule):
@@ -99,7 +112,15 @@ class ViewsDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> EpochOrder:
         assert self.trainer is not None
         trainer, images = self.trainer, self.train.images
-        return EpochOrder(len(images), self.batch_size, self.seed, lambda: trainer.current_epoch, images.device)
+        steps = len(images) // self.batch_size  # of an epoch; a step taken is a batch done
+        return EpochOrder(
+            len(images),
+            self.batch_size,
+            self.seed,
+            epoch=lambda: trainer.current_epoch,
+            done=lambda: trainer.global_step % steps,
+            device=images.device,
+        )
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> list[Tensor]:
         """Indices (B,) -> V views (B, 3, S, S) each."""

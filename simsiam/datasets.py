@@ -1,16 +1,20 @@
 """Data sets by name: all images of a data set as one uint8 tensor, with labels and class names."""
 
 import fcntl
+import hashlib
 import os
-import shutil
-import socket
+import pickle
+import tarfile
 import tempfile
+import urllib.request
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
@@ -18,9 +22,23 @@ from torchvision.datasets.utils import check_integrity
 
 from simsiam.patterns import CLASSES, make_patterns
 from utils.errors import UserError, check
+from utils.files import write_atomically
+from utils.plain import read_plain_pickle
+from utils.terminal import say, tracked
 
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
 PUBLISHED = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100)}  # train and test images, classes
+
+
+SHA256 = {  # of CIFAR-10's files whose MD5 is the published one; MD5 alone can be forged
+    "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
+    "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
+    "data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
+    "data_batch_3": "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
+    "data_batch_4": "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
+    "data_batch_5": "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
+    "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
+}
 
 
 @dataclass(frozen=True)
@@ -53,16 +71,24 @@ def load(name: str, data_dir: str, train_images: int | None, test_images: int | 
         train, test = (Images(*make_patterns(n, split), classes=CLASSES) for split, n in enumerate(sizes))
         return train, test
     source, root = _source(name), Path(data_dir).expanduser()
-    splits = []
-    for train, count in ((True, train_images), (False, test_images)):
-        try:
-            data = source(str(root), train=train)
-        except RuntimeError:
-            raise UserError(_problem(source, root) or f"{root}: not readable") from None
-        _check_count(name, "train" if train else "test", count, len(data))
-        pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-        splits.append(Images(pixels, torch.tensor(data.targets), tuple(data.classes)).first(count))
-    return splits[0], splits[1]
+    problem = _problem(source, root)
+    check(problem is None, f"{problem}")
+    try:
+        names = read_plain_pickle(root / source.base_folder / source.meta["filename"])[source.meta["key"]]
+        splits = [_read(source, root, files, names) for files in (source.train_list, source.test_list)]
+    except (pickle.UnpicklingError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{root / source.base_folder}: not readable ({' '.join(str(error).split())})") from None
+    for split, images, count in zip(("train", "test"), splits, (train_images, test_images), strict=True):
+        _check_count(name, split, count, len(images))
+    return splits[0].first(train_images), splits[1].first(test_images)
+
+
+def _read(source: type[CIFAR10], root: Path, files: list[list[str]], names: list[str]) -> Images:
+    """The images of some of the published files: pickles, whose checksums were looked at first."""
+    entries = [read_plain_pickle(root / source.base_folder / file) for file, _ in files]
+    pixels = torch.from_numpy(np.concatenate([entry["data"] for entry in entries])).reshape(-1, 3, 32, 32)
+    key = "labels" if "labels" in entries[0] else "fine_labels"
+    return Images(pixels, torch.tensor([label for entry in entries for label in entry[key]]), tuple(names))
 
 
 def _check_count(name: str, split: str, asked: int | None, there: int) -> None:
@@ -119,7 +145,14 @@ def _missing(source: type[CIFAR10], root: Path) -> dict[str, str]:
             found[file] = "missing"
         elif not check_integrity(str(path), md5):
             found[file] = "damaged (its MD5 is not the published one)"
+        elif file in SHA256 and source is CIFAR10 and _sha256(path) != SHA256[file]:
+            found[file] = "forged (its MD5 is the published one, its SHA-256 is not)"
     return found
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _problem(source: type[CIFAR10], root: Path) -> str | None:
@@ -152,7 +185,7 @@ def fetch(name: str, data_dir: str, url: str | None = None) -> None:
         with _lock(root):
             if _missing(source, root):  # another process may have been faster
                 _download(source, root, url)
-    except (OSError, RuntimeError, ValueError, HTTPException) as error:
+    except (OSError, ValueError, KeyError, tarfile.TarError, zlib.error, HTTPException) as error:
         problem = _problem(source, root)
         for empty in made:
             with suppress(OSError):  # not ours alone any more
@@ -173,19 +206,29 @@ def _lock(root: Path) -> Iterator[None]:
 
 
 def _download(source: type[CIFAR10], root: Path, url: str | None) -> None:
-    timeout = socket.getdefaulttimeout()
+    """Fetch the archive, check it, and put the published files in place: those alone, wherever it would put others."""
     with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
-        if (root / source.filename).exists():  # fetched by hand: torchvision takes it if its checksum is right
-            shutil.copy(root / source.filename, temporary)
-        mirrored = type(source.__name__, (source,), {"url": url or source.url})
-        try:
-            socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-            mirrored(temporary, download=True)
-        finally:
-            socket.setdefaulttimeout(timeout)
-        target = root / source.base_folder
-        if target.exists():  # incomplete: what is there is kept, what is missing comes from the archive
+        archive = root / source.filename  # fetched by hand, perhaps
+        if not check_integrity(str(archive), source.tgz_md5):
+            archive = Path(temporary) / source.filename
+            _fetch_archive(url or source.url, archive)
+            if not check_integrity(str(archive), source.tgz_md5):
+                raise ValueError("the archive's MD5 is not the published one")
+        folder = root / source.base_folder
+        with tarfile.open(archive) as tar:
             for file in _missing(source, root):
-                os.replace(Path(temporary) / source.base_folder / file, target / file)
-        else:
-            os.replace(Path(temporary) / source.base_folder, target)
+                content = tar.extractfile(f"{source.base_folder}/{file}")
+                if content is None:
+                    raise ValueError(f"{file} in the archive is not a file")
+                write_atomically(folder / file, lambda partial, data=content.read(): partial.write_bytes(data))
+
+
+def _fetch_archive(url: str, path: Path) -> None:
+    """Download; where plain http is asked for or led to, say so: the checksum is all that protects it then."""
+    request = urllib.request.Request(url, headers={"User-Agent": "simsiam"})  # noqa: S310  (whatever the person names)
+    with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as reply, open(path, "wb") as file:  # noqa: S310
+        if not reply.url.startswith(("https:", "file:")):
+            say(f"warning: {reply.url} is not encrypted: the download is checked by its MD5 alone")
+        size = int(reply.headers.get("Content-Length") or 0)
+        for chunk in tracked(iter(lambda: reply.read(2**20), b""), size, f"downloading {url}, bytes"):
+            file.write(chunk)

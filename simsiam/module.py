@@ -70,15 +70,16 @@ class SimSiam(pl.LightningModule):
         """Pooled backbone features, which is what one uses after training: (B, 3, S, S) -> (B, F)."""
         return self.backbone(x)
 
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Algorithm 1. `batch` holds the views x1, x2 (or more), (B, 3, S, S) each, augmented and normalised."""
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Algorithm 1. `batch` holds the views x1, x2 (or more), (B, 3, S, S) each, augmented and normalised.
+
+        Returns:
+            loss and z_std; callbacks get them (`simsiam.record.Recorder` logs their means over an epoch).
+        """
         z = [self.projector(self.backbone(x)) for x in batch]  # each view has BN statistics of its own
         p = [self.predictor(z_i) for z_i in z]
         loss = symmetric_loss(p, z, stop_grad=self.hparams["stop_grad"])
-
-        metrics = {"train_loss": loss.detach(), "z_std": z_std(z[0])}  # tensors: nothing here waits for the device
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(z[0]))
-        return loss
+        return {"loss": loss, "z_std": z_std(z[0])}  # tensors: nothing here waits for the device
 
     def configure_optimizers(self) -> Any:
         """SGD with weight decay on every parameter, BN's included (as the paper's), stepped along the whole run."""

@@ -53,7 +53,9 @@ class KNNMonitor(pl.Callback):
         due = self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs)
         self.latest = self.accuracy(trainer, pl_module) if due else None
         if self.latest is not None:
-            pl_module.log("kNN_accuracy", self.latest)
+            pl_module.log("kNN_accuracy", self.latest, logger=False)
+            for logger in trainer.loggers:  # now, not after all callbacks: a checkpoint must find it in the curve
+                logger.log_metrics({"kNN_accuracy": self.latest}, step=trainer.global_step - 1)
 
     def accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
         """Top-1 in percent."""

@@ -1,5 +1,6 @@
 """The command `pretrain`: from settings to a finished run folder."""
 
+import os
 import shlex
 import sys
 from datetime import timedelta
@@ -12,12 +13,13 @@ from simsiam.augment import Policy
 from simsiam.config import IMMATERIAL, Pretrain, differences, settings
 from simsiam.data import ViewsDataModule
 from simsiam.datasets import absent, placeholders
+from simsiam.keeper import Keeper, Signals
 from simsiam.load import backbone_facts, find_checkpoint, load_backbone, load_strictly, load_weights
 from simsiam.module import SimSiam
 from simsiam.monitor import CollapseMonitor, KNNMonitor
 from simsiam.pictures import FirstViews, log_final_pictures
-from simsiam.record import Curves, Keeper, ProgressLine, Recorder, fit
-from utils.checkpoint import AtomicCheckpointIO, read_checkpoint
+from simsiam.record import Curves, ProgressLine, Recorder
+from utils.checkpoint import AtomicCheckpointIO, BackgroundCheckpointIO, previous, read_checkpoint
 from utils.device import choose_accelerator, choose_precision
 from utils.errors import UserError, check
 from utils.export import BACKBONE, write_weights
@@ -110,8 +112,7 @@ class Start(NamedTuple):
     """Where a run goes on."""
 
     path: Path
-    epochs: int  # done so far
-    step: int
+    step: int  # optimizer steps done
 
 
 def find_start(config: Pretrain, run: RunFolder, model: SimSiam, state: str) -> Start | None:
@@ -139,7 +140,7 @@ def find_start(config: Pretrain, run: RunFolder, model: SimSiam, state: str) -> 
         "--model-path starts a new run from its weights",
     )
     check(
-        content["epoch"] + 1 < config.epochs,
+        content.get("row", {}).get("epoch", 0) < config.epochs,
         f"{file} is of a finished run: nothing is left to train; --model-path starts a new run from its weights",
     )
     check(
@@ -147,7 +148,7 @@ def find_start(config: Pretrain, run: RunFolder, model: SimSiam, state: str) -> 
         f"{file} lies in {run.path}, which --overwrite would delete: give another --exp-name",
     )
     load_strictly(model, content["state_dict"], file)
-    return Start(file, content["epoch"] + 1, content["global_step"])
+    return Start(file, content["global_step"])
 
 
 def _newest_whole(candidates: list[Path]) -> Start:
@@ -160,7 +161,7 @@ def _newest_whole(candidates: list[Path]) -> Start:
             continue
         if problems:
             print(f"warning: {problems[0]}; going back to the checkpoint before it", file=sys.stderr)
-        return Start(path, content["epoch"] + 1, content["global_step"])
+        return Start(path, content["global_step"])
     raise UserError(f"{'; '.join(problems)}; --overwrite starts anew")
 
 
@@ -211,7 +212,9 @@ def train(
     start: Start | None,
 ) -> None:
     """Run the Trainer and write what a finished run consists of."""
-    run.keep_rows(start.epochs if start else 0)
+    if start and start.path == previous(run.last):  # what was found damaged must not take the place of what is whole
+        os.replace(start.path, run.last)
+        start = start._replace(path=run.last)
     step = start.step if start else 0  # TensorBoard forgets what it has from there on
     logger = Curves(run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step)
     if start is None:
@@ -219,8 +222,8 @@ def train(
     knn = KNNMonitor(config.knn_k, config.knn_t, config.knn_every, report=say)
     recorder = Recorder(run, knn)
     collapse = CollapseMonitor(config.stop_on_collapse, report=say)
-    about = provenance(config, data)
-    keeper = Keeper(run, recorder, config.checkpoint_every, about)
+    io = BackgroundCheckpointIO(AtomicCheckpointIO(keep=run.last), about=provenance(config, data))
+    keeper = Keeper(run, recorder, config.checkpoint_every, io, Signals())
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=1,
@@ -228,16 +231,17 @@ def train(
         max_epochs=config.epochs,
         logger=logger,
         callbacks=[knn, recorder, ProgressLine(recorder.words), FirstViews(run), collapse, keeper],
-        plugins=[AtomicCheckpointIO(about)],
+        plugins=[io],
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1_000_000,  # epoch means are logged at each epoch's end; nothing is logged at a step
         num_sanity_val_steps=0,
+        default_root_dir=run.checkpoints,  # where SLURM's plugin keeps its own, which `RunFolder.resumable` knows
     )
     if config.compile and accelerator == "gpu":
         for part in (model.backbone, model.projector, model.predictor):
             part.compile(dynamic=False)  # in place: the keys of the state dict stay as they are
-    fit(trainer, model, data, start.path if start else None, f"stopped in {run.path}; the same command resumes it")
+    trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
     finish(config, run, data, model, logger, keeper, knn)
 
 

@@ -24,7 +24,7 @@ from simsiam.evaluation import (
     print_classes,
 )
 from simsiam.features import CHUNK
-from simsiam.record import Curves, ProgressLine, fit
+from simsiam.record import Curves, ProgressLine
 from utils.device import choose_accelerator, choose_device, choose_precision
 from utils.errors import RunFailure, check
 from utils.export import HEAD, write_weights
@@ -157,7 +157,7 @@ def fit_classifier(
     """Train; the number of steps taken.
 
     Raises:
-        RunFailure: stopped (status 130 or 143), or no longer finite (4).
+        RunFailure: status 4, if a weight is no longer finite.
     """
     results.clear()
     trainer = pl.Trainer(
@@ -173,7 +173,7 @@ def fit_classifier(
         log_every_n_steps=1_000_000,  # epoch means are logged at each epoch's end
         num_sanity_val_steps=0,
     )
-    fit(trainer, model, data)
+    trainer.fit(model, datamodule=data)
     finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
     if not finite:
         raise RunFailure("a weight is not finite: lower the learning rates; no figures were kept", status=4)

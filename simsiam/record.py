@@ -4,48 +4,42 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Checkpoint
+import torch
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch.utils.tensorboard.summary import hparams
 
 from simsiam.monitor import KNNMonitor, parts
-from utils.checkpoint import keep_previous
 from utils.errors import RunFailure
 from utils.runfolder import RunFolder
 from utils.terminal import console, say
 
-CHECKPOINT_SECONDS = 30  # a checkpoint of 90 MB takes .2 s: well below 1 % of the run
-
-
-def fit(
-    trainer: pl.Trainer,
-    model: pl.LightningModule,
-    data: pl.LightningDataModule,
-    start: Path | None = None,
-    stopped: str = "stopped",
-) -> None:
-    """Train; Ctrl-C and SIGTERM end it with `stopped`, in one line.
-
-    Raises:
-        RunFailure: status 130 or 143.
-    """
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=start)
-    except SystemExit as stop:  # Lightning's answer to both
-        raise RunFailure(stopped, 143 if isinstance(stop, SIGTERMException) else 130) from None
-
 
 class Curves(TensorBoardLogger):
-    """TensorBoard, without Lightning's curve of the epoch's own number."""
+    """TensorBoard, without Lightning's curve of the epoch's own number.
+
+    What a full disk does not take waits in memory: once there is room, the curves are whole again.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.waiting: list[tuple[dict[str, float], int | None]] = []
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+        first = not self.waiting
+        self.waiting.append(({name: value for name, value in metrics.items() if name != "epoch"}, step))
+        try:
+            for values, at in self.waiting:
+                super().log_metrics(values, at)
+            self.experiment.flush()
+            self.waiting.clear()
+        except OSError as error:
+            self._experiment = None  # its file may end in the middle of a record: the next try begins another
+            if first:
+                say(f"warning: TensorBoard's files cannot be written ({error.strerror}); it is tried again each epoch")
 
     def log_settings(self, settings: dict[str, Any]) -> None:
         """Fill the HPARAMS tab: its metrics are the latest values of the curves, so it needs no tags of its own."""
@@ -55,26 +49,44 @@ class Curves(TensorBoardLogger):
 
 
 class Recorder(pl.Callback):
-    """Appends a row to `metrics.jsonl` at the end of each epoch and logs the rates to TensorBoard.
+    """Takes the means of each epoch, logs them to TensorBoard and keeps `metrics.jsonl`, a row an epoch.
 
     A row: epoch (1 for the first), step (optimizer steps so far), train_loss and z_std (means over the epoch),
     kNN_accuracy (percent; only where measured), learning_rate (at the epoch's end), images_per_second (of training
     alone), seconds (of the whole epoch).
+
+    Checkpoints hold the rows so far and the sums of an epoch that is not over, so that a run goes on wherever it was
+    interrupted and whatever became of the file.
     """
 
     def __init__(self, run: RunFolder, knn: KNNMonitor) -> None:
         self.run, self.knn = run, knn
-        self.row: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.sums, self.batches = torch.zeros(2, dtype=torch.float64), 0  # of loss and z_std, over the epoch so far
+        self.seconds = 0.0  # of this epoch, spent before an interruption
+
+    @property
+    def row(self) -> dict[str, Any]:
+        return self.rows[-1] if self.rows else {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.sums = self.sums.to(pl_module.device)
+        self.started, self.batches_before = time.perf_counter(), self.batches
+        self.run.write_rows(self.rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = time.perf_counter()
+        self.sums.zero_()
+        self.batches, self.seconds = 0, 0.0
+        self.started, self.batches_before = time.perf_counter(), 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.sums += torch.stack([outputs["loss"].detach(), outputs["z_std"]])
+        self.batches += 1
         if trainer.is_last_batch:
-            outputs["loss"].item()  # the one wait for the device in an epoch: it makes the time true
-            images = trainer.num_training_batches * parts(trainer, pl_module)[1].batch_size
+            self.means = (self.sums / self.batches).tolist()  # the one wait for the device: it makes the time true
+            images = (self.batches - self.batches_before) * parts(trainer, pl_module)[1].batch_size
             self.images_per_second = images / (time.perf_counter() - self.started)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -83,21 +95,35 @@ class Recorder(pl.Callback):
         Raises:
             RunFailure: status 4, if the loss is no longer finite.
         """
-        metrics = {name: trainer.callback_metrics[name].item() for name in ("train_loss", "z_std")}
-        if not math.isfinite(metrics["train_loss"]):
-            raise not_finite(f"the loss is {metrics['train_loss']}", trainer.current_epoch + 1, self.run)
+        loss, z_std = self.means
+        if not math.isfinite(loss):
+            raise not_finite(f"the loss is {loss}", trainer.current_epoch + 1, self.run)
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        pl_module.log_dict({"learning_rate": rate, "perf/images_per_second": self.images_per_second})
-        self.row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
-        self.row |= {"train_loss": metrics["train_loss"], "z_std": metrics["z_std"]}
+        metrics = {"train_loss": loss, "z_std": z_std, "learning_rate": rate}
+        pl_module.log_dict(metrics, logger=False)
+        for logger in trainer.loggers:  # now, not after all callbacks: a checkpoint must find it in the curve
+            logger.log_metrics(metrics | {"perf/images_per_second": self.images_per_second}, trainer.global_step - 1)
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "train_loss": loss, "z_std": z_std}
         if self.knn.latest is not None:
-            self.row["kNN_accuracy"] = self.knn.latest
-        self.row |= {
+            row["kNN_accuracy"] = self.knn.latest
+        row |= {
             "learning_rate": rate,
             "images_per_second": round(self.images_per_second, 1),
-            "seconds": round(time.perf_counter() - self.started, 3),
+            "seconds": round(self.seconds + time.perf_counter() - self.started, 3),
         }
-        self.run.append_row(self.row)
+        self.rows.append(row)
+        try:
+            self.run.write_rows(self.rows)
+        except OSError as error:
+            say(f"warning: {self.run.metrics} cannot be written ({error.strerror}); it is tried again each epoch")
+
+    def state_dict(self) -> dict[str, Any]:
+        seconds = self.seconds + time.perf_counter() - self.started
+        return {"rows": self.rows, "sums": self.sums.clone(), "batches": self.batches, "seconds": seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.sums = list(state_dict["rows"]), state_dict["sums"]
+        self.batches, self.seconds = state_dict["batches"], state_dict["seconds"]
 
     def words(self) -> str:
         """The epoch's figures, for people."""
@@ -113,48 +139,6 @@ def not_finite(what: str, epoch: int, run: RunFolder) -> RunFailure:
     kept = run.resumable()
     good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
     return RunFailure(f"{what} in epoch {epoch}: lower --learning-rate; {good}", status=4)
-
-
-class Keeper(Checkpoint):
-    """Keeps `last.ckpt`, to resume from, and `best.ckpt`, the weights of the highest kNN accuracy so far.
-
-    Args:
-        every: epochs between checkpoints; None for the end of the epoch once 30 seconds have gone by.
-        about: what every checkpoint says of itself; the epoch's row is put there as `row`.
-    """
-
-    def __init__(self, run: RunFolder, recorder: Recorder, every: int | None, about: dict[str, Any]) -> None:
-        self.run, self.recorder, self.every, self.about = run, recorder, every, about
-        self.best: float | None = None
-        self.best_epoch: int | None = None
-        self.saved_at = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        row = self.about["row"] = self.recorder.row
-        accuracy = row.get("kNN_accuracy")
-        if accuracy is not None and (self.best is None or accuracy > self.best):
-            self.best, self.best_epoch = accuracy, row["epoch"]
-            trainer.save_checkpoint(self.run.best, weights_only=True)
-        if self._due(row["epoch"], trainer.max_epochs):
-            if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
-                raise not_finite("a weight is not finite", row["epoch"], self.run)
-            keep_previous(self.run.last)
-            trainer.save_checkpoint(self.run.last)
-            self.saved_at = time.monotonic()
-
-    def _due(self, epoch: int, epochs: int | None) -> bool:
-        if epoch == epochs:
-            return True
-        if self.every is not None:
-            return epoch % self.every == 0
-        return time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_epoch": self.best_epoch}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.run.best.exists():  # not so where a checkpoint is resumed in another folder
-            self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
 
 
 class ProgressLine(pl.Callback):

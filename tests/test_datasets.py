@@ -4,21 +4,25 @@ import functools
 import hashlib
 import http.server
 import os
+import pickle
 import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
+from simsiam import datasets
 from simsiam.augment import Policy
 from simsiam.data import ViewsDataModule
 from simsiam.datasets import channel_statistics, fetch, load
 from simsiam.patterns import CLASSES, make_patterns
 from utils.errors import UserError
 from utils.knn import knn_predict
+from utils.plain import read_plain_pickle
 
 FOLDER = "cifar-10-batches-py"
 
@@ -125,6 +129,76 @@ def test_an_archive_with_another_checksum_is_refused(mirror: tuple[str, list[str
     with pytest.raises(UserError, match="download failed"):
         fetch("cifar10", str(tmp_path / "data"), url)
     assert not (tmp_path / "data").exists()
+
+
+def test_an_archive_puts_nothing_but_the_published_files_anywhere(
+    mirror: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = mirror
+    archive, evil = tmp_path / "mirror" / CIFAR10.filename, tmp_path / "evil.txt"
+    evil.write_text("evil")
+    with tarfile.open(archive, "r:gz") as old, tarfile.open(tmp_path / "new.tgz", "w:gz", compresslevel=0) as new:
+        for name in ("../evil.txt", "../../evil.txt", str(tmp_path / "data" / "evil.txt"), f"{FOLDER}/evil.txt"):
+            new.add(evil, name)
+        for member in old.getmembers():
+            new.addfile(member, old.extractfile(member))
+    evil.unlink()
+    os.replace(tmp_path / "new.tgz", archive)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    fetch("cifar10", str(tmp_path / "data"), url)
+    assert not list(tmp_path.rglob("evil.txt")) and len(list((tmp_path / "data" / FOLDER).iterdir())) == 7
+
+
+def test_plain_http_is_said_to_be_plain(
+    mirror: tuple[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch("cifar10", str(tmp_path / "data"), mirror[0])
+    assert "is not encrypted" in capsys.readouterr().out
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch HACKED",)
+
+
+@pytest.mark.parametrize("content", [Bomb(), {"data": Bomb()}, [os.getcwd], torch.nn.ReLU])
+def test_a_pickle_that_names_code_is_refused_and_nothing_of_it_runs(
+    content: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").write_bytes(pickle.dumps(content))
+    with pytest.raises(pickle.UnpicklingError, match="not plain data"):
+        read_plain_pickle(tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_a_pickle_of_plain_data_is_read(protocol: int, tmp_path: Path) -> None:
+    content = {"labels": [1, 2], "name": "x", "more": (1.5, None, b"y")}
+    if protocol in (3, 4):  # numpy of today writes arrays in words that CIFAR's files, read elsewhere here, do not use
+        content["data"] = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    elif protocol < 3:
+        content.pop("more")  # likewise bytes
+    (tmp_path / "a").write_bytes(pickle.dumps(content, protocol))
+    found = read_plain_pickle(tmp_path / "a")
+    assert np.array_equal(found.pop("data", 0), content.pop("data", 0)) and found == content
+
+
+def test_a_forged_file_is_refused_before_it_is_read(
+    cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
+    forged = root / FOLDER / "data_batch_2"
+    forged.write_bytes(pickle.dumps(Bomb()))
+    md5 = hashlib.md5(forged.read_bytes()).hexdigest()  # as if somebody had found a collision
+    files = [[name, md5 if name == "data_batch_2" else known] for name, known in CIFAR10.train_list]
+    monkeypatch.setattr(CIFAR10, "train_list", files)
+    with pytest.raises(UserError, match="data_batch_2 is forged"):
+        load("cifar10", str(root), None, None)
+    monkeypatch.setattr(datasets, "SHA256", {})  # and even so
+    with pytest.raises(UserError, match="not plain data"):
+        load("cifar10", str(root), None, None)
+    assert not Path("HACKED").exists()
 
 
 def test_more_images_than_there_are_is_an_error(cifar10_dir: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.plugins.io import AsyncCheckpointIO, CheckpointIO
 
 from utils.errors import UserError, check
 from utils.files import write_atomically
@@ -31,23 +31,56 @@ def keep_previous(path: Path) -> None:
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's way to the disk: temporary file beside the target, fsync, rename.
+    """Lightning's way to the disk: temporary file beside the target, fsync, rename; the one before is kept.
+
+    A disk that takes no more is no reason to stop: what is there stays, and `failures` says why for who asks.
 
     Args:
-        about: plain values that every checkpoint carries besides Lightning's own: what it is and where it is from.
+        keep: the checkpoint of which the one before is kept.
     """
 
-    def __init__(self, about: dict[str, Any]) -> None:
-        self.about = about
+    def __init__(self, keep: Path) -> None:
+        self.keep = keep
+        self.failures: dict[Path, str] = {}  # of the latest attempt at each file
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        write_atomically(Path(path), lambda partial: torch.save(checkpoint | self.about, partial))
+        path = Path(path)
+
+        def write(partial: Path) -> None:
+            with open(partial, "wb") as file:  # a file of our own: torch's says "unexpected pos" of a full disk
+                torch.save(checkpoint, file)
+
+        try:
+            write_atomically(path, write, before=lambda: keep_previous(path) if path == self.keep else None)
+            self.failures.pop(path, None)
+        except OSError as error:
+            self.failures[path] = error.strerror or str(error)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         return read_checkpoint(Path(path), map_location or "cpu")  # Lightning moves what belongs on the device
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+class BackgroundCheckpointIO(AsyncCheckpointIO):
+    """Lightning's own writer in a thread, on copies of the tensors, so that training does not wait for the disk.
+
+    Args:
+        writer: who writes, in that thread.
+        about: plain values that every checkpoint carries besides Lightning's own: what it is and where it is from.
+    """
+
+    def __init__(self, writer: AtomicCheckpointIO, about: dict[str, Any]) -> None:
+        super().__init__(writer)
+        self.writer, self.about = writer, about
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        super().save_checkpoint(checkpoint | self.about, path, storage_options)
+
+    def wait(self) -> None:
+        """Return when all that was begun is on the disk, or has failed."""
+        self.teardown()  # which ends the thread; the next checkpoint begins another
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The two kinds of failure that end the program with one line on stderr instead of a traceback."""
+"""The kinds of failure that end the program with one line on stderr instead of a traceback."""
+
+import signal
 
 
 class UserError(ValueError):
@@ -6,11 +8,19 @@ class UserError(ValueError):
 
 
 class RunFailure(RuntimeError):
-    """A run that does not go on: collapsed (exit status 3), no longer finite (4), or stopped by Ctrl-C (130)."""
+    """A run that does not go on: collapsed (exit status 3) or no longer finite (4)."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Stopped(BaseException):  # not an Exception: what asks "is this file readable?" must not answer for it
+    """Told to stop by a signal: exit status 128 + its number. The message says where, and what became of the work."""
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}{where}")
+        self.number = number
 
 
 def check(ok: bool, message: str) -> None:

@@ -14,11 +14,11 @@ from utils.errors import UserError, check
 PARTIAL = ".partial"
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], before: Callable[[], object] = lambda: None) -> None:
     """Let `write` fill a temporary file beside `path`, bring it to the disk, then put it in place.
 
     A kill at any moment leaves either the old file or the new one. The temporary file is on the target's own file
-    system, so that the last step is a rename.
+    system, so that the last step is a rename; `before` is called just ahead of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
@@ -26,6 +26,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
+        before()
         os.replace(partial, path)
         sync_folder(path.parent)
     finally:

@@ -1,5 +1,6 @@
 """The folder of a run: what lies where, who may write, and what an earlier run has left there."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,11 @@ import yaml
 from utils.checkpoint import previous
 from utils.errors import UserError, check
 from utils.files import PARTIAL, check_writable, lock_folder, write_text
+
+
+def check_whole(written: int | None, content: bytes) -> None:
+    if written != len(content):  # a disk that has room for a part takes a part
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class RunFolder:
@@ -29,6 +35,7 @@ class RunFolder:
         self.best = self.checkpoints / "best.ckpt"
         self.backbone = path / "backbone.safetensors"
         self.views = path / "views.png"
+        self.made: dict[str, Any] | None = None  # what `create` wrote, should it be gone
         self.results = path / "results"  # of the commands that use what was learned
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
@@ -65,6 +72,7 @@ class RunFolder:
 
     def create(self, config: dict[str, Any]) -> None:
         """Write down what the run is."""
+        self.made = config
         write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     @contextmanager
@@ -97,7 +105,10 @@ class RunFolder:
 
     def resumable(self) -> list[Path]:
         """Checkpoints to resume from, the newest first."""
-        return [path for path in (self.last, previous(self.last)) if path.exists()]
+        kept = [path for path in (self.last, previous(self.last)) if path.exists()]
+        requeued = list(self.checkpoints.glob("hpc_ckpt_*.ckpt"))  # by Lightning's SLURM plugin
+        newer = [path for path in requeued if not kept or path.stat().st_mtime > kept[0].stat().st_mtime]
+        return sorted(newer, key=lambda path: path.stat().st_mtime, reverse=True) + kept
 
     def rows(self) -> list[dict[str, Any]]:
         """The epochs recorded so far; a last line that a kill cut short does not count."""
@@ -111,13 +122,23 @@ class RunFolder:
                 break
         return rows
 
-    def keep_rows(self, epochs: int) -> None:
-        """Keep the first `epochs` epochs; a resumed run is about to live the others again."""
-        kept = [row for row in self.rows() if row["epoch"] <= epochs]
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+    def write_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Make `metrics.jsonl` these rows: by a line at its end where it holds the others already, else anew.
 
-    def append_row(self, row: dict[str, Any]) -> None:
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        Raises:
+            OSError: it cannot be written; what was there is kept.
+        """
+        if self.made is not None and not self.config.exists():  # somebody removed the folder under the run
+            self.create(self.made)
+        lines = [(json.dumps(row, allow_nan=False) + "\n").encode() for row in rows]
+        size = self.metrics.stat().st_size if self.metrics.exists() else -1
+        if not lines or size != sum(map(len, lines[:-1])):
+            write_text(self.metrics, b"".join(lines).decode())
+            return
+        with open(self.metrics, "ab", buffering=0) as file:
+            try:
+                check_whole(file.write(lines[-1]), lines[-1])
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), size)  # half a line would spoil the next one
+                raise

@@ -1,0 +1,239 @@
+"""A run cannot be lost: killed, told to stop, out of disk, or with its folder gone, it goes on as the same run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import SMALL
+from tests.test_run import curve, rows, same_weights, start, wait_for_epochs
+
+ROOT = Path(__file__).parent.parent
+Program = Callable[..., tuple[int, str, str]]
+TAGS = ("kNN_accuracy", "train_loss", "z_std", "learning_rate")
+LONG = ("--batch-size", "10", "--epochs", "6", "--checkpoint-every", "2")  # 40 steps an epoch
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    process = start("run", folder, *LONG)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    return folder / "runs" / "run"
+
+
+def same_run(run: Path, undisturbed: Path) -> bool:
+    """Weights, rows and curves, to the bit; no point of a curve twice or missing."""
+    curves = all(curve(run, tag) == curve(undisturbed, tag) for tag in TAGS)
+    return curves and rows(run) == rows(undisturbed) and same_weights(run, undisturbed)
+
+
+def test_kills_at_random_moments_lose_at_most_an_interval_and_change_nothing() -> None:
+    command = [sys.executable, "tests/benchmarks/faults.py", "--kills", "9"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = {line[:50].strip(): int(line[50:]) for line in done.stdout.splitlines()}
+    assert table["kills"] == 9 and table["of them inside a save"] >= 1 and table["resumes from a checkpoint"] >= 3
+    assert not list(ROOT.glob(".faults-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_from_there(
+    number: signal.Signals, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "stopped"
+    process = start("stopped", tmp_path, *LONG)
+    wait_for_epochs(process, run, 1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and err.count("\n") == 1, err
+    assert f"stopped by {number.name}" in err and "saved: the same command resumes it" in err
+    step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert f"step {step}" in err and 0 < step < 240
+    again = start("stopped", tmp_path, *LONG)
+    out, err = again.communicate(timeout=120)
+    assert (again.returncode, err) == (0, "") and "resumed from" in out
+    assert same_run(run, undisturbed)
+
+
+def test_a_run_that_is_stopped_again_and_again_is_the_same_run(undisturbed: Path, tmp_path: Path) -> None:
+    run, steps, status = tmp_path / "runs" / "stopped", [], None
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        process = start("stopped", tmp_path, *LONG)
+        begun, deadline = len(steps), time.monotonic() + 60
+        assert process.stdout is not None
+        for line in process.stdout:  # the last line before training begins
+            if "watch" in line:
+                break
+        time.sleep(1 + 0.3 * begun)  # into the middle of something: where, is chance, and the result must not show it
+        process.send_signal(number)
+        _, err = process.communicate(timeout=deadline - time.monotonic())
+        status = process.returncode
+        if status == 0:
+            break
+        assert status in (128 + number, -number), err
+        if (run / "checkpoints" / "last.ckpt").exists():
+            steps.append(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
+    assert steps == sorted(steps)
+    if status != 0:
+        process = start("stopped", tmp_path, *LONG)
+        _, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, "")
+    assert same_run(run, undisturbed)
+
+
+def test_under_nohup_a_hang_up_is_ignored(tmp_path: Path) -> None:
+    command = [sys.executable, "main.py", *SMALL, *LONG, "--save-dir", str(tmp_path / "runs"), "--exp-name", "run"]
+    process = subprocess.Popen(
+        ["nohup", *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    wait_for_epochs(process, tmp_path / "runs" / "run", 1)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=120)
+    assert process.returncode == 0 and len(rows(tmp_path / "runs" / "run")) == 6
+
+
+def test_slurms_signal_requeues_through_lightnings_plugin_and_the_run_goes_on(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """No SLURM is needed: Lightning knows it by its environment, and asks `scontrol`, which here notes the question."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "77", "SLURM_PROCID": "0"}
+    slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "main.py", *SMALL, *LONG, "--save-dir", str(tmp_path / "runs"), "--exp-name", "run"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | slurm
+    )
+    run = tmp_path / "runs" / "run"
+    wait_for_epochs(process, run, 1)
+    process.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "asked").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)  # as SLURM would, at last
+    process.communicate()
+    assert (tmp_path / "asked").read_text().startswith("requeue 77")
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | slurm)
+    assert (again.returncode, again.stderr) == (0, "") and "resumed from" in again.stdout
+    assert same_run(run, undisturbed)
+
+
+# ---------------------------------------------------------------- disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a file system")  # only root may; nothing else makes a disk truly full
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all the room that is left."""
+    filler = disk / "filler"
+    with open(filler, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError:
+            return filler
+
+
+def test_on_a_full_disk_training_goes_on_and_once_there_is_room_all_is_there(
+    undisturbed: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "main.py", *SMALL, *LONG, "--save-dir", str(small_disk), "--exp-name", "run"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = small_disk / "run"
+    wait_for_epochs(process, run, 2)
+    deadline = time.monotonic() + 60
+    while not (run / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    filler = fill(small_disk)
+    good = (run / "checkpoints" / "last.ckpt").read_bytes()
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("epoch 5/6"):
+            break
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == good
+    filler.unlink()
+    out, err = process.communicate(timeout=120)
+    said = "".join(said) + out
+    assert (process.returncode, err) == (0, ""), err + said
+    assert said.count("warning: ") >= 1, said
+    assert "No space left on device" in said
+    shutil.copytree(run, tmp_path / "copy")
+    assert same_run(tmp_path / "copy", undisturbed)
+
+
+def test_on_a_full_disk_a_run_does_not_begin_and_says_so_in_one_line(small_disk: Path, program: Program) -> None:
+    fill(small_disk)
+    status, _, err = program(*SMALL, "--save-dir", str(small_disk))
+    assert status == 2 and err.count("\n") == 1 and "No space left" in err
+
+
+def test_a_folder_that_is_removed_under_the_run_comes_back(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    process = start("run", tmp_path, *LONG)
+    wait_for_epochs(process, run, 3)
+    shutil.rmtree(run, ignore_errors=True)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    assert rows(run) == rows(undisturbed) and same_weights(run, undisturbed)
+    assert start("run", tmp_path, *LONG).communicate(timeout=60)[0].count("finished already") == 1
+
+
+def test_a_checkpoint_resumed_in_another_folder_brings_its_rows(program: Program, tmp_path: Path) -> None:
+    flags = [*SMALL, "--epochs", "4", "--checkpoint-every", "1"]
+    assert program(*flags, "--exp-name", "a")[0] == 0
+    a, b = tmp_path / "runs" / "a", tmp_path / "runs" / "b"
+    middle = str(a / "checkpoints" / "last.previous.ckpt")
+    assert program(*flags, "--exp-name", "b", "--ckpt-dir", middle)[0] == 0
+    assert rows(a) == rows(b) and same_weights(a, b)
+
+
+def test_what_was_found_damaged_never_takes_the_place_of_what_is_whole(program: Program, tmp_path: Path) -> None:
+    flags = [*SMALL, "--epochs", "4", "--checkpoint-every", "1"]
+    assert program(*flags)[0] == 0
+    run = tmp_path / "runs" / "simsiam_patterns"
+    (run / "summary.json").unlink()
+    last = run / "checkpoints" / "last.ckpt"
+    before = torch.load(last.with_name("last.previous.ckpt"), weights_only=True)["global_step"]
+    last.write_bytes(last.read_bytes()[:-1000])
+    process = start("simsiam_patterns", tmp_path, "--epochs", "4", "--checkpoint-every", "1")
+    deadline = time.monotonic() + 60
+    whole = False
+    while not whole:  # from the first moment on at which the damaged one is gone, one whole checkpoint is there
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+        whole = last.stat().st_size > 0 and not last.with_name("last.previous.ckpt").exists()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert torch.load(last, weights_only=True)["global_step"] >= before
+    assert program(*flags)[0] == 0 and json.loads((run / "summary.json").read_text())["epochs"] == 4
