@@ -185,7 +185,7 @@ def fetch(name: str, data_dir: str, url: str | None = None) -> None:
         with _lock(root):
             if _missing(source, root):  # another process may have been faster
                 _download(source, root, url)
-    except (OSError, ValueError, KeyError, tarfile.TarError, zlib.error, HTTPException) as error:
+    except (OSError, ValueError, KeyError, tarfile.TarError, zlib.error, EOFError, HTTPException) as error:
         problem = _problem(source, root)
         for empty in made:
             with suppress(OSError):  # not ours alone any more

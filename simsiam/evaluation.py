@@ -71,7 +71,7 @@ class Subject(NamedTuple):
     def announce(self) -> None:
         """Say what is about to be measured, once nothing stands against it."""
         about = self.trained.about
-        epoch = f", epoch {about['row']['epoch']}" if "row" in about else ""
+        epoch = f", epoch {about['row']['epoch']}" if about.get("row") else ""
         say(
             f"{self.trained.file}: {about['backbone']}, width {about['width']}{epoch}\n{self.dataset}: "
             f"{len(self.train):,} train and {len(self.test):,} test images, {len(self.classes)} classes; {self.device}"

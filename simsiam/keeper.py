@@ -80,8 +80,13 @@ class Keeper(Checkpoint):
         self.saved_at, self.waited = time.monotonic(), 0.0
         self.reported: dict[Path, str] = {}
         self.handlers = ExitStack()
+        self.begun = False  # to train: all that was to be restored is
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        schedule = trainer.lr_scheduler_configs[0].scheduler
+        if schedule.last_epoch != trainer.global_step:
+            raise ValueError(f"its schedule is at step {schedule.last_epoch}, its training at {trainer.global_step}")
+        self.begun = True
         self.handlers.enter_context(self.signals.caught())  # now, after Lightning's own: ours are the outer ones
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -104,10 +109,11 @@ class Keeper(Checkpoint):
             self._leave(trainer.current_epoch + 1, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        row = self.io.about["row"] = self.recorder.row
+        row = self.recorder.row
         accuracy = row.get("kNN_accuracy")
         if accuracy is not None and (self.best is None or accuracy > self.best):
             self.best, self.best_epoch = accuracy, row["epoch"]
+            self.io.about["row"] = row
             trainer.save_checkpoint(self.run.best, weights_only=True)
         stop = self.signals.received is not None and row["epoch"] != trainer.max_epochs
         if stop or self._due(row["epoch"], trainer.max_epochs):
@@ -127,6 +133,7 @@ class Keeper(Checkpoint):
         if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
             raise not_finite("a weight is not finite", trainer.current_epoch + 1, self.run)
         started = time.monotonic()
+        self.io.about["row"] = self.recorder.row
         trainer.save_checkpoint(self.run.last)
         self.saved_at = time.monotonic()
         self.waited = self.saved_at - started

@@ -150,6 +150,8 @@ def load_weights(model: SimSiam, path: str | Path) -> None:
         return
     content = read_state(file)
     fits(model, content["hyper_parameters"], ARCHITECTURE, file)
+    unknown = sorted(str(name) for name in content["hyper_parameters"] if name not in model.hparams)
+    check(not unknown, f"{file}: not a checkpoint of this program (its settings {', '.join(unknown)} are unknown here)")
     load_strictly(model, content["state_dict"], file)
 
 

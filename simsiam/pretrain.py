@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +20,9 @@ from simsiam.module import SimSiam
 from simsiam.monitor import CollapseMonitor, KNNMonitor
 from simsiam.pictures import FirstViews, log_final_pictures
 from simsiam.record import Curves, ProgressLine, Recorder
-from utils.checkpoint import AtomicCheckpointIO, BackgroundCheckpointIO, previous, read_checkpoint
+from utils.checkpoint import AtomicCheckpointIO, BackgroundCheckpointIO, previous, read_resumable
 from utils.device import choose_accelerator, choose_precision
-from utils.errors import UserError, check
+from utils.errors import RunFailure, UserError, check
 from utils.export import BACKBONE, write_weights
 from utils.files import write_json
 from utils.origin import git_commit, versions
@@ -108,6 +109,9 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
     )
 
 
+STATEFUL = (Recorder.__qualname__, Keeper.__qualname__)
+
+
 class Start(NamedTuple):
     """Where a run goes on."""
 
@@ -131,8 +135,7 @@ def find_start(config: Pretrain, run: RunFolder, model: SimSiam, state: str) -> 
     if config.ckpt_dir is None:
         return None
     file = find_checkpoint(config.ckpt_dir, whole=True)
-    content = read_checkpoint(file)
-    check("settings" in content and "optimizer_states" in content, f"{file}: not a checkpoint to resume from")
+    content = read_resumable(file, STATEFUL)
     changed = differences(content["settings"] | {"model_path": None}, settings(config))
     check(
         not changed,
@@ -140,7 +143,7 @@ def find_start(config: Pretrain, run: RunFolder, model: SimSiam, state: str) -> 
         "--model-path starts a new run from its weights",
     )
     check(
-        content.get("row", {}).get("epoch", 0) < config.epochs,
+        content["row"].get("epoch", 0) < config.epochs,
         f"{file} is of a finished run: nothing is left to train; --model-path starts a new run from its weights",
     )
     check(
@@ -155,7 +158,7 @@ def _newest_whole(candidates: list[Path]) -> Start:
     problems = []
     for path in candidates:
         try:
-            content = read_checkpoint(path)
+            content = read_resumable(path, STATEFUL)
         except UserError as error:
             problems.append(str(error))
             continue
@@ -241,8 +244,18 @@ def train(
     if config.compile and accelerator == "gpu":
         for part in (model.backbone, model.projector, model.predictor):
             part.compile(dynamic=False)  # in place: the keys of the state dict stay as they are
-    trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
-    finish(config, run, data, model, logger, keeper, knn)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if start is None or keeper.begun or isinstance(error, UserError | RunFailure):
+            raise
+        if run.path.resolve() not in start.path.resolve().parents:  # a new run, with nothing in it
+            run.delete()
+            with suppress(OSError):  # where a person keeps something else in it
+                run.path.rmdir()
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"{start.path}: not a checkpoint that a run goes on from ({why})") from None
+    finish(config, run, data, model, logger, recorder, keeper, knn)
 
 
 def finish(
@@ -251,11 +264,13 @@ def finish(
     data: ViewsDataModule,
     model: SimSiam,
     logger: Curves,
+    recorder: Recorder,
     keeper: Keeper,
     knn: KNNMonitor,
 ) -> None:
     """Write the backbone, the last pictures and the summary, which is what makes a run finished; say where they are."""
-    rows = run.rows()
+    rows = recorder.rows
+    run.write_rows(rows)  # once more: nothing was left to train, perhaps, and the file is not what it was
     last = rows[-1]
     about = backbone_facts(model.hparams) | provenance(config, data) | {"row": last}
     write_weights(run.backbone, BACKBONE, model.backbone.state_dict(), about)

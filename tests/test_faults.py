@@ -46,51 +46,6 @@ def test_kills_at_random_moments_lose_at_most_an_interval_and_change_nothing() -
     assert not list(ROOT.glob(".faults-*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_from_there(
-    number: signal.Signals, undisturbed: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "runs" / "stopped"
-    process = start("stopped", tmp_path, *LONG)
-    wait_for_epochs(process, run, 1)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and err.count("\n") == 1, err
-    assert f"stopped by {number.name}" in err and "saved: the same command resumes it" in err
-    step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert f"step {step}" in err and 0 < step < 240
-    again = start("stopped", tmp_path, *LONG)
-    out, err = again.communicate(timeout=120)
-    assert (again.returncode, err) == (0, "") and "resumed from" in out
-    assert same_run(run, undisturbed)
-
-
-def test_a_run_that_is_stopped_again_and_again_is_the_same_run(undisturbed: Path, tmp_path: Path) -> None:
-    run, steps, status = tmp_path / "runs" / "stopped", [], None
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        process = start("stopped", tmp_path, *LONG)
-        begun, deadline = len(steps), time.monotonic() + 60
-        assert process.stdout is not None
-        for line in process.stdout:  # the last line before training begins
-            if "watch" in line:
-                break
-        time.sleep(1 + 0.3 * begun)  # into the middle of something: where, is chance, and the result must not show it
-        process.send_signal(number)
-        _, err = process.communicate(timeout=deadline - time.monotonic())
-        status = process.returncode
-        if status == 0:
-            break
-        assert status in (128 + number, -number), err
-        if (run / "checkpoints" / "last.ckpt").exists():
-            steps.append(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
-    assert steps == sorted(steps)
-    if status != 0:
-        process = start("stopped", tmp_path, *LONG)
-        _, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, "")
-    assert same_run(run, undisturbed)
-
-
 def test_under_nohup_a_hang_up_is_ignored(tmp_path: Path) -> None:
     command = [sys.executable, "main.py", *SMALL, *LONG, "--save-dir", str(tmp_path / "runs"), "--exp-name", "run"]
     process = subprocess.Popen(

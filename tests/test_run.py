@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -95,31 +94,6 @@ def test_same_seed_same_bits_and_another_seed_others(program: Program, tmp_path:
     a, b, c = (tmp_path / "runs" / name for name in "abc")
     assert rows(a) == rows(b) and same_weights(a, b)
     assert rows(a) != rows(c) and not same_weights(a, c)
-
-
-def test_a_run_killed_with_sigkill_and_resumed_equals_one_left_alone(tmp_path: Path) -> None:
-    flags = ("--epochs", "8", "--checkpoint-every", "2")
-    alone = start("alone", tmp_path, *flags)
-    _, err = alone.communicate(timeout=120)
-    assert (alone.returncode, err) == (0, "")
-
-    runs, kills = tmp_path / "runs", 0
-    for epochs in (3, 5):
-        process = start("killed", tmp_path, *flags)
-        wait_for_epochs(process, runs / "killed", epochs)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    last = start("killed", tmp_path, *flags)
-    out, err = last.communicate(timeout=120)
-    assert (last.returncode, err, kills) == (0, "", 2) and "resumed from" in out
-
-    assert rows(runs / "killed") == rows(runs / "alone") and len(rows(runs / "alone")) == 8
-    assert same_weights(runs / "killed", runs / "alone")
-    for tag in ("kNN_accuracy", "train_loss", "z_std", "learning_rate"):
-        assert curve(runs / "killed", tag) == curve(runs / "alone", tag)
-    summaries = [json.loads((runs / name / "summary.json").read_text()) for name in ("killed", "alone")]
-    assert all(summaries[0][name] == summaries[1][name] for name in summaries[0] if name not in TIMES)
 
 
 def test_the_same_command_again_says_finished_and_does_nothing(program: Program, tmp_path: Path) -> None:
@@ -252,18 +226,6 @@ def test_another_programs_folder_is_left_alone(program: Program, tmp_path: Path)
 def test_few_images_and_four_views_train_to_the_end(program: Program) -> None:
     few = ["--train-images", "4", "--test-images", "3", "--batch-size", "2", "--knn-k", "2"]
     assert program(*SMALL, *few, "--views", "4", "--epochs", "1")[0] == 0
-
-
-def test_ctrl_c_stops_in_one_line_and_the_same_command_resumes(tmp_path: Path) -> None:
-    flags = ("--epochs", "30", "--checkpoint-every", "1")
-    process, run = start("stopped", tmp_path, *flags), tmp_path / "runs" / "stopped"
-    wait_for_epochs(process, run, 3)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.count("\n") == 1 and "the same command resumes it" in err
-    again = start("stopped", tmp_path, *flags)
-    out, err = again.communicate(timeout=120)
-    assert (again.returncode, err) == (0, "") and "resumed from" in out and len(rows(run)) == 30
 
 
 def test_a_run_killed_on_its_last_metres_is_finished_by_the_same_command(program: Program, tmp_path: Path) -> None:

@@ -94,10 +94,13 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     check(path.is_file(), f"{path}: no such checkpoint")
     check(path.stat().st_size > 0, f"{path}: empty")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            stored = sum(entry.file_size for entry in archive.infolist()) <= path.stat().st_size
+            check(stored, f"{path}: compressed, as no checkpoint is: what it would unpack to is not looked at")
             broken = archive.testzip()
             check(broken is None, f"{path}: damaged (the checksum of {broken} does not match)")
-        content = torch.load(path, map_location=map_location, weights_only=True)
+            file.seek(0)
+            content = torch.load(file, map_location=map_location, weights_only=True)
     except UserError:
         raise
     except zipfile.BadZipFile:
@@ -123,4 +126,25 @@ def read_state(path: Path) -> dict[str, Any]:
         isinstance(content.get("state_dict"), dict) and isinstance(content.get("hyper_parameters"), dict),
         f"{path}: not a checkpoint of this program (it has no state_dict with hyper_parameters)",
     )
+    return content
+
+
+def read_resumable(path: Path, callbacks: tuple[str, ...]) -> dict[str, Any]:
+    """A checkpoint that a run can go on from: besides `read_state`'s, its settings, step, epoch's row and optimizer.
+
+    Args:
+        callbacks: the names of those whose state it must hold.
+
+    Raises:
+        UserError: as `read_state`, and for weights alone.
+    """
+    check(path.suffix != ".safetensors", f"{path}: weights alone, which no run goes on from; --model-path starts one")
+    content = read_state(path)
+    lists, dicts = ("optimizer_states", "lr_schedulers"), ("loops", "callbacks", "settings", "row")
+    kinds = {"global_step": int} | dict.fromkeys(lists, list) | dict.fromkeys(dicts, dict)
+    wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
+    wrong += [name for name in (*lists, *dicts[:3]) if name not in wrong and not content[name]]
+    wrong += [name for name in callbacks if "callbacks" not in wrong and name not in content["callbacks"]]
+    wrong = wrong or ["row"] * (not isinstance(content["row"].get("epoch", 0), int))
+    check(not wrong, f"{path}: not a checkpoint that a run goes on from (it lacks {', '.join(wrong)})")
     return content

@@ -84,7 +84,7 @@ def _flags_of_file(command: type[Any], args: list[str], leave_out: Collection[st
     file = Path(values[-1]).expanduser()
     try:
         content = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"--config {file}: {' '.join(str(error).split())}") from None
     settings = content.get("settings") if isinstance(content, dict) else None
     check(isinstance(settings, dict), f"--config {file}: not a config.yaml of a run (it has no `settings`)")

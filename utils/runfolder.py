@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ class RunFolder:
         self.best = self.checkpoints / "best.ckpt"
         self.backbone = path / "backbone.safetensors"
         self.views = path / "views.png"
+        self.locks = ExitStack()
         self.made: dict[str, Any] | None = None  # what `create` wrote, should it be gone
         self.results = path / "results"  # of the commands that use what was learned
 
@@ -50,7 +51,8 @@ class RunFolder:
             raise UserError(f"{self.path} cannot be used ({error.strerror}): give another --save-dir") from None
 
     def _state(self) -> Literal["new", "unfinished", "finished"]:
-        check_writable(self.path, "--save-dir")
+        for folder in (self.path, self.checkpoints, self.tensorboard):
+            check_writable(folder, "--save-dir")
         module = self.path.with_name(self.path.name + ".py")
         check(not module.exists(), f"{self.path} would lie beside the module {module}: give another --exp-name")
         entries = self.path.iterdir() if self.path.exists() else ()
@@ -67,7 +69,7 @@ class RunFolder:
         try:
             content = yaml.safe_load(self.config.read_text())
             return dict(content["settings"])
-        except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError):
+        except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError):
             raise UserError(f"{self.config} is damaged: start anew with --overwrite") from None
 
     def create(self, config: dict[str, Any]) -> None:
@@ -86,8 +88,13 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.path} cannot be made ({error.strerror}): give another --save-dir") from None
-        with lock_folder(self.path, f"another process is training in {self.path}: wait, or give another --exp-name"):
+        with self.locks:
+            self._lock()
             yield
+
+    def _lock(self) -> None:
+        taken = f"another process is training in {self.path}: wait, or give another --exp-name"
+        self.locks.enter_context(lock_folder(self.path, taken))
 
     def delete(self) -> None:
         """Remove what a run writes, and nothing else."""
@@ -115,7 +122,7 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         rows = []
-        for line in self.metrics.read_text().splitlines():
+        for line in self.metrics.read_text(errors="replace").splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
@@ -130,6 +137,7 @@ class RunFolder:
         """
         if self.made is not None and not self.config.exists():  # somebody removed the folder under the run
             self.create(self.made)
+            self._lock()  # the new folder: what we hold of the old one keeps nobody out
         lines = [(json.dumps(row, allow_nan=False) + "\n").encode() for row in rows]
         size = self.metrics.stat().st_size if self.metrics.exists() else -1
         if not lines or size != sum(map(len, lines[:-1])):

@@ -2,10 +2,12 @@
 
 `python tests/benchmarks/faults.py --kills 100` prints a table. Each start is a process of its own, forked from one that
 has imported everything, and is ended by SIGKILL; every third kill waits for a checkpoint to be on its way to the disk,
-to hit inside a save. TMPDIR is on another file system than the run where there is one (/dev/shm).
+to hit inside a save. After every third kill the next start is told to stop by SIGTERM, SIGINT or SIGHUP, at a random
+moment too, and must lose nothing. TMPDIR is on another file system than the run where there is one (/dev/shm).
 """
 
 import argparse
+import json
 import logging
 import os
 import random
@@ -29,6 +31,7 @@ from utils.errors import UserError
 from utils.runfolder import RunFolder
 
 logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each purge, which is what resuming does
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TIMES = ("seconds", "images_per_second")
 TAGS = ("train_loss", "kNN_accuracy", "z_std", "learning_rate")
 EPOCHS, EVERY = 24, 2
@@ -48,6 +51,9 @@ class Tally:
     in_a_save: int = 0
     resumes: int = 0
     runs: int = 0
+    signals: int = 0
+    lost_to_signals: int = 0  # epochs
+    wrong_statuses: int = 0
     most_lost: int = 0  # epochs between the last one recorded and the newest whole checkpoint
     unreadable: int = 0
     mismatches: int = 0
@@ -58,6 +64,9 @@ class Tally:
             ("of them inside a save", self.in_a_save),
             ("resumes from a checkpoint", self.resumes),
             ("runs brought to their end", self.runs),
+            ("told to stop by SIGTERM, SIGINT or SIGHUP", self.signals),
+            ("epochs lost by these", self.lost_to_signals),
+            ("wrong exit statuses of these", self.wrong_statuses),
             (f"most epochs lost at once (interval: {EVERY})", self.most_lost),
             ("checkpoints that could not be read", self.unreadable),
             ("mismatches: weights, rows or curves", self.mismatches),
@@ -74,6 +83,7 @@ def start(save_dir: Path, name: str, log: Path) -> int:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs begin without
         status = main.main([*RUN, "--save-dir", str(save_dir), "--exp-name", name])
     finally:
         sys.stdout.flush()
@@ -110,6 +120,17 @@ def kill_somewhere(child: int, run: RunFolder, chance: random.Random, longest: f
     return hit
 
 
+def stop_somewhere(child: int, number: int, after: float) -> int | None:
+    """Send a signal at a moment; the exit status that it led to, None if the process was faster."""
+    until = time.monotonic() + after
+    while time.monotonic() < until:
+        if ended(child) is not None:
+            return None
+        time.sleep(0.0002)
+    os.kill(child, number)
+    return wait(child)
+
+
 def whole_epochs(run: RunFolder, tally: Tally) -> int:
     """Epochs in the newest whole checkpoint."""
     for path in (run.last, previous(run.last)):
@@ -128,12 +149,36 @@ def record(run: RunFolder) -> dict[str, Any]:
     events = EventAccumulator(str(run.tensorboard))
     events.Reload()
     curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in TAGS}
-    return {"rows": rows, "curves": curves, "weights": torch.load(run.last, weights_only=True)["state_dict"]}
+    summary = {k: v for k, v in json.loads(run.summary.read_text()).items() if k not in TIMES}
+    weights = torch.load(run.last, weights_only=True)["state_dict"]
+    return {"rows": rows, "curves": curves, "summary": summary, "weights": weights}
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     weights = all(torch.equal(a["weights"][name], b["weights"][name]) for name in a["weights"])
-    return weights and a["rows"] == b["rows"] and a["curves"] == b["curves"]
+    return weights and all(a[part] == b[part] for part in ("rows", "curves", "summary"))
+
+
+def disturb(run: RunFolder, tally: Tally, chance: random.Random, longest: float, log: Path) -> bool:
+    """Start or resume a run, and end it by a signal; whether that was before it ended by itself."""
+    tally.resumes += run.last.exists()
+    child = start(run.path.parent, run.path.name, log)
+    if tally.signals < tally.kills // 3:
+        number = STOPPING[tally.signals % len(STOPPING)]
+        status = stop_somewhere(child, number, chance.uniform(0.3, longest / 2))
+        if status is None:
+            return False
+        tally.signals += 1
+        tally.wrong_statuses += status != 128 + number
+        tally.lost_to_signals += len(run.rows()) - whole_epochs(run, tally)
+        return True
+    hit = kill_somewhere(child, run, chance, longest / 2, in_a_save=tally.kills % 3 == 2)
+    if hit is None:
+        return False
+    tally.kills += 1
+    tally.in_a_save += hit
+    tally.most_lost = max(tally.most_lost, len(run.rows()) - whole_epochs(run, tally))
+    return True
 
 
 def measure(kills: int, seed: int, folder: Path) -> Tally:
@@ -145,24 +190,10 @@ def measure(kills: int, seed: int, folder: Path) -> Tally:
     longest = time.monotonic() - begun
     expected = record(RunFolder(folder / "undisturbed"))
     while tally.kills < kills:
-        name = f"killed_{tally.runs}"
-        run = RunFolder(folder / name)
-        status = None
-        while status is None:
-            child = start(folder, name, log)
-            if tally.kills >= kills:
-                status = wait(child)
-                break
-            recorded = len(run.rows())
-            tally.resumes += recorded > 0
-            hit = kill_somewhere(child, run, chance, longest / 2, in_a_save=tally.kills % 3 == 2)
-            if hit is None:
-                status = 0
-                break
-            tally.kills += 1
-            tally.in_a_save += hit
-            tally.most_lost = max(tally.most_lost, len(run.rows()) - whole_epochs(run, tally))
-        if run.state() != "finished" and wait(start(folder, name, log)) != 0:
+        run = RunFolder(folder / f"killed_{tally.runs}")
+        while tally.kills < kills and disturb(run, tally, chance, longest, log):
+            pass
+        if run.state() != "finished" and wait(start(folder, run.path.name, log)) != 0:
             raise SystemExit(log.read_text()[-2000:])
         tally.runs += 1
         if not same(expected, record(run)):
@@ -185,7 +216,8 @@ def command_line() -> None:
     for name, value in tally.rows():
         print(f"{name:<50} {value:>5}")
     print(f"{'seconds':<50} {time.monotonic() - begun:>5.0f}")
-    sys.exit(tally.mismatches > 0 or tally.unreadable > 0 or tally.most_lost > EVERY)
+    wrong = tally.mismatches + tally.unreadable + tally.lost_to_signals + tally.wrong_statuses
+    sys.exit(wrong > 0 or tally.most_lost > EVERY)
 
 
 if __name__ == "__main__":
