@@ -26,6 +26,12 @@ def main(args: list[str]) -> int:
         config = parse(COMMANDS[name], rest, prog=f"main.py {name}" if named else "main.py")
         home = importlib.import_module(f"simsiam.{HOME.get(name, name)}")  # now: --help need not wait for torch
         quiet()
+        devices = getattr(config, "devices", None) or 1
+        if devices > 1 and not config.dry_run:
+            from utils import ranks
+
+            if ranks.environment() is None:
+                return ranks.launch(devices, [sys.executable, os.path.abspath(__file__), *args])
         getattr(home, name)(config)
     except UserError as error:
         return fail(error, 2)
@@ -50,6 +56,8 @@ def stop(number: int, frame: object) -> None:
 
 
 def fail(error: BaseException, status: int) -> int:
+    if isinstance(error, RunFailure | Stopped) and int(os.environ.get("RANK", 0)) > 0:
+        return status  # all processes of a run come to that together, and the first one says it
     with suppress(OSError):  # after a SIGHUP there may be no terminal to write to
         print(f"main.py: {error}", file=sys.stderr)
     return status

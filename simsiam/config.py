@@ -140,7 +140,7 @@ ONCE = {"config", "overwrite", "dry_run"}  # what a command line says for itself
 # What may differ between a run and its continuation: where things are, what is measured, who computes.
 IMMATERIAL = {
     *("save_dir", "exp_name", "version", "ckpt_dir", "checkpoint_every", *ONCE),
-    *("data_dir", "data_url", "in_dim", "knn_every", "stop_on_collapse", "accelerator", "compile"),
+    *("data_dir", "data_url", "in_dim", "knn_every", "stop_on_collapse", "accelerator", "compile", "devices"),
 }
 
 

@@ -15,10 +15,11 @@ from utils.philox import permutation
 class EpochOrder:
     """Batches of indices, shuffled anew each epoch as a pure function of (seed, epoch); the last partial one dropped.
 
-    Iterating yields (batch_size,) int64 tensors on `device`.
+    Iterating yields (batch_size,) int64 tensors on `device`; with several processes, each one's part of the batch.
 
     Args:
         epoch: asked when iteration begins.
+        part: (rank, processes): which part of each batch.
         done: likewise, how many batches of this epoch have been trained on before a run was interrupted.
     """
 
@@ -30,16 +31,19 @@ class EpochOrder:
         epoch: Callable[[], int],
         device: torch.device,
         done: Callable[[], int] = lambda: 0,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.n, self.batch_size, self.seed, self.device = n, batch_size, seed, device
-        self.epoch, self.done = epoch, done
+        self.epoch, self.done, self.part = epoch, done, part
 
     def __len__(self) -> int:
         return self.n // self.batch_size
 
     def __iter__(self) -> Iterator[Tensor]:
         order = permutation(self.n, self.epoch(), seed=self.seed, device=self.device)
-        yield from order[: len(self) * self.batch_size].split(self.batch_size)[self.done() :]
+        rank, processes = self.part
+        for batch in order[: len(self) * self.batch_size].split(self.batch_size)[self.done() :]:
+            yield batch[rank::processes]
 
 
 class ViewsDataModule(pl.LightningDataModule):
@@ -120,6 +124,7 @@ class ViewsDataModule(pl.LightningDataModule):
             epoch=lambda: trainer.current_epoch,
             done=lambda: trainer.global_step % steps,
             device=images.device,
+            part=(trainer.global_rank, trainer.world_size),
         )
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> list[Tensor]:

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
 from simsiam.record import Recorder, not_finite
+from utils import ranks
 from utils.checkpoint import BackgroundCheckpointIO
 from utils.errors import Stopped
 from utils.runfolder import RunFolder
@@ -26,12 +27,14 @@ SHARE = 0.01  # of the time, at most, that training may wait for checkpoints
 class Signals:
     """Remembers that SIGTERM, SIGINT or SIGHUP came, until a moment at which the run can be saved.
 
-    A second SIGINT leaves at once. SLURM's pre-emption signal is Lightning's, and is passed on to it at such a moment.
+    With several processes, one that comes to any of them is meant for all. A second SIGINT leaves at once. SLURM's
+    pre-emption signal is Lightning's, and is passed on to it at such a moment.
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.received = 0
         self.requeue: Callable[[], object] | None = None
+        self.any = ranks.Agreement()
 
     @contextmanager
     def caught(self) -> Iterator[None]:
@@ -44,14 +47,15 @@ class Signals:
                 signal.signal(number, self._stop)
             if callable(requeue):
                 former[signal.SIGUSR1] = requeue
-                signal.signal(signal.SIGUSR1, lambda n, frame: setattr(self, "requeue", lambda: requeue(n, None)))
+                self.requeue = lambda: requeue(signal.SIGUSR1, None)
+                signal.signal(signal.SIGUSR1, self._stop)
             yield
         finally:
             for number, handler in former.items():
                 signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received is not None:
+        if number == signal.SIGINT and self.received:
             console.show_cursor(True)
             os._exit(128 + number)
         if number == signal.SIGHUP:  # the terminal is gone: to write to it would fail
@@ -98,15 +102,16 @@ class Keeper(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.signals.requeue is not None:
-            requeue, self.signals.requeue = self.signals.requeue, None
+        number = self.signals.any(self.signals.received)
+        if number == signal.SIGUSR1 and self.signals.requeue is not None:
+            self.signals.received = 0
             self._save(trainer, pl_module)
             self.io.wait()  # before the job is given back, all must be on the disk
-            requeue()
+            self.signals.requeue()
             self.io.wait()
-        if self.signals.received is not None and not trainer.is_last_batch:  # else the epoch is brought to its end
+        elif number and not trainer.is_last_batch:  # else the epoch is brought to its end
             self._save(trainer, pl_module)
-            self._leave(trainer.current_epoch + 1, trainer.global_step)
+            self._leave(number, trainer.current_epoch + 1, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = self.recorder.row
@@ -115,12 +120,13 @@ class Keeper(Checkpoint):
             self.best, self.best_epoch = accuracy, row["epoch"]
             self.io.about["row"] = row
             trainer.save_checkpoint(self.run.best, weights_only=True)
-        stop = self.signals.received is not None and row["epoch"] != trainer.max_epochs
-        if stop or self._due(row["epoch"], trainer.max_epochs):
+        number, due = ranks.largest(self.signals.received, self._due(row["epoch"], trainer.max_epochs))
+        stop = number not in (0, signal.SIGUSR1) and row["epoch"] != trainer.max_epochs
+        if stop or due:
             self._save(trainer, pl_module)
         self._report()
         if stop:
-            self._leave(row["epoch"], trainer.global_step)
+            self._leave(number, row["epoch"], trainer.global_step)
 
     def _due(self, epoch: int, epochs: int | None) -> bool:
         if epoch == epochs:
@@ -146,9 +152,9 @@ class Keeper(Checkpoint):
                 say(f"warning: {path} could not be written ({why}): make room; the one before it is kept")
         self.reported = failures
 
-    def _leave(self, epoch: int, step: int) -> None:
+    def _leave(self, number: int, epoch: int, step: int) -> None:
         self.io.wait()
-        number = self.signals.received or 0
+        ranks.wait_for_all()  # the first one writes: who left before would be taken for lost
         kept = self.run.resumable()
         failure = self.io.writer.failures.get(self.run.last)
         if failure is None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from simsiam.data import ViewsDataModule
 from simsiam.features import extract_features
+from utils import ranks
 from utils.errors import RunFailure
 from utils.knn import knn_predict
 
@@ -58,7 +59,10 @@ class KNNMonitor(pl.Callback):
                 logger.log_metrics({"kNN_accuracy": self.latest}, step=trainer.global_step - 1)
 
     def accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
-        """Top-1 in percent."""
+        """Top-1 in percent, as the first process finds it."""
+        return ranks.from_first(lambda: self._accuracy(trainer, pl_module))
+
+    def _accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
         backbone, data = parts(trainer, pl_module)
         with trainer.precision_plugin.forward_context():
             bank = extract_features(backbone, data.train.images, data.mean, data.std)

@@ -199,6 +199,11 @@ class SpeedOptions:
 
     compile: bool = True
     """Compile networks and augmentation where that pays: on a GPU."""
+    devices: Annotated[int | None, left_out("N", "1, or as many as torchrun or srun started")] = None
+    """Devices of this machine (on a CPU: processes) that share each batch."""
+
+    def __post_init__(self) -> None:
+        check(self.devices is None or self.devices >= 1, f"--devices {self.devices}: at least 1")
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class FirstViews(pl.Callback):
         self.run = run
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step == 0:
+        if trainer.global_step == 0 and trainer.is_global_zero:
             picture = views_grid(parts(trainer, pl_module)[1])
             save_png(picture, self.run.views)
             assert isinstance(trainer.logger, TensorBoardLogger)

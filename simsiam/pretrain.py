@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from simsiam.module import SimSiam
 from simsiam.monitor import CollapseMonitor, KNNMonitor
 from simsiam.pictures import FirstViews, log_final_pictures
 from simsiam.record import Curves, ProgressLine, Recorder
+from utils import ranks
 from utils.checkpoint import AtomicCheckpointIO, BackgroundCheckpointIO, previous, read_resumable
 from utils.device import choose_accelerator, choose_precision
 from utils.errors import RunFailure, UserError, check
@@ -38,6 +39,49 @@ def pretrain(config: Pretrain) -> None:
     accelerator = choose_accelerator(config.accelerator)
     precision = choose_precision(config.precision, accelerator)
     run = RunFolder(config.run_dir)
+    with ranks.joined(config.devices, accelerator == "gpu"), ExitStack() as held:
+        state = ranks.from_first(lambda: look(config, run))
+        if state == "finished" and not config.overwrite:
+            print(f"{run.path} is finished already. --overwrite would start anew.")
+            return
+        data = build_data(config, compile=config.compile and accelerator == "gpu")
+        if config.dry_run and absent(config.dataset, config.data_dir):
+            data.use(placeholders(config.dataset, config.train_images, config.test_images))
+            print(f"{config.dataset} is not in {config.data_dir}: it would be downloaded first")
+        else:
+            ranks.from_first(data.prepare_data)
+            data.setup()
+        model = build_model(config, data)
+        start = ranks.from_first(lambda: find_start(config, run, data, model, state))
+        words = description(config, run, data, model, f"{accelerator}, precision {precision}", start)
+        if config.dry_run:
+            print(words)
+            return
+        resolved = {  # what the settings left to the program
+            "accelerator": accelerator,
+            "precision": precision,
+            "devices": ranks.world(),
+            "warmup_epochs": config.warmup,
+            "proj_hidden": config.proj_hidden or config.out_dim,
+            "in_dim": config.num_features,
+            "train_images": len(data.train),
+            "test_images": len(data.test),
+        }
+        about = {"command": "pretrain", "settings": settings(config), "resolved": resolved, "versions": versions()}
+        start = ranks.from_first(lambda: claim(config, run, state, start, about, words, held))
+        train(config, run, data, model, accelerator, precision, start)
+
+
+def look(config: Pretrain, run: RunFolder) -> str:
+    """The state of the run's folder.
+
+    Raises:
+        UserError: it holds a run of other settings, or what is no run.
+    """
+    check(
+        config.batch_size % ranks.world() == 0 and config.batch_size >= 2 * ranks.world(),
+        f"--batch-size {config.batch_size}: {ranks.world()} devices share it in equal parts of at least 2",
+    )
     state = run.state()
     if state != "new" and not config.overwrite:
         changed = differences(run.settings(), settings(config))
@@ -46,46 +90,31 @@ def pretrain(config: Pretrain) -> None:
             f"{run.path} holds a run with other settings ({'; '.join(changed)}): "
             "give another --exp-name, or --overwrite to start anew",
         )
-        if state == "finished":
-            print(f"{run.path} is finished already. --overwrite would start anew.")
-            return
+    return state
 
-    data = build_data(config, compile=config.compile and accelerator == "gpu")
-    if config.dry_run and absent(config.dataset, config.data_dir):
-        data.use(placeholders(config.dataset, config.train_images, config.test_images))
-        print(f"{config.dataset} is not in {config.data_dir}: it would be downloaded first")
-    else:
-        data.prepare_data()
-        data.setup()
-    check(
-        config.knn_every == 0 or config.knn_k <= len(data.train),
-        f"--knn-k {config.knn_k} is more than the {len(data.train)} train images: give fewer, or --knn-every 0",
-    )
-    model = build_model(config, data)
-    start = find_start(config, run, model, state)
-    if config.model_path and start is None:
-        load_weights(model, config.model_path)
-    if config.dry_run:
-        describe(config, run, data, model, accelerator, precision, start)
-        return
-    resolved = {  # what the settings left to the program
-        "accelerator": accelerator,
-        "precision": precision,
-        "warmup_epochs": config.warmup,
-        "proj_hidden": config.proj_hidden or config.out_dim,
-        "in_dim": config.num_features,
-        "train_images": len(data.train),
-        "test_images": len(data.test),
-    }
+
+def claim(
+    config: Pretrain,
+    run: RunFolder,
+    state: str,
+    start: "Start | None",
+    about: dict[str, Any],
+    words: str,
+    held: ExitStack,
+) -> "Start | None":
+    """Take the folder for this process until `held` is closed, and make it the run's; where the run goes on."""
     found = run.resumable()
-    with run.lock():
-        check(run.state() == state and run.resumable() == found, f"{run.path} has changed meanwhile: run this again")
-        describe(config, run, data, model, accelerator, precision, start)
-        if config.overwrite:
-            run.delete()
-        run.create({"command": "pretrain", "settings": settings(config), "resolved": resolved, "versions": versions()})
-        run.sweep()
-        train(config, run, data, model, accelerator, precision, start)
+    held.enter_context(run.lock())
+    check(run.state() == state and run.resumable() == found, f"{run.path} has changed meanwhile: run this again")
+    print(words, flush=True)
+    if config.overwrite:
+        run.delete()
+    run.create(about)
+    run.sweep()
+    if start and start.path == previous(run.last):  # what was found damaged must not take the place of what is whole
+        os.replace(start.path, run.last)
+        start = start._replace(path=run.last)
+    return start
 
 
 def build_data(config: Pretrain, compile: bool) -> ViewsDataModule:
@@ -119,12 +148,18 @@ class Start(NamedTuple):
     step: int  # optimizer steps done
 
 
-def find_start(config: Pretrain, run: RunFolder, model: SimSiam, state: str) -> Start | None:
-    """The checkpoint to resume from: the run's own newest whole one, else `--ckpt-dir`'s, else none.
+def find_start(config: Pretrain, run: RunFolder, data: ViewsDataModule, model: SimSiam, state: str) -> Start | None:
+    """The checkpoint to resume from: the run's own newest whole one, else `--ckpt-dir`'s.
+
+    Else None, and `model` starts as it is, or from the weights of `--model-path`.
 
     Raises:
-        UserError: damaged, foreign, or a checkpoint of other settings.
+        UserError: damaged, foreign, a checkpoint of other settings, or settings that do not go with the images.
     """
+    check(
+        config.knn_every == 0 or config.knn_k <= len(data.train),
+        f"--knn-k {config.knn_k} is more than the {len(data.train)} train images: give fewer, or --knn-every 0",
+    )
     if state == "unfinished" and not config.overwrite and run.resumable():
         check(
             config.ckpt_dir in (None, run.settings().get("ckpt_dir")),
@@ -132,6 +167,8 @@ def find_start(config: Pretrain, run: RunFolder, model: SimSiam, state: str) -> 
             "leave the flag out, or give another --exp-name",
         )
         return _newest_whole(run.resumable())
+    if config.model_path:
+        load_weights(model, config.model_path)
     if config.ckpt_dir is None:
         return None
     file = find_checkpoint(config.ckpt_dir, whole=True)
@@ -168,19 +205,14 @@ def _newest_whole(candidates: list[Path]) -> Start:
     raise UserError(f"{'; '.join(problems)}; --overwrite starts anew")
 
 
-def describe(
-    config: Pretrain,
-    run: RunFolder,
-    data: ViewsDataModule,
-    model: SimSiam,
-    accelerator: str,
-    precision: str,
-    start: Start | None,
-) -> None:
-    """Print what is about to be trained."""
+def description(
+    config: Pretrain, run: RunFolder, data: ViewsDataModule, model: SimSiam, device: str, start: Start | None
+) -> str:
+    """What is about to be trained, for people."""
     millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
     steps = len(data.train) // config.batch_size
-    print(
+    several = f"{ranks.world()} x " if ranks.world() > 1 else ""
+    return (
         f"SimSiam on {config.dataset}: {len(data.train):,} train and {len(data.test):,} test images, "
         f"{len(data.train.classes)} classes\n"
         f"  network   {config.backbone}, width {config.width}: backbone {millions['backbone']:.2f} M, "
@@ -188,10 +220,9 @@ def describe(
         f"  training  {config.epochs} epochs of {steps} steps of {config.batch_size} images x {config.views} views = "
         f"{config.epochs * steps:,} steps;\n"
         f"            learning rate {config.learning_rate:g} after {config.warmup:g} epochs of warm-up\n"
-        f"  device    {accelerator}, precision {precision}\n"
+        f"  device    {several}{device}\n"
         f"  run       {run.path}" + (f", resumed from {start.path}" if start else "") + "\n"
-        f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}",
-        flush=True,
+        f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}"
     )
 
 
@@ -215,12 +246,9 @@ def train(
     start: Start | None,
 ) -> None:
     """Run the Trainer and write what a finished run consists of."""
-    if start and start.path == previous(run.last):  # what was found damaged must not take the place of what is whole
-        os.replace(start.path, run.last)
-        start = start._replace(path=run.last)
     step = start.step if start else 0  # TensorBoard forgets what it has from there on
     logger = Curves(run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step)
-    if start is None:
+    if start is None and ranks.rank() == 0:
         logger.log_settings({name: value for name, value in settings(config).items() if name not in IMMATERIAL})
     knn = KNNMonitor(config.knn_k, config.knn_t, config.knn_every, report=say)
     recorder = Recorder(run, knn)
@@ -229,7 +257,10 @@ def train(
     keeper = Keeper(run, recorder, config.checkpoint_every, io, Signals())
     trainer = pl.Trainer(
         accelerator=accelerator,
-        devices=1,
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world())),
+        num_nodes=ranks.world() // int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world())),
+        strategy="ddp" if ranks.world() > 1 else "auto",
+        use_distributed_sampler=False,  # the order of an epoch is ours to share out
         precision=precision,
         max_epochs=config.epochs,
         logger=logger,
@@ -247,6 +278,8 @@ def train(
     try:
         trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if ranks.is_lost_peer(error):
+            raise SystemExit(1) from None
         if start is None or keeper.begun or isinstance(error, UserError | RunFailure):
             raise
         if run.path.resolve() not in start.path.resolve().parents:  # a new run, with nothing in it
@@ -255,7 +288,14 @@ def train(
                 run.path.rmdir()
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(f"{start.path}: not a checkpoint that a run goes on from ({why})") from None
-    finish(config, run, data, model, logger, recorder, keeper, knn)
+    if ranks.rank() > 0:
+        return
+    try:
+        finish(config, run, data, model, logger, recorder, keeper, knn)
+    except OSError as error:  # what could be written is written; the rest is done again
+        kept = run.resumable()
+        goes_on = f"the same command goes on from {kept[0]}" if kept else "nothing of the run is kept"
+        raise UserError(f"{error.filename or run.path}: {error.strerror}: mend that; {goes_on}") from None
 
 
 def finish(

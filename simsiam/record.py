@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch.utils.tensorboard.summary import hparams
 
 from simsiam.monitor import KNNMonitor, parts
+from utils import ranks
 from utils.errors import RunFailure
 from utils.runfolder import RunFolder
 from utils.terminal import console, say
@@ -72,7 +73,11 @@ class Recorder(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.sums = self.sums.to(pl_module.device)
         self.started, self.batches_before = time.perf_counter(), self.batches
-        self.run.write_rows(self.rows)
+        self._write()
+
+    def _write(self) -> None:
+        if ranks.rank() == 0:
+            self.run.write_rows(self.rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.sums.zero_()
@@ -85,7 +90,8 @@ class Recorder(pl.Callback):
         self.sums += torch.stack([outputs["loss"].detach(), outputs["z_std"]])
         self.batches += 1
         if trainer.is_last_batch:
-            self.means = (self.sums / self.batches).tolist()  # the one wait for the device: it makes the time true
+            means = ranks.mean_over_all(self.sums) / self.batches
+            self.means = means.tolist()  # the one wait for the device: it makes the time true
             images = (self.batches - self.batches_before) * parts(trainer, pl_module)[1].batch_size
             self.images_per_second = images / (time.perf_counter() - self.started)
 
@@ -113,13 +119,18 @@ class Recorder(pl.Callback):
         }
         self.rows.append(row)
         try:
-            self.run.write_rows(self.rows)
+            self._write()
         except OSError as error:
             say(f"warning: {self.run.metrics} cannot be written ({error.strerror}); it is tried again each epoch")
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self.seconds + time.perf_counter() - self.started
-        return {"rows": self.rows, "sums": self.sums.clone(), "batches": self.batches, "seconds": seconds}
+        return {
+            "rows": self.rows,
+            "sums": ranks.mean_over_all(self.sums).clone(),
+            "batches": self.batches,
+            "seconds": seconds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.sums = list(state_dict["rows"]), state_dict["sums"]

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from tests.conftest import SMALL
-from tests.test_run import curve, rows, same_weights, start, wait_for_epochs
+from tests.test_run import curve, rows, same_weights, start, wait_for, wait_for_epochs
 
 ROOT = Path(__file__).parent.parent
 Program = Callable[..., tuple[int, str, str]]
 TAGS = ("kNN_accuracy", "train_loss", "z_std", "learning_rate")
+SLOW = ("--backbone", "resnet18", "--width", "64", "--batch-size", "400", "--epochs", "1")  # some seconds a step
 LONG = ("--batch-size", "10", "--epochs", "6", "--checkpoint-every", "2")  # 40 steps an epoch
 
 
@@ -37,13 +38,55 @@ def same_run(run: Path, undisturbed: Path) -> bool:
     return curves and rows(run) == rows(undisturbed) and same_weights(run, undisturbed)
 
 
+def wait_for_start(process: subprocess.Popen[str]) -> None:
+    """Return when training is about to begin."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "kNN of the untrained network" in line:
+            return
+
+
 def test_kills_at_random_moments_lose_at_most_an_interval_and_change_nothing() -> None:
     command = [sys.executable, "tests/benchmarks/faults.py", "--kills", "9"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     table = {line[:50].strip(): int(line[50:]) for line in done.stdout.splitlines()}
     assert table["kills"] == 9 and table["of them inside a save"] >= 1 and table["resumes from a checkpoint"] >= 3
+    assert table["told to stop by SIGTERM, SIGINT or SIGHUP"] == 3 and table["epochs lost by these"] == 0
     assert not list(ROOT.glob(".faults-*"))
+
+
+def test_each_signal_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_from_there(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    processes = [start(number.name, tmp_path, *LONG) for number in numbers]  # at once: each is mostly its own start
+    for number, process in zip(numbers, processes, strict=True):
+        wait_for_epochs(process, tmp_path / "runs" / number.name, 1)
+        process.send_signal(number)
+    for number, process in zip(numbers, processes, strict=True):
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number and err.count("\n") == 1, err
+        assert f"stopped by {number.name}" in err and "saved: the same command resumes it" in err
+        last = tmp_path / "runs" / number.name / "checkpoints" / "last.ckpt"
+        step = torch.load(last, weights_only=True)["global_step"]
+        assert f"step {step}" in err and 0 < step < 240
+    for process in [start(number.name, tmp_path, *LONG) for number in numbers]:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, "") and "resumed from" in out
+    assert all(same_run(tmp_path / "runs" / number.name, undisturbed) for number in numbers)
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    process = start("run", tmp_path, *SLOW)
+    wait_for_start(process)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        begun = time.monotonic()
+        while process.poll() is None and time.monotonic() < begun + 0.5:
+            time.sleep(0.01)  # so that the two do not arrive as one
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "") and not (tmp_path / "runs" / "run" / "checkpoints").exists()
 
 
 def test_under_nohup_a_hang_up_is_ignored(tmp_path: Path) -> None:
@@ -79,10 +122,7 @@ def test_slurms_signal_requeues_through_lightnings_plugin_and_the_run_goes_on(
     run = tmp_path / "runs" / "run"
     wait_for_epochs(process, run, 1)
     process.send_signal(signal.SIGUSR1)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "asked").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for(process, (tmp_path / "asked").exists)
     process.send_signal(signal.SIGKILL)  # as SLURM would, at last
     process.communicate()
     assert (tmp_path / "asked").read_text().startswith("requeue 77")
@@ -123,11 +163,7 @@ def test_on_a_full_disk_training_goes_on_and_once_there_is_room_all_is_there(
     command = [sys.executable, "main.py", *SMALL, *LONG, "--save-dir", str(small_disk), "--exp-name", "run"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run = small_disk / "run"
-    wait_for_epochs(process, run, 2)
-    deadline = time.monotonic() + 60
-    while not (run / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for(process, (run / "checkpoints" / "last.ckpt").exists)
     filler = fill(small_disk)
     good = (run / "checkpoints" / "last.ckpt").read_bytes()
     assert process.stdout is not None
@@ -144,6 +180,32 @@ def test_on_a_full_disk_training_goes_on_and_once_there_is_room_all_is_there(
     assert said.count("warning: ") >= 1, said
     assert "No space left on device" in said
     shutil.copytree(run, tmp_path / "copy")
+    assert same_run(tmp_path / "copy", undisturbed)
+
+
+def test_on_a_disk_that_becomes_read_only_the_last_checkpoint_stays_and_the_run_goes_on_later(
+    undisturbed: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "main.py", *SMALL, *LONG, "--save-dir", str(small_disk), "--exp-name", "run"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    last = small_disk / "run" / "checkpoints" / "last.ckpt"
+    wait_for(process, last.exists)
+    subprocess.run(["mount", "--bind", str(small_disk), str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(small_disk)], check=True)
+    try:
+        step = torch.load(last, weights_only=True)["global_step"]
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 2 and err.count("\n") == 1, err
+        assert "Read-only file system" in err and f"the same command goes on from {last}" in err
+        assert "epoch 6/6" in out and out.count("warning: ") >= 2, out
+        assert torch.load(last, weights_only=True)["global_step"] >= step
+        again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert again.returncode == 2 and again.stderr.count("\n") == 1 and "cannot be written" in again.stderr
+    finally:
+        subprocess.run(["umount", str(small_disk)], check=True)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (again.returncode, again.stderr) == (0, "")
+    shutil.copytree(small_disk / "run", tmp_path / "copy")
     assert same_run(tmp_path / "copy", undisturbed)
 
 
@@ -182,12 +244,7 @@ def test_what_was_found_damaged_never_takes_the_place_of_what_is_whole(program: 
     before = torch.load(last.with_name("last.previous.ckpt"), weights_only=True)["global_step"]
     last.write_bytes(last.read_bytes()[:-1000])
     process = start("simsiam_patterns", tmp_path, "--epochs", "4", "--checkpoint-every", "1")
-    deadline = time.monotonic() + 60
-    whole = False
-    while not whole:  # from the first moment on at which the damaged one is gone, one whole checkpoint is there
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.001)
-        whole = last.stat().st_size > 0 and not last.with_name("last.previous.ckpt").exists()
+    wait_for(process, lambda: not last.with_name("last.previous.ckpt").exists())  # from the first moment on
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert torch.load(last, weights_only=True)["global_step"] >= before

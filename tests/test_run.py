@@ -50,12 +50,18 @@ def start(run: str, tmp_path: Path, *flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_epochs(process: subprocess.Popen[str], run: Path, epochs: int) -> None:
-    """Return as soon as a running program has recorded so many epochs; looked for each 5 ms, for two minutes."""
-    metrics, deadline = run / "metrics.jsonl", time.monotonic() + 120
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < epochs:
+def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
+    """Return as soon as something is so while a program runs; looked for each 2 ms, for two minutes."""
+    deadline = time.monotonic() + 120
+    while not there():
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)  # between two looks; what is waited for is the file, not the time
+        time.sleep(0.002)  # between two looks; it is not the time that is waited for
+
+
+def wait_for_epochs(process: subprocess.Popen[str], run: Path, epochs: int) -> None:
+    """Return as soon as a running program has recorded so many epochs."""
+    metrics = run / "metrics.jsonl"
+    wait_for(process, lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= epochs)
 
 
 def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_path: Path) -> None:
@@ -167,6 +173,14 @@ COLLAPSING = [
     *("--train-images", "800", "--batch-size", "50", "--epochs", "24", "--learning-rate", "0.3"),
     *("--knn-every", "0", "--no-stop-grad"),
 ]
+
+
+def test_a_loss_that_blows_up_later_names_the_last_good_checkpoint(program: Program, tmp_path: Path) -> None:
+    flags = ["--epochs", "8", "--warmup-epochs", "1", "--learning-rate", "1e6", "--checkpoint-every", "1"]
+    status, _, err = program(*SMALL, *flags)
+    last = tmp_path / "runs" / "simsiam_patterns" / "checkpoints" / "last.ckpt"
+    assert status == 4 and f"in epoch 2: lower --learning-rate; the last good checkpoint is {last}" in err
+    assert all(bool(value.isfinite().all()) for value in weights(last.parent.parent).values())
 
 
 def test_a_collapse_ends_with_status_3_where_asked(program: Program) -> None:

@@ -136,7 +136,7 @@ def whole_epochs(run: RunFolder, tally: Tally) -> int:
     for path in (run.last, previous(run.last)):
         if path.exists():
             try:
-                return read_checkpoint(path)["row"]["epoch"]
+                return read_checkpoint(path)["row"].get("epoch", 0)
             except UserError as error:
                 print(error)
                 tally.unreadable += 1

@@ -1,0 +1,129 @@
+"""One run in two processes (gloo, on a CPU): whatever happens to one of them happens to the run, and it goes on."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import SMALL
+from tests.test_faults import LONG, ROOT, same_run
+from tests.test_run import rows, wait_for_epochs
+
+Program = Callable[..., tuple[int, str, str]]
+
+
+def start(name: str, tmp_path: Path, *flags: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "main.py", *SMALL, *LONG, "--save-dir", str(tmp_path / "runs"), "--exp-name", name]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*command, *flags], cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+@contextmanager
+def both(name: str, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes as torchrun starts them, without torchrun, to see what each of them does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    processes = [start(name, tmp_path, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    process = start("run", folder, "--devices", "2")
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "") and "2 x cpu" in out and out.count("\nepoch ") == 6
+    return folder / "runs" / "run"
+
+
+def finish(*names: str, tmp_path: Path) -> list[Path]:
+    """The runs, brought to their end by the same command, at once."""
+    for process in [start(name, tmp_path, "--devices", "2") for name in names]:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, "") and "resumed from" in out
+    return [tmp_path / "runs" / name for name in names]
+
+
+def test_a_signal_to_one_process_saves_and_ends_both(undisturbed: Path, tmp_path: Path) -> None:
+    cases = {"a": (signal.SIGTERM, 1), "b": (signal.SIGINT, 0), "c": (signal.SIGHUP, 1)}
+    with ExitStack() as running:
+        pairs = {name: running.enter_context(both(name, tmp_path)) for name in cases}
+        for name, (number, rank) in cases.items():
+            wait_for_epochs(pairs[name][0], tmp_path / "runs" / name, 1)
+            pairs[name][rank].send_signal(number)
+        for name, (number, _) in cases.items():
+            said = [process.communicate(timeout=60)[1] for process in pairs[name]]
+            assert [process.returncode for process in pairs[name]] == [128 + number] * 2, said
+            assert said[1] == "" and said[0].count("\n") == 1 and f"stopped by {number.name}" in said[0]
+            last = tmp_path / "runs" / name / "checkpoints" / "last.ckpt"
+            step = torch.load(last, weights_only=True)["global_step"]
+            assert f"step {step}" in said[0] and 40 <= step < 240
+    assert all(same_run(run, undisturbed) for run in finish(*cases, tmp_path=tmp_path))
+
+
+def test_a_process_that_is_killed_takes_the_other_along(undisturbed: Path, tmp_path: Path) -> None:
+    with both("a", tmp_path) as a, both("b", tmp_path) as b:
+        for rank, pair in enumerate((a, b)):
+            wait_for_epochs(pair[0], tmp_path / "runs" / "ab"[rank], 3)
+            pair[rank].kill()
+        begun = time.monotonic()
+        for rank, pair in enumerate((a, b)):
+            _, err = pair[1 - rank].communicate(timeout=60)
+            assert pair[1 - rank].returncode == 1 and err == "" and time.monotonic() - begun < 30
+    assert all(same_run(run, undisturbed) for run in finish("a", "b", tmp_path=tmp_path))
+
+
+def test_the_command_that_started_them_passes_a_signal_on_and_one_process_may_go_on_alone(tmp_path: Path) -> None:
+    process = start("run", tmp_path, "--devices", "2")
+    wait_for_epochs(process, tmp_path / "runs" / "run", 1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and err.count("\n") == 1 and "saved: the same command resumes it" in err
+    alone = start("run", tmp_path)
+    out, err = alone.communicate(timeout=120)
+    assert (alone.returncode, err) == (0, "") and "resumed from" in out and len(rows(tmp_path / "runs" / "run")) == 6
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def test_the_command_that_started_them_says_in_one_line_that_one_was_killed(tmp_path: Path) -> None:
+    process = start("run", tmp_path, "--devices", "2")
+    wait_for_epochs(process, tmp_path / "runs" / "run", 3)
+    os.kill(children(process)[-1], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL and err.count("\n") == 1, err
+    assert "process 2 of 2 was ended by SIGKILL" in err and "the same command goes on" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "answer"),
+    [
+        ("--batch-size 25", "2 devices share it in equal parts"),
+        ("--ckpt-dir /etc/passwd", "not a checkpoint"),
+        ("--devices 0", "at least 1"),
+    ],
+)
+def test_a_mistake_is_told_once(flags: str, answer: str, tmp_path: Path) -> None:
+    process = start("run", tmp_path, "--devices", "2", *flags.split())
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "") and err.count("\n") == 1 and answer in err, err
+    assert not (tmp_path / "runs" / "run" / "config.yaml").exists()

@@ -1,0 +1,181 @@
+"""Several processes that are one run: how they are started, who is the first, and what they agree upon.
+
+torchrun's engine starts them (`launch`), or torchrun or srun themselves; each then runs the same command.
+"""
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from torch import Tensor, distributed
+
+from utils.errors import RunFailure, UserError, check
+
+Decided = TypeVar("Decided")
+PATIENCE = timedelta(minutes=10)  # with a process that does not answer; one that is gone is noticed at once
+
+
+def environment() -> ClusterEnvironment | None:
+    """Who started this process together with others, if anybody did."""
+    for kind in (TorchElasticEnvironment, SLURMEnvironment):
+        if kind.detect():
+            return kind()
+    return None
+
+
+def world() -> int:
+    """How many processes are this run."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is; 0 is the one that writes and speaks."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+@contextmanager
+def joined(devices: int | None, gpu: bool) -> Iterator[None]:
+    """Meet the others; all but the first fall silent.
+
+    Args:
+        devices: how many processes were asked for on this machine, None where whoever started them decides.
+
+    Raises:
+        UserError: another number of them was started.
+    """
+    found = environment()
+    if found is None or found.world_size() == 1:
+        yield
+        return
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or found.world_size())
+    check(devices in (None, here), f"--devices {devices}: {here} processes were started here; leave the flag out")
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = found.main_address, str(found.main_port)
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    distributed.init_process_group(backend, rank=found.global_rank(), world_size=found.world_size(), timeout=PATIENCE)
+    try:
+        if rank() > 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def from_first(decide: Callable[[], Decided]) -> Decided:
+    """What the first process finds, for all. Where it fails, it tells the person and the others leave with its status.
+
+    Raises:
+        SystemExit: in all but the first, when `decide` raised there.
+    """
+    if world() == 1:
+        return decide()
+    box: list[Any] = [None, 1]
+    if rank() > 0:
+        distributed.broadcast_object_list(box)
+        if box[1]:
+            raise SystemExit(box[1])
+        return box[0]
+    try:
+        box = [decide(), 0]
+    except BaseException as error:
+        box[1] = error.status if isinstance(error, RunFailure) else 2 if isinstance(error, UserError) else 1
+        raise
+    finally:
+        distributed.broadcast_object_list(box)
+    return box[0]
+
+
+def largest(*numbers: int) -> list[int]:
+    """The largest of each over all processes; a rendezvous, which does not wait for devices."""
+    found = torch.tensor(numbers)
+    if world() > 1:
+        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return found.tolist()
+
+
+class Agreement:
+    """The largest number that any process had at the step before: each learns it at the same step, and none waits."""
+
+    def __init__(self) -> None:
+        self.asked: tuple[Any, Tensor] | None = None
+
+    def __call__(self, number: int) -> int:
+        if world() == 1:
+            return number
+        answer = 0
+        if self.asked is not None:
+            self.asked[0].wait()
+            answer = int(self.asked[1])
+        mine = torch.tensor(number)
+        self.asked = (distributed.all_reduce(mine, distributed.ReduceOp.MAX, async_op=True), mine)
+        return answer
+
+
+def mean_over_all(values: Tensor) -> Tensor:
+    """The mean over all processes of a tensor that each has."""
+    if world() == 1:
+        return values
+    values = values.clone()
+    distributed.all_reduce(values)
+    return values / world()
+
+
+def wait_for_all() -> None:
+    if world() > 1:
+        distributed.barrier()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error only says that another process is gone: why, that one or who started it will tell."""
+    return world() > 1 and (isinstance(error, distributed.DistError) or "gloo" in str(error))
+
+
+def launch(processes: int, command: list[str]) -> int:
+    """Run `command` in so many processes on this machine, by torchrun's engine.
+
+    What ends one ends all; a signal is passed on, and each saves or not as it would alone.
+
+    Returns:
+        The exit status of all: that of the first to fail.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.disable(logging.CRITICAL)  # in this process, which only waits: what a person must know, we say
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        run_id=uuid.uuid4().hex,
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, command[0])(*command[1:])
+    except SignalException as stopped:
+        return 128 + int(stopped.sigval)
+    except ChildFailedError as failed:
+        told = max(failure.exitcode for failure in failed.failures.values())
+        if told > 1:  # by the process that has it
+            return told
+        number, failure = failed.get_first_failure()
+        cause = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else "an error"
+        raise RunFailure(
+            f"process {number + 1} of {processes} was ended by {cause}, and the others with it; "
+            "the same command goes on from the last checkpoint",
+            128 - failure.exitcode if failure.exitcode < 0 else 1,
+        ) from None
+    return 0
