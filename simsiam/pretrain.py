@@ -277,6 +277,13 @@ def train(
             part.compile(dynamic=False)  # in place: the keys of the state dict stay as they are
     try:
         trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
+        if ranks.rank() == 0:
+            finish(config, run, data, model, logger, recorder, keeper, knn)
+    except OSError as error:  # what could be written is written; the rest is done again
+        kept = run.resumable()
+        goes_on = f"the same command goes on from {kept[0]}" if kept else "nothing of the run is kept"
+        file = os.fsdecode(error.filename or run.path)
+        raise UserError(f"{file}: {error.strerror or error}: mend that; {goes_on}") from None
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if ranks.is_lost_peer(error):
             raise SystemExit(1) from None
@@ -288,14 +295,6 @@ def train(
                 run.path.rmdir()
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(f"{start.path}: not a checkpoint that a run goes on from ({why})") from None
-    if ranks.rank() > 0:
-        return
-    try:
-        finish(config, run, data, model, logger, recorder, keeper, knn)
-    except OSError as error:  # what could be written is written; the rest is done again
-        kept = run.resumable()
-        goes_on = f"the same command goes on from {kept[0]}" if kept else "nothing of the run is kept"
-        raise UserError(f"{error.filename or run.path}: {error.strerror}: mend that; {goes_on}") from None
 
 
 def finish(

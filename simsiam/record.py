@@ -37,10 +37,13 @@ class Curves(TensorBoardLogger):
                 super().log_metrics(values, at)
             self.experiment.flush()
             self.waiting.clear()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter is Lightning's word for any failure to log
+            why = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(why, OSError):
+                raise
             self._experiment = None  # its file may end in the middle of a record: the next try begins another
             if first:
-                say(f"warning: TensorBoard's files cannot be written ({error.strerror}); it is tried again each epoch")
+                say(f"warning: TensorBoard's files cannot be written ({why.strerror}); it is tried again each epoch")
 
     def log_settings(self, settings: dict[str, Any]) -> None:
         """Fill the HPARAMS tab: its metrics are the latest values of the curves, so it needs no tags of its own."""

@@ -22,6 +22,7 @@ from tests.conftest import SMALL
 ROOT = Path(__file__).parent.parent
 Program = Callable[..., tuple[int, str, str]]
 TIMES = ("seconds", "images_per_second")
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # for several at once; sums depend on how many there are
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -47,7 +48,8 @@ def curve(run: Path, tag: str) -> list[tuple[int, float]]:
 
 def start(run: str, tmp_path: Path, *flags: str) -> subprocess.Popen[str]:
     command = [sys.executable, "main.py", *SMALL, "--save-dir", str(tmp_path / "runs"), "--exp-name", run, *flags]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=ONE_THREAD)
 
 
 def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
