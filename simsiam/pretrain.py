@@ -260,6 +260,7 @@ def train(
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world())),
         num_nodes=ranks.world() // int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world())),
         strategy="ddp" if ranks.world() > 1 else "auto",
+        sync_batchnorm=ranks.world() > 1 and accelerator == "gpu",  # torch has none for CPUs
         use_distributed_sampler=False,  # the order of an epoch is ours to share out
         precision=precision,
         max_epochs=config.epochs,
