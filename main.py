@@ -30,7 +30,8 @@ def main(args: list[str]) -> int:
         if devices > 1 and not config.dry_run:
             from utils import ranks
 
-            if ranks.environment() is None:
+            started = ranks.environment()
+            if started is None or (started.world_size() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ):
                 return ranks.launch(devices, [sys.executable, os.path.abspath(__file__), *args])
         getattr(home, name)(config)
     except UserError as error:
@@ -56,7 +57,7 @@ def stop(number: int, frame: object) -> None:
 
 
 def fail(error: BaseException, status: int) -> int:
-    if isinstance(error, RunFailure | Stopped) and int(os.environ.get("RANK", 0)) > 0:
+    if isinstance(error, RunFailure | Stopped) and int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID", 0)) > 0:
         return status  # all processes of a run come to that together, and the first one says it
     with suppress(OSError):  # after a SIGHUP there may be no terminal to write to
         print(f"main.py: {error}", file=sys.stderr)

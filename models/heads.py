@@ -4,6 +4,8 @@ import itertools
 
 from torch import nn
 
+from models.norm import BatchNorm1d
+
 
 def projection_mlp(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2) -> nn.Sequential:
     """The projector g: (B, in_dim) -> (B, out_dim).
@@ -20,8 +22,8 @@ def projection_mlp(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2) 
     dims = [in_dim] + [hidden_dim] * (layers - 1)
     hidden: list[nn.Module] = []
     for i, o in itertools.pairwise(dims):
-        hidden += [nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU(inplace=True)]
-    return nn.Sequential(*hidden, nn.Linear(dims[-1], out_dim, bias=False), nn.BatchNorm1d(out_dim, affine=False))
+        hidden += [nn.Linear(i, o, bias=False), BatchNorm1d(o), nn.ReLU(inplace=True)]
+    return nn.Sequential(*hidden, nn.Linear(dims[-1], out_dim, bias=False), BatchNorm1d(out_dim, affine=False))
 
 
 def prediction_mlp(dim: int, hidden_dim: int) -> nn.Sequential:
@@ -32,7 +34,7 @@ def prediction_mlp(dim: int, hidden_dim: int) -> nn.Sequential:
     """
     return nn.Sequential(
         nn.Linear(dim, hidden_dim, bias=False),
-        nn.BatchNorm1d(hidden_dim),
+        BatchNorm1d(hidden_dim),
         nn.ReLU(inplace=True),
         nn.Linear(hidden_dim, dim),
     )

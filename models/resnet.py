@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
+from models.norm import BatchNorm2d
+
 
 class ResNet(nn.Module):
     """A ResNet for small images: (B, 3, S, S) -> (B, `num_features`).
@@ -37,7 +39,7 @@ class ResNet(nn.Module):
         self.image_size: int | None = None
 
         self.conv1 = nn.Conv2d(3, width, kernel_size=3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.layer1 = _stage(block, width, width, layers[0], stride=1)
         self.layer2 = _stage(block, width * block.expansion, 2 * width, layers[1], stride=2)
@@ -67,9 +69,9 @@ def _stage(
     out = planes * block.expansion
     downsample = None
     if stride != 1 or channels != out:
-        downsample = nn.Sequential(conv1x1(channels, out, stride), nn.BatchNorm2d(out))
-    first = block(channels, planes, stride, downsample)
-    return nn.Sequential(first, *(block(out, planes) for _ in range(blocks - 1)))
+        downsample = nn.Sequential(conv1x1(channels, out, stride), BatchNorm2d(out))
+    first = block(channels, planes, stride, downsample, norm_layer=BatchNorm2d)
+    return nn.Sequential(first, *(block(out, planes, norm_layer=BatchNorm2d) for _ in range(blocks - 1)))
 
 
 def resnet10(width: int = 64, zero_init_residual: bool = True) -> ResNet:

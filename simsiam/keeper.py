@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from simsiam.record import Recorder, not_finite
@@ -24,7 +25,7 @@ CHECKPOINT_SECONDS = 30  # at least, between two
 SHARE = 0.01  # of the time, at most, that training may wait for checkpoints
 
 
-class Signals:
+class Signals(pl.Callback):
     """Remembers that SIGTERM, SIGINT or SIGHUP came, until a moment at which the run can be saved.
 
     With several processes, one that comes to any of them is meant for all. A second SIGINT leaves at once. SLURM's
@@ -34,10 +35,20 @@ class Signals:
     def __init__(self) -> None:
         self.received = 0
         self.requeue: Callable[[], object] | None = None
-        self.any = ranks.Agreement()
+        self.to_save = False  # whether there is a step to be saved
+        self.handlers = ExitStack()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.handlers.enter_context(self._caught())  # now, after Lightning's own: ours are the outer ones
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.handlers.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.handlers.close()
 
     @contextmanager
-    def caught(self) -> Iterator[None]:
+    def _caught(self) -> Iterator[None]:
         """While training: ignored signals stay ignored (`nohup`), and the former handlers come back afterwards."""
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
         former = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
@@ -63,14 +74,16 @@ class Signals:
                 if stream.isatty():
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         self.received = number
+        if not self.to_save and number != signal.SIGUSR1 and ranks.world() == 1:
+            raise Stopped(number, " before the first step; the same command begins again")
 
 
 class Keeper(Checkpoint):
     """Keeps `last.ckpt`, to resume from, and `best.ckpt`, the weights of the highest kNN accuracy so far.
 
     Args:
-        every: epochs between checkpoints; None for the end of the epoch once 30 seconds have gone by, and a hundred
-            times what training waited for the last one.
+        every: epochs between checkpoints; None for 30 seconds, or a hundred times what training waited for the last
+            one if that is longer.
         io: who writes; what its `about` holds goes into every checkpoint, with the epoch's row as `row`.
         signals: told to stop, the run is saved at the end of the step and ends with status 128 + the signal's number.
     """
@@ -83,74 +96,77 @@ class Keeper(Checkpoint):
         self.best_epoch: int | None = None
         self.saved_at, self.waited = time.monotonic(), 0.0
         self.reported: dict[Path, str] = {}
-        self.handlers = ExitStack()
+        self.any = ranks.Agreement()
         self.begun = False  # to train: all that was to be restored is
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         schedule = trainer.lr_scheduler_configs[0].scheduler
         if schedule.last_epoch != trainer.global_step:
             raise ValueError(f"its schedule is at step {schedule.last_epoch}, its training at {trainer.global_step}")
-        self.begun = True
-        self.handlers.enter_context(self.signals.caught())  # now, after Lightning's own: ours are the outer ones
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self.handlers.close()  # Lightning calls no teardown then
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.handlers.close()
+        self.begun = self.signals.to_save = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        number = self.signals.any(self.signals.received)
-        if number == signal.SIGUSR1 and self.signals.requeue is not None:
-            self.signals.received = 0
-            self._save(trainer, pl_module)
-            self.io.wait()  # before the job is given back, all must be on the disk
-            self.signals.requeue()
-            self.io.wait()
-        elif number and not trainer.is_last_batch:  # else the epoch is brought to its end
-            self._save(trainer, pl_module)
-            self._leave(number, trainer.current_epoch + 1, trainer.global_step)
+        if not trainer.is_last_batch:  # else the epoch is brought to its end first
+            number, due = self.any(self.signals.received, self.every is None and self._time_is_up())
+            self._act(number, bool(due), trainer.current_epoch + 1, trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = self.recorder.row
-        accuracy = row.get("kNN_accuracy")
+        accuracy, epoch = row.get("kNN_accuracy"), row["epoch"]
+        failures = self._report()
+        if self.run.best in failures:  # the weights of that epoch are gone: the best is the best that is kept
+            self.best = None
         if accuracy is not None and (self.best is None or accuracy > self.best):
-            self.best, self.best_epoch = accuracy, row["epoch"]
+            self.best, self.best_epoch = accuracy, epoch
             self.io.about["row"] = row
             trainer.save_checkpoint(self.run.best, weights_only=True)
-        number, due = ranks.largest(self.signals.received, self._due(row["epoch"], trainer.max_epochs))
-        stop = number not in (0, signal.SIGUSR1) and row["epoch"] != trainer.max_epochs
-        if stop or due:
-            self._save(trainer, pl_module)
-        self._report()
-        if stop:
-            self._leave(number, row["epoch"], trainer.global_step)
+        last = epoch == trainer.max_epochs
+        due = last or (self._time_is_up() if self.every is None else epoch % self.every == 0)
+        number, due = ranks.largest(0 if last else self.signals.received, due)
+        self._act(number, bool(due), epoch, trainer, pl_module)
 
-    def _due(self, epoch: int, epochs: int | None) -> bool:
-        if epoch == epochs:
-            return True
-        if self.every is not None:
-            return epoch % self.every == 0
+    def _act(self, number: int, due: bool, epoch: int, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do what a signal asks for, or save if that is due."""
+        if number or due:
+            self._save(trainer, pl_module)
+        if number == signal.SIGUSR1 and self.signals.requeue is not None:
+            self.io.wait()  # before the job is given back, all must be on the disk
+            self.signals.requeue()
+            self.io.wait()
+            self.signals.received, self.any = 0, ranks.Agreement()
+        elif number:
+            self._leave(number, epoch, trainer.global_step)
+
+    def _time_is_up(self) -> bool:
         return time.monotonic() - self.saved_at >= max(CHECKPOINT_SECONDS, self.waited / SHARE)
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+        if not torch.stack([parameter.isfinite().all() for parameter in pl_module.parameters()]).all():
             raise not_finite("a weight is not finite", trainer.current_epoch + 1, self.run)
         started = time.monotonic()
+        self.io.wait()  # for the one before, if the disk is slow: none is kept waiting in memory
         self.io.about["row"] = self.recorder.row
         trainer.save_checkpoint(self.run.last)
         self.saved_at = time.monotonic()
         self.waited = self.saved_at - started
 
-    def _report(self) -> None:
+    def _report(self) -> dict[Path, str]:
         """Say once what a disk would not take; the next checkpoint is tried all the same."""
         failures = dict(self.io.writer.failures)
         for path, why in failures.items():
             if path not in self.reported:
                 say(f"warning: {path} could not be written ({why}): make room; the one before it is kept")
         self.reported = failures
+        return failures
+
+    def check_saved(self) -> None:
+        """Raise OSError unless the last checkpoint is on the disk."""
+        self.io.wait()
+        failure = self.io.writer.failures.get(self.run.last)
+        if failure is not None:
+            raise OSError(0, failure, str(self.run.last))
 
     def _leave(self, number: int, epoch: int, step: int) -> None:
         self.io.wait()

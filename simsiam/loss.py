@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from utils import ranks
+
 
 def D(p: Tensor, z: Tensor, stop_grad: bool = True) -> Tensor:
     """Negative cosine similarity of a prediction and the projection that it should predict.
@@ -43,10 +45,16 @@ def z_std(z: Tensor) -> Tensor:
     the output z has a zero-mean isotropic Gaussian distribution, [...] the std of z/|z| is 1/sqrt(d)" (section 4.1).
 
     Args:
-        z: (B, d).
+        z: (B, d), of this process.
 
     Returns:
         (), 0 when collapsed, 1 when healthy.
     """
     unit = torch.nn.functional.normalize(z.float(), dim=1)
-    return unit.std(dim=0).mean() * z.shape[1] ** 0.5
+    if ranks.world() == 1:
+        spread = unit.std(dim=0)
+    else:  # each process has an equal part of the batch
+        n = len(z) * ranks.world()
+        mean, square = ranks.mean_over_all(torch.stack([unit.double().mean(0), unit.double().square().mean(0)]))
+        spread = ((square - mean.square()).clamp(min=0) * n / (n - 1)).sqrt().float()
+    return spread.mean() * z.shape[1] ** 0.5

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.heads import prediction_mlp, projection_mlp
+from models.norm import expect_views
 from models.resnet import BACKBONES
 from simsiam.loss import symmetric_loss, z_std
 from utils.errors import check
@@ -62,6 +63,7 @@ class SimSiam(pl.LightningModule):
         super().__init__()
         check(backbone in BACKBONES, f"unknown backbone {backbone!r}: there are {', '.join(BACKBONES)}")
         self.save_hyperparameters(logger=False)
+        self.one_pass: bool | None = None  # all views at once: None for where it pays
         self.backbone = BACKBONES[backbone](width, zero_init_residual)
         self.projector = projection_mlp(self.backbone.num_features, proj_hidden or out_dim, out_dim, proj_layers)
         self.predictor = prediction_mlp(out_dim, h_dim) if predictor else nn.Identity()
@@ -76,10 +78,21 @@ class SimSiam(pl.LightningModule):
         Returns:
             loss and z_std; callbacks get them (`simsiam.record.Recorder` logs their means over an epoch).
         """
-        z = [self.projector(self.backbone(x)) for x in batch]  # each view has BN statistics of its own
-        p = [self.predictor(z_i) for z_i in z]
+        z, p = self.encode(batch)
         loss = symmetric_loss(p, z, stop_grad=self.hparams["stop_grad"])
         return {"loss": loss, "z_std": z_std(z[0])}  # tensors: nothing here waits for the device
+
+    def encode(self, x: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """z = f(x) and p = h(z) of each view, each with BN statistics of its own.
+
+        On a GPU in one pass, which gives the same numbers; a CPU would be 5 to 10 % slower for it.
+        """
+        if not (x[0].is_cuda if self.one_pass is None else self.one_pass):
+            z = [self.projector(self.backbone(x_i)) for x_i in x]
+            return z, [self.predictor(z_i) for z_i in z]
+        with expect_views(self, len(x)):
+            z = self.projector(self.backbone(torch.cat(list(x))))  # (V * B, d)
+            return z.chunk(len(x)), self.predictor(z).chunk(len(x))
 
     def configure_optimizers(self) -> Any:
         """SGD with weight decay on every parameter, BN's included (as the paper's), stepped along the whole run."""
@@ -89,7 +102,9 @@ class SimSiam(pl.LightningModule):
             {"params": list(self.predictor.parameters()), "constant_lr": hp["constant_predictor_lr"]},
         ]
         groups = [group for group in groups if group["params"]]  # an ablated predictor has none
-        optimizer = torch.optim.SGD(groups, hp["learning_rate"], hp["momentum"], weight_decay=hp["weight_decay"])
+        optimizer = torch.optim.SGD(
+            groups, hp["learning_rate"], hp["momentum"], weight_decay=hp["weight_decay"], fused=True
+        )
         steps = int(self.trainer.estimated_stepping_batches)
         warmup_steps = round(hp["warmup_epochs"] / (self.trainer.max_epochs or 1) * steps)
         schedule = warmup_cosine(optimizer, min(warmup_steps, steps - 1), steps)

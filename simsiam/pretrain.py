@@ -52,6 +52,7 @@ def pretrain(config: Pretrain) -> None:
             ranks.from_first(data.prepare_data)
             data.setup()
         model = build_model(config, data)
+        found = run.resumable()
         start = ranks.from_first(lambda: find_start(config, run, data, model, state))
         words = description(config, run, data, model, f"{accelerator}, precision {precision}", start)
         if config.dry_run:
@@ -68,7 +69,7 @@ def pretrain(config: Pretrain) -> None:
             "test_images": len(data.test),
         }
         about = {"command": "pretrain", "settings": settings(config), "resolved": resolved, "versions": versions()}
-        start = ranks.from_first(lambda: claim(config, run, state, start, about, words, held))
+        start = ranks.from_first(lambda: claim(config, run, (state, found), start, about, words, held))
         train(config, run, data, model, accelerator, precision, start)
 
 
@@ -96,16 +97,15 @@ def look(config: Pretrain, run: RunFolder) -> str:
 def claim(
     config: Pretrain,
     run: RunFolder,
-    state: str,
+    seen: tuple[str, list[Path]],
     start: "Start | None",
     about: dict[str, Any],
     words: str,
     held: ExitStack,
 ) -> "Start | None":
     """Take the folder for this process until `held` is closed, and make it the run's; where the run goes on."""
-    found = run.resumable()
     held.enter_context(run.lock())
-    check(run.state() == state and run.resumable() == found, f"{run.path} has changed meanwhile: run this again")
+    check((run.state(), run.resumable()) == seen, f"{run.path} has changed meanwhile: run this again")
     print(words, flush=True)
     if config.overwrite:
         run.delete()
@@ -254,18 +254,18 @@ def train(
     recorder = Recorder(run, knn)
     collapse = CollapseMonitor(config.stop_on_collapse, report=say)
     io = BackgroundCheckpointIO(AtomicCheckpointIO(keep=run.last), about=provenance(config, data))
-    keeper = Keeper(run, recorder, config.checkpoint_every, io, Signals())
+    signals = Signals()
+    keeper = Keeper(run, recorder, config.checkpoint_every, io, signals)
     trainer = pl.Trainer(
         accelerator=accelerator,
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world())),
-        num_nodes=ranks.world() // int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world())),
+        devices=ranks.here(),
+        num_nodes=ranks.world() // ranks.here(),
         strategy="ddp" if ranks.world() > 1 else "auto",
-        sync_batchnorm=ranks.world() > 1 and accelerator == "gpu",  # torch has none for CPUs
         use_distributed_sampler=False,  # the order of an epoch is ours to share out
         precision=precision,
         max_epochs=config.epochs,
         logger=logger,
-        callbacks=[knn, recorder, ProgressLine(recorder.words), FirstViews(run), collapse, keeper],
+        callbacks=[signals, knn, recorder, ProgressLine(recorder.words), FirstViews(run), collapse, keeper],
         plugins=[io],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -279,6 +279,7 @@ def train(
     try:
         trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
         if ranks.rank() == 0:
+            keeper.check_saved()
             finish(config, run, data, model, logger, recorder, keeper, knn)
     except OSError as error:  # what could be written is written; the rest is done again
         kept = run.resumable()

@@ -1,5 +1,6 @@
 """What a run leaves behind and shows: `metrics.jsonl`, checkpoints, TensorBoard's scalars, a line for each epoch."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from simsiam.monitor import KNNMonitor, parts
 from utils import ranks
+from utils.device import bf16_peak, step_flops
 from utils.errors import RunFailure
 from utils.runfolder import RunFolder
 from utils.terminal import console, say
@@ -30,18 +32,19 @@ class Curves(TensorBoardLogger):
         self.waiting: list[tuple[dict[str, float], int | None]] = []
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        first = not self.waiting
+        first = not self.waiting  # hence: nothing has failed so far
         self.waiting.append(({name: value for name, value in metrics.items() if name != "epoch"}, step))
         try:
-            for values, at in self.waiting:
-                super().log_metrics(values, at)
-            self.experiment.flush()
-            self.waiting.clear()
+            while self.waiting:
+                super().log_metrics(*self.waiting[0])
+                self.experiment.flush()
+                self.waiting.pop(0)
         except (OSError, ValueError) as error:  # the latter is Lightning's word for any failure to log
             why = error if isinstance(error, OSError) else error.__cause__
             if not isinstance(why, OSError):
                 raise
-            self._experiment = None  # its file may end in the middle of a record: the next try begins another
+            self._experiment = None  # its file may end in the middle of a record: the next try begins another,
+            self._kwargs["purge_step"] = None  # which takes nothing back of what the first one holds
             if first:
                 say(f"warning: TensorBoard's files cannot be written ({why.strerror}); it is tried again each epoch")
 
@@ -77,6 +80,10 @@ class Recorder(pl.Callback):
         self.sums = self.sums.to(pl_module.device)
         self.started, self.batches_before = time.perf_counter(), self.batches
         self._write()
+        self.peak = bf16_peak(pl_module.device) if pl_module.device.type == "cuda" else None
+        data = parts(trainer, pl_module)[1]
+        build = functools.partial(type(pl_module), **pl_module.hparams)
+        self.flops = step_flops(build, 1, data.views, data.train.images.shape[-1]) if self.peak else 0.0
 
     def _write(self) -> None:
         if ranks.rank() == 0:
@@ -111,7 +118,7 @@ class Recorder(pl.Callback):
         metrics = {"train_loss": loss, "z_std": z_std, "learning_rate": rate}
         pl_module.log_dict(metrics, logger=False)
         for logger in trainer.loggers:  # now, not after all callbacks: a checkpoint must find it in the curve
-            logger.log_metrics(metrics | {"perf/images_per_second": self.images_per_second}, trainer.global_step - 1)
+            logger.log_metrics(metrics | self.performance(), trainer.global_step - 1)
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "train_loss": loss, "z_std": z_std}
         if self.knn.latest is not None:
             row["kNN_accuracy"] = self.knn.latest
@@ -125,6 +132,13 @@ class Recorder(pl.Callback):
             self._write()
         except OSError as error:
             say(f"warning: {self.run.metrics} cannot be written ({error.strerror}); it is tried again each epoch")
+
+    def performance(self) -> dict[str, float]:
+        """Images a second, and on a GPU the share of its bf16 peak (both measured; the operations are counted)."""
+        figures = {"perf/images_per_second": self.images_per_second}
+        if self.peak:
+            figures["perf/mfu"] = self.images_per_second * self.flops / self.peak / ranks.world()
+        return figures
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self.seconds + time.perf_counter() - self.started

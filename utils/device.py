@@ -1,8 +1,12 @@
 """Which device and which precision, where "auto" is asked for."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from utils.errors import check
 
@@ -38,3 +42,37 @@ def choose_precision(precision: str, accelerator: str) -> Any:
         precision = "bf16" if accelerator == "gpu" and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
     check(precision != "16" or accelerator == "gpu", "--precision 16 needs a GPU: take bf16 or 32")
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+
+
+def bf16_peak(device: torch.device) -> float:
+    """Floating-point operations a second of a large bf16 matrix product, as measured here and now."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        _wait(device)
+        begun = time.perf_counter()
+        for _ in range(10):
+            torch.mm(a, b)
+        _wait(device)
+        best = min(best, (time.perf_counter() - begun) / 10)
+    return 2 * size**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def step_flops(build: Callable[[], nn.Module], batch: int, views: int, size: int) -> float:
+    """Floating-point operations of a training step, forward and backward, counted by torch on tensors without content.
+
+    Args:
+        build: makes a module with `training_step(views, 0)`, which takes `views` tensors (batch, 3, size, size).
+    """
+    with torch.device("meta"):
+        module = build().train()
+        x = [torch.empty(2, 3, size, size) for _ in range(views)]
+    with FlopCounterMode(display=False) as counter:
+        module.training_step(x, 0)["loss"].backward()  # pyright: ignore[reportCallIssue, reportIndexIssue]
+    return counter.get_total_flops() * batch / 2

@@ -1,5 +1,6 @@
 """Writing that is whole or not there."""
 
+import errno
 import fcntl
 import json
 import os
@@ -49,6 +50,8 @@ def check_writable(folder: Path, flag: str) -> None:
 def lock_folder(folder: Path, taken: str) -> Iterator[None]:
     """Keep other processes out of a folder meanwhile. A dead process holds nothing, and no file is left behind.
 
+    A network file system may know of the processes of each machine alone.
+
     Raises:
         UserError: `taken`, where another process has it.
     """
@@ -68,6 +71,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+            raise
     finally:
         os.close(descriptor)
 

@@ -3,6 +3,7 @@
 torchrun's engine starts them (`launch`), or torchrun or srun themselves; each then runs the same command.
 """
 
+import ctypes
 import logging
 import os
 import signal
@@ -22,15 +23,24 @@ from torch import Tensor, distributed
 from utils.errors import RunFailure, UserError, check
 
 Decided = TypeVar("Decided")
-PATIENCE = timedelta(minutes=10)  # with a process that does not answer; one that is gone is noticed at once
+PATIENCE = timedelta(hours=2)  # while the first one downloads, or measures; one that is gone is noticed at once
+ALONE = "SIMSIAM_PROCESSES_END_WITH"  # in the environment: the process whose end is that of the ones it started
 
 
 def environment() -> ClusterEnvironment | None:
     """Who started this process together with others, if anybody did."""
     for kind in (TorchElasticEnvironment, SLURMEnvironment):
         if kind.detect():
-            return kind()
+            try:
+                return kind()
+            except RuntimeError as error:  # srun with half of its flags
+                raise UserError(" ".join(str(error).split())) from None
     return None
+
+
+def here() -> int:
+    """How many of the run's processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or world())
 
 
 def world() -> int:
@@ -55,19 +65,27 @@ def joined(devices: int | None, gpu: bool) -> Iterator[None]:
     """
     found = environment()
     if found is None or found.world_size() == 1:
+        check(devices in (None, 1), f"--devices {devices}: one process was started here; leave the flag out")
         yield
         return
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or found.world_size())
-    check(devices in (None, here), f"--devices {devices}: {here} processes were started here; leave the flag out")
+    _end_with_parent()
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = found.main_address, str(found.main_port)
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     distributed.init_process_group(backend, rank=found.global_rank(), world_size=found.world_size(), timeout=PATIENCE)
     try:
+        number = here()
+        check(devices in (None, number), f"--devices {devices}: {number} processes were started; leave the flag out")
         if rank() > 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Let the kernel tell this process to stop when the one that started it is gone, killed perhaps."""
+    if os.environ.get(ALONE) == str(os.getppid()) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def from_first(decide: Callable[[], Decided]) -> Decided:
@@ -103,19 +121,19 @@ def largest(*numbers: int) -> list[int]:
 
 
 class Agreement:
-    """The largest number that any process had at the step before: each learns it at the same step, and none waits."""
+    """`largest` as of the step before: each process learns it at the same step, and none waits."""
 
     def __init__(self) -> None:
         self.asked: tuple[Any, Tensor] | None = None
 
-    def __call__(self, number: int) -> int:
+    def __call__(self, *numbers: int) -> list[int]:
         if world() == 1:
-            return number
-        answer = 0
+            return list(numbers)
+        answer = [0] * len(numbers)
         if self.asked is not None:
             self.asked[0].wait()
-            answer = int(self.asked[1])
-        mine = torch.tensor(number)
+            answer = self.asked[1].tolist()
+        mine = torch.tensor(numbers)
         self.asked = (distributed.all_reduce(mine, distributed.ReduceOp.MAX, async_op=True), mine)
         return answer
 
@@ -136,6 +154,8 @@ def wait_for_all() -> None:
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether an error only says that another process is gone: why, that one or who started it will tell."""
+    if "timed out" in str(error).lower():
+        return False
     return world() > 1 and (isinstance(error, distributed.DistError) or "gloo" in str(error))
 
 
@@ -152,6 +172,8 @@ def launch(processes: int, command: list[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable(logging.CRITICAL)  # in this process, which only waits: what a person must know, we say
+    os.environ[ALONE] = str(os.getpid())
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds, to end an epoch and save
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,

@@ -137,6 +137,7 @@ class RunFolder:
         """
         if self.made is not None and not self.config.exists():  # somebody removed the folder under the run
             self.create(self.made)
+            self.locks.close()
             self._lock()  # the new folder: what we hold of the old one keeps nobody out
         lines = [(json.dumps(row, allow_nan=False) + "\n").encode() for row in rows]
         size = self.metrics.stat().st_size if self.metrics.exists() else -1
