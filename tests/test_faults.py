@@ -244,3 +244,26 @@ def test_what_was_found_damaged_never_takes_the_place_of_what_is_whole(program: 
     process.communicate()
     assert torch.load(last, weights_only=True)["global_step"] >= before
     assert program(*flags)[0] == 0 and json.loads((run / "summary.json").read_text())["epochs"] == 4
+
+
+def test_checkpoints_by_time_come_in_the_middle_of_an_epoch_too(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert program(*SMALL, "--epochs", "2", "--exp-name", "usual")[0] == 0
+    monkeypatch.setattr("simsiam.keeper.CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr("simsiam.keeper.SHARE", 1)
+    assert program(*SMALL, "--epochs", "2", "--exp-name", "often")[0] == 0
+    usual, often = tmp_path / "runs" / "usual", tmp_path / "runs" / "often"
+    assert not (usual / "checkpoints" / "last.previous.ckpt").exists()
+    before = torch.load(often / "checkpoints" / "last.previous.ckpt", weights_only=True)
+    assert before["global_step"] == 7 and before["row"]["epoch"] == 1  # four steps an epoch
+    assert rows(usual) == rows(often) and same_weights(usual, often)
+
+
+def test_a_run_whose_contents_were_removed_does_not_lock_itself_out(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    process = start("run", tmp_path, *LONG)
+    wait_for_epochs(process, run, 3)
+    (run / "config.yaml").unlink()
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "") and (run / "config.yaml").exists() and same_run(run, undisturbed)
