@@ -226,7 +226,7 @@ def _download(source: type[CIFAR10], root: Path, url: str | None) -> None:
 def _fetch_archive(url: str, path: Path) -> None:
     """Download; where plain http is asked for or led to, say so: the checksum is all that protects it then."""
     request = urllib.request.Request(url, headers={"User-Agent": "simsiam"})  # noqa: S310  (whatever the person names)
-    with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as reply, open(path, "wb") as file:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as reply, open(path, "wb") as file:  # noqa: S310  (likewise)
         if not reply.url.startswith(("https:", "file:")):
             say(f"warning: {reply.url} is not encrypted: the download is checked by its MD5 alone")
         size = int(reply.headers.get("Content-Length") or 0)

@@ -151,10 +151,8 @@ def fill(disk: Path) -> Path:
 def test_on_a_full_disk_training_goes_on_and_once_there_is_room_all_is_there(
     undisturbed: Path, small_disk: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "main.py", *SMALL, *LONG, "--save-dir", str(small_disk), "--exp-name", "run"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD
-    )
+    on_it = (*LONG, "--save-dir", str(small_disk))
+    process = start("run", tmp_path, *on_it)
     run = small_disk / "run"
     wait_for(process, (run / "checkpoints" / "last.ckpt").exists)
     filler = fill(small_disk)
@@ -179,10 +177,8 @@ def test_on_a_full_disk_training_goes_on_and_once_there_is_room_all_is_there(
 def test_on_a_disk_that_becomes_read_only_the_last_checkpoint_stays_and_the_run_goes_on_later(
     undisturbed: Path, small_disk: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "main.py", *SMALL, *LONG, "--save-dir", str(small_disk), "--exp-name", "run"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD
-    )
+    on_it = (*LONG, "--save-dir", str(small_disk))
+    process = start("run", tmp_path, *on_it)
     last = small_disk / "run" / "checkpoints" / "last.ckpt"
     wait_for(process, last.exists)
     subprocess.run(["mount", "--bind", str(small_disk), str(small_disk)], check=True)
@@ -194,12 +190,14 @@ def test_on_a_disk_that_becomes_read_only_the_last_checkpoint_stays_and_the_run_
         assert "Read-only file system" in err and f"the same command goes on from {last}" in err
         assert "epoch 6/6" in out and out.count("warning: ") >= 2, out
         assert torch.load(last, weights_only=True)["global_step"] >= step
-        again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ONE_THREAD)
-        assert again.returncode == 2 and again.stderr.count("\n") == 1 and "cannot be written" in again.stderr
+        again = start("run", tmp_path, *on_it)
+        _, err = again.communicate(timeout=120)
+        assert again.returncode == 2 and err.count("\n") == 1 and "cannot be written" in err
     finally:
         subprocess.run(["umount", str(small_disk)], check=True)
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ONE_THREAD)
-    assert (again.returncode, again.stderr) == (0, "")
+    again = start("run", tmp_path, *on_it)
+    _, err = again.communicate(timeout=120)
+    assert (again.returncode, err) == (0, "")
     shutil.copytree(small_disk / "run", tmp_path / "copy")
     assert same_run(tmp_path / "copy", undisturbed)
 

@@ -101,7 +101,7 @@ def wait(child: int) -> int:
     while (status := ended(child)) is None:
         if time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
-        time.sleep(0.01)
+        time.sleep(0.01)  # between two looks at the process
     return status
 
 
@@ -114,7 +114,7 @@ def kill_somewhere(child: int, run: RunFolder, chance: random.Random, longest: f
         if ended(child) is not None:
             return None
         hit = in_a_save and bool(set(run.checkpoints.glob(".*.partial")) - seen)
-        time.sleep(0.0002)
+        time.sleep(0.0002)  # between two looks: short, to hit a save while it is on its way
     os.kill(child, signal.SIGKILL)
     wait(child)
     return hit
@@ -126,7 +126,7 @@ def stop_somewhere(child: int, number: int, after: float) -> int | None:
     while time.monotonic() < until:
         if ended(child) is not None:
             return None
-        time.sleep(0.0002)
+        time.sleep(0.0002)  # between two looks: short, to hit a save while it is on its way
     os.kill(child, number)
     return wait(child)
 
