@@ -17,6 +17,7 @@ def extract_features(
     std: Tensor,
     unit: bool = True,
     chunk: int = CHUNK,
+    part: slice = slice(None),
 ) -> Tensor:
     """Features of clean images, by the network in eval mode.
 
@@ -25,11 +26,14 @@ def extract_features(
         images: (N, 3, S, S) uint8.
         mean, std: (3,) each, on the scale of 0 to 1, of the images that the network was trained on.
         unit: L2-normalise each row, for cosines.
+        part: which of the images.
 
     Returns:
         (N, F) float32, on the network's device.
     """
-    return extract_chunks(network, images.split(chunk), len(images), mean, std, unit)
+    start, stop, _ = part.indices(len(images))
+    places = range(start, max(stop, start + 1), chunk)  # of no images one chunk, whose features have a width
+    return extract_chunks(network, (images[i : min(i + chunk, stop)] for i in places), stop - start, mean, std, unit)
 
 
 @torch.no_grad()

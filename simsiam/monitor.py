@@ -1,24 +1,27 @@
 """What is measured at the end of an epoch: kNN accuracy, and whether the representation has collapsed."""
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import nn
+from torch import Tensor
+from torch.nn.functional import pad
 
+from models.resnet import ResNet
 from simsiam.data import ViewsDataModule
-from simsiam.features import extract_features
+from simsiam.features import CHUNK, extract_features
 from utils import ranks
 from utils.errors import RunFailure
-from utils.knn import knn_predict
+from utils.knn import nearest, vote
 
 COLLAPSED = 0.5  # z_std below this: a healthy run stays above 0.9
 
 
-def parts(trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[nn.Module, ViewsDataModule]:
+def parts(trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[ResNet, ViewsDataModule]:
     """The backbone and the data of a run, whose types Lightning does not know."""
     backbone, data = pl_module.backbone, trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-    assert isinstance(backbone, nn.Module) and isinstance(data, ViewsDataModule)
+    assert isinstance(backbone, ResNet) and isinstance(data, ViewsDataModule)
     return backbone, data
 
 
@@ -59,18 +62,33 @@ class KNNMonitor(pl.Callback):
                 logger.log_metrics({"kNN_accuracy": self.latest}, step=trainer.global_step - 1)
 
     def accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
-        """Top-1 in percent, as the first process finds it."""
-        return ranks.from_first(lambda: self._accuracy(trainer, pl_module))
-
-    def _accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
+        """Top-1 in percent. Several processes share the images out, and find what one would."""
         backbone, data = parts(trainer, pl_module)
+        banked, asked = (ranks.share(len(split), CHUNK) for split in (data.train, data.test))
         with trainer.precision_plugin.forward_context():
-            bank = extract_features(backbone, data.train.images, data.mean, data.std)
-            features = extract_features(backbone, data.test.images, data.mean, data.std)
-        predicted = knn_predict(
-            features, bank, data.train.labels, len(data.train.classes), k=self.k, temperature=self.temperature
-        )
-        return 100 * (predicted == data.test.labels).sum().item() / len(predicted)
+            bank = extract_features(backbone, data.train.images, data.mean, data.std, part=banked)
+            queries = extract_features(backbone, data.test.images, data.mean, data.std, part=asked)
+        queries = ranks.whole(queries, asked, (len(data.test), backbone.num_features))
+        similarity, labels = self._neighbours(queries, bank, data.train.labels[banked], len(data.train))
+        predicted = vote(similarity, labels, len(data.train.classes), self.temperature)
+        right = (predicted == data.test.labels).sum().item()
+        return ranks.from_first(lambda: 100 * right / len(predicted))
+
+    def _neighbours(self, queries: Tensor, bank: Tensor, labels: Tensor, of: int) -> tuple[Tensor, Tensor]:
+        """Similarity and label (Q, k) of the nearest among `of` bank entries, of which each process has some.
+
+        Which of equally similar ones count is open, as in a single process.
+        """
+        similarity, found = nearest(queries, bank, min(self.k, len(bank)), of)
+        labels = labels[found]
+        if ranks.world() == 1:
+            return similarity, labels
+        missing = (0, self.k - similarity.shape[1])
+        mine, shape = slice(ranks.rank(), ranks.rank() + 1), (ranks.world(), len(queries), self.k)
+        every = [ranks.whole(pad(x, missing, value=v)[None], mine, shape) for x, v in ((similarity, -inf), (labels, 0))]
+        similarity, labels = (x.transpose(0, 1).flatten(1) for x in every)  # (Q, processes * k)
+        similarity, best = similarity.topk(self.k, dim=1)
+        return similarity, labels.gather(1, best)
 
     def state_dict(self) -> dict[str, Any]:
         return {"untrained": self.untrained}

@@ -27,15 +27,20 @@ def start(name: str, tmp_path: Path, *flags: str, **environment: str) -> subproc
     return subprocess.Popen([*command, *flags], cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
-@contextmanager
-def both(name: str, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes as torchrun starts them, without torchrun, to see what each of them does."""
+def as_torchrun_tells() -> list[dict[str, str]]:
+    """The environment of each of two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-    processes = [start(name, tmp_path, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+
+
+@contextmanager
+def both(name: str, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes as torchrun starts them, without torchrun, to see what each of them does."""
+    processes = [start(name, tmp_path, **told) for told in as_torchrun_tells()]
     try:
         yield processes
     finally:
@@ -67,6 +72,43 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         assert one["train_loss"] == pytest.approx(two["train_loss"], abs=5e-4)
         assert one["z_std"] == pytest.approx(two["z_std"], abs=1e-4)
         assert one["kNN_accuracy"] == pytest.approx(two["kNN_accuracy"], abs=2)  # of 100 test images
+
+
+NEIGHBOURS = """
+import sys, torch
+from simsiam.features import extract_features
+from simsiam.monitor import KNNMonitor
+from models import resnet10
+from utils import ranks
+
+with ranks.joined(None, gpu=False):
+    torch.manual_seed(0)
+    network = resnet10(4)
+    images = torch.randint(256, (int(sys.argv[2]), 3, 32, 32), dtype=torch.uint8)
+    part, n = ranks.share(len(images), 1000), len(images)
+    mine = extract_features(network, images, torch.zeros(3), torch.ones(3), part=part)
+    features = ranks.whole(mine, part, (n, 32))
+    bank = torch.nn.functional.normalize(torch.randn(n, 512), dim=1)  # of this network's features many are equally near
+    found = KNNMonitor(k=200)._neighbours(bank, bank[part], torch.arange(n)[part], n)
+    torch.save((features, *found), f"{sys.argv[1]}/{n}_{ranks.world()}_{ranks.rank()}.pt")
+"""
+
+
+@pytest.mark.parametrize("images", [300, 3300], ids=["all of them in one process", "shared"])
+def test_the_neighbours_of_a_shared_bank_are_those_of_one_process_to_the_bit(images: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NEIGHBOURS, str(tmp_path), str(images)]
+    environments = [{**os.environ, "OMP_NUM_THREADS": "1"} | told for told in [{}, *as_torchrun_tells()]]
+    for process in [subprocess.Popen(command, cwd=ROOT, env=own) for own in environments]:
+        assert process.wait(60) == 0
+    ends = ("1_0", "2_0", "2_1")
+    (features, similarity, labels), *shared = (torch.load(tmp_path / f"{images}_{end}.pt") for end in ends)
+    assert labels.shape == (images, 200) and labels[:, 0].tolist() == list(range(images))  # each its own neighbour
+    tied = torch.diff(similarity, append=similarity[:, -1:]) == 0  # to the next one: either may come first
+    tied |= tied.roll(1, dims=1)
+    assert tied.float().mean() < 0.02  # few, and the ends of each row, whose other neighbour is not seen
+    for theirs, their_similarity, their_labels in shared:
+        assert torch.equal(features, theirs) and torch.equal(similarity, their_similarity)
+        assert torch.equal(labels[~tied], their_labels[~tied])
 
 
 def finish(*names: str, tmp_path: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**24  # similarities held at once: 64 MiB of float32
+BLOCK = 1000  # bank entries in a matrix product
 
 
 def knn_predict(
@@ -18,7 +19,7 @@ def knn_predict(
 ) -> Tensor:
     """The class that the k most similar bank entries vote for, each with weight exp(cosine / temperature).
 
-    Rows are expected to be L2-normalised. Memory is flat in Q: the queries go in chunks.
+    Rows are expected to be L2-normalised. The queries go in chunks, so memory is that of Q x k.
 
     Args:
         features: (Q, F) queries.
@@ -53,17 +54,35 @@ def knn_predict_all(
             raise ValueError(f"k = {k} neighbours asked of a bank of {len(bank)} images")
         if not temperature > 0:
             raise ValueError(f"the kNN temperature must be positive, not {temperature}")
-    most = max(k for k, _ in protocols)
+    similarity, found = nearest(features, bank, max(k for k, _ in protocols))
+    labels = bank_labels[found]
+    return torch.stack([vote(similarity[:, :k], labels[:, :k], num_classes, t) for k, t in protocols])
+
+
+@torch.no_grad()
+def nearest(features: Tensor, bank: Tensor, k: int, of: int | None = None) -> tuple[Tensor, Tensor]:
+    """The k bank entries most similar to each query, the most similar first.
+
+    Args:
+        features, bank: (Q, F) and (N, F), L2-normalised.
+        of: entries of the whole bank, where `bank` is a part of it: then the sums are those of the whole, to the bit.
+
+    Returns:
+        similarity (Q, k) float32 and index (Q, k) int64 into the bank.
+    """
+    rows = max(1, CHUNK_ELEMENTS // (of or len(bank)))  # queries at a time
+    buffer = features.new_empty(rows, len(bank))  # once: fresh memory for each product would cost a CPU a sixth
     chunks = []
-    for q in features.split(max(1, CHUNK_ELEMENTS // len(bank))):
-        similarity, nearest = (q @ bank.T).topk(most, dim=1)  # (q, most) each, the most similar first
-        votes = [_vote(similarity[:, :k].float(), bank_labels[nearest[:, :k]], num_classes, t) for k, t in protocols]
-        chunks.append(torch.stack(votes))
-    return torch.cat(chunks, dim=1)
+    for q in features.split(rows):
+        products = buffer[: len(q)]
+        for entries, out in zip(bank.split(BLOCK), products.split(BLOCK, dim=1), strict=True):
+            torch.mm(q, entries.T, out=out)
+        chunks.append(products.topk(k, dim=1))
+    return torch.cat([c.values for c in chunks]).float(), torch.cat([c.indices for c in chunks])
 
 
-def _vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
-    """(q, k) similarities and labels of the neighbours -> (q,) classes."""
+def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
+    """(Q, k) similarities, the highest first, and labels of the neighbours -> (Q,) classes."""
     weights = ((similarity - similarity[:, :1]) / temperature).exp()  # the nearest weighs 1: no over- or underflow
     votes = torch.zeros(len(labels), num_classes, device=labels.device)
     return votes.scatter_add_(1, labels, weights).argmax(dim=1)

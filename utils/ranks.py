@@ -138,6 +138,24 @@ class Agreement:
         return answer
 
 
+def share(n: int, block: int) -> slice:
+    """This process's part of n things, in whole blocks: what is done block by block is done as one process would."""
+    blocks = -(-n // block)
+    start, stop = (blocks * r // world() * block for r in (rank(), rank() + 1))
+    return slice(min(start, n), min(stop, n))
+
+
+def whole(part: Tensor, where: slice, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of which each process has the rows `where`, for all of them."""
+    if world() == 1:
+        return part
+    found = torch.zeros(shape, dtype=part.dtype, device=part.device)
+    if len(part):
+        found[where] = part
+    distributed.all_reduce(found)  # to add zeros changes nothing
+    return found
+
+
 def mean_over_all(values: Tensor) -> Tensor:
     """The mean over all processes of a tensor that each has."""
     if world() == 1:

@@ -16,7 +16,7 @@ from timing import DEVICE, in_turn, table
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from utils.knn import _vote, knn_predict
+from utils.knn import knn_predict, vote
 
 CLASSES, K, T = 10, 200, 0.1
 
@@ -59,7 +59,7 @@ def faisss(q: Tensor, bank: Tensor, labels: Tensor) -> Tensor:
     index = faiss.IndexFlatIP(bank.shape[1])
     index.add(bank.cpu().numpy())
     similarity, nearest = index.search(q.cpu().numpy(), K)
-    return _vote(torch.from_numpy(similarity), labels.cpu()[torch.from_numpy(nearest)], CLASSES, T)
+    return vote(torch.from_numpy(similarity), labels.cpu()[torch.from_numpy(nearest)], CLASSES, T)
 
 
 WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
