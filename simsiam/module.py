@@ -94,6 +94,11 @@ class SimSiam(pl.LightningModule):
             z = self.projector(self.backbone(torch.cat(list(x))))  # (V * B, d)
             return z.chunk(len(x)), self.predictor(z).chunk(len(x))
 
+    def compile_networks(self) -> None:
+        """Compile the networks in place, for one size of batch: the keys of the state dict stay as they are."""
+        for network in (self.backbone, self.projector, self.predictor):
+            network.compile(dynamic=False)
+
     def configure_optimizers(self) -> Any:
         """SGD with weight decay on every parameter, BN's included (as the paper's), stepped along the whole run."""
         hp = self.hparams

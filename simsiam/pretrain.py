@@ -274,8 +274,7 @@ def train(
         default_root_dir=run.checkpoints,  # where SLURM's plugin keeps its own, which `RunFolder.resumable` knows
     )
     if config.compile and accelerator == "gpu":
-        for part in (model.backbone, model.projector, model.predictor):
-            part.compile(dynamic=False)  # in place: the keys of the state dict stay as they are
+        model.compile_networks()
     try:
         trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
         if ranks.rank() == 0:

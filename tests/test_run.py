@@ -46,10 +46,10 @@ def curve(run: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-def start(run: str, tmp_path: Path, *flags: str) -> subprocess.Popen[str]:
+def start(run: str, tmp_path: Path, *flags: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "main.py", *SMALL, "--save-dir", str(tmp_path / "runs"), "--exp-name", run, *flags]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=ONE_THREAD)
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=ONE_THREAD | environment)
 
 
 def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
