@@ -15,18 +15,20 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class _SumOverAll(torch.autograd.Function):
-    """The sum over all processes of a tensor that each has; so is its gradient."""
+class _FromAll(torch.autograd.Function):
+    """What each process has of a tensor, stacked: x (...) -> (processes, ...)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        total = x.clone()
-        distributed.all_reduce(total)
-        return total
+        every = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(every, x)
+        return torch.stack(every)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _SumOverAll.forward(ctx, gradient.contiguous())
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total[distributed.get_rank()]
 
 
 class _PerView(_BatchNorm):
@@ -37,31 +39,40 @@ class _PerView(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        over_all = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-        normalise = self._over_all if over_all else super().forward
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            return self._over_all(input)
         if self.views == 1:
-            return normalise(input)
-        return torch.cat([normalise(view) for view in input.chunk(self.views)])
+            return super().forward(input)
+        return torch.cat([super(_PerView, self).forward(view) for view in input.chunk(self.views)])
 
-    def _over_all(self, view: Tensor) -> Tensor:
-        """One view (B, C, ...), of which each process has an equal part, normalised by the moments of the whole."""
-        world = distributed.get_world_size()
-        x = view.float()
-        dims = [d for d in range(x.dim()) if d != 1]
-        shape = [-1 if d == 1 else 1 for d in range(x.dim())]
-        mean = _SumOverAll.apply(x.mean(dims)) / world  # (C,)
-        centred = x - mean.view(shape)
-        var = _SumOverAll.apply(centred.square().mean(dims)) / world
-        n = x.numel() // x.shape[1] * world
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                self.running_mean.lerp_(mean, self.momentum or 0.0)
-                self.running_var.lerp_(var * (n / (n - 1)), self.momentum or 0.0)
-        x = centred * (var + self.eps).rsqrt().view(shape)
+    def _over_all(self, input: Tensor) -> Tensor:
+        """Each process has an equal part of every view: its moments are put together from those of the parts.
+
+        One message forward and one backward, whatever the number of views: where parts are small, messages are what
+        takes the time.
+        """
+        x = input.to(torch.promote_types(input.dtype, torch.float32)).unflatten(0, (self.views, -1))  # (V, B, C, ...)
+        dims = [d for d in range(x.dim()) if d not in (0, 2)]
+        var, mean = torch.var_mean(x, dims, correction=0)  # (V, C) each
+        means, variances = _FromAll.apply(torch.stack([mean, var])).unbind(1)  # (processes, V, C) each
+        mean = means.mean(0)
+        var = (variances + (means - mean).square()).mean(0)
+        self._remember(mean.detach(), var.detach(), x[0].numel() // x.shape[2] * len(means))
+        shape = (self.views, 1, -1, *[1] * (x.dim() - 3))
+        x = (x - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
         if self.affine:
-            x = x * self.weight.view(shape) + self.bias.view(shape)
-        return x.to(view.dtype)
+            x = x * self.weight.view(shape[1:]) + self.bias.view(shape[1:])
+        return x.flatten(0, 1).to(input.dtype)
+
+    def _remember(self, mean: Tensor, var: Tensor, n: int) -> None:
+        """Take moments (V, C) of n numbers each into the running statistics, view after view, as torch does."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        with torch.no_grad():
+            self.num_batches_tracked.add_(self.views)
+            for view in range(self.views):
+                self.running_mean.lerp_(mean[view], self.momentum or 0.0)
+                self.running_var.lerp_(var[view] * (n / (n - 1)), self.momentum or 0.0)
 
 
 class BatchNorm1d(_PerView, nn.BatchNorm1d):
