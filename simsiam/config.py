@@ -140,7 +140,8 @@ ONCE = {"config", "overwrite", "dry_run"}  # what a command line says for itself
 # What may differ between a run and its continuation: where things are, what is measured, who computes.
 IMMATERIAL = {
     *("save_dir", "exp_name", "version", "ckpt_dir", "checkpoint_every", *ONCE),
-    *("data_dir", "data_url", "in_dim", "knn_every", "stop_on_collapse", "accelerator", "compile", "devices"),
+    *("data_dir", "data_url", "in_dim", "knn_every", "stop_on_collapse", "accelerator", "compile"),
+    *("devices", "num_nodes", "strategy"),
 }
 
 
@@ -155,9 +156,10 @@ def settings(config: Pretrain) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The settings that matter and differ, as "--flag OLD, now NEW"."""
+    """The settings that matter and differ, as "--flag OLD, now NEW"; an older run lacks what is at its default."""
+    before = {field.name: field.default for field in fields(Pretrain)} | old
     return [
-        f"--{name.replace('_', '-')} {old.get(name)}, now {new.get(name)}"
-        for name in sorted(old.keys() | new.keys())
-        if name not in IMMATERIAL and old.get(name) != new.get(name)
+        f"--{name.replace('_', '-')} {before.get(name)}, now {new.get(name)}"
+        for name in sorted(before.keys() | new.keys())
+        if name not in IMMATERIAL and before.get(name) != new.get(name)
     ]

@@ -18,6 +18,7 @@ class EpochOrder:
     Iterating yields (batch_size,) int64 tensors on `device`; with several processes, each one's part of the batch.
 
     Args:
+        pieces: equal parts in which each batch comes, one after the other.
         epoch: asked when iteration begins.
         part: (rank, processes): which part of each batch.
         done: likewise, how many batches of this epoch have been trained on before a run was interrupted.
@@ -32,17 +33,19 @@ class EpochOrder:
         device: torch.device,
         done: Callable[[], int] = lambda: 0,
         part: tuple[int, int] = (0, 1),
+        pieces: int = 1,
     ) -> None:
         self.n, self.batch_size, self.seed, self.device = n, batch_size, seed, device
-        self.epoch, self.done, self.part = epoch, done, part
+        self.epoch, self.done, self.part, self.pieces = epoch, done, part, pieces
 
     def __len__(self) -> int:
-        return self.n // self.batch_size
+        return self.n // self.batch_size * self.pieces
 
     def __iter__(self) -> Iterator[Tensor]:
         order = permutation(self.n, self.epoch(), seed=self.seed, device=self.device)
         rank, processes = self.part
-        for batch in order[: len(self) * self.batch_size].split(self.batch_size)[self.done() :]:
+        size = self.batch_size // self.pieces
+        for batch in order[: len(self) * size].split(size)[self.done() * self.pieces :]:
             yield batch[rank::processes]
 
 
@@ -55,6 +58,7 @@ class ViewsDataModule(pl.LightningDataModule):
         data_url: a mirror of the archive.
         train_images, test_images: how many of each split, from its beginning; None for all.
         batch_size: images in a step.
+        accumulate: parts in which they come.
         views: views of each image.
         seed: of order and augmentation.
         policy: the distribution of views.
@@ -73,11 +77,13 @@ class ViewsDataModule(pl.LightningDataModule):
         seed: int = 0,
         policy: Policy = Policy(),
         compile: bool = False,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.dataset, self.data_dir, self.data_url = dataset, data_dir, data_url
         self.train_images, self.test_images = train_images, test_images
         self.batch_size, self.views, self.seed, self.policy = batch_size, views, seed, policy
+        self.accumulate = accumulate
         self._augment = torch.compile(augment, fullgraph=True, dynamic=False) if compile else augment
         self.ready = False
 
@@ -125,6 +131,7 @@ class ViewsDataModule(pl.LightningDataModule):
             done=lambda: trainer.global_step % steps,
             device=images.device,
             part=(trainer.global_rank, trainer.world_size),
+            pieces=self.accumulate,
         )
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> list[Tensor]:

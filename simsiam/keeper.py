@@ -108,7 +108,8 @@ class Keeper(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_last_batch:  # else the epoch is brought to its end first
+        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # gradients are not kept
+        if between_steps and not trainer.is_last_batch:  # else the epoch is brought to its end first
             number, due = self.any(self.signals.received, self.every is None and self._time_is_up())
             self._act(number, bool(due), trainer.current_epoch + 1, trainer, pl_module)
 

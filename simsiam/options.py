@@ -129,8 +129,10 @@ class OptimizerOptions:
     """Length of the run, in passes over the train images; the cosine reaches 0 at its end."""
     batch_size: int = 512
     """Images in a step, each with its views; the last partial batch of an epoch is left out."""
-    learning_rate: float = 0.06
-    """Peak rate, for this batch size (the paper: 0.03 x batch size / 256). Small runs like more: 0.15."""
+    accumulate: int = 1
+    """Take each batch in N parts, one after the other, for 1/N of the memory; BN's statistics are those of a part."""
+    learning_rate: Annotated[float | Literal["auto"], tyro.conf.arg(metavar="RATE|auto")] = 0.06
+    """Peak rate, for this batch size; auto is the paper's 0.03 x batch size / 256. Small runs like more: 0.15."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-4
@@ -141,6 +143,11 @@ class OptimizerOptions:
     """Keep the predictor at the peak rate throughout (the paper's section 4.2)."""
 
     @property
+    def peak_rate(self) -> float:
+        """The learning rate, after "auto" is worked out."""
+        return 0.03 * self.batch_size / 256 if self.learning_rate == "auto" else float(self.learning_rate)
+
+    @property
     def warmup(self) -> float:
         """Epochs of warm-up, after the default is filled in."""
         return min(10, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
@@ -148,7 +155,11 @@ class OptimizerOptions:
     def __post_init__(self) -> None:
         check(self.epochs >= 1, f"--epochs {self.epochs}: at least 1")
         check(self.batch_size >= 2, f"--batch-size {self.batch_size}: at least 2, since BN needs a batch")
-        check(0 < self.learning_rate < math.inf, f"--learning-rate {self.learning_rate}: above 0")
+        check(
+            self.accumulate >= 1 and self.batch_size % self.accumulate == 0 and self.batch_size >= 2 * self.accumulate,
+            f"--accumulate {self.accumulate}: so many equal parts, of at least 2, of --batch-size {self.batch_size}",
+        )
+        check(0 < self.peak_rate < math.inf, f"--learning-rate {self.learning_rate}: above 0, or auto")
         check(0 <= self.momentum < 1, f"--momentum {self.momentum}: 0 or more, and below 1")
         check(0 <= self.weight_decay < math.inf, f"--weight-decay {self.weight_decay}: 0 or more")
         check(
@@ -201,9 +212,15 @@ class SpeedOptions:
     """Compile networks and augmentation where that pays: on a GPU."""
     devices: Annotated[int | None, left_out("N", "1, or as many as torchrun or srun started")] = None
     """Devices of this machine (on a CPU: processes) that share each batch."""
+    num_nodes: Annotated[int | None, left_out("M", "as many as torchrun or srun started it on")] = None
+    """Machines that share it; torchrun or srun starts the same command on each."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """Lightning's; auto is ddp for several devices."""
 
     def __post_init__(self) -> None:
-        check(self.devices is None or self.devices >= 1, f"--devices {self.devices}: at least 1")
+        for name in ("devices", "num_nodes"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"--{name.replace('_', '-')} {value}: at least 1")
 
 
 @dataclass(frozen=True)

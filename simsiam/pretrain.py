@@ -39,7 +39,7 @@ def pretrain(config: Pretrain) -> None:
     accelerator = choose_accelerator(config.accelerator)
     precision = choose_precision(config.precision, accelerator)
     run = RunFolder(config.run_dir)
-    with ranks.joined(config.devices, accelerator == "gpu"), ExitStack() as held:
+    with ranks.joined(config.devices, config.num_nodes, accelerator == "gpu"), ExitStack() as held:
         state = ranks.from_first(lambda: look(config, run))
         if state == "finished" and not config.overwrite:
             print(f"{run.path} is finished already. --overwrite would start anew.")
@@ -62,6 +62,7 @@ def pretrain(config: Pretrain) -> None:
             "accelerator": accelerator,
             "precision": precision,
             "devices": ranks.world(),
+            "learning_rate": config.peak_rate,
             "warmup_epochs": config.warmup,
             "proj_hidden": config.proj_hidden or config.out_dim,
             "in_dim": config.num_features,
@@ -79,9 +80,11 @@ def look(config: Pretrain, run: RunFolder) -> str:
     Raises:
         UserError: it holds a run of other settings, or what is no run.
     """
+    shares = ranks.world() * config.accumulate
     check(
-        config.batch_size % ranks.world() == 0 and config.batch_size >= 2 * ranks.world(),
-        f"--batch-size {config.batch_size}: {ranks.world()} devices share it in equal parts of at least 2",
+        config.batch_size % shares == 0 and config.batch_size >= 2 * shares,
+        f"--batch-size {config.batch_size}: {ranks.world()} devices share it in equal parts of at least 2"
+        + (f", {config.accumulate} times" if config.accumulate > 1 else ""),
     )
     state = run.state()
     if state != "new" and not config.overwrite:
@@ -119,7 +122,8 @@ def claim(
 
 def build_data(config: Pretrain, compile: bool) -> ViewsDataModule:
     policy = Policy(**{name: getattr(config, name) for name in Policy.__dataclass_fields__})
-    names = ("dataset", "data_dir", "data_url", "train_images", "test_images", "batch_size", "views", "seed")
+    names = ("dataset", "data_dir", "data_url", "train_images", "test_images")
+    names += ("batch_size", "accumulate", "views", "seed")
     return ViewsDataModule(**{name: getattr(config, name) for name in names}, policy=policy, compile=compile)
 
 
@@ -127,10 +131,11 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
     pl.seed_everything(config.seed % 2**32, verbose=False)  # the initial weights; nothing later asks this generator
     names = (
         *("backbone", "width", "out_dim", "h_dim", "proj_layers", "proj_hidden", "stop_grad", "predictor"),
-        *("zero_init_residual", "learning_rate", "momentum", "weight_decay", "constant_predictor_lr"),
+        *("zero_init_residual", "momentum", "weight_decay", "constant_predictor_lr"),
     )
     return SimSiam(
         **{name: getattr(config, name) for name in names},
+        learning_rate=config.peak_rate,
         warmup_epochs=config.warmup,
         image_size=data.train.images.shape[-1],
         mean=data.mean.tolist(),
@@ -211,15 +216,16 @@ def description(
     """What is about to be trained, for people."""
     millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
     steps = len(data.train) // config.batch_size
+    pieces = f" ({config.accumulate} parts)" if config.accumulate > 1 else ""
     several = f"{ranks.world()} x " if ranks.world() > 1 else ""
     return (
         f"SimSiam on {config.dataset}: {len(data.train):,} train and {len(data.test):,} test images, "
         f"{len(data.train.classes)} classes\n"
         f"  network   {config.backbone}, width {config.width}: backbone {millions['backbone']:.2f} M, "
         f"projector {millions['projector']:.2f} M, predictor {millions.get('predictor', 0):.2f} M parameters\n"
-        f"  training  {config.epochs} epochs of {steps} steps of {config.batch_size} images x {config.views} views = "
-        f"{config.epochs * steps:,} steps;\n"
-        f"            learning rate {config.learning_rate:g} after {config.warmup:g} epochs of warm-up\n"
+        f"  training  {config.epochs} epochs of {steps} steps of {config.batch_size} images{pieces} x "
+        f"{config.views} views = {config.epochs * steps:,} steps;\n"
+        f"            learning rate {config.peak_rate:g} after {config.warmup:g} epochs of warm-up\n"
         f"  device    {several}{device}\n"
         f"  run       {run.path}" + (f", resumed from {start.path}" if start else "") + "\n"
         f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}"
@@ -260,7 +266,8 @@ def train(
         accelerator=accelerator,
         devices=ranks.here(),
         num_nodes=ranks.world() // ranks.here(),
-        strategy="ddp" if ranks.world() > 1 else "auto",
+        strategy="ddp" if ranks.world() > 1 else config.strategy,
+        accumulate_grad_batches=config.accumulate,
         use_distributed_sampler=False,  # the order of an epoch is ours to share out
         precision=precision,
         max_epochs=config.epochs,

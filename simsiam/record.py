@@ -97,12 +97,14 @@ class Recorder(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.sums += torch.stack([outputs["loss"].detach(), outputs["z_std"]])
+        loss = outputs["loss"] * trainer.accumulate_grad_batches  # Lightning has divided it
+        self.sums += torch.stack([loss.detach(), outputs["z_std"]])
         self.batches += 1
         if trainer.is_last_batch:
             means = ranks.mean_over_all(self.sums) / self.batches
             self.means = means.tolist()  # the one wait for the device: it makes the time true
-            images = (self.batches - self.batches_before) * parts(trainer, pl_module)[1].batch_size
+            batch = parts(trainer, pl_module)[1].batch_size
+            images = (self.batches - self.batches_before) * batch / trainer.accumulate_grad_batches
             self.images_per_second = images / (time.perf_counter() - self.started)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -190,7 +192,7 @@ class ProgressLine(pl.Callback):
                 TextColumn("{task.fields[now]}"),
             )
             self.bar = Progress(*columns, console=console, refresh_per_second=4, transient=True)
-            total = trainer.num_training_batches * (trainer.max_epochs or 0)
+            total = trainer.estimated_stepping_batches
             self.task = self.bar.add_task("steps", total=total, completed=trainer.global_step, now="")
             self.bar.start()
 

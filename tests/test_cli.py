@@ -85,13 +85,19 @@ def test_a_config_file_gives_the_settings_and_flags_beside_it_win(tmp_path: Path
     assert (changed.epochs, changed.stop_grad, changed.knn_t, changed.train_images) == (44, True, 0.5, 77)
 
 
+def test_the_rate_follows_the_batch_when_asked_to() -> None:
+    assert parsed("--learning-rate", "auto").peak_rate == pytest.approx(0.06)  # the paper's, for 512
+    assert parsed("--learning-rate", "auto", "--batch-size", "4096").peak_rate == pytest.approx(0.48)
+    assert parsed("--batch-size", "4096").peak_rate == 0.06
+
+
 def test_help_is_a_page_with_groups_units_and_defaults(program: Program) -> None:
     status, out, _ = program("--help")
     assert status == 0
     for part in (
         "data options",
         "optimizer options",
-        "(default: 0.06)",
+        "(default: 512)",
         "Epochs of linear warm-up",
         "--no-stop-grad",
         "--dry-run",
@@ -137,6 +143,10 @@ BAD_FLAGS = {
     "--dataset mnist": "cifar10",
     "--learning-rate 0": "above 0",
     "--learning-rate nan": "above 0",
+    "--learning-rate much": "--learning-rate",
+    "--accumulate 3": "equal parts",
+    "--accumulate 100": "at least 2",
+    "--num-nodes 2": "torchrun --nnodes",
     "--weight-decay -1": "0 or more",
     "--momentum 1": "below 1",
     "--knn-k 0": "at least 1",

@@ -99,7 +99,7 @@ with expect_views(whole, 2):
     expected = whole(x.flatten(0, 1)).unflatten(0, (2, 8))
 (expected * weight).sum().backward()
 close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-with ranks.joined(None, gpu=False):
+with ranks.joined(None, None, gpu=False):
     mine = slice(ranks.rank(), None, 2)
     with expect_views(ours, 2):
         found = ours(x[:, mine].flatten(0, 1)).unflatten(0, (2, 4))

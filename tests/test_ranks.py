@@ -81,7 +81,7 @@ from simsiam.monitor import KNNMonitor
 from models import resnet10
 from utils import ranks
 
-with ranks.joined(None, gpu=False):
+with ranks.joined(None, None, gpu=False):
     torch.manual_seed(0)
     network = resnet10(4)
     images = torch.randint(256, (int(sys.argv[2]), 3, 32, 32), dtype=torch.uint8)

@@ -72,6 +72,7 @@ def _message(box: str) -> str:
     message = next((text for text in texts if text), "this command line cannot be read")
     if missing := re.findall(r"(--[\w-]+ \S+)(?: [^-]*)? \(required\)", message):
         return f"{' and '.join(missing)} must be given"
+    message = message.split("  Got errors:")[0]  # of each type that a flag may have
     return re.sub(r"^Error parsing \w+: ", "", message)  # a group is nothing that a person typed
 
 

@@ -24,6 +24,7 @@ from utils.errors import RunFailure, UserError, check
 
 Decided = TypeVar("Decided")
 PATIENCE = timedelta(hours=2)  # while the first one downloads, or measures; one that is gone is noticed at once
+ELSEWHERE = "torchrun --nnodes M --nproc-per-node N --rdzv-endpoint HOST:PORT main.py ... starts it on each machine"
 ALONE = "SIMSIAM_PROCESSES_END_WITH"  # in the environment: the process whose end is that of the ones it started
 
 
@@ -54,11 +55,12 @@ def rank() -> int:
 
 
 @contextmanager
-def joined(devices: int | None, gpu: bool) -> Iterator[None]:
+def joined(devices: int | None, nodes: int | None, gpu: bool) -> Iterator[None]:
     """Meet the others; all but the first fall silent.
 
     Args:
         devices: how many processes were asked for on this machine, None where whoever started them decides.
+        nodes: likewise, on how many machines.
 
     Raises:
         UserError: another number of them was started.
@@ -66,6 +68,7 @@ def joined(devices: int | None, gpu: bool) -> Iterator[None]:
     found = environment()
     if found is None or found.world_size() == 1:
         check(devices in (None, 1), f"--devices {devices}: one process was started here; leave the flag out")
+        check(nodes in (None, 1), f"--num-nodes {nodes}: {ELSEWHERE}")
         yield
         return
     _end_with_parent()
@@ -75,6 +78,7 @@ def joined(devices: int | None, gpu: bool) -> Iterator[None]:
     try:
         number = here()
         check(devices in (None, number), f"--devices {devices}: {number} processes were started; leave the flag out")
+        check(nodes in (None, world() // number), f"--num-nodes {nodes}: it runs on {world() // number}; {ELSEWHERE}")
         if rank() > 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         yield
