@@ -1,4 +1,9 @@
-"""The two MLPs of SimSiam (Chen & He 2020, arXiv 2011.10566, section 3, "Baseline settings")."""
+"""The two MLPs of SimSiam (Chen & He 2020, arXiv 2011.10566, section 3, "Baseline settings").
+
+`bn` says which fully-connected layers BN is applied to (section 4.4, table 3): "paper" is the default of both heads,
+"none" of them, the "hidden" ones alone, or "all", the predictor's output too. A linear layer before BN has no bias: BN
+would take it out again.
+"""
 
 import itertools
 
@@ -6,13 +11,14 @@ from torch import nn
 
 from models.norm import BatchNorm1d
 
+BN = ("paper", "none", "hidden", "all")
 
-def projection_mlp(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2) -> nn.Sequential:
+
+def projection_mlp(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2, bn: str = "paper") -> nn.Sequential:
     """The projector g: (B, in_dim) -> (B, out_dim).
 
     "The projection MLP (in f) has BN applied to each fully-connected (fc) layer, including its output fc. Its output fc
-    has no ReLU." The output's BN has no affine part, as in the authors' code. A linear layer before BN has no bias:
-    BN would take it out again.
+    has no ReLU." The output's BN has no affine part, as in the authors' code.
 
     Args:
         layers: 2, as in the paper's CIFAR experiments (App. D), or 3, as in its ImageNet ones.
@@ -22,19 +28,20 @@ def projection_mlp(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2) 
     dims = [in_dim] + [hidden_dim] * (layers - 1)
     hidden: list[nn.Module] = []
     for i, o in itertools.pairwise(dims):
-        hidden += [nn.Linear(i, o, bias=False), BatchNorm1d(o), nn.ReLU(inplace=True)]
-    return nn.Sequential(*hidden, nn.Linear(dims[-1], out_dim, bias=False), BatchNorm1d(out_dim, affine=False))
+        hidden += [*_fc(i, o, bn != "none"), nn.ReLU(inplace=True)]
+    return nn.Sequential(*hidden, *_fc(dims[-1], out_dim, bn in ("paper", "all"), affine=False))
 
 
-def prediction_mlp(dim: int, hidden_dim: int) -> nn.Sequential:
+def prediction_mlp(dim: int, hidden_dim: int, bn: str = "paper") -> nn.Sequential:
     """The predictor h: (B, dim) -> (B, dim), through a bottleneck of `hidden_dim`.
 
     "The prediction MLP (h) has BN applied to its hidden fc layers. Its output fc does not have BN (ablation in Sec.
     4.4) or ReLU. This MLP has 2 layers."
     """
-    return nn.Sequential(
-        nn.Linear(dim, hidden_dim, bias=False),
-        BatchNorm1d(hidden_dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_dim, dim),
-    )
+    return nn.Sequential(*_fc(dim, hidden_dim, bn != "none"), nn.ReLU(inplace=True), *_fc(hidden_dim, dim, bn == "all"))
+
+
+def _fc(i: int, o: int, bn: bool, affine: bool = True) -> list[nn.Module]:
+    if bn:
+        return [nn.Linear(i, o, bias=False), BatchNorm1d(o, affine=affine)]
+    return [nn.Linear(i, o)]

@@ -155,14 +155,14 @@ def load_weights(model: SimSiam, path: str | Path) -> None:
     load_strictly(model, content["state_dict"], file)
 
 
-ARCHITECTURE = ("backbone", "width", "out_dim", "h_dim", "proj_layers", "proj_hidden", "predictor")
+ARCHITECTURE = ("backbone", "width", "out_dim", "h_dim", "proj_layers", "proj_hidden", "predictor", "heads_bn")
 
 
 def fits(model: SimSiam, about: dict[str, Any], keys: tuple[str, ...], file: Path) -> None:
     """Raise UserError that names what differs, where shapes alone would speak in riddles."""
 
     def resolved(hp: Mapping[str, Any]) -> dict[str, Any]:
-        return {**hp, "proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")}
+        return {"heads_bn": "paper", **hp, "proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")}
 
     theirs, ours = resolved(about), resolved(model.hparams)
     wrong = [f"{key} {theirs.get(key)}, not {ours[key]}" for key in keys if theirs.get(key) != ours[key]]

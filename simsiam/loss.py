@@ -24,17 +24,19 @@ def D(p: Tensor, z: Tensor, stop_grad: bool = True) -> Tensor:
     return -cosine_similarity(p.float(), z.float(), dim=1).mean()  # fp32: bf16 would round a cosine to 2 digits
 
 
-def symmetric_loss(p: Sequence[Tensor], z: Sequence[Tensor], stop_grad: bool = True) -> Tensor:
+def siamese_loss(p: Sequence[Tensor], z: Sequence[Tensor], stop_grad: bool = True, symmetric: bool = True) -> Tensor:
     """L = D(p1, z2)/2 + D(p2, z1)/2 for two views; for V views, each p_i against the mean of the other z_j.
 
     The generalisation is FastSiam's (Pototzky et al. 2022, DAGM GCPR). With two views it is equation 2 of the paper.
 
     Args:
         p, z: V tensors (B, d) each, one a view.
+        symmetric: False for D(p1, z2) alone (section 4.6).
     """
     views = range(len(z))
-    targets = [torch.stack([z[j] for j in views if j != i]).mean(0) for i in views]
-    return torch.stack([D(p[i], targets[i], stop_grad) for i in views]).mean()
+    predicted = views if symmetric else views[:1]
+    targets = [torch.stack([z[j] for j in views if j != i]).mean(0) for i in predicted]
+    return torch.stack([D(p[i], targets[i], stop_grad) for i in predicted]).mean()
 
 
 @torch.no_grad()

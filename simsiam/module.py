@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from models.heads import prediction_mlp, projection_mlp
+from models.heads import BN, prediction_mlp, projection_mlp
 from models.norm import expect_views
 from models.resnet import BACKBONES
-from simsiam.loss import symmetric_loss, z_std
+from simsiam.loss import siamese_loss, z_std
 from utils.errors import check
 from utils.schedule import warmup_cosine
 
@@ -30,6 +30,9 @@ class SimSiam(pl.LightningModule):
         proj_layers: 2 or 3.
         proj_hidden: hidden dimension of the projector; None means `out_dim`.
         stop_grad, predictor: False takes the part away that keeps SimSiam from collapsing (sections 4.1 and 4.2).
+        fixed_predictor: leave the predictor at its random initial weights (section 4.2).
+        heads_bn: which layers of the heads have BN (section 4.4): paper, none, hidden or all.
+        symmetric: False for D(p1, z2) alone (section 4.6).
         zero_init_residual: start every residual block as the identity.
         learning_rate, momentum, weight_decay: of SGD; `learning_rate` is the peak.
         warmup_epochs: of linear warm-up, before the cosine over the rest of the run.
@@ -50,6 +53,9 @@ class SimSiam(pl.LightningModule):
         proj_hidden: int | None = None,
         stop_grad: bool = True,
         predictor: bool = True,
+        fixed_predictor: bool = False,
+        heads_bn: str = "paper",
+        symmetric: bool = True,
         zero_init_residual: bool = True,
         learning_rate: float = 0.06,
         momentum: float = 0.9,
@@ -61,12 +67,15 @@ class SimSiam(pl.LightningModule):
         std: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
+        check(heads_bn in BN, f"heads_bn {heads_bn!r}: there are {', '.join(BN)}")
         check(backbone in BACKBONES, f"unknown backbone {backbone!r}: there are {', '.join(BACKBONES)}")
         self.save_hyperparameters(logger=False)
         self.one_pass: bool | None = None  # all views at once: None for where it pays
         self.backbone = BACKBONES[backbone](width, zero_init_residual)
-        self.projector = projection_mlp(self.backbone.num_features, proj_hidden or out_dim, out_dim, proj_layers)
-        self.predictor = prediction_mlp(out_dim, h_dim) if predictor else nn.Identity()
+        features, hidden = self.backbone.num_features, proj_hidden or out_dim
+        self.projector = projection_mlp(features, hidden, out_dim, proj_layers, heads_bn)
+        self.predictor = prediction_mlp(out_dim, h_dim, heads_bn) if predictor else nn.Identity()
+        self.predictor.requires_grad_(not fixed_predictor)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pooled backbone features, which is what one uses after training: (B, 3, S, S) -> (B, F)."""
@@ -79,7 +88,7 @@ class SimSiam(pl.LightningModule):
             loss and z_std; callbacks get them (`simsiam.record.Recorder` logs their means over an epoch).
         """
         z, p = self.encode(batch)
-        loss = symmetric_loss(p, z, stop_grad=self.hparams["stop_grad"])
+        loss = siamese_loss(p, z, self.hparams["stop_grad"], self.hparams["symmetric"])
         return {"loss": loss, "z_std": z_std(z[0])}  # tensors: nothing here waits for the device
 
     def encode(self, x: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -106,7 +115,7 @@ class SimSiam(pl.LightningModule):
             {"params": [*self.backbone.parameters(), *self.projector.parameters()]},
             {"params": list(self.predictor.parameters()), "constant_lr": hp["constant_predictor_lr"]},
         ]
-        groups = [group for group in groups if group["params"]]  # an ablated predictor has none
+        groups = [g for g in groups if any(p.requires_grad for p in g["params"])]  # an ablated predictor has none
         optimizer = torch.optim.SGD(
             groups, hp["learning_rate"], hp["momentum"], weight_decay=hp["weight_decay"], fused=True
         )

@@ -88,6 +88,8 @@ class NetworkOptions:
     """Layers of the projector: the paper has 2 for CIFAR and 3 for ImageNet."""
     proj_hidden: Annotated[int | None, left_out("N", "--out-dim")] = None
     """Hidden dimension of the projector."""
+    heads_bn: Literal["paper", "none", "hidden", "all"] = "paper"
+    """Layers of the heads with BN (table 3 of the paper): its own, none, the hidden ones, or h's output too."""
     zero_init_residual: bool = True
     """Start each residual block as the identity (its last BN at zero)."""
 
@@ -116,9 +118,14 @@ class MethodOptions:
     """Stop the gradient at z. Without it the representation collapses."""
     predictor: bool = True
     """Use the predictor h. Without it the representation collapses."""
+    fixed_predictor: bool = False
+    """Leave h at its random initial weights (the paper's section 4.2): then nothing is learned."""
+    symmetric: bool = True
+    """Predict each view from the other; --no-symmetric is D(p1, z2) alone (section 4.6)."""
 
     def __post_init__(self) -> None:
         check(self.views >= 2, f"--views {self.views}: at least 2")
+        check(self.predictor or not self.fixed_predictor, "--fixed-predictor: goes without --no-predictor")
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
     pl.seed_everything(config.seed % 2**32, verbose=False)  # the initial weights; nothing later asks this generator
     names = (
         *("backbone", "width", "out_dim", "h_dim", "proj_layers", "proj_hidden", "stop_grad", "predictor"),
+        *("fixed_predictor", "heads_bn", "symmetric"),
         *("zero_init_residual", "momentum", "weight_decay", "constant_predictor_lr"),
     )
     return SimSiam(

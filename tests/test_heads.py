@@ -46,6 +46,19 @@ def test_no_linear_layer_before_bn_has_a_bias(head: nn.Sequential) -> None:
             assert (layer.bias is None) == isinstance(following, nn.BatchNorm1d)
 
 
+@pytest.mark.parametrize(
+    ("bn", "projector", "predictor"),
+    [("paper", [1, 1], [1, 0]), ("none", [0, 0], [0, 0]), ("hidden", [1, 0], [1, 0]), ("all", [1, 1], [1, 1])],
+)
+def test_bn_follows_the_layers_of_table_3(bn: str, projector: list[int], predictor: list[int]) -> None:
+    for head, expected in ((projection_mlp(8, 8, 8, 2, bn), projector), (prediction_mlp(8, 4, bn), predictor)):
+        layers = list(head)
+        found = [
+            isinstance(b, nn.BatchNorm1d) for a, b in itertools.pairwise([*layers, None]) if isinstance(a, nn.Linear)
+        ]
+        assert found == expected
+
+
 def test_other_depths_are_refused() -> None:
     with pytest.raises(ValueError, match="2 or 3"):
         projection_mlp(8, 8, 8, 4)

@@ -5,7 +5,7 @@ import torch
 from lightly.loss import NegativeCosineSimilarity
 from torch import Tensor
 
-from simsiam.loss import D, symmetric_loss, z_std
+from simsiam.loss import D, siamese_loss, z_std
 
 
 def leaf(*shape: int) -> Tensor:
@@ -38,19 +38,20 @@ def test_without_stop_grad_the_gradient_reaches_z() -> None:
 
 def test_two_views_give_algorithm_1() -> None:
     p1, p2, z1, z2 = (torch.randn(8, 4) for _ in range(4))
-    torch.testing.assert_close(symmetric_loss([p1, p2], [z1, z2]), D(p1, z2) / 2 + D(p2, z1) / 2)
+    torch.testing.assert_close(siamese_loss([p1, p2], [z1, z2]), D(p1, z2) / 2 + D(p2, z1) / 2)
+    torch.testing.assert_close(siamese_loss([p1, p2], [z1, z2], symmetric=False), D(p1, z2))
 
 
 def test_more_views_predict_the_mean_of_the_others() -> None:
     p, z = torch.randn(3, 8, 4), torch.randn(3, 8, 4)
     expected = (D(p[0], (z[1] + z[2]) / 2) + D(p[1], (z[0] + z[2]) / 2) + D(p[2], (z[0] + z[1]) / 2)) / 3
-    torch.testing.assert_close(symmetric_loss(list(p), list(z)), expected)
+    torch.testing.assert_close(siamese_loss(list(p), list(z)), expected)
 
 
 @pytest.mark.parametrize("views", [2, 4])
 def test_only_predictions_get_gradients(views: int) -> None:
     p, z = [leaf(8, 4) for _ in range(views)], [leaf(8, 4) for _ in range(views)]
-    symmetric_loss(p, z).backward()
+    siamese_loss(p, z).backward()
     assert all(z_i.grad is None for z_i in z)
     assert all(p_i.grad is not None and p_i.grad.abs().sum() > 0 for p_i in p)
 

@@ -67,6 +67,17 @@ def test_without_predictor_p_is_z() -> None:
     torch.testing.assert_close(module.training_step([x1, x2], 0)["loss"], D(z[0], z[1]), atol=1e-5, rtol=0)
 
 
+def test_a_fixed_predictor_stays_as_it_began() -> None:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=False, **quiet)
+    module, began = model(fixed_predictor=True, warmup_epochs=0), model(fixed_predictor=True)
+    trainer.fit(module, datamodule=ViewsDataModule("patterns", train_images=40, test_images=10, batch_size=8))
+    assert all(
+        torch.equal(a, b) for a, b in zip(module.predictor.parameters(), began.predictor.parameters(), strict=True)
+    )
+    assert not torch.equal(module.projector[0].weight, began.projector[0].weight)
+
+
 def test_four_views_are_trained_together() -> None:
     module = model()
     module.training_step(views(4), 0)["loss"].backward()
