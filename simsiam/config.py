@@ -174,12 +174,16 @@ def settings(config: Pretrain) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in ONCE}
 
 
-def command_line(settings: dict[str, Any]) -> str:
-    """The command that starts a run of these settings: of the flags, those that are not the default."""
+def command_line(settings: dict[str, Any], between: str = " ") -> str:
+    """The command that starts a run of these settings, for a shell: of the flags, those that are not the default.
+
+    Args:
+        between: what stands before each flag.
+    """
     usual = asdict(Pretrain())
     given = {name: value for name, value in settings.items() if name in usual and value != usual[name]}
     flags = commandline.flags({name: value for name, value in given.items() if name not in ONCE})
-    return shlex.join(["python", "main.py", *flags])
+    return between.join(["python main.py", *map(shlex.quote, flags)])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

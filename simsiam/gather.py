@@ -69,8 +69,8 @@ class Run:
         of = f"{done} of {whole} epochs"
         words = f"finished, {done} epochs" if self.finished else f"running, {of} so far" if self.running else None
         words = words or f"stopped after {of}"
-        spread = self.rows and number(self.rows[-1].get("z_std"))
-        return words + ", collapsed" * (bool(self.rows) and spread is not None and spread < COLLAPSED)
+        last = number(self.rows[-1].get("z_std")) if self.rows else None
+        return words + ", collapsed" * (last is not None and last < COLLAPSED)
 
     def shown(self, name: str) -> str:
         """A setting in words, with what one that was left to the program came to."""

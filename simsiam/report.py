@@ -1,9 +1,9 @@
 """The command `report`: one page of a run, or of several side by side."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,29 @@ from utils.files import check_writable, write_atomically, write_text
 from utils.page import Markup, element
 from utils.terminal import print_table, say
 
+PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")
 PORTRAITS = 4  # runs that are shown by pictures
 MANY_CLASSES = 20  # of more, charts show the extremes
-CURVES = (  # column, axis, whether the axis begins at zero
-    ("kNN_accuracy", "kNN accuracy (%)", False),
-    ("train_loss", "loss (negative cosine)", False),
-    ("z_std", "z_std (healthy: near 1)", True),
-    ("learning_rate", "learning rate at the epoch's end", True),
-    ("images_per_second", "speed (images/s)", True),
-    ("perf/mfu", "share of the bf16 peak", True),
+CURVES = (  # column, axis, whether the axis begins at zero, what is seen
+    (
+        "kNN_accuracy",
+        "kNN accuracy (%)",
+        False,
+        "Top-1 on the test images by weighted kNN; epoch 0 is the untrained network",
+    ),
+    ("train_loss", "loss (negative cosine)", False, "Mean of the epoch's steps"),
+    ("z_std", "z_std", True, "Spread of the projections, mean of the epoch's steps: near 1 is healthy, 0 is collapsed"),
+    ("learning_rate", "learning rate", True, "As it was at the epoch's end"),
+    ("images_per_second", "images/s", True, "Train images a second, of training alone, without kNN and checkpoints"),
+    (
+        "perf/mfu",
+        "share of the bf16 peak",
+        True,
+        "The step's counted operations, of a bf16 matrix product's measured rate",
+    ),
 )
-FILES = r"(kNN_accuracy|train_loss|z_std|learning_rate|images_per_second|mfu)|[A-Z]*_?(classes|confusion|map|neighbours|views)"
+DRAWN = ("classes", "confusion", "map", "neighbours", "views")  # of a run, with its letter before it
+FILES = "|".join([*(column.split("/")[-1] for column, *_ in CURVES), *(f"([A-Z]+_)?{name}" for name in DRAWN)])
 HOW_TO_READ = (
     "The loss is a negative cosine: it falls from 0 towards \u22121, and \u22121 is not the goal. A loss near \u22121 "
     "whose z_std falls is collapsing: all images get the same projection. A healthy run has z_std near 1 and a kNN "
@@ -55,10 +67,9 @@ def report(config: Report) -> None:
     pictures.sweep()
     index = output / "index.html"
     write_text(index, page.page(title, body, charts.css(dark=False), charts.css(dark=True)))
-    head, rows = run_table(groups)
-    columns = [0, *(head.index(name) for name in ("kNN %", "loss", "z_std"))]
-    short = [[str(row[i]).replace("\u00b1", "+-").replace(NOTHING, "-") for i in columns] for row in rows]
-    print_table("last epochs", [head[i] for i in columns], short)
+    for g in groups:
+        say(f"{g.name}: {figures([g])[0][1]}")
+    print_table("", ["", *(name for name, _ in SHORT)], [[g.mark, *short(g)] for g in groups])
     say(f"page      {index}\n          {index.resolve().as_uri()}\nfigures   {pictures.folder}")
 
 
@@ -67,10 +78,7 @@ def default_output(runs: Sequence[Run]) -> Path:
     if len(runs) == 1:
         return runs[0].folder.path / "report"
     parents = [run.folder.path.absolute().parent for run in runs]
-    shared = [
-        parts[0] for parts in takewhile(lambda p: len(set(p)) == 1, zip(*(p.parts for p in parents), strict=False))
-    ]
-    return Path(*shared) / "report"
+    return Path(os.path.commonpath(parents)) / "report"
 
 
 def check_output(output: Path) -> None:
@@ -110,67 +118,58 @@ class Pictures:
 # ---------------------------------------------------------------- the runs and their curves
 
 
-def key(group: Group) -> Markup:
-    """How a group is drawn, and its letter."""
+def key(group: Group, place: str) -> Markup:
+    """How a group is drawn, and its letter, for one place in the page."""
     if not group.mark:
         return Markup("")
-    line = charts.svg(charts.key(group.style), f"key{group.mark}", f"line {group.mark}")
+    line = charts.svg(charts.key(group.style), f"{place}-{group.mark}", f"line {group.mark}")
     return element("span", Markup(line), " ", element("b", group.mark), " ", class_="key")
 
 
 def front(groups: list[Group]) -> Iterator[Markup]:
     runs = [run for g in groups for run in g.runs]
     yield element("h1", "SimSiam: ", runs[0].name if len(runs) == 1 else f"{len(runs)} runs")
-    yield element("p", f"Written {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. ", states(runs), class_="small")
+    yield element("p", f"Written {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.", class_="small")
     for run in runs:
         yield from (element("p", f"{run.name}: {note}.") for note in run.notes)
-    head, rows = run_table(groups)
-    rows = [[Markup(key(g) + page.text(g.label)), *row[1:]] for g, row in zip(groups, rows, strict=True)]
-    yield page.table("Figures of the last epoch; kNN is top-1 on the test images.", head, rows)
+    if groups[0].mark:
+        yield from (element("p", key(g, "legend"), g.label) for g in groups)
+    columns = [key(g, "runs") if g.mark else g.label for g in groups]
+    yield page.table("After the last epoch; kNN is top-1 on the test images.", ["", *columns], figures(groups))
 
 
-def states(runs: Sequence[Run]) -> str:
-    return "; ".join(f"{run.name}: {run.status()}" for run in runs) + "."
+def figures(groups: list[Group]) -> list[list[str]]:
+    """Rows of a table: its name, and what each group has come to so far."""
 
-
-def run_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: a group's figures at the end of its runs, so far."""
-    head = ["run", "kNN %", "best kNN %", "untrained %", "loss", "z_std", "images/s", "time", "state"]
-    return head, [run_row(g) for g in groups]
-
-
-def run_row(group: Group) -> list[str]:
     def last(column: str) -> Callable[[Run], float | None]:
         return lambda run: next(reversed([y for epoch, y in run.curve(column).items() if epoch > 0]), None)
 
     def best(run: Run) -> float | None:
         return max((y for epoch, y in run.curve("kNN_accuracy").items() if epoch > 0), default=None)
 
-    def untrained(run: Run) -> float | None:
-        return run.curve("kNN_accuracy").get(0)
-
     def speed(run: Run) -> float | None:
         each = list(run.curve("images_per_second").values())
         return sum(each) / len(each) if each else None
 
-    seconds = sum(sum(run.curve("seconds").values()) for run in group.runs)
+    def time(group: Group) -> str:
+        return str(timedelta(seconds=round(sum(sum(run.curve("seconds").values()) for run in group.runs))))
+
     return [
-        group.name,
-        group.each(last("kNN_accuracy")),
-        group.each(best),
-        group.each(untrained),
-        group.each(last("train_loss"), 4),
-        group.each(last("z_std"), 3),
-        group.each(speed, 0, ","),
-        str(timedelta(seconds=round(seconds))),
-        "; ".join(dict.fromkeys(run.status() for run in group.runs)),
+        ["state", *("; ".join(dict.fromkeys(run.status() for run in g.runs)) for g in groups)],
+        ["kNN, last (%)", *(g.each(last("kNN_accuracy")) for g in groups)],
+        ["kNN, best (%)", *(g.each(best) for g in groups)],
+        ["kNN, untrained (%)", *(g.each(lambda run: run.curve("kNN_accuracy").get(0)) for g in groups)],
+        ["loss", *(g.each(last("train_loss"), 4) for g in groups)],
+        ["z_std", *(g.each(last("z_std"), 3) for g in groups)],
+        ["images/s, mean", *(g.each(speed, 0, ",") for g in groups)],
+        ["time, of all epochs", *map(time, groups)],
     ]
 
 
 def curves(groups: list[Group], pictures: Pictures) -> Iterator[Markup]:
     yield element("h2", "Curves")
     cells = []
-    for column, axis, zero in CURVES:
+    for column, axis, zero, about in CURVES:
         drawn = [(g, *g.curve(column)) for g in groups]
         series = [charts.Series(g.mark, g.label, g.style, x, y, s) for g, x, y, s in drawn if x]
         if not series:
@@ -178,24 +177,20 @@ def curves(groups: list[Group], pictures: Pictures) -> Iterator[Markup]:
         figure = charts.curves(series, "epoch", axis, zero)
         alone = charts.curves(series, "epoch", axis, zero, legend=bool(groups[0].mark))
         chart = pictures.chart(column.split("/")[-1], figure, f"{axis} by epoch. {in_words(series)}", alone)
-        cells.append(page.figure(chart, caption(axis, series)))
+        cells.append(page.figure(chart, caption(about, series)))
     cells.append(element("div", element("h3", "How to read them"), element("p", HOW_TO_READ)))
-    if groups[0].mark:
-        keys = [element("p", key(g), page.text(g.label), class_="small") for g in groups]
-        yield element("div", *keys)
     yield element("div", *cells, class_="grid")
 
 
 def in_words(series: Sequence[charts.Series]) -> str:
     """What a chart shows, for those who do not see it."""
-    return " ".join(
-        f"{s.mark or s.label}: from {s.y[0]:.4g} (epoch {s.x[0]}) to {s.y[-1]:.4g} ({s.x[-1]})." for s in series
-    )
+    ends = ((s.mark or s.label, s.y[0], s.x[0], s.y[-1], s.x[-1]) for s in series)
+    return " ".join("{}: from {:.4g} (epoch {}) to {:.4g} (epoch {}).".format(*end) for end in ends)
 
 
-def caption(axis: str, series: Sequence[charts.Series]) -> str:
-    banded = any(s.spread is not None for s in series)
-    return axis[0].upper() + axis[1:] + ". Line: mean of the seeds; band: one deviation to each side." * banded
+def caption(about: str, series: Sequence[charts.Series]) -> str:
+    bands = " Line: mean of the seeds; band: one deviation to each side."
+    return f"{about}." + bands * any(s.spread is not None for s in series)
 
 
 # ---------------------------------------------------------------- what was measured, and pictures
@@ -207,23 +202,27 @@ def results(groups: list[Group]) -> Iterator[Markup]:
     if not names:
         yield element("p", "Nothing was measured yet: the commands knn, linear and finetune leave their figures here.")
         return
-    names.sort(key=lambda name: ("kNN", "linear", "fine-tuned").index(re.split("[, ]", name)[0]))
-    head = ["top-1 on test images, in %", *(key(g) if g.mark else g.label for g in groups)]
-    rows = [[name, *(cell(g, name) for g in groups)] for name in names]
-    yield page.table("By the commands knn, linear and finetune; \u00b1 is the deviation over seeds.", head, rows)
+    yield element(
+        "p", "Top-1 on the test images, in %, by the commands knn, linear and finetune; \u00b1 is over seeds."
+    )
+    cells = []
+    for title, kinds in (("by nearest neighbours", ("kNN",)), ("with labels", ("linear", "fine-tuned"))):
+        mine = [name for kind in kinds for name in names if name.startswith(kind)]
+        head = [title, *(key(g, kinds[0]) if g.mark else g.label for g in groups)]
+        rows = [[name, *(cell(g, name) for g in groups)] for name in mine]
+        cells += [page.table("", head, rows)] if rows else []
+    yield element("div", *cells, class_="grid")
 
 
 def portraits(config: Report, groups: list[Group], pictures: Pictures) -> Iterator[Markup]:
     """A section for the first run of each group; of the first few, for they take time and room."""
     yield element("h2", "What the features know")
     if len(groups) > PORTRAITS:
-        yield element(
-            "p", f"Of the first {PORTRAITS} of {len(groups)} here; call the report with others to see theirs."
-        )
+        yield element("p", f"Of the first {PORTRAITS} of {len(groups)}; a report of the others alone shows theirs.")
     for g in groups[:PORTRAITS]:
         run, portrait = g.runs[0], None
         several = f", of {run.name}" if len(g.runs) > 1 else ""
-        yield element("h3", key(g), g.label, several)
+        yield element("h3", key(g, "features"), g.label, several)
         if config.pictures:
             try:
                 portrait = draw_portrait(run, config.accelerator, config.data_dir)
@@ -244,17 +243,10 @@ def shown(portrait: Portrait, mark: str, name: str, pictures: Pictures) -> Itera
     named = {label: names[label] for label in range(len(names)) if sizes[label] and len(names) <= MANY_CLASSES}
     title = f"Map of the features of {len(portrait.points):,} test images by {portrait.method}, {len(names)} classes"
     drawn = pictures.chart(f"{prefix}map", charts.scatter(portrait.points, portrait.labels, named), title)
-    how = (
-        "neighbours stay neighbours; distances between groups mean little"
-        if portrait.method == "t-SNE"
-        else ("the two directions of the greatest variance")
-    )
-    cells = [
-        *classes(portrait.classes, prefix, pictures),
-        page.figure(
-            drawn, f"{title}: {how}. Each name stands in the middle of its class." if named else f"{title}: {how}."
-        ),
-    ]
+    about = {"t-SNE": "neighbours stay neighbours; how far groups are from each other means little"}
+    how = about.get(portrait.method, "along the two directions of the greatest variance")
+    middle = " Each name stands in the middle of its class." * bool(named)
+    cells = [*classes(portrait.classes, prefix, pictures), page.figure(drawn, f"{title}: {how}.{middle}")]
     if portrait.views:
         cells.append(views(portrait.views, prefix, pictures))
     yield element("div", *cells, class_="grid")
@@ -327,21 +319,23 @@ def origins(groups: list[Group]) -> Iterator[Markup]:
     runs = [(g, run) for g in groups for run in g.runs]
     yield element("h2", "How it was made")
     for g, run in runs:
-        yield element("h3", key(g) if run is g.runs[0] else "", run.name)
-        yield element(
-            "p", f"In {run.folder.path.resolve()}; flags that are left out had their default.", class_="small"
-        )
-        yield element("pre", command_line(run.settings) if run.settings else "unknown")
-    names = ["python", "torch", "torchvision", "pytorch-lightning"]
-    rows = [[run.name, *machine(run), *(run.versions.get(name, "unknown") for name in names)] for _, run in runs]
-    head = ["run", "processor", "GPU", "precision", "devices", *names]
-    yield page.table("Hardware and versions; of a run that was resumed, those of its last part.", head, rows, "words")
+        yield element("h3", key(g, "origin") if run is g.runs[0] else "", run.name)
+        where = f"In {run.folder.path.resolve()}; flags that are left out had their default."
+        yield element("p", where, class_="small")
+        yield element("pre", command_line(run.settings, " \\\n    ") if run.settings else "unknown")
+    rows = [list(row) for row in zip(*(machine(run) for _, run in runs), strict=True)]
+    names = ["processor", "GPU", "precision", "devices", *PACKAGES]
+    table = [[name, *row] for name, row in zip(names, rows, strict=True)]
+    head = ["", *(run.name for _, run in runs)]
+    yield page.table("Hardware and versions; of a run that was resumed, those of its last part.", head, table)
 
 
 def machine(run: Run) -> list[str]:
+    """Processor, GPU, precision, devices, and the version of each package."""
     known, gpu = part(run.resolved, "hardware"), "none"
     if run.resolved.get("accelerator") != "cpu":
         memory = number(known.get("gpu_memory_gib"))
         gpu = f"{known.get('gpu', 'unknown')}" + (f", {memory:g} GiB" if memory else "")
     cpu = f"{known.get('cpu') or 'unknown'}" + (f", {known['cores']} cores" if "cores" in known else "")
-    return [cpu, gpu, str(run.resolved.get("precision", "unknown")), str(run.resolved.get("devices", "unknown"))]
+    rest = [run.resolved.get(name) for name in ("precision", "devices")] + [run.versions.get(name) for name in PACKAGES]
+    return [cpu, gpu, *("unknown" if value is None else str(value) for value in rest)]

@@ -105,7 +105,7 @@ def curves(series: Sequence[Series], x_label: str, y_label: str, zero: bool = Fa
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     axes.margins(y=0.08)
     if zero:
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.set_ylim(min(0, axes.get_ylim()[0]), max(1.08 * max(max(s.y) for s in series), axes.get_ylim()[1]))
     label_ends(axes, [s for s in series if s.mark and len(s.x)])
     if legend:
         figure.legend(loc="outside lower left", frameon=False, ncols=1)
@@ -225,6 +225,8 @@ def svg(figure: Figure, name: str, title: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+    kept = set(re.findall(rf'(?:href="#|url\(#)({name}-[^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in kept else "", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     text = re.sub(r"font-family: [^;\"]*|(font: (?:bold |\d+ )*[\d.]+px) [^;\"]*", replace_font, text)

@@ -19,17 +19,17 @@ h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; padding-top: .8rem; border-top: 
 h3 { font-size: 1.05rem; margin: 1.5rem 0 .5rem; }
 p { margin: .5rem 0; max-width: 46rem; }
 figure { margin: 0; }
-figcaption, caption, .small { color: var(--muted); font-size: .875rem; text-align: left; }
-caption { padding-bottom: .4rem; }
-.grid { display: grid; gap: 1.5rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
+figcaption, .small { color: var(--muted); font-size: .875rem; }
+.grid { display: grid; margin-top: 1.25rem; gap: 1.5rem 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
 .wide { overflow-x: auto; max-width: 100%; margin: .75rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { font-weight: 600; } thead th { white-space: nowrap; border-bottom-color: var(--muted); }
-tbody th { text-align: left; font-weight: 400; min-width: 10rem; }
-.left, .words td { text-align: left; } thead th:first-child { text-align: left; }
+th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top;
+  white-space: nowrap; }
+th { font-weight: 600; } thead th { border-bottom-color: var(--muted); }
+tbody th { font-weight: 400; white-space: normal; } th:first-child { text-align: left; padding-left: 0; }
 pre { background: color-mix(in srgb, var(--ink) 7%, var(--paper)); padding: .7rem .9rem; border-radius: .4rem;
-  white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
+  overflow-x: auto; font-size: .85rem; }
 svg.chart { display: block; width: 100%; max-width: 36rem; height: auto; overflow: visible;
   stroke-linejoin: round; stroke-linecap: butt; }
 .key svg.chart { display: inline-block; width: 2.6rem; vertical-align: middle; }
@@ -60,18 +60,19 @@ def element(tag: str, *content: object, **attributes: str) -> Markup:
     return Markup(f"<{tag}{given}>{''.join(map(text, content))}</{tag}>")
 
 
-def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]], class_: str = "") -> Markup:
+def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]) -> Markup:
     """A table that scrolls by itself where the page is too narrow; the first cell of a row is its name."""
     top = element("tr", *(element("th", name, scope="col") for name in head))
     body = [
         element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])) for row in rows
     ]
-    whole = element("table", element("caption", caption), element("thead", top), element("tbody", *body), class_=class_)
-    return element("div", whole, class_="wide", tabindex="0", role="region", aria_label=caption)
+    whole = element("table", element("thead", top), element("tbody", *body))
+    scroll = element("div", whole, class_="wide", tabindex="0", role="region", aria_label=caption)
+    return element("figure", element("figcaption", caption), scroll)
 
 
-def figure(content: Markup, caption: object, class_: str = "") -> Markup:
-    return element("figure", content, element("figcaption", caption), class_=class_)
+def figure(content: Markup, caption: object) -> Markup:
+    return element("figure", content, element("figcaption", caption))
 
 
 def picture(image: Image.Image, alt: str, scale: float = 1) -> Markup:
@@ -90,9 +91,8 @@ def page(title: str, body: Iterable[Markup], light: str, dark: str) -> str:
     Args:
         light, dark: CSS variables of either.
     """
-    variables = (
-        f":root {{ color-scheme: light dark; {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
-    )
+    variables = f":root {{ color-scheme: light dark; {light} }}"
+    variables += f"\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser itself fetches nothing
     parts = (
         "<!DOCTYPE html>",
