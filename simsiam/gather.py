@@ -17,6 +17,7 @@ from simsiam.config import IMMATERIAL
 from simsiam.monitor import COLLAPSED
 from utils.errors import UserError, check
 from utils.files import is_locked
+from utils.page import is_ours
 from utils.runfolder import RunFolder
 
 LONGEST = 90  # letters of a label
@@ -164,15 +165,22 @@ def group(runs: Sequence[Run]) -> list[Group]:
         else:
             found.append(run)
     names = different([members[0] for members in alike])
-    labels = [", ".join(members[0].shown(name) for name in names if members[0].settings) for members in alike]
+    labels = [", ".join(words(members[0], names)) for members in alike]
     labels = [label if len(label) <= LONGEST else label[:LONGEST] + "..." for label in labels]
+    twice = {label for label in labels if not label or labels.count(label) > 1}
     for i, members in enumerate(alike):
-        if not labels[i] or labels.count(labels[i]) > 1:
+        if labels[i] in twice:
             labels[i] = ", ".join(filter(None, [labels[i], " ".join(run.name for run in members)]))
         if len(members) > 1:
             labels[i] += f" (mean of {len(members)} seeds)"
     marks = [""] if len(alike) == 1 else ["".join(m) for n in (1, 2) for m in product(string.ascii_uppercase, repeat=n)]
     return [Group(members, i, marks[i], labels[i]) for i, members in enumerate(alike)]
+
+
+def words(run: Run, names: Sequence[str]) -> list[str]:
+    """These settings of a run; a switch that is on goes without saying, unless nothing else is to be said."""
+    told = [name for name in names if run.settings.get(name) is not True] or list(names)
+    return [run.shown(name) for name in told if run.settings]
 
 
 def material(run: Run) -> dict[str, Any]:
@@ -201,7 +209,10 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     """
     folders = {path.resolve(): path for path in (Path(path).expanduser() for path in paths)}
     try:
-        runs = [read_run(path) for path in folders.values()]
+        reports = [
+            path for path in folders.values() if is_ours(path / "index.html") and not RunFolder(path).config.exists()
+        ]
+        runs = [read_run(path) for path in folders.values() if path not in reports]  # `runs/*` has them too
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
     check(any(run.rows for run in runs), f"{', '.join(map(str, folders.values()))}: no epoch is recorded yet")

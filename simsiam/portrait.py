@@ -11,7 +11,7 @@ from simsiam.config import Knn, Pretrain
 from simsiam.data import ViewsDataModule
 from simsiam.evaluation import Subject, confusion, fingerprint, open_subject
 from simsiam.features import CHUNK
-from simsiam.gather import Run
+from simsiam.gather import Run, number
 from simsiam.neighbours import evenly, gallery_rows
 from simsiam.pictures import Tile, views_grid
 from simsiam.pretrain import build_data
@@ -22,7 +22,6 @@ from utils.terminal import say, tracked
 
 QUERIES, NEAREST = 8, 8  # rows and neighbours of the gallery
 MAP_IMAGES = 2000  # points of the map
-VOTERS, TEMPERATURE = 200, 0.1  # of the kNN that the classes are told by
 
 
 class Classes(NamedTuple):
@@ -102,12 +101,14 @@ def known_classes(run: Run, weights: str | None = None) -> Classes | None:
 
 def count_classes(subject: Subject, bank: Tensor, queries: Tensor, name: str) -> Classes:
     """The run's own kNN on all test images, class by class."""
-    k, classes = min(VOTERS, len(bank)), subject.classes
+    classes, usual = subject.classes, subject.trained.about.get("settings", {})
+    k, temperature = (number(usual.get(name)) or default for name, default in (("knn_k", 200), ("knn_t", 0.1)))
+    k = max(1, min(int(k), len(bank)))
     chunks = tracked(queries.split(CHUNK), len(queries), f"neighbours of {name}")
     labels = subject.train.labels
-    predicted = torch.cat([knn_predict(q, bank, labels, len(classes), k, TEMPERATURE) for q in chunks])
+    predicted = torch.cat([knn_predict(q, bank, labels, len(classes), k, abs(temperature)) for q in chunks])
     counts = confusion(predicted, subject.test.labels, len(classes))
-    return Classes(counts.numpy(), classes, f"kNN, k {k}, T {TEMPERATURE}")
+    return Classes(counts.numpy(), classes, f"kNN, k {k}, T {temperature:g}")
 
 
 def flat(features: Tensor, name: str) -> tuple[np.ndarray, str]:

@@ -68,8 +68,11 @@ def report(config: Report) -> None:
     index = output / "index.html"
     write_text(index, page.page(title, body, charts.css(dark=False), charts.css(dark=True)))
     for g in groups:
-        say(f"{g.name}: {figures([g])[0][1]}")
-    print_table("", ["", *(name for name, _ in SHORT)], [[g.mark, *short(g)] for g in groups])
+        say(f"{g.name} ({state(g)})")
+    short = [row for row in figures(groups) if row[0] in ("kNN, last (%)", "loss", "z_std")]
+    names, *columns = zip(*short, strict=True)
+    plain = [[value.replace("\u00b1", "+-").replace(NOTHING, "-") for value in column] for column in columns]
+    print_table("", ["", *names], [[g.mark, *column] for g, column in zip(groups, plain, strict=True)])
     say(f"page      {index}\n          {index.resolve().as_uri()}\nfigures   {pictures.folder}")
 
 
@@ -86,8 +89,7 @@ def check_output(output: Path) -> None:
     for folder in (output, output / "figures"):
         check_writable(folder, "--output")
     index = output / "index.html"
-    known = not index.exists() or (index.is_file() and page.GENERATOR in index.read_text(errors="replace")[:2000])
-    check(known, f"{index} is not a report of this program: give another --output")
+    check(not index.exists() or page.is_ours(index), f"{index} is not a report of this program: give another --output")
 
 
 class Pictures:
@@ -132,10 +134,16 @@ def front(groups: list[Group]) -> Iterator[Markup]:
     yield element("p", f"Written {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.", class_="small")
     for run in runs:
         yield from (element("p", f"{run.name}: {note}.") for note in run.notes)
-    if groups[0].mark:
-        yield from (element("p", key(g, "legend"), g.label) for g in groups)
+    for g in groups:
+        words = element("span", f" ({state(g)})", class_="small")
+        yield element("p", key(g, "legend"), g.label, words)
     columns = [key(g, "runs") if g.mark else g.label for g in groups]
     yield page.table("After the last epoch; kNN is top-1 on the test images.", ["", *columns], figures(groups))
+
+
+def state(group: Group) -> str:
+    """How far the runs have come."""
+    return "; ".join(dict.fromkeys(run.status() for run in group.runs))
 
 
 def figures(groups: list[Group]) -> list[list[str]]:
@@ -155,20 +163,19 @@ def figures(groups: list[Group]) -> list[list[str]]:
         return str(timedelta(seconds=round(sum(sum(run.curve("seconds").values()) for run in group.runs))))
 
     return [
-        ["state", *("; ".join(dict.fromkeys(run.status() for run in g.runs)) for g in groups)],
         ["kNN, last (%)", *(g.each(last("kNN_accuracy")) for g in groups)],
         ["kNN, best (%)", *(g.each(best) for g in groups)],
         ["kNN, untrained (%)", *(g.each(lambda run: run.curve("kNN_accuracy").get(0)) for g in groups)],
         ["loss", *(g.each(last("train_loss"), 4) for g in groups)],
         ["z_std", *(g.each(last("z_std"), 3) for g in groups)],
         ["images/s, mean", *(g.each(speed, 0, ",") for g in groups)],
-        ["time, of all epochs", *map(time, groups)],
+        ["time, in all", *map(time, groups)],
     ]
 
 
 def curves(groups: list[Group], pictures: Pictures) -> Iterator[Markup]:
     yield element("h2", "Curves")
-    cells = []
+    cells, banded = [], False
     for column, axis, zero, about in CURVES:
         drawn = [(g, *g.curve(column)) for g in groups]
         series = [charts.Series(g.mark, g.label, g.style, x, y, s) for g, x, y, s in drawn if x]
@@ -177,8 +184,10 @@ def curves(groups: list[Group], pictures: Pictures) -> Iterator[Markup]:
         figure = charts.curves(series, "epoch", axis, zero)
         alone = charts.curves(series, "epoch", axis, zero, legend=bool(groups[0].mark))
         chart = pictures.chart(column.split("/")[-1], figure, f"{axis} by epoch. {in_words(series)}", alone)
-        cells.append(page.figure(chart, caption(about, series)))
-    cells.append(element("div", element("h3", "How to read them"), element("p", HOW_TO_READ)))
+        banded |= any(s.spread is not None for s in series)
+        cells.append(page.figure(chart, f"{about}."))
+    bands = "Of several seeds the line is the mean, and the band one deviation to each side." * banded
+    cells.append(element("div", element("h3", "How to read them"), element("p", HOW_TO_READ), element("p", bands)))
     yield element("div", *cells, class_="grid")
 
 
@@ -186,11 +195,6 @@ def in_words(series: Sequence[charts.Series]) -> str:
     """What a chart shows, for those who do not see it."""
     ends = ((s.mark or s.label, s.y[0], s.x[0], s.y[-1], s.x[-1]) for s in series)
     return " ".join("{}: from {:.4g} (epoch {}) to {:.4g} (epoch {}).".format(*end) for end in ends)
-
-
-def caption(about: str, series: Sequence[charts.Series]) -> str:
-    bands = " Line: mean of the seeds; band: one deviation to each side."
-    return f"{about}." + bands * any(s.spread is not None for s in series)
 
 
 # ---------------------------------------------------------------- what was measured, and pictures

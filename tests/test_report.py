@@ -17,6 +17,7 @@ from PIL import Image
 
 import main
 from simsiam.config import Pretrain, command_line, parse, settings
+from simsiam.gather import group, read_run
 from tests.conftest import SMALL
 from utils import charts, page
 from utils.files import lock_folder
@@ -76,7 +77,7 @@ def test_the_page_of_one_run_has_its_figures_and_says_where_it_is(run: Path, pro
     assert sorted(file.stem for file in (run / "report" / "figures").iterdir()) == sorted(CURVES + PICTURES)
     last = rows(run)[-1]
     assert cells(index, "kNN, last (%)") == [f"{last['kNN_accuracy']:.2f}"]
-    assert cells(index, "loss") == [f"{last['train_loss']:.4f}"] and cells(index, "state") == ["finished, 3 epochs"]
+    assert cells(index, "loss") == [f"{last['train_loss']:.4f}"] and "a (finished, 3 epochs)" in words(index)
     assert cells(index, "kNN, untrained (%)") == [
         f"{json.loads((run / 'summary.json').read_text())['kNN_untrained']:.2f}"
     ]
@@ -136,7 +137,7 @@ def test_seeds_become_mean_and_deviation_and_other_runs_are_named_by_what_differ
     expected = f"{mean(last[:3]):.2f} \u00b1 {stdev(last[:3]):.2f}"
     assert cells(index, "kNN, last (%)") == [expected, f"{last[3]:.2f}"]
     assert expected.replace("\u00b1", "+-") in out
-    assert "band: one deviation" in words(index)
+    assert "the band one deviation" in words(index) and index.read_text().count("fill-opacity: 0.2") == len(CURVES)
     for name in "abcd":
         assert str(runs / name) in words(index)
 
@@ -202,10 +203,10 @@ def test_of_a_killed_run_it_says_how_far_it_came(run: Path, program: Program) ->
     (run / "checkpoints" / "last.ckpt").write_bytes(b"half")
     assert program("report", str(run))[0] == 0
     index = run / "report" / "index.html"
-    assert cells(index, "state") == ["stopped after 2 of 3 epochs"] and "nearest" in words(index)  # of best.ckpt
+    assert "a (stopped after 2 of 3 epochs)" in words(index) and "nearest" in words(index)  # of best.ckpt
     with lock_folder(run, "taken"):
         assert program("report", str(run), "--no-pictures")[0] == 0
-    assert cells(index, "state") == ["running, 2 of 3 epochs so far"]
+    assert "(running, 2 of 3 epochs so far)" in words(index)
     assert not (run / "report" / "figures" / "map.png").exists()  # of the report before this one
 
 
@@ -254,6 +255,7 @@ def test_it_replaces_what_it_wrote_and_nothing_else(runs: Path, run: Path, progr
     other = shutil.copytree(runs / "d", run.with_name("d"))
     given = ["report", str(run), str(other)]
     assert program(*given)[0] == 0 and (out / "figures" / "B_map.png").exists()
+    given.append(str(out))  # as in `report runs/*`
     (out / "notes.txt").write_text("mine")
     (out / "figures" / "mine.png").write_text("mine")
     assert program(*given, "--no-pictures")[0] == 0
@@ -316,6 +318,18 @@ def test_no_two_lines_look_alike() -> None:
     assert len(set(looks)) == 140
     for one, next_ in itertools.pairwise(looks):
         assert all(a != b for a, b in zip(one, next_, strict=True))  # colour, dash and marker
+
+
+def test_a_band_is_a_deviation_to_each_side_of_the_mean(runs: Path) -> None:
+    (together,) = group([read_run(runs / name) for name in "abc"])
+    epochs, middle, deviation = together.curve("train_loss")
+    columns = list(zip(*([row["train_loss"] for row in rows(runs / name)] for name in "abc"), strict=True))
+    assert epochs == [1, 2, 3] and deviation == [stdev(column) for column in columns]
+    assert middle == [mean(column) for column in columns]
+    drawn = charts.curves([charts.Series("A", "", 0, epochs, middle, deviation)], "epoch", "loss").axes[0]
+    corners = {(x, round(y, 9)) for x, y in drawn.collections[0].get_paths()[0].vertices.tolist()}
+    edges = {(e, round(m + s * d, 9)) for e, m, d in zip(epochs, middle, deviation, strict=True) for s in (-1, 1)}
+    assert edges <= corners and drawn.lines[0].get_ydata().tolist() == middle
 
 
 @pytest.mark.parametrize(

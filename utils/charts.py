@@ -108,25 +108,19 @@ def curves(series: Sequence[Series], x_label: str, y_label: str, zero: bool = Fa
         axes.set_ylim(min(0, axes.get_ylim()[0]), max(1.08 * max(max(s.y) for s in series), axes.get_ylim()[1]))
     label_ends(axes, [s for s in series if s.mark and len(s.x)])
     if legend:
-        figure.legend(loc="outside lower left", frameon=False, ncols=1)
+        figure.legend(loc="outside lower left", frameon=False, ncols=1, handlelength=3.5)
     return figure
 
 
 def label_ends(axes: Axes, series: Sequence[Series]) -> None:
     """Write each line's mark at its end; where ends lie close, one above the other."""
     low, high = axes.get_ylim()
-    heights = apart([s.y[-1] for s in series], 0.065 * (high - low))
-    for s, height in zip(series, heights, strict=True):
-        axes.annotate(
-            s.mark,
-            (s.x[-1], height),
-            xytext=(7, 0),
-            textcoords="offset points",
-            color=look(s.style)["color"],
-            weight="bold",
-            va="center",
-            annotation_clip=False,
-        )
+    ends = {s.x[-1] for s in series}
+    for same in ([s for s in series if s.x[-1] == end] for end in ends):
+        heights = apart([s.y[-1] for s in same], 0.065 * (high - low))
+        for s, height in zip(same, heights, strict=True):
+            look_ = {"color": look(s.style)["color"], "weight": "bold", "va": "center", "annotation_clip": False}
+            axes.annotate(s.mark, (s.x[-1], height), xytext=(7, 0), textcoords="offset points", **look_)
 
 
 def apart(places: Sequence[float], gap: float) -> list[float]:
@@ -151,8 +145,9 @@ def _edge(group: list[int], places: Sequence[float], gap: float, side: int) -> f
 @matplotlib.style.context(["default", STYLE])
 def key(style: int) -> Figure:
     """A line's colour, dash and marker, for a list of the lines."""
-    figure, axes = new(0.5, 0.14)
-    axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **look(style))
+    figure = Figure((0.6, 0.2), facecolor="none")
+    axes = figure.add_axes((0.04, 0, 0.92, 1), facecolor="none")
+    axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], markersize=7, clip_on=False, **look(style))
     axes.set_axis_off()
     return figure
 
@@ -242,5 +237,6 @@ def replace_font(found: re.Match[str]) -> str:
 @matplotlib.style.context(["default", STYLE])
 def save_png(figure: Figure, file: Path) -> None:
     """A figure on white paper, as a file."""
+    paper = {"format": "png", "dpi": 200, "facecolor": "white", "bbox_inches": "tight", "pad_inches": 0.12}
     with warnings.catch_warnings(action="ignore", category=UserWarning):
-        write_atomically(file, lambda partial: figure.savefig(partial, format="png", dpi=200, facecolor="white"))
+        write_atomically(file, lambda partial: figure.savefig(partial, **paper))

@@ -5,6 +5,7 @@ import html
 import io
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from PIL import Image
 
@@ -27,7 +28,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top;
   white-space: nowrap; }
 th { font-weight: 600; } thead th { border-bottom-color: var(--muted); }
-tbody th { font-weight: 400; white-space: normal; } th:first-child { text-align: left; padding-left: 0; }
+tbody th { font-weight: 400; white-space: normal; min-width: 7.5rem; }
+th:first-child { text-align: left; padding-left: 0; }
 pre { background: color-mix(in srgb, var(--ink) 7%, var(--paper)); padding: .7rem .9rem; border-radius: .4rem;
   overflow-x: auto; font-size: .85rem; }
 svg.chart { display: block; width: 100%; max-width: 36rem; height: auto; overflow: visible;
@@ -41,6 +43,11 @@ img { display: block; max-width: 100%; height: auto; }
 .row .same img { border: 3px solid var(--0); } .row .other img { border: 3px dashed var(--1); }
 .row figcaption { font-size: .75rem; line-height: 1.25; overflow: hidden; text-overflow: ellipsis; }
 """
+
+
+def is_ours(index: Path) -> bool:
+    """Whether a file is such a page."""
+    return index.is_file() and GENERATOR in index.read_text(errors="replace")[:2000]
 
 
 class Markup(str):
