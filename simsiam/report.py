@@ -306,7 +306,7 @@ def classes(found: Classes, prefix: str, pictures: Pictures) -> Iterator[Markup]
     r, c = (int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
     worst = f"most often {found.names[r]} is taken for {found.names[c]} ({wrong[r, c]:.1f} %)"
     drawn = pictures.chart(f"{prefix}confusion", chart, f"Confusion of classes: {worst}")
-    yield page.figure(drawn, f"Confusion, in % of each true class: {worst}.")
+    yield page.figure(drawn, f"Confusion, in % of each true class; the darkest is {shares.max():.0f} %: {worst}.")
 
 
 def views(picture: Image.Image, prefix: str, pictures: Pictures) -> Markup:

@@ -262,7 +262,7 @@ def test_it_replaces_what_it_wrote_and_nothing_else(runs: Path, run: Path, progr
     kept = {file.stem for file in (out / "figures").iterdir()}
     assert kept == {*CURVES, "A_views", "B_views", "mine"} and (out / "notes.txt").read_text() == "mine"
     (out / "index.html").write_text("<p>mine")
-    status, _, err = program(*given)
+    status, _, err = program(*given[:-1])
     assert status == 2 and "not a report" in err and (out / "index.html").read_text() == "<p>mine"
 
 
@@ -338,6 +338,7 @@ def test_a_band_is_a_deviation_to_each_side_of_the_mean(runs: Path) -> None:
 )
 def test_labels_move_apart_and_no_further(places: list[float], moved: list[float]) -> None:
     assert charts.apart(places, 1) == moved
+    assert charts.apart([9, 9.5, 2], 1, low=0, high=9.5) == [8.5, 9.5, 2] and charts.apart([0, 5], 1, 1, 9) == [1, 5]
 
 
 def test_a_page_takes_text_as_text() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -97,6 +98,8 @@ def curves(series: Sequence[Series], x_label: str, y_label: str, zero: bool = Fa
         spaced = max(1, len(s.x) // 8)
         start = s.style * spaced // 3 % spaced  # markers of lines that lie on one another show beside each other
         axes.plot(s.x, s.y, label=f"{s.mark}  {s.label}", markevery=(start, spaced), **look(s.style))
+        if len(s.x) > 100:
+            axes.lines[-1].set_linewidth(1.1)
         if s.spread is not None:
             y, spread = np.array(s.y), np.array(s.spread)
             axes.fill_between(s.x, y - spread, y + spread, color=look(s.style)["color"], alpha=0.2, linewidth=0)
@@ -117,29 +120,27 @@ def label_ends(axes: Axes, series: Sequence[Series]) -> None:
     low, high = axes.get_ylim()
     ends = {s.x[-1] for s in series}
     for same in ([s for s in series if s.x[-1] == end] for end in ends):
-        heights = apart([s.y[-1] for s in same], 0.065 * (high - low))
+        heights = apart([s.y[-1] for s in same], 0.065 * (high - low), low, high)
         for s, height in zip(same, heights, strict=True):
             look_ = {"color": look(s.style)["color"], "weight": "bold", "va": "center", "annotation_clip": False}
             axes.annotate(s.mark, (s.x[-1], height), xytext=(7, 0), textcoords="offset points", **look_)
 
 
-def apart(places: Sequence[float], gap: float) -> list[float]:
-    """Places on a line, moved as little as it takes for each to be `gap` from the next."""
-    groups: list[list[int]] = []  # of neighbours that touch: they stand evenly around their mean
+def apart(places: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
+    """Places on a line, moved as little as it takes for each to be `gap` from the next, and all within the limits."""
+
+    def first(group: list[int]) -> float:  # those that would touch stand evenly around their mean
+        half = gap * (len(group) - 1) / 2
+        return max(min(sum(places[i] for i in group) / len(group), high - half), low + half) - half
+
+    groups: list[list[int]] = []
     for i in sorted(range(len(places)), key=lambda i: places[i]):
         groups.append([i])
-        while len(groups) > 1 and _edge(groups[-1], places, gap, -1) - _edge(groups[-2], places, gap, 1) < gap:
+        while len(groups) > 1 and first(groups[-1]) - first(groups[-2]) < gap * len(groups[-2]):
             last = groups.pop()
             groups[-1] += last
-    moved = list(places)
-    for group in groups:
-        for n, i in enumerate(group):
-            moved[i] = _edge(group, places, gap, -1) + n * gap
-    return moved
-
-
-def _edge(group: list[int], places: Sequence[float], gap: float, side: int) -> float:
-    return sum(places[i] for i in group) / len(group) + side * gap * (len(group) - 1) / 2
+    moved = {i: first(group) + n * gap for group in groups for n, i in enumerate(group)}
+    return [moved[i] for i in range(len(places))]
 
 
 @matplotlib.style.context(["default", STYLE])
@@ -171,13 +172,14 @@ def bars(names: Sequence[str], values: Sequence[float], label: str) -> Figure:
 def matrix(shares: np.ndarray, names: Sequence[str] | None, rows: str, columns: str) -> Figure:
     """Shares (C, C) in percent as tints, with their figures where the rows and columns have names."""
     figure, axes = new(5.2, 4.9)
+    most = max(1.0, float(shares.max()))
     tint = LinearSegmentedColormap.from_list("tint", [(0, 0.447, 0.698, 0), (0, 0.447, 0.698, 1)])
-    axes.imshow(shares, tint, vmin=0, vmax=100, interpolation="none", aspect="auto")
+    axes.imshow(shares, tint, vmin=0, vmax=most, interpolation="none", aspect="auto")
     if names:
         axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
         axes.set_yticks(range(len(names)), names)
         for (r, c), share in np.ndenumerate(shares):
-            colour = "white" if share > 65 else INK
+            colour = "white" if share > 0.65 * most else INK
             axes.text(float(c), float(r), f"{share:.0f}", ha="center", va="center", color=colour, size=8)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
