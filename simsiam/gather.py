@@ -17,10 +17,11 @@ from simsiam.config import IMMATERIAL
 from simsiam.monitor import COLLAPSED
 from utils.errors import UserError, check
 from utils.files import is_locked
-from utils.page import is_ours
+from utils.page import is_by
 from utils.runfolder import RunFolder
 
 LONGEST = 90  # letters of a label
+GENERATOR = "SimSiam report"  # by which a page of ours is known
 NOTHING = "\u2013"  # where there is no figure
 
 
@@ -208,11 +209,12 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         UserError: one of them is no run, or none has an epoch.
     """
     folders = {path.resolve(): path for path in (Path(path).expanduser() for path in paths)}
+
+    def earlier_report(path: Path) -> bool:  # `runs/*` has it too
+        return is_by(GENERATOR, path / "index.html") and not RunFolder(path).config.exists()
+
     try:
-        reports = [
-            path for path in folders.values() if is_ours(path / "index.html") and not RunFolder(path).config.exists()
-        ]
-        runs = [read_run(path) for path in folders.values() if path not in reports]  # `runs/*` has them too
+        runs = [read_run(path) for path in folders.values() if not earlier_report(path)]
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
     check(any(run.rows for run in runs), f"{', '.join(map(str, folders.values()))}: no epoch is recorded yet")

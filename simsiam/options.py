@@ -395,7 +395,11 @@ class NeighboursOptions:
 class ReportOptions:
     """Which runs, and where the page goes."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    runs: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(one at least)"),
+    ]
     """Run folders, of finished runs or of such that still train or were killed."""
     output: Annotated[str | None, left_out("DIR", "report in the run's folder, or in that which holds the runs")] = None
     """Folder for index.html and figures/*.png. An earlier report there is replaced, and nothing else."""

@@ -114,19 +114,20 @@ def count_classes(subject: Subject, bank: Tensor, queries: Tensor, name: str) ->
 def flat(features: Tensor, name: str) -> tuple[np.ndarray, str]:
     """(n, F) -> (n, 2), and the name of what did it: t-SNE where scikit-learn is installed, else PCA."""
     n = len(features)
-    if n < 3:
-        return np.zeros((n, 2)), "nothing: there are too few images"
     torch.manual_seed(0)  # pca_lowrank draws
     centred = features - features.mean(dim=0)
     basis = torch.pca_lowrank(centred, min(50, *features.shape), center=False)[2]
     narrow = (centred @ basis).cpu().numpy()
-    try:
-        from sklearn.manifold import TSNE  # no requirement of this program
-    except ImportError:
-        return narrow[:, :2], "PCA"
-    say(f"map of the features of {name}: {n:,} test images by t-SNE")
-    perplexity = min(30.0, (n - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(narrow), "t-SNE"
+    if n >= 10 and narrow[:, 0].std() > 1e-6:  # t-SNE makes nothing of few points, or of the same one again and again
+        try:
+            from sklearn.manifold import TSNE  # no requirement of this program
+
+            say(f"map of the features of {name}: {n:,} test images by t-SNE")
+            perplexity = min(30.0, (n - 1) / 3)
+            return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(narrow), "t-SNE"
+        except ImportError:
+            pass
+    return np.pad(narrow[:, :2], ((0, 0), (0, max(0, 2 - narrow.shape[1])))), "PCA"
 
 
 def stored_views(run: Run) -> Image.Image | None:

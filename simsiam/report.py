@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from simsiam.config import Report, command_line
-from simsiam.gather import NOTHING, Group, Run, cell, group, measures, number, part, read_runs
+from simsiam.gather import GENERATOR, NOTHING, Group, Run, cell, group, measures, number, part, read_runs
 from simsiam.pictures import SAME, Tile, gallery
 from simsiam.portrait import Classes, Portrait, draw_portrait, known_classes, stored_views
 from utils import charts, page
@@ -66,7 +66,7 @@ def report(config: Report) -> None:
     title = f"SimSiam: {runs[0].name}" if len(runs) == 1 else f"SimSiam: {len(runs)} runs"
     pictures.sweep()
     index = output / "index.html"
-    write_text(index, page.page(title, body, charts.css(dark=False), charts.css(dark=True)))
+    write_text(index, page.page(title, body, charts.css(dark=False), charts.css(dark=True), GENERATOR))
     for g in groups:
         say(f"{g.name} ({state(g)})")
     short = [row for row in figures(groups) if row[0] in ("kNN, last (%)", "loss", "z_std")]
@@ -89,7 +89,10 @@ def check_output(output: Path) -> None:
     for folder in (output, output / "figures"):
         check_writable(folder, "--output")
     index = output / "index.html"
-    check(not index.exists() or page.is_ours(index), f"{index} is not a report of this program: give another --output")
+    check(
+        not index.exists() or page.is_by(GENERATOR, index),
+        f"{index} is not a report of this program: give another --output",
+    )
 
 
 class Pictures:
@@ -306,7 +309,7 @@ def classes(found: Classes, prefix: str, pictures: Pictures) -> Iterator[Markup]
     r, c = (int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
     worst = f"most often {found.names[r]} is taken for {found.names[c]} ({wrong[r, c]:.1f} %)"
     drawn = pictures.chart(f"{prefix}confusion", chart, f"Confusion of classes: {worst}")
-    yield page.figure(drawn, f"Confusion, in % of each true class; the darkest is {shares.max():.0f} %: {worst}.")
+    yield page.figure(drawn, f"Confusion, in % of each true class (the darkest is {shares.max():.0f} %); {worst}.")
 
 
 def views(picture: Image.Image, prefix: str, pictures: Pictures) -> Markup:

@@ -5,19 +5,24 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from xml.etree.ElementTree import Element
 
 import html5lib
+import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from torch.utils.tensorboard.writer import SummaryWriter
 
 import main
 from simsiam.config import Pretrain, command_line, parse, settings
 from simsiam.gather import group, read_run
+from simsiam.portrait import flat
 from tests.conftest import SMALL
 from utils import charts, page
 from utils.files import lock_folder
@@ -190,6 +195,29 @@ def test_a_run_remembers_its_hardware_and_the_page_tells_it(run: Path, program: 
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("hardware", "software"))
     assert program("report", str(run), "--no-pictures")[0] == 0
     assert cells(run / "report" / "index.html", "processor") == ["unknown"]
+
+
+def test_what_only_tensorboard_has_is_drawn_too(run: Path, program: Program) -> None:
+    with SummaryWriter(str(run / "tensorboard")) as writer:
+        for row in rows(run):
+            writer.add_scalar("perf/mfu", 0.1 * row["epoch"], row["step"] - 1)  # as on a GPU
+    assert read_run(run).curve("perf/mfu") == {1: pytest.approx(0.1), 2: pytest.approx(0.2), 3: pytest.approx(0.3)}
+    assert program("report", str(run), "--no-pictures")[0] == 0
+    assert (run / "report" / "figures" / "mfu.png").exists()
+
+
+def test_without_scikit_learn_the_map_is_by_pca(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = torch.randn(60, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(8, 0, -1)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "sklearn.manifold", None)
+        points, method = flat(features, "run")
+    x = (features - features.mean(dim=0)).double().numpy()
+    theirs = x @ np.linalg.svd(x)[2][:2].T
+    assert method == "PCA" and np.allclose(np.abs(points), np.abs(theirs), atol=1e-3)  # the signs are anyone's
+    assert flat(features, "run")[1] == "t-SNE"
+    for few in (torch.ones(50, 8), torch.ones(1, 8)):  # collapsed; alone
+        points, method = flat(few, "run")
+        assert method == "PCA" and points.shape == (len(few), 2) and np.isfinite(points).all()
 
 
 # ---------------------------------------------------------------- runs that are not whole

@@ -179,7 +179,7 @@ def matrix(shares: np.ndarray, names: Sequence[str] | None, rows: str, columns: 
         axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
         axes.set_yticks(range(len(names)), names)
         for (r, c), share in np.ndenumerate(shares):
-            colour = "white" if share > 0.65 * most else INK
+            colour = "white" if share > 0.85 * most else INK
             axes.text(float(c), float(r), f"{share:.0f}", ha="center", va="center", color=colour, size=8)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

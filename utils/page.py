@@ -9,8 +9,6 @@ from pathlib import Path
 
 from PIL import Image
 
-GENERATOR = "SimSiam report"  # by which a page of ours is known
-
 STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 72rem; background: var(--paper); color: var(--ink);
@@ -45,9 +43,9 @@ img { display: block; max-width: 100%; height: auto; }
 """
 
 
-def is_ours(index: Path) -> bool:
-    """Whether a file is such a page."""
-    return index.is_file() and GENERATOR in index.read_text(errors="replace")[:2000]
+def is_by(generator: str, index: Path) -> bool:
+    """Whether a file is a page of this generator."""
+    return index.is_file() and f'content="{generator}"' in index.read_text(errors="replace")[:2000]
 
 
 class Markup(str):
@@ -92,11 +90,12 @@ def picture(image: Image.Image, alt: str, scale: float = 1) -> Markup:
     return Markup(f'<img class="pixels" src="data:image/webp;base64,{data}" alt="{text(alt)}"{given}>')
 
 
-def page(title: str, body: Iterable[Markup], light: str, dark: str) -> str:
+def page(title: str, body: Iterable[Markup], light: str, dark: str, generator: str) -> str:
     """The whole page, in ASCII, so that no locale can spoil it.
 
     Args:
         light, dark: CSS variables of either.
+        generator: by which `is_by` knows the page again.
     """
     variables = f":root {{ color-scheme: light dark; {light} }}"
     variables += f"\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
@@ -107,7 +106,7 @@ def page(title: str, body: Iterable[Markup], light: str, dark: str) -> str:
         '<head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f'<meta name="generator" content="{GENERATOR}">',
+        f'<meta name="generator" content="{generator}">',
         f"<title>{text(title)}</title>",
         f"<style>{variables}{STYLE}</style></head>",
         "<body>",
