@@ -1,7 +1,6 @@
 """What runs left behind, read for a report: what is damaged or not there yet is left out, and said."""
 
 import json
-import math
 import string
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from utils.files import is_locked
 from utils.page import is_by
 from utils.runfolder import RunFolder
 
+LARGEST = 1e12  # of numbers that can be drawn; not a number is not below it
 LONGEST = 90  # letters of a label
 GENERATOR = "SimSiam report"  # by which a page of ours is known
 NOTHING = "\u2013"  # where there is no figure
@@ -27,7 +27,7 @@ NOTHING = "\u2013"  # where there is no figure
 
 def number(value: Any) -> float | None:
     """A finite number, or None: files may hold anything."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
     return float(value) if known else None
 
 
@@ -94,6 +94,7 @@ def read_run(path: Path) -> Run:
     check(path.is_dir(), f"{path}: no such folder")
     check(folder.config.exists() or folder.metrics.exists(), f"{path} is not the folder of a run")
     rows = [row for row in folder.rows() if isinstance(row, dict) and isinstance(row.get("epoch"), int)]
+    rows = [row for row in rows if number(row["epoch"]) is not None]
     run = Run(folder, rows, running=is_locked(path), finished=folder.summary.exists())
     try:
         content = yaml.safe_load(folder.config.read_text(errors="replace"))

@@ -21,6 +21,7 @@ from utils.knn import knn_predict
 from utils.terminal import say, tracked
 
 QUERIES, NEAREST = 8, 8  # rows and neighbours of the gallery
+LARGEST = 2**22  # pixels of views that are taken as ours
 MAP_IMAGES = 2000  # points of the map
 
 
@@ -133,7 +134,10 @@ def flat(features: Tensor, name: str) -> tuple[np.ndarray, str]:
 def stored_views(run: Run) -> Image.Image | None:
     """`views.png`, a pixel of it a pixel of the views."""
     try:
-        picture = Image.open(run.folder.views).convert("RGB")
+        picture = Image.open(run.folder.views)
+        if picture.width * picture.height > LARGEST:
+            return None
+        picture = picture.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
     return picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.NEAREST)
