@@ -1,5 +1,6 @@
 """One frozen dataclass for each command: the options that it takes. The command line is made from it."""
 
+import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ class Pretrain(
 
     The same command again resumes a run that was cut off. Runs are folders below --save-dir.
 
-    Further commands, each with a --help of its own: knn, linear, finetune, embed, neighbours, export.
+    Further commands, each with a --help of its own: knn, linear, finetune, embed, neighbours, export,
+    report.
     """
 
     __post_init__ = check_groups
@@ -124,6 +126,23 @@ class Export(options.ImageOptions, options.ExportOptions, options.CheckpointOpti
     __post_init__ = check_groups
 
 
+@dataclass(frozen=True)
+class Report(options.AcceleratorOptions, options.ReportOptions):
+    """Write one HTML page of a run, or of several side by side, and its figures as PNG.
+
+    `python main.py report runs/simsiam_cifar10` or `python main.py report runs/*`
+
+    Curves (kNN, loss, z_std, learning rate, images/s), a table of all that was measured, nearest neighbours, accuracy
+    and confusion of classes, a map of the features, views, and the command, versions and hardware of each run. Runs are
+    named by what differs in their settings; those that differ in nothing but the seed are drawn as their mean, with a
+    band of one deviation.
+
+    The page needs no network and nothing beside itself. Call it again, also while a run trains, to see it as it is now.
+    """
+
+    __post_init__ = check_groups
+
+
 COMMANDS: dict[str, type] = {
     "pretrain": Pretrain,
     "knn": Knn,
@@ -132,6 +151,7 @@ COMMANDS: dict[str, type] = {
     "embed": Embed,
     "neighbours": Neighbours,
     "export": Export,
+    "report": Report,
 }
 
 NAMING = {"exp_name", "version", "ckpt_dir"}  # an earlier run's own: a run that starts from its file is another
@@ -153,6 +173,18 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
 def settings(config: Pretrain) -> dict[str, Any]:
     """What `config.yaml` and a checkpoint remember of a configuration: plain scalars."""
     return {name: value for name, value in asdict(config).items() if name not in ONCE}
+
+
+def command_line(settings: dict[str, Any], between: str = " ") -> str:
+    """The command that starts a run of these settings, for a shell: of the flags, those that are not the default.
+
+    Args:
+        between: what stands before each flag.
+    """
+    usual = asdict(Pretrain())
+    given = {name: value for name, value in settings.items() if name in usual and value != usual[name]}
+    flags = commandline.flags({name: value for name, value in given.items() if name not in ONCE})
+    return between.join(["python main.py", *map(shlex.quote, flags)])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -100,6 +100,11 @@ def absent(name: str, data_dir: str) -> bool:
     return name != "patterns" and not (Path(data_dir).expanduser() / _source(name).base_folder).is_dir()
 
 
+def at_hand(name: str, data_dir: str) -> bool:
+    """Whether a data set can be loaded as it lies: all of its files are there and whole."""
+    return name == "patterns" or not _missing(_source(name), Path(data_dir).expanduser())
+
+
 def placeholders(name: str, train_images: int | None, test_images: int | None) -> tuple[Images, Images]:
     """As many images and classes as `load` will return once the data set is there: zeros, which take no memory."""
     *sizes, classes = PUBLISHED[name]

@@ -16,7 +16,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from models.resnet import BACKBONES, ResNet
 from simsiam.config import Embed, Export, Finetune, Knn, Linear, Neighbours
-from simsiam.datasets import Images, fetch, load
+from simsiam.datasets import Images, at_hand, fetch, load
 from simsiam.features import CHUNK, extract_chunks
 from simsiam.load import Trained, load_trained
 from utils.errors import UserError, check
@@ -106,11 +106,14 @@ def open_checkpoint(config: Config, device: torch.device) -> Model:
     return Model(trained, mean, std, device)
 
 
-def open_subject(config: Config, device: torch.device, from_scratch: int | None = None) -> Subject:
+def open_subject(
+    config: Config, device: torch.device, from_scratch: int | None = None, download: bool = True
+) -> Subject:
     """The checkpoint, and images: those of its run, unless others are asked for.
 
     Args:
         from_scratch: a seed, to put random weights into the backbone.
+        download: a data set that is not there.
 
     Raises:
         UserError: either cannot be had.
@@ -126,7 +129,10 @@ def open_subject(config: Config, device: torch.device, from_scratch: int | None 
         there = Path(known.get("data_dir") or "").expanduser()
         data_dir = str(there) if known.get("data_dir") and there.is_dir() else "./data"
     sizes = (config.train_images or known.get("train_images"), config.test_images or known.get("test_images"))
-    fetch(dataset, data_dir, config.data_url)
+    if download:
+        fetch(dataset, data_dir, config.data_url)
+    else:
+        check(at_hand(dataset, data_dir), f"{dataset} is not in {data_dir}")
     train, test = load(dataset, data_dir, *sizes)
     if from_scratch is not None:
         trained = trained._replace(backbone=random_backbone(trained, from_scratch).to(device), projector=None)

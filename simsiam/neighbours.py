@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from simsiam.config import Neighbours
+from simsiam.datasets import Images
 from simsiam.evaluation import Results, open_subject, results_name
 from simsiam.pictures import OTHER, SAME, Tile, gallery
 from utils.device import choose_device
@@ -35,15 +37,8 @@ def neighbours(config: Neighbours) -> None:
     queries = subject.features(images, "queries")
     similarity, nearest = (queries @ subject.features(train.images, "train images").T).topk(config.k, dim=1)
 
-    rows, alike = [], 0
-    for i, (name, label) in enumerate(zip(names, labels, strict=True)):
-        row = [Tile(images[i], name)]
-        for cosine, j in zip(similarity[i].tolist(), nearest[i].tolist(), strict=True):
-            found = int(train.labels[j])
-            frame = None if label < 0 else SAME if found == label else OTHER
-            alike += found == label
-            row.append(Tile(train.images[j], f"{subject.classes[found]} {cosine:.2f}", frame))
-        rows.append(row)
+    rows = gallery_rows(train, [Tile(*query) for query in zip(images, names, strict=True)], labels, similarity, nearest)
+    alike = sum(tile.frame == SAME for row in rows for tile in row)
     heading = (
         f"Left: queries. Right of each: the {config.k} train images of {subject.dataset} nearest to it, by cosine."
     )
@@ -58,6 +53,25 @@ def neighbours(config: Neighbours) -> None:
     results.write(
         figures, pictures=lambda writer, step: writer.add_image("neighbours", pixels, step, dataformats="HWC")
     )
+
+
+def gallery_rows(
+    train: Images, queries: list[Tile], labels: list[int], similarity: Tensor, nearest: Tensor
+) -> list[list[Tile]]:
+    """For each query itself and its neighbours, framed where the query has a label (else it is -1).
+
+    Args:
+        similarity, nearest: (Q, k), cosines and places among the train images.
+    """
+    rows = []
+    for query, label, cosines, places in zip(queries, labels, similarity.tolist(), nearest.tolist(), strict=True):
+        row = [query]
+        for cosine, j in zip(cosines, places, strict=True):
+            found = int(train.labels[j])
+            frame = None if label < 0 else SAME if found == label else OTHER
+            row.append(Tile(train.images[j], f"{train.classes[found]} {cosine:.2f}", frame))
+        rows.append(row)
+    return rows
 
 
 def evenly(n: int, count: int) -> list[int]:

@@ -415,6 +415,27 @@ class NeighboursOptions:
             check(1 <= getattr(self, name) <= 50, f"--{name} {getattr(self, name)}: 1 to 50")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Which runs, and where the page goes."""
+
+    runs: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(one at least)"),
+    ]
+    """Run folders, of finished runs or of such that still train or were killed."""
+    output: Annotated[str | None, left_out("DIR", "report in the run's folder, or in that which holds the runs")] = None
+    """Folder for index.html and figures/*.png. An earlier report there is replaced, and nothing else."""
+    pictures: bool = True
+    """Draw what needs a checkpoint and its images: neighbours, classes, the map of features. Of four runs at most."""
+    data_dir: Annotated[str | None, left_out("DIR", "where the run had it, or ./data")] = None
+    """Folder of the data sets. Nothing is downloaded: without its images a run has no such pictures."""
+
+    def __post_init__(self) -> None:
+        check(len(self.runs) > 0, "give the folder of a run, or of several: main.py report RUN [RUN ...]")
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """The file to make."""

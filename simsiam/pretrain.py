@@ -22,7 +22,7 @@ from simsiam.pictures import FirstViews, log_final_pictures
 from simsiam.record import Curves, ProgressLine, Recorder
 from utils import ranks
 from utils.checkpoint import AtomicCheckpointIO, BackgroundCheckpointIO, previous, read_resumable
-from utils.device import choose_accelerator, choose_precision
+from utils.device import choose_accelerator, choose_precision, hardware
 from utils.errors import RunFailure, UserError, check
 from utils.export import BACKBONE, write_weights
 from utils.files import write_json
@@ -68,6 +68,7 @@ def pretrain(config: Pretrain) -> None:
             "in_dim": config.num_features,
             "train_images": len(data.train),
             "test_images": len(data.test),
+            "hardware": hardware(accelerator),
         }
         about = {"command": "pretrain", "settings": settings(config), "resolved": resolved, "versions": versions()}
         start = ranks.from_first(lambda: claim(config, run, (state, found), start, about, words, held))

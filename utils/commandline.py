@@ -51,7 +51,7 @@ def parse(command: type[Command], args: list[str], prog: str, not_from_file: Col
     os.environ["COLUMNS"] = "100000"  # tyro draws a box around its message: let it not fold
     try:
         with contextlib.redirect_stderr(printed):
-            flags = tyro.cli(nested, args=args, prog=prog)
+            parsed = tyro.cli(nested, args=args, prog=prog)
     except SystemExit as stop:
         if not stop.code:  # it printed what was asked for
             raise
@@ -60,7 +60,7 @@ def parse(command: type[Command], args: list[str], prog: str, not_from_file: Col
         os.environ.pop("COLUMNS")
         if columns is not None:
             os.environ["COLUMNS"] = columns
-    return command(**{f.name: getattr(getattr(flags, name), f.name) for name, g in named.items() for f in fields(g)})
+    return command(**{f.name: getattr(getattr(parsed, name), f.name) for name, g in named.items() for f in fields(g)})
 
 
 def _message(box: str) -> str:
@@ -92,13 +92,16 @@ def _flags_of_file(command: type[Any], args: list[str], leave_out: Collection[st
     assert isinstance(settings, dict)
     unknown = settings.keys() - {f.name for f in fields(command)}
     check(not unknown, f"--config {file}: unknown setting {', '.join(sorted(map(str, unknown)))}")
-    flags = []
+    return flags({name: value for name, value in settings.items() if name not in leave_out})
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    """Settings written as flags; one that is None is left out."""
+    written = []
     for name, value in settings.items():
-        if name in leave_out:
-            continue
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
+            written.append(f"--{flag}" if value else f"--no-{flag}")
         elif value is not None:
-            flags.append(f"--{flag}={value}")
-    return flags
+            written.append(f"--{flag}={value}")
+    return written

@@ -1,7 +1,11 @@
 """Which device and which precision, where "auto" is asked for."""
 
+import os
+import platform
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +46,26 @@ def choose_precision(precision: str, accelerator: str) -> Any:
         precision = "bf16" if accelerator == "gpu" and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
     check(precision != "16" or accelerator == "gpu", "--precision 16 needs a GPU: take bf16 or 32")
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+
+
+def hardware(accelerator: str) -> dict[str, Any]:
+    """What computes: the processor, and the cores that are ours; with `accelerator` "gpu" its name and memory."""
+    about: dict[str, Any] = {"cpu": _processor(), "cores": os.cpu_count()}
+    if hasattr(os, "sched_getaffinity"):
+        about["cores"] = len(os.sched_getaffinity(0))
+    if accelerator == "gpu":
+        gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+        about |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1)}
+    return about
+
+
+def _processor() -> str | None:
+    """The processor's name; Linux tells more of it than Python knows."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine() or None
 
 
 def bf16_peak(device: torch.device) -> float:

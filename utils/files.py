@@ -66,6 +66,18 @@ def lock_folder(folder: Path, taken: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process has a folder for itself by `lock_folder`."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def sync_folder(folder: Path) -> None:
     """Bring a folder's entries to the disk: until then a rename can be undone by a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
