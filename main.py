@@ -27,7 +27,7 @@ def main(args: list[str]) -> int:
         home = importlib.import_module(f"simsiam.{HOME.get(name, name)}")  # now: --help need not wait for torch
         quiet()
         devices = getattr(config, "devices", None) or 1
-        if devices > 1 and not config.dry_run:
+        if devices > 1 and name == "pretrain" and not config.seeds and not config.dry_run:
             from utils import ranks
 
             started = ranks.environment()

@@ -46,8 +46,7 @@ class Pretrain(
 
     The same command again resumes a run that was cut off. Runs are folders below --save-dir.
 
-    Further commands, each with a --help of its own: knn, linear, finetune, embed, neighbours, export,
-    report.
+    Further commands, each with a --help of its own: knn, linear, finetune, embed, neighbours, export, report, ablate.
     """
 
     __post_init__ = check_groups
@@ -143,6 +142,33 @@ class Report(options.AcceleratorOptions, options.ReportOptions):
     __post_init__ = check_groups
 
 
+@dataclass(frozen=True)
+class Ablate(
+    options.MonitorOptions,
+    options.AugmentOptions,
+    options.MethodOptions,
+    options.NetworkOptions,
+    options.SpeedOptions,
+    options.DeviceOptions,
+    options.RunOptions,
+    options.OptimizerOptions,
+    options.DataOptions,
+    options.AblateOptions,
+):
+    """See what each part of SimSiam is for: the same run without one or the other, and the report of them all.
+
+    `python main.py ablate --epochs 50` trains the baseline and it without stop-gradient, without predictor and without
+    BN in the heads, with the same seed and data, one after another, or one on each GPU. Each is a run of its own in
+    SAVE_DIR/EXP_NAME/VARIANT; the same command again goes on where it was cut off.
+    """
+
+    __post_init__ = check_groups
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.save_dir).expanduser() / (self.exp_name or f"ablation_{self.dataset}") / (self.version or "")
+
+
 COMMANDS: dict[str, type] = {
     "pretrain": Pretrain,
     "knn": Knn,
@@ -152,10 +178,11 @@ COMMANDS: dict[str, type] = {
     "neighbours": Neighbours,
     "export": Export,
     "report": Report,
+    "ablate": Ablate,
 }
 
 NAMING = {"exp_name", "version", "ckpt_dir"}  # an earlier run's own: a run that starts from its file is another
-ONCE = {"config", "overwrite", "dry_run"}  # what a command line says for itself alone
+ONCE = {"config", "overwrite", "dry_run", "seeds"}  # what a command line says for itself alone
 
 # What may differ between a run and its continuation: where things are, what is measured, who computes.
 IMMATERIAL = {

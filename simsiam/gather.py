@@ -3,7 +3,7 @@
 import json
 import string
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from simsiam.config import IMMATERIAL
+from simsiam.config import IMMATERIAL, Pretrain
 from simsiam.monitor import COLLAPSED
 from utils.errors import UserError, check
 from utils.files import is_locked
@@ -180,9 +180,11 @@ def group(runs: Sequence[Run]) -> list[Group]:
 
 
 def words(run: Run, names: Sequence[str]) -> list[str]:
-    """These settings of a run; a switch that is on goes without saying, unless nothing else is to be said."""
-    told = [name for name in names if run.settings.get(name) is not True] or list(names)
-    return [run.shown(name) for name in told if run.settings]
+    """These settings of a run; a switch or a word at its default goes without saying."""
+    usual = asdict(Pretrain())
+    told = [name for name in names if isinstance(usual.get(name), int | float) and usual[name] is not True]
+    told = [name for name in names if name in told or run.settings.get(name) != usual.get(name)]
+    return [run.shown(name) for name in told] or ["baseline"] * (len(names) > 0) if run.settings else []
 
 
 def material(run: Run) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from simsiam.variants import USUAL, VARIANTS
 from utils.commandline import left_out
 from utils.errors import check
 
@@ -242,6 +243,8 @@ class RunOptions:
     """A further folder below it: SAVE_DIR/EXP_NAME/VERSION."""
     seed: int = 0
     """Same seed, same run: of the weights, the order and each augmentation."""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(help_behavior_hint="(default: the one run)")] = ()
+    """Train once for each of these seeds, in folders seed_N of the run's, and write the report of all."""
     ckpt_dir: Annotated[str | None, left_out("PATH", "none")] = None
     """Resume from this checkpoint: a .ckpt, or a folder that holds one. Its settings must be these."""
     model_path: Annotated[str | None, left_out("PATH", "none")] = None
@@ -256,7 +259,10 @@ class RunOptions:
     """Print what would be trained and where it would write, and exit."""
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        for seed in (self.seed, *self.seeds):
+            check_seed(seed)
+        check(len(set(self.seeds)) == len(self.seeds), "--seeds: each once")
+        check(not self.seeds or self.ckpt_dir is None, "--ckpt-dir: goes with one run, without --seeds")
         check(self.checkpoint_every is None or self.checkpoint_every >= 1, "--checkpoint-every: at least 1")
         check(not (self.ckpt_dir and self.model_path), "--ckpt-dir resumes, --model-path starts anew: give one of them")
         for flag, value in (("--exp-name", self.exp_name), ("--version", self.version)):
@@ -444,3 +450,17 @@ class ExportOptions:
     """safetensors (weights under torchvision's names), torch-export (a .pt2 program for torch), or onnx."""
     output: Annotated[str | None, left_out("FILE", "backbone.SUFFIX in the results folder")] = None
     """Where to write it: a name that ends in .safetensors, .pt2 or .onnx, as the format has it."""
+
+
+@dataclass(frozen=True)
+class AblateOptions:
+    """What is taken away or changed, one thing at a time."""
+
+    variants: tuple[str, ...] = USUAL
+    """The paper's: baseline, no-stop-grad, no-predictor, fixed-predictor, constant-predictor-lr, no-bn, hidden-bn and
+    all-bn (in the heads), asymmetric, and batch-64 to batch-4096 (the rate follows the batch)."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.variants if name not in VARIANTS]
+        check(not unknown, f"--variants {' '.join(unknown)}: there are {', '.join(VARIANTS)}")
+        check(len(set(self.variants)) == len(self.variants) > 0, "--variants: at least one, each once")

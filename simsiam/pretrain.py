@@ -36,6 +36,11 @@ def pretrain(config: Pretrain) -> None:
 
     Everything that a person could have got wrong is found before anything is written.
     """
+    if config.seeds:
+        from simsiam import several
+
+        several.run_all({f"seed {run.seed}": run for run in several.of_seeds(config)})
+        return
     accelerator = choose_accelerator(config.accelerator)
     precision = choose_precision(config.precision, accelerator)
     run = RunFolder(config.run_dir)

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from simsiam.config import Report, command_line
+from simsiam.config import Pretrain, Report, command_line
 from simsiam.gather import GENERATOR, NOTHING, Group, Run, cell, group, measures, number, part, read_runs
 from simsiam.pictures import SAME, Tile, gallery
 from simsiam.portrait import Classes, Portrait, draw_portrait, known_classes, stored_views
+from simsiam.variants import paper_says
 from utils import charts, page
 from utils.device import choose_accelerator
 from utils.errors import UserError, check
@@ -24,6 +26,8 @@ from utils.terminal import print_table, say
 
 PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")
 PORTRAITS = 4  # runs that are shown by pictures
+PAPER = "paper (%)"
+SHORT = ("kNN, last (%)", "loss", "z_std", PAPER)  # in the terminal
 MANY_CLASSES = 20  # of more, charts show the extremes
 CURVES = (  # column, axis, whether the axis begins at zero, what is seen
     (
@@ -69,7 +73,7 @@ def report(config: Report) -> None:
     write_text(index, page.page(title, body, charts.css(dark=False), charts.css(dark=True), GENERATOR))
     for g in groups:
         say(f"{g.name} ({state(g)})")
-    short = [row for row in figures(groups) if row[0] in ("kNN, last (%)", "loss", "z_std")]
+    short = [row for row in figures(groups) if row[0] in SHORT]
     names, *columns = zip(*short, strict=True)
     plain = [[value.replace("\u00b1", "+-").replace(NOTHING, "-") for value in column] for column in columns]
     print_table("", ["", *names], [[g.mark, *column] for g, column in zip(groups, plain, strict=True)])
@@ -141,7 +145,11 @@ def front(groups: list[Group]) -> Iterator[Markup]:
         words = element("span", f" ({state(g)})", class_="small")
         yield element("p", key(g, "legend"), g.label, words)
     columns = [key(g, "runs") if g.mark else g.label for g in groups]
-    yield page.table("After the last epoch; kNN is top-1 on the test images.", ["", *columns], figures(groups))
+    rows = figures(groups)
+    about = "After the last epoch; kNN is top-1 on the test images."
+    if rows[-1][0] == PAPER:
+        about += " Of the paper: ImageNet, linear, 100 epochs."
+    yield page.table(about, ["", *columns], rows)
 
 
 def state(group: Group) -> str:
@@ -165,6 +173,8 @@ def figures(groups: list[Group]) -> list[list[str]]:
     def time(group: Group) -> str:
         return str(timedelta(seconds=round(sum(sum(run.curve("seconds").values()) for run in group.runs))))
 
+    said = paper_says([g.runs[0].settings for g in groups], asdict(Pretrain()))
+    paper = [[PAPER, *(words or NOTHING for words in said)]] if any(said) else []
     return [
         ["kNN, last (%)", *(g.each(last("kNN_accuracy")) for g in groups)],
         ["kNN, best (%)", *(g.each(best) for g in groups)],
@@ -173,6 +183,7 @@ def figures(groups: list[Group]) -> list[list[str]]:
         ["z_std", *(g.each(last("z_std"), 3) for g in groups)],
         ["images/s, mean", *(g.each(speed, 0, ",") for g in groups)],
         ["time, in all", *map(time, groups)],
+        *paper,
     ]
 
 

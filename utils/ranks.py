@@ -65,13 +65,13 @@ def joined(devices: int | None, nodes: int | None, gpu: bool) -> Iterator[None]:
     Raises:
         UserError: another number of them was started.
     """
+    _end_with_parent()
     found = environment()
     if found is None or found.world_size() == 1:
         check(devices in (None, 1), f"--devices {devices}: one process was started here; leave the flag out")
         check(nodes in (None, 1), f"--num-nodes {nodes}: {ELSEWHERE}")
         yield
         return
-    _end_with_parent()
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = found.main_address, str(found.main_port)
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     distributed.init_process_group(backend, rank=found.global_rank(), world_size=found.world_size(), timeout=PATIENCE)

@@ -1,0 +1,124 @@
+"""Several runs by one command: each in a process of its own, one after another or one for each GPU."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simsiam.config import Pretrain, Report
+from utils import commandline, ranks
+from utils.errors import RunFailure, Stopped
+from utils.runfolder import RunFolder
+from utils.terminal import say
+
+MAIN = Path(__file__).parent.parent / "main.py"
+
+
+def of_seeds(config: Pretrain) -> list[Pretrain]:
+    """The run of each of `--seeds`, in a folder `seed_N` below the run's own; the run itself where there are none."""
+    where = config.run_dir
+    if not config.seeds:
+        return [config]
+    alone = replace(config, seeds=(), save_dir=str(where.parent), exp_name=where.name)
+    return [replace(alone, seed=seed, version=f"seed_{seed}") for seed in config.seeds]
+
+
+def run_all(runs: Mapping[str, Pretrain]) -> None:
+    """Train each run that is not finished yet, then write the report of all.
+
+    Args:
+        runs: by what is said of them.
+
+    Raises:
+        SystemExit: with the status of a run that a person has to mend, or that was told to stop; it has said why.
+        RunFailure: once all others are trained, where one came to nothing.
+    """
+    gpus = torch.cuda.device_count() if next(iter(runs.values())).accelerator != "cpu" else 0
+    failed = _Processes(runs, at_once=max(1, gpus)).run()
+    if any(config.dry_run for config in runs.values()):
+        return
+    trained = tuple(str(config.run_dir) for config in runs.values() if RunFolder(config.run_dir).rows())
+    if trained:
+        from simsiam.report import report
+
+        report(Report(runs=trained, accelerator=next(iter(runs.values())).accelerator))
+    if failed:
+        words = ", ".join(f"{name} (status {status})" for name, status in failed.items())
+        raise RunFailure(f"not brought to their end: {words}", max(failed.values()))
+
+
+class _Processes:
+    """The processes of the runs; what this one is told, they are told."""
+
+    def __init__(self, runs: Mapping[str, Pretrain], at_once: int) -> None:
+        self.waiting = dict(runs)
+        self.of, self.at_once = len(runs), min(at_once, len(runs))
+        self.running: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}  # by place, which is a GPU
+        self.failed: dict[str, int] = {}
+
+    def run(self) -> dict[str, int]:
+        """The statuses of those that collapsed or diverged, once all have ended."""
+        try:
+            while self.waiting or self.running:
+                for place in range(self.at_once):
+                    if place not in self.running and self.waiting:
+                        self._start(place)
+                self._look()
+        except Stopped as stopped:
+            self._stop(stopped.number)
+            raise SystemExit(128 + stopped.number) from None
+        return self.failed
+
+    def _start(self, place: int) -> None:
+        name = next(iter(self.waiting))
+        config = self.waiting.pop(name)
+        say(f"\n{self.of - len(self.waiting)} of {self.of}: {name}")
+        told = {**os.environ, ranks.ALONE: str(os.getpid())}
+        if self.at_once > 1:
+            told["CUDA_VISIBLE_DEVICES"] = str(place)
+        command = [sys.executable, str(MAIN), *flags(config)]
+        quiet = subprocess.DEVNULL if self.at_once > 1 else None  # of several at once, the lines would be mixed
+        process = subprocess.Popen(command, env=told, stdout=quiet, start_new_session=True)  # Ctrl-C is passed on by us
+        self.running[place] = (name, process)
+
+    def _look(self) -> None:
+        time.sleep(0.05)
+        for place, (name, process) in list(self.running.items()):
+            status = process.poll()
+            if status is None:
+                continue
+            del self.running[place]
+            if status in (3, 4):  # what an ablation may be meant to show
+                self.failed[name] = status
+            elif status:
+                self._stop(signal.SIGTERM)
+                raise SystemExit(status if status > 0 else 128 - status)
+            elif self.at_once > 1:
+                say(f"done: {name}")
+
+    def _stop(self, number: int) -> None:
+        """Pass signals on from now, this one first, and wait."""
+
+        def pass_on(number: int, frame: Any = None) -> None:
+            for _, process in self.running.values():
+                process.send_signal(number)
+
+        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(each, pass_on)
+        pass_on(number)
+        for _, process in self.running.values():
+            process.wait()
+
+
+def flags(config: Pretrain) -> list[str]:
+    """The flags of a run; what `--config` said is in its settings already."""
+    usual = {field.name: field.default for field in fields(Pretrain)}
+    given = {name: value for name, value in asdict(config).items() if value != usual[name] and name != "config"}
+    return commandline.flags(given)
