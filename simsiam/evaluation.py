@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from models.resnet import BACKBONES, ResNet
+from models.resnet import ResNet
 from simsiam.config import Embed, Export, Finetune, Knn, Linear, Neighbours
 from simsiam.datasets import Images, fetch, load
 from simsiam.features import CHUNK, extract_chunks
-from simsiam.load import Trained, load_trained
+from simsiam.load import Trained, build_backbone, load_trained
 from utils.errors import UserError, check
 from utils.files import PARTIAL, check_writable, lock_folder, write_json
 from utils.origin import git_commit, versions
@@ -139,7 +139,7 @@ def random_backbone(trained: Trained, seed: int) -> ResNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         zero_init = about.get("settings", {}).get("zero_init_residual", True)
-        new = BACKBONES[about["backbone"]](about["width"], zero_init_residual=zero_init)
+        new = build_backbone(about, zero_init)
     new.mean, new.std, new.image_size = old.mean, old.std, old.image_size
     return new.eval()
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.resnet import BACKBONES, ResNet
+from models.resnet import ResNet
 from simsiam.augment import normalize
 from simsiam.config import Export
 from simsiam.evaluation import Results, open_subject
-from simsiam.load import load_strictly
+from simsiam.load import build_backbone, load_strictly
 from utils.errors import check
 from utils.export import BACKBONE, read_weights, write_weights
 from utils.files import write_atomically
@@ -75,7 +75,7 @@ def read(path: Path, format: str) -> tuple[Run, dict[str, Any]]:
     if format != "safetensors":
         return (read_onnx if format == "onnx" else read_torch_export)(path)
     about, state = read_weights(path, BACKBONE)
-    network = BACKBONES[about["backbone"]](about["width"])
+    network = build_backbone(about)
     load_strictly(network, state, path)
     return network.eval(), about
 
