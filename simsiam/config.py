@@ -140,7 +140,8 @@ ONCE = {"config", "overwrite", "dry_run"}  # what a command line says for itself
 # What may differ between a run and its continuation: where things are, what is measured, who computes.
 IMMATERIAL = {
     *("save_dir", "exp_name", "version", "ckpt_dir", "checkpoint_every", *ONCE),
-    *("data_dir", "data_url", "in_dim", "knn_every", "stop_on_collapse", "accelerator", "compile", "devices"),
+    *("data_dir", "data_url", "cache_dir", "data_memory", "skip_bad_images"),
+    *("in_dim", "knn_every", "stop_on_collapse", "accelerator", "compile", "devices"),
 }
 
 

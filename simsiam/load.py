@@ -89,14 +89,15 @@ def load_trained(path: str | Path, whole: bool = True) -> Trained:
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":
         about, state = read_weights(file, BACKBONE)
-        about = {"stem": "cifar"} | about  # older files know no other
+        about.setdefault("stem", "cifar")  # older files know no other
         check_about(about, file)
         backbone, projector = build_backbone(about), None
         load_strictly(backbone, state, file)
     else:
         content = read_state(file)
         hparams = content["hyper_parameters"]
-        about = {"stem": "cifar"} | {name: hparams[name] for name in FACTS if name in hparams}
+        about = {name: hparams[name] for name in FACTS if name in hparams}
+        about.setdefault("stem", "cifar")
         about |= {name: content[name] for name in PROVENANCE if name in content}
         check_about(about, file)
         try:

@@ -6,7 +6,8 @@ import torch
 
 from simsiam.config import Neighbours
 from simsiam.evaluation import Results, open_subject, results_name
-from simsiam.pictures import OTHER, SAME, Tile, gallery
+from simsiam.pictures import OTHER, SAME, Tile, gallery, nearest_others
+from simsiam.splits import stored_side
 from utils.device import choose_device
 from utils.errors import check
 from utils.files import write_atomically
@@ -21,34 +22,38 @@ def neighbours(config: Neighbours) -> None:
     train, backbone = subject.train, subject.trained.backbone
     results = Results(config, subject.trained, results_name("neighbours", config.output))
     output = results.output(config.output, "neighbours.png")
-    check(config.k <= len(train), f"--k {config.k}: there are {len(train)} train images")
+    there = len(train) - (not folder and len(subject.test) == 0)  # without the query itself
+    check(config.k <= there, f"--k {config.k}: there are {there} train images")
     if folder:
         folder.keep(evenly(len(folder), config.queries))
-        size = backbone.image_size or train.images.shape[-1]
+        size = stored_side(backbone.image_size or train.side)
         images = torch.cat(list(folder.read(size, config.skip_bad_images))).to(subject.device)
         names, labels = [file.name for file in folder.files], [-1] * len(folder)
     else:
-        places = evenly(len(subject.test), config.queries)
-        images, labels = subject.test.images[places], subject.test.labels[places].tolist()
-        names = [subject.classes[label] for label in labels]
+        asked = subject.test if len(subject.test) else train
+        places = torch.tensor(evenly(len(asked), config.queries), device=subject.device)
+        images, labels = asked.at(places), asked.labels[places].tolist()
+        names = asked.names(labels)
     subject.announce()
     queries = subject.features(images, "queries")
-    similarity, nearest = (queries @ subject.features(train.images, "train images").T).topk(config.k, dim=1)
+    bank = subject.features(train.images, "train images")
+    similarity, nearest = nearest_others(queries, bank, config.k, itself=not folder and len(subject.test) == 0)
+    found = train.at(nearest)  # (Q, k, 3, C, C)
 
     rows, alike = [], 0
     for i, (name, label) in enumerate(zip(names, labels, strict=True)):
         row = [Tile(images[i], name)]
-        for cosine, j in zip(similarity[i].tolist(), nearest[i].tolist(), strict=True):
-            found = int(train.labels[j])
-            frame = None if label < 0 else SAME if found == label else OTHER
-            alike += found == label
-            row.append(Tile(train.images[j], f"{subject.classes[found]} {cosine:.2f}", frame))
+        theirs = train.labels[nearest[i]].tolist()
+        for j, (cosine, its) in enumerate(zip(similarity[i].tolist(), theirs, strict=True)):
+            frame = None if label < 0 else SAME if its == label else OTHER
+            alike += its == label
+            row.append(Tile(found[i, j], f"{train.names([its])[0]} {cosine:.2f}".strip(), frame))
         rows.append(row)
     heading = (
         f"Left: queries. Right of each: the {config.k} train images of {subject.dataset} nearest to it, by cosine."
     )
     figures: dict[str, Any] = {"queries": len(names), "k": config.k, "output": str(output)}
-    if not folder:
+    if not folder and train.labelled:
         heading += " Blue frame: of the same class; orange: of another."
         figures["same_class"] = 100 * alike / (config.k * len(names))
     picture = gallery(heading, rows)

@@ -12,6 +12,8 @@ import tyro
 from utils.commandline import left_out
 from utils.errors import check
 
+Dataset = Literal["cifar10", "cifar100", "patterns", "folder", "arrays"]
+
 
 def check_seed(seed: int) -> None:
     check(0 <= seed < 2**63, f"--seed {seed}: 0 or more, and below 2**63")
@@ -21,21 +23,35 @@ def check_seed(seed: int) -> None:
 class DataOptions:
     """Which images."""
 
-    dataset: Literal["cifar10", "cifar100", "patterns"] = "cifar10"
-    """cifar10 and cifar100 are downloaded if need be; patterns is generated: no file, no network, a demonstration."""
+    dataset: Dataset = "cifar10"
+    """cifar10 and cifar100 are downloaded if need be; patterns is generated: no file, no network, a demonstration.
+    Your own: folder (of images: DIR/train/CLASS/* and DIR/val/CLASS/*, DIR/CLASS/*, or DIR/* without labels), and
+    arrays (an .npz of x_train, y_train, x_test, y_test)."""
     data_dir: str = "./data"
-    """Folder of the data sets, as torchvision lays them out."""
+    """Folder of the data sets, as torchvision lays them out; your folder of images; your .npz file."""
     data_url: Annotated[str | None, left_out("URL", "the publisher's")] = None
     """Another address of the data set's archive (a mirror); its checksum must be the published one."""
     train_images: Annotated[int | None, left_out("N", "all")] = None
-    """Use the first N images of the train split."""
+    """Use the first N images of the train split (of a folder: N spread evenly)."""
     test_images: Annotated[int | None, left_out("N", "all")] = None
-    """Use the first N images of the test split."""
+    """Use the first N images of the test split (of a folder: N spread evenly)."""
+    image_size: Annotated[int | None, left_out("PIXELS", "the data set's own; 96 of a folder")] = None
+    """Side of a view. Beyond 64, a folder's images are stored with a margin for the crops: 256 pixels for 224."""
+    cache_dir: Annotated[str | None, left_out("DIR", "~/.cache/simsiam")] = None
+    """Where a folder's decoded images are kept, until they change."""
+    skip_bad_images: bool = False
+    """Leave out the images of a folder that cannot be read, instead of an error."""
+    data_memory: Annotated[float | None, left_out("GIB", "half of what is free")] = None
+    """Memory that images may take where it computes. More of them are read from the disk while it trains."""
 
     def __post_init__(self) -> None:
         for name in ("train_images", "test_images"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"--{name.replace('_', '-')} {value}: at least 1, or leave it out")
+        size = self.image_size
+        check(size is None or 8 <= size <= 1024, f"--image-size {size}: 8 to 1024 pixels")
+        memory = self.data_memory
+        check(memory is None or 0 <= memory < math.inf, f"--data-memory {memory}: GiB, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,9 @@ class NetworkOptions:
     """The encoder f (backbone and projector) and the predictor h."""
 
     backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50"] = "resnet18"
-    """CIFAR-variant ResNet: 3x3 stem, no max-pooling. resnet10 is the small one, for a CPU."""
+    """resnet10 is the small one, for a CPU."""
+    stem: Annotated[Literal["cifar", "imagenet"] | None, left_out("{cifar,imagenet}", "cifar up to 64 pixels")] = None
+    """What the network begins with: cifar (3x3, no max-pooling) or imagenet (7x7 of stride 2, max-pooling)."""
     width: int = 64
     """Channels of the first stage; a resnet18 has 8 x width features, a resnet50 32 x width."""
     in_dim: Annotated[int | None, left_out("N", "follows from backbone and width")] = None
@@ -260,14 +278,16 @@ class CheckpointOptions:
 class ImageOptions(DataOptions):
     """Which images: those that the checkpoint was trained on, if nothing else is said."""
 
-    dataset: Annotated[Literal["cifar10", "cifar100", "patterns"] | None, left_out("NAME", "the checkpoint's")] = None
-    """cifar10, cifar100 or patterns."""
+    dataset: Annotated[Dataset | None, left_out("NAME", "the checkpoint's")] = None
+    """cifar10, cifar100, patterns, folder or arrays."""
     data_dir: Annotated[str | None, left_out("DIR", "where the run had it, or ./data")] = None
-    """Folder of the data sets, as torchvision lays them out."""
+    """Folder of the data sets, as torchvision lays them out; a folder of images; an .npz file."""
     train_images: Annotated[int | None, left_out("N", "as many as the run had")] = None
-    """Use the first N images of the train split."""
+    """Use the first N images of the train split (of a folder: N spread evenly)."""
     test_images: Annotated[int | None, left_out("N", "as many as the run had")] = None
-    """Use the first N images of the test split."""
+    """Use the first N images of the test split (of a folder: N spread evenly)."""
+    image_size: Annotated[int | None, left_out("PIXELS", "the checkpoint's")] = None
+    """Of a folder: the side of the images for which they were stored."""
 
 
 @dataclass(frozen=True)
@@ -358,8 +378,6 @@ class EmbedOptions:
     """The file to write: .npz (named arrays) or .npy (one table with named columns, to be memory-mapped)."""
     images: Annotated[str | None, left_out("DIR", "the data set")] = None
     """Embed all images in this folder and below it, instead of the data set: their central square, resized."""
-    skip_bad_images: bool = False
-    """Leave out the images of a folder that cannot be read, instead of an error."""
     split: Literal["both", "train", "test"] = "both"
     """Which part of the data set."""
 
@@ -378,8 +396,6 @@ class NeighboursOptions:
     """The picture to write."""
     images: Annotated[str | None, left_out("DIR", "test images")] = None
     """Take the queries from this folder of images, instead of the test images."""
-    skip_bad_images: bool = False
-    """Leave out the images of a folder that cannot be read, instead of an error."""
     queries: int = 10
     """How many queries, chosen evenly from all."""
     k: int = 10

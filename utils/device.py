@@ -1,7 +1,10 @@
 """Which device and which precision, where "auto" is asked for."""
 
+import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +45,28 @@ def choose_precision(precision: str, accelerator: str) -> Any:
         precision = "bf16" if accelerator == "gpu" and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
     check(precision != "16" or accelerator == "gpu", "--precision 16 needs a GPU: take bf16 or 32")
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are left: on a GPU, or to this process, by the machine, its control group and its own limits."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    left = [_field("/proc/meminfo", "MemAvailable:")]
+    for limit, now in ((resource.RLIMIT_DATA, "VmData:"), (resource.RLIMIT_AS, "VmSize:")):
+        if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
+            left.append(most - _field("/proc/self/status", now))
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no such group, or "max"
+        left.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(0, min(left))
+
+
+def _field(file: str, name: str) -> int:
+    """Bytes that /proc says; no limit where there is no /proc."""
+    try:
+        return next(int(line.split()[1]) * 1024 for line in Path(file).read_text().splitlines() if name in line)
+    except (OSError, StopIteration):
+        return 2**62
 
 
 def bf16_peak(device: torch.device) -> float:

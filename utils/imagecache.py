@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from utils.errors import UserError, check
@@ -110,7 +109,7 @@ def _read_index(file: Path) -> Index | None:
                     blocks.append(Block(content["crc32"], [Source(*source) for source in content["sources"]]))
     except (OSError, ValueError, TypeError, KeyError):
         pass
-    return facts and Index(facts, blocks, touched)
+    return None if facts is None else Index(facts, blocks, touched)
 
 
 def _sound(folder: Path, index: Index) -> list[bool]:
@@ -179,7 +178,7 @@ class _Making:
         free = shutil.disk_usage(self.folder).free
         check(
             need <= free,
-            f"{self.folder}: {need / 2**30:.1f} GiB are needed for the decoded images, and {free / 2**30:.1f} are free: "
+            f"{self.folder}: the decoded images take {need / 2**30:.1f} GiB more, and {free / 2**30:.1f} are free: "
             "make room, or give another --cache-dir",
         )
         with open(self.pixels, "ab") as pixels:
@@ -255,17 +254,15 @@ class _Making:
         with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:  # Pillow decodes and resizes without the GIL
             for sources in tracked(rest, len(self.sources) - start, f"decoding images of {self.source}"):
                 read = list(pool.map(self._read, sources))
-                images = [image.numpy() for image in read if not isinstance(image, str) for image in [image[1]]]
-                content = np.stack(images).tobytes() if images else b""
+                images = [one[1].numpy() for one in read if not isinstance(one, str)]
+                content = np.stack(images).data if images else b""
                 pixels.write(content)
                 pixels.flush()
-                yield Block(
-                    zlib.crc32(content),
-                    [
-                        source._replace(why=one) if isinstance(one, str) else source._replace(sha256=one[0])
-                        for source, one in zip(sources, read, strict=True)
-                    ],
-                )
+                noted = [
+                    source._replace(why=one) if isinstance(one, str) else source._replace(sha256=one[0])
+                    for source, one in zip(sources, read, strict=True)
+                ]
+                yield Block(zlib.crc32(content), noted)
 
     def _read(self, source: Source) -> tuple[str, Tensor] | str:
         """SHA-256 and pixels of a file, or why not."""
@@ -286,8 +283,3 @@ class _Making:
 
 def _line(**content: Any) -> bytes:
     return (json.dumps(content, ensure_ascii=False) + "\n").encode(errors="surrogateescape")
-
-
-def empty(side: int) -> Tensor:
-    """No images: (0, 3, C, C)."""
-    return torch.empty(0, 3, side, side, dtype=torch.uint8)

@@ -100,7 +100,7 @@ class Stored:
 
     def _read(self, into: np.ndarray, place: int) -> None:
         """Fill (bytes,) from the image at `place` on."""
-        view, offset = memoryview(into), (self.start + place) * self.row
+        view, offset = memoryview(into.data), (self.start + place) * self.row
         while view:
             got = os.preadv(self.descriptor, [view[: 2**30]], offset)
             if got == 0:
