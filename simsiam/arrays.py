@@ -49,10 +49,11 @@ def read_arrays(data_dir: str) -> tuple[Images, Images]:
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
-    with open(file, "rb") as start:
-        check(start.read(2) == b"PK", f"{file}: not an .npz file")
-    with np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files if name in KEYS}
+    with open(file, "rb") as content:
+        check(content.read(2) == b"PK", f"{file}: not an .npz file")
+        content.seek(0)
+        with np.load(content, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files if name in KEYS}
 
 
 def _pixels(file: Path, name: str, arrays: dict[str, np.ndarray]) -> torch.Tensor:
@@ -66,7 +67,7 @@ def _pixels(file: Path, name: str, arrays: dict[str, np.ndarray]) -> torch.Tenso
     right = x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[2] == x.shape[3] > 0
     check(right, f"{file}: {name} has shape {arrays[name].shape}: (N, S, S, 3), (N, 3, S, S) or (N, S, S) are images")
     check(len(x) > 0, f"{file}: {name} has no image")
-    return torch.from_numpy(np.ascontiguousarray(np.broadcast_to(x, (len(x), 3, *x.shape[2:]))))
+    return torch.from_numpy(np.repeat(x, 3, axis=1) if x.shape[1] == 1 else np.ascontiguousarray(x))
 
 
 def _labels(file: Path, split: str, arrays: dict[str, np.ndarray], n: int) -> torch.Tensor | None:

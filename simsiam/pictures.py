@@ -21,7 +21,7 @@ from simsiam.monitor import parts
 from simsiam.splits import Images
 from utils.runfolder import RunFolder
 
-MAP_IMAGES, THUMBNAIL = 1000, 64  # points of the embedding map, and the most pixels of each
+MAP_IMAGES, THUMBNAIL = 1000, 32  # points of the embedding map, and the most pixels of each
 
 
 def views_grid(data: ViewsDataModule, images: int = 8, epochs: int = 4) -> Tensor:
@@ -32,11 +32,11 @@ def views_grid(data: ViewsDataModule, images: int = 8, epochs: int = 4) -> Tenso
     """
     indices = torch.arange(min(images, len(data.train)), device=data.mean.device)
     originals = data.train.at(indices)
-    columns = [center(originals, data.size).float() / 255]
+    columns = [center(originals, data.size)]
     for epoch in range(epochs):
         for view in range(data.views):
             drawn = draw(indices, originals.shape[-1], seed=data.seed, epoch=epoch, view=view, policy=data.policy)
-            columns.append(apply(originals, drawn, data.size))
+            columns.append((apply(originals, drawn, data.size).clamp(0, 1) * 255).round().to(torch.uint8))
     return _grid(torch.stack(columns, dim=1))
 
 
@@ -55,7 +55,7 @@ def neighbours_grid(data: ViewsDataModule, features: Tensor, bank: Tensor, image
     nearest = nearest_others(features[:images], bank, k, itself=not tested)[1]  # (images, k)
     found = data.train.at(nearest)  # (images, k, 3, C, C)
     asked = (data.test if tested else data.train).images[: len(nearest)].to(found.device)
-    return _grid(torch.cat([asked[:, None], found], dim=1).float() / 255)
+    return _grid(torch.cat([asked[:, None], found], dim=1))
 
 
 def nearest_others(features: Tensor, bank: Tensor, k: int, itself: bool) -> tuple[Tensor, Tensor]:
@@ -70,9 +70,9 @@ def nearest_others(features: Tensor, bank: Tensor, k: int, itself: bool) -> tupl
 
 
 def _grid(rows: Tensor) -> Tensor:
-    """(R, C, 3, S, S) in 0 to 1 -> (3, H, W) uint8, one row a line."""
-    grid = make_grid(rows.flatten(0, 1).cpu(), nrow=rows.shape[1], padding=2, pad_value=1.0)
-    return (grid.clamp(0, 1) * 255).round().to(torch.uint8)
+    """(R, C, 3, S, S) uint8 -> (3, H, W) uint8, one row a line, in tiles of at most 96 pixels."""
+    tiles = torch.cat([_small(row, TILE) for row in rows])
+    return (make_grid(tiles, nrow=rows.shape[1], padding=2, pad_value=1.0) * 255).round().to(torch.uint8)
 
 
 def save_png(picture: Tensor, path: Path, scale: int = 2) -> None:
@@ -84,16 +84,19 @@ def save_png(picture: Tensor, path: Path, scale: int = 2) -> None:
 def log_embedding(writer: SummaryWriter, images: Images, features: Tensor, step: int) -> None:
     """The first images as points of TensorBoard's projector, with their thumbnails and class names."""
     shown = images.first(MAP_IMAGES)
-    thumbnails = shown.images[:].cpu().float() / 255
-    if shown.side > THUMBNAIL:
-        thumbnails = interpolate(thumbnails, (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)
     writer.add_embedding(
         features[: len(shown)].cpu(),
         metadata=[name or "image" for name in shown.names(shown.labels.tolist())],
-        label_img=thumbnails,
+        label_img=torch.cat([_small(chunk, THUMBNAIL) for chunk in shown.images.split(50)]),
         global_step=step,
         tag="embedding",
     )
+
+
+def _small(images: Tensor, most: int) -> Tensor:
+    """(B, 3, C, C) uint8 -> (B, 3, T, T) in 0 to 1, T at most `most`."""
+    x = images.cpu().float() / 255
+    return x if x.shape[-1] <= most else interpolate(x, (most, most), mode="bilinear", antialias=True)
 
 
 class FirstViews(pl.Callback):

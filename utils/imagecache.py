@@ -26,7 +26,7 @@ from utils.images import read_image, try_to_read
 from utils.stored import Stored
 from utils.terminal import say, tracked
 
-BLOCK = 256  # images decoded, written and noted at once
+BLOCK, HELD = 256, 2**24  # images decoded, written and noted at once: at most so many, or so many bytes
 WHOLE = 2**32  # bytes of pixels up to which all checksums are looked at, each time; of more, if the file was touched
 
 
@@ -250,7 +250,8 @@ class _Making:
 
     def _blocks(self, start: int, pixels: Any) -> Iterator[Block]:
         """Decode and write what is left, block by block."""
-        rest = [self.sources[i : i + BLOCK] for i in range(start, len(self.sources), BLOCK)]
+        size = max(1, min(BLOCK, HELD // self.row))
+        rest = [self.sources[i : i + size] for i in range(start, len(self.sources), size)]
         with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:  # Pillow decodes and resizes without the GIL
             for sources in tracked(rest, len(self.sources) - start, f"decoding images of {self.source}"):
                 read = list(pool.map(self._read, sources))
