@@ -98,6 +98,9 @@ class ViewsDataModule(pl.LightningDataModule):
         self.ready = self.settled = False
 
     def prepare_data(self) -> None:
+        """Download or decode what is missing, unless all is loaded already: a Trainer asks again."""
+        if self.ready:
+            return
         few = (self.train_images, self.test_images, self.image_size)
         fetch(self.dataset, self.data_dir, self.data_url, *few, self.cache_dir, self.skip_bad_images)
 
