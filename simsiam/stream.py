@@ -33,13 +33,6 @@ class ReadAhead:
     def __len__(self) -> int:
         return len(self.order)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.close()
-        self.unwanted, ready = threading.Event(), queue.Queue(AHEAD)
-        self.thread = threading.Thread(target=self._read, args=(ready, self.unwanted), daemon=True)
-        self.thread.start()  # it asks the order which epoch it is: before the first batch, for which we wait
-        return self._taken(ready, self.unwanted)
-
     def close(self) -> None:
         """End the thread; nothing is read any more."""
         self.unwanted.set()
@@ -47,7 +40,14 @@ class ReadAhead:
             self.thread.join(timeout=10)  # a disk that answers no more shall not keep the program
             self.thread = None
 
-    def _taken(self, ready: queue.Queue[Any], unwanted: threading.Event) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.close()
+        ready: queue.Queue[Any] = queue.Queue(AHEAD)
+        unwanted = self.unwanted = threading.Event()
+        # It asks the order which epoch it is, and how much of it is done. So it starts with the wait for the first
+        # batch, not before: a Trainer makes its iterator earlier, and goes on with a run's state only then.
+        self.thread = threading.Thread(target=self._read, args=(ready, unwanted), daemon=True)
+        self.thread.start()
         try:
             while (batch := ready.get()) is not None:
                 if isinstance(batch, BaseException):

@@ -285,3 +285,12 @@ def test_an_error_of_the_disk_reaches_who_waits(stored: tuple[Stored, torch.Tens
     os.truncate(disk.file, 1000)
     with pytest.raises(OSError, match="shorter"):
         list(ReadAhead(order(50), disk, pin=False))
+
+
+def test_what_is_done_is_asked_when_the_first_batch_is_waited_for(stored: tuple[Stored, torch.Tensor]) -> None:
+    """A Trainer makes its iterator before it has taken up a run's state."""
+    done = [0]
+    one = EpochOrder(50, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), done=lambda: done[0])
+    batches = iter(ReadAhead(one, stored[0], pin=False))
+    done[0] = 4
+    assert [b.tolist() for b, _ in batches] == [b.tolist() for b in order(50, 4)]
