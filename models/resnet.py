@@ -1,7 +1,8 @@
-"""CIFAR-variant ResNets: torchvision's residual blocks behind a 3x3 stem, without max-pooling and without a classifier.
+"""ResNets of torchvision's residual blocks, without a classifier, behind a stem for small images or for large ones.
 
-He et al. 2015 (arXiv 1512.03385); the stem is that of the SimSiam paper's CIFAR experiments (App. D). Parameter names
-are torchvision's, so a state dict loads into `torchvision.models.resnet18` (or timm's) once its stem is made the same.
+He et al. 2015 (arXiv 1512.03385). The cifar stem (3x3, no max-pooling) is that of the SimSiam paper's CIFAR experiments
+(App. D); the imagenet stem is torchvision's own. Parameter names are torchvision's, so a state dict loads into
+`torchvision.models.resnet18` (or timm's): with the cifar stem, once its stem is made the same.
 """
 
 import torch
@@ -10,9 +11,11 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from models.norm import BatchNorm2d
 
+STEMS = ("cifar", "imagenet")
+
 
 class ResNet(nn.Module):
-    """A ResNet for small images: (B, 3, S, S) -> (B, `num_features`).
+    """A ResNet: (B, 3, S, S) -> (B, `num_features`).
 
     Args:
         block: torchvision's `BasicBlock` or `Bottleneck`.
@@ -21,6 +24,7 @@ class ResNet(nn.Module):
         zero_init_residual: start the last BN of each block at zero, so that every block starts as the identity
             (Goyal et al. 2017, arXiv 1706.02677, section 5.1). `Bottleneck` keeps its 3x3 convolution at the block's
             own width, as in torchvision.
+        stem: cifar (3x3, no max-pooling) or imagenet (7x7 of stride 2, then max-pooling).
     """
 
     def __init__(
@@ -29,18 +33,24 @@ class ResNet(nn.Module):
         layers: tuple[int, int, int, int],
         width: int = 64,
         zero_init_residual: bool = True,
+        stem: str = "cifar",
     ) -> None:
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be at least 1, not {width}")
+        if stem not in STEMS:
+            raise ValueError(f"unknown stem {stem!r}: there are {', '.join(STEMS)}")
         self.num_features = 8 * width * block.expansion
         self.mean: tuple[float, ...] | None = None  # what it was trained on, known where it was loaded from a run
         self.std: tuple[float, ...] | None = None
         self.image_size: int | None = None
 
-        self.conv1 = nn.Conv2d(3, width, kernel_size=3, padding=1, bias=False)
+        small = stem == "cifar"
+        kernel, stride = (3, 1) if small else (7, 2)
+        self.conv1 = nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1 = _stage(block, width, width, layers[0], stride=1)
         self.layer2 = _stage(block, width * block.expansion, 2 * width, layers[1], stride=2)
         self.layer3 = _stage(block, 2 * width * block.expansion, 4 * width, layers[2], stride=2)
@@ -56,9 +66,9 @@ class ResNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (1.5 times the speed on a CPU)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))  # (B, width, S, S)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (B, width, S, S); S/4 behind the imagenet stem
         x = self.layer2(self.layer1(x))
-        x = self.layer4(self.layer3(x))  # (B, F, S/8, S/8)
+        x = self.layer4(self.layer3(x))  # (B, F, S/8, S/8); S/32 likewise
         return torch.flatten(self.avgpool(x), 1)  # (B, F)
 
 
@@ -74,24 +84,24 @@ def _stage(
     return nn.Sequential(first, *(block(out, planes, norm_layer=BatchNorm2d) for _ in range(blocks - 1)))
 
 
-def resnet10(width: int = 64, zero_init_residual: bool = True) -> ResNet:
+def resnet10(width: int = 64, zero_init_residual: bool = True, stem: str = "cifar") -> ResNet:
     """One block a stage: the small one, for a CPU. -> (B, 8 x width)"""
-    return ResNet(BasicBlock, (1, 1, 1, 1), width, zero_init_residual)
+    return ResNet(BasicBlock, (1, 1, 1, 1), width, zero_init_residual, stem)
 
 
-def resnet18(width: int = 64, zero_init_residual: bool = True) -> ResNet:
+def resnet18(width: int = 64, zero_init_residual: bool = True, stem: str = "cifar") -> ResNet:
     """The paper's CIFAR backbone. -> (B, 8 x width)"""
-    return ResNet(BasicBlock, (2, 2, 2, 2), width, zero_init_residual)
+    return ResNet(BasicBlock, (2, 2, 2, 2), width, zero_init_residual, stem)
 
 
-def resnet34(width: int = 64, zero_init_residual: bool = True) -> ResNet:
+def resnet34(width: int = 64, zero_init_residual: bool = True, stem: str = "cifar") -> ResNet:
     """-> (B, 8 x width)"""
-    return ResNet(BasicBlock, (3, 4, 6, 3), width, zero_init_residual)
+    return ResNet(BasicBlock, (3, 4, 6, 3), width, zero_init_residual, stem)
 
 
-def resnet50(width: int = 64, zero_init_residual: bool = True) -> ResNet:
+def resnet50(width: int = 64, zero_init_residual: bool = True, stem: str = "cifar") -> ResNet:
     """-> (B, 32 x width)"""
-    return ResNet(Bottleneck, (3, 4, 6, 3), width, zero_init_residual)
+    return ResNet(Bottleneck, (3, 4, 6, 3), width, zero_init_residual, stem)
 
 
 BACKBONES = {"resnet10": resnet10, "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}

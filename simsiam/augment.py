@@ -59,19 +59,21 @@ def augment(
     policy: Policy = Policy(),
     mean: Tensor,
     std: Tensor,
+    size: int | None = None,
 ) -> Tensor:
     """One view of each image, a pure function of (seed, epoch, index, view).
 
     Args:
-        images: (B, 3, S, S) uint8.
+        images: (B, 3, C, C) uint8.
         indices: (B,) int64, each sample's place in the data set.
         mean, std: (3,) of the data set, on the scale of 0 to 1.
+        size: S, the side of a view; None for C.
 
     Returns:
         (B, 3, S, S) float32, normalised.
     """
     views = draw(indices, images.shape[-1], seed=seed, epoch=epoch, view=view, policy=policy)
-    return normalize(apply(images, views), mean, std)
+    return normalize(apply(images, views, size), mean, std)
 
 
 def normalize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -83,7 +85,11 @@ def normalize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def draw(indices: Tensor, size: int, *, seed: int, epoch: int | Tensor, view: int | Tensor, policy: Policy) -> Views:
-    """The parameters of one view of each sample, distributed as torchvision's transforms draw theirs."""
+    """The parameters of one view of each sample, distributed as torchvision's transforms draw theirs.
+
+    Args:
+        size: side of the images, of which crops are taken.
+    """
     u = uniform(indices, epoch, view, 2 * CROP_TRIES + 13, seed=seed)  # (B, 33)
     crop, rest = u[:, : 2 * CROP_TRIES], u[:, 2 * CROP_TRIES :]
     height, width = _crop_shape(crop, size, policy)
@@ -132,9 +138,9 @@ def _crop_shape(u: Tensor, size: int, policy: Policy) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------- applying
 
 
-def apply(images: Tensor, v: Views) -> Tensor:
-    """(B, 3, S, S) uint8 -> (B, 3, S, S) float32 in 0 to 1: crop, resize, flip, jitter, grayscale."""
-    x = resized_crop(images.float() / 255, v.top, v.left, v.height, v.width, v.flip)
+def apply(images: Tensor, v: Views, size: int | None = None) -> Tensor:
+    """(B, 3, C, C) uint8 -> (B, 3, S, S) float32 in 0 to 1: crop, resize to `size` S, flip, jitter, grayscale."""
+    x = resized_crop(images.float() / 255, v.top, v.left, v.height, v.width, v.flip, size)
     x = color_jitter(x, v.turn, v.factor, v.jitter)
     return torch.where(_column(v.grayscale), luma(x).expand_as(x), x)
 
@@ -143,25 +149,29 @@ def _column(per_sample: Tensor) -> Tensor:
     return per_sample[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
 
 
-def resized_crop(x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor) -> Tensor:
+def resized_crop(
+    x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, size: int | None = None
+) -> Tensor:
     """Crop each image to its box, resize to S x S bilinearly (antialiased where that shrinks), flip left to right.
+
+    S is `size`, or that of the images if it is None.
 
     Resizing is separable, so a sample's crop is two small matrices, and the batch two batched matrix products.
     """
-    size = x.shape[-1]
-    rows = _resize_matrix(top, height, torch.zeros_like(flip), size)
-    columns = _resize_matrix(left, width, flip, size)
+    side = x.shape[-1]
+    rows = _resize_matrix(top, height, torch.zeros_like(flip), side, size or side)
+    columns = _resize_matrix(left, width, flip, side, size or side)
     return rows[:, None] @ x @ columns[:, None].transpose(2, 3)
 
 
-def _resize_matrix(start: Tensor, length: Tensor, flip: Tensor, size: int) -> Tensor:
-    """(B, S, S): row o holds the weights of the S input pixels in output pixel o, none of them outside the crop."""
-    pixel = torch.arange(size, device=start.device)
-    output = torch.where(flip[:, None], size - 1 - pixel, pixel)  # (B, S)
+def _resize_matrix(start: Tensor, length: Tensor, flip: Tensor, side: int, size: int) -> Tensor:
+    """(B, S, C): row o holds the weights of the C input pixels in output pixel o, none of them outside the crop."""
+    pixel, place = torch.arange(side, device=start.device), torch.arange(size, device=start.device)
+    output = torch.where(flip[:, None], size - 1 - place, place)  # (B, S)
     scale = (length.float() / size)[:, None]  # input pixels per output pixel
     center = start[:, None] + (output + 0.5) * scale  # (B, S)
-    distance = (pixel + 0.5 - center[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]  # (B, S, S)
-    inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])  # (B, S)
+    distance = (pixel + 0.5 - center[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]  # (B, S, C)
+    inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])  # (B, C)
     weight = (1 - distance).clamp(min=0) * inside[:, None]
     return weight / weight.sum(dim=2, keepdim=True)
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from simsiam import options
+from simsiam import options, uses
 from utils import commandline
 from utils.commandline import Command
 from utils.errors import check
@@ -58,7 +58,7 @@ class Pretrain(
 
 
 @dataclass(frozen=True)
-class Knn(options.AcceleratorOptions, options.ImageOptions, options.CheckpointOptions):
+class Knn(options.AcceleratorOptions, uses.ImageOptions, uses.CheckpointOptions):
     """Classify all test images by their nearest train images: k = 1, 20, 200 and T = .07, .1, .2.
 
     With features of the backbone and, where the checkpoint has one, of the projector; and how each class fares.
@@ -68,7 +68,7 @@ class Knn(options.AcceleratorOptions, options.ImageOptions, options.CheckpointOp
 
 
 @dataclass(frozen=True)
-class Linear(options.DeviceOptions, options.ImageOptions, options.LinearOptions, options.CheckpointOptions):
+class Linear(options.DeviceOptions, uses.ImageOptions, uses.LinearOptions, uses.CheckpointOptions):
     """Train a linear classifier on the frozen backbone's features, and measure it on all test images.
 
     Without --augment the features are computed once and the classifier is fitted by L-BFGS: seconds, also on a CPU.
@@ -84,7 +84,7 @@ class Linear(options.DeviceOptions, options.ImageOptions, options.LinearOptions,
 
 
 @dataclass(frozen=True)
-class Finetune(options.DeviceOptions, options.ImageOptions, options.FinetuneOptions, options.CheckpointOptions):
+class Finetune(options.DeviceOptions, uses.ImageOptions, uses.FinetuneOptions, uses.CheckpointOptions):
     """Train the whole network, backbone and a new head, on a share of the labels; measure it on all test images.
 
     `--label-fraction 0.1 --seeds 0 1 2` is the usual measurement: 10 % of the labels, three times; `--from-scratch`
@@ -95,7 +95,7 @@ class Finetune(options.DeviceOptions, options.ImageOptions, options.FinetuneOpti
 
 
 @dataclass(frozen=True)
-class Embed(options.AcceleratorOptions, options.ImageOptions, options.EmbedOptions, options.CheckpointOptions):
+class Embed(options.AcceleratorOptions, uses.ImageOptions, uses.EmbedOptions, uses.CheckpointOptions):
     """Write the backbone's features of the data set, or of any folder of images, into a file that numpy reads.
 
     Arrays: features (N, F) float32, labels (N,), indices (N,), split (N,), classes; of a folder also paths (N,), with
@@ -106,16 +106,14 @@ class Embed(options.AcceleratorOptions, options.ImageOptions, options.EmbedOptio
 
 
 @dataclass(frozen=True)
-class Neighbours(
-    options.AcceleratorOptions, options.ImageOptions, options.NeighboursOptions, options.CheckpointOptions
-):
+class Neighbours(options.AcceleratorOptions, uses.ImageOptions, uses.NeighboursOptions, uses.CheckpointOptions):
     """Draw a gallery of nearest neighbours: for some images, the train images that the backbone finds most similar."""
 
     __post_init__ = check_groups
 
 
 @dataclass(frozen=True)
-class Export(options.ImageOptions, options.ExportOptions, options.CheckpointOptions):
+class Export(uses.ImageOptions, uses.ExportOptions, uses.CheckpointOptions):
     """Write the backbone alone, for use elsewhere: safetensors, torch.export or ONNX, for batches of any size.
 
     The file says what it takes to use it (normalisation, image size, class names) and where it is from. It is loaded
@@ -126,7 +124,7 @@ class Export(options.ImageOptions, options.ExportOptions, options.CheckpointOpti
 
 
 @dataclass(frozen=True)
-class Report(options.AcceleratorOptions, options.ReportOptions):
+class Report(options.AcceleratorOptions, uses.ReportOptions):
     """Write one HTML page of a run, or of several side by side, and its figures as PNG.
 
     `python main.py report runs/simsiam_cifar10` or `python main.py report runs/*`
@@ -187,8 +185,8 @@ ONCE = {"config", "overwrite", "dry_run", "seeds"}  # what a command line says f
 # What may differ between a run and its continuation: where things are, what is measured, who computes.
 IMMATERIAL = {
     *("save_dir", "exp_name", "version", "ckpt_dir", "checkpoint_every", *ONCE),
-    *("data_dir", "data_url", "in_dim", "knn_every", "stop_on_collapse", "accelerator", "compile"),
-    *("devices", "num_nodes", "strategy"),
+    *("data_dir", "data_url", "cache_dir", "data_memory", "skip_bad_images"),
+    *("in_dim", "knn_every", "stop_on_collapse", "accelerator", "compile", "devices", "num_nodes", "strategy"),
 }
 
 

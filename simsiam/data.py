@@ -1,4 +1,4 @@
-"""From a data set to views: all images live on the training device, and a batch is made there."""
+"""From a data set to views: images live on the training device, or are read ahead; a batch is made there."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 from simsiam.augment import Policy, augment
-from simsiam.datasets import Images, channel_statistics, fetch, load
+from simsiam.datasets import fetch, load, origin
+from simsiam.splits import Images, channel_statistics, settle
+from simsiam.stream import ReadAhead
+from utils import ranks
 from utils.errors import check
 from utils.philox import permutation
+from utils.stored import Stored
 
 
 class EpochOrder:
@@ -53,8 +57,8 @@ class ViewsDataModule(pl.LightningDataModule):
     """Two (or more) augmented views of each train image; clean images for the monitors.
 
     Args:
-        dataset: cifar10, cifar100 or patterns.
-        data_dir: folder of the data sets, as torchvision lays them out.
+        dataset: cifar10, cifar100, patterns, folder or arrays.
+        data_dir: folder of the data sets, as torchvision lays them out; one's own folder or .npz file.
         data_url: a mirror of the archive.
         train_images, test_images: how many of each split, from its beginning; None for all.
         batch_size: images in a step.
@@ -63,6 +67,10 @@ class ViewsDataModule(pl.LightningDataModule):
         seed: of order and augmentation.
         policy: the distribution of views.
         compile: compile the augmentation.
+        image_size: S, the side of a view; None for the data set's own.
+        cache_dir: where a folder's decoded images are kept; None for the usual place.
+        skip_bad_images: leave out what cannot be read.
+        data_memory: GiB that images may take on the training device; None for half of what is free.
     """
 
     def __init__(
@@ -78,6 +86,10 @@ class ViewsDataModule(pl.LightningDataModule):
         policy: Policy = Policy(),
         compile: bool = False,
         accumulate: int = 1,
+        image_size: int | None = None,
+        cache_dir: str | None = None,
+        skip_bad_images: bool = False,
+        data_memory: float | None = None,
     ) -> None:
         super().__init__()
         self.dataset, self.data_dir, self.data_url = dataset, data_dir, data_url
@@ -85,45 +97,63 @@ class ViewsDataModule(pl.LightningDataModule):
         self.batch_size, self.views, self.seed, self.policy = batch_size, views, seed, policy
         self.accumulate = accumulate
         self._augment = torch.compile(augment, fullgraph=True, dynamic=False) if compile else augment
-        self.ready = False
+        self.image_size, self.cache_dir, self.skip_bad_images = image_size, cache_dir, skip_bad_images
+        self.data_memory = data_memory
+        self.reader: ReadAhead | None = None
+        self.origin: str | None = None  # what tells a person's own images from others
+        self.ready = self.settled = False
 
     def prepare_data(self) -> None:
-        fetch(self.dataset, self.data_dir, self.data_url)
+        """Download or decode what is missing, unless all is loaded already: a Trainer asks again."""
+        if self.ready:
+            return
+        few = (self.train_images, self.test_images, self.image_size)
+        fetch(self.dataset, self.data_dir, self.data_url, *few, self.cache_dir, self.skip_bad_images)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load both splits, once, and move them to the training device as soon as there is one.
+        """Load both splits, once, and move them to the training device as soon as there is one, if they fit there.
 
         Raises:
             UserError: damaged files, or more images in a batch than there are.
         """
         if not self.ready:
-            self.use(load(self.dataset, self.data_dir, self.train_images, self.test_images))
+            few = (self.train_images, self.test_images, self.image_size)
+            self.origin = origin(self.dataset, self.data_dir, *few, self.cache_dir)
+            self.use(load(self.dataset, self.data_dir, *few, self.cache_dir))
             mean, std = channel_statistics(self.train.images)
             self.mean, self.std = torch.tensor(mean), torch.tensor(std)
             self.ready = True
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
-            self.train, self.test = self.train.to(device), self.test.to(device)
+            if not self.settled:
+                sharing = ranks.here() if device.type == "cpu" else 1
+                self.train, self.test = settle((self.train, self.test), device, self.data_memory, sharing)
+                self.settled = True
             self.mean, self.std = self.mean.to(device), self.std.to(device)
 
     def use(self, splits: tuple[Images, Images]) -> None:
         """Take these as the train and the test split.
 
         Raises:
-            UserError: more images in a batch than there are.
+            UserError: more images in a batch than there are, or views larger than the images.
         """
         self.train, self.test = splits
+        self.size = self.image_size or self.train.side
+        check(
+            self.size <= self.train.side,
+            f"--image-size {self.size}: the images of {self.dataset} are {self.train.side} pixels wide",
+        )
         self.mean, self.std = torch.zeros(3), torch.ones(3)
         check(
             self.batch_size <= len(self.train),
             f"--batch-size {self.batch_size} is more than the {len(self.train)} train images",
         )
 
-    def train_dataloader(self) -> EpochOrder:
+    def train_dataloader(self) -> EpochOrder | ReadAhead:
         assert self.trainer is not None
         trainer, images = self.trainer, self.train.images
         steps = len(images) // self.batch_size  # of an epoch; a step taken is a batch done
-        return EpochOrder(
+        order = EpochOrder(
             len(images),
             self.batch_size,
             self.seed,
@@ -133,18 +163,39 @@ class ViewsDataModule(pl.LightningDataModule):
             part=(trainer.global_rank, trainer.world_size),
             pieces=self.accumulate,
         )
+        if not self.streamed:
+            return order
+        self.reader = ReadAhead(order, images, pin=trainer.strategy.root_device.type == "cuda")
+        return self.reader
 
-    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> list[Tensor]:
-        """Indices (B,) -> V views (B, 3, S, S) each."""
+    @property
+    def streamed(self) -> bool:
+        """Whether images are read while training, since they do not fit on its device."""
+        images = self.train.images
+        return isinstance(images, Stored) or images.device.type != self.mean.device.type
+
+    def teardown(self, stage: str | None = None) -> None:
+        if self.reader is not None:
+            self.reader.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.teardown()
+
+    def on_after_batch_transfer(self, batch: Tensor | list[Tensor], dataloader_idx: int) -> list[Tensor]:
+        """Indices (B,), or these and their images, on the device -> V views (B, 3, S, S) each."""
         assert self.trainer is not None
-        return [self.view(batch, self.trainer.current_epoch, view) for view in range(self.views)]
+        indices, images = (batch, self.train.at(batch)) if isinstance(batch, Tensor) else batch
+        return [self._view(images, indices, self.trainer.current_epoch, view) for view in range(self.views)]
 
     def view(self, indices: Tensor, epoch: int, view: int) -> Tensor:
         """One view of the train images at `indices` (B,), as epoch `epoch` sees it: (B, 3, S, S) float32."""
+        return self._view(self.train.at(indices), indices, epoch, view)
+
+    def _view(self, images: Tensor, indices: Tensor, epoch: int, view: int) -> Tensor:
         # epoch and view go as tensors, filled on the device: as numbers, each new one would be compiled anew
         epoch_, view_ = (torch.full((), value, device=indices.device) for value in (epoch, view))
         return self._augment(
-            self.train.images[indices],
+            images,
             indices,
             seed=self.seed,
             epoch=epoch_,
@@ -152,4 +203,5 @@ class ViewsDataModule(pl.LightningDataModule):
             policy=self.policy,
             mean=self.mean,
             std=self.std,
+            size=self.size,
         )

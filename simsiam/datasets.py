@@ -1,4 +1,4 @@
-"""Data sets by name: all images of a data set as one uint8 tensor, with labels and class names."""
+"""Data sets by name: the images of each split, with labels and class names."""
 
 import fcntl
 import hashlib
@@ -10,23 +10,26 @@ import urllib.request
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
+from simsiam.arrays import read_arrays
+from simsiam.folder import blanks, cache_folder, find, open_folder, prepare
 from simsiam.patterns import CLASSES, make_patterns
+from simsiam.splits import Images
 from utils.errors import UserError, check
 from utils.files import write_atomically
+from utils.imagecache import open_cache
 from utils.plain import read_plain_pickle
 from utils.terminal import say, tracked
 
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
+NOT_FETCHED = ("patterns", "folder", "arrays")  # generated, or a person's own
 PUBLISHED = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100)}  # train and test images, classes
 
 
@@ -41,31 +44,27 @@ SHA256 = {  # of CIFAR-10's files whose MD5 is the published one; MD5 alone can 
 }
 
 
-@dataclass(frozen=True)
-class Images:
-    """One split: `images` (N, 3, S, S) uint8, `labels` (N,) int64 in 0 .. len(classes) - 1."""
+def load(
+    name: str,
+    data_dir: str,
+    train_images: int | None,
+    test_images: int | None,
+    image_size: int | None = None,
+    cache_dir: str | None = None,
+) -> tuple[Images, Images]:
+    """The train and the test split, which may be empty; what `fetch` provides must be there.
 
-    images: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def first(self, n: int | None) -> "Images":
-        """The first n images, all if n is None."""
-        return Images(self.images[:n], self.labels[:n], self.classes)
-
-    def to(self, device: torch.device) -> "Images":
-        return Images(self.images.to(device), self.labels.to(device), self.classes)
-
-
-def load(name: str, data_dir: str, train_images: int | None, test_images: int | None) -> tuple[Images, Images]:
-    """The train and the test split; what `fetch` provides must be there.
+    Args:
+        image_size: of the views for which images of a folder were stored.
+        cache_dir: where they were; None for the usual place.
 
     Raises:
         UserError: unknown name, missing or damaged files, more images asked for than there are.
     """
+    if name == "folder":
+        return open_folder(cache_folder(cache_dir, data_dir, image_size, train_images, test_images))
+    if name == "arrays":
+        return _firsts(data_dir, read_arrays(data_dir), train_images, test_images)
     if name == "patterns":
         sizes = (train_images or 10_000, test_images or 2_000)
         train, test = (Images(*make_patterns(n, split), classes=CLASSES) for split, n in enumerate(sizes))
@@ -78,9 +77,35 @@ def load(name: str, data_dir: str, train_images: int | None, test_images: int | 
         splits = [_read(source, root, files, names) for files in (source.train_list, source.test_list)]
     except (pickle.UnpicklingError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{root / source.base_folder}: not readable ({' '.join(str(error).split())})") from None
-    for split, images, count in zip(("train", "test"), splits, (train_images, test_images), strict=True):
-        _check_count(name, split, count, len(images))
+    return _firsts(name, (splits[0], splits[1]), train_images, test_images)
+
+
+def _firsts(
+    name: str, splits: tuple[Images, Images], train_images: int | None, test_images: int | None
+) -> tuple[Images, Images]:
+    """The first images of each split.
+
+    Raises:
+        UserError: more than there are.
+    """
+    _check_count(name, "train", train_images, len(splits[0]))
+    _check_count(name, "test", test_images, len(splits[1]))
     return splits[0].first(train_images), splits[1].first(test_images)
+
+
+def origin(
+    name: str,
+    data_dir: str,
+    train_images: int | None,
+    test_images: int | None,
+    image_size: int | None = None,
+    cache_dir: str | None = None,
+) -> str | None:
+    """What tells a person's own images from others: a hash of their names and contents. Arguments as of `load`."""
+    if name == "folder":
+        return open_cache(cache_folder(cache_dir, data_dir, image_size, train_images, test_images)).digest
+    file = Path(data_dir).expanduser()
+    return _sha256(file)[:16] if name == "arrays" and file.is_file() else None
 
 
 def _read(source: type[CIFAR10], root: Path, files: list[list[str]], names: list[str]) -> Images:
@@ -97,16 +122,21 @@ def _check_count(name: str, split: str, asked: int | None, there: int) -> None:
 
 def absent(name: str, data_dir: str) -> bool:
     """Whether a data set would have to be downloaded: no file of it is there."""
-    return name != "patterns" and not (Path(data_dir).expanduser() / _source(name).base_folder).is_dir()
+    return name not in NOT_FETCHED and not (Path(data_dir).expanduser() / _source(name).base_folder).is_dir()
 
 
 def at_hand(name: str, data_dir: str) -> bool:
-    """Whether a data set can be loaded as it lies: all of its files are there and whole."""
-    return name == "patterns" or not _missing(_source(name), Path(data_dir).expanduser())
+    """Whether a data set can be loaded as it lies: all of its files are there and whole. Of a
+    person's own images `load` finds out."""
+    return name in NOT_FETCHED or not _missing(_source(name), Path(data_dir).expanduser())
 
 
-def placeholders(name: str, train_images: int | None, test_images: int | None) -> tuple[Images, Images]:
+def placeholders(
+    name: str, data_dir: str, train_images: int | None, test_images: int | None, image_size: int | None = None
+) -> tuple[Images, Images]:
     """As many images and classes as `load` will return once the data set is there: zeros, which take no memory."""
+    if name == "folder":
+        return blanks(find(data_dir, train_images, test_images), image_size)
     *sizes, classes = PUBLISHED[name]
     _check_count(name, "train", train_images, sizes[0])
     _check_count(name, "test", test_images, sizes[1])
@@ -116,27 +146,12 @@ def placeholders(name: str, train_images: int | None, test_images: int | None) -
     return train.first(train_images), test.first(test_images)
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels, on the scale of 0 to 1, exact by counting.
-
-    Args:
-        images: (N, 3, S, S) uint8.
-    """
-    level = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.stack([images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]).double()
-    share = counts / counts.sum(dim=1, keepdim=True)  # (3, 256)
-    mean = (share * level).sum(dim=1)
-    std = ((share * (level - mean[:, None]) ** 2).sum(dim=1)).sqrt()
-    check(bool((std > 0).all()), "these images have a channel of a single value: nothing can be learned from it")
-    return tuple(mean.tolist()), tuple(std.tolist())
-
-
 # ---------------------------------------------------------------- CIFAR, by torchvision
 
 
 def _source(name: str) -> type[CIFAR10]:
     sources = {"cifar10": CIFAR10, "cifar100": CIFAR100}
-    check(name in sources, f"unknown data set {name!r}: there are {', '.join(sources)} and patterns")
+    check(name in sources, f"unknown data set {name!r}: there are {', '.join((*sources, *NOT_FETCHED))}")
     return sources[name]
 
 
@@ -166,13 +181,27 @@ def _problem(source: type[CIFAR10], root: Path) -> str | None:
     return f"{root / source.base_folder}: {listed}" if found else None
 
 
-def fetch(name: str, data_dir: str, url: str | None = None) -> None:
+def fetch(
+    name: str,
+    data_dir: str,
+    url: str | None = None,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    image_size: int | None = None,
+    cache_dir: str | None = None,
+    skip_bad_images: bool = False,
+) -> None:
     """Download a data set unless it is there: under a lock, into a temporary folder, checked, then put in place.
+
+    A folder's images are decoded instead, unless they are.
 
     Raises:
         UserError: damaged files (they are left as they are), or no way to the publisher.
     """
-    if name == "patterns":
+    if name == "folder":
+        cache = cache_folder(cache_dir, data_dir, image_size, train_images, test_images)
+        prepare(find(data_dir, train_images, test_images), cache, image_size, skip_bad_images)
+    if name in NOT_FETCHED:
         return
     source, root = _source(name), Path(data_dir).expanduser()
     folder = root / source.base_folder

@@ -9,9 +9,11 @@ from numpy.lib.format import open_memmap
 
 from simsiam.config import Embed
 from simsiam.evaluation import Model, Results, Subject, open_checkpoint, open_subject, results_name
-from simsiam.features import CHUNK
+from simsiam.features import chunk_size
 from simsiam.pictures import log_embedding
+from simsiam.splits import stored_side
 from utils.device import choose_device
+from utils.errors import check
 from utils.files import write_atomically
 from utils.images import ImageFolder
 from utils.terminal import print_table, say
@@ -55,21 +57,22 @@ def embed(config: Embed) -> None:
 def of_splits(subject: Subject, split: str) -> Arrays:
     """The data set's own images, train before test."""
     parts = {"train": subject.train, "test": subject.test}
-    parts = {name: images for name, images in parts.items() if split in ("both", name)}
+    parts = {name: images for name, images in parts.items() if split in ("both", name) and len(images)}
+    check(bool(parts), f"--split {split}: {subject.dataset} has no such images")
     n = sum(len(images) for images in parts.values())
-    chunks = itertools.chain.from_iterable(images.images.split(CHUNK) for images in parts.values())
+    chunks = itertools.chain.from_iterable(x.images.split(chunk_size(x.images)) for x in parts.values())
     return {
         "features": subject.model.features(chunks, n, subject.dataset, unit=False).cpu().numpy(),
         "labels": np.concatenate([images.labels.cpu().numpy() for images in parts.values()]),
         "indices": np.concatenate([np.arange(len(images)) for images in parts.values()]),
         "split": np.concatenate([np.full(len(images), name) for name, images in parts.items()]),
-        "classes": np.array(subject.classes),
+        "classes": np.array(subject.classes, dtype=np.str_),
     }
 
 
 def of_folder(model: Model, folder: ImageFolder, skip_bad: bool) -> Arrays:
     """A folder's images; labels are those of its sub-folders."""
-    chunks = folder.read(model.trained.backbone.image_size or 32, skip_bad)
+    chunks = folder.read(stored_side(model.trained.backbone.image_size or 32), skip_bad)
     features = model.features(chunks, len(folder), "images", unit=False)
     return {
         "features": features.cpu().numpy(),

@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from models.resnet import BACKBONES, ResNet
+from models.resnet import ResNet
 from simsiam.config import Embed, Export, Finetune, Knn, Linear, Neighbours
-from simsiam.datasets import Images, at_hand, fetch, load
-from simsiam.features import CHUNK, extract_chunks
-from simsiam.load import Trained, load_trained
+from simsiam.datasets import at_hand, fetch, load
+from simsiam.features import chunk_size, extract_chunks
+from simsiam.load import Trained, build_backbone, load_trained
+from simsiam.splits import Images, no_knn, settle
 from utils.errors import UserError, check
 from utils.files import PARTIAL, check_writable, lock_folder, write_json
 from utils.origin import git_commit, versions
 from utils.runfolder import RunFolder
+from utils.stored import Pixels
 from utils.terminal import print_table, say, tracked
 
 Config = Knn | Linear | Finetune | Embed | Neighbours | Export
@@ -77,9 +79,14 @@ class Subject(NamedTuple):
             f"{len(self.train):,} train and {len(self.test):,} test images, {len(self.classes)} classes; {self.device}"
         )
 
-    def features(self, images: Tensor, what: str, unit: bool = True) -> Tensor:
-        """(N, 3, S, S) uint8 -> (N, F), as `Model.features`."""
-        return self.model.features(images.split(CHUNK), len(images), what, unit)
+    def features(self, images: Pixels, what: str, unit: bool = True) -> Tensor:
+        """(N, 3, C, C) uint8 -> (N, F), as `Model.features`."""
+        return self.model.features(images.split(chunk_size(images)), len(images), what, unit)
+
+    def need_labels(self) -> None:
+        """Raise UserError unless there are labels, and test images to measure them on."""
+        why = no_knn(self.train, self.test)
+        check(why is None, f"{self.dataset}: {why}: this command compares the classes of train and test images")
 
     def projections(self, features: Tensor) -> Tensor | None:
         """(N, F) backbone features, not normalised -> (N, d) unit vectors, if the checkpoint has a projector."""
@@ -127,16 +134,23 @@ def open_subject(
     data_dir = config.data_dir
     if data_dir is None:
         there = Path(known.get("data_dir") or "").expanduser()
-        data_dir = str(there) if known.get("data_dir") and there.is_dir() else "./data"
+        data_dir = str(there) if known.get("data_dir") and there.exists() else "./data"
+    cache_dir = config.cache_dir
+    if cache_dir is None:
+        there = Path(known.get("cache_dir") or "").expanduser()
+        cache_dir = str(there) if known.get("cache_dir") and there.is_dir() else None
     sizes = (config.train_images or known.get("train_images"), config.test_images or known.get("test_images"))
+    size = config.image_size or trained.backbone.image_size
+    skip = config.skip_bad_images or known.get("skip_bad_images") is True
     if download:
-        fetch(dataset, data_dir, config.data_url)
+        fetch(dataset, data_dir, config.data_url, *sizes, size, cache_dir, skip)
     else:
         check(at_hand(dataset, data_dir), f"{dataset} is not in {data_dir}")
-    train, test = load(dataset, data_dir, *sizes)
+    splits = load(dataset, data_dir, *sizes, size, cache_dir)
     if from_scratch is not None:
         trained = trained._replace(backbone=random_backbone(trained, from_scratch).to(device), projector=None)
-    return Subject(model._replace(trained=trained), dataset, train.to(device), test.to(device))
+    train, test = settle(splits, device, config.data_memory)
+    return Subject(model._replace(trained=trained), dataset, train, test)
 
 
 def random_backbone(trained: Trained, seed: int) -> ResNet:
@@ -145,7 +159,7 @@ def random_backbone(trained: Trained, seed: int) -> ResNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         zero_init = about.get("settings", {}).get("zero_init_residual", True)
-        new = BACKBONES[about["backbone"]](about["width"], zero_init_residual=zero_init)
+        new = build_backbone(about, zero_init)
     new.mean, new.std, new.image_size = old.mean, old.std, old.image_size
     return new.eval()
 

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.resnet import BACKBONES, ResNet
+from models.resnet import ResNet
 from simsiam.augment import normalize
 from simsiam.config import Export
 from simsiam.evaluation import Results, open_subject
-from simsiam.load import load_strictly
+from simsiam.features import center
+from simsiam.load import build_backbone, load_strictly
 from utils.errors import check
 from utils.export import BACKBONE, read_weights, write_weights
 from utils.files import write_atomically
@@ -38,7 +39,8 @@ def export(config: Export) -> None:
     output = results.output(config.output, f"backbone{suffix}")
     backbone = subject.trained.backbone
     about = {"classes": list(subject.classes)} | subject.trained.about | {"checkpoint": str(subject.trained.file)}
-    images = normalize(subject.test.images[:IMAGES].float() / 255, subject.model.mean, subject.model.std)
+    some = (subject.test if len(subject.test) else subject.train).images[:IMAGES]
+    images = normalize(center(some, backbone.image_size).float() / 255, subject.model.mean, subject.model.std)
     differences: dict[int, float] = {}
 
     def write_and_compare(path: Path) -> None:
@@ -55,7 +57,7 @@ def export(config: Export) -> None:
     say(f"writing {output} and comparing it")
     write_atomically(output, write_and_compare)
     rows = [(f"{n} images", f"{difference:.1e}") for n, difference in differences.items()]
-    print_table(f"{config.format} against the checkpoint, on test images", ("batch of", "largest difference"), rows)
+    print_table(f"{config.format} against the checkpoint, on real images", ("batch of", "largest difference"), rows)
     size = output.stat().st_size
     say(f"{config.format}  {output}, {size / 2**20:.1f} MiB")
     compared = {str(n): difference for n, difference in differences.items()}
@@ -75,7 +77,7 @@ def read(path: Path, format: str) -> tuple[Run, dict[str, Any]]:
     if format != "safetensors":
         return (read_onnx if format == "onnx" else read_torch_export)(path)
     about, state = read_weights(path, BACKBONE)
-    network = BACKBONES[about["backbone"]](about["width"])
+    network = build_backbone(about)
     load_strictly(network, state, path)
     return network.eval(), about
 

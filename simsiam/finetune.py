@@ -48,6 +48,7 @@ def finetune(config: Finetune) -> None:
     """
     choose_precision(config.precision, config.accelerator)
     subject = open_subject(config, choose_device(config.accelerator))
+    subject.need_labels()
     fraction = config.label_fraction or 0.1
     amount = f"{config.label_count}_labels" if config.label_count else f"{fraction:g}"
     name = f"finetune_{amount}" + "_from_scratch" * config.from_scratch
@@ -72,6 +73,7 @@ def earlier_seeds(config: Finetune, subject: Subject, folder: Path) -> dict[int,
         UserError: they were trained from other weights or with other settings, or are damaged.
     """
     free = {"seeds", "overwrite", "checkpoint", "results_dir", "data_dir", "data_url", "accelerator"}
+    free |= {"cache_dir", "skip_bad_images", "data_memory"}
     now = {name: value for name, value in plain_settings(config).items() if name not in free}
     figures = {}
     for file in sorted(folder.glob("seed_*/summary.json")):
@@ -112,7 +114,7 @@ def finetune_once(
     model = Classifier(backbone, classes, head_rate, rate, config.momentum, config.weight_decay)
     say(f"seed {seed}: {len(chosen):,} labels")
     if not config.from_scratch:
-        x = subject.features(subject.train.images[chosen], "labelled images", unit=False)
+        x = subject.features(subject.train.at(chosen), "labelled images", unit=False)
         center, spread = standardise(x)
         probe = fit_logistic(x, subject.train.labels[chosen], classes, HEAD_DECAY)
         model.head.load_state_dict(for_raw_features(probe.weight, probe.bias, center, spread).state_dict())
@@ -124,6 +126,7 @@ def finetune_once(
         batch_size=config.batch_size,
         crop_scale=config.crop_scale,
         seed=seed,
+        size=trained.backbone.image_size,
     )
     steps = fit_classifier(config, model, data, config.epochs, results)
     tuned = subject._replace(model=model_._replace(trained=trained._replace(backbone=backbone.eval())))

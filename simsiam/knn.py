@@ -19,6 +19,7 @@ HEADLINE = (200, 0.1)  # what papers and our monitor report
 def knn(config: Knn) -> None:
     """Print and keep the table: top-1 in percent for each k, T and kind of features, and each class's."""
     subject = open_subject(config, choose_device(config.accelerator))
+    subject.need_labels()
     results = Results(config, subject.trained, "knn")
     subject.announce()
     train, test = subject.train, subject.test

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from models.resnet import BACKBONES, ResNet
+from models.resnet import BACKBONES, STEMS, ResNet
 from simsiam.module import SimSiam
 from utils.checkpoint import read_state
 from utils.errors import UserError, check
@@ -46,7 +46,7 @@ class Trained(NamedTuple):
     about: dict[str, Any]  # `backbone_facts`, and of runs `PROVENANCE`: `row` are the epoch's figures
 
 
-FACTS = ("backbone", "width", "image_size", "mean", "std")
+FACTS = ("backbone", "width", "stem", "image_size", "mean", "std")
 LARGEST, WIDEST = 2**26, 2**14  # numbers that a file may ask for: of images; of channels and dimensions
 PROVENANCE = ("classes", "settings", "versions", "commit", "row")
 
@@ -54,6 +54,11 @@ PROVENANCE = ("classes", "settings", "versions", "commit", "row")
 def backbone_facts(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """What it takes to build a backbone and to prepare its images, from the hyper-parameters of a SimSiam."""
     return {name: hparams[name] for name in FACTS}
+
+
+def build_backbone(about: Mapping[str, Any], zero_init_residual: bool = True) -> ResNet:
+    """The network that `backbone_facts` describe, with random weights."""
+    return BACKBONES[about["backbone"]](about["width"], zero_init_residual, about["stem"])
 
 
 def load_backbone(path: str | Path) -> ResNet:
@@ -84,13 +89,15 @@ def load_trained(path: str | Path, whole: bool = True) -> Trained:
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":
         about, state = read_weights(file, BACKBONE)
+        about.setdefault("stem", "cifar")  # older files know no other
         check_about(about, file)
-        backbone, projector = BACKBONES[about["backbone"]](about["width"]), None
+        backbone, projector = build_backbone(about), None
         load_strictly(backbone, state, file)
     else:
         content = read_state(file)
         hparams = content["hyper_parameters"]
         about = {name: hparams[name] for name in FACTS if name in hparams}
+        about.setdefault("stem", "cifar")
         about |= {name: content[name] for name in PROVENANCE if name in content}
         check_about(about, file)
         try:
@@ -123,12 +130,13 @@ def check_about(about: dict[str, Any], file: Path) -> None:
     facts = {
         "backbone": about.get("backbone") in list(BACKBONES),  # by ==: it need not be hashable
         "width": size(about.get("width")) and about["width"] <= WIDEST,
+        "stem": about.get("stem") in list(STEMS),
         "image_size": size(about.get("image_size")) and about["image_size"] <= WIDEST,
         "mean": numbers(about.get("mean"), -math.inf),
         "std": numbers(about.get("std"), 0),
         "classes": all(isinstance(name, str) for name in about.get("classes", [])),
         "settings": isinstance(settings, dict)
-        and all(isinstance(settings.get(name, ""), str) for name in ("dataset", "data_dir"))
+        and all(isinstance(settings.get(name) or "", str) for name in ("dataset", "data_dir", "cache_dir"))
         and all(count(settings.get(name)) for name in ("train_images", "test_images")),
         "row": isinstance(row, dict) and all(type(row.get(name, 0)) is int for name in ("epoch", "step")),
     }
@@ -145,7 +153,7 @@ def load_weights(model: SimSiam, path: str | Path) -> None:
     file = find_checkpoint(path, whole=True)
     if file.suffix == ".safetensors":
         about, state = read_weights(file, BACKBONE)
-        fits(model, about, ("backbone", "width"), file)
+        fits(model, about, ("backbone", "width", "stem"), file)
         load_strictly(model.backbone, state, file)
         return
     content = read_state(file)
@@ -155,14 +163,17 @@ def load_weights(model: SimSiam, path: str | Path) -> None:
     load_strictly(model, content["state_dict"], file)
 
 
-ARCHITECTURE = ("backbone", "width", "out_dim", "h_dim", "proj_layers", "proj_hidden", "predictor", "heads_bn")
+ARCHITECTURE = (
+    *("backbone", "width", "stem", "out_dim", "h_dim", "proj_layers", "proj_hidden", "heads_bn", "predictor"),
+)
 
 
 def fits(model: SimSiam, about: dict[str, Any], keys: tuple[str, ...], file: Path) -> None:
     """Raise UserError that names what differs, where shapes alone would speak in riddles."""
 
     def resolved(hp: Mapping[str, Any]) -> dict[str, Any]:
-        return {"heads_bn": "paper", **hp, "proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")}
+        older = {"stem": "cifar", "heads_bn": "paper"}  # what a file that does not say so has
+        return older | {**hp, "proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")}
 
     theirs, ours = resolved(about), resolved(model.hparams)
     wrong = [f"{key} {theirs.get(key)}, not {ours[key]}" for key in keys if theirs.get(key) != ours[key]]

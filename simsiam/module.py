@@ -23,7 +23,7 @@ class SimSiam(pl.LightningModule):
     """A backbone that learns by predicting one view's projection from another's.
 
     Args:
-        backbone: resnet10, resnet18, resnet34 or resnet50 (CIFAR variants).
+        backbone: resnet10, resnet18, resnet34 or resnet50.
         width: channels of the backbone's first stage.
         out_dim: dimension d of z and p.
         h_dim: hidden dimension of the predictor.
@@ -38,6 +38,7 @@ class SimSiam(pl.LightningModule):
         warmup_epochs: of linear warm-up, before the cosine over the rest of the run.
         constant_predictor_lr: keep the predictor at the peak rate (section 4.2, "h with constant lr").
         image_size, mean, std: of the images that it is trained on, kept for whoever loads the checkpoint.
+        stem: of the backbone: cifar or imagenet.
 
     Raises:
         ValueError: unknown backbone, sizes below 1.
@@ -65,13 +66,15 @@ class SimSiam(pl.LightningModule):
         image_size: int = 32,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
+        stem: str = "cifar",
     ) -> None:
         super().__init__()
         check(heads_bn in BN, f"heads_bn {heads_bn!r}: there are {', '.join(BN)}")
         check(backbone in BACKBONES, f"unknown backbone {backbone!r}: there are {', '.join(BACKBONES)}")
         self.save_hyperparameters(logger=False)
         self.one_pass: bool | None = None  # all views at once: None for where it pays
-        self.backbone = BACKBONES[backbone](width, zero_init_residual)
+        self.backbone = BACKBONES[backbone](width, zero_init_residual, stem)
+        self.backbone.image_size = image_size
         features, hidden = self.backbone.num_features, proj_hidden or out_dim
         self.projector = projection_mlp(features, hidden, out_dim, proj_layers, heads_bn)
         self.predictor = prediction_mlp(out_dim, h_dim, heads_bn) if predictor else nn.Identity()

@@ -8,7 +8,8 @@ from torch import Tensor
 from simsiam.config import Neighbours
 from simsiam.datasets import Images
 from simsiam.evaluation import Results, open_subject, results_name
-from simsiam.pictures import OTHER, SAME, Tile, gallery
+from simsiam.pictures import OTHER, SAME, Tile, gallery, nearest_others
+from simsiam.splits import stored_side
 from utils.device import choose_device
 from utils.errors import check
 from utils.files import write_atomically
@@ -23,19 +24,22 @@ def neighbours(config: Neighbours) -> None:
     train, backbone = subject.train, subject.trained.backbone
     results = Results(config, subject.trained, results_name("neighbours", config.output))
     output = results.output(config.output, "neighbours.png")
-    check(config.k <= len(train), f"--k {config.k}: there are {len(train)} train images")
+    there = len(train) - (not folder and len(subject.test) == 0)  # without the query itself
+    check(config.k <= there, f"--k {config.k}: there are {there} train images")
     if folder:
         folder.keep(evenly(len(folder), config.queries))
-        size = backbone.image_size or train.images.shape[-1]
+        size = stored_side(backbone.image_size or train.side)
         images = torch.cat(list(folder.read(size, config.skip_bad_images))).to(subject.device)
         names, labels = [file.name for file in folder.files], [-1] * len(folder)
     else:
-        places = evenly(len(subject.test), config.queries)
-        images, labels = subject.test.images[places], subject.test.labels[places].tolist()
-        names = [subject.classes[label] for label in labels]
+        asked = subject.test if len(subject.test) else train
+        places = torch.tensor(evenly(len(asked), config.queries), device=subject.device)
+        images, labels = asked.at(places), asked.labels[places].tolist()
+        names = asked.names(labels)
     subject.announce()
     queries = subject.features(images, "queries")
-    similarity, nearest = (queries @ subject.features(train.images, "train images").T).topk(config.k, dim=1)
+    bank = subject.features(train.images, "train images")
+    similarity, nearest = nearest_others(queries, bank, config.k, itself=not folder and len(subject.test) == 0)
 
     rows = gallery_rows(train, [Tile(*query) for query in zip(images, names, strict=True)], labels, similarity, nearest)
     alike = sum(tile.frame == SAME for row in rows for tile in row)
@@ -43,7 +47,7 @@ def neighbours(config: Neighbours) -> None:
         f"Left: queries. Right of each: the {config.k} train images of {subject.dataset} nearest to it, by cosine."
     )
     figures: dict[str, Any] = {"queries": len(names), "k": config.k, "output": str(output)}
-    if not folder:
+    if not folder and train.labelled:
         heading += " Blue frame: of the same class; orange: of another."
         figures["same_class"] = 100 * alike / (config.k * len(names))
     picture = gallery(heading, rows)
@@ -64,12 +68,11 @@ def gallery_rows(
         similarity, nearest: (Q, k), cosines and places among the train images.
     """
     rows = []
-    for query, label, cosines, places in zip(queries, labels, similarity.tolist(), nearest.tolist(), strict=True):
-        row = [query]
-        for cosine, j in zip(cosines, places, strict=True):
-            found = int(train.labels[j])
-            frame = None if label < 0 else SAME if found == label else OTHER
-            row.append(Tile(train.images[j], f"{train.classes[found]} {cosine:.2f}", frame))
+    for query, label, cosines, places in zip(queries, labels, similarity.tolist(), nearest, strict=True):
+        row, found = [query], train.labels[places].tolist()
+        for image, its, cosine in zip(train.at(places), found, cosines, strict=True):
+            frame = None if label < 0 else SAME if its == label else OTHER
+            row.append(Tile(image, f"{train.names([its])[0]} {cosine:.2f}".strip(), frame))
         rows.append(row)
     return rows
 

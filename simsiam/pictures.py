@@ -10,17 +10,18 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.utils.tensorboard.writer import SummaryWriter
 from torchvision.utils import make_grid
 
 from simsiam.augment import apply, draw
 from simsiam.data import ViewsDataModule
-from simsiam.datasets import Images
-from simsiam.features import extract_features
+from simsiam.features import center, extract_features
 from simsiam.monitor import parts
+from simsiam.splits import Images
 from utils.runfolder import RunFolder
 
-MAP_IMAGES = 1000  # points of the embedding map
+MAP_IMAGES, THUMBNAIL = 1000, 32  # points of the embedding map, and the most pixels of each
 
 
 def views_grid(data: ViewsDataModule, images: int = 8, epochs: int = 4) -> Tensor:
@@ -29,34 +30,49 @@ def views_grid(data: ViewsDataModule, images: int = 8, epochs: int = 4) -> Tenso
     Returns:
         (3, H, W) uint8.
     """
-    indices = torch.arange(min(images, len(data.train)), device=data.train.images.device)
-    originals = data.train.images[indices]
-    columns = [originals.float() / 255]
+    indices = torch.arange(min(images, len(data.train)), device=data.mean.device)
+    originals = data.train.at(indices)
+    columns = [center(originals, data.size)]
     for epoch in range(epochs):
         for view in range(data.views):
             drawn = draw(indices, originals.shape[-1], seed=data.seed, epoch=epoch, view=view, policy=data.policy)
-            columns.append(apply(originals, drawn))
+            columns.append((apply(originals, drawn, data.size).clamp(0, 1) * 255).round().to(torch.uint8))
     return _grid(torch.stack(columns, dim=1))
 
 
 def neighbours_grid(data: ViewsDataModule, features: Tensor, bank: Tensor, images: int = 10, k: int = 9) -> Tensor:
     """A row for each of the first test images: the image itself, then its k nearest train images.
 
+    Without test images, for each of the first train images.
+
     Args:
-        features, bank: (Q, F) and (N, F), L2-normalised, of the test and the train images.
+        features, bank: (Q, F) and (N, F), L2-normalised, of the test (or train) and the train images.
 
     Returns:
         (3, H, W) uint8.
     """
-    nearest = (features[:images] @ bank.T).topk(min(k, len(bank)), dim=1).indices  # (images, k)
-    found = data.train.images[nearest]  # (images, k, 3, S, S)
-    return _grid(torch.cat([data.test.images[:images, None], found], dim=1).float() / 255)
+    tested = len(data.test) > 0
+    nearest = nearest_others(features[:images], bank, k, itself=not tested)[1]  # (images, k)
+    found = data.train.at(nearest)  # (images, k, 3, C, C)
+    asked = (data.test if tested else data.train).images[: len(nearest)].to(found.device)
+    return _grid(torch.cat([asked[:, None], found], dim=1))
+
+
+def nearest_others(features: Tensor, bank: Tensor, k: int, itself: bool) -> tuple[Tensor, Tensor]:
+    """Cosines and places (Q, k) of the nearest of a bank; at most as many as there are.
+
+    Args:
+        features, bank: (Q, F) and (N, F), L2-normalised.
+        itself: the queries are in the bank, and are not their own neighbours: the nearest one is left out.
+    """
+    similarity, nearest = (features @ bank.T).topk(min(k + itself, len(bank)), dim=1)
+    return similarity[:, int(itself) :], nearest[:, int(itself) :]
 
 
 def _grid(rows: Tensor) -> Tensor:
-    """(R, C, 3, S, S) in 0 to 1 -> (3, H, W) uint8, one row a line."""
-    grid = make_grid(rows.flatten(0, 1).cpu(), nrow=rows.shape[1], padding=2, pad_value=1.0)
-    return (grid.clamp(0, 1) * 255).round().to(torch.uint8)
+    """(R, C, 3, S, S) uint8 -> (3, H, W) uint8, one row a line, in tiles of at most 96 pixels."""
+    tiles = torch.cat([_small(row, TILE) for row in rows])
+    return (make_grid(tiles, nrow=rows.shape[1], padding=2, pad_value=1.0) * 255).round().to(torch.uint8)
 
 
 def save_png(picture: Tensor, path: Path, scale: int = 2) -> None:
@@ -70,11 +86,17 @@ def log_embedding(writer: SummaryWriter, images: Images, features: Tensor, step:
     shown = images.first(MAP_IMAGES)
     writer.add_embedding(
         features[: len(shown)].cpu(),
-        metadata=[shown.classes[label] for label in shown.labels.tolist()],
-        label_img=shown.images.cpu().float() / 255,
+        metadata=[name or "image" for name in shown.names(shown.labels.tolist())],
+        label_img=torch.cat([_small(chunk, THUMBNAIL) for chunk in shown.images.split(50)]),
         global_step=step,
         tag="embedding",
     )
+
+
+def _small(images: Tensor, most: int) -> Tensor:
+    """(B, 3, C, C) uint8 -> (B, 3, T, T) in 0 to 1, T at most `most`."""
+    x = images.cpu().float() / 255
+    return x if x.shape[-1] <= most else interpolate(x, (most, most), mode="bilinear", antialias=True)
 
 
 class FirstViews(pl.Callback):
@@ -94,9 +116,11 @@ class FirstViews(pl.Callback):
 def log_final_pictures(writer: SummaryWriter, data: ViewsDataModule, backbone: nn.Module, step: int) -> None:
     """`neighbours` and `embedding`, of a finished backbone on the data's device."""
     bank = extract_features(backbone, data.train.images, data.mean, data.std)
-    features = extract_features(backbone, data.test.images, data.mean, data.std)
+    asked, features = data.train, bank
+    if len(data.test):
+        asked, features = data.test, extract_features(backbone, data.test.images, data.mean, data.std)
     writer.add_image("neighbours", neighbours_grid(data, features, bank), step)
-    log_embedding(writer, data.test, features, step)
+    log_embedding(writer, asked, features, step)
     writer.flush()
 
 

@@ -13,8 +13,9 @@ from simsiam.evaluation import Subject, confusion, fingerprint, open_subject
 from simsiam.features import CHUNK
 from simsiam.gather import Run, number
 from simsiam.neighbours import evenly, gallery_rows
-from simsiam.pictures import Tile, views_grid
+from simsiam.pictures import Tile, nearest_others, views_grid
 from simsiam.pretrain import build_data
+from simsiam.splits import no_knn
 from utils.device import choose_device
 from utils.errors import UserError
 from utils.knn import knn_predict
@@ -38,9 +39,11 @@ class Portrait(NamedTuple):
 
     epoch: int | None
     gallery: list[list[Tile]]
-    classes: Classes
+    classes: Classes | None  # None where they cannot be counted
+    names: tuple[str, ...]  # of the classes
+    of: str  # what the queries and the points are
     points: np.ndarray  # (n, 2)
-    labels: np.ndarray  # (n,)
+    labels: np.ndarray  # (n,), -1 where there is none
     method: str  # that made the points
     views: Image.Image | None
 
@@ -52,21 +55,26 @@ def draw_portrait(run: Run, accelerator: Any, data_dir: str | None) -> Portrait:
         UserError: it has none, or its images are not at hand.
     """
     subject = open_newest(run, accelerator, data_dir)
-    train, test, name = subject.train, subject.test, run.name
+    train, name, tested = subject.train, run.name, len(subject.test) > 0
     bank = subject.features(train.images, f"train images of {name}")
-    queries = subject.features(test.images, f"test images of {name}")
-    places = evenly(len(test), QUERIES)
-    similarity, nearest = (queries[places] @ bank.T).topk(min(NEAREST, len(train)), dim=1)
-    labels = test.labels[places].tolist()
-    tiles = [Tile(test.images[i], test.classes[label]) for i, label in zip(places, labels, strict=True)]
-    known = known_classes(run, fingerprint(subject.trained.backbone))
+    asked, queries = train, bank
+    if tested:
+        asked, queries = subject.test, subject.features(subject.test.images, f"test images of {name}")
+    places = torch.tensor(evenly(len(asked), QUERIES), device=queries.device)
+    similarity, nearest = nearest_others(queries[places], bank, NEAREST, itself=not tested)
+    labels = asked.labels[places].tolist()
+    tiles = [Tile(*pair) for pair in zip(asked.at(places), asked.names(labels), strict=True)]
+    counted = no_knn(train, subject.test) is None
+    known = known_classes(run, fingerprint(subject.trained.backbone)) if counted else None
     points, method = flat(queries[:MAP_IMAGES], name)
     return Portrait(
         epoch=subject.trained.about.get("row", {}).get("epoch"),
         gallery=gallery_rows(train, tiles, labels, similarity, nearest),
-        classes=known or count_classes(subject, bank, queries, name),
+        classes=known or (count_classes(subject, bank, queries, name) if counted else None),
+        names=asked.classes,
+        of="test images" if tested else "train images",
         points=points,
-        labels=test.labels[:MAP_IMAGES].cpu().numpy(),
+        labels=asked.labels[:MAP_IMAGES].cpu().numpy(),
         method=method,
         views=stored_views(run) or views_of(run, subject),
     )
@@ -123,7 +131,7 @@ def flat(features: Tensor, name: str) -> tuple[np.ndarray, str]:
         try:
             from sklearn.manifold import TSNE  # no requirement of this program
 
-            say(f"map of the features of {name}: {n:,} test images by t-SNE")
+            say(f"map of the features of {name}: {n:,} images by t-SNE")
             perplexity = min(30.0, (n - 1) / 3)
             return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(narrow), "t-SNE"
         except ImportError:

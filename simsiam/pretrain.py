@@ -20,6 +20,7 @@ from simsiam.module import SimSiam
 from simsiam.monitor import CollapseMonitor, KNNMonitor
 from simsiam.pictures import FirstViews, log_final_pictures
 from simsiam.record import Curves, ProgressLine, Recorder
+from simsiam.splits import default_stem, no_knn
 from utils import ranks
 from utils.checkpoint import AtomicCheckpointIO, BackgroundCheckpointIO, previous, read_resumable
 from utils.device import choose_accelerator, choose_precision, hardware
@@ -50,9 +51,10 @@ def pretrain(config: Pretrain) -> None:
             print(f"{run.path} is finished already. --overwrite would start anew.")
             return
         data = build_data(config, compile=config.compile and accelerator == "gpu")
-        if config.dry_run and absent(config.dataset, config.data_dir):
-            data.use(placeholders(config.dataset, config.train_images, config.test_images))
-            print(f"{config.dataset} is not in {config.data_dir}: it would be downloaded first")
+        if config.dry_run and (config.dataset == "folder" or absent(config.dataset, config.data_dir)):
+            few = (config.train_images, config.test_images, config.image_size)
+            data.use(placeholders(config.dataset, config.data_dir, *few))
+            print(what_first(config, data))
         else:
             ranks.from_first(data.prepare_data)
             data.setup()
@@ -74,6 +76,9 @@ def pretrain(config: Pretrain) -> None:
             "train_images": len(data.train),
             "test_images": len(data.test),
             "hardware": hardware(accelerator),
+            "image_size": data.size,
+            "stem": model.hparams["stem"],
+            "images": data.origin,
         }
         about = {"command": "pretrain", "settings": settings(config), "resolved": resolved, "versions": versions()}
         start = ranks.from_first(lambda: claim(config, run, (state, found), start, about, words, held))
@@ -128,8 +133,8 @@ def claim(
 
 def build_data(config: Pretrain, compile: bool) -> ViewsDataModule:
     policy = Policy(**{name: getattr(config, name) for name in Policy.__dataclass_fields__})
-    names = ("dataset", "data_dir", "data_url", "train_images", "test_images")
-    names += ("batch_size", "accumulate", "views", "seed")
+    names = ("dataset", "data_dir", "data_url", "train_images", "test_images", "image_size", "cache_dir", "data_memory")
+    names += ("skip_bad_images", "batch_size", "accumulate", "views", "seed")
     return ViewsDataModule(**{name: getattr(config, name) for name in names}, policy=policy, compile=compile)
 
 
@@ -144,7 +149,8 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
         **{name: getattr(config, name) for name in names},
         learning_rate=config.peak_rate,
         warmup_epochs=config.warmup,
-        image_size=data.train.images.shape[-1],
+        image_size=data.size,
+        stem=config.stem or default_stem(data.size),
         mean=data.mean.tolist(),
         std=data.std.tolist(),
     )
@@ -169,7 +175,7 @@ def find_start(config: Pretrain, run: RunFolder, data: ViewsDataModule, model: S
         UserError: damaged, foreign, a checkpoint of other settings, or settings that do not go with the images.
     """
     check(
-        config.knn_every == 0 or config.knn_k <= len(data.train),
+        config.knn_every == 0 or no_knn(data.train, data.test) is not None or config.knn_k <= len(data.train),
         f"--knn-k {config.knn_k} is more than the {len(data.train)} train images: give fewer, or --knn-every 0",
     )
     if state == "unfinished" and not config.overwrite and run.resumable():
@@ -177,6 +183,11 @@ def find_start(config: Pretrain, run: RunFolder, data: ViewsDataModule, model: S
             config.ckpt_dir in (None, run.settings().get("ckpt_dir")),
             f"{run.path} holds an unfinished run, which would be resumed instead of --ckpt-dir {config.ckpt_dir}: "
             "leave the flag out, or give another --exp-name",
+        )
+        check(
+            run.images() in (None, data.origin),
+            f"{run.path} holds an unfinished run on other images than are in {config.data_dir} now: "
+            "give another --exp-name, or --overwrite to start anew",
         )
         return _newest_whole(run.resumable())
     if config.model_path:
@@ -228,7 +239,9 @@ def description(
     return (
         f"SimSiam on {config.dataset}: {len(data.train):,} train and {len(data.test):,} test images, "
         f"{len(data.train.classes)} classes\n"
-        f"  network   {config.backbone}, width {config.width}: backbone {millions['backbone']:.2f} M, "
+        f"{about_images(config, data)}"
+        f"  network   {config.backbone}, width {config.width}, {model.hparams['stem']} stem: "
+        f"backbone {millions['backbone']:.2f} M, "
         f"projector {millions['projector']:.2f} M, predictor {millions.get('predictor', 0):.2f} M parameters\n"
         f"  training  {config.epochs} epochs of {steps} steps of {config.batch_size} images{pieces} x "
         f"{config.views} views = {config.epochs * steps:,} steps;\n"
@@ -237,6 +250,24 @@ def description(
         f"  run       {run.path}" + (f", resumed from {start.path}" if start else "") + "\n"
         f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}"
     )
+
+
+def about_images(config: Pretrain, data: ViewsDataModule) -> str:
+    """What a person would not expect of the images: lines for `description`."""
+    margin = f" from {data.train.side} x {data.train.side}" if data.size < data.train.side else ""
+    lines = [f"views of {data.size} x {data.size} pixels{margin}"] if margin or data.size != 32 else []
+    why = no_knn(data.train, data.test)
+    if why and config.knn_every:
+        lines.append(f"{why}: kNN is off")
+    return "".join(f"  images    {line}\n" for line in lines)
+
+
+def what_first(config: Pretrain, data: ViewsDataModule) -> str:
+    """What a run would do before it trains."""
+    if config.dataset != "folder":
+        return f"{config.dataset} is not in {config.data_dir}: it would be downloaded first"
+    n, side = len(data.train) + len(data.test), data.train.side
+    return f"{n:,} images would be decoded, {n * 3 * side**2 / 2**30:.2f} GiB, unless they are already"
 
 
 def provenance(config: Pretrain, data: ViewsDataModule) -> dict[str, Any]:
@@ -263,7 +294,8 @@ def train(
     logger = Curves(run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step)
     if start is None and ranks.rank() == 0:
         logger.log_settings({name: value for name, value in settings(config).items() if name not in IMMATERIAL})
-    knn = KNNMonitor(config.knn_k, config.knn_t, config.knn_every, report=say)
+    knn_every = 0 if no_knn(data.train, data.test) else config.knn_every
+    knn = KNNMonitor(config.knn_k, config.knn_t, knn_every, report=say)
     recorder = Recorder(run, knn)
     collapse = CollapseMonitor(config.stop_on_collapse, report=say)
     io = BackgroundCheckpointIO(AtomicCheckpointIO(keep=run.last), about=provenance(config, data))
@@ -328,7 +360,7 @@ def finish(
     last = rows[-1]
     about = backbone_facts(model.hparams) | provenance(config, data) | {"row": last}
     write_weights(run.backbone, BACKBONE, model.backbone.state_dict(), about)
-    backbone = load_backbone(run.backbone).to(data.train.images.device)  # a file that does not load is found now
+    backbone = load_backbone(run.backbone).to(data.mean.device)  # a file that does not load is found now
     log_final_pictures(logger.experiment, data, backbone, last["step"])
     summary = {
         "epochs": last["epoch"],

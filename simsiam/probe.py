@@ -13,7 +13,6 @@ from models.resnet import ResNet
 from simsiam.augment import Policy, augment
 from simsiam.config import Finetune, Linear
 from simsiam.data import EpochOrder
-from simsiam.datasets import Images
 from simsiam.evaluation import (
     Results,
     Subject,
@@ -23,8 +22,9 @@ from simsiam.evaluation import (
     per_class,
     print_classes,
 )
-from simsiam.features import CHUNK
+from simsiam.features import chunk_size
 from simsiam.record import Curves, ProgressLine
+from simsiam.splits import Images
 from utils.device import choose_accelerator, choose_device, choose_precision
 from utils.errors import RunFailure, check
 from utils.export import HEAD, write_weights
@@ -111,6 +111,7 @@ class LabelledViews(pl.LightningDataModule):
         images: a split; of it, only the images at `chosen` (n,) are used.
         batch_size: at most; so many fewer that hardly an image is left over in an epoch.
         mean, std: (3,), of the normalisation.
+        size: S, the side of the crops; None for that of the images.
     """
 
     def __init__(
@@ -123,8 +124,10 @@ class LabelledViews(pl.LightningDataModule):
         batch_size: int,
         crop_scale: float,
         seed: int,
+        size: int | None = None,
     ) -> None:
         super().__init__()
+        self.size = None if size is None else min(size, images.side)
         self.images, self.chosen, self.mean, self.std = images, chosen, mean, std
         self.batch_size, self.seed = len(chosen) // math.ceil(len(chosen) / batch_size), seed
         self.policy = Policy(crop_scale=crop_scale, jitter=0, grayscale=0)
@@ -139,7 +142,7 @@ class LabelledViews(pl.LightningDataModule):
         assert self.trainer is not None
         indices, epoch = self.chosen[batch], self.trainer.current_epoch
         views = augment(
-            self.images.images[indices],
+            self.images.at(indices),
             indices,
             seed=self.seed,
             epoch=epoch,
@@ -147,6 +150,7 @@ class LabelledViews(pl.LightningDataModule):
             policy=self.policy,
             mean=self.mean,
             std=self.std,
+            size=self.size,
         )
         return views, self.images.labels[indices]
 
@@ -189,6 +193,7 @@ def linear(config: Linear) -> None:
     choose_precision(config.precision, config.accelerator)  # what cannot be is said before any work
     scratch = config.seed if config.from_scratch else None
     subject = open_subject(config, choose_device(config.accelerator), scratch)
+    subject.need_labels()
     name = "linear" + "_augment" * config.augment + "_from_scratch" * config.from_scratch
     results = Results(config, subject.trained, name)
     held = round(config.held_out * len(subject.train))
@@ -237,7 +242,7 @@ def probe_by_solver(config: Linear, subject: Subject, results: Results) -> tuple
     """Logistic regression on features of clean images."""
     train = subject.train
     order = permutation(len(train), CHOICE, seed=config.seed, device=subject.device)
-    chunks = (train.images[i] for i in order.split(CHUNK))
+    chunks = (train.at(i) for i in order.split(chunk_size(train.images)))
     x = subject.model.features(chunks, len(train), "train images", unit=False)
     head, figures = solve_head(x, train.labels[order], len(subject.classes), round(config.held_out * len(train)))
     rows = [(f"{decay}", f"{right:.2f}") for decay, right in figures["held_out"].items()]
@@ -289,6 +294,7 @@ def probe_by_sgd(config: Linear, subject: Subject, results: Results) -> tuple[nn
         batch_size=config.batch_size or 256,
         crop_scale=config.crop_scale or 0.8,
         seed=config.seed,
+        size=backbone.image_size,
     )
     steps = fit_classifier(config, model, data, config.epochs or 100, results)
     return for_raw_features(model.head.weight, model.head.bias, center, spread), {"steps": steps}

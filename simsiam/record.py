@@ -83,7 +83,7 @@ class Recorder(pl.Callback):
         self.peak = bf16_peak(pl_module.device) if pl_module.device.type == "cuda" else None
         data = parts(trainer, pl_module)[1]
         build = functools.partial(type(pl_module), **pl_module.hparams)
-        self.flops = step_flops(build, 1, data.views, data.train.images.shape[-1]) if self.peak else 0.0
+        self.flops = step_flops(build, 1, data.views, data.size) if self.peak else 0.0
 
     def _write(self) -> None:
         if ranks.rank() == 0:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from simsiam.config import Pretrain, Report, command_line
 from simsiam.gather import GENERATOR, NOTHING, Group, Run, cell, group, measures, number, part, read_runs
-from simsiam.pictures import SAME, Tile, gallery
+from simsiam.pictures import OTHER, SAME, Tile, gallery
 from simsiam.portrait import Classes, Portrait, draw_portrait, known_classes, stored_views
 from simsiam.variants import paper_says
 from utils import charts, page
@@ -251,20 +251,22 @@ def portraits(config: Report, groups: list[Group], pictures: Pictures) -> Iterat
 
 def shown(portrait: Portrait, mark: str, name: str, pictures: Pictures) -> Iterator[Markup]:
     """The pictures of a checkpoint."""
-    prefix, names = f"{mark}_" if mark else "", portrait.classes.names
+    prefix, names = f"{mark}_" if mark else "", portrait.names
     if portrait.epoch:
         yield element("p", f"Of the checkpoint after epoch {portrait.epoch}.", class_="small")
-    yield neighbours(portrait.gallery)
-    about = f"{name}: test images on the left, their nearest train images, by cosine"
+    yield neighbours(portrait.gallery, portrait.of)
+    about = f"{name}: {portrait.of} on the left, their nearest train images, by cosine"
     pictures.save(f"{prefix}neighbours", gallery(about, portrait.gallery))
-    sizes = np.bincount(portrait.labels, minlength=len(names))
-    named = {label: names[label] for label in range(len(names)) if sizes[label] and len(names) <= MANY_CLASSES}
-    title = f"Map of the features of {len(portrait.points):,} test images by {portrait.method}, {len(names)} classes"
+    there = set(portrait.labels.tolist()) if len(names) <= MANY_CLASSES else set()
+    named = {label: name for label, name in enumerate(names) if label in there}
+    title = f"Map of the features of {len(portrait.points):,} {portrait.of} by {portrait.method}"
+    title += f", {len(names)} classes" * (len(names) > 0)
     drawn = pictures.chart(f"{prefix}map", charts.scatter(portrait.points, portrait.labels, named), title)
     about = {"t-SNE": "neighbours stay neighbours; how far groups are from each other means little"}
     how = about.get(portrait.method, "along the two directions of the greatest variance")
     middle = " Each name stands in the middle of its class." * bool(named)
-    cells = [*classes(portrait.classes, prefix, pictures), page.figure(drawn, f"{title}: {how}.{middle}")]
+    cells = list(classes(portrait.classes, prefix, pictures)) if portrait.classes else []
+    cells.append(page.figure(drawn, f"{title}: {how}.{middle}"))
     if portrait.views:
         cells.append(views(portrait.views, prefix, pictures))
     yield element("div", *cells, class_="grid")
@@ -279,20 +281,23 @@ def recorded(run: Run, mark: str, pictures: Pictures) -> Iterator[Markup]:
     yield element("div", *cells, class_="grid") if cells else element("p", "There is nothing to show.", class_="small")
 
 
-def neighbours(rows: list[list[Tile]]) -> Markup:
-    """The gallery: a query and its neighbours in each row."""
+def neighbours(rows: list[list[Tile]], of: str) -> Markup:
+    """The gallery: a query, one of the images `of`, and its neighbours in each row."""
     lines = []
     for row in rows:
-        tiles = [element("figure", thumbnail(row[0], "test image"), element("figcaption", row[0].text))]
+        tiles = [element("figure", thumbnail(row[0], of.removesuffix("s")), element("figcaption", row[0].text))]
         for tile in row[1:]:
-            alike = "same" if tile.frame == SAME else "other"
-            image = thumbnail(tile, "neighbour of the same class" if alike == "same" else "neighbour of another class")
+            alike = "same" if tile.frame == SAME else "other" if tile.frame == OTHER else ""
+            words = {"same": "neighbour of the same class", "other": "neighbour of another class"}
+            image = thumbnail(tile, words.get(alike, "neighbour"))
             tiles.append(element("figure", image, element("figcaption", tile.text), class_=alike))
         lines.append(element("div", *tiles, class_="row"))
     about = (
-        "Nearest neighbours: test images on the left, beside each the train images whose features are nearest, with "
-        "their class and cosine. Solid blue frame: of the same class; dashed orange: of another."
+        f"Nearest neighbours: {of} on the left, beside each the train images whose features are nearest, with "
+        "their class and cosine."
     )
+    if any(tile.frame for row in rows for tile in row):
+        about += " Solid blue frame: of the same class; dashed orange: of another."
     scroll = element("div", *lines, class_="wide", tabindex="0", role="region", aria_label="nearest neighbours")
     return page.figure(scroll, about)
 

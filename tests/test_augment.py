@@ -35,6 +35,18 @@ def test_resized_crop_is_torchvisions(size: int) -> None:
         torch.testing.assert_close(ours[i], theirs, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize(("side", "size"), [(110, 96), (48, 32), (64, 100)])
+def test_a_view_of_another_size_than_the_image_is_torchvisions_too(side: int, size: int) -> None:
+    images, v = noise(60, side), draws(60, Policy(crop_scale=0.08), side)
+    ours = resized_crop(images.float() / 255, v.top, v.left, v.height, v.width, v.flip, size)
+    assert ours.shape == apply(images, v, size).shape == (60, 3, size, size)
+    for i in range(60):
+        box = (int(v.top[i]), int(v.left[i]), int(v.height[i]), int(v.width[i]))
+        theirs = F.resized_crop(images[i].float() / 255, *box, [size, size], antialias=True)
+        theirs = F.hflip(theirs) if v.flip[i] else theirs
+        torch.testing.assert_close(ours[i], theirs, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("operation", range(4))
 def test_each_colour_operation_is_torchvisions(operation: int, real_images: Tensor) -> None:
     x, v = real_images[:200].float() / 255, draws(200)

@@ -21,6 +21,7 @@ MINIATURE = {
     "knn": "--sizes 200 1000 32 --rounds 1",
     "step": "--width 4 --batch-size 8 --steps 2 --rounds 1",
     "scale": "--axes batch bank --points 2 --rounds 1",
+    "stream": "--sizes 32 96 --megabytes 2 --files 5 --batch-size 16 --rounds 1",
     "ceilings": "--backbone resnet10 --width 4 --batch-size 8 --images 100 --rounds 1",
 }
 SHOWN = {
@@ -28,6 +29,7 @@ SHOWN = {
     "knn": ["lightly", "scikit-learn", "faiss", "other answers"],
     "step": ["plain PyTorch", "as shipped", "granted", "Lightning's share"],
     "scale": ["exponent of time", "batch", "bank"],
+    "stream": ["decoded/s", "streamed/s", "96, stored 110"],
     "ceilings": ["bf16 matrix product", "copy", "backward", "operations of a step", "kNN"],
 }
 

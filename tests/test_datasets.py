@@ -17,8 +17,9 @@ from torchvision.datasets import CIFAR10
 
 from simsiam.augment import Policy
 from simsiam.data import ViewsDataModule
-from simsiam.datasets import channel_statistics, fetch, load
+from simsiam.datasets import fetch, load
 from simsiam.patterns import CLASSES, make_patterns
+from simsiam.splits import channel_statistics
 from utils.errors import UserError
 from utils.knn import knn_predict
 from utils.plain import read_plain_pickle

@@ -19,7 +19,7 @@ from tests.test_resnet import cifar_stem
 
 Program = Callable[..., tuple[int, str, str]]
 FORMATS = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
-FACTS = {"backbone", "width", "image_size", "mean", "std", "classes", "settings", "versions", "commit", "row"}
+FACTS = {"backbone", "width", "stem", "image_size", "mean", "std", "classes", "settings", "versions", "commit", "row"}
 
 
 def exported(format: str, run: Path, program: Program, folder: Path) -> Path:

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from models import resnet10
 from simsiam import finetune, load_backbone
-from simsiam.datasets import Images, load
+from simsiam.datasets import load
 from simsiam.features import extract_features
 from simsiam.finetune import choose_labels, label_quotas
 from simsiam.probe import Classifier, LabelledViews
+from simsiam.splits import Images
 from utils.errors import UserError
 from utils.export import BACKBONE, read_weights, write_weights
 

@@ -47,6 +47,23 @@ def test_weights_and_outputs_are_torchvisions(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_with_the_imagenet_stem_it_is_torchvisions_network_as_it_stands(name: str) -> None:
+    torch.manual_seed(0)
+    ours = BACKBONES[name](stem="imagenet")
+    shake_bn(ours)
+    theirs = getattr(torchvision.models, name)().to(memory_format=torch.channels_last)
+    theirs.fc = nn.Identity()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.randn(2, 3, 96, 96)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-6, atol=1e-6)
+
+
+def test_a_stem_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown stem 'patch'"):
+        resnet10(stem="patch")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_weights_and_outputs_are_timms(name: str) -> None:
     torch.manual_seed(0)
     ours = BACKBONES[name]()

@@ -3,8 +3,10 @@
 import os
 import platform
 import re
+import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,28 @@ def _processor() -> str | None:
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine() or None
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are left: on a GPU, or to this process, by the machine, its control group and its own limits."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    left = [_field("/proc/meminfo", "MemAvailable:")]
+    for limit, now in ((resource.RLIMIT_DATA, "VmData:"), (resource.RLIMIT_AS, "VmSize:")):
+        if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
+            left.append(most - _field("/proc/self/status", now))
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no such group, or "max"
+        left.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(0, min(left))
+
+
+def _field(file: str, name: str) -> int:
+    """Bytes that /proc says; no limit where there is no /proc."""
+    try:
+        return next(int(line.split()[1]) * 1024 for line in Path(file).read_text().splitlines() if name in line)
+    except (OSError, StopIteration):
+        return 2**62
 
 
 def bf16_peak(device: torch.device) -> float:

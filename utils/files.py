@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, check
+from utils.terminal import say
 
 PARTIAL = ".partial"
 
@@ -47,20 +48,26 @@ def check_writable(folder: Path, flag: str) -> None:
 
 
 @contextmanager
-def lock_folder(folder: Path, taken: str) -> Iterator[None]:
+def lock_folder(folder: Path, taken: str, wait: bool = False) -> Iterator[None]:
     """Keep other processes out of a folder meanwhile. A dead process holds nothing, and no file is left behind.
 
     A network file system may know of the processes of each machine alone.
 
+    Args:
+        taken: what is said where another process has it.
+        wait: then wait for it.
+
     Raises:
-        UserError: `taken`, where another process has it.
+        UserError: `taken`, unless `wait`.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(taken) from None
+            check(wait, taken)
+            say(taken)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

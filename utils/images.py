@@ -2,9 +2,10 @@
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from utils.terminal import say
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS, a program that Pillow would have run
 CHUNK = 256
+Read = TypeVar("Read")
 # what Pillow raises on files that are not what they say
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 
@@ -31,9 +33,9 @@ class ImageFolder:
         UserError: no such folder, or no image in it.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, flag: str = "--images") -> None:
         self.folder = Path(folder).expanduser()
-        check(self.folder.is_dir(), f"--images {self.folder}: no such folder")
+        check(self.folder.is_dir(), f"{flag} {self.folder}: no such folder")
         found, seen = [], set()
         self.closed: list[str] = []  # sub-folders that cannot be read
         for where, subfolders, names in os.walk(self.folder, onerror=self._note, followlinks=True):
@@ -45,7 +47,8 @@ class ImageFolder:
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             found += [below / n for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")]
         self.files = sorted(found)
-        check(bool(found), f"--images {self.folder}: no image in it ({' '.join(sorted(SUFFIXES))})")
+        why = "; ".join(self.closed[:3]) or " ".join(sorted(SUFFIXES))
+        check(bool(found), f"{flag} {self.folder}: no image in it ({why})")
         self._classify()
 
     def _note(self, error: OSError) -> None:
@@ -81,30 +84,25 @@ class ImageFolder:
                 bad += [f"{name} ({why})" for name, why in zip(names, read, strict=True) if isinstance(why, str)]
                 if images and (skip_bad or not bad):
                     yield torch.stack(images)
-        if bad:
-            shown = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
-            what = f"{len(bad)} of {len(self.files)} images in {self.folder} cannot be read: {shown}"
-            check(skip_bad, f"{what}. Mend or remove them, or give --skip-bad-images")
-            check(bool(good), what)
-            say(f"left out: {what}")
+        report_bad(bad, len(good), self.folder, skip_bad)
         self.keep(good)
 
 
-def try_to_read(path: Path, size: int) -> Tensor | str:
-    """`read_image`, or why not."""
-    try:
-        if not path.is_file() and path.exists():
-            return "not a file"  # a pipe would be waited for
-        return read_image(path, size)
-    except Image.DecompressionBombError:
-        return "too large"
-    except Image.UnidentifiedImageError:
-        return "not an image"
-    except UNREADABLE as error:
-        return getattr(error, "strerror", None) or " ".join(str(error).split())[:80] or type(error).__name__
+def report_bad(bad: list[str], good: int, folder: Path, skip: bool) -> None:
+    """Say which images of a folder cannot be read, "FILE (WHY)" of each, beside how many `good` ones.
+
+    Raises:
+        UserError: there are some, unless `skip`; or there are no others.
+    """
+    if bad:
+        shown = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
+        what = f"{len(bad)} of {len(bad) + good} images in {folder} cannot be read: {shown}"
+        check(skip, f"{what}. Mend or remove them, or give --skip-bad-images")
+        check(good > 0, what)
+        say(f"left out: {what}")
 
 
-def read_image(path: Path, size: int) -> Tensor:
+def read_image(path: Path | BinaryIO, size: int) -> Tensor:
     """An image file as RGB: the central square, resized to (3, size, size) uint8.
 
     Upright as its EXIF says, of an animation the first frame; grey, palette, CMYK and 16 bits become 8-bit RGB, and
@@ -124,3 +122,17 @@ def read_image(path: Path, size: int) -> Tensor:
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def try_to_read(path: Path, size: int, read: Callable[[Path, int], Read] = read_image) -> Read | str:
+    """`read_image` or what else reads, or why not."""
+    try:
+        if not path.is_file() and path.exists():
+            return "not a file"  # a pipe would be waited for
+        return read(path, size)
+    except Image.DecompressionBombError:
+        return "too large"
+    except Image.UnidentifiedImageError:
+        return "not an image"
+    except UNREADABLE as error:
+        return getattr(error, "strerror", None) or " ".join(str(error).split())[:80] or type(error).__name__

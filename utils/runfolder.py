@@ -72,6 +72,13 @@ class RunFolder:
         except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError):
             raise UserError(f"{self.config} is damaged: start anew with --overwrite") from None
 
+    def images(self) -> str | None:
+        """What told the images of the run in this folder from others, if it noted that."""
+        try:
+            return yaml.safe_load(self.config.read_text())["resolved"].get("images")
+        except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, AttributeError, RecursionError):
+            return None
+
     def create(self, config: dict[str, Any]) -> None:
         """Write down what the run is."""
         self.made = config
