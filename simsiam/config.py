@@ -186,7 +186,8 @@ ONCE = {"config", "overwrite", "dry_run", "seeds"}  # what a command line says f
 IMMATERIAL = {
     *("save_dir", "exp_name", "version", "ckpt_dir", "checkpoint_every", *ONCE),
     *("data_dir", "data_url", "cache_dir", "data_memory", "skip_bad_images"),
-    *("in_dim", "knn_every", "stop_on_collapse", "accelerator", "compile", "devices", "num_nodes", "strategy"),
+    *("in_dim", "knn_every", "pictures_every", "stop_on_collapse"),
+    *("accelerator", "compile", "devices", "num_nodes", "strategy"),
 }
 
 

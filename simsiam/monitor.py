@@ -44,6 +44,7 @@ class KNNMonitor(pl.Callback):
         self.k, self.temperature, self.every, self.report = k, temperature, every, report
         self.untrained: float | None = None
         self.latest: float | None = None  # of the epoch that just ended, if it was measured
+        self.places: Tensor | None = None  # (Q, k), of each test image's neighbours, at the latest measurement
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.every and trainer.global_step == 0:
@@ -69,26 +70,30 @@ class KNNMonitor(pl.Callback):
             bank = extract_features(backbone, data.train.images, data.mean, data.std, part=banked)
             queries = extract_features(backbone, data.test.images, data.mean, data.std, part=asked)
         queries = ranks.whole(queries, asked, (len(data.test), backbone.num_features))
-        similarity, labels = self._neighbours(queries, bank, data.train.labels[banked], len(data.train))
+        similarity, self.places = self._neighbours(queries, bank, banked.start, len(data.train))
+        labels = data.train.labels[self.places]
         predicted = vote(similarity, labels, len(data.train.classes), self.temperature)
         right = (predicted == data.test.labels).sum().item()
         return ranks.from_first(lambda: 100 * right / len(predicted))
 
-    def _neighbours(self, queries: Tensor, bank: Tensor, labels: Tensor, of: int) -> tuple[Tensor, Tensor]:
-        """Similarity and label (Q, k) of the nearest among `of` bank entries, of which each process has some.
+    def _neighbours(self, queries: Tensor, bank: Tensor, start: int, of: int) -> tuple[Tensor, Tensor]:
+        """Similarity and place (Q, k) of the nearest among `of` bank entries, of which each process has some.
 
         Which of equally similar ones count is open, as in a single process.
+
+        Args:
+            start: the place of the first that this one has.
         """
         similarity, found = nearest(queries, bank, min(self.k, len(bank)), of)
-        labels = labels[found]
+        places = found + start
         if ranks.world() == 1:
-            return similarity, labels
+            return similarity, places
         missing = (0, self.k - similarity.shape[1])
         mine, shape = slice(ranks.rank(), ranks.rank() + 1), (ranks.world(), len(queries), self.k)
-        every = [ranks.whole(pad(x, missing, value=v)[None], mine, shape) for x, v in ((similarity, -inf), (labels, 0))]
-        similarity, labels = (x.transpose(0, 1).flatten(1) for x in every)  # (Q, processes * k)
+        every = [ranks.whole(pad(x, missing, value=v)[None], mine, shape) for x, v in ((similarity, -inf), (places, 0))]
+        similarity, places = (x.transpose(0, 1).flatten(1) for x in every)  # (Q, processes * k)
         similarity, best = similarity.topk(self.k, dim=1)
-        return similarity, labels.gather(1, best)
+        return similarity, places.gather(1, best)
 
     def state_dict(self) -> dict[str, Any]:
         return {"untrained": self.untrained}

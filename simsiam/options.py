@@ -205,12 +205,18 @@ class MonitorOptions:
     """Temperature of their votes."""
     knn_every: int = 1
     """Measure kNN each N epochs (and always after the last); 0 for never."""
+    pictures_every: Annotated[int | None, left_out("EPOCHS", "a tenth of the run")] = None
+    """Put views and neighbours into TensorBoard each N epochs; 0 for the first and the last alone."""
     stop_on_collapse: bool = False
     """End the run with status 3 when the projections collapse, instead of a warning."""
 
     def __post_init__(self) -> None:
         check(self.knn_k >= 1, f"--knn-k {self.knn_k}: at least 1")
         check(0 < self.knn_t < math.inf, f"--knn-t {self.knn_t}: above 0")
+        check(
+            self.pictures_every is None or self.pictures_every >= 0,
+            f"--pictures-every {self.pictures_every}: 0 (at the ends alone) or more",
+        )
         check(self.knn_every >= 0, f"--knn-every {self.knn_every}: 0 (never) or more")
 
 

@@ -1,14 +1,13 @@
 """Pictures of a run: the views that it learns from, the neighbours that it finds, the map of its features."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -17,15 +16,16 @@ from torchvision.utils import make_grid
 from simsiam.augment import apply, draw
 from simsiam.data import ViewsDataModule
 from simsiam.features import center, extract_features
-from simsiam.monitor import parts
+from simsiam.monitor import KNNMonitor, parts
 from simsiam.splits import Images
 from utils.runfolder import RunFolder
 
+QUERIES, NEIGHBOURS = 10, 9  # rows and columns of `neighbours`
 MAP_IMAGES, THUMBNAIL = 1000, 32  # points of the embedding map, and the most pixels of each
 
 
-def views_grid(data: ViewsDataModule, images: int = 8, epochs: int = 4) -> Tensor:
-    """A row for each of the first train images: the image itself, then its views of the first epochs.
+def views_grid(data: ViewsDataModule, images: int = 8, epochs: int = 4, first: int = 0) -> Tensor:
+    """A row for each of the first train images: the image itself, then its views of some epochs from `first` on.
 
     Returns:
         (3, H, W) uint8.
@@ -33,28 +33,26 @@ def views_grid(data: ViewsDataModule, images: int = 8, epochs: int = 4) -> Tenso
     indices = torch.arange(min(images, len(data.train)), device=data.mean.device)
     originals = data.train.at(indices)
     columns = [center(originals, data.size)]
-    for epoch in range(epochs):
+    for epoch in range(first, first + epochs):
         for view in range(data.views):
             drawn = draw(indices, originals.shape[-1], seed=data.seed, epoch=epoch, view=view, policy=data.policy)
             columns.append((apply(originals, drawn, data.size).clamp(0, 1) * 255).round().to(torch.uint8))
     return _grid(torch.stack(columns, dim=1))
 
 
-def neighbours_grid(data: ViewsDataModule, features: Tensor, bank: Tensor, images: int = 10, k: int = 9) -> Tensor:
-    """A row for each of the first test images: the image itself, then its k nearest train images.
+def neighbours_grid(data: ViewsDataModule, nearest: Tensor) -> Tensor:
+    """A row for each of the first test images: the image itself, then its nearest train images.
 
     Without test images, for each of the first train images.
 
     Args:
-        features, bank: (Q, F) and (N, F), L2-normalised, of the test (or train) and the train images.
+        nearest: (Q, k) places among the train images.
 
     Returns:
         (3, H, W) uint8.
     """
-    tested = len(data.test) > 0
-    nearest = nearest_others(features[:images], bank, k, itself=not tested)[1]  # (images, k)
-    found = data.train.at(nearest)  # (images, k, 3, C, C)
-    asked = (data.test if tested else data.train).images[: len(nearest)].to(found.device)
+    found = data.train.at(nearest)  # (Q, k, 3, C, C)
+    asked = (data.test if len(data.test) else data.train).images[: len(nearest)].to(found.device)
     return _grid(torch.cat([asked[:, None], found], dim=1))
 
 
@@ -99,18 +97,32 @@ def _small(images: Tensor, most: int) -> Tensor:
     return x if x.shape[-1] <= most else interpolate(x, (most, most), mode="bilinear", antialias=True)
 
 
-class FirstViews(pl.Callback):
-    """`views` at the start of a run, in TensorBoard and as `views.png`."""
+class Pictures(pl.Callback):
+    """`views` at the start of a run, also as `views.png`, and with `neighbours` now and then, into TensorBoard.
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
+    Args:
+        every: epochs between them, when kNN is measured; 0 for the start alone.
+        log: takes a tag, a picture (3, H, W) uint8 and a step.
+    """
+
+    def __init__(self, run: RunFolder, knn: KNNMonitor, every: int, log: Callable[[str, Tensor, int], object]) -> None:
+        self.run, self.knn, self.every, self.log = run, knn, every, log
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0 and trainer.is_global_zero:
             picture = views_grid(parts(trainer, pl_module)[1])
             save_png(picture, self.run.views)
-            assert isinstance(trainer.logger, TensorBoardLogger)
-            trainer.logger.experiment.add_image("views", picture, 0)
+            self.log("views", picture, 0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Runs after the kNN monitor, whose neighbours are shown."""
+        epoch, data = trainer.current_epoch + 1, parts(trainer, pl_module)[1]
+        if not trainer.is_global_zero or not self.every or epoch % self.every or epoch == trainer.max_epochs:
+            return
+        step, places = trainer.global_step - 1, self.knn.places
+        self.log("views", views_grid(data, first=epoch), step)
+        if self.knn.latest is not None and places is not None:
+            self.log("neighbours", neighbours_grid(data, places[:QUERIES, :NEIGHBOURS]), step)
 
 
 def log_final_pictures(writer: SummaryWriter, data: ViewsDataModule, backbone: nn.Module, step: int) -> None:
@@ -119,7 +131,8 @@ def log_final_pictures(writer: SummaryWriter, data: ViewsDataModule, backbone: n
     asked, features = data.train, bank
     if len(data.test):
         asked, features = data.test, extract_features(backbone, data.test.images, data.mean, data.std)
-    writer.add_image("neighbours", neighbours_grid(data, features, bank), step)
+    nearest = nearest_others(features[:QUERIES], bank, NEIGHBOURS, itself=len(data.test) == 0)[1]
+    writer.add_image("neighbours", neighbours_grid(data, nearest), step)
     log_embedding(writer, asked, features, step)
     writer.flush()
 

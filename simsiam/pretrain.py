@@ -4,7 +4,6 @@ import os
 import shlex
 import sys
 from contextlib import ExitStack, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,19 +13,18 @@ from simsiam.augment import Policy
 from simsiam.config import IMMATERIAL, Pretrain, differences, settings
 from simsiam.data import ViewsDataModule
 from simsiam.datasets import absent, placeholders
+from simsiam.finish import finish
 from simsiam.keeper import Keeper, Signals
-from simsiam.load import backbone_facts, find_checkpoint, load_backbone, load_strictly, load_weights
+from simsiam.load import find_checkpoint, load_strictly, load_weights
 from simsiam.module import SimSiam
 from simsiam.monitor import CollapseMonitor, KNNMonitor
-from simsiam.pictures import FirstViews, log_final_pictures
+from simsiam.pictures import Pictures
 from simsiam.record import Curves, ProgressLine, Recorder
 from simsiam.splits import default_stem, no_knn
 from utils import ranks
 from utils.checkpoint import AtomicCheckpointIO, BackgroundCheckpointIO, previous, read_resumable
 from utils.device import choose_accelerator, choose_precision, hardware
 from utils.errors import RunFailure, UserError, check
-from utils.export import BACKBONE, write_weights
-from utils.files import write_json
 from utils.origin import git_commit, versions
 from utils.runfolder import RunFolder
 from utils.terminal import say
@@ -297,8 +295,11 @@ def train(
     knn_every = 0 if no_knn(data.train, data.test) else config.knn_every
     knn = KNNMonitor(config.knn_k, config.knn_t, knn_every, report=say)
     recorder = Recorder(run, knn)
+    every = max(1, config.epochs // 10) if config.pictures_every is None else config.pictures_every
+    pictures = Pictures(run, knn, every, logger.log_picture)
     collapse = CollapseMonitor(config.stop_on_collapse, report=say)
-    io = BackgroundCheckpointIO(AtomicCheckpointIO(keep=run.last), about=provenance(config, data))
+    about = provenance(config, data)
+    io = BackgroundCheckpointIO(AtomicCheckpointIO(keep=run.last), about=dict(about))
     signals = Signals()
     keeper = Keeper(run, recorder, config.checkpoint_every, io, signals)
     trainer = pl.Trainer(
@@ -311,7 +312,7 @@ def train(
         precision=precision,
         max_epochs=config.epochs,
         logger=logger,
-        callbacks=[signals, knn, recorder, ProgressLine(recorder.words), FirstViews(run), collapse, keeper],
+        callbacks=[signals, knn, recorder, ProgressLine(recorder.words), pictures, collapse, keeper],
         plugins=[io],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -325,7 +326,7 @@ def train(
         trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
         if ranks.rank() == 0:
             keeper.check_saved()
-            finish(config, run, data, model, logger, recorder, keeper, knn)
+            finish(run, data, model, logger, recorder, keeper, knn, about)
     except OSError as error:  # what could be written is written; the rest is done again
         kept = run.resumable()
         goes_on = f"the same command goes on from {kept[0]}" if kept else "nothing of the run is kept"
@@ -342,55 +343,3 @@ def train(
                 run.path.rmdir()
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(f"{start.path}: not a checkpoint that a run goes on from ({why})") from None
-
-
-def finish(
-    config: Pretrain,
-    run: RunFolder,
-    data: ViewsDataModule,
-    model: SimSiam,
-    logger: Curves,
-    recorder: Recorder,
-    keeper: Keeper,
-    knn: KNNMonitor,
-) -> None:
-    """Write the backbone, the last pictures and the summary, which is what makes a run finished; say where they are."""
-    rows = recorder.rows
-    run.write_rows(rows)  # once more: nothing was left to train, perhaps, and the file is not what it was
-    last = rows[-1]
-    about = backbone_facts(model.hparams) | provenance(config, data) | {"row": last}
-    write_weights(run.backbone, BACKBONE, model.backbone.state_dict(), about)
-    backbone = load_backbone(run.backbone).to(data.mean.device)  # a file that does not load is found now
-    log_final_pictures(logger.experiment, data, backbone, last["step"])
-    summary = {
-        "epochs": last["epoch"],
-        "step": last["step"],
-        "kNN_accuracy": last.get("kNN_accuracy"),
-        "kNN_best": keeper.best,
-        "kNN_best_epoch": keeper.best_epoch,
-        "kNN_untrained": knn.untrained,
-        "train_loss": last["train_loss"],
-        "z_std": last["z_std"],
-        "seconds": round(sum(row["seconds"] for row in rows), 1),
-        "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
-    }
-    write_json(run.summary, summary)
-    print(_closing_words(run, summary))
-
-
-def _closing_words(run: RunFolder, summary: dict[str, Any]) -> str:
-    lines = [f"finished {summary['epochs']} epochs in {timedelta(seconds=round(summary['seconds']))}"]
-    if summary["kNN_accuracy"] is not None:
-        untrained = summary["kNN_untrained"]
-        lines.append(
-            f"  kNN       {summary['kNN_accuracy']:.2f} % in the last epoch"
-            + f", {summary['kNN_best']:.2f} % in the best (epoch {summary['kNN_best_epoch']})"
-            + (f", {untrained:.2f} % untrained" if untrained is not None else "")
-        )
-    lines += [
-        f"  loss      {summary['train_loss']:.4f}   z_std {summary['z_std']:.3f}",
-        f"  speed     {summary['images_per_second']:,.0f} images/s",
-        f"  backbone  {run.backbone}",
-        f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}",
-    ]
-    return "\n".join(lines)

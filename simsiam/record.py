@@ -4,6 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
 from simsiam.monitor import KNNMonitor, parts
@@ -19,6 +21,8 @@ from utils.device import bf16_peak, step_flops
 from utils.errors import RunFailure
 from utils.runfolder import RunFolder
 from utils.terminal import console, say
+
+CURVES = {"kNN_accuracy": "kNN accuracy (%)", "train_loss": "loss", "z_std": "z_std", "learning_rate": "learning rate"}
 
 
 class Curves(TensorBoardLogger):
@@ -48,11 +52,21 @@ class Curves(TensorBoardLogger):
             if first:
                 say(f"warning: TensorBoard's files cannot be written ({why.strerror}); it is tried again each epoch")
 
+    def log_picture(self, tag: str, picture: Tensor, step: int) -> None:
+        """(3, H, W) uint8. On a full disk there is none."""
+        with suppress(OSError):
+            self.experiment.add_image(tag, picture, step)
+
     def log_settings(self, settings: dict[str, Any]) -> None:
-        """Fill the HPARAMS tab: its metrics are the latest values of the curves, so it needs no tags of its own."""
+        """Put the four curves on one page (CUSTOM SCALARS), and fill the HPARAMS tab.
+
+        Its metrics are the latest values of the curves, so it needs no tags of its own.
+        """
         known = {name: "default" if value is None else value for name, value in settings.items()}
         for part in hparams(known, dict.fromkeys(("kNN_accuracy", "train_loss", "z_std"), 0.0)):
             self.experiment._get_file_writer().add_summary(part)
+        lines = {title: ["Multiline", [tag]] for tag, title in CURVES.items()}
+        self.experiment.add_custom_scalars({"SimSiam": lines})
 
 
 class Recorder(pl.Callback):

@@ -28,7 +28,7 @@ SHOWN = {
     "augment": ["torchvision, PIL", "lightly's SimSiam transform", "kornia", "ours, compiled"],
     "knn": ["lightly", "scikit-learn", "faiss", "other answers"],
     "step": ["plain PyTorch", "as shipped", "granted", "Lightning's share"],
-    "scale": ["exponent of time", "batch", "bank"],
+    "scale": ["exponent of time", "batch", "bank", "a message of BN"],
     "stream": ["decoded/s", "streamed/s", "96, stored 110"],
     "ceilings": ["bf16 matrix product", "copy", "backward", "operations of a step", "kNN"],
 }
@@ -63,6 +63,7 @@ def test_the_measurement_for_a_gpu_box_runs_from_end_to_end_in_legs(tmp_path: Pa
         assert any("events.out" in name for name in curves.getnames())
     said = (results / "measure.txt").read_text()
     assert all(word in said for word in ("kNN accuracy", "linear", "fine-tun"))
+    assert "fine-tuned, " in (results / "report.html").read_text()
 
 
 def test_a_leg_that_is_over_says_so_and_the_next_one_goes_on(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ with ranks.joined(None, None, gpu=False):
     mine = extract_features(network, images, torch.zeros(3), torch.ones(3), part=part)
     features = ranks.whole(mine, part, (n, 32))
     bank = torch.nn.functional.normalize(torch.randn(n, 512), dim=1)  # of this network's features many are equally near
-    found = KNNMonitor(k=200)._neighbours(bank, bank[part], torch.arange(n)[part], n)
+    found = KNNMonitor(k=200)._neighbours(bank, bank[part], part.start, n)
     torch.save((features, *found), f"{sys.argv[1]}/{n}_{ranks.world()}_{ranks.rank()}.pt")
 """
 

@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
 # The whole measurement on a GPU box, in legs of at most LEG_SECONDS that resume one another:
 #
-#   bash tests/benchmarks/h200.sh ceilings|step|knn|augment|pretrain|measure|all [flags of main.py ...]
+#   bash tests/benchmarks/h200.sh ceilings|step|knn|augment|pretrain|measure|report|all [flags of main.py ...]
 #
 #   ceilings  bf16 matrix product, copy, the parts of a step
 #   step, knn, augment   the benchmarks of the same names
 #   pretrain  main.py with its defaults (800 epochs, kNN of each), or the flags given; cut off by SIGTERM when the leg is
 #             over, and resumed by the next call. Its status is 3 while there is more to do.
 #   measure   kNN by every protocol, linear probes, fine-tuning on 10 % of the labels, of the finished run
+#   report    the page of the run with all that was measured
 #   all       one after another, as many legs as it takes
 #
 # Set in the environment: PYTHON (python3), RUNS (./runs), NAME (h200), RESULTS (./results: what to bring home), LEG_SECONDS
-# (540); for small machines, BENCH_ceilings and its like (flags of that benchmark) and MEASURE (of the measuring commands).
+# (540); for small machines, BENCH_ceilings and its like (flags of that benchmark) and MEASURE (of the measuring
+# commands and the report).
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3} RUNS=${RUNS:-./runs} NAME=${NAME:-h200} RESULTS=${RESULTS:-./results}
 LEG_SECONDS=${LEG_SECONDS:-540}
 RUN=$RUNS/$NAME
-leg=${1:?which leg: ceilings, step, knn, augment, pretrain, measure or all}
+leg=${1:?which leg: ceilings, step, knn, augment, pretrain, measure, report or all}
 shift
 mkdir -p "$RESULTS"
 
@@ -59,15 +61,22 @@ measure() {
     return $status
 }
 
+report() {
+    # shellcheck disable=SC2086
+    timeout "$LEG_SECONDS" "$PYTHON" main.py report "$RUN" ${MEASURE:-} 2>&1 | tee "$RESULTS/report.txt" || return 1
+    cp "$RUN/report/index.html" "$RESULTS/report.html"
+}
+
 case $leg in
     ceilings | step | knn | augment) benchmark "$leg" ;;
     pretrain) pretrain "$@" ;;
     measure) measure ;;
+    report) report ;;
     all)
         for each in ceilings step knn augment; do benchmark "$each" || exit; done
         pretrain "$@"
         while status=$?; [ "$status" -eq 3 ]; do pretrain "$@"; done
-        [ "$status" -eq 0 ] && measure
+        [ "$status" -eq 0 ] && measure && report
         ;;
     *) echo "h200.sh: no leg $leg" >&2; exit 2 ;;
 esac
