@@ -102,17 +102,17 @@ class Pictures(pl.Callback):
 
     Args:
         every: epochs between them, when kNN is measured; 0 for the start alone.
-        log: takes a tag, a picture (3, H, W) uint8 and a step.
+        show: takes a tag, a picture (3, H, W) uint8 and a step.
     """
 
-    def __init__(self, run: RunFolder, knn: KNNMonitor, every: int, log: Callable[[str, Tensor, int], object]) -> None:
-        self.run, self.knn, self.every, self.log = run, knn, every, log
+    def __init__(self, run: RunFolder, knn: KNNMonitor, every: int, show: Callable[[str, Tensor, int], object]) -> None:
+        self.run, self.knn, self.every, self.show = run, knn, every, show
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0 and trainer.is_global_zero:
             picture = views_grid(parts(trainer, pl_module)[1])
             save_png(picture, self.run.views)
-            self.log("views", picture, 0)
+            self.show("views", picture, 0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs after the kNN monitor, whose neighbours are shown."""
@@ -120,9 +120,9 @@ class Pictures(pl.Callback):
         if not trainer.is_global_zero or not self.every or epoch % self.every or epoch == trainer.max_epochs:
             return
         step, places = trainer.global_step - 1, self.knn.places
-        self.log("views", views_grid(data, first=epoch), step)
+        self.show("views", views_grid(data, first=epoch), step)
         if self.knn.latest is not None and places is not None:
-            self.log("neighbours", neighbours_grid(data, places[:QUERIES, :NEIGHBOURS]), step)
+            self.show("neighbours", neighbours_grid(data, places[:QUERIES, :NEIGHBOURS]), step)
 
 
 def log_final_pictures(writer: SummaryWriter, data: ViewsDataModule, backbone: nn.Module, step: int) -> None:

@@ -87,12 +87,15 @@ def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_p
     assert config["settings"]["seed"] == 3 and config["settings"]["batch_size"] == 100 and "torch" in config["versions"]
     assert config["resolved"]["precision"] == "32-true" and config["resolved"]["warmup_epochs"] == 0.2
 
+    assert f"next      python main.py linear --checkpoint {run}" in out and f"python main.py report {run}" in out
     assert "tensorboard --logdir" in out and "kNN of the untrained network" in out and out.count("\nepoch ") == 2
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     scalars = {"train_loss", "kNN_accuracy", "learning_rate", "z_std", "perf/images_per_second"}
     assert scalars <= set(events.Tags()["scalars"])
-    assert {"views", "neighbours"} <= set(events.Tags()["images"])
+    steps = {tag: [event.step for event in events.Images(tag)] for tag in ("views", "neighbours")}
+    assert steps == {"views": [0, 3], "neighbours": [3, 8]}  # of 4 steps an epoch: after the first, and in the end
+    assert "custom_scalars__config__" in events.Tags()["tensors"]  # the four curves on one page
     assert "embedding" in (run / "tensorboard" / "projector_config.pbtxt").read_text()
 
 
