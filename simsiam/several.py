@@ -14,7 +14,7 @@ import torch
 
 from simsiam.config import Pretrain, Report
 from utils import commandline, ranks
-from utils.errors import RunFailure, Stopped
+from utils.errors import RunFailure, Stopped, check
 from utils.runfolder import RunFolder
 from utils.terminal import say
 
@@ -38,36 +38,52 @@ def run_all(runs: Mapping[str, Pretrain]) -> None:
 
     Raises:
         SystemExit: with the status of a run that a person has to mend, or that was told to stop; it has said why.
-        RunFailure: once all others are trained, where one came to nothing.
+        RunFailure: once all others are trained, where one came to nothing; or one was killed.
     """
-    gpus = torch.cuda.device_count() if next(iter(runs.values())).accelerator != "cpu" else 0
-    failed = _Processes(runs, at_once=max(1, gpus)).run()
-    if any(config.dry_run for config in runs.values()):
+    first = next(iter(runs.values()))
+    started = ranks.environment()
+    check(
+        started is None or started.world_size() == 1,
+        "several runs: not by torchrun or srun; each has its own processes",
+    )
+    alone = first.accelerator == "cpu" or (first.devices or 1) > 1
+    failed = _Processes(runs, [] if alone else gpus()).run()
+    if first.dry_run:
         return
     trained = tuple(str(config.run_dir) for config in runs.values() if RunFolder(config.run_dir).rows())
     if trained:
         from simsiam.report import report
 
-        report(Report(runs=trained, accelerator=next(iter(runs.values())).accelerator))
+        report(Report(runs=trained, accelerator=first.accelerator))
     if failed:
         words = ", ".join(f"{name} (status {status})" for name, status in failed.items())
         raise RunFailure(f"not brought to their end: {words}", max(failed.values()))
 
 
-class _Processes:
-    """The processes of the runs; what this one is told, they are told."""
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name.strip() for name in named.split(",")] if named else list(map(str, range(torch.cuda.device_count())))
 
-    def __init__(self, runs: Mapping[str, Pretrain], at_once: int) -> None:
+
+class _Processes:
+    """The processes of the runs; what this one is told, they are told.
+
+    Args:
+        places: GPUs, for a run each at a time; with less than two of them, one run at a time.
+    """
+
+    def __init__(self, runs: Mapping[str, Pretrain], places: list[str]) -> None:
         self.waiting = dict(runs)
-        self.of, self.at_once = len(runs), min(at_once, len(runs))
-        self.running: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}  # by place, which is a GPU
+        self.of, self.places = len(runs), places[: len(runs)] or [""]
+        self.running: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}  # by place
         self.failed: dict[str, int] = {}
 
     def run(self) -> dict[str, int]:
         """The statuses of those that collapsed or diverged, once all have ended."""
         try:
             while self.waiting or self.running:
-                for place in range(self.at_once):
+                for place in self.places:
                     if place not in self.running and self.waiting:
                         self._start(place)
                 self._look()
@@ -76,15 +92,16 @@ class _Processes:
             raise SystemExit(128 + stopped.number) from None
         return self.failed
 
-    def _start(self, place: int) -> None:
+    def _start(self, place: str) -> None:
         name = next(iter(self.waiting))
         config = self.waiting.pop(name)
         say(f"\n{self.of - len(self.waiting)} of {self.of}: {name}")
         told = {**os.environ, ranks.ALONE: str(os.getpid())}
-        if self.at_once > 1:
-            told["CUDA_VISIBLE_DEVICES"] = str(place)
+        several = len(self.places) > 1
+        if several:
+            told["CUDA_VISIBLE_DEVICES"] = place
         command = [sys.executable, str(MAIN), *flags(config)]
-        quiet = subprocess.DEVNULL if self.at_once > 1 else None  # of several at once, the lines would be mixed
+        quiet = subprocess.DEVNULL if several else None  # of several at once, the lines would be mixed
         process = subprocess.Popen(command, env=told, stdout=quiet, start_new_session=True)  # Ctrl-C is passed on by us
         self.running[place] = (name, process)
 
@@ -99,8 +116,11 @@ class _Processes:
                 self.failed[name] = status
             elif status:
                 self._stop(signal.SIGTERM)
-                raise SystemExit(status if status > 0 else 128 - status)
-            elif self.at_once > 1:
+                if status > 0:
+                    raise SystemExit(status)
+                how = signal.Signals(-status).name
+                raise RunFailure(f"{name} was ended by {how}; the same command goes on", 128 - status)
+            elif len(self.places) > 1:
                 say(f"done: {name}")
 
     def _stop(self, number: int) -> None:

@@ -1,5 +1,6 @@
 """Several runs by one command: `ablate`, and `--seeds`."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from simsiam.variants import paper_says
 from tests.conftest import SMALL
+from tests.test_ranks import children
 from tests.test_run import ONE_THREAD, ROOT, Program, rows, same_weights, wait_for_epochs
 
 
@@ -49,6 +51,22 @@ def test_a_run_for_each_seed_is_the_run_of_that_seed(program: Program, tmp_path:
     alone.communicate(timeout=120)
     assert same_weights(folder / "seed_4", tmp_path / "alone" / "simsiam_patterns")
     assert not same_weights(folder / "seed_3", folder / "seed_4")
+
+
+def test_the_death_of_a_run_is_told_in_one_line_and_that_of_the_command_stops_its_run(tmp_path: Path) -> None:
+    flags = ["ablate", *SMALL, "--epochs", "200", "--variants", "baseline", "--save-dir", str(tmp_path)]
+    run = tmp_path / "ablation_patterns" / "baseline"
+    for killed in ("run", "command"):
+        process = begin(*flags)
+        wait_for_epochs(process, run, 1 + len(rows(run)) if run.exists() else 1)
+        (child,) = children(process)
+        os.kill(child if killed == "run" else process.pid, signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+        if killed == "run":
+            assert process.returncode == 128 + signal.SIGKILL and err.count("\n") == 1
+            assert "baseline was ended by SIGKILL; the same command goes on" in err
+        else:
+            assert "saved: the same command resumes it" in err  # by the run, whose end the pipe's end waits for
 
 
 def test_a_run_that_collapses_does_not_keep_the_others_from_being_compared(tmp_path: Path) -> None:

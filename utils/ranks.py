@@ -193,6 +193,7 @@ def launch(processes: int, command: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    _end_with_parent()
     logging.disable(logging.CRITICAL)  # in this process, which only waits: what a person must know, we say
     os.environ[ALONE] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds, to end an epoch and save
