@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -40,6 +41,10 @@ def main(args: list[str]) -> int:
         return fail(failure, failure.status)
     except Stopped as stopped:
         return fail(stopped, 128 + stopped.number)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        return fail(UserError(f"out of memory ({short(error)}): give a smaller --batch-size, or --accumulate"), 2)
     except BrokenPipeError:  # whoever read the output (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -62,6 +67,10 @@ def fail(error: BaseException, status: int) -> int:
     with suppress(OSError):  # after a SIGHUP there may be no terminal to write to
         print(f"main.py: {error}", file=sys.stderr)
     return status
+
+
+def short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 def quiet() -> None:

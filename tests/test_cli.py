@@ -242,3 +242,14 @@ def test_the_real_program_leaves_with_status_2() -> None:
 def test_errors_of_a_group_are_not_named_after_it() -> None:
     with pytest.raises(UserError, match=r"^--epochs 0: at least 1$"):
         parsed("--epochs", "0")
+
+
+def test_too_little_memory_is_answered_in_one_line(tmp_path: Path) -> None:
+    """The kernel refuses what is more than 2 GiB."""
+    few = "--dataset patterns --train-images 4096 --test-images 100 --batch-size 4096 --epochs 1 --accelerator cpu"
+    command = [sys.executable, "main.py", *few.split(), "--save-dir", str(tmp_path)]
+    limited = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_DATA, ({2**31}, {2**31})); "
+    limited += "sys.argv = sys.argv[1:]; runpy.run_path('main.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", limited, *command[1:]], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "out of memory" in done.stderr and "--accumulate" in done.stderr
