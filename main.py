@@ -3,7 +3,6 @@
 import importlib
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -11,7 +10,7 @@ import warnings
 from contextlib import suppress
 
 from simsiam.config import COMMANDS, parse
-from utils.errors import RunFailure, Stopped, UserError, check
+from utils.errors import RunFailure, Stopped, UserError, check, is_out_of_memory
 
 HOME = {"linear": "probe"}  # where a command is, if not in the file of its name
 DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
@@ -42,9 +41,11 @@ def main(args: list[str]) -> int:
     except Stopped as stopped:
         return fail(stopped, 128 + stopped.number)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+        if not is_out_of_memory(error):
             raise
-        return fail(UserError(f"out of memory ({short(error)}): give a smaller --batch-size, or --accumulate"), 2)
+        why = " ".join(str(error).split())[:100] or "of the program"
+        how = "a smaller --batch-size, --accumulate, or less --data-memory; what is saved stays"
+        return fail(UserError(f"out of memory ({why}): give {how}"), 2)
     except BrokenPipeError:  # whoever read the output (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -62,15 +63,15 @@ def stop(number: int, frame: object) -> None:
 
 
 def fail(error: BaseException, status: int) -> int:
-    if isinstance(error, RunFailure | Stopped) and int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID", 0)) > 0:
-        return status  # all processes of a run come to that together, and the first one says it
+    rank, here = (
+        int(os.environ.get(name) or os.environ.get(slurm, 0))
+        for name, slurm in (("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "SLURM_LOCALID"))
+    )
+    if rank > 0 if isinstance(error, RunFailure | Stopped) else here > 0:
+        return status  # all processes come to that together: the first one says it; of a mistake, that of each machine
     with suppress(OSError):  # after a SIGHUP there may be no terminal to write to
         print(f"main.py: {error}", file=sys.stderr)
     return status
-
-
-def short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 def quiet() -> None:

@@ -1,5 +1,6 @@
 """One frozen dataclass for each command: the options that it takes. The command line is made from it."""
 
+import os
 import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -179,6 +180,7 @@ COMMANDS: dict[str, type] = {
     "ablate": Ablate,
 }
 
+OWN = ("folder", "arrays")  # a person's images, which nobody else has
 NAMING = {"exp_name", "version", "ckpt_dir"}  # an earlier run's own: a run that starts from its file is another
 ONCE = {"config", "overwrite", "dry_run", "seeds"}  # what a command line says for itself alone
 
@@ -198,7 +200,10 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
 
 def settings(config: Pretrain) -> dict[str, Any]:
     """What `config.yaml` and a checkpoint remember of a configuration: plain scalars."""
-    return {name: value for name, value in asdict(config).items() if name not in ONCE}
+    known = {name: value for name, value in asdict(config).items() if name not in ONCE}
+    if config.dataset in OWN:
+        known["data_dir"] = os.path.abspath(os.path.expanduser(config.data_dir))  # wherever it is used from
+    return known
 
 
 def command_line(settings: dict[str, Any], between: str = " ") -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from models.resnet import ResNet
-from simsiam.config import Embed, Export, Finetune, Knn, Linear, Neighbours
+from simsiam.config import OWN, Embed, Export, Finetune, Knn, Linear, Neighbours
 from simsiam.datasets import at_hand, fetch, load
 from simsiam.features import chunk_size, extract_chunks
 from simsiam.load import Trained, build_backbone, load_trained
@@ -134,7 +134,10 @@ def open_subject(
     data_dir = config.data_dir
     if data_dir is None:
         there = Path(known.get("data_dir") or "").expanduser()
-        data_dir = str(there) if known.get("data_dir") and there.exists() else "./data"
+        own = bool(known.get("data_dir")) and dataset in OWN  # in ./data there would be others
+        gone = own and download and not there.exists()
+        check(not gone, f"{there}, where the run had its images, is not there: give --data-dir")
+        data_dir = str(there) if own or (known.get("data_dir") and there.exists()) else "./data"
     cache_dir = config.cache_dir
     if cache_dir is None:
         there = Path(known.get("cache_dir") or "").expanduser()

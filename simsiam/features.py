@@ -13,7 +13,7 @@ CHUNK = 1000  # images that go through the network at once
 
 def chunk_size(images: Pixels) -> int:
     """So many at once: fewer of images larger than CIFAR's, so that they take as much memory."""
-    return min(CHUNK, max(16, CHUNK * 32**2 // images.shape[-1] ** 2))
+    return min(CHUNK, max(8, CHUNK * 32**2 // images.shape[-1] ** 2))
 
 
 def center(images: Tensor, size: int | None) -> Tensor:

@@ -11,6 +11,7 @@ from simsiam.module import SimSiam
 from simsiam.monitor import KNNMonitor
 from simsiam.pictures import log_final_pictures
 from simsiam.record import Curves, Recorder
+from simsiam.splits import no_knn
 from utils.export import BACKBONE, write_weights
 from utils.files import write_json
 from utils.runfolder import RunFolder
@@ -47,10 +48,10 @@ def finish(
         "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
     }
     write_json(run.summary, summary)
-    print(_closing_words(run, summary))
+    print(_closing_words(run, summary, labelled=no_knn(data.train, data.test) is None))
 
 
-def _closing_words(run: RunFolder, summary: dict[str, Any]) -> str:
+def _closing_words(run: RunFolder, summary: dict[str, Any], labelled: bool) -> str:
     path = shlex.quote(str(run.path))
     lines = [f"finished {summary['epochs']} epochs in {timedelta(seconds=round(summary['seconds']))}"]
     if summary["kNN_accuracy"] is not None:
@@ -65,7 +66,7 @@ def _closing_words(run: RunFolder, summary: dict[str, Any]) -> str:
         f"  speed     {summary['images_per_second']:,.0f} images/s",
         f"  backbone  {run.backbone}",
         f"  watch     tensorboard --logdir {path}",
-        f"  next      python main.py linear --checkpoint {path}",
+        f"  next      python main.py {'linear' if labelled else 'neighbours'} --checkpoint {path}",
         f"            python main.py report {path}",
     ]
     return "\n".join(lines)

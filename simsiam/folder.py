@@ -15,11 +15,12 @@ from torch import Tensor
 from simsiam.splits import Images, stored_side, without_images
 from utils.errors import check
 from utils.imagecache import Cache, decode, open_cache
-from utils.images import ImageFolder, report_bad
+from utils.images import SUFFIXES, ImageFolder, report_bad
 from utils.terminal import say
 
 SIZE = 96  # side of views, if nothing else is said: small enough for one GPU, and most images have as much to show
 TESTS = ("val", "test")
+SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 class Part(NamedTuple):
@@ -60,6 +61,11 @@ def find(data_dir: str, train_images: int | None = None, test_images: int | None
     root = Path(os.path.abspath(Path(data_dir).expanduser()))
     split = (root / "train").is_dir()
     train = ImageFolder(root / "train" if split else root, "--data-dir")
+    named = [name for name in train.classes if name.lower() in SPLITS]
+    check(split or not named, f"{root}: {', '.join(named)}: no class, it seems; a split is named train, val or test")
+    strange = [name for name in train.classes if not name.isprintable()]
+    check(not strange, f"{train.folder}: {strange[:3]!a}: no text, which the name of a class is: rename it")
+    _tell_unused(root, split)
     beside = [name for name in TESTS if split and (root / name).is_dir()]
     test = ImageFolder(root / beside[0], "--data-dir") if beside else None
     if test is not None:
@@ -77,6 +83,17 @@ def find(data_dir: str, train_images: int | None = None, test_images: int | None
         classes,
         train.closed + (test.closed if test else []),
     )
+
+
+def _tell_unused(root: Path, split: bool) -> None:
+    """Beside `train/`, folders that are no split may be meant to be classes."""
+
+    def holds_images(folder: Path) -> bool:
+        return folder.is_dir() and any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
+
+    known = ("train", *TESTS)
+    if beside := sorted(p.name for p in root.iterdir() if split and p.name not in known and holds_images(p)):
+        say(f"{root}: only train/, and val/ or test/, are used; not {', '.join(beside[:5])}")
 
 
 def _part(root: Path, folder: ImageFolder | None, classes: tuple[str, ...], name: str, n: int | None) -> Part:

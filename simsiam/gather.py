@@ -76,6 +76,8 @@ class Run:
 
     def shown(self, name: str) -> str:
         """A setting in words, with what one that was left to the program came to."""
+        if name == "images":
+            return f"images of {Path(str(self.settings.get('data_dir'))).name}"
         value, words = self.settings.get(name), name.replace("_", " ")
         if isinstance(value, bool):
             return words if value else f"no {words}"
@@ -183,12 +185,14 @@ def words(run: Run, names: Sequence[str]) -> list[str]:
     """These settings of a run; a switch or a word at its default goes without saying."""
     usual = asdict(Pretrain())
     told = [name for name in names if isinstance(usual.get(name), int | float) and usual[name] is not True]
-    told = [name for name in names if name in told or run.settings.get(name) != usual.get(name)]
+    told = [n for n in names if n in told or n == "images" or run.settings.get(n) != usual.get(n)]
     return [run.shown(name) for name in told] or ["baseline"] * (len(names) > 0) if run.settings else []
 
 
 def material(run: Run) -> dict[str, Any]:
-    return {name: value for name, value in run.settings.items() if name not in IMMATERIAL and name != "seed"}
+    known = {name: value for name, value in run.settings.items() if name not in IMMATERIAL and name != "seed"}
+    images = run.resolved.get("images")  # a person's own
+    return known | {"images": images} if known and images else known
 
 
 def same(a: Run, b: Run) -> bool:

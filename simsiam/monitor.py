@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from models.resnet import ResNet
 from simsiam.data import ViewsDataModule
-from simsiam.features import CHUNK, extract_features
+from simsiam.features import chunk_size, extract_features
 from utils import ranks
 from utils.errors import RunFailure
 from utils.knn import nearest, vote
@@ -65,7 +65,7 @@ class KNNMonitor(pl.Callback):
     def accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
         """Top-1 in percent. Several processes share the images out, and find what one would."""
         backbone, data = parts(trainer, pl_module)
-        banked, asked = (ranks.share(len(split), CHUNK) for split in (data.train, data.test))
+        banked, asked = (ranks.share(len(split), chunk_size(split.images)) for split in (data.train, data.test))
         with trainer.precision_plugin.forward_context():
             bank = extract_features(backbone, data.train.images, data.mean, data.std, part=banked)
             queries = extract_features(backbone, data.test.images, data.mean, data.std, part=asked)

@@ -85,7 +85,7 @@ def log_embedding(writer: SummaryWriter, images: Images, features: Tensor, step:
     writer.add_embedding(
         features[: len(shown)].cpu(),
         metadata=[name or "image" for name in shown.names(shown.labels.tolist())],
-        label_img=torch.cat([_small(chunk, THUMBNAIL) for chunk in shown.images.split(16)]),
+        label_img=torch.cat([_small(chunk, THUMBNAIL) for chunk in shown.images.split(8)]),
         global_step=step,
         tag="embedding",
     )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 
 from simsiam.augment import Policy
-from simsiam.config import IMMATERIAL, Pretrain, differences, settings
+from simsiam.config import IMMATERIAL, OWN, Pretrain, differences, settings
 from simsiam.data import ViewsDataModule
 from simsiam.datasets import absent, placeholders
 from simsiam.finish import finish
@@ -24,7 +24,7 @@ from simsiam.splits import default_stem, no_knn
 from utils import ranks
 from utils.checkpoint import AtomicCheckpointIO, BackgroundCheckpointIO, previous, read_resumable
 from utils.device import choose_accelerator, choose_precision, hardware
-from utils.errors import RunFailure, UserError, check
+from utils.errors import RunFailure, UserError, check, is_out_of_memory
 from utils.origin import git_commit, versions
 from utils.runfolder import RunFolder
 from utils.terminal import say
@@ -43,7 +43,8 @@ def pretrain(config: Pretrain) -> None:
     accelerator = choose_accelerator(config.accelerator)
     precision = choose_precision(config.precision, accelerator)
     run = RunFolder(config.run_dir)
-    with ranks.joined(config.devices, config.num_nodes, accelerator == "gpu"), ExitStack() as held:
+    started = (None, None) if config.dry_run else (config.devices, config.num_nodes)
+    with ranks.joined(*started, accelerator == "gpu"), ExitStack() as held:
         state = ranks.from_first(lambda: look(config, run))
         if state == "finished" and not config.overwrite:
             print(f"{run.path} is finished already. --overwrite would start anew.")
@@ -54,12 +55,14 @@ def pretrain(config: Pretrain) -> None:
             data.use(placeholders(config.dataset, config.data_dir, *few))
             print(what_first(config, data))
         else:
-            ranks.from_first(data.prepare_data)
+            ranks.once_a_machine(data.prepare_data)
             data.setup()
+            ranks.check_alike(data.origin, f"{config.data_dir}: not the same images on all machines")
         model = build_model(config, data)
         found = run.resumable()
         start = ranks.from_first(lambda: find_start(config, run, data, model, state))
-        words = description(config, run, data, model, f"{accelerator}, precision {precision}", start)
+        device = f"{processes(config)} x {accelerator}, precision {precision}".removeprefix("1 x ")
+        words = description(config, run, data, model, device, start)
         if config.dry_run:
             print(words)
             return
@@ -83,16 +86,21 @@ def pretrain(config: Pretrain) -> None:
         train(config, run, data, model, accelerator, precision, start)
 
 
+def processes(config: Pretrain) -> int:
+    """How many share a batch, or would."""
+    return (config.devices or 1) * (config.num_nodes or 1) if config.dry_run else ranks.world()
+
+
 def look(config: Pretrain, run: RunFolder) -> str:
     """The state of the run's folder.
 
     Raises:
         UserError: it holds a run of other settings, or what is no run.
     """
-    shares = ranks.world() * config.accumulate
+    shares = processes(config) * config.accumulate
     check(
         config.batch_size % shares == 0 and config.batch_size >= 2 * shares,
-        f"--batch-size {config.batch_size}: {ranks.world()} devices share it in equal parts of at least 2"
+        f"--batch-size {config.batch_size}: {processes(config)} devices share it in equal parts of at least 2"
         + (f", {config.accumulate} times" if config.accumulate > 1 else ""),
     )
     state = run.state()
@@ -102,6 +110,20 @@ def look(config: Pretrain, run: RunFolder) -> str:
             not changed,
             f"{run.path} holds a run with other settings ({'; '.join(changed)}): "
             "give another --exp-name, or --overwrite to start anew",
+        )
+    if state == "finished" and not config.overwrite and config.dataset in OWN:
+        began = run.settings().get("data_dir") or ""
+        check(
+            os.path.realpath(began) == os.path.realpath(os.path.expanduser(config.data_dir)),
+            f"{run.path} holds a finished run on the images in {began}: give another --exp-name, or --overwrite",
+        )
+    if config.dataset == "folder":
+        root = Path(config.data_dir).expanduser().resolve()
+        root = root / "train" if (root / "train").is_dir() else root
+        check(
+            root not in run.path.resolve().parents,
+            f"{run.path} lies in --data-dir {config.data_dir}, where its pictures would be taken for images: "
+            "give another --save-dir",
         )
     return state
 
@@ -208,6 +230,11 @@ def find_start(config: Pretrain, run: RunFolder, data: ViewsDataModule, model: S
         run.path.resolve() not in file.resolve().parents,
         f"{file} lies in {run.path}, which --overwrite would delete: give another --exp-name",
     )
+    check(
+        content.get("images") in (None, data.origin),
+        f"{file} is of a run on other images than are in {config.data_dir}: "
+        "--model-path starts a new run from its weights",
+    )
     load_strictly(model, content["state_dict"], file)
     return Start(file, content["global_step"])
 
@@ -233,7 +260,6 @@ def description(
     millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
     steps = len(data.train) // config.batch_size
     pieces = f" ({config.accumulate} parts)" if config.accumulate > 1 else ""
-    several = f"{ranks.world()} x " if ranks.world() > 1 else ""
     return (
         f"SimSiam on {config.dataset}: {len(data.train):,} train and {len(data.test):,} test images, "
         f"{len(data.train.classes)} classes\n"
@@ -244,7 +270,7 @@ def description(
         f"  training  {config.epochs} epochs of {steps} steps of {config.batch_size} images{pieces} x "
         f"{config.views} views = {config.epochs * steps:,} steps;\n"
         f"            learning rate {config.peak_rate:g} after {config.warmup:g} epochs of warm-up\n"
-        f"  device    {several}{device}\n"
+        f"  device    {device}\n"
         f"  run       {run.path}" + (f", resumed from {start.path}" if start else "") + "\n"
         f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}"
     )
@@ -275,6 +301,7 @@ def provenance(config: Pretrain, data: ViewsDataModule) -> dict[str, Any]:
         "settings": settings(config),
         "versions": versions(),
         "commit": git_commit(),
+        **({"images": data.origin} if data.origin else {}),  # a person's own
     }
 
 
@@ -332,7 +359,9 @@ def train(
         goes_on = f"the same command goes on from {kept[0]}" if kept else "nothing of the run is kept"
         file = os.fsdecode(error.filename or run.path)
         raise UserError(f"{file}: {error.strerror or error}: mend that; {goes_on}") from None
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise
         if ranks.is_lost_peer(error):
             raise SystemExit(1) from None
         if start is None or keeper.begun or isinstance(error, UserError | RunFailure):

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import main
+from simsiam.patterns import CLASSES, make_patterns
+from simsiam.splits import Images
 
+Program = Callable[..., tuple[int, str, str]]
 CIFAR10 = Path(os.environ.get("CIFAR10_DIR", "data"))
 NO_CIFAR10 = f"real CIFAR-10 is not in {CIFAR10}: set CIFAR10_DIR to the folder that holds cifar-10-batches-py"
 
@@ -66,3 +70,56 @@ def cifar10_run(tmp_path_factory: pytest.TempPathFactory, cifar10_dir: Path) -> 
     images = ["--dataset", "cifar10", "--data-dir", str(cifar10_dir), "--train-images", "2000", "--test-images", "500"]
     assert main.main([*SMALL, *images, "--epochs", "2", "--knn-k", "200", "--save-dir", str(folder)]) == 0
     return folder / "simsiam_cifar10"
+
+
+# ---------------------------------------------------------------- one's own images
+
+TINY = [
+    *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"),
+    *("--accelerator", "cpu", "--knn-k", "20", "--epochs", "1"),
+]
+
+
+def write_images(
+    folder: Path, images: Images, layout: str = "{split}/{name}/{i:05d}.png", split: str = "train"
+) -> None:
+    """A PNG file of each image."""
+    names = images.names(images.labels.tolist())
+    for i, (image, name) in enumerate(zip(images.images, names, strict=True)):
+        file = folder / layout.format(split=split, name=name, i=i)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, compress_level=1)
+
+
+def patterns(n: int, split: int = 0) -> Images:
+    return Images(*make_patterns(n, split), classes=CLASSES)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated images in torchvision's layout: 200 to train on, 60 in val/."""
+    where = tmp_path_factory.mktemp("photos")
+    write_images(where, patterns(200))
+    write_images(where, patterns(60, 1), split="val")
+    return where
+
+
+@pytest.fixture
+def own(program: Program, tmp_path: Path) -> Program:
+    """Pre-train the tiny network on a folder, decoded below tmp_path/cache."""
+
+    def run(folder: Path, *flags: str) -> tuple[int, str, str]:
+        flags = ("--image-size", "32", *flags) if "--image-size" not in flags else flags
+        given = ("--dataset", "folder", "--data-dir", str(folder), "--cache-dir", str(tmp_path / "cache"))
+        return program(*TINY, *given, *flags)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def own_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("own_run")
+    given = ["--dataset", "folder", "--data-dir", str(photos), "--image-size", "32", "--exp-name", "run"]
+    given += ["--cache-dir", str(where / "cache"), "--data-memory", "0"]
+    assert main.main([*TINY, *given, "--save-dir", str(where)]) == 0
+    return where / "run"

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from simsiam.arrays import read_arrays
 from simsiam.datasets import load
-from simsiam.patterns import CLASSES, make_patterns
+from simsiam.patterns import make_patterns
 from simsiam.splits import Images, channel_statistics, no_knn, settle
+from tests.conftest import TINY, patterns, write_images
 from tests.test_images import bad_folder, picture
 from tests.test_run import ONE_THREAD, rows, same_weights, wait_for_epochs
 from utils.device import free_memory
@@ -28,48 +28,6 @@ from utils.errors import UserError
 
 Program = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parent.parent
-TINY = [
-    *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"),
-    *("--accelerator", "cpu", "--knn-k", "20", "--epochs", "1"),
-]
-
-
-def write_images(
-    folder: Path, images: Images, layout: str = "{split}/{name}/{i:05d}.png", split: str = "train"
-) -> None:
-    """A PNG file of each image."""
-    names = images.names(images.labels.tolist())
-    for i, (image, name) in enumerate(zip(images.images, names, strict=True)):
-        file = folder / layout.format(split=split, name=name, i=i)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, compress_level=1)
-
-
-def patterns(n: int, split: int = 0) -> Images:
-    return Images(*make_patterns(n, split), classes=CLASSES)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generated images in torchvision's layout: 200 to train on, 60 in val/."""
-    where = tmp_path_factory.mktemp("photos")
-    write_images(where, patterns(200))
-    write_images(where, patterns(60, 1), split="val")
-    return where
-
-
-@pytest.fixture
-def own(program: Program, tmp_path: Path) -> Program:
-    """Pre-train the tiny network on a folder, decoded below tmp_path/cache."""
-
-    def run(folder: Path, *flags: str) -> tuple[int, str, str]:
-        flags = ("--image-size", "32", *flags) if "--image-size" not in flags else flags
-        given = ("--dataset", "folder", "--data-dir", str(folder), "--cache-dir", str(tmp_path / "cache"))
-        return program(*TINY, *given, *flags)
-
-    return run
-
-
 # ---------------------------------------------------------------- the same images are the same data set
 
 
@@ -211,17 +169,6 @@ def test_large_images_are_stored_with_a_margin_and_take_the_imagenet_stem(own: P
 
 
 # ---------------------------------------------------------------- what was learned is used as with any other data set
-
-
-@pytest.fixture(scope="module")
-def own_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import main
-
-    where = tmp_path_factory.mktemp("own_run")
-    given = ["--dataset", "folder", "--data-dir", str(photos), "--image-size", "32", "--exp-name", "run"]
-    given += ["--cache-dir", str(where / "cache"), "--data-memory", "0"]
-    assert main.main([*TINY, *given, "--save-dir", str(where)]) == 0
-    return where / "run"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The kinds of failure that end the program with one line on stderr instead of a traceback."""
 
+import re
 import signal
 
 
@@ -21,6 +22,11 @@ class Stopped(BaseException):  # not an Exception: what asks "is this file reada
     def __init__(self, number: int, where: str) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}{where}")
         self.number = number
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's own, a GPU's, or what torch's allocator for CPUs raises."""
+    return isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)) is not None
 
 
 def check(ok: bool, message: str) -> None:

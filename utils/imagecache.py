@@ -88,7 +88,9 @@ def open_cache(folder: Path) -> Cache:
         raise UserError(f"{folder}: no whole cache of images: run this again")
     sources = index.sources
     good = [i for i, source in enumerate(sources) if source.why is None]
-    digest = hashlib.sha256("\n".join(f"{sources[i].path} {sources[i].sha256}" for i in good).encode())
+    digest = hashlib.sha256(
+        "\n".join(f"{sources[i].path} {sources[i].sha256}" for i in good).encode(errors="surrogateescape")
+    )
     images = Stored(folder / index.facts["pixels"], index.facts["side"], len(good))
     bad = [f"{source.path} ({source.why})" for source in sources if source.why is not None]
     return Cache(images, index.facts["about"], good, bad, digest.hexdigest()[:16])

@@ -70,7 +70,7 @@ def nearest(features: Tensor, bank: Tensor, k: int, of: int | None = None) -> tu
     Returns:
         similarity (Q, k) float32 and index (Q, k) int64 into the bank.
     """
-    rows = max(1, CHUNK_ELEMENTS // (of or len(bank)))  # queries at a time
+    rows = max(1, min(len(features), CHUNK_ELEMENTS // max(1, of or len(bank))))  # queries at a time
     buffer = features.new_empty(rows, len(bank))  # once: fresh memory for each product would cost a CPU a sixth
     chunks = []
     for q in features.split(rows):

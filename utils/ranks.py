@@ -116,6 +116,35 @@ def from_first(decide: Callable[[], Decided]) -> Decided:
     return box[0]
 
 
+def once_a_machine(prepare: Callable[[], object]) -> None:
+    """Let one process of each machine do what the others there wait for.
+
+    Raises:
+        SystemExit: in those for which it failed elsewhere.
+    """
+    problem = None
+    if int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", 0)) == 0 or world() == 1:
+        try:
+            prepare()
+        except BaseException as error:
+            if world() == 1:
+                raise
+            problem = error
+    status = 0 if problem is None else 2 if isinstance(problem, UserError) else 1
+    (worst,) = largest(status)
+    if problem is not None:
+        raise problem
+    if worst:
+        raise SystemExit(worst)
+
+
+def check_alike(digest: str | None, message: str) -> None:
+    """Raise UserError unless all processes have the same hexadecimal digest, or None."""
+    number = int(digest[:15], 16) if digest else 0
+    high, low = largest(number, -number)
+    check(high == -low, message)
+
+
 def largest(*numbers: int) -> list[int]:
     """The largest of each over all processes; a rendezvous, which does not wait for devices."""
     found = torch.tensor(numbers)

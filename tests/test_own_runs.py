@@ -1,0 +1,125 @@
+"""Runs on one's own images: which images they were is remembered, and nothing is taken for something else."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, patterns, write_images
+from tests.test_run import ONE_THREAD, ROOT, Program, rows
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other images than `photos`, in the same layout."""
+    where = tmp_path_factory.mktemp("others")
+    write_images(where, patterns(120, 3))
+    write_images(where, patterns(40, 4), split="val")
+    return where
+
+
+def test_a_finished_run_on_another_folder_is_not_taken_for_this_one(
+    photos: Path,
+    others: Path,
+    own: Program,
+) -> None:
+    assert own(photos)[0] == 0 and "finished already" in own(photos)[1]
+    status, _, err = own(others)
+    assert status == 2 and err.count("\n") == 1 and f"a finished run on the images in {photos}" in err
+
+
+def test_no_run_goes_on_from_a_checkpoint_of_other_images(
+    photos: Path,
+    others: Path,
+    own: Program,
+    tmp_path: Path,
+) -> None:
+    flags = ("--epochs", "2", "--checkpoint-every", "1")
+    assert own(photos, *flags)[0] == 0
+    last = tmp_path / "runs" / "simsiam_folder" / "checkpoints" / "last.previous.ckpt"
+    status, _, err = own(others, *flags, "--exp-name", "other", "--ckpt-dir", str(last))
+    assert status == 2 and err.count("\n") == 1 and "other images" in err
+
+
+def test_a_report_tells_runs_on_different_images_apart(
+    photos: Path,
+    others: Path,
+    own: Program,
+    program: Program,
+    tmp_path: Path,
+) -> None:
+    assert own(photos, "--exp-name", "a", "--seed", "0")[0] == own(others, "--exp-name", "b", "--seed", "1")[0] == 0
+    status, out, _ = program("report", *(str(tmp_path / "runs" / name) for name in "ab"), "--no-pictures")
+    assert status == 0 and "seeds)" not in out
+    assert f"images of {photos.name}" in out and f"images of {others.name}" in out
+
+
+def test_the_images_of_a_run_are_never_others_that_lie_in_data(
+    own_run: Path,
+    others: Path,
+    program: Program,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "data").symlink_to(others)
+    monkeypatch.chdir(tmp_path)
+    results = ("--results-dir", str(tmp_path / "results"))
+    assert "200 train and 60 test images" in program("knn", "--checkpoint", str(own_run), *results)[1]
+
+
+def test_a_name_that_is_no_text_is_a_name(own: Program, tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", patterns(60))
+    first = next((tmp_path / "photos" / "train").rglob("*.png"))
+    os.rename(first, os.fsencode(first.parent) + b"/\xff\xfe.png")
+    assert own(tmp_path / "photos")[0] == 0
+
+
+def test_splits_of_other_names_are_not_taken_for_classes(own: Program, tmp_path: Path) -> None:
+    for split in ("Train", "Val"):
+        write_images(tmp_path / "photos", patterns(60), "{split}/{name}/{i}.png", split=split)
+    status, _, err = own(tmp_path / "photos")
+    assert status == 2 and err.count("\n") == 1 and "Train, Val: no class, it seems" in err
+
+
+def test_a_run_does_not_write_its_pictures_among_the_images(own: Program, tmp_path: Path) -> None:
+    write_images(tmp_path, patterns(60), "{i}.png")
+    status, _, err = own(tmp_path)
+    assert status == 2 and err.count("\n") == 1 and "its pictures would be taken for images" in err
+
+
+def test_folders_beside_train_are_named_as_unused(own: Program, tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", patterns(60))
+    write_images(tmp_path / "photos", patterns(10), "boat/{i}.png")
+    status, out, _ = own(tmp_path / "photos", "--dry-run")
+    assert status == 0 and "are used; not boat" in out
+
+
+def test_two_processes_read_their_own_parts_of_a_streamed_folder(photos: Path, tmp_path: Path) -> None:
+    flags = [*TINY, "--dataset", "folder", "--data-dir", str(photos), "--image-size", "32", "--learning-rate", "0.001"]
+    flags += ["--cache-dir", str(tmp_path / "cache"), "--save-dir", str(tmp_path / "runs")]
+    for name, more in (("one", []), ("two", ["--devices", "2", "--data-memory", "0"])):
+        command = [sys.executable, "main.py", *flags, "--exp-name", name, *more]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ONE_THREAD, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+    ((one,), (two,)) = (rows(tmp_path / "runs" / name) for name in ("one", "two"))
+    assert one["step"] == two["step"] and one["train_loss"] == pytest.approx(two["train_loss"], abs=5e-4)
+    assert one["kNN_accuracy"] == pytest.approx(two["kNN_accuracy"], abs=4)  # of 60 test images
+
+
+def test_a_dry_run_tells_of_several_devices(program: Program) -> None:
+    few = ("--dataset", "patterns", "--train-images", "100", "--test-images", "10", "--knn-k", "5", *TINY[:-4])
+    status, out, err = program(*few, "--devices", "2", "--epochs", "1", "--dry-run", "--accelerator", "cpu")
+    assert (status, err) == (0, "") and "2 x cpu" in out
+
+
+def test_a_narrow_network_takes_large_images() -> None:
+    """oneDNN's backward of a 1x1 convolution of stride 2 corrupts memory, of few channels in channels_last."""
+    code = "import torch; from models import resnet10; from simsiam import SimSiam\n"
+    code += "net = SimSiam('resnet10', width={0}, out_dim=8, h_dim=4, image_size=224, stem='imagenet')\n"
+    code += (
+        "for _ in range(2): net.training_step([torch.randn(8, 3, 224, 224) for _ in range(2)], 0)['loss'].backward()"
+    )
+    for width in (4, 8):
+        assert subprocess.run([sys.executable, "-c", code.format(width)], cwd=ROOT, timeout=120).returncode == 0
