@@ -78,5 +78,5 @@ def gallery_rows(
 
 
 def evenly(n: int, count: int) -> list[int]:
-    """`count` places spread over 0 .. n - 1, or all of them."""
-    return [i * n // count for i in range(count)] if count < n else list(range(n))
+    """`count` places spread over 0 .. n - 1, or all of them; also where classes come in turn, of different ones."""
+    return [i * n // count + i % (n // count) for i in range(count)] if count < n else list(range(n))
