@@ -247,6 +247,7 @@ def test_what_was_found_damaged_never_takes_the_place_of_what_is_whole(program: 
 def test_checkpoints_by_time_come_in_the_middle_of_an_epoch_too(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("simsiam.keeper.CHECKPOINT_SECONDS", 3600)
     assert program(*SMALL, "--epochs", "2", "--exp-name", "usual")[0] == 0
     monkeypatch.setattr("simsiam.keeper.CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr("simsiam.keeper.SHARE", 1)
