@@ -126,8 +126,7 @@ def absent(name: str, data_dir: str) -> bool:
 
 
 def at_hand(name: str, data_dir: str) -> bool:
-    """Whether a data set can be loaded as it lies: all of its files are there and whole. Of a
-    person's own images `load` finds out."""
+    """Whether a data set can be loaded as it lies: all files are there and whole. Of one's own, `load` finds out."""
     return name in NOT_FETCHED or not _missing(_source(name), Path(data_dir).expanduser())
 
 

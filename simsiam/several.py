@@ -106,7 +106,7 @@ class _Processes:
         self.running[place] = (name, process)
 
     def _look(self) -> None:
-        time.sleep(0.05)
+        time.sleep(0.05)  # between two looks at all of them; a signal ends it at once
         for place, (name, process) in list(self.running.items()):
             status = process.poll()
             if status is None:

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from simsiam.several import gpus
 from simsiam.variants import paper_says
 from tests.conftest import SMALL
 from tests.test_ranks import children
@@ -98,6 +100,13 @@ def test_a_mistake_is_answered_in_one_line(flags: list[str], answer: str, tmp_pa
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2 and err.count("\n") == 1 and answer in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_runs_at_once_take_the_gpus_that_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert gpus() == ["4", "5"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert len(gpus()) == torch.cuda.device_count()
 
 
 def test_what_the_paper_says_of_a_run_follows_from_its_settings() -> None:
