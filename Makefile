@@ -1,17 +1,22 @@
-# `make demo` and `make test` are the two commands of a fresh machine: each makes .venv and installs what it needs.
+# Each target makes .venv and installs what it needs first, so that it works on a fresh machine.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+.PHONY: demo test test-all check
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## train on generated patterns, on whatever the machine has, and open nothing
 	$(BIN)/python main.py --dataset patterns --backbone resnet10 --width 16 --out-dim 256 --h-dim 64 \
 	    --batch-size 128 --learning-rate 0.15 --epochs 5 --no-compile --exp-name demo --overwrite
 
-test: .venv/tests-installed  ## all tests; those on real CIFAR-10 look for it in CIFAR10_DIR, or ./data
-	$(BIN)/python -m pytest
+test: .venv/tests-installed  ## before each commit, minutes; real CIFAR-10 is looked for in CIFAR10_DIR, or ./data
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/tests-installed  ## what guards main: also the tests that are marked slow
+	$(PYTEST)
 
 check: .venv/tests-installed  ## lint, format and types
 	$(BIN)/ruff check

@@ -1,26 +1,63 @@
-"""Shared by all tests: where CIFAR-10 is, and small runs of the real program."""
+"""Fixtures of all tests: where CIFAR-10 is, and small runs of the real program. And what is left out of `make test`."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from filelock import FileLock
 
 import main
-from simsiam.patterns import CLASSES, make_patterns
-from simsiam.splits import Images
+from tests.helpers import ROOT, SMALL, TINY, Program, end_all, patterns, write_images
 
-Program = Callable[..., tuple[int, str, str]]
 CIFAR10 = Path(os.environ.get("CIFAR10_DIR", "data"))
 NO_CIFAR10 = f"real CIFAR-10 is not in {CIFAR10}: set CIFAR10_DIR to the folder that holds cifar-10-batches-py"
 
-SMALL = [
-    *("--dataset", "patterns", "--train-images", "400", "--test-images", "100", "--knn-k", "20"),
-    *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "100"),
-    *("--accelerator", "cpu"),
-]
+
+# ---------------------------------------------------------------- the quick suite and the full one
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("slow"):
+            if not (len(mark.args) == 1 and isinstance(mark.args[0], str)):
+                raise pytest.UsageError(f"{item.nodeid}: a reason must stand beside the mark `slow`")
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    config = items[0].config
+    config.stash[LEFT_OUT] = len(items)
+    if hasattr(config, "workeroutput"):  # of a process that pytest-xdist has started
+        config.workeroutput["left_out"] = len(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if left_out := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{left_out} tests were left out; `make test-all` runs them too")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_process() -> Iterator[None]:
+    """The process that others are forked from is started at once: it imports while the first tests run."""
+    here = os.getcwd()
+    os.chdir(ROOT)
+    forkserver.ensure_running()
+    os.chdir(here)
+    yield
+    end_all()
+
+
+# ---------------------------------------------------------------- runs to look at
 
 
 @pytest.fixture(scope="session")
@@ -55,44 +92,50 @@ def program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     return run
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on patterns. Tests read it; what they write goes elsewhere."""
-    folder = tmp_path_factory.mktemp("trained")
-    assert main.main([*SMALL, "--epochs", "2", "--save-dir", str(folder)]) == 0
-    return folder / "simsiam_patterns"
+Made = Callable[[str, Callable[[Path], None]], Path]
 
 
 @pytest.fixture(scope="session")
-def cifar10_run(tmp_path_factory: pytest.TempPathFactory, cifar10_dir: Path) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Made:
+    """A folder of that name, filled by a function: once for all workers. Tests only read it."""
+    base = tmp_path_factory.getbasetemp()
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder = (base if worker_id == "master" else base.parent) / name
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                partial = folder.with_name(f"{name}.{worker_id}")
+                partial.mkdir()
+                fill(partial)
+                partial.rename(folder)
+        return folder
+
+    return make
+
+
+def train(*flags: str) -> Callable[[Path], None]:
+    """Fills a folder with a run."""
+
+    def fill(folder: Path) -> None:
+        assert main.main([*SMALL, *flags, "--save-dir", str(folder)]) == 0
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def trained(made: Made) -> Path:
+    """A finished run on patterns."""
+    return made("trained", train("--epochs", "2")) / "simsiam_patterns"
+
+
+@pytest.fixture(scope="session")
+def cifar10_run(made: Made, cifar10_dir: Path) -> Path:
     """A finished run on a part of the real CIFAR-10, as small as SMALL."""
-    folder = tmp_path_factory.mktemp("cifar10")
-    images = ["--dataset", "cifar10", "--data-dir", str(cifar10_dir), "--train-images", "2000", "--test-images", "500"]
-    assert main.main([*SMALL, *images, "--epochs", "2", "--knn-k", "200", "--save-dir", str(folder)]) == 0
-    return folder / "simsiam_cifar10"
+    images = ["--dataset", "cifar10", "--data-dir", str(cifar10_dir), "--train-images", "1000", "--test-images", "500"]
+    return made("cifar10_run", train(*images, "--epochs", "2", "--knn-k", "200")) / "simsiam_cifar10"
 
 
 # ---------------------------------------------------------------- one's own images
-
-TINY = [
-    *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"),
-    *("--accelerator", "cpu", "--knn-k", "20", "--epochs", "1"),
-]
-
-
-def write_images(
-    folder: Path, images: Images, layout: str = "{split}/{name}/{i:05d}.png", split: str = "train"
-) -> None:
-    """A PNG file of each image."""
-    names = images.names(images.labels.tolist())
-    for i, (image, name) in enumerate(zip(images.images, names, strict=True)):
-        file = folder / layout.format(split=split, name=name, i=i)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, compress_level=1)
-
-
-def patterns(n: int, split: int = 0) -> Images:
-    return Images(*make_patterns(n, split), classes=CLASSES)
 
 
 @pytest.fixture(scope="session")

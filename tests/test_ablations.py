@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from simsiam import KNNMonitor, SimSiam
 from simsiam.data import ViewsDataModule
 
-EPOCHS = 24  # of 16 steps: half a minute each on two cores
+EPOCHS = 8  # of 20 steps
 
 
 @dataclass
@@ -22,8 +22,8 @@ class Outcome:
 
 def outcome(**switches: Any) -> Outcome:
     pl.seed_everything(0, verbose=False)
-    data = ViewsDataModule("patterns", train_images=800, test_images=200, batch_size=50)
-    model = SimSiam("resnet10", width=4, out_dim=32, h_dim=16, learning_rate=0.1, warmup_epochs=0, **switches)
+    data = ViewsDataModule("patterns", train_images=400, test_images=200, batch_size=20)
+    model = SimSiam("resnet10", width=4, out_dim=32, h_dim=16, learning_rate=0.2, warmup_epochs=0, **switches)
     monitor = KNNMonitor(k=20, every=EPOCHS)
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     last = LastStep()
@@ -46,15 +46,14 @@ def healthy() -> Outcome:
 
 
 def test_simsiam_learns_and_stays_healthy(healthy: Outcome) -> None:
-    assert healthy.knn > healthy.untrained + 20  # measured: 27.5 -> 56.0 to 59.0
-    assert healthy.z_std > 0.9 and healthy.loss < -0.5
+    assert healthy.knn > healthy.untrained + 8  # measured: 26.5 -> 43.0; seed 1: 23.0 -> 47.0
+    assert healthy.z_std > 0.9 and healthy.loss > -0.6  # measured: 1.01 and -.35
 
 
 @pytest.mark.parametrize("switch", ["stop_grad", "predictor"])
 def test_without_either_part_it_collapses_and_learns_less(switch: str, healthy: Outcome) -> None:
+    """The collapse is under way: the loss falls faster, the projections spread less. How far is up to rounding."""
     ablated = outcome(**{switch: False})
-    assert (
-        ablated.z_std < 0.7
-    )  # measured: 0.00 to 0.28 without stop-gradient, 0.29 to 0.49 without predictor; healthy 0.98
-    # measured: 10.0 to 29.5, and 26.0 to 42.5, by the rounding of sums alone: the collapse is under way
-    assert ablated.knn < healthy.knn - 10
+    assert ablated.z_std < 0.85  # measured with three seeds: .46 to .50 without stop-gradient, .45 to .73 without h
+    assert ablated.loss < healthy.loss - 0.15  # measured: -.90 to -.89, -.80 to -.60
+    assert ablated.knn < healthy.knn - 5  # measured: 15.5 and 21.5 against 43.0

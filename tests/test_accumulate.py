@@ -10,8 +10,7 @@ import torch
 
 from simsiam import SimSiam
 from simsiam.data import EpochOrder, ViewsDataModule
-from tests.test_faults import same_run
-from tests.test_run import Program, rows, start, wait_for_epochs
+from tests.helpers import Program, rows, same_run, start_small, wait_for_epochs
 
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 
@@ -51,15 +50,27 @@ def test_the_record_counts_steps_and_images_not_parts(program: Program, tmp_path
         assert a["train_loss"] == pytest.approx(b["train_loss"], abs=0.2)  # not half of it
 
 
+@pytest.mark.slow("three runs; exact resume is a quick test, and that parts make a step")
 def test_told_to_stop_it_ends_a_step_and_goes_on_to_the_bit(tmp_path: Path) -> None:
-    flags = ("--accumulate", "5", "--epochs", "4", "--checkpoint-every", "1")
-    whole, stopped = start("whole", tmp_path, *flags), start("stopped", tmp_path, *flags)
+    flags = (
+        "--train-images",
+        "60",
+        "--batch-size",
+        "20",
+        "--accumulate",
+        "5",
+        "--epochs",
+        "4",
+        "--checkpoint-every",
+        "1",
+    )
+    whole, stopped = start_small("whole", tmp_path, *flags), start_small("stopped", tmp_path, *flags)
     wait_for_epochs(stopped, tmp_path / "runs" / "stopped", 1)
     stopped.send_signal(signal.SIGTERM)
     for process in (stopped, whole):
         process.communicate(timeout=120)
     assert (stopped.returncode, whole.returncode) == (128 + signal.SIGTERM, 0)
-    resumed = start("stopped", tmp_path, *flags)
+    resumed = start_small("stopped", tmp_path, *flags)
     out, err = resumed.communicate(timeout=120)
     assert (resumed.returncode, err) == (0, "") and "resumed from" in out
     assert same_run(tmp_path / "runs" / "stopped", tmp_path / "runs" / "whole")

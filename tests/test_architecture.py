@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import ROOT
+
 ALLOWED = {
     "main.py": {"simsiam", "utils"},
     "simsiam": {"simsiam", "models", "utils"},

@@ -26,14 +26,13 @@ import torch
 from safetensors.torch import load_file, save
 from torchvision.datasets import CIFAR10
 
-from simsiam import load_backbone
+from simsiam import SimSiam, load_backbone
+from simsiam.config import COMMANDS
 from simsiam.datasets import load
-from tests.conftest import SMALL
-from tests.test_datasets import FOLDER, linked
-from tests.test_run import rows, same_weights
+from simsiam.load import load_weights
+from tests.helpers import CIFAR_FOLDER, SMALL, Program, linked, rows, same_weights
 from utils.errors import UserError
 
-Program = Callable[..., tuple[int, str, str]]
 PAGE = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
 
 
@@ -172,14 +171,15 @@ CHECKPOINTS: dict[str, tuple[Made, str]] = {
         "not a safetensors file",
     ),
 }
-USES = ("knn", "linear", "finetune", "embed", "neighbours", "export")
+USES = [[command, "--checkpoint"] for command in ("knn", "linear", "finetune", "embed", "neighbours", "export")]
+USES += [[*SMALL, "--model-path"], [*SMALL, "--epochs", "3", "--ckpt-dir"]]
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_bad_checkpoint(
     name: str, good: Good, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Status 2 from whatever takes a checkpoint, ValueError from the function; the file and its folder as they were."""
+    """Each of the three readers of checkpoints raises what names the file, which stays as it was, with its folder."""
     monkeypatch.chdir(tmp_path)
     make, answer = CHECKPOINTS[name]
     (tmp_path / name).write_bytes(make(good))
@@ -187,20 +187,39 @@ def test_a_bad_checkpoint(
     with pytest.raises(ValueError) as error:
         load_backbone(name)
     assert answer in str(error.value)
-    for line in ([*SMALL, "--model-path", name], *([use, "--checkpoint", name] for use in USES)):
-        status, out, err = program(*line)
-        assert (status, out) == (2, "") and err.count("\n") == 1 and name in err, err
-        assert answer in err or "another architecture" in err
+    with pytest.raises(ValueError) as error:
+        load_weights(SimSiam("resnet10", width=4, out_dim=32, h_dim=16), name)
+    assert name in str(error.value) and (answer in str(error.value) or "another architecture" in str(error.value))
     status, out, err = program(*SMALL, "--epochs", "3", "--ckpt-dir", name)
     assert (status, out) == (2, "") and err.count("\n") == 1 and name in err, err
     assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_bytes() == before
+    assert not Path("HACKED").exists()
 
 
-@pytest.mark.parametrize("value", [None, "x", [], {"a": 1}, [{}]])
-@pytest.mark.parametrize(
-    "name",
-    ["state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "row", "settings", "global_step"],
-)
+@pytest.mark.parametrize("name", ["bomb.ckpt", "half.safetensors"])
+@pytest.mark.parametrize("use", USES, ids=lambda use: use[0] if use[0] in COMMANDS else use[-1])
+def test_a_bad_checkpoint_is_answered_in_one_line_by_whatever_takes_one(
+    use: list[str], name: str, good: Good, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make, answer = CHECKPOINTS[name]
+    (tmp_path / name).write_bytes(make(good))
+    status, out, err = program(*use, name)
+    assert (status, out) == (2, "") and err.count("\n") == 1 and name in err, err
+    assert answer in err or use[-1] == "--ckpt-dir"  # which takes no .safetensors
+    assert os.listdir(tmp_path) == [name]
+
+
+PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "row", "settings", "global_step")
+VALUES = (None, "x", [], {"a": 1}, [{}])
+COMBINATIONS = [  # each part and each value once in the quick suite
+    (name, value) if i % len(VALUES) == j else pytest.param(name, value, marks=pytest.mark.slow("as those beside it"))
+    for i, name in enumerate(PARTS)
+    for j, value in enumerate(VALUES)
+]
+
+
+@pytest.mark.parametrize(("name", "value"), COMBINATIONS)
 def test_a_checkpoint_with_a_part_that_is_something_else(
     name: str, value: object, trained: Path, program: Program, tmp_path: Path
 ) -> None:
@@ -245,11 +264,11 @@ def test_a_bad_batch(
     monkeypatch.chdir(tmp_path)
     root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
     make, answer = BATCHES[what]
-    content = make((cifar10_dir / FOLDER / "data_batch_2").read_bytes())
-    (root / FOLDER / "data_batch_2").write_bytes(content)
+    content = make((cifar10_dir / CIFAR_FOLDER / "data_batch_2").read_bytes())
+    (root / CIFAR_FOLDER / "data_batch_2").write_bytes(content)
     status, out, err = program(*SMALL, "--dataset", "cifar10", "--data-dir", "data")
     assert (status, out) == (2, "") and err.count("\n") == 1 and answer in err
-    assert (root / FOLDER / "data_batch_2").read_bytes() == content and os.listdir(tmp_path) == ["data"]
+    assert (root / CIFAR_FOLDER / "data_batch_2").read_bytes() == content and os.listdir(tmp_path) == ["data"]
 
 
 @pytest.mark.parametrize("what", FORGED)
@@ -259,7 +278,7 @@ def test_a_batch_with_a_forged_md5_and_even_sha256(
     monkeypatch.chdir(tmp_path)
     root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
     make, answer = FORGED[what]
-    (root / FOLDER / "data_batch_2").write_bytes(make())
+    (root / CIFAR_FOLDER / "data_batch_2").write_bytes(make())
     md5 = hashlib.md5(make()).hexdigest()  # as if somebody had found a collision
     files = [[name, md5 if name == "data_batch_2" else known] for name, known in CIFAR10.train_list]
     monkeypatch.setattr(CIFAR10, "train_list", files)
@@ -294,18 +313,21 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "the download failed"),
     "a page": (lambda: PAGE, "the download failed"),
     "cut short": (lambda: archive({"a": bytes(10**5)})[:5000], "the download failed"),
-    "a path upwards": (lambda: archive({"../evil": b"evil", f"{FOLDER}/../../evil": b"evil"}), "the download failed"),
+    "a path upwards": (
+        lambda: archive({"../evil": b"evil", f"{CIFAR_FOLDER}/../../evil": b"evil"}),
+        "the download failed",
+    ),
     "an absolute path": (lambda: archive({"/tmp/evil_of_simsiam": b"evil"}), "the download failed"),
     "a link outwards": (
-        lambda: archive({FOLDER: link(FOLDER, "/tmp"), f"{FOLDER}/evil_of_simsiam": b"evil"}),
+        lambda: archive({CIFAR_FOLDER: link(CIFAR_FOLDER, "/tmp"), f"{CIFAR_FOLDER}/evil_of_simsiam": b"evil"}),
         "the download failed",
     ),
     "a link for a file": (
-        lambda: archive({"x": link(f"{FOLDER}/data_batch_1", "/etc/passwd")}),
+        lambda: archive({"x": link(f"{CIFAR_FOLDER}/data_batch_1", "/etc/passwd")}),
         "the download failed",
     ),
     "bombs for batches": (
-        lambda: archive({f"{FOLDER}/{file}": pickle.dumps(Bomb()) for file, _ in CIFAR10.train_list}),
+        lambda: archive({f"{CIFAR_FOLDER}/{file}": pickle.dumps(Bomb()) for file, _ in CIFAR10.train_list}),
         "the download failed",
     ),
 }

@@ -12,10 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from simsiam import SimSiam
-from tests.conftest import SMALL
+from tests.helpers import ROOT, SMALL
 from utils.device import step_flops
 
-ROOT = Path(__file__).parent.parent
 MINIATURE = {
     "augment": "--images 256 --rounds 1 --threads 1",
     "knn": "--sizes 200 1000 32 --rounds 1",
@@ -34,6 +33,7 @@ SHOWN = {
 }
 
 
+@pytest.mark.slow("a start of Python with the peers that are compared; what is timed is held by other tests")
 @pytest.mark.parametrize("name", MINIATURE)
 def test_each_benchmark_prints_its_table(name: str) -> None:
     command = [sys.executable, f"tests/benchmarks/{name}.py", *MINIATURE[name].split()]
@@ -42,6 +42,7 @@ def test_each_benchmark_prints_its_table(name: str) -> None:
     assert all(part in done.stdout for part in [*SHOWN[name], f"torch {torch.__version__}"]), done.stdout
 
 
+@pytest.mark.slow("all benchmarks in miniature, a pre-training in legs, a probe, fine-tunings and a page")
 def test_the_measurement_for_a_gpu_box_runs_from_end_to_end_in_legs(tmp_path: Path) -> None:
     miniature = {f"BENCH_{name}": flags for name, flags in MINIATURE.items()}
     places = {"RUNS": str(tmp_path / "runs"), "RESULTS": str(tmp_path / "results"), "PYTHON": sys.executable}
@@ -66,6 +67,7 @@ def test_the_measurement_for_a_gpu_box_runs_from_end_to_end_in_legs(tmp_path: Pa
     assert "fine-tuned, " in (results / "report.html").read_text()
 
 
+@pytest.mark.slow("two starts that are stopped by time; to stop and to go on are quick tests")
 def test_a_leg_that_is_over_says_so_and_the_next_one_goes_on(tmp_path: Path) -> None:
     environment = {**os.environ, "RUNS": str(tmp_path / "runs"), "RESULTS": str(tmp_path / "results")}
     environment |= {"PYTHON": sys.executable, "LEG_SECONDS": "14"}

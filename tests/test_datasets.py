@@ -20,20 +20,10 @@ from simsiam.data import ViewsDataModule
 from simsiam.datasets import fetch, load
 from simsiam.patterns import CLASSES, make_patterns
 from simsiam.splits import channel_statistics
+from tests.helpers import CIFAR_FOLDER, linked
 from utils.errors import UserError
 from utils.knn import knn_predict
 from utils.plain import read_plain_pickle
-
-FOLDER = "cifar-10-batches-py"
-
-
-def linked(cifar10_dir: Path, root: Path, without: tuple[str, ...] = ()) -> Path:
-    """A data folder of links to the real files."""
-    (root / FOLDER).mkdir(parents=True)
-    for file in (cifar10_dir / FOLDER).iterdir():
-        if file.name not in without:
-            (root / FOLDER / file.name).symlink_to(file)
-    return root
 
 
 def test_cifar10_is_what_torchvision_reads(cifar10_dir: Path) -> None:
@@ -65,18 +55,20 @@ def test_a_missing_file_is_named_with_all_that_mends_it(cifar10_dir: Path, tmp_p
         str(root),
     ):
         assert part in message
-    assert "\n" not in message and len(list((root / FOLDER).iterdir())) == 6 and os.listdir(root) == [FOLDER]
+    assert (
+        "\n" not in message and len(list((root / CIFAR_FOLDER).iterdir())) == 6 and os.listdir(root) == [CIFAR_FOLDER]
+    )
 
 
 def test_a_damaged_file_is_named_and_left_alone(cifar10_dir: Path, tmp_path: Path) -> None:
     root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
-    content = bytearray((cifar10_dir / FOLDER / "data_batch_2").read_bytes())
+    content = bytearray((cifar10_dir / CIFAR_FOLDER / "data_batch_2").read_bytes())
     content[1_000_000] ^= 1
-    (root / FOLDER / "data_batch_2").write_bytes(content)
+    (root / CIFAR_FOLDER / "data_batch_2").write_bytes(content)
     for call in (lambda: fetch("cifar10", str(root)), lambda: load("cifar10", str(root), None, None)):
         with pytest.raises(UserError, match="data_batch_2 is damaged"):
             call()
-    assert (root / FOLDER / "data_batch_2").read_bytes() == content
+    assert (root / CIFAR_FOLDER / "data_batch_2").read_bytes() == content
 
 
 def test_without_data_and_network_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -91,7 +83,7 @@ def mirror(cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     archive = tmp_path / "mirror" / CIFAR10.filename
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz", compresslevel=0) as tar:
-        tar.add(cifar10_dir / FOLDER, FOLDER)
+        tar.add(cifar10_dir / CIFAR_FOLDER, CIFAR_FOLDER)
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     requests: list[str] = []
 
@@ -108,6 +100,7 @@ def mirror(cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     server.server_close()
 
 
+@pytest.mark.slow("moves 160 MB; one download is a quick test")
 def test_two_processes_at_once_download_once_from_the_mirror(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
     url, requests = mirror
     root = tmp_path / "data"
@@ -119,7 +112,7 @@ def test_two_processes_at_once_download_once_from_the_mirror(mirror: tuple[str, 
     for thread in threads:
         thread.join()
     assert len(requests) == 2 * once
-    assert os.listdir(root) == [FOLDER] and len(load("cifar10", str(root), None, None)[0]) == 50_000
+    assert os.listdir(root) == [CIFAR_FOLDER] and len(load("cifar10", str(root), None, None)[0]) == 50_000
 
 
 def test_an_archive_with_another_checksum_is_refused(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
@@ -138,7 +131,7 @@ def test_an_archive_puts_nothing_but_the_published_files_anywhere(
     archive, evil = tmp_path / "mirror" / CIFAR10.filename, tmp_path / "evil.txt"
     evil.write_text("evil")
     with tarfile.open(archive, "r:gz") as old, tarfile.open(tmp_path / "new.tgz", "w:gz", compresslevel=0) as new:
-        for name in ("../evil.txt", "../../evil.txt", str(tmp_path / "data" / "evil.txt"), f"{FOLDER}/evil.txt"):
+        for name in ("../evil.txt", "../../evil.txt", str(tmp_path / "data" / "evil.txt"), f"{CIFAR_FOLDER}/evil.txt"):
             new.add(evil, name)
         for member in old.getmembers():
             new.addfile(member, old.extractfile(member))
@@ -146,7 +139,7 @@ def test_an_archive_puts_nothing_but_the_published_files_anywhere(
     os.replace(tmp_path / "new.tgz", archive)
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     fetch("cifar10", str(tmp_path / "data"), url)
-    assert not list(tmp_path.rglob("evil.txt")) and len(list((tmp_path / "data" / FOLDER).iterdir())) == 7
+    assert not list(tmp_path.rglob("evil.txt")) and len(list((tmp_path / "data" / CIFAR_FOLDER).iterdir())) == 7
 
 
 def test_plain_http_is_said_to_be_plain(

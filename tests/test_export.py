@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -15,9 +14,9 @@ from safetensors.torch import load_file
 
 from simsiam import export as export_command
 from simsiam import load_backbone
-from tests.test_resnet import cifar_stem
+from tests.helpers import Program, cifar_stem
 
-Program = Callable[..., tuple[int, str, str]]
+BATCHES = (1, 3, 64)
 FORMATS = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
 FACTS = {"backbone", "width", "stem", "image_size", "mean", "std", "classes", "settings", "versions", "commit", "row"}
 
@@ -47,33 +46,34 @@ def test_safetensors(cifar10_run: Path, program: Program, tmp_path: Path) -> Non
     assert torch.equal(load_backbone(output)(images), load_backbone(cifar10_run)(images))
 
 
-@pytest.mark.parametrize("batch", [1, 3, 64])
-def test_torch_export(batch: int, cifar10_run: Path, program: Program, tmp_path: Path) -> None:
+def test_torch_export(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
     extra = {"metadata.json": ""}
     output = exported("torch-export", cifar10_run, program, tmp_path)
     loaded = torch.export.load(str(output), extra_files=extra)
     check_facts(json.loads(extra["metadata.json"]), cifar10_run)
-    images = torch.randn(batch, 3, 32, 32)
-    torch.testing.assert_close(loaded.module()(images), load_backbone(cifar10_run)(images), atol=1e-6, rtol=1e-5)
+    for batch in BATCHES:
+        images = torch.randn(batch, 3, 32, 32)
+        torch.testing.assert_close(loaded.module()(images), load_backbone(cifar10_run)(images), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 64])
-def test_onnx(batch: int, cifar10_run: Path, program: Program, tmp_path: Path) -> None:
+def test_onnx(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
     output = exported("onnx", cifar10_run, program, tmp_path)
     check_facts({p.key: json.loads(p.value) for p in onnx.load(str(output)).metadata_props}, cifar10_run)
     session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
     assert [(x.name, x.shape) for x in session.get_inputs()] == [("images", ["batch", 3, 32, 32])]
     assert [(x.name, x.shape) for x in session.get_outputs()] == [("features", ["batch", 32])]
-    images = torch.randn(batch, 3, 32, 32)
-    found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-    torch.testing.assert_close(found, load_backbone(cifar10_run)(images), atol=1e-5, rtol=1e-4)
+    for batch in BATCHES:
+        images = torch.randn(batch, 3, 32, 32)
+        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        torch.testing.assert_close(found, load_backbone(cifar10_run)(images), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow("a run of the full network; the README's code does the same in a quick test")
 def test_torchvision_and_timm_take_the_safetensors_file_strictly(program: Program, tmp_path: Path) -> None:
     import torchvision
 
-    flags = ["--dataset", "patterns", "--train-images", "64", "--test-images", "16", "--knn-k", "5", "--epochs", "1"]
-    flags += ["--batch-size", "32", "--accelerator", "cpu", "--save-dir", str(tmp_path), "--exp-name", "run"]
+    flags = ["--dataset", "patterns", "--train-images", "4", "--test-images", "2", "--knn-every", "0", "--epochs", "1"]
+    flags += ["--batch-size", "2", "--accelerator", "cpu", "--save-dir", str(tmp_path), "--exp-name", "run"]
     assert program(*flags)[0] == 0
     output = exported("safetensors", tmp_path / "run", program, tmp_path)
     images = torch.randn(2, 3, 32, 32)
@@ -84,7 +84,9 @@ def test_torchvision_and_timm_take_the_safetensors_file_strictly(program: Progra
         torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    "format", [*list(FORMATS)[:2], pytest.param("onnx", marks=pytest.mark.slow("an export more, as those beside it"))]
+)
 def test_a_file_that_does_something_else_is_not_kept(
     format: str, trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,46 +5,52 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import SMALL
-from tests.test_run import ONE_THREAD, curve, rows, same_weights, start, wait_for, wait_for_epochs
+import main
+from tests.benchmarks import faults
+from tests.helpers import (
+    ROOT,
+    SMALL,
+    Program,
+    Started,
+    rows,
+    same_run,
+    same_weights,
+    start_small,
+    wait_for,
+    wait_for_epochs,
+)
 
-ROOT = Path(__file__).parent.parent
-Program = Callable[..., tuple[int, str, str]]
-TAGS = ("kNN_accuracy", "train_loss", "z_std", "learning_rate")
-SLOW = ("--backbone", "resnet18", "--width", "64", "--batch-size", "400", "--epochs", "1", "--knn-every", "0")
-LONG = ("--batch-size", "10", "--epochs", "6", "--checkpoint-every", "2")  # 40 steps an epoch
+SLOW = ("--backbone", "resnet18", "--width", "64", "--batch-size", "200", "--epochs", "1", "--knn-every", "0")
+LONG = ("--train-images", "60", "--batch-size", "10", "--epochs", "6", "--checkpoint-every", "2")  # 6 steps an epoch
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    process = start("run", folder, *LONG)
+    process = start_small("run", folder, *LONG)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     return folder / "runs" / "run"
 
 
-def same_run(run: Path, undisturbed: Path) -> bool:
-    """Weights, rows and curves, to the bit; no point of a curve twice or missing."""
-    curves = all(curve(run, tag) == curve(undisturbed, tag) for tag in TAGS)
-    return curves and rows(run) == rows(undisturbed) and same_weights(run, undisturbed)
-
-
-def test_kills_at_random_moments_lose_at_most_an_interval_and_change_nothing() -> None:
-    command = [sys.executable, "tests/benchmarks/faults.py", "--kills", "9"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = {line[:50].strip(): int(line[50:]) for line in done.stdout.splitlines()}
-    assert table["kills"] == 9 and table["of them inside a save"] >= 1 and table["resumes from a checkpoint"] >= 3
-    assert table["told to stop by SIGTERM, SIGINT or SIGHUP"] >= 2 and table["epochs lost by these"] == 0
+@pytest.mark.parametrize(
+    ("kills", "epochs"), [(4, 6), pytest.param(9, 24, marks=pytest.mark.slow("more kills, in longer runs"))]
+)
+def test_kills_at_random_moments_lose_at_most_an_interval_and_change_nothing(kills: int, epochs: int) -> None:
+    process = Started(faults.command_line, ["--kills", str(kills), "--epochs", str(epochs)])
+    out, err = process.communicate(280)
+    assert process.returncode == 0, out + err
+    table = {line[:50].strip(): int(line[50:]) for line in out.splitlines()}
+    assert table["kills"] == kills and table["of them inside a save"] >= 1
+    assert table["resumes from a checkpoint"] >= 1 and table["epochs lost by these"] == 0
+    assert table["told to stop by SIGTERM, SIGINT or SIGHUP"] >= kills // 3
     assert not list(ROOT.glob(".faults-*"))
 
 
@@ -52,7 +58,7 @@ def test_each_signal_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_from_th
     undisturbed: Path, tmp_path: Path
 ) -> None:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    processes = [start(number.name, tmp_path, *LONG) for number in numbers]  # at once: each is mostly its own start
+    processes = [start_small(number.name, tmp_path, *LONG) for number in numbers]  # at once
     for number, process in zip(numbers, processes, strict=True):
         wait_for_epochs(process, tmp_path / "runs" / number.name, 1)
         process.send_signal(number)
@@ -62,15 +68,15 @@ def test_each_signal_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_from_th
         assert f"stopped by {number.name}" in err and "saved: the same command resumes it" in err
         last = tmp_path / "runs" / number.name / "checkpoints" / "last.ckpt"
         step = torch.load(last, weights_only=True)["global_step"]
-        assert f"step {step}" in err and 0 < step < 240
-    for process in [start(number.name, tmp_path, *LONG) for number in numbers]:
+        assert f"step {step}" in err and 0 < step < 36
+    for process in [start_small(number.name, tmp_path, *LONG) for number in numbers]:
         out, err = process.communicate(timeout=120)
         assert (process.returncode, err) == (0, "") and "resumed from" in out
     assert all(same_run(tmp_path / "runs" / number.name, undisturbed) for number in numbers)
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
-    process = start("run", tmp_path, *SLOW)
+    process = start_small("run", tmp_path, *SLOW)
     wait_for(process, (tmp_path / "runs" / "run" / "views.png").exists)
     for _ in range(2):
         time.sleep(1)  # into the first step; and the two signals must not arrive as one
@@ -79,20 +85,16 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     assert (process.returncode, err) == (130, "") and not (tmp_path / "runs" / "run" / "checkpoints").exists()
 
 
+def under_nohup(args: list[str]) -> int:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # all that nohup does to a program whose output is a file
+    return main.main(args)
+
+
 def test_under_nohup_a_hang_up_is_ignored(tmp_path: Path) -> None:
-    command = [sys.executable, "main.py", *SMALL, *LONG, "--save-dir", str(tmp_path / "runs"), "--exp-name", "run"]
-    process = subprocess.Popen(
-        ["nohup", *command],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        env=ONE_THREAD,
-    )
+    process = Started(under_nohup, [*SMALL, *LONG, "--save-dir", str(tmp_path / "runs"), "--exp-name", "run"])
     wait_for_epochs(process, tmp_path / "runs" / "run", 1)
     process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=120)
+    process.communicate()
     assert process.returncode == 0 and len(rows(tmp_path / "runs" / "run")) == 6
 
 
@@ -106,19 +108,17 @@ def test_slurms_signal_requeues_through_lightnings_plugin_and_the_run_goes_on(
     scontrol.chmod(0o755)
     slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "77", "SLURM_PROCID": "0"}
     slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
-    command = [sys.executable, "main.py", *SMALL, *LONG, "--save-dir", str(tmp_path / "runs"), "--exp-name", "run"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD | slurm
-    )
+    process = start_small("run", tmp_path, *LONG, **slurm)
     run = tmp_path / "runs" / "run"
     wait_for_epochs(process, run, 1)
     process.send_signal(signal.SIGUSR1)
     wait_for(process, (tmp_path / "asked").exists)
-    process.send_signal(signal.SIGKILL)  # as SLURM would, at last
+    process.kill()  # as SLURM would, at last
     process.communicate()
     assert (tmp_path / "asked").read_text().startswith("requeue 77")
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=ONE_THREAD | slurm)
-    assert (again.returncode, again.stderr) == (0, "") and "resumed from" in again.stdout
+    again = start_small("run", tmp_path, *LONG, **slurm)
+    out, err = again.communicate()
+    assert (again.returncode, err) == (0, "") and "resumed from" in out
     assert same_run(run, undisturbed)
 
 
@@ -152,33 +152,27 @@ def test_on_a_full_disk_training_goes_on_and_once_there_is_room_all_is_there(
     undisturbed: Path, small_disk: Path, tmp_path: Path
 ) -> None:
     on_it = (*LONG, "--save-dir", str(small_disk))
-    process = start("run", tmp_path, *on_it)
+    process = start_small("run", tmp_path, *on_it)
     run = small_disk / "run"
     wait_for(process, (run / "checkpoints" / "last.ckpt").exists)
     filler = fill(small_disk)
     good = (run / "checkpoints" / "last.ckpt").read_bytes()
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if line.startswith("epoch 5/6"):
-            break
+    wait_for(process, lambda: "\nepoch 5/6" in process.printed()[0])
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == good
     filler.unlink()
-    out, err = process.communicate(timeout=120)
-    said = "".join(said) + out
-    assert (process.returncode, err) == (0, ""), err + said
-    assert said.count("warning: ") >= 1, said
-    assert "No space left on device" in said
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, ""), err + out
+    assert "warning: " in out and "No space left on device" in out, out
     shutil.copytree(run, tmp_path / "copy")
     assert same_run(tmp_path / "copy", undisturbed)
 
 
+@pytest.mark.slow("four runs; a full disk is a quick test")
 def test_on_a_disk_that_becomes_read_only_the_last_checkpoint_stays_and_the_run_goes_on_later(
     undisturbed: Path, small_disk: Path, tmp_path: Path
 ) -> None:
     on_it = (*LONG, "--save-dir", str(small_disk))
-    process = start("run", tmp_path, *on_it)
+    process = start_small("run", tmp_path, *on_it)
     last = small_disk / "run" / "checkpoints" / "last.ckpt"
     wait_for(process, last.exists)
     subprocess.run(["mount", "--bind", str(small_disk), str(small_disk)], check=True)
@@ -190,12 +184,12 @@ def test_on_a_disk_that_becomes_read_only_the_last_checkpoint_stays_and_the_run_
         assert "Read-only file system" in err and f"the same command goes on from {last}" in err
         assert "epoch 6/6" in out and out.count("warning: ") >= 2, out
         assert torch.load(last, weights_only=True)["global_step"] >= step
-        again = start("run", tmp_path, *on_it)
+        again = start_small("run", tmp_path, *on_it)
         _, err = again.communicate(timeout=120)
         assert again.returncode == 2 and err.count("\n") == 1 and "cannot be written" in err
     finally:
         subprocess.run(["umount", str(small_disk)], check=True)
-    again = start("run", tmp_path, *on_it)
+    again = start_small("run", tmp_path, *on_it)
     _, err = again.communicate(timeout=120)
     assert (again.returncode, err) == (0, "")
     shutil.copytree(small_disk / "run", tmp_path / "copy")
@@ -210,15 +204,16 @@ def test_on_a_full_disk_a_run_does_not_begin_and_says_so_in_one_line(small_disk:
 
 def test_a_folder_that_is_removed_under_the_run_comes_back(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "run"
-    process = start("run", tmp_path, *LONG)
+    process = start_small("run", tmp_path, *LONG)
     wait_for_epochs(process, run, 3)
     shutil.rmtree(run, ignore_errors=True)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     assert rows(run) == rows(undisturbed) and same_weights(run, undisturbed)
-    assert start("run", tmp_path, *LONG).communicate(timeout=60)[0].count("finished already") == 1
+    assert start_small("run", tmp_path, *LONG).communicate(timeout=60)[0].count("finished already") == 1
 
 
+@pytest.mark.slow("two runs; --ckpt-dir is a quick test in test_run.py")
 def test_a_checkpoint_resumed_in_another_folder_brings_its_rows(program: Program, tmp_path: Path) -> None:
     flags = [*SMALL, "--epochs", "4", "--checkpoint-every", "1"]
     assert program(*flags, "--exp-name", "a")[0] == 0
@@ -228,6 +223,7 @@ def test_a_checkpoint_resumed_in_another_folder_brings_its_rows(program: Program
     assert rows(a) == rows(b) and same_weights(a, b)
 
 
+@pytest.mark.slow("three runs; that the checkpoint before is taken is a quick test")
 def test_what_was_found_damaged_never_takes_the_place_of_what_is_whole(program: Program, tmp_path: Path) -> None:
     flags = [*SMALL, "--epochs", "4", "--checkpoint-every", "1"]
     assert program(*flags)[0] == 0
@@ -236,7 +232,7 @@ def test_what_was_found_damaged_never_takes_the_place_of_what_is_whole(program: 
     last = run / "checkpoints" / "last.ckpt"
     before = torch.load(last.with_name("last.previous.ckpt"), weights_only=True)["global_step"]
     last.write_bytes(last.read_bytes()[:-1000])
-    process = start("simsiam_patterns", tmp_path, "--epochs", "4", "--checkpoint-every", "1")
+    process = start_small("simsiam_patterns", tmp_path, "--epochs", "4", "--checkpoint-every", "1")
     wait_for(process, lambda: not last.with_name("last.previous.ckpt").exists())  # from the first moment on
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -259,9 +255,10 @@ def test_checkpoints_by_time_come_in_the_middle_of_an_epoch_too(
     assert rows(usual) == rows(often) and same_weights(usual, often)
 
 
+@pytest.mark.slow("as the removal of its folder, which is a quick test")
 def test_a_run_whose_contents_were_removed_does_not_lock_itself_out(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "run"
-    process = start("run", tmp_path, *LONG)
+    process = start_small("run", tmp_path, *LONG)
     wait_for_epochs(process, run, 3)
     (run / "config.yaml").unlink()
     _, err = process.communicate(timeout=120)

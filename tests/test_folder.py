@@ -4,10 +4,10 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,28 @@ from simsiam.arrays import read_arrays
 from simsiam.datasets import load
 from simsiam.patterns import make_patterns
 from simsiam.splits import Images, channel_statistics, no_knn, settle
-from tests.conftest import TINY, patterns, write_images
-from tests.test_images import bad_folder, picture
-from tests.test_run import ONE_THREAD, rows, same_weights, wait_for_epochs
-from utils.device import free_memory
+from tests.helpers import (
+    ROOT,
+    TINY,
+    Program,
+    Started,
+    as_nobody,
+    bad_folder,
+    patterns,
+    picture,
+    rows,
+    same_weights,
+    start,
+    wait_for_epochs,
+    write_images,
+)
+from utils.device import _field, free_memory
 from utils.errors import UserError
 
-Program = Callable[..., tuple[int, str, str]]
-ROOT = Path(__file__).parent.parent
 # ---------------------------------------------------------------- the same images are the same data set
 
 
+@pytest.mark.slow("writes and trains on 5,000 images three times; the golden of a streamed folder is a quick test")
 def test_5000_real_images_as_files_train_as_the_same_images_as_arrays(
     cifar10_dir: Path, own: Program, program: Program, tmp_path: Path
 ) -> None:
@@ -56,21 +67,19 @@ def test_5000_real_images_as_files_train_as_the_same_images_as_arrays(
 
 def test_a_streamed_run_cut_off_in_the_middle_of_an_epoch_ends_as_one_left_alone(photos: Path, tmp_path: Path) -> None:
     flags = [*TINY, "--dataset", "folder", "--data-dir", str(photos), "--image-size", "32", "--data-memory", "0"]
-    flags += ["--cache-dir", str(tmp_path / "cache"), "--batch-size", "10", "--epochs", "6"]
+    flags += ["--cache-dir", str(tmp_path / "cache"), "--train-images", "60", "--batch-size", "10", "--epochs", "6"]
     flags += ["--save-dir", str(tmp_path / "runs")]
 
-    def start(name: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "main.py", *flags, "--exp-name", name]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=ONE_THREAD)
+    def begin(name: str) -> Started:
+        return start(*flags, "--exp-name", name)
 
-    alone, cut = start("alone"), start("cut")  # at once: the second waits for the decoding of the first, or finds it
+    alone, cut = begin("alone"), begin("cut")  # at once: the second waits for the decoding of the first, or finds it
     wait_for_epochs(cut, tmp_path / "runs" / "cut", 2)
-    cut.terminate()
+    cut.send_signal(signal.SIGTERM)
     _, err = cut.communicate(timeout=60)
     assert cut.returncode == 143 and err.count("\n") == 1 and "saved" in err
     assert alone.communicate(timeout=120)[1] == ""
-    out, err = start("cut").communicate(timeout=120)
+    out, err = begin("cut").communicate(timeout=120)
     assert err == "" and "resumed from" in out
     runs = [tmp_path / "runs" / name for name in ("alone", "cut")]
     assert rows(runs[0]) == rows(runs[1]) and same_weights(*runs)
@@ -101,6 +110,7 @@ assert data.streamed and trainer.global_step == n // 8
 """
 
 
+@pytest.mark.slow("786 MB are written and read; that images stay on disk is a quick test")
 def test_images_several_times_larger_than_the_memory_train_within_it(tmp_path: Path) -> None:
     """The kernel sets the limit: on what the program may take beyond what it is before it has seen an image."""
     block = torch.randint(0, 256, (50, 3, 512, 512), dtype=torch.uint8).numpy().tobytes()
@@ -109,7 +119,7 @@ def test_images_several_times_larger_than_the_memory_train_within_it(tmp_path: P
             file.write(block)
     n, room = 1000, 200 * 2**20
     command = [sys.executable, "-W", "ignore", "-c", LIMITED, str(tmp_path / "images.u8"), str(n), str(room)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=ONE_THREAD)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert n * 3 * 512**2 > 3.7 * room
 
@@ -243,12 +253,10 @@ def test_a_class_without_permission_is_named() -> None:
         Path(where, "photos", "train", "zigzag").chmod(0)
         flags = ["--dataset", "folder", "--data-dir", f"{where}/photos", "--cache-dir", f"{where}/cache"]
         flags += ["--image-size", "32", "--save-dir", f"{where}/runs", *TINY, "--batch-size", "10"]
-        code = "import os, sys, main, simsiam.pretrain, PIL.PngImagePlugin; os.setresuid(65534, 65534, 65534)"
-        code += "; sys.exit(main.main(sys.argv[1:]))"
-        command = [sys.executable, "-c", code, *flags]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=ONE_THREAD)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert "zigzag (Permission denied). Mend or remove them" in done.stderr
+        process = Started(as_nobody, flags)
+        _, err = process.communicate()
+        assert process.returncode == 2 and err.count("\n") == 1, err
+        assert "zigzag (Permission denied). Mend or remove them" in err
 
 
 def test_no_folder_and_an_empty_one_are_answered_in_one_line(own: Program, tmp_path: Path) -> None:
@@ -360,18 +368,18 @@ def test_statistics_of_many_images_are_those_of_some_spread_evenly(monkeypatch: 
     assert channel_statistics(images)[0] == pytest.approx(exact[0], abs=0.02)
 
 
+def print_free_memory(args: list[str]) -> int:
+    """What is free once the kernel has been told to give 128 MiB more and nothing beyond."""
+    limit = _field("/proc/self/status", "VmData:") + 2**27
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    print(free_memory(torch.device("cpu")))
+    return 0
+
+
 def test_free_memory_knows_the_limits_of_the_process() -> None:
-    device = torch.device("cpu")
-    assert 2**20 < free_memory(device) < 2**50
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    code = (
-        "import resource, torch; from utils.device import free_memory, _field\n"
-        "limit = _field('/proc/self/status', 'VmData:') + 2**27\n"
-        "resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)); print(free_memory(torch.device('cpu')))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert 0 < int(done.stdout) <= 2**27, done.stderr
-    assert resource.getrlimit(resource.RLIMIT_DATA) == (soft, hard)
+    assert 2**20 < free_memory(torch.device("cpu")) < 2**50
+    out, err = Started(print_free_memory, []).communicate()
+    assert 0 < int(out) <= 2**27, err
 
 
 def test_images_that_do_not_fit_stay_where_they_are(photos: Path, own: Program, tmp_path: Path) -> None:

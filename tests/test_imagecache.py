@@ -2,10 +2,8 @@
 
 import json
 import os
+import resource
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,14 +14,12 @@ from PIL import Image
 
 from simsiam.data import EpochOrder
 from simsiam.stream import ReadAhead
-from tests.test_images import bad_folder, picture
+from tests.helpers import Started, bad_folder, picture, wait_for
 from utils.errors import UserError
 from utils.imagecache import BLOCK, open_cache
 from utils.imagecache import decode as decode_into
-from utils.images import read_image
+from utils.images import ImageFolder, read_image
 from utils.stored import Stored
-
-ROOT = Path(__file__).parent.parent
 
 
 def photos(folder: Path, n: int) -> list[Path]:
@@ -127,15 +123,16 @@ def test_bad_images_are_listed_and_tried_again(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- cut off, twice at once, damaged, no room
 
-PROGRAM = (
-    "import sys; from pathlib import Path; from utils.imagecache import decode; from utils.images import ImageFolder\n"
-    "folder = ImageFolder(sys.argv[2]); decode(Path(sys.argv[1]), folder.folder, folder.files, 48, {})"
-)
+
+def decode_folder(args: list[str]) -> int:
+    """Decode the images in ARGS[1] into ARGS[0]."""
+    folder = ImageFolder(args[1])
+    decode_into(Path(args[0]), folder.folder, folder.files, 48, {})
+    return 0
 
 
-def start(tmp_path: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "cache"), str(tmp_path / "photos")]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(tmp_path: Path) -> Started:
+    return Started(decode_folder, [str(tmp_path / "cache"), str(tmp_path / "photos")])
 
 
 def noise(tmp_path: Path, n: int = 1500) -> list[Path]:
@@ -148,11 +145,9 @@ def noise(tmp_path: Path, n: int = 1500) -> list[Path]:
     return [Path(f"{i:04d}.png") for i in range(n)]
 
 
-def wait_for_blocks(cache: Path, process: subprocess.Popen[str], blocks: int) -> None:
-    journal, deadline = cache / "building.jsonl", time.monotonic() + 60
-    while not (journal.exists() and len(journal.read_bytes().splitlines()) > blocks):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)  # between two looks
+def wait_for_blocks(cache: Path, process: Started, blocks: int) -> None:
+    journal = cache / "building.jsonl"
+    wait_for(process, lambda: journal.exists() and len(journal.read_bytes().splitlines()) > blocks)
 
 
 def test_killed_in_the_middle_it_goes_on_and_two_at_once_make_one_cache(tmp_path: Path) -> None:
@@ -174,6 +169,7 @@ def test_killed_in_the_middle_it_goes_on_and_two_at_once_make_one_cache(tmp_path
     assert len(cache.images) == 1500 and bool((cache.images[:] == one).all()) and len(pixels(tmp_path / "cache")) == 1
 
 
+@pytest.mark.slow("decodes 1,500 images; what changes without a kill is a quick test")
 def test_what_changed_after_a_kill_is_not_taken_for_decoded(tmp_path: Path) -> None:
     files = noise(tmp_path)
     process = start(tmp_path)
@@ -221,15 +217,21 @@ def test_without_room_nothing_is_begun_and_one_line_says_what_is_missing(tmp_pat
     assert not pixels(tmp_path / "cache")
 
 
+def decode_without_room(args: list[str]) -> int:
+    """The same, where no file may grow beyond 1 MB; prints the error."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    with pytest.raises(UserError) as error:
+        decode_folder(args)
+    print(error.value)
+    return 0
+
+
 def test_a_disk_that_fills_up_is_answered_in_one_line(tmp_path: Path) -> None:
     noise(tmp_path, 300)
-    code = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\nimport sys; sys.path.insert(0, '.')\n"
-    code += "from utils.errors import UserError\ntry:\n    " + PROGRAM.replace("\n", "\n    ")
-    code += "\nexcept UserError as error: print(error)"
-    command = [sys.executable, "-c", code, str(tmp_path / "cache"), str(tmp_path / "photos")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "File too large: mend that, or give another --cache-dir" in done.stdout, done
+    process = Started(decode_without_room, [str(tmp_path / "cache"), str(tmp_path / "photos")])
+    out, err = process.communicate()
+    assert process.returncode == 0 and "File too large: mend that, or give another --cache-dir" in out, out + err
 
 
 # ---------------------------------------------------------------- images on disk

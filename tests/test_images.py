@@ -1,8 +1,6 @@
 """utils/images.py: every kind of image that a folder may hold, and every way for one to be bad."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers import Started, bad_folder, picture
 from utils.errors import UserError
-from utils.images import ImageFolder, read_image
+from utils.images import ImageFolder, read_image, try_to_read
 
 RED = (200, 40, 10)
-
-
-def picture(size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """Smooth in both directions, so that a lossy format keeps it, and different in each corner and channel."""
-    y, x = np.mgrid[0 : size[1], 0 : size[0]] / max(size)
-    return Image.fromarray((255 * np.stack([x, y, 1 - x], axis=2)).astype(np.uint8))
 
 
 def saved(image: Image.Image, path: Path, **options: object) -> torch.Tensor:
@@ -94,33 +87,6 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     assert [chunk.shape for chunk in folder.read(8)] == [(4, 3, 8, 8)]
 
 
-def bad_folder(folder: Path) -> dict[str, str]:
-    """Bad file -> what is said of it; among them lies one good image."""
-    picture().save(folder / "good.png")
-    whole = (folder / "good.png").read_bytes()
-    content = {
-        "empty.png": b"",
-        "text.jpg": b"not an image at all",
-        "truncated.png": whole[: len(whole) // 2],
-        "page.webp": b"<!DOCTYPE html><html></html>",
-        "script.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
-    }
-    for name, data in content.items():
-        (folder / name).write_bytes(data)
-    (folder / "dangling.png").symlink_to(folder / "nowhere.png")
-    (folder / "folder.png").mkdir()
-    Image.fromarray(np.random.default_rng(0).random((9, 9)).astype(np.float32)).save(folder / "float.tif")
-    return {
-        "empty.png": "not an image",
-        "text.jpg": "not an image",
-        "truncated.png": "truncated",
-        "page.webp": "not an image",
-        "script.png": "not an image",
-        "dangling.png": "No such file",
-        "float.tif": "no known scale",
-    }
-
-
 def test_bad_images_are_counted_and_named_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = bad_folder(tmp_path)
     with pytest.raises(UserError, match=rf"{len(bad)} of {len(bad) + 1} images .*--skip-bad-images") as error:
@@ -180,16 +146,16 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
         assert [str(file) for file in ImageFolder(tmp_path / folder).files] == ["cats/a.png"]
 
 
+def read_as_nobody(args: list[str]) -> int:
+    os.setresuid(65534, 65534, 65534)
+    print(try_to_read(Path(args[0]), 8))
+    return 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can read as somebody else")
 def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
     tmp_path.chmod(0o755)
-    root = Path(__file__).parent.parent
-    code = (
-        f"import os, sys; sys.path.insert(0, {str(root)!r})\n"
-        "from utils.images import try_to_read\nfrom pathlib import Path\n"
-        f"os.setresuid(65534, 65534, 65534)\nprint(try_to_read(Path({str(tmp_path / 'a.png')!r}), 8))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "Permission denied\n", done.stderr
+    out, err = Started(read_as_nobody, [str(tmp_path / "a.png")]).communicate()
+    assert out == "Permission denied\n", err

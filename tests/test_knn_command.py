@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,7 @@ from torch.nn.functional import normalize
 from simsiam import SimSiam, load_backbone
 from simsiam.datasets import load
 from simsiam.features import extract_features
-
-Program = Callable[..., tuple[int, str, str]]
+from tests.helpers import Program
 
 
 @pytest.fixture
@@ -29,11 +27,11 @@ def figures(cifar10_run: Path, program: Program, tmp_path: Path) -> dict:
 def test_its_headline_is_what_the_monitor_measured_in_that_epoch(figures: dict, cifar10_run: Path) -> None:
     last = json.loads((cifar10_run / "metrics.jsonl").read_text().splitlines()[-1])
     assert (figures["kNN_accuracy"], figures["epoch"]) == (last["kNN_accuracy"], last["epoch"])
-    assert (figures["dataset"], figures["train_images"], figures["test_images"]) == ("cifar10", 2000, 500)
+    assert (figures["dataset"], figures["train_images"], figures["test_images"]) == ("cifar10", 1000, 500)
 
 
 def test_its_table_is_lightlys_and_scikit_learns(figures: dict, cifar10_run: Path, cifar10_dir: Path) -> None:
-    train, test = load("cifar10", str(cifar10_dir), 2000, 500)
+    train, test = load("cifar10", str(cifar10_dir), 1000, 500)
     backbone = load_backbone(cifar10_run)
     mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
     bank, queries = (extract_features(backbone, split.images, mean, std, unit=False) for split in (train, test))

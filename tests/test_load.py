@@ -1,6 +1,5 @@
 """Loading: from a run folder, a .ckpt and a .safetensors; strictly; never running what a file contains."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,7 @@ from safetensors.torch import load_file
 
 from simsiam import SimSiam, load_backbone
 from simsiam.features import extract_features
-from tests.conftest import SMALL
-from tests.test_resnet import cifar_stem
-
-Program = Callable[..., tuple[int, str, str]]
+from tests.helpers import SMALL, Program, cifar_stem
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """models/norm.py: views in one pass are normalised as in passes of their own; its state is torch's."""
 
 import copy
-import os
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 import torch
@@ -13,8 +11,8 @@ from models.heads import projection_mlp
 from models.norm import BatchNorm1d, BatchNorm2d, expect_views
 from models.resnet import resnet10
 from simsiam import SimSiam
-from tests.test_ranks import as_torchrun_tells
-from tests.test_run import ROOT
+from tests.helpers import Started, torchrun_environments
+from utils import ranks
 
 
 @pytest.mark.parametrize("views", [2, 4])
@@ -83,37 +81,31 @@ def test_a_step_in_one_pass_is_a_step(views: int) -> None:
         torch.testing.assert_close(twin.state_dict()[name], value, rtol=1e-9, atol=1e-9, msg=name)
 
 
-SHARED_BATCH = """
-import copy, torch
-from models.heads import projection_mlp
-from models.norm import expect_views
-from models.resnet import resnet10
-from utils import ranks
-
-torch.manual_seed(0)
-ours = torch.nn.Sequential(resnet10(8), projection_mlp(64, 32, 16)).double().train()
-whole = copy.deepcopy(ours)
-x = torch.randn(2, 8, 3, 32, 32, dtype=torch.float64)  # (V, B, ...)
-weight = torch.randn(2, 8, 16, dtype=torch.float64)
-with expect_views(whole, 2):
-    expected = whole(x.flatten(0, 1)).unflatten(0, (2, 8))
-(expected * weight).sum().backward()
-close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-with ranks.joined(None, None, gpu=False):
-    mine = slice(ranks.rank(), None, 2)
-    with expect_views(ours, 2):
-        found = ours(x[:, mine].flatten(0, 1)).unflatten(0, (2, 4))
-    close(found, expected[:, mine])
-    (found * weight[:, mine]).sum().backward()
-    for a, b in zip(ours.parameters(), whole.parameters(), strict=True):
-        close(ranks.mean_over_all(a.grad) * 2, b.grad)
-    for a, b in zip(ours.state_dict().values(), whole.state_dict().values(), strict=True):
-        close(a, b)
-"""
+def compare_with_whole_batch(args: list[str]) -> int:
+    """One of two processes: its half of a batch against the whole batch in one process."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(resnet10(8), projection_mlp(64, 32, 16)).double().train()
+    whole = copy.deepcopy(ours)
+    x = torch.randn(2, 8, 3, 32, 32, dtype=torch.float64)  # (V, B, ...)
+    weight = torch.randn(2, 8, 16, dtype=torch.float64)
+    with expect_views(whole, 2):
+        expected = whole(x.flatten(0, 1)).unflatten(0, (2, 8))
+    (expected * weight).sum().backward()
+    close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
+    with ranks.joined(None, None, gpu=False):
+        mine = slice(ranks.rank(), None, 2)
+        with expect_views(ours, 2):
+            found = ours(x[:, mine].flatten(0, 1)).unflatten(0, (2, 4))
+        close(found, expected[:, mine])
+        (found * weight[:, mine]).sum().backward()
+        for a, b in zip(ours.parameters(), whole.parameters(), strict=True):
+            close(ranks.mean_over_all(a.grad) * 2, b.grad)
+        for a, b in zip(ours.state_dict().values(), whole.state_dict().values(), strict=True):
+            close(a, b)
+    return 0
 
 
 def test_two_processes_normalise_by_the_moments_of_the_whole_batch() -> None:
     """Outputs, gradients and running statistics of each view, to 1e-9 in float64."""
-    command = [sys.executable, "-c", SHARED_BATCH]
-    both = [subprocess.Popen(command, cwd=ROOT, env={**os.environ, **told}) for told in as_torchrun_tells()]
-    assert [process.wait(60) for process in both] == [0, 0]
+    for process in [Started(compare_with_whole_batch, [], **told) for told in torchrun_environments()]:
+        assert process.communicate() == ("", "") and process.returncode == 0

@@ -1,14 +1,13 @@
 """Runs on one's own images: which images they were is remembered, and nothing is taken for something else."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import TINY, patterns, write_images
-from tests.test_run import ONE_THREAD, ROOT, Program, rows
+from simsiam import SimSiam
+from tests.helpers import TINY, Program, Started, patterns, rows, start, start_pair, write_images
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +42,7 @@ def test_no_run_goes_on_from_a_checkpoint_of_other_images(
     assert status == 2 and err.count("\n") == 1 and "other images" in err
 
 
+@pytest.mark.slow("two runs and a page for one line in it")
 def test_a_report_tells_runs_on_different_images_apart(
     photos: Path,
     others: Path,
@@ -99,10 +99,9 @@ def test_folders_beside_train_are_named_as_unused(own: Program, tmp_path: Path) 
 def test_two_processes_read_their_own_parts_of_a_streamed_folder(photos: Path, tmp_path: Path) -> None:
     flags = [*TINY, "--dataset", "folder", "--data-dir", str(photos), "--image-size", "32", "--learning-rate", "0.001"]
     flags += ["--cache-dir", str(tmp_path / "cache"), "--save-dir", str(tmp_path / "runs")]
-    for name, more in (("one", []), ("two", ["--devices", "2", "--data-memory", "0"])):
-        command = [sys.executable, "main.py", *flags, "--exp-name", name, *more]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ONE_THREAD, timeout=120)
-        assert (done.returncode, done.stderr) == (0, "")
+    alone = start(*flags, "--exp-name", "one")
+    for process in (alone, *start_pair(*flags, "--exp-name", "two", "--data-memory", "0")):
+        assert process.communicate()[1] == "" and process.returncode == 0
     ((one,), (two,)) = (rows(tmp_path / "runs" / name) for name in ("one", "two"))
     assert one["step"] == two["step"] and one["train_loss"] == pytest.approx(two["train_loss"], abs=5e-4)
     assert one["kNN_accuracy"] == pytest.approx(two["kNN_accuracy"], abs=4)  # of 60 test images
@@ -114,12 +113,15 @@ def test_a_dry_run_tells_of_several_devices(program: Program) -> None:
     assert (status, err) == (0, "") and "2 x cpu" in out
 
 
+def train_narrow(args: list[str]) -> int:
+    net = SimSiam("resnet10", width=int(args[0]), out_dim=8, h_dim=4, image_size=224, stem="imagenet")
+    for _ in range(2):
+        net.training_step([torch.randn(8, 3, 224, 224) for _ in range(2)], 0)["loss"].backward()
+    return 0
+
+
 def test_a_narrow_network_takes_large_images() -> None:
     """oneDNN's backward of a 1x1 convolution of stride 2 corrupts memory, of few channels in channels_last."""
-    code = "import torch; from models import resnet10; from simsiam import SimSiam\n"
-    code += "net = SimSiam('resnet10', width={0}, out_dim=8, h_dim=4, image_size=224, stem='imagenet')\n"
-    code += (
-        "for _ in range(2): net.training_step([torch.randn(8, 3, 224, 224) for _ in range(2)], 0)['loss'].backward()"
-    )
-    for width in (4, 8):
-        assert subprocess.run([sys.executable, "-c", code.format(width)], cwd=ROOT, timeout=120).returncode == 0
+    for process in [Started(train_narrow, [width]) for width in ("4", "8")]:
+        process.communicate()
+        assert process.returncode == 0

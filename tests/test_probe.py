@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from types import SimpleNamespace
@@ -19,10 +18,10 @@ from simsiam.features import extract_features
 from simsiam.finetune import choose_labels, label_quotas
 from simsiam.probe import Classifier, LabelledViews
 from simsiam.splits import Images
+from tests.helpers import Program
 from utils.errors import UserError
 from utils.export import BACKBONE, read_weights, write_weights
 
-Program = Callable[..., tuple[int, str, str]]
 FINETUNE = ["--label-fraction", "0.25", "--epochs", "2"]
 
 
@@ -161,7 +160,7 @@ def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
     head.load_state_dict(load_file(folder / "head.safetensors"), strict=True)
     with safe_open(folder / "head.safetensors", "pt") as file:
         assert json.loads(file.metadata()["classes"])[0] == "airplane"
-    _, test = load("cifar10", str(cifar10_dir), 2000, 500)
+    _, test = load("cifar10", str(cifar10_dir), 1000, 500)
     backbone = load_backbone(cifar10_run)
     features = extract_features(backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False)
     right = (head(features).argmax(dim=1) == test.labels).float().mean().item()
@@ -171,6 +170,7 @@ def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
     assert all(torch.equal(weights[name], after[name]) for name in weights)
 
 
+@pytest.mark.slow("a probe twice")
 def test_the_weight_decay_is_chosen_on_held_out_train_images_alone(
     cifar10_run: Path, program: Program, tmp_path: Path
 ) -> None:
@@ -186,6 +186,7 @@ def test_the_weight_decay_is_chosen_on_held_out_train_images_alone(
     assert chosen[0][0] == chosen[1][0] and torch.equal(chosen[0][1]["weight"], chosen[1][1]["weight"])
 
 
+@pytest.mark.slow("a probe twice; that random weights are taken is a quick test of finetune")
 def test_pre_training_is_worth_something_and_from_scratch_shows_how_much(
     cifar10_run: Path, program: Program, tmp_path: Path
 ) -> None:
@@ -209,11 +210,11 @@ def test_finetune_keeps_networks_and_gives_mean_and_deviation(trained: Path, pro
     accuracies = [figures["test_accuracy"] for figures in seeds]
     whole = summary(folder)
     assert whole["test_accuracy"] == mean(accuracies) and whole["deviation"] == stdev(accuracies)
-    assert f"{mean(accuracies):.2f} +- {stdev(accuracies):.2f}" in out and whole["labels"] == 100
+    assert f"{mean(accuracies):.2f} +- {stdev(accuracies):.2f}" in out and whole["labels"] == 50
 
     backbone, head = load_backbone(folder / "seed_1" / "backbone.safetensors"), torch.nn.Linear(32, 10)
     head.load_state_dict(load_file(folder / "seed_1" / "head.safetensors"), strict=True)
-    _, test = load("patterns", "", 400, 100)
+    _, test = load("patterns", "", 200, 100)
     features = extract_features(backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False)
     right = 100 * (head(features).argmax(dim=1) == test.labels).float().mean().item()
     assert right == pytest.approx(accuracies[1], abs=1e-4)
@@ -300,6 +301,7 @@ def test_seeds_of_other_weights_are_not_averaged_and_overwrite_leaves_other_seed
     assert (status, out) == (2, "") and "another --checkpoint" in err and not (folder / "seed_2").exists()
 
 
+@pytest.mark.slow("fine-tunes on 2,000 images; that fine-tuning trains is held by quick tests")
 def test_all_labels_teach_more_than_a_few(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
     found = []
     for fraction in ("0.05", "1"):

@@ -2,45 +2,42 @@
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import SMALL
-from tests.test_faults import ROOT, same_run
-from tests.test_run import rows, wait_for_epochs
+from models import resnet10
+from simsiam.features import extract_features
+from simsiam.monitor import KNNMonitor
+from tests.helpers import (
+    SMALL,
+    Started,
+    children,
+    rows,
+    same_run,
+    start_pair,
+    start_small,
+    torchrun_environments,
+    wait_for_epochs,
+)
+from utils import ranks
 
-SHORT = ("--batch-size", "40", "--epochs", "6", "--checkpoint-every", "2")  # 10 steps an epoch
+SHORT = ("--train-images", "64", "--batch-size", "16", "--epochs", "5", "--checkpoint-every", "2")  # 4 steps an epoch
 
 
-def start(name: str, tmp_path: Path, *flags: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "main.py", *SMALL, *SHORT, "--save-dir", str(tmp_path / "runs"), "--exp-name", name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    pipe = subprocess.PIPE
-    return subprocess.Popen([*command, *flags], cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
-
-
-def as_torchrun_tells() -> list[dict[str, str]]:
-    """The environment of each of two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+def start_two(name: str, tmp_path: Path, *flags: str, **environment: str) -> Started:
+    return start_small(name, tmp_path, *SHORT, *flags, **environment)
 
 
 @contextmanager
-def both(name: str, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+def both(name: str, tmp_path: Path, *flags: str) -> Iterator[list[Started]]:
     """Two processes as torchrun starts them, without torchrun, to see what each of them does."""
-    processes = [start(name, tmp_path, **told) for told in as_torchrun_tells()]
+    where = ("--save-dir", str(tmp_path / "runs"), "--exp-name", name)
+    processes = start_pair(*SMALL, *SHORT, *where, *flags)
     try:
         yield processes
     finally:
@@ -49,12 +46,19 @@ def both(name: str, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
             process.communicate()
 
 
+def to_its_end(name: str, tmp_path: Path, *flags: str) -> tuple[str, str]:
+    """What the first of two processes said of the run that they brought to its end, and what the second said."""
+    with both(name, tmp_path, *flags) as pair:
+        (out, err), (quiet, err2) = (process.communicate() for process in pair)
+        assert [process.returncode for process in pair] == [0, 0] and err == err2 == "", err + err2
+    return out, quiet
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    process = start("run", folder, "--devices", "2")
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (0, "") and "2 x cpu" in out and out.count("\nepoch ") == 6
+    out, _ = to_its_end("run", folder)
+    assert "2 x cpu" in out and out.count("\nepoch ") == 5
     return folder / "runs" / "run"
 
 
@@ -63,10 +67,9 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
 
     At a low rate: at the usual one, the last digit of a sum (or another number of threads) is a percent 60 steps later.
     """
-    for name, flags in (("one", []), ("two", ["--devices", "2"])):
-        process = start(name, tmp_path, "--learning-rate", "0.001", *flags)
-        _, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, "")
+    one = start_two("one", tmp_path, "--learning-rate", "0.001")
+    assert to_its_end("two", tmp_path, "--learning-rate", "0.001")[1] == ""  # the first process speaks for both
+    assert one.communicate()[1] == "" and one.returncode == 0
     for one, two in zip(rows(tmp_path / "runs" / "one"), rows(tmp_path / "runs" / "two"), strict=True):
         assert one["step"] == two["step"] and one["learning_rate"] == two["learning_rate"]
         assert one["train_loss"] == pytest.approx(two["train_loss"], abs=5e-4)
@@ -74,32 +77,28 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         assert one["kNN_accuracy"] == pytest.approx(two["kNN_accuracy"], abs=2)  # of 100 test images
 
 
-NEIGHBOURS = """
-import sys, torch
-from simsiam.features import extract_features
-from simsiam.monitor import KNNMonitor
-from models import resnet10
-from utils import ranks
-
-with ranks.joined(None, None, gpu=False):
-    torch.manual_seed(0)
-    network = resnet10(4)
-    images = torch.randint(256, (int(sys.argv[2]), 3, 32, 32), dtype=torch.uint8)
-    part, n = ranks.share(len(images), 1000), len(images)
-    mine = extract_features(network, images, torch.zeros(3), torch.ones(3), part=part)
-    features = ranks.whole(mine, part, (n, 32))
-    bank = torch.nn.functional.normalize(torch.randn(n, 512), dim=1)  # of this network's features many are equally near
-    found = KNNMonitor(k=200)._neighbours(bank, bank[part], part.start, n)
-    torch.save((features, *found), f"{sys.argv[1]}/{n}_{ranks.world()}_{ranks.rank()}.pt")
-"""
+def neighbours(args: list[str]) -> int:
+    """Features of ARGS[1] images and each image's neighbours among all, as this process has them, into ARGS[0]."""
+    folder, n = args[0], int(args[1])
+    with ranks.joined(None, None, gpu=False):
+        torch.manual_seed(0)
+        network = resnet10(4)
+        images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8)
+        part = ranks.share(n, 1000)
+        mine = extract_features(network, images, torch.zeros(3), torch.ones(3), part=part)
+        features = ranks.whole(mine, part, (n, 32))
+        bank = torch.nn.functional.normalize(torch.randn(n, 512), dim=1)  # of these features many are equally near
+        found = KNNMonitor(k=200)._neighbours(bank, bank[part], part.start, n)
+        torch.save((features, *found), f"{folder}/{n}_{ranks.world()}_{ranks.rank()}.pt")
+    return 0
 
 
 @pytest.mark.parametrize("images", [300, 3300], ids=["all of them in one process", "shared"])
 def test_the_neighbours_of_a_shared_bank_are_those_of_one_process_to_the_bit(images: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", NEIGHBOURS, str(tmp_path), str(images)]
-    environments = [{**os.environ, "OMP_NUM_THREADS": "1"} | told for told in [{}, *as_torchrun_tells()]]
-    for process in [subprocess.Popen(command, cwd=ROOT, env=own) for own in environments]:
-        assert process.wait(60) == 0
+    args = [str(tmp_path), str(images)]
+    processes = [Started(neighbours, args, **told) for told in [{}, *torchrun_environments()]]
+    for process in processes:
+        assert process.communicate() == ("", "") and process.returncode == 0
     ends = ("1_0", "2_0", "2_1")
     (features, similarity, labels), *shared = (torch.load(tmp_path / f"{images}_{end}.pt") for end in ends)
     assert labels.shape == (images, 200) and labels[:, 0].tolist() == list(range(images))  # each its own neighbour
@@ -111,60 +110,61 @@ def test_the_neighbours_of_a_shared_bank_are_those_of_one_process_to_the_bit(ima
         assert torch.equal(labels[~tied], their_labels[~tied])
 
 
-def finish(*names: str, tmp_path: Path) -> list[Path]:
-    """The runs, brought to their end by the same command, at once."""
-    for process in [start(name, tmp_path, "--devices", "2") for name in names]:
-        out, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, "") and "resumed from" in out
-    return [tmp_path / "runs" / name for name in names]
+ANOTHER = pytest.mark.slow("the other process, two more runs of two")
 
 
-def test_a_signal_to_one_process_saves_and_ends_both(undisturbed: Path, tmp_path: Path) -> None:
-    cases = {"a": (signal.SIGTERM, 1), "b": (signal.SIGINT, 0)}
-    with ExitStack() as running:
-        pairs = {name: running.enter_context(both(name, tmp_path)) for name in cases}
-        for name, (number, rank) in cases.items():
-            wait_for_epochs(pairs[name][0], tmp_path / "runs" / name, 1)
-            pairs[name][rank].send_signal(number)
-        for name, (number, _) in cases.items():
-            said = [process.communicate(timeout=60)[1] for process in pairs[name]]
-            assert [process.returncode for process in pairs[name]] == [128 + number] * 2, said
-            assert said[1] == "" and said[0].count("\n") == 1 and f"stopped by {number.name}" in said[0]
-            last = tmp_path / "runs" / name / "checkpoints" / "last.ckpt"
-            step = torch.load(last, weights_only=True)["global_step"]
-            assert f"step {step}" in said[0] and 10 <= step < 60
-    assert all(same_run(run, undisturbed) for run in finish(*cases, tmp_path=tmp_path))
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=ANOTHER)])
+def test_a_signal_to_one_process_saves_and_ends_both(
+    number: signal.Signals, rank: int, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "run"
+    with both("run", tmp_path) as pair:
+        wait_for_epochs(pair[0], run, 1)
+        pair[rank].send_signal(number)
+        said = [process.communicate()[1] for process in pair]
+        assert [process.returncode for process in pair] == [128 + number] * 2, said
+    assert said[1] == "" and said[0].count("\n") == 1 and f"stopped by {number.name}" in said[0]
+    step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert f"step {step}" in said[0] and 4 <= step < 20
+    assert "resumed from" in to_its_end("run", tmp_path)[0] and same_run(run, undisturbed)
 
 
-def test_a_process_that_is_killed_takes_the_other_along(undisturbed: Path, tmp_path: Path) -> None:
-    with both("a", tmp_path) as a, both("b", tmp_path) as b:
-        for rank, pair in enumerate((a, b)):
-            wait_for_epochs(pair[0], tmp_path / "runs" / "ab"[rank], 3)
-            pair[rank].kill()
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=ANOTHER)])
+def test_a_process_that_is_killed_takes_the_other_along(rank: int, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    with both("run", tmp_path) as pair:
+        wait_for_epochs(pair[0], run, 3)
+        pair[rank].kill()
         begun = time.monotonic()
-        for rank, pair in enumerate((a, b)):
-            _, err = pair[1 - rank].communicate(timeout=60)
-            assert pair[1 - rank].returncode == 1 and err == "" and time.monotonic() - begun < 30
-    assert all(same_run(run, undisturbed) for run in finish("a", "b", tmp_path=tmp_path))
+        _, err = pair[1 - rank].communicate(timeout=60)
+        assert pair[1 - rank].returncode == 1 and err == "" and time.monotonic() - begun < 30
 
 
+@pytest.mark.slow("two more runs of two; that one which was stopped goes on is a quick test")
+def test_a_run_whose_processes_died_goes_on_as_the_same_run(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    with both("run", tmp_path) as pair:
+        wait_for_epochs(pair[0], run, 3)
+        pair[1].kill()
+        pair[0].communicate()
+    assert "resumed from" in to_its_end("run", tmp_path)[0] and same_run(run, undisturbed)
+
+
+@pytest.mark.slow("five fresh starts; that a signal ends all and saves, and that the command tells, are quick tests")
 def test_the_command_that_started_them_passes_a_signal_on_and_one_process_may_go_on_alone(tmp_path: Path) -> None:
-    process = start("run", tmp_path, "--devices", "2")
+    process = start_two("run", tmp_path, "--devices", "2")
     wait_for_epochs(process, tmp_path / "runs" / "run", 1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143 and err.count("\n") == 1 and "saved: the same command resumes it" in err
-    alone = start("run", tmp_path)
+    alone = start_two("run", tmp_path)
     out, err = alone.communicate(timeout=120)
-    assert (alone.returncode, err) == (0, "") and "resumed from" in out and len(rows(tmp_path / "runs" / "run")) == 6
+    assert (alone.returncode, err) == (0, "") and "resumed from" in out and len(rows(tmp_path / "runs" / "run")) == 5
 
 
-def children(process: subprocess.Popen[str]) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
+@pytest.mark.slow("two fresh starts; that the death of one ends the other is a quick test")
 def test_the_command_that_started_them_says_in_one_line_that_one_was_killed(tmp_path: Path) -> None:
-    process = start("run", tmp_path, "--devices", "2")
+    process = start_two("run", tmp_path, "--devices", "2")
     wait_for_epochs(process, tmp_path / "runs" / "run", 3)
     os.kill(children(process)[-1], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
@@ -177,11 +177,19 @@ def test_the_command_that_started_them_says_in_one_line_that_one_was_killed(tmp_
     [
         ("--batch-size 25", "2 devices share it in equal parts"),
         ("--ckpt-dir /etc/passwd", "not a checkpoint"),
-        ("--devices 0", "at least 1"),
     ],
 )
 def test_a_mistake_is_told_once(flags: str, answer: str, tmp_path: Path) -> None:
-    process = start("run", tmp_path, "--devices", "2", *flags.split())
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "") and err.count("\n") == 1 and answer in err, err
+    with both("run", tmp_path, *flags.split()) as pair:
+        said = [process.communicate() for process in pair]
+        assert [process.returncode for process in pair] == [2, 2]
+    (out, err), nothing = said
+    assert out == "" and nothing == ("", "") and err.count("\n") == 1 and answer in err, err
     assert not (tmp_path / "runs" / "run" / "config.yaml").exists()
+
+
+@pytest.mark.slow("two fresh starts; each process's answer is a quick test")
+def test_the_command_that_started_them_leaves_a_mistake_to_be_told_once(tmp_path: Path) -> None:
+    process = start_two("wrong", tmp_path, "--devices", "2", "--batch-size", "25")
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, "") and err.count("\n") == 1 and "2 devices share it" in err, err

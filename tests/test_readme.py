@@ -2,18 +2,16 @@
 
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import main
-from simsiam import config
+from simsiam import config, several
+from tests.helpers import ROOT, Program
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-Program = Callable[..., tuple[int, str, str]]
 
 
 def blocks(language: str) -> list[str]:
@@ -44,11 +42,18 @@ def test_each_command_is_accepted_and_says_what_it_would_train(flags: str, progr
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photos, in which `runs/simsiam_cifar10` is a finished run of the default network, on few images."""
-    folder = tmp_path_factory.mktemp("readme")
-    few = (
-        "--dataset patterns --train-images 200 --test-images 16 --knn-k 5 --batch-size 50 --epochs 1 --accelerator cpu"
-    )
+    """A folder with photos, in which `runs/simsiam_cifar10` is a finished run of a narrow network, on few images."""
+    return make_run(tmp_path_factory.mktemp("readme"), "--width 4 --train-images 200 --batch-size 50")
+
+
+@pytest.fixture(scope="module")
+def full_width(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the default network, for code that wants its shapes."""
+    return make_run(tmp_path_factory.mktemp("wide"), "--train-images 6 --batch-size 2 --knn-every 0")
+
+
+def make_run(folder: Path, flags: str) -> Path:
+    few = f"--dataset patterns --test-images 16 --knn-k 5 --epochs 1 --accelerator cpu {flags}"
     where = ["--save-dir", str(folder / "runs"), "--exp-name", "simsiam_cifar10"]
     assert main.main([*few.split(), *where]) == 0
     (folder / "photos").mkdir()
@@ -59,19 +64,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("flags", USE)
 def test_each_further_command_runs_as_it_stands(
-    flags: str, trained: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+    flags: str, trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(trained)
     shorter = ["--epochs", "1"] if "finetune" in flags or "--augment" in flags else []
-    shorter += ["--dry-run", "--data-dir", str(trained / "none")] if "ablate" in flags else []
+    if "ablate" in flags:
+        shorter += ["--dry-run"]
+        (tmp_path / "stub.py").write_text("")  # in the place of each run's process: settings are read before that
+        monkeypatch.setattr(several, "MAIN", tmp_path / "stub.py")
     status, out, err = program(*shlex.split(flags), *shorter)
     made = {"report": "index.html", "ablate": "1 of "}.get(flags.split()[0], "summary.json")
     assert (status, err) == (0, "") and made in out
 
 
 @pytest.mark.parametrize("code", CODE)
-def test_each_piece_of_code_runs(code: str, trained: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(trained)
+def test_each_piece_of_code_runs(
+    code: str, trained: Path, full_width: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(full_width if "resnet18" in code else trained)
     for file, made_by in (("head.safetensors", " linear "), ("features.npz", " embed ")):  # what the code reads
         if file in code and not list(trained.rglob(file)):  # should this test be run alone
             assert program(*shlex.split(next(flags for flags in USE if made_by in flags)))[0] == 0

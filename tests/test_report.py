@@ -23,30 +23,39 @@ import main
 from simsiam.config import Pretrain, command_line, parse, settings
 from simsiam.gather import group, read_run
 from simsiam.portrait import flat
-from tests.conftest import SMALL
+from tests.helpers import SMALL, Program
 from utils import charts, page
 from utils.files import lock_folder
 
-Program = Callable[..., tuple[int, str, str]]
 CURVES = ["images_per_second", "kNN_accuracy", "learning_rate", "train_loss", "z_std"]
 FEW = ("--seeds", "0", "1", "--epochs", "1", "--label-fraction", "0.5")
 PICTURES = ["classes", "confusion", "map", "neighbours", "views"]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs `a`, `b`, `c` of seeds 0, 1, 2, and `d` of another width."""
-    folder = tmp_path_factory.mktemp("report")
-    for name, *flags in (["a"], ["b", "--seed", "1"], ["c", "--seed", "2"], ["d", "--width", "8"]):
-        where = ["--save-dir", str(folder), "--exp-name", name]
-        assert main.main([*SMALL, "--epochs", "3", *where, *flags]) == 0
-    return folder
+@pytest.fixture(scope="session")
+def runs(made: Callable[..., Path]) -> Path:
+    """Runs `a`, `b`, `c` of seeds 0, 1, 2, and `d` of another width; of `a` there is a report."""
+
+    def fill(folder: Path) -> None:
+        small = [*SMALL, "--epochs", "3"]
+        for name, *flags in (["a"], ["b", "--seed", "1"], ["c", "--seed", "2"], ["d", "--width", "8"]):
+            where = ["--save-dir", str(folder), "--exp-name", name]
+            assert main.main([*small, *where, *flags]) == 0
+        assert main.main(["report", str(folder / "a")]) == 0
+
+    return made("reported", fill)
+
+
+@pytest.fixture
+def page_of_a(runs: Path) -> Path:
+    """The report of one run."""
+    return runs / "a" / "report" / "index.html"
 
 
 @pytest.fixture
 def run(runs: Path, tmp_path: Path) -> Path:
-    """A run of one's own."""
-    return shutil.copytree(runs / "a", tmp_path / "runs" / "a")
+    """A run of one's own, without a report."""
+    return shutil.copytree(runs / "a", tmp_path / "runs" / "a", ignore=shutil.ignore_patterns("report"))
 
 
 def rows(run: Path) -> list[dict]:
@@ -89,22 +98,21 @@ def test_the_page_of_one_run_has_its_figures_and_says_where_it_is(run: Path, pro
     assert {file: file.read_bytes() for file in before} == before  # a report changes nothing of a run
 
 
-def test_the_pictures_are_pictures_and_the_curves_are_drawn(run: Path, program: Program) -> None:
-    assert program("report", str(run))[0] == 0
-    for file in (run / "report" / "figures").iterdir():
+def test_the_pictures_are_pictures_and_the_curves_are_drawn(page_of_a: Path) -> None:
+    for file in (page_of_a.parent / "figures").iterdir():
         with Image.open(file) as picture:
             assert picture.width > 200 and len(picture.convert("RGB").getcolors(1 << 24) or ()) > 2, file
-    tree = read(run / "report" / "index.html")
+    tree = read(page_of_a)
     drawn = [svg for svg in tree.iter() if str(svg.tag).endswith("svg")]
     assert len(drawn) == len(CURVES) + 3  # classes, confusion, map
     lines = [e for e in drawn[0].iter() if "stroke: var(--0)" in e.get("style", "") and "L" in e.get("d", "")]
-    assert lines and (lines[0].get("d") or "").count("L") == len(rows(run))  # from the untrained network on
+    assert lines and (lines[0].get("d") or "").count("L") == len(
+        rows(page_of_a.parent.parent)
+    )  # from the untrained network on
 
 
-def test_it_is_valid_small_and_fetches_nothing(run: Path, program: Program) -> None:
-    assert program("report", str(run))[0] == 0
-    index = run / "report" / "index.html"
-    text, tree = index.read_text("ascii"), read(index)
+def test_it_is_valid_small_and_fetches_nothing(page_of_a: Path) -> None:
+    text, tree = page_of_a.read_text("ascii"), read(page_of_a)
     assert len(text) < 5_000_000
     assert "default-src 'none'" in text and "@import" not in text
     assert not [e for e in tree.iter() if e.tag in ("script", "link", "iframe", "object")]
@@ -118,9 +126,8 @@ def test_it_is_valid_small_and_fetches_nothing(run: Path, program: Program) -> N
     assert len(ids) == len(set(ids))
 
 
-def test_it_is_for_everyone(run: Path, program: Program) -> None:
-    assert program("report", str(run))[0] == 0
-    tree = read(run / "report" / "index.html")
+def test_it_is_for_everyone(page_of_a: Path) -> None:
+    tree = read(page_of_a)
     assert tree.get("lang") == "en" and tree.find("head/title") is not None
     assert [meta.get("content") for meta in tree.iter("meta") if meta.get("name") == "viewport"]
     assert all(image.get("alt") for image in tree.iter("img")) and list(tree.iter("img"))
@@ -147,6 +154,7 @@ def test_seeds_become_mean_and_deviation_and_other_runs_are_named_by_what_differ
         assert str(runs / name) in words(index)
 
 
+@pytest.mark.slow("a further page")
 def test_the_same_run_again_is_no_further_seed(runs: Path, run: Path, program: Program, tmp_path: Path) -> None:
     again = run.rename(run.with_name("again"))
     given = [str(runs / "a"), str(again), str(again)]  # and one named twice is one
@@ -163,10 +171,10 @@ def test_what_the_commands_measured_is_in_the_tables(run: Path, program: Program
     found = {file.parent.name: json.loads(file.read_text()) for file in run.glob("results/*/summary.json")}
     row = next(r for r in found["knn"]["table"] if (r["features"], r["k"], r["temperature"]) == ("projector", 20, 0.2))
     assert cells(index, "kNN, projector features, k 20, T 0.2") == [f"{row['accuracy']:.2f}"]
-    assert cells(index, "linear, L-BFGS, 400 labels") == [f"{found['linear']['test_accuracy']:.2f}"]
+    assert cells(index, "linear, L-BFGS, 200 labels") == [f"{found['linear']['test_accuracy']:.2f}"]
     tuned = found["finetune_0.5"]
     expected = f"{tuned['test_accuracy']:.2f} \u00b1 {tuned['deviation']:.2f}"
-    assert cells(index, "fine-tuned, 200 labels") == [expected]
+    assert cells(index, "fine-tuned, 100 labels") == [expected]
     assert "by the command knn" in words(index)  # which counted the classes already
 
 
@@ -197,6 +205,7 @@ def test_a_run_remembers_its_hardware_and_the_page_tells_it(run: Path, program: 
     assert cells(run / "report" / "index.html", "processor") == ["unknown"]
 
 
+@pytest.mark.slow("a further page")
 def test_what_only_tensorboard_has_is_drawn_too(run: Path, program: Program) -> None:
     with SummaryWriter(str(run / "tensorboard")) as writer:
         for row in rows(run):
@@ -253,6 +262,7 @@ def test_damaged_files_are_left_out_and_named(run: Path, program: Program) -> No
         assert part in text
 
 
+@pytest.mark.slow("a further page")
 def test_without_a_checkpoint_or_its_images_the_page_says_so(
     run: Path, cifar10_run: Path, program: Program, tmp_path: Path
 ) -> None:
@@ -278,6 +288,7 @@ def test_hostile_names_stay_text(run: Path, program: Program, tmp_path: Path) ->
 # ---------------------------------------------------------------- where it goes, and what is refused
 
 
+@pytest.mark.slow("three pages; that a page replaces an earlier one is in the test of a killed run")
 def test_it_replaces_what_it_wrote_and_nothing_else(runs: Path, run: Path, program: Program) -> None:
     out = run.parent / "report"  # of several: in the folder that holds them
     other = shutil.copytree(runs / "d", run.with_name("d"))

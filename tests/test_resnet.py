@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from models.resnet import BACKBONES, resnet10, resnet18, resnet50
+from tests.helpers import cifar_stem
 
 LAYERS = {
     "resnet10": (BasicBlock, [1, 1, 1, 1]),
@@ -15,13 +16,6 @@ LAYERS = {
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
 }
-
-
-def cifar_stem(network: nn.Module) -> nn.Module:
-    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    network.maxpool = nn.Identity()
-    network.fc = nn.Identity()
-    return network.to(memory_format=torch.channels_last)  # ours has it: the same kernels, the same order of sums
 
 
 def shake_bn(network: nn.Module) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from simsiam import SimSiam
 from simsiam.data import ViewsDataModule
-from tests.test_run import Program, rows, start
+from tests.helpers import Program, rows, start_small
 
 Learned = tuple[list[float], dict[str, torch.Tensor], torch.Tensor]
 
@@ -33,6 +33,7 @@ def learned(compiled: bool) -> Learned:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it, and says so to itself
+@pytest.mark.slow("waits for a C++ compiler; that views in one pass equal views one by one is a quick test")
 def test_compiled_networks_in_one_pass_learn_what_eager_ones_do_view_by_view() -> None:
     """To 1e-5 of each weight and running statistic after three steps; the keys of the state dict stay the same."""
     (losses, weights, features), (theirs, their_weights, their_features) = learned(True), learned(False)
@@ -43,6 +44,7 @@ def test_compiled_networks_in_one_pass_learn_what_eager_ones_do_view_by_view() -
     torch.testing.assert_close(features, their_features, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow("waits for a C++ compiler; that augmentation is compiled once is a quick test")
 def test_compiled_views_are_those_of_eager_augmentation() -> None:
     """To 1e-4 of a deviation, in all epochs and views from one compilation."""
     views = []
@@ -55,6 +57,7 @@ def test_compiled_views_are_those_of_eager_augmentation() -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow("processors without bf16 emulate it, a hundred times slower")
 def test_bf16_learns_what_fp32_does(program: Program, tmp_path: Path) -> None:
     """bf16 has 8 bits: over three epochs loss and z_std stay within .01; kNN of the same weights within 2 %."""
     flags = ["--dataset", "patterns", "--train-images", "1000", "--test-images", "500", "--batch-size", "100"]
@@ -71,7 +74,8 @@ def test_bf16_learns_what_fp32_does(program: Program, tmp_path: Path) -> None:
         assert bf16["z_std"] == pytest.approx(fp32["z_std"], abs=0.01)
 
 
+@pytest.mark.slow("a further run; on a CPU nothing is compiled unless asked for")
 def test_a_cpu_without_a_compiler_trains(tmp_path: Path) -> None:
-    process = start("run", tmp_path, "--epochs", "1", PATH=str(tmp_path), CXX="none", CC="none")
+    process = start_small("run", tmp_path, "--epochs", "1", PATH=str(tmp_path), CXX="none", CC="none")
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "") and "finished 1 epochs" in out

@@ -1,0 +1,47 @@
+"""Nothing that is computed has changed since tests/golden/ was written (`python tests/goldens.py --write`)."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import goldens
+
+
+@pytest.fixture(scope="module")
+def same_machine() -> bool:
+    """Whether sums are rounded here as they were where the files were written; else they are compared less exactly."""
+    written = goldens.read("machine")
+    return written == {"torch": torch.__version__, "rounding": goldens.rounding()}
+
+
+def without_decimals(lines: list[str]) -> list[str]:
+    return [re.sub(r"-?\d+\.\d+", "X", line) for line in lines]
+
+
+def check_close(found: dict[str, Any], golden: dict[str, Any]) -> None:
+    """Equal but for rounding: a figure within goldens.TOLERANCE, an accuracy within two of the test images."""
+    assert found.keys() == golden.keys()
+    for key in found:
+        bound = 5.0 if key == "kNN_accuracy" else goldens.TOLERANCE * max(1, abs(golden[key]))
+        assert found[key] == pytest.approx(golden[key], abs=bound), key
+
+
+@pytest.mark.parametrize("name", goldens.RUNS)
+def test_a_run_gives_what_it_gave(name: str, same_machine: bool, tmp_path: Path) -> None:
+    golden, found = goldens.read(name), goldens.record(name, tmp_path)
+    if same_machine:
+        assert found == golden
+        return
+    assert found["files"] == golden["files"]
+    assert without_decimals(found["printed"]) == without_decimals(golden["printed"])
+    check_close(found["norms"], golden["norms"])
+    for mine, theirs in zip(found["rows"], golden["rows"], strict=True):
+        check_close(mine, theirs)
+
+
+def test_a_run_that_was_resumed_gives_what_one_left_alone_gives() -> None:
+    plain, resumed = (goldens.read(name) for name in ("plain", "resumed_in_the_middle_of_an_epoch"))
+    assert resumed["weights"] == plain["weights"] and resumed["rows"] == plain["rows"]
