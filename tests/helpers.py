@@ -37,7 +37,7 @@ CIFAR_FOLDER = "cifar-10-batches-py"
 SMALL = [
     *("--dataset", "patterns", "--train-images", "200", "--test-images", "100", "--knn-k", "20"),
     *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"),
-    *("--accelerator", "cpu"),
+    *("--accelerator", "cpu", "--pictures-every", "50"),
 ]
 TINY = [
     *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"),

@@ -50,7 +50,9 @@ def test_simsiam_learns_and_stays_healthy(healthy: Outcome) -> None:
     assert healthy.z_std > 0.9 and healthy.loss > -0.6  # measured: 1.01 and -.35
 
 
-@pytest.mark.parametrize("switch", ["stop_grad", "predictor"])
+@pytest.mark.parametrize(
+    "switch", ["stop_grad", pytest.param("predictor", marks=pytest.mark.slow("a training more, as the one beside it"))]
+)
 def test_without_either_part_it_collapses_and_learns_less(switch: str, healthy: Outcome) -> None:
     """The collapse is under way: the loss falls faster, the projections spread less. How far is up to rounding."""
     ablated = outcome(**{switch: False})

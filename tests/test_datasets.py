@@ -124,6 +124,7 @@ def test_an_archive_with_another_checksum_is_refused(mirror: tuple[str, list[str
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow("moves 160 MB; bad archives are quick tests")
 def test_an_archive_puts_nothing_but_the_published_files_anywhere(
     mirror: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

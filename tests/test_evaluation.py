@@ -32,7 +32,7 @@ def test_figures_of_hand_made_predictions() -> None:
     assert accuracy(counts) == 75 and per_class(counts, ("a", "b", "c")) == {"a": 200 / 3, "b": 100, "c": None}
 
 
-@pytest.mark.parametrize("command", ["knn", "neighbours"])
+@pytest.mark.parametrize("command", ["knn", pytest.param("neighbours", marks=pytest.mark.slow("as knn"))])
 def test_figures_lie_in_the_run_whichever_of_its_files_is_named(command: str, copy: Path, program: Program) -> None:
     for file in (
         copy,

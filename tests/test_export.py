@@ -56,6 +56,7 @@ def test_torch_export(cifar10_run: Path, program: Program, tmp_path: Path) -> No
         torch.testing.assert_close(loaded.module()(images), load_backbone(cifar10_run)(images), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow("an export more; the README's export to ONNX, compared by the command itself, is a quick test")
 def test_onnx(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
     output = exported("onnx", cifar10_run, program, tmp_path)
     check_facts({p.key: json.loads(p.value) for p in onnx.load(str(output)).metadata_props}, cifar10_run)

@@ -67,14 +67,25 @@ def test_5000_real_images_as_files_train_as_the_same_images_as_arrays(
 
 def test_a_streamed_run_cut_off_in_the_middle_of_an_epoch_ends_as_one_left_alone(photos: Path, tmp_path: Path) -> None:
     flags = [*TINY, "--dataset", "folder", "--data-dir", str(photos), "--image-size", "32", "--data-memory", "0"]
-    flags += ["--cache-dir", str(tmp_path / "cache"), "--train-images", "60", "--batch-size", "10", "--epochs", "6"]
+    flags += [
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "--train-images",
+        "60",
+        "--batch-size",
+        "10",
+        "--epochs",
+        "4",
+        "--knn-every",
+        "2",
+    ]
     flags += ["--save-dir", str(tmp_path / "runs")]
 
     def begin(name: str) -> Started:
         return start(*flags, "--exp-name", name)
 
     alone, cut = begin("alone"), begin("cut")  # at once: the second waits for the decoding of the first, or finds it
-    wait_for_epochs(cut, tmp_path / "runs" / "cut", 2)
+    wait_for_epochs(cut, tmp_path / "runs" / "cut", 1)
     cut.send_signal(signal.SIGTERM)
     _, err = cut.communicate(timeout=60)
     assert cut.returncode == 143 and err.count("\n") == 1 and "saved" in err
@@ -184,7 +195,10 @@ def test_large_images_are_stored_with_a_margin_and_take_the_imagenet_stem(own: P
 @pytest.mark.parametrize(
     "command", ["knn", "linear", "linear --augment --epochs 1", "finetune --epochs 1", "embed", "neighbours", "export"]
 )
-@pytest.mark.parametrize("memory", [["--data-memory", "0"], []])
+@pytest.mark.parametrize(
+    "memory",
+    [["--data-memory", "0"], pytest.param([], marks=pytest.mark.slow("as from the disk, in the case beside it"))],
+)
 def test_each_command_finds_the_images_of_the_run(
     command: str, memory: list[str], own_run: Path, program: Program, tmp_path: Path
 ) -> None:

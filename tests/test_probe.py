@@ -143,7 +143,9 @@ def test_head_and_backbone_have_their_own_rates_and_both_fall_to_zero(
 # ---------------------------------------------------------------- linear
 
 
-@pytest.mark.parametrize("flags", [[], ["--augment", "--epochs", "3"]])
+@pytest.mark.parametrize(
+    "flags", [[], pytest.param(["--augment", "--epochs", "3"], marks=pytest.mark.slow("trains a head by SGD"))]
+)
 def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
     flags: list[str], cifar10_run: Path, cifar10_dir: Path, program: Program, tmp_path: Path
 ) -> None:

@@ -195,6 +195,7 @@ def test_the_command_in_the_page_gives_the_same_settings(flags: str) -> None:
     assert command_line(settings(Pretrain())) == "python main.py"
 
 
+@pytest.mark.slow("two pages for a line")
 def test_a_run_remembers_its_hardware_and_the_page_tells_it(run: Path, program: Program) -> None:
     hardware = yaml.safe_load((run / "config.yaml").read_text())["resolved"]["hardware"]
     assert hardware["cpu"] and hardware["cores"] >= 1 and "gpu" not in hardware
@@ -232,6 +233,7 @@ def test_without_scikit_learn_the_map_is_by_pca(monkeypatch: pytest.MonkeyPatch)
 # ---------------------------------------------------------------- runs that are not whole
 
 
+@pytest.mark.slow("three pages")
 def test_of_a_killed_run_it_says_how_far_it_came(run: Path, program: Program) -> None:
     (run / "summary.json").unlink()
     (run / "backbone.safetensors").unlink()
@@ -247,6 +249,7 @@ def test_of_a_killed_run_it_says_how_far_it_came(run: Path, program: Program) ->
     assert not (run / "report" / "figures" / "map.png").exists()  # of the report before this one
 
 
+@pytest.mark.slow("a further page")
 def test_damaged_files_are_left_out_and_named(run: Path, program: Program) -> None:
     for name, content in (("knn", "{"), ("linear", "[1]"), ("odd", '{"command": "linear", "test_accuracy": "x"}')):
         (run / "results" / name).mkdir(parents=True)
