@@ -202,7 +202,7 @@ def test_a_bad_checkpoint(
     assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_bytes() == before
 
 
-@pytest.mark.slow("what the quick tests try on each reader and on each command, on each command")
+@pytest.mark.slow("each file once more, through the command; the readers and one file for each command are quick tests")
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_bad_checkpoint_is_not_resumed_from(
     name: str, good: Good, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,7 @@ from utils.device import step_flops
 MINIATURE = {
     "augment": "--images 256 --rounds 1 --threads 1",
     "knn": "--sizes 200 1000 32 --rounds 1",
-    "step": "--width 4 --batch-size 8 --steps 2 --rounds 1",
+    "step": "--width 16 --batch-size 8 --steps 2 --rounds 1",
     "scale": "--axes batch bank --points 2 --rounds 1",
     "stream": "--sizes 32 96 --megabytes 2 --files 5 --batch-size 16 --rounds 1",
     "ceilings": "--backbone resnet10 --width 4 --batch-size 8 --images 100 --rounds 1",

@@ -53,12 +53,19 @@ def test_kills_at_random_moments_lose_at_most_an_interval_and_change_nothing(kil
     table = {line[:50].strip(): int(line[50:]) for line in out.splitlines()}
     assert table["kills"] == kills and table["of them inside a save"] >= 1
     assert table["resumes from a checkpoint"] >= 1 and table["epochs lost by these"] == 0
-    assert table["told to stop by SIGTERM, SIGINT or SIGHUP"] >= kills // 3
+    assert table["told to stop by SIGTERM, SIGINT or SIGHUP"] >= (kills - 1) // 3
     assert not list(ROOT.glob(".faults-*"))
 
 
 @pytest.mark.parametrize(
-    "go_on", [[signal.SIGTERM], pytest.param([signal.SIGINT, signal.SIGHUP], marks=pytest.mark.slow("as the other"))]
+    "go_on",
+    [
+        [signal.SIGTERM],
+        pytest.param(
+            [signal.SIGINT, signal.SIGHUP],
+            marks=pytest.mark.slow("resumes two more; all three are stopped in the quick test"),
+        ),
+    ],
 )
 def test_each_signal_saves_in_the_middle_of_an_epoch_and_the_run_goes_on_from_there(
     go_on: list[signal.Signals], undisturbed: Path, tmp_path: Path

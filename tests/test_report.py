@@ -291,7 +291,7 @@ def test_hostile_names_stay_text(run: Path, program: Program, tmp_path: Path) ->
 # ---------------------------------------------------------------- where it goes, and what is refused
 
 
-@pytest.mark.slow("three pages; that a page replaces an earlier one is in the test of a killed run")
+@pytest.mark.slow("three pages; that a page changes nothing of its run is a quick test")
 def test_it_replaces_what_it_wrote_and_nothing_else(runs: Path, run: Path, program: Program) -> None:
     out = run.parent / "report"  # of several: in the folder that holds them
     other = shutil.copytree(runs / "d", run.with_name("d"))

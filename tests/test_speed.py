@@ -16,7 +16,7 @@ Learned = tuple[list[float], dict[str, torch.Tensor], torch.Tensor]
 def learned(compiled: bool) -> Learned:
     """Losses of three steps, the weights after them, and features in eval mode; as on a GPU, or as on a CPU."""
     torch.manual_seed(0)
-    module = SimSiam("resnet10", width=4, out_dim=32, h_dim=8).train()
+    module = SimSiam("resnet10", width=16, out_dim=32, h_dim=8).train()  # narrower: oneDNN, see models/resnet.py
     module.one_pass = compiled
     if compiled:
         module.compile_networks()
