@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,13 +34,14 @@ LONG = (  # six steps an epoch
 )
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    process = start_small("run", folder, *LONG)
-    _, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (0, "")
-    return folder / "runs" / "run"
+@pytest.fixture(scope="session")
+def undisturbed(made: Callable[..., Path]) -> Path:
+    def fill(folder: Path) -> None:
+        process = start_small("run", folder, *LONG)
+        _, err = process.communicate()
+        assert (process.returncode, err) == (0, "")
+
+    return made("undisturbed", fill) / "runs" / "run"
 
 
 @pytest.mark.parametrize(

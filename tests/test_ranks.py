@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,12 +54,13 @@ def to_its_end(name: str, tmp_path: Path, *flags: str) -> tuple[str, str]:
     return out, quiet
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two")
-    out, _ = to_its_end("run", folder)
-    assert "2 x cpu" in out and out.count("\nepoch ") == 4
-    return folder / "runs" / "run"
+@pytest.fixture(scope="session")
+def undisturbed(made: Callable[..., Path]) -> Path:
+    def fill(folder: Path) -> None:
+        out, _ = to_its_end("run", folder)
+        assert "2 x cpu" in out and out.count("\nepoch ") == 4
+
+    return made("two_undisturbed", fill) / "runs" / "run"
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:

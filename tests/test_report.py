@@ -163,6 +163,7 @@ def test_the_same_run_again_is_no_further_seed(runs: Path, run: Path, program: P
     assert "seeds)" not in words(index) and len(cells(index, "loss")) == 2 and "A again" not in words(index)
 
 
+@pytest.mark.slow("three commands and a page")
 def test_what_the_commands_measured_is_in_the_tables(run: Path, program: Program) -> None:
     for command in (["knn"], ["linear"], ["finetune", *FEW]):
         assert program(*command, "--checkpoint", str(run))[0] == 0
