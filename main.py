@@ -9,10 +9,9 @@ import threading
 import warnings
 from contextlib import suppress
 
-from simsiam.config import COMMANDS, parse
+from simsiam.config.commands import COMMANDS, parse
 from utils.errors import RunFailure, Stopped, UserError, check, is_out_of_memory
 
-HOME = {"linear": "probe"}  # where a command is, if not in the file of its name
 DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
@@ -24,15 +23,15 @@ def main(args: list[str]) -> int:
     try:
         check(name in COMMANDS, f"{name}: no such command; there are {', '.join(COMMANDS)}, each with --help")
         config = parse(COMMANDS[name], rest, prog=f"main.py {name}" if named else "main.py")
-        home = importlib.import_module(f"simsiam.{HOME.get(name, name)}")  # now: --help need not wait for torch
+        home = importlib.import_module(f"simsiam.commands.{name}")  # now: --help need not wait for torch
         quiet()
         devices = getattr(config, "devices", None) or 1
         if devices > 1 and name == "pretrain" and not config.seeds and not config.dry_run:
-            from utils import ranks
+            from utils import distributed
 
-            started = ranks.environment()
+            started = distributed.cluster_environment()
             if started is None or (started.world_size() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ):
-                return ranks.launch(devices, [sys.executable, os.path.abspath(__file__), *args])
+                return distributed.launch(devices, [sys.executable, os.path.abspath(__file__), *args])
         getattr(home, name)(config)
     except UserError as error:
         return fail(error, 2)

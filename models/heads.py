@@ -9,7 +9,7 @@ import itertools
 
 from torch import nn
 
-from models.norm import BatchNorm1d
+from models.batch_norm import BatchNorm1d
 
 BN = ("paper", "none", "hidden", "all")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
-from models.norm import BatchNorm2d
+from models.batch_norm import BatchNorm2d
 
 STEMS = ("cifar", "imagenet")
 

@@ -4,17 +4,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simsiam.load import load_backbone
+    from simsiam.callbacks.collapse import CollapseMonitor
+    from simsiam.callbacks.knn import KNNMonitor
+    from simsiam.evaluation.checkpoint import load_backbone
     from simsiam.module import SimSiam
-    from simsiam.monitor import CollapseMonitor, KNNMonitor
 
 __all__ = ["CollapseMonitor", "KNNMonitor", "SimSiam", "load_backbone"]
 
 _HOME = {
-    "CollapseMonitor": "simsiam.monitor",
-    "KNNMonitor": "simsiam.monitor",
+    "CollapseMonitor": "simsiam.callbacks.collapse",
+    "KNNMonitor": "simsiam.callbacks.knn",
     "SimSiam": "simsiam.module",
-    "load_backbone": "simsiam.load",
+    "load_backbone": "simsiam.evaluation.checkpoint",
 }
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from utils import ranks
+from utils import distributed
 
 
 def D(p: Tensor, z: Tensor, stop_grad: bool = True) -> Tensor:
@@ -53,10 +53,10 @@ def z_std(z: Tensor) -> Tensor:
         (), 0 when collapsed, 1 when healthy.
     """
     unit = torch.nn.functional.normalize(z.float(), dim=1)
-    if ranks.world() == 1:
+    if distributed.world_size() == 1:
         spread = unit.std(dim=0)
     else:  # each process has an equal part of the batch
-        n = len(z) * ranks.world()
-        mean, square = ranks.mean_over_all(torch.stack([unit.double().mean(0), unit.double().square().mean(0)]))
+        n = len(z) * distributed.world_size()
+        mean, square = distributed.all_reduce_mean(torch.stack([unit.double().mean(0), unit.double().square().mean(0)]))
         spread = ((square - mean.square()).clamp(min=0) * n / (n - 1)).sqrt().float()
     return spread.mean() * z.shape[1] ** 0.5

@@ -11,8 +11,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from models.batch_norm import expect_views
 from models.heads import BN, prediction_mlp, projection_mlp
-from models.norm import expect_views
 from models.resnet import BACKBONES
 from simsiam.loss import siamese_loss, z_std
 from utils.errors import check
@@ -88,7 +88,7 @@ class SimSiam(pl.LightningModule):
         """Algorithm 1. `batch` holds the views x1, x2 (or more), (B, 3, S, S) each, augmented and normalised.
 
         Returns:
-            loss and z_std; callbacks get them (`simsiam.record.Recorder` logs their means over an epoch).
+            loss and z_std; callbacks get them (`simsiam.callbacks.metrics.MetricsRecorder` logs their means over an epoch).
         """
         z, p = self.encode(batch)
         loss = siamese_loss(p, z, self.hparams["stop_grad"], self.hparams["symmetric"])

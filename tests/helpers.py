@@ -23,8 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import main
-from simsiam.patterns import CLASSES, make_patterns
-from simsiam.splits import Images
+from simsiam.data.dataset import ImageDataset
+from simsiam.data.synthetic import CLASSES, make_patterns
 
 ROOT = Path(__file__).parent.parent
 Program = Callable[..., tuple[int, str, str]]
@@ -47,7 +47,7 @@ TINY = [
 # ---------------------------------------------------------------- processes
 
 WARM = multiprocessing.get_context("forkserver")
-WARM.set_forkserver_preload(["tests.helpers", "simsiam.pretrain"])
+WARM.set_forkserver_preload(["tests.helpers", "simsiam.commands.pretrain"])
 
 
 class Started:
@@ -123,7 +123,7 @@ def start(*args: str, **environment: str) -> Started:
 
 def as_nobody(args: list[str]) -> int:
     """main.py as a user who owns nothing; only root can become one."""
-    importlib.import_module("simsiam.knn")  # while its file may be read
+    importlib.import_module("simsiam.commands.knn")  # while its file may be read
     importlib.import_module("PIL.PngImagePlugin")
     os.setresuid(65534, 65534, 65534)
     return main.main(args)
@@ -207,12 +207,12 @@ def same_run(run: Path, undisturbed: Path) -> bool:
 # ---------------------------------------------------------------- images
 
 
-def patterns(n: int, split: int = 0) -> Images:
-    return Images(*make_patterns(n, split), classes=CLASSES)
+def patterns(n: int, split: int = 0) -> ImageDataset:
+    return ImageDataset(*make_patterns(n, split), classes=CLASSES)
 
 
 def write_images(
-    folder: Path, images: Images, layout: str = "{split}/{name}/{i:05d}.png", split: str = "train"
+    folder: Path, images: ImageDataset, layout: str = "{split}/{name}/{i:05d}.png", split: str = "train"
 ) -> None:
     """A PNG file of each image."""
     names = images.names(images.labels.tolist())

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from simsiam import SimSiam
-from simsiam.data import EpochOrder, ViewsDataModule
+from simsiam.data.datamodule import EpochSampler, ViewsDataModule
 from tests.helpers import Program, rows, same_run, start_small, wait_for_epochs
 
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -30,7 +30,7 @@ def test_a_step_follows_the_mean_gradient_of_its_parts() -> None:
     trainer.fit(trained, datamodule=data)
     assert trainer.global_step == 1
 
-    (whole,) = EpochOrder(40, 40, seed=0, epoch=lambda: 0, device=torch.device("cpu"))
+    (whole,) = EpochSampler(40, 40, seed=0, epoch=lambda: 0, device=torch.device("cpu"))
     for part in whole.split(10):
         (expected.training_step([data.view(part, 0, view) for view in range(2)], 0)["loss"] / 4).backward()
     torch.optim.SGD(expected.parameters(), 0.06, 0.9, weight_decay=5e-4).step()

@@ -27,12 +27,12 @@ from safetensors.torch import load_file, save
 from torchvision.datasets import CIFAR10
 
 from simsiam import SimSiam, load_backbone
-from simsiam.config import COMMANDS
-from simsiam.datasets import load
-from simsiam.load import load_weights
-from simsiam.pretrain import STATEFUL
+from simsiam.commands.pretrain import STATEFUL
+from simsiam.config.commands import COMMANDS
+from simsiam.data.cifar import load
+from simsiam.evaluation.checkpoint import load_weights
 from tests.helpers import CIFAR_FOLDER, SMALL, Program, linked, rows, same_weights
-from utils.checkpoint import read_resumable
+from utils.checkpoint_io import read_resumable
 from utils.errors import UserError
 
 PAGE = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
@@ -302,7 +302,7 @@ def test_a_batch_with_a_forged_md5_and_even_sha256(
     monkeypatch.setattr(CIFAR10, "train_list", files)
     with pytest.raises(UserError, match="data_batch_2 is forged"):
         load("cifar10", "data", None, None)
-    monkeypatch.setattr("simsiam.datasets.SHA256", {})
+    monkeypatch.setattr("simsiam.data.cifar.SHA256", {})
     with pytest.raises(UserError) as error:
         load("cifar10", "data", None, None)
     assert answer in str(error.value) and os.listdir(tmp_path) == ["data"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests import goldens
+from tests.helpers import rows, start, weights
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +47,29 @@ def test_a_run_gives_what_it_gave(name: str, same_machine: bool, tmp_path: Path)
 def test_a_run_that_was_resumed_gives_what_one_left_alone_gives() -> None:
     plain, resumed = (goldens.read(name) for name in ("plain", "resumed_in_the_middle_of_an_epoch"))
     assert resumed["weights"] == plain["weights"] and resumed["rows"] == plain["rows"]
+
+
+def test_a_checkpoint_from_before_the_classes_were_renamed_is_gone_on_from(tmp_path: Path) -> None:
+    """It was written in mid-epoch, at step 6 of 8; what it remembers under the old names is taken up."""
+    small = [
+        *goldens.FLAGS,
+        "--width",
+        "2",
+        "--out-dim",
+        "8",
+        "--h-dim",
+        "4",
+        "--save-dir",
+        str(tmp_path),
+        "--exp-name",
+    ]
+    goldens.finish(start(*small, "left_alone"))
+    goldens.finish(start(*small, "resumed", "--ckpt-dir", str(goldens.FOLDER / "before_the_move.ckpt")))
+    alone, resumed = rows(tmp_path / "left_alone"), rows(tmp_path / "resumed")
+    for mine, theirs in zip(resumed, alone, strict=True):
+        check_close(mine, theirs)
+    trained, kept = weights(tmp_path / "resumed"), weights(tmp_path / "left_alone")
+    check_close(
+        {k: v.double().norm().item() for k, v in trained.items()},
+        {k: v.double().norm().item() for k, v in kept.items()},
+    )

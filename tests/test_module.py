@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simsiam import SimSiam
-from simsiam.data import ViewsDataModule
+from simsiam.data.datamodule import ViewsDataModule
 from simsiam.loss import D
 
 SIZES: dict[str, Any] = {"backbone": "resnet10", "width": 4, "out_dim": 32, "h_dim": 8}

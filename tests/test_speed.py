@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from simsiam import SimSiam
-from simsiam.data import ViewsDataModule
+from simsiam.data.datamodule import ViewsDataModule
 from tests.helpers import Program, rows, start_small
 
 Learned = tuple[list[float], dict[str, torch.Tensor], torch.Tensor]

@@ -4,9 +4,12 @@ import os
 import platform
 import re
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +127,23 @@ def step_flops(build: Callable[[], nn.Module], batch: int, views: int, size: int
     with FlopCounterMode(display=False) as counter:
         module.training_step(x, 0)["loss"].backward()  # pyright: ignore[reportCallIssue, reportIndexIssue]
     return counter.get_total_flops() * batch / 2
+
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning")
+
+
+def versions() -> dict[str, str]:
+    return {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}}
+
+
+def git_commit() -> str | None:
+    """The commit of this program, with "-dirty" behind it where the files differ; None outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # a folder inside somebody else's checkout is not that checkout
+        return None
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -22,7 +22,7 @@ from torchvision.transforms import transforms as v1
 from torchvision.transforms import v2
 
 from simsiam.augment import augment
-from simsiam.patterns import make_patterns
+from simsiam.data.synthetic import make_patterns
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 JITTER = (0.4, 0.4, 0.4, 0.1)

@@ -11,8 +11,8 @@ import torch
 from timing import DEVICE, in_turn, seconds, table
 
 from simsiam import SimSiam
-from simsiam.data import ViewsDataModule
-from simsiam.features import extract_features
+from simsiam.data.datamodule import ViewsDataModule
+from simsiam.evaluation.features import extract_features
 from utils.device import bf16_peak, step_flops
 from utils.knn import knn_predict
 

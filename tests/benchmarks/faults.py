@@ -25,10 +25,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-import simsiam.pretrain  # noqa: F401  (before any fork, so that a start takes no time)
-from utils.checkpoint import previous, read_checkpoint
+import simsiam.commands.pretrain  # noqa: F401  (before any fork, so that a start takes no time)
+from utils.checkpoint_io import previous, read_checkpoint
 from utils.errors import UserError
-from utils.runfolder import RunFolder
+from utils.run_dir import RunDirectory
 
 logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each purge, which is what resuming does
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -105,7 +105,9 @@ def wait(child: int) -> int:
     return status
 
 
-def kill_somewhere(child: int, run: RunFolder, chance: random.Random, longest: float, in_a_save: bool) -> bool | None:
+def kill_somewhere(
+    child: int, run: RunDirectory, chance: random.Random, longest: float, in_a_save: bool
+) -> bool | None:
     """Kill at a random moment, or inside a save; whether it was inside one, None if the process was faster."""
     until = time.monotonic() + (LONGEST if in_a_save else chance.uniform(0.05, longest))
     seen = set(run.checkpoints.glob(".*.partial"))
@@ -131,7 +133,7 @@ def stop_somewhere(child: int, number: int, after: float) -> int | None:
     return wait(child)
 
 
-def whole_epochs(run: RunFolder, tally: Tally) -> int:
+def whole_epochs(run: RunDirectory, tally: Tally) -> int:
     """Epochs in the newest whole checkpoint."""
     for path in (run.last, previous(run.last)):
         if path.exists():
@@ -143,7 +145,7 @@ def whole_epochs(run: RunFolder, tally: Tally) -> int:
     return 0
 
 
-def record(run: RunFolder) -> dict[str, Any]:
+def record(run: RunDirectory) -> dict[str, Any]:
     """All that a run leaves which has no time in it."""
     rows = [{k: v for k, v in row.items() if k not in TIMES} for row in run.rows()]
     events = EventAccumulator(str(run.tensorboard))
@@ -159,7 +161,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return weights and all(a[part] == b[part] for part in ("rows", "curves", "summary"))
 
 
-def disturb(run: RunFolder, tally: Tally, chance: random.Random, longest: float, log: Path) -> bool:
+def disturb(run: RunDirectory, tally: Tally, chance: random.Random, longest: float, log: Path) -> bool:
     """Start or resume a run, and end it by a signal; whether that was before it ended by itself."""
     tally.resumes += run.last.exists()
     child = start(run.path.parent, run.path.name, log)
@@ -188,9 +190,9 @@ def measure(kills: int, seed: int, folder: Path) -> Tally:
     if wait(start(folder, "undisturbed", log)) != 0:
         raise SystemExit(log.read_text())
     longest = time.monotonic() - begun
-    expected = record(RunFolder(folder / "undisturbed"))
+    expected = record(RunDirectory(folder / "undisturbed"))
     while tally.kills < kills:
-        run = RunFolder(folder / f"killed_{tally.runs}")
+        run = RunDirectory(folder / f"killed_{tally.runs}")
         while tally.kills < kills and disturb(run, tally, chance, longest, log):
             pass
         if run.state() != "finished" and wait(start(folder, run.path.name, log)) != 0:

@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 
 from simsiam import SimSiam
 from simsiam.augment import augment
-from simsiam.splits import channel_statistics
+from simsiam.data.dataset import channel_statistics
 from utils.knn import knn_predict
 from utils.philox import permutation
 

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import main as program
 from simsiam import SimSiam
-from simsiam.data import ViewsDataModule
-from simsiam.patterns import make_patterns
+from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.synthetic import make_patterns
 
 OUT, HIDDEN = 1024, 512
 GPU = DEVICE.type == "cuda"

@@ -15,11 +15,11 @@ from PIL import Image
 from timing import DEVICE, in_turn, seconds, table
 
 from simsiam.augment import augment
-from simsiam.data import EpochOrder
-from simsiam.splits import stored_side
-from simsiam.stream import ReadAhead
-from utils.imagecache import decode
-from utils.stored import Stored
+from simsiam.data.datamodule import EpochSampler
+from simsiam.data.dataset import stored_side
+from simsiam.data.image_cache import decode
+from simsiam.data.memmap_images import MemmapImages
+from simsiam.data.read_ahead import ReadAhead
 
 
 def decoding(size: int, files: int, folder: Path) -> float:
@@ -43,8 +43,8 @@ def measure(size: int, n: int, files: int, rounds: int, batch: int, folder: Path
     with open(file, "wb") as out:
         for _ in range(n // batch):
             out.write(block.numpy().tobytes())
-    disk = Stored(file, side, n // batch * batch)
-    resident, order = disk.resident(DEVICE), EpochOrder(len(disk), batch, 0, lambda: 0, torch.device("cpu"))
+    disk = MemmapImages(file, side, n // batch * batch)
+    resident, order = disk.resident(DEVICE), EpochSampler(len(disk), batch, 0, lambda: 0, torch.device("cpu"))
     mean, std, zero = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE), torch.tensor(0, device=DEVICE)
 
     def held() -> None:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from utils.terminal import console, print_table
+from utils.console import console, print_table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -1,0 +1,1 @@
+"""What a Trainer does besides training."""

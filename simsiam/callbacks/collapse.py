@@ -1,0 +1,37 @@
+"""Whether the representation has collapsed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+
+from utils.errors import RunFailure
+
+COLLAPSED = 0.5  # z_std below this: a healthy run stays above 0.9
+
+
+class CollapseMonitor(pl.Callback):
+    """Warns, or ends the run, when `z_std` falls: all images then have the same projection and nothing is learned.
+
+    Args:
+        stop: raise RunFailure with status 3 instead of a warning.
+        report: called with a line of text for people.
+    """
+
+    def __init__(self, stop: bool = False, report: Callable[[str], Any] = print) -> None:
+        self.stop, self.report = stop, report
+        self.warned = False
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        spread = float(trainer.callback_metrics["z_std"])
+        if spread >= COLLAPSED:
+            return
+        what = (
+            f"the representation has collapsed in epoch {trainer.current_epoch + 1}: z_std is {spread:.3f} "
+            "(healthy: near 1). Usual causes: no stop-gradient, no predictor, a weight decay or learning rate too high"
+        )
+        if self.stop:
+            raise RunFailure(what, status=3)
+        if not self.warned:
+            self.report(f"warning: {what}")
+            self.warned = True

@@ -1,0 +1,1 @@
+"""Options and commands as dataclasses; nothing here imports torch."""

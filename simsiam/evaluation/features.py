@@ -1,0 +1,72 @@
+"""From clean images to a network's features, in chunks: memory is that of the features themselves."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from simsiam.augment import normalize
+from simsiam.data.memmap_images import Pixels
+
+CHUNK = 1000  # images that go through the network at once
+
+
+def chunk_size(images: Pixels) -> int:
+    """So many at once: fewer of images larger than CIFAR's, so that they take as much memory."""
+    return min(CHUNK, max(8, CHUNK * 32**2 // images.shape[-1] ** 2))
+
+
+def center(images: Tensor, size: int | None) -> Tensor:
+    """(B, 3, C, C) -> (B, 3, S, S): the middle of images that were stored with a margin for crops."""
+    margin = images.shape[-1] - (size or images.shape[-1])
+    if margin <= 0:
+        return images
+    start = margin // 2
+    return images[..., start : start + images.shape[-1] - margin, start : start + images.shape[-1] - margin]
+
+
+def extract_features(
+    network: nn.Module,
+    images: Pixels,
+    mean: Tensor,
+    std: Tensor,
+    unit: bool = True,
+    chunk: int | None = None,
+    part: slice = slice(None),
+) -> Tensor:
+    """Features of clean images, by the network in eval mode.
+
+    Args:
+        network: (B, 3, S, S) -> (B, F).
+        images: (N, 3, C, C) uint8.
+        mean, std: (3,) each, on the scale of 0 to 1, of the images that the network was trained on.
+        unit: L2-normalise each row, for cosines.
+        part: which of the images.
+
+    Returns:
+        (N, F) float32, on the network's device.
+    """
+    start, stop, _ = part.indices(len(images))
+    step = chunk or chunk_size(images)
+    places = range(start, max(stop, start + 1), step)  # of no images one chunk, whose features have a width
+    return extract_chunks(network, (images[i : min(i + step, stop)] for i in places), stop - start, mean, std, unit)
+
+
+@torch.no_grad()
+def extract_chunks(
+    network: nn.Module, chunks: Iterable[Tensor], n: int, mean: Tensor, std: Tensor, unit: bool = True
+) -> Tensor:
+    """`extract_features` of at most `n` images that come a chunk (B, 3, C, C) at a time."""
+    was_training = network.training
+    network.eval()
+    features, done = torch.empty(0), 0
+    for images in chunks:
+        x = center(images, getattr(network, "image_size", None)).to(mean.device)
+        f = network(normalize(x.float() / 255, mean, std)).float()
+        if done == 0:
+            features = f.new_empty(n, f.shape[1])  # once and for all: to gather and join would take twice the memory
+        features[done : done + len(f)] = f
+        done += len(f)
+    network.train(was_training)
+    features = features[:done]
+    return nn.functional.normalize(features, dim=1, out=features) if unit else features

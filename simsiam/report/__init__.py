@@ -1,0 +1,1 @@
+"""What the command `report` reads, computes and draws."""

@@ -1,0 +1,185 @@
+"""`embed` and `neighbours`: arrays that numpy reads without pickle, and a gallery; of data sets and of any folder."""
+
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from simsiam import load_backbone
+from simsiam.data.cifar import load
+from simsiam.evaluation.features import extract_chunks, extract_features
+from tests.helpers import Program, Started, bad_folder
+
+
+def raw_features(run: Path, images: torch.Tensor) -> np.ndarray:
+    backbone = load_backbone(run)
+    mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
+    return extract_features(backbone, images, mean, std, unit=False).numpy()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 30 test images of patterns as PNG files, in a sub-folder for each class."""
+    where = tmp_path_factory.mktemp("images")
+    _, test = load("patterns", "", 10, 30)
+    for i, (image, label) in enumerate(zip(test.images, test.labels.tolist(), strict=True)):
+        file = where / test.classes[label] / f"{i:02d} \u00e4.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    return where
+
+
+@pytest.mark.parametrize(("split", "sizes"), [("both", (200, 100)), ("train", (200, 0)), ("test", (0, 100))])
+def test_a_data_sets_features_are_those_of_the_backbone(
+    split: str, sizes: tuple[int, int], trained: Path, program: Program, tmp_path: Path
+) -> None:
+    output, results = tmp_path / "new" / "features.npz", tmp_path / "results"
+    flags = ["--output", str(output), "--results-dir", str(results), "--split", split]
+    status, out, err = program("embed", "--checkpoint", str(trained), *flags)
+    assert (status, err) == (0, "") and str(output) in out
+    with np.load(output, allow_pickle=False) as file:
+        arrays = dict(file)
+    assert set(arrays) == {"features", "labels", "indices", "split", "classes"}
+    splits = dict(zip(("train", "test"), load("patterns", "", 200, 100), strict=True))
+    for (name, images), size in zip(splits.items(), sizes, strict=True):
+        mine = arrays["split"] == name
+        assert mine.sum() == size
+        if size:
+            np.testing.assert_allclose(arrays["features"][mine], raw_features(trained, images.images), atol=1e-5)
+            assert np.array_equal(arrays["labels"][mine], images.labels.numpy())
+            assert np.array_equal(arrays["indices"][mine], np.arange(size))
+    assert tuple(arrays["classes"]) == splits["test"].classes
+    made = results / "embed_features_npz"
+    figures = json.loads((made / "summary.json").read_text())
+    assert (figures["images"], figures["features"]) == (sum(sizes), 32)
+    assert (made / "projector_config.pbtxt").exists() == (sizes[1] > 0)
+    assert len(list(made.glob("*/embedding/sprite.png"))) == (sizes[1] > 0)
+
+
+def test_npy_is_a_table_to_be_memory_mapped(trained: Path, program: Program, tmp_path: Path) -> None:
+    for name in ("a.npz", "a.npy"):
+        flags = ["--output", str(tmp_path / name), "--results-dir", str(tmp_path / "results")]
+        assert program("embed", "--checkpoint", str(trained), *flags)[0] == 0
+    table = np.load(tmp_path / "a.npy", mmap_mode="r", allow_pickle=False)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
+        for name in table.dtype.names or ():
+            assert np.array_equal(table[name], arrays[name])
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_a_folders_features_are_those_of_the_same_images_as_a_data_set(
+    suffix: str, trained: Path, folder: Path, program: Program, tmp_path: Path
+) -> None:
+    output = tmp_path / f"f.{suffix}"
+    flags = ["--images", str(folder), "--output", str(output), "--results-dir", str(tmp_path / "results")]
+    assert program("embed", "--checkpoint", str(trained), *flags)[0] == 0
+    found = np.load(output, allow_pickle=False)
+    files = [Path(path) for path in found["paths"]]
+    assert files == sorted(files) and len(files) == 30 and set(found["split"]) == {"folder"}
+    _, test = load("patterns", "", 10, 30)
+    order = [int(file.name[:2]) for file in files]
+    np.testing.assert_allclose(found["features"], raw_features(trained, test.images[order]), atol=1e-5)
+    names = sorted(test.classes)
+    assert [names[label] for label in found["labels"]] == [file.parts[0] for file in files]
+    if suffix == "npz":
+        assert list(found["classes"]) == names
+
+
+def test_bad_images_stop_it_or_are_left_out(trained: Path, program: Program, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    bad = bad_folder(images)
+    flags = ["--images", str(images), "--results-dir", str(tmp_path / "results")]
+    for command in ("embed", "neighbours"):
+        status, _, err = program(command, "--checkpoint", str(trained), *flags)
+        assert status == 2 and err.count("\n") == 1 and f"{len(bad)} of 8 images" in err
+        assert not list(tmp_path.glob("results/**/summary.json"))
+        status, out, err = program(command, "--checkpoint", str(trained), *flags, "--skip-bad-images")
+        assert (status, err) == (0, "") and f"left out: {len(bad)} of 8" in out
+        (tmp_path / "results" / command / "summary.json").unlink()
+    with np.load(tmp_path / "results" / "embed" / "features.npz") as arrays:
+        assert arrays["paths"].tolist() == ["good.png"] and arrays["features"].shape == (1, 32)
+        assert arrays["labels"].tolist() == [-1] and len(arrays["classes"]) == 0
+
+
+def test_an_output_that_exists_is_not_replaced_unasked(trained: Path, program: Program, tmp_path: Path) -> None:
+    for command, name in (("embed", "f.npz"), ("neighbours", "n.png"), ("export", "b.safetensors")):
+        output = tmp_path / name
+        output.write_text("mine")
+        flags = ["--output", str(output), "--results-dir", str(tmp_path / "results")]
+        status, _, err = program(command, "--checkpoint", str(trained), *flags)
+        assert status == 2 and "--overwrite would replace it" in err and output.read_text() == "mine"
+        assert program(command, "--checkpoint", str(trained), *flags, "--overwrite")[0] == 0
+        assert output.stat().st_size > 1000
+        assert sorted(file.name for file in tmp_path.iterdir()) == sorted({name, "results"})
+        output.unlink()
+
+
+def extract_many(args: list[str]) -> int:
+    """Features of so many images, in chunks; prints the largest memory of this process, in KiB."""
+    n = int(args[0])
+    network = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten())  # 48 features: it is not what is measured
+    chunks = (torch.full((500, 3, 32, 32), i % 255, dtype=torch.uint8) for i in range(n // 500))
+    assert extract_chunks(network, chunks, n, torch.zeros(3), torch.ones(3)).shape == (n, 48)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return 0
+
+
+def test_memory_is_that_of_the_features() -> None:
+    peaks = []
+    for n in (5_000, 105_000):
+        process = Started(extract_many, [str(n)])
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        peaks.append(int(out) / 1024)
+    features, images = 100_000 * 48 * 4 / 2**20, 100_000 * 3 * 32 * 32 / 2**20  # 18 and 293 MiB
+    assert peaks[1] - peaks[0] < features + 40 < images
+
+
+# ---------------------------------------------------------------- neighbours
+
+
+def test_the_gallery_shows_each_query_and_its_nearest_train_images(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    flags = ["--queries", "7", "--k", "4", "--results-dir", str(tmp_path)]
+    assert program("neighbours", "--checkpoint", str(trained), *flags)[0] == 0
+    with Image.open(tmp_path / "neighbours" / "neighbours.png") as file:
+        picture = np.array(file)
+    train, test = load("patterns", "", 200, 100)
+    places = [0, 15, 30, 45, 61, 76, 91]  # a seventh of the way each, and one further, to come by other classes
+    bank, queries = (raw_features(trained, x) for x in (train.images, test.images[places]))
+    bank, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank, queries))
+    nearest = np.argsort(-(queries @ bank.T), axis=1)[:, :4]
+    tile, step, line = 96, 106, 16
+    same = 0
+    for r, place in enumerate(places):
+        y = 36 + r * (step + line)
+        shown = [test.images[place], *(train.images[j] for j in nearest[r])]
+        for c, image in enumerate(shown):
+            x = 10 + c * step + 10 * (c > 0)
+            inner = picture[y + 4 : y + tile - 4, x + 4 : x + tile - 4]  # without the frame
+            grown = image.permute(1, 2, 0).numpy().repeat(3, 0).repeat(3, 1)[4 : tile - 4, 4 : tile - 4]
+            assert np.array_equal(inner, grown), (r, c)
+            if c:
+                alike = train.labels[nearest[r, c - 1]] == test.labels[place]
+                assert tuple(picture[y, x]) == ((0, 114, 178) if alike else (213, 94, 0))
+                same += int(alike)
+    figures = json.loads((tmp_path / "neighbours" / "summary.json").read_text())
+    assert figures["same_class"] == pytest.approx(100 * same / 28)
+    events = EventAccumulator(str(tmp_path / "neighbours"))
+    events.Reload()
+    assert events.Tags()["images"] == ["neighbours"]
+
+
+def test_queries_may_come_from_a_folder(trained: Path, folder: Path, program: Program, tmp_path: Path) -> None:
+    flags = ["--images", str(folder), "--queries", "3", "--k", "2", "--results-dir", str(tmp_path)]
+    status, out, err = program("neighbours", "--checkpoint", str(trained), *flags)
+    assert (status, err) == (0, "") and "neighbours.png" in out
+    with Image.open(tmp_path / "neighbours" / "neighbours.png") as picture:
+        assert picture.size == (20 + 3 * 106 + 10, 36 + 3 * 122)

@@ -1,0 +1,116 @@
+"""`export`: each format is loaded back by its own runtime and does what the checkpoint does, for any batch size."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from simsiam import load_backbone
+from simsiam.commands import export as export_command
+from tests.helpers import Program, cifar_stem
+
+BATCHES = (1, 3, 64)
+FORMATS = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
+FACTS = {"backbone", "width", "stem", "image_size", "mean", "std", "classes", "settings", "versions", "commit", "row"}
+
+
+def exported(format: str, run: Path, program: Program, folder: Path) -> Path:
+    output = folder / f"b{FORMATS[format]}"
+    flags = ["--format", format, "--output", str(output), "--results-dir", str(folder / "results")]
+    status, out, err = program("export", "--checkpoint", str(run), *flags)
+    assert (status, err) == (0, "") and str(output) in out, err
+    return output
+
+
+def check_facts(about: dict, run: Path) -> None:
+    assert about.keys() == FACTS | {"checkpoint"}
+    assert (about["backbone"], about["width"], about["image_size"]) == ("resnet10", 4, 32)
+    assert about["mean"] == pytest.approx(load_backbone(run).mean) and about["std"][0] > 0
+    assert about["classes"][0] == "airplane" and about["settings"]["seed"] == 0 and "torch" in about["versions"]
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert about["row"]["kNN_accuracy"] == last["kNN_accuracy"] and about["row"]["epoch"] == 2
+
+
+def test_safetensors(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
+    output = exported("safetensors", cifar10_run, program, tmp_path)
+    with safe_open(output, "pt") as file:
+        check_facts({key: json.loads(value) for key, value in file.metadata().items() if key != "kind"}, cifar10_run)
+    images = torch.randn(5, 3, 32, 32)
+    assert torch.equal(load_backbone(output)(images), load_backbone(cifar10_run)(images))
+
+
+def test_torch_export(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
+    extra = {"metadata.json": ""}
+    output = exported("torch-export", cifar10_run, program, tmp_path)
+    loaded = torch.export.load(str(output), extra_files=extra)
+    check_facts(json.loads(extra["metadata.json"]), cifar10_run)
+    for batch in BATCHES:
+        images = torch.randn(batch, 3, 32, 32)
+        torch.testing.assert_close(loaded.module()(images), load_backbone(cifar10_run)(images), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow("an export more; the README's export to ONNX, compared by the command itself, is a quick test")
+def test_onnx(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
+    output = exported("onnx", cifar10_run, program, tmp_path)
+    check_facts({p.key: json.loads(p.value) for p in onnx.load(str(output)).metadata_props}, cifar10_run)
+    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+    assert [(x.name, x.shape) for x in session.get_inputs()] == [("images", ["batch", 3, 32, 32])]
+    assert [(x.name, x.shape) for x in session.get_outputs()] == [("features", ["batch", 32])]
+    for batch in BATCHES:
+        images = torch.randn(batch, 3, 32, 32)
+        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        torch.testing.assert_close(found, load_backbone(cifar10_run)(images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow("a run of the full network; the README's code does the same in a quick test")
+def test_torchvision_and_timm_take_the_safetensors_file_strictly(program: Program, tmp_path: Path) -> None:
+    import torchvision
+
+    flags = ["--dataset", "patterns", "--train-images", "4", "--test-images", "2", "--knn-every", "0", "--epochs", "1"]
+    flags += ["--batch-size", "2", "--accelerator", "cpu", "--save-dir", str(tmp_path), "--exp-name", "run"]
+    assert program(*flags)[0] == 0
+    output = exported("safetensors", tmp_path / "run", program, tmp_path)
+    images = torch.randn(2, 3, 32, 32)
+    expected = load_backbone(tmp_path / "run")(images)
+    for theirs in (torchvision.models.resnet18(), timm.create_model("resnet18", num_classes=0)):
+        network = cifar_stem(theirs).eval()
+        network.load_state_dict(load_file(output), strict=True)
+        torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "format", [*list(FORMATS)[:2], pytest.param("onnx", marks=pytest.mark.slow("an export more, as those beside it"))]
+)
+def test_a_file_that_does_something_else_is_not_kept(
+    format: str, trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = export_command.write
+
+    def write(path: Path, format: str, backbone: torch.nn.Module, images: torch.Tensor, about: dict) -> None:
+        wrong = load_backbone(trained)
+        wrong.layer4[0].bn2.bias.data += 0.01
+        honest(path, format, wrong, images, about)
+
+    monkeypatch.setattr(export_command, "write", write)
+    output = tmp_path / f"b{FORMATS[format]}"
+    flags = ["--format", format, "--output", str(output), "--results-dir", str(tmp_path / "results")]
+    status, _, err = program("export", "--checkpoint", str(trained), *flags)
+    assert status == 2 and "features differ" in err and not output.exists() and not list(tmp_path.glob(".*"))
+
+
+def test_without_onnx_it_says_what_to_install(
+    trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    absent = {"onnxscript", "onnxruntime"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in absent else find(name, *rest))
+    flags = ["--format", "onnx", "--results-dir", str(tmp_path / "results")]
+    status, _, err = program("export", "--checkpoint", str(trained), *flags)
+    assert status == 2 and err.endswith("pip install onnxscript onnxruntime\n") and not (tmp_path / "results").exists()

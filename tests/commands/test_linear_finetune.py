@@ -1,0 +1,322 @@
+"""The linear probe and fine-tuning: what is frozen stays, shares of labels are exact, and both learn on real images."""
+
+import json
+import shutil
+from pathlib import Path
+from statistics import mean, stdev
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from models import resnet10
+from simsiam import load_backbone
+from simsiam.commands import finetune
+from simsiam.commands.finetune import choose_labels, label_quotas
+from simsiam.data.cifar import load
+from simsiam.data.dataset import ImageDataset
+from simsiam.evaluation.classifier import Classifier, LabelledViews
+from simsiam.evaluation.features import extract_features
+from tests.helpers import Program
+from utils.errors import UserError
+from utils.export import BACKBONE, read_weights, write_weights
+
+FINETUNE = ["--label-fraction", "0.25", "--epochs", "2"]
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+# ---------------------------------------------------------------- which labels
+
+
+@pytest.mark.parametrize(("fraction", "each"), [(0.01, 5), (0.1, 50), (0.37, 185), (1.0, 500)])
+def test_a_share_of_the_labels_is_exactly_that_share_of_every_class(fraction: float, each: int) -> None:
+    labels = torch.arange(5000) % 10
+    chosen = choose_labels(labels, label_quotas(labels, tuple("abcdefghij"), fraction, None), seed=0)
+    assert len(chosen.unique()) == len(chosen) == 10 * each
+    assert labels[chosen].bincount().tolist() == [each] * 10
+
+
+def test_ten_percent_of_cifar10_are_500_of_each_class(cifar10_dir: Path) -> None:
+    train, _ = load("cifar10", str(cifar10_dir), None, 1)
+    quotas = label_quotas(train.labels, train.classes, 0.1, None)
+    assert train.labels[choose_labels(train.labels, quotas, seed=3)].bincount().tolist() == [500] * 10
+
+
+def test_shares_of_uneven_classes_are_in_proportion_and_add_up() -> None:
+    labels = torch.tensor([0] * 700 + [1] * 200 + [2] * 95)
+    assert label_quotas(labels, ("a", "b", "c"), 0.1, None) == [70, 20, 10]  # of 9.5 and 99.5: the largest remainder
+    assert sum(label_quotas(labels, ("a", "b", "c"), 0.123, None)) == round(0.123 * 995)
+
+
+def test_a_count_is_shared_equally() -> None:
+    labels = torch.tensor([0] * 700 + [1] * 200 + [2] * 95)
+    assert label_quotas(labels, ("a", "b", "c"), 0.1, 30) == [10, 10, 10]
+    assert sorted(label_quotas(labels, ("a", "b", "c"), 0.1, 31)) == [10, 10, 11]
+    with pytest.raises(UserError, match="100 of class c, which has 95"):
+        label_quotas(labels, ("a", "b", "c"), 0.1, 300)
+
+
+def test_the_choice_is_the_seeds_and_a_larger_one_holds_the_smaller() -> None:
+    labels = torch.randint(0, 10, (5000,), generator=torch.Generator().manual_seed(0))
+    choices = {}
+    for seed in (0, 1):
+        for fraction in (0.01, 0.1):
+            quotas = label_quotas(labels, tuple("abcdefghij"), fraction, None)
+            choices[seed, fraction] = set(choose_labels(labels, quotas, seed).tolist())
+            assert choices[seed, fraction] == set(choose_labels(labels, quotas, seed).tolist())
+    assert choices[0, 0.01] < choices[0, 0.1] and choices[0, 0.1] != choices[1, 0.1]
+
+
+# ---------------------------------------------------------------- the classifier
+
+
+@pytest.mark.filterwarnings("ignore:Found .* module.* in eval mode")  # that is the point
+def test_frozen_means_that_nothing_of_the_backbone_changes_and_tuned_that_all_does() -> None:
+    import pytorch_lightning as pl
+
+    images = ImageDataset(
+        torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64) % 4, tuple("abcd")
+    )
+    for rate in (None, 0.1):
+        backbone = resnet10(4, zero_init_residual=False)
+        before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+        model = Classifier(backbone, 4, head_rate=1.0, backbone_rate=rate, weight_decay=1e-3)
+        data = LabelledViews(
+            images, torch.arange(64), torch.zeros(3), torch.ones(3), batch_size=16, crop_scale=0.5, seed=0
+        )
+        trainer = pl.Trainer(
+            max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(model, datamodule=data)
+        after = backbone.state_dict()
+        same = [torch.equal(before[name], after[name]) for name in before]
+        assert all(same) if rate is None else not any(same)  # BN statistics and counters included
+        assert model.head.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "batch", "expected"), [(500, 256, 250), (511, 256, 255), (100, 256, 100), (5000, 256, 250)]
+)
+def test_hardly_a_labelled_image_is_left_over_in_an_epoch(labels: int, batch: int, expected: int) -> None:
+    images = ImageDataset(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1), ("a",))
+    data = LabelledViews(
+        images, torch.arange(labels), torch.zeros(3), torch.ones(3), batch_size=batch, crop_scale=0.5, seed=0
+    )
+    assert data.batch_size == expected and labels - labels // expected * expected < labels / 100
+
+
+def test_views_are_crops_and_flips_alone_normalised_as_the_checkpoint_says() -> None:
+    pixels = torch.randint(0, 256, (200, 1, 1, 1), dtype=torch.uint8).expand(200, 3, 16, 16)  # of one grey each
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
+    data = LabelledViews(
+        ImageDataset(pixels, torch.arange(200), ("a",)),
+        torch.arange(200),
+        mean,
+        std,
+        batch_size=200,
+        crop_scale=0.2,
+        seed=0,
+    )
+    data.trainer = SimpleNamespace(current_epoch=3)
+    order = torch.arange(200).flip(0)
+    views, labels = data.on_after_batch_transfer(order, 0)
+    assert torch.equal(labels, order)  # no jitter and no grayscale: a grey image stays what it is, whatever the crop
+    torch.testing.assert_close(views, (pixels[order] / 255 - mean[:, None, None]) / std[:, None, None])
+
+
+def test_head_and_backbone_have_their_own_rates_and_both_fall_to_zero(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    seen = []
+
+    class Watched(Classifier):
+        def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+            seen.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "Classifier", Watched)
+        flags = ["--results-dir", str(tmp_path), "--learning-rate", "0.2", "--head-learning-rate", "0.5", *FINETUNE]
+        assert program("finetune", "--checkpoint", str(trained), *flags, "--epochs", "20")[0] == 0
+    assert len(seen) == 20 and seen[0] == [0.5, 0.2]
+    for head, backbone in seen:
+        assert head == pytest.approx(2.5 * backbone)
+    assert seen[-1][0] < 0.01 and seen == sorted(seen, reverse=True)
+
+
+# ---------------------------------------------------------------- linear
+
+
+@pytest.mark.parametrize(
+    "flags", [[], pytest.param(["--augment", "--epochs", "3"], marks=pytest.mark.slow("trains a head by SGD"))]
+)
+def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
+    flags: list[str], cifar10_run: Path, cifar10_dir: Path, program: Program, tmp_path: Path
+) -> None:
+    weights = load_file(cifar10_run / "backbone.safetensors")
+    status, out, err = program("linear", "--checkpoint", str(cifar10_run), "--results-dir", str(tmp_path), *flags)
+    assert (status, err) == (0, "")
+    folder = tmp_path / ("linear_augment" if flags else "linear")
+    figures = summary(folder)
+    assert (
+        f"{figures['test_accuracy']:.2f}" in out and sorted(file.name[:6] for file in folder.iterdir())[0] == "events"
+    )
+
+    head = torch.nn.Linear(32, 10)
+    head.load_state_dict(load_file(folder / "head.safetensors"), strict=True)
+    with safe_open(folder / "head.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["classes"])[0] == "airplane"
+    _, test = load("cifar10", str(cifar10_dir), 1000, 500)
+    backbone = load_backbone(cifar10_run)
+    features = extract_features(backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False)
+    right = (head(features).argmax(dim=1) == test.labels).float().mean().item()
+    assert 100 * right == pytest.approx(figures["test_accuracy"], abs=1e-4)
+    assert right > 0.2  # measured: .30 and .27
+    after = load_file(cifar10_run / "backbone.safetensors")
+    assert all(torch.equal(weights[name], after[name]) for name in weights)
+
+
+@pytest.mark.slow("a probe twice")
+def test_the_weight_decay_is_chosen_on_held_out_train_images_alone(
+    cifar10_run: Path, program: Program, tmp_path: Path
+) -> None:
+    chosen = []
+    for n in (500, 100):  # with other test images, all that was decided and learned is the same
+        there = tmp_path / str(n)
+        flags = ["--results-dir", str(there), "--test-images", str(n)]
+        assert program("linear", "--checkpoint", str(cifar10_run), *flags)[0] == 0
+        figures = summary(there / "linear")
+        best = max(figures["held_out"].values())
+        assert figures["held_out"][f"{figures['weight_decay']:g}"] == best and len(figures["held_out"]) == 5
+        chosen.append((figures["held_out"], load_file(there / "linear" / "head.safetensors")))
+    assert chosen[0][0] == chosen[1][0] and torch.equal(chosen[0][1]["weight"], chosen[1][1]["weight"])
+
+
+@pytest.mark.slow("a probe twice; that random weights are taken is a quick test of finetune")
+def test_pre_training_is_worth_something_and_from_scratch_shows_how_much(
+    cifar10_run: Path, program: Program, tmp_path: Path
+) -> None:
+    found = []
+    for flags in ([], ["--from-scratch"]):
+        command = ["linear", "--checkpoint", str(cifar10_run), "--results-dir", str(tmp_path), *flags]
+        assert program(*command)[0] == 0
+        found.append(load_file(tmp_path / ("linear" + "_from_scratch" * bool(flags)) / "head.safetensors")["weight"])
+    assert not torch.equal(*found)
+
+
+# ---------------------------------------------------------------- finetune
+
+
+def test_finetune_keeps_networks_and_gives_mean_and_deviation(trained: Path, program: Program, tmp_path: Path) -> None:
+    command = ["finetune", "--checkpoint", str(trained), "--results-dir", str(tmp_path), *FINETUNE]
+    status, out, err = program(*command, "--seeds", "0", "1", "2")
+    assert (status, err) == (0, "")
+    folder = tmp_path / "finetune_0.25"
+    seeds = [summary(folder / f"seed_{seed}") for seed in range(3)]
+    accuracies = [figures["test_accuracy"] for figures in seeds]
+    whole = summary(folder)
+    assert whole["test_accuracy"] == mean(accuracies) and whole["deviation"] == stdev(accuracies)
+    assert f"{mean(accuracies):.2f} +- {stdev(accuracies):.2f}" in out and whole["labels"] == 50
+
+    backbone, head = load_backbone(folder / "seed_1" / "backbone.safetensors"), torch.nn.Linear(32, 10)
+    head.load_state_dict(load_file(folder / "seed_1" / "head.safetensors"), strict=True)
+    _, test = load("patterns", "", 200, 100)
+    features = extract_features(backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False)
+    right = 100 * (head(features).argmax(dim=1) == test.labels).float().mean().item()
+    assert right == pytest.approx(accuracies[1], abs=1e-4)
+    old = load_backbone(trained).state_dict()
+    assert not any(torch.equal(old[name], tensor) for name, tensor in backbone.state_dict().items())
+
+
+def test_the_same_finetune_again_trains_only_the_seeds_that_are_missing(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    command = ["finetune", "--checkpoint", str(trained), "--results-dir", str(tmp_path), *FINETUNE]
+    assert program(*command, "--seeds", "1")[0] == 0
+    first = tmp_path / "finetune_0.25" / "seed_1" / "summary.json"
+    before = first.stat().st_mtime_ns
+    status, out, _ = program(*command, "--seeds", "0", "1")
+    assert status == 0 and "seed 1 is there already" in out and first.stat().st_mtime_ns == before
+    assert set(summary(tmp_path / "finetune_0.25")["seeds"]) == {"0", "1"}
+
+    status, _, err = program(*command, "--epochs", "3", "--seeds", "1")
+    assert status == 2 and "another --epochs" in err and err.count("\n") == 1
+    assert program(*command, "--epochs", "3", "--seeds", "0", "1", "--overwrite")[0] == 0
+    first.write_text("{")
+    status, _, err = program(*command, "--epochs", "3", "--seeds", "1")
+    assert status == 2 and "damaged" in err and err.count("\n") == 1
+
+
+def test_from_scratch_begins_with_random_weights(trained: Path, program: Program, tmp_path: Path) -> None:
+    for name, rest in (("a", []), ("b", ["--from-scratch"])):
+        flags = ["--results-dir", str(tmp_path / name), "--seeds", "3"]
+        flags += ["--learning-rate", "1e-12", "--head-learning-rate", "1e-12"]
+        assert program("finetune", "--checkpoint", str(trained), *FINETUNE, *flags, *rest)[0] == 0
+    tuned = load_backbone(tmp_path / "a" / "finetune_0.25" / "seed_3" / "backbone.safetensors").conv1.weight
+    scratch = load_backbone(
+        tmp_path / "b" / "finetune_0.25_from_scratch" / "seed_3" / "backbone.safetensors"
+    ).conv1.weight
+    old = load_backbone(trained).conv1.weight
+    torch.testing.assert_close(tuned, old)  # at this rate nothing moves
+    assert (scratch - old).abs().max() > 0.05
+
+
+def test_the_same_seed_gives_the_same_network(trained: Path, program: Program, tmp_path: Path) -> None:
+    networks = []
+    for name in "ab":
+        flags = ["--results-dir", str(tmp_path / name), "--seeds", "5"]
+        assert program("finetune", "--checkpoint", str(trained), *FINETUNE, *flags)[0] == 0
+        networks.append(load_file(tmp_path / name / "finetune_0.25" / "seed_5" / "backbone.safetensors"))
+    assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
+
+
+def test_a_training_that_diverges_ends_with_status_4(trained: Path, program: Program, tmp_path: Path) -> None:
+    flags = ["--results-dir", str(tmp_path), "--learning-rate", "1e30"]
+    status, _, err = program("finetune", "--checkpoint", str(trained), *FINETUNE, *flags)
+    assert status == 4 and err.count("\n") == 1 and "lower the learning rates" in err
+    assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_tuned_backbone_says_so_and_not_what_its_origin_reached(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    flags = ["--results-dir", str(tmp_path), "--label-count", "50", "--epochs", "1", "--seeds", "4"]
+    assert program("finetune", "--checkpoint", str(trained), *flags)[0] == 0
+    about, _ = read_weights(tmp_path / "finetune_50_labels" / "seed_4" / "backbone.safetensors", BACKBONE)
+    assert about["tuned"]["labels"] == 50 and about["tuned"]["seed"] == 4 and "row" not in about
+    assert about["tuned"]["test_accuracy"] == summary(tmp_path / "finetune_50_labels")["test_accuracy"]
+
+
+def test_seeds_of_other_weights_are_not_averaged_and_overwrite_leaves_other_seeds(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    command = ["finetune", "--checkpoint", str(run), *FINETUNE]
+    assert program(*command, "--seeds", "0", "1")[0] == 0
+    folder = run / "results" / "finetune_0.25"
+    before = (folder / "seed_1" / "summary.json").read_bytes()
+    assert program(*command, "--seeds", "0", "--overwrite")[0] == 0
+    assert (folder / "seed_1" / "summary.json").read_bytes() == before
+    assert program(*command, "--seeds", "0")[0] == 0 and set(summary(folder)["seeds"]) == {"0", "1"}
+
+    about, state = read_weights(run / "backbone.safetensors", BACKBONE)
+    state["bn1.bias"] += 0.1
+    write_weights(run / "other.safetensors", BACKBONE, state, about)
+    flags = ["--results-dir", str(run / "results"), "--seeds", "2", "0"]
+    status, out, err = program("finetune", "--checkpoint", str(run / "other.safetensors"), *FINETUNE, *flags)
+    assert (status, out) == (2, "") and "another --checkpoint" in err and not (folder / "seed_2").exists()
+
+
+@pytest.mark.slow("fine-tunes on 2,000 images; that fine-tuning trains is held by quick tests")
+def test_all_labels_teach_more_than_a_few(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
+    found = []
+    for fraction in ("0.05", "1"):
+        flags = ["--results-dir", str(tmp_path), "--label-fraction", fraction, "--epochs", "6", "--batch-size", "64"]
+        assert program("finetune", "--checkpoint", str(cifar10_run), *flags)[0] == 0
+        found.append(summary(tmp_path / f"finetune_{fraction}")["test_accuracy"])
+    assert found[1] > found[0] + 5  # measured: 22 and 37

@@ -1,0 +1,258 @@
+"""The command line: every flag of the original, and an answer in one line to whatever is wrong."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import main
+from simsiam.config.commands import COMMANDS, Pretrain, parse, settings
+from tests.helpers import ROOT, SMALL, Program, Started
+from utils.device import _field
+from utils.errors import UserError
+
+
+def parsed(*flags: str) -> Pretrain:
+    return parse(Pretrain, list(flags), "main.py")
+
+
+# ---------------------------------------------------------------- meaning
+
+
+def test_the_originals_line_works_to_the_letter() -> None:
+    config = parsed("--batch-size=512", "--epochs=800", "--save-dir=./simsiam")
+    assert (config.batch_size, config.epochs, config.run_dir) == (512, 800, Path("simsiam/simsiam_cifar10"))
+
+
+def test_every_flag_of_the_original_is_obeyed() -> None:
+    flags = (
+        "--epochs 7 --batch-size 64 --learning-rate 0.5 --weight-decay 0.001 --model-path m.ckpt --knn-k 9 "
+        "--knn-t 0.25 --in-dim 512 --h-dim 33 --out-dim 44 --seed 5 --save-dir s --exp-name e --version v"
+    )
+    config = parsed(*flags.split())
+    assert (config.epochs, config.batch_size, config.learning_rate, config.weight_decay) == (7, 64, 0.5, 0.001)
+    assert (config.model_path, config.knn_k, config.knn_t, config.in_dim) == ("m.ckpt", 9, 0.25, 512)
+    assert (config.h_dim, config.out_dim, config.seed, config.run_dir) == (33, 44, 5, Path("s/e/v"))
+    assert parsed("--ckpt-dir", "c").ckpt_dir == "c"
+
+
+def test_the_defaults_are_the_card() -> None:
+    c = Pretrain()
+    assert (c.backbone, c.width, c.out_dim, c.proj_hidden, c.h_dim, c.proj_layers) == (
+        "resnet18",
+        64,
+        1024,
+        None,
+        512,
+        2,
+    )
+    assert (c.batch_size, c.learning_rate, c.momentum, c.weight_decay) == (512, 0.06, 0.9, 5e-4)
+    assert (c.epochs, c.warmup, c.knn_k, c.knn_t, c.views) == (800, 10, 200, 0.1, 2)
+    assert (c.crop_scale, c.brightness, c.contrast, c.saturation, c.hue, c.jitter, c.grayscale) == (
+        0.2,
+        0.4,
+        0.4,
+        0.4,
+        0.1,
+        0.8,
+        0.2,
+    )
+
+
+def test_pretrain_is_the_command_without_a_word(program: Program) -> None:
+    assert COMMANDS["pretrain"] is Pretrain
+    without, with_word = program(*SMALL, "--dry-run"), program("pretrain", *SMALL, "--dry-run")
+    assert without == with_word and without[0] == 0
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(800, 10), (100, 10), (50, 5), (1, 0.1)])
+def test_the_default_warm_up_fits_every_run(epochs: int, warmup: float) -> None:
+    assert parsed(f"--epochs={epochs}").warmup == pytest.approx(warmup)
+
+
+def test_a_config_file_gives_the_settings_and_flags_beside_it_win(tmp_path: Path) -> None:
+    first = parsed("--epochs", "33", "--no-stop-grad", "--knn-t", "0.5", "--train-images", "77", "--save-dir", "a b")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"command": "pretrain", "settings": settings(first), "versions": {}}))
+    assert settings(parsed("--config", str(file))) == settings(first)
+    changed = parsed(f"--config={file}", "--epochs=44", "--stop-grad")
+    assert (changed.epochs, changed.stop_grad, changed.knn_t, changed.train_images) == (44, True, 0.5, 77)
+
+
+def test_the_rate_follows_the_batch_when_asked_to() -> None:
+    assert parsed("--learning-rate", "auto").peak_rate == pytest.approx(0.06)  # the paper's, for 512
+    assert parsed("--learning-rate", "auto", "--batch-size", "4096").peak_rate == pytest.approx(0.48)
+    assert parsed("--batch-size", "4096").peak_rate == 0.06
+
+
+def test_help_is_a_page_with_groups_units_and_defaults(program: Program) -> None:
+    status, out, _ = program("--help")
+    assert status == 0
+    for part in (
+        "data options",
+        "optimizer options",
+        "(default: 512)",
+        "Epochs of linear warm-up",
+        "--no-stop-grad",
+        "--dry-run",
+    ):
+        assert part in out
+    assert "(default: None)" not in out
+
+
+def test_a_dry_run_tells_and_writes_nothing(program: Program, tmp_path: Path) -> None:
+    status, out, _ = program(*SMALL, "--epochs", "5", "--dry-run")
+    assert status == 0 and not (tmp_path / "runs").exists()
+    for part in (
+        "200 train",
+        "5 epochs of 4 steps",
+        "20 steps",
+        "parameters",
+        str(tmp_path / "runs" / "simsiam_patterns"),
+    ):
+        assert part in out
+
+
+def test_a_dry_run_without_the_data_downloads_nothing(program: Program, tmp_path: Path) -> None:
+    status, out, err = program("--data-dir", str(tmp_path / "data"), "--dry-run")
+    assert (status, err) == (0, "") and not (tmp_path / "data").exists()
+    assert "would be downloaded" in out and "800 epochs of 97 steps" in out and "backbone 11.17 M" in out
+
+
+# ---------------------------------------------------------------- bad input: status 2, one line, nothing written
+
+BAD_FLAGS = {
+    "--bogus 1": "bogus",
+    "stray": "stray",
+    "--epochs": "--epochs",
+    "--epochs 0": "at least 1",
+    "--epochs -3": "at least 1",
+    "--epochs 2.5": "--epochs",
+    "--batch-size 1": "BN",
+    "--batch-size 0": "at least 2",
+    "--batch-size 201": "200 train images",
+    "--epochs 10 --warmup-epochs 10": "never comes down",
+    "--epochs 10 --warmup-epochs 20": "left out it is 1",
+    "--backbone resnet19": "resnet18",
+    "--dataset mnist": "cifar10",
+    "--learning-rate 0": "above 0",
+    "--learning-rate nan": "above 0",
+    "--learning-rate much": "--learning-rate",
+    "--accumulate 3": "equal parts",
+    "--accumulate 100": "at least 2",
+    "--num-nodes 2": "torchrun --nnodes",
+    "--weight-decay -1": "0 or more",
+    "--momentum 1": "below 1",
+    "--knn-k 0": "at least 1",
+    "--knn-k 201": "200 train images",
+    "--knn-t 0": "above 0",
+    "--views 1": "at least 2",
+    "--width 0": "at least 1",
+    "--in-dim 512": "has 32 features",
+    "--proj-layers 4": "proj-layers",
+    "--crop-scale 0": "above 0",
+    "--grayscale 2": "0 to 1",
+    "--hue 0.6": "0.5",
+    "--train-images 0": "at least 1",
+    "--seed -1": "0 or more",
+    "--checkpoint-every 0": "at least 1",
+    "--exp-name a/b": "plain name",
+    "--exp-name ..": "plain name",
+    f"--exp-name {'x' * 300}": "too long",
+    "--dataset cifar10 --data-dir /no/such --data-url foo": "unknown url type",
+    "--dataset cifar10 --dry-run --train-images 60000 --data-dir /no/such": "has 50000",
+    "--ckpt-dir a --model-path b": "one of them",
+    "--ckpt-dir /no/such/file": "no such file",
+    "--model-path /no/such/file": "no such file",
+    "--config /no/such/file": "No such file",
+    "--precision 16": "GPU",
+    "--dataset cifar10 --data-dir /no/such --data-url http://127.0.0.1:9/x": "--dataset patterns",
+}
+if not torch.cuda.is_available():
+    BAD_FLAGS["--accelerator gpu"] = "no GPU"
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS)
+def test_a_wrong_flag_is_answered_in_one_line(flags: str, program: Program, tmp_path: Path) -> None:
+    status, out, err = program(*SMALL, *flags.split())
+    assert status == 2 and out == ""
+    assert err.startswith("main.py: ") and err.count("\n") == 1 and BAD_FLAGS[flags] in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("", "settings"),
+        ("just text", "settings"),
+        ("settings: {bogus: 1}", "bogus"),
+        ("settings: {epochs: many}", "--epochs"),
+        ("settings: {epochs: 0}", "at least 1"),
+        ("settings: !!python/object/apply:os.system ['touch HACKED']", "could not determine a constructor"),
+        ("settings: [", "--config"),
+        ("\x00\xff", "--config"),
+    ],
+)
+def test_a_wrong_config_file_is_answered_in_one_line(
+    content: str, answer: str, program: Program, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(content, encoding="latin-1")
+    status, _, err = program(*SMALL, "--config", str(file))
+    assert status == 2 and err.count("\n") == 1 and answer in err
+    assert sorted(os.listdir(tmp_path)) == ["config.yaml"]
+
+
+def test_a_save_dir_that_is_a_file_or_not_writable(program: Program, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for save_dir in (file, file / "below"):
+        status, _, err = program(*SMALL, "--save-dir", str(save_dir))
+        assert status == 2 and "is a file" in err and err.count("\n") == 1 and file.read_text() == "mine"
+    status, _, err = program(*SMALL, "--save-dir", "/proc/nowhere")
+    assert status == 2 and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["simsiam", "models", "tests"])
+def test_no_run_may_take_the_place_of_our_own_folders(name: str, program: Program) -> None:
+    before = sorted((ROOT / name).iterdir())
+    for flags in ([], ["--overwrite"]):
+        status, _, err = program(*SMALL, "--save-dir", str(ROOT), "--exp-name", name, *flags)
+        assert status == 2 and "not a run" in err and sorted((ROOT / name).iterdir()) == before
+
+
+def test_no_run_may_lie_beside_a_module_of_its_name(program: Program) -> None:
+    status, _, err = program(*SMALL, "--save-dir", str(ROOT / "simsiam"), "--exp-name", "loss")
+    assert status == 2 and "loss.py" in err and not (ROOT / "simsiam" / "loss").exists()
+
+
+def test_the_real_program_leaves_with_status_2() -> None:
+    done = subprocess.run(
+        [sys.executable, "main.py", "--epochs", "0"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+def test_errors_of_a_group_are_not_named_after_it() -> None:
+    with pytest.raises(UserError, match=r"^--epochs 0: at least 1$"):
+        parsed("--epochs", "0")
+
+
+def with_little_memory(args: list[str]) -> int:
+    """main.py, whom the kernel refuses more than 200 MiB beyond what the program is."""
+    limit = _field("/proc/self/status", "VmData:") + 200 * 2**20
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    return main.main(args)
+
+
+def test_too_little_memory_is_answered_in_one_line(tmp_path: Path) -> None:
+    few = "--dataset patterns --train-images 2048 --test-images 100 --batch-size 2048 --epochs 1 --accelerator cpu"
+    process = Started(with_little_memory, [*few.split(), "--knn-every", "0", "--save-dir", str(tmp_path)])
+    _, err = process.communicate()
+    assert process.returncode == 2 and err.count("\n") == 1, err
+    assert "out of memory" in err and "--accumulate" in err

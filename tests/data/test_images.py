@@ -1,0 +1,161 @@
+"""simsiam/data/images.py: every kind of image that a folder may hold, and every way for one to be bad."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simsiam.data.images import ImageFolder, read_image, try_to_read
+from tests.helpers import Started, bad_folder, picture
+from utils.errors import UserError
+
+RED = (200, 40, 10)
+
+
+def saved(image: Image.Image, path: Path, **options: object) -> torch.Tensor:
+    image.save(path, **options)
+    return read_image(path, 40).float()
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "jpg", "webp"])
+def test_every_format_gives_the_same_picture(suffix: str, tmp_path: Path) -> None:
+    options = {"quality": 95} if suffix in ("jpg", "webp") else {}
+    found = saved(picture(), tmp_path / f"a.{suffix}", **options)
+    expected = torch.from_numpy(np.array(picture())[:, 4:44].copy()).permute(2, 0, 1).float()  # the central square
+    assert found.shape == (3, 40, 40)
+    assert (found - expected).abs().max() <= (6 if options else 0)
+
+
+def test_an_image_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
+    noise = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    Image.fromarray(noise.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    assert torch.equal(read_image(tmp_path / "a.png", 32), noise)
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    for mode in ("L", "1", "LA"):
+        found = saved(picture().convert("L").convert(mode), tmp_path / f"{mode}.png")
+        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and found.std() > 10
+
+
+def test_sixteen_bits_are_scaled_not_cut_off(tmp_path: Path) -> None:
+    grey = np.array(picture().convert("L"))
+    eight = saved(Image.fromarray(grey), tmp_path / "8.png")
+    for suffix in ("png", "tif"):
+        sixteen = saved(Image.fromarray(grey.astype(np.uint16) * 257), tmp_path / f"16.{suffix}")
+        assert torch.equal(sixteen, eight) and eight.max() > 150
+
+
+def test_cmyk_palette_and_transparency_become_rgb(tmp_path: Path) -> None:
+    plain = Image.new("RGB", (40, 40), RED)
+    for name, image, options in (
+        ("cmyk.jpg", plain.convert("CMYK"), {"quality": 95}),
+        ("palette.png", plain.convert("P", palette=Image.Palette.ADAPTIVE), {}),
+        ("palette.gif", plain.convert("P", palette=Image.Palette.ADAPTIVE), {}),
+        ("alpha.png", Image.merge("RGBA", (*plain.split(), Image.new("L", (40, 40), 128))), {}),
+    ):
+        found = saved(image, tmp_path / name, **options)
+        expected = torch.tensor(RED).float()[:, None, None].expand(3, 40, 40)
+        assert (found - expected).abs().max() <= 4, name
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (40, 40), RED), Image.new("RGB", (40, 40), "blue")
+    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
+        found = saved(first, tmp_path / name, save_all=True, append_images=[second])
+        assert found[0].mean() > 150 and found[2].mean() < 60, name
+
+
+def test_exif_says_where_up_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    turned = picture((40, 40)).transpose(Image.Transpose.ROTATE_90)
+    upright = saved(picture((40, 40)), tmp_path / "a.png")
+    assert torch.equal(saved(turned, tmp_path / "b.png", exif=exif), upright)
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
+    for name in ("b/2 é.png", "b/1.PNG", "a/x/deep.jpg", "top.webp", "c/notes.txt", ".hidden/a.png", "a/.b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture().save(tmp_path / name, "PNG" if name.endswith("txt") else None)
+    folder = ImageFolder(tmp_path)
+    assert [str(file) for file in folder.files] == ["a/x/deep.jpg", "b/1.PNG", "b/2 é.png", "top.webp"]
+    assert folder.classes == ("a", "b") and folder.labels.tolist() == [0, 1, 1, -1]
+    assert [chunk.shape for chunk in folder.read(8)] == [(4, 3, 8, 8)]
+
+
+def test_bad_images_are_counted_and_named_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = bad_folder(tmp_path)
+    with pytest.raises(UserError, match=rf"{len(bad)} of {len(bad) + 1} images .*--skip-bad-images") as error:
+        list(ImageFolder(tmp_path).read(8))
+    assert "dangling.png (No such file" in str(error.value) and "\n" not in str(error.value)
+    folder = ImageFolder(tmp_path)
+    assert torch.cat(list(folder.read(8, skip_bad=True))).shape == (1, 3, 8, 8)
+    assert [str(file) for file in folder.files] == ["good.png"] and len(folder.labels) == 1
+    assert f"left out: {len(bad)} of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_each_bad_image_says_why(number: int, tmp_path: Path) -> None:
+    name, why = list(bad_folder(tmp_path).items())[number]
+    for file in tmp_path.iterdir():
+        if file.name != name and not file.is_dir():
+            file.unlink()
+    for skip in (False, True):  # of a folder without a single good image nothing is left to go on with
+        with pytest.raises(UserError, match=rf"1 of 1 images .*{name} \(.*{why}"):
+            list(ImageFolder(tmp_path).read(8, skip_bad=skip))
+
+
+@pytest.mark.parametrize("limit", [900, 1900])  # of 1920: Pillow itself refuses twice its limit, and warns below that
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_an_image_that_would_fill_the_memory_is_not_decoded(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture().save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(UserError, match="too large"):
+        list(ImageFolder(tmp_path).read(8))
+
+
+def test_folders_without_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        ImageFolder(tmp_path / "none")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(UserError, match="no image in it"):
+        ImageFolder(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        ImageFolder(tmp_path / "notes.txt")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a.png \(not a file\)"):
+        list(ImageFolder(tmp_path).read(8))
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    picture().save(tmp_path / "photos" / "cats" / "a.png")
+    (tmp_path / "photos" / "cats" / "loop").symlink_to(tmp_path / "photos")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "cats").symlink_to(tmp_path / "photos" / "cats")
+    for folder in ("photos", "set"):
+        assert [str(file) for file in ImageFolder(tmp_path / folder).files] == ["cats/a.png"]
+
+
+def read_as_nobody(args: list[str]) -> int:
+    os.setresuid(65534, 65534, 65534)
+    print(try_to_read(Path(args[0]), 8))
+    return 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can read as somebody else")
+def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0)
+    tmp_path.chmod(0o755)
+    out, err = Started(read_as_nobody, [str(tmp_path / "a.png")]).communicate()
+    assert out == "Permission denied\n", err

@@ -1,0 +1,76 @@
+"""Loading: from a run folder, a .ckpt and a .safetensors; strictly; never running what a file contains."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from simsiam import SimSiam, load_backbone
+from simsiam.evaluation.features import extract_features
+from tests.helpers import SMALL, Program, cifar_stem
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import main
+
+    folder = tmp_path_factory.mktemp("runs")
+    assert main.main([*SMALL, "--epochs", "1", "--save-dir", str(folder)]) == 0
+    return folder / "simsiam_patterns"
+
+
+def test_all_three_ways_give_the_same_network(run: Path) -> None:
+    x = torch.rand(5, 3, 32, 32)
+    outputs = []
+    for path in (run, str(run), run / "checkpoints" / "last.ckpt", run / "backbone.safetensors"):
+        backbone = load_backbone(path)
+        assert not backbone.training and backbone.image_size == 32
+        assert backbone.mean == pytest.approx(load_backbone(run).mean) and len(backbone.std) == 3
+        outputs.append(backbone(x))
+    assert all(torch.equal(outputs[0], output) for output in outputs)
+
+
+def test_load_from_checkpoint_gives_the_module(run: Path) -> None:
+    module = SimSiam.load_from_checkpoint(run / "checkpoints" / "last.ckpt").eval()
+    x = torch.rand(5, 3, 32, 32)
+    assert torch.equal(module(x), load_backbone(run)(x)) and module.hparams["width"] == 4
+
+
+def test_the_best_checkpoint_loads_as_well(run: Path) -> None:
+    SimSiam.load_from_checkpoint(run / "checkpoints" / "best.ckpt")
+    load_backbone(run / "checkpoints" / "best.ckpt")
+
+
+def test_the_loaded_features_are_those_that_were_monitored(run: Path) -> None:
+    backbone = load_backbone(run)
+    images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+    mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
+    ours = torch.nn.functional.normalize(backbone((images / 255 - mean[:, None, None]) / std[:, None, None]))
+    torch.testing.assert_close(extract_features(backbone, images, mean, std), ours)
+
+
+def test_timm_takes_the_file_strictly(tmp_path: Path) -> None:
+    from utils.export import BACKBONE, write_weights
+
+    trained = SimSiam(out_dim=8, h_dim=4).backbone
+    write_weights(tmp_path / "b.safetensors", BACKBONE, trained.state_dict(), {"backbone": "resnet18"})
+    theirs = cifar_stem(timm.create_model("resnet18", num_classes=0))
+    theirs.load_state_dict(load_file(tmp_path / "b.safetensors"), strict=True)
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(theirs.eval()(x), trained.eval()(x), atol=1e-6, rtol=1e-6)
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(program: Program, tmp_path: Path) -> None:
+    flags = ["--epochs", "3", "--checkpoint-every", "1"]
+    assert program(*SMALL, *flags)[0] == 0
+    folder = tmp_path / "runs" / "simsiam_patterns"
+    (folder / "summary.json").unlink()  # as if it had been killed on its last metres
+    last = folder / "checkpoints" / "last.ckpt"
+    before = torch.load(last, weights_only=True)["state_dict"]
+    last.write_bytes(last.read_bytes()[:-1000])
+    status, out, err = program(*SMALL, *flags)
+    assert status == 0 and err.count("\n") == 1 and "going back" in err and "last.previous.ckpt" in out
+    after = torch.load(last, weights_only=True)["state_dict"]
+    assert all(torch.equal(before[name], after[name]) for name in before)

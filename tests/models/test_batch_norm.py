@@ -1,0 +1,111 @@
+"""models/batch_norm.py: views in one pass are normalised as in passes of their own; its state is torch's."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from models.batch_norm import BatchNorm1d, BatchNorm2d, expect_views
+from models.heads import projection_mlp
+from models.resnet import resnet10
+from simsiam import SimSiam
+from tests.helpers import Started, torchrun_environments
+from utils import distributed
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_joined_views_give_what_separate_passes_give(views: int) -> None:
+    """Outputs, gradients and running statistics, to rounding: the convolutions see batches of another size."""
+    torch.manual_seed(0)
+    separate = nn.Sequential(resnet10(8), projection_mlp(64, 32, 16)).double().train()
+    joined = copy.deepcopy(separate)
+    x = [torch.randn(6, 3, 32, 32, dtype=torch.float64) for _ in range(views)]
+    theirs = torch.cat([separate(view) for view in x])
+    with expect_views(joined, views):
+        ours = joined(torch.cat(x))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    weight = torch.randn_like(theirs)
+    (theirs * weight).sum().backward()
+    (ours * weight).sum().backward()
+    for a, b in zip(joined.parameters(), separate.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-7, atol=1e-7)
+    state, expected = joined.state_dict(), separate.state_dict()
+    assert state.keys() == expected.keys()
+    for name in state:
+        torch.testing.assert_close(state[name], expected[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(BatchNorm1d, nn.BatchNorm1d), (BatchNorm2d, nn.BatchNorm2d)])
+def test_of_one_view_it_is_torchs_to_the_bit(ours: type[nn.BatchNorm2d], theirs: type[nn.BatchNorm2d]) -> None:
+    a, b = ours(5), theirs(5)
+    x = torch.randn(7, 5) if ours is BatchNorm1d else torch.randn(7, 5, 4, 4)
+    for training in (True, False):
+        a.train(training)
+        b.train(training)
+        assert torch.equal(a(x), b(x)) and a.state_dict().keys() == b.state_dict().keys()
+        assert all(torch.equal(a.state_dict()[name], b.state_dict()[name]) for name in a.state_dict())
+
+
+def test_views_that_were_mixed_would_be_noticed() -> None:
+    layer = BatchNorm1d(4).double()
+    x = torch.cat([torch.randn(9, 4), 5 + 3 * torch.randn(9, 4)]).double()
+    mixed = layer(x)
+    with expect_views(layer, 2):
+        apart = layer(x)
+    assert (mixed - apart).abs().max() > 0.5
+    torch.testing.assert_close(apart[9:].mean(0), torch.zeros(4).double(), atol=1e-9, rtol=0)
+
+
+def test_evaluation_does_not_know_of_views() -> None:
+    module = SimSiam(backbone="resnet10", width=4, out_dim=8, h_dim=4).eval()
+    x = torch.randn(5, 3, 32, 32)
+    before = module(x)
+    with expect_views(module, 2):
+        assert torch.equal(module(x), before)
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_a_step_in_one_pass_is_a_step(views: int) -> None:
+    """Loss, z_std, gradients and running statistics."""
+    module = SimSiam(backbone="resnet10", width=4, out_dim=16, h_dim=8).double()
+    twin = copy.deepcopy(module)
+    twin.one_pass = True
+    x = [torch.randn(8, 3, 32, 32, dtype=torch.float64) for _ in range(views)]
+    for each in (module, twin):
+        each.training_step(x, 0)["loss"].backward()
+    for (name, a), b in zip(module.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6, msg=name)  # D is float32
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(twin.state_dict()[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def compare_with_whole_batch(args: list[str]) -> int:
+    """One of two processes: its half of a batch against the whole batch in one process."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(resnet10(8), projection_mlp(64, 32, 16)).double().train()
+    whole = copy.deepcopy(ours)
+    x = torch.randn(2, 8, 3, 32, 32, dtype=torch.float64)  # (V, B, ...)
+    weight = torch.randn(2, 8, 16, dtype=torch.float64)
+    with expect_views(whole, 2):
+        expected = whole(x.flatten(0, 1)).unflatten(0, (2, 8))
+    (expected * weight).sum().backward()
+    close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
+    with distributed.process_group(None, None, gpu=False):
+        mine = slice(distributed.rank(), None, 2)
+        with expect_views(ours, 2):
+            found = ours(x[:, mine].flatten(0, 1)).unflatten(0, (2, 4))
+        close(found, expected[:, mine])
+        (found * weight[:, mine]).sum().backward()
+        for a, b in zip(ours.parameters(), whole.parameters(), strict=True):
+            close(distributed.all_reduce_mean(a.grad) * 2, b.grad)
+        for a, b in zip(ours.state_dict().values(), whole.state_dict().values(), strict=True):
+            close(a, b)
+    return 0
+
+
+def test_two_processes_normalise_by_the_moments_of_the_whole_batch() -> None:
+    """Outputs, gradients and running statistics of each view, to 1e-9 in float64."""
+    for process in [Started(compare_with_whole_batch, [], **told) for told in torchrun_environments()]:
+        assert process.communicate() == ("", "") and process.returncode == 0

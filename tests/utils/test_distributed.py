@@ -1,0 +1,196 @@
+"""One run in two processes (gloo, on a CPU): whatever happens to one of them happens to the run, and it goes on."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import resnet10
+from simsiam.callbacks.knn import KNNMonitor
+from simsiam.evaluation.features import extract_features
+from tests.helpers import (
+    SMALL,
+    Started,
+    children,
+    rows,
+    same_run,
+    start_pair,
+    start_small,
+    torchrun_environments,
+    wait_for_epochs,
+)
+from utils import distributed
+
+SHORT = ("--train-images", "64", "--batch-size", "16", "--epochs", "4", "--checkpoint-every", "2")  # 4 steps an epoch
+
+
+def start_two(name: str, tmp_path: Path, *flags: str, **environment: str) -> Started:
+    return start_small(name, tmp_path, *SHORT, *flags, **environment)
+
+
+@contextmanager
+def both(name: str, tmp_path: Path, *flags: str) -> Iterator[list[Started]]:
+    """Two processes as torchrun starts them, without torchrun, to see what each of them does."""
+    where = ("--save-dir", str(tmp_path / "runs"), "--exp-name", name)
+    processes = start_pair(*SMALL, *SHORT, *where, *flags)
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def to_its_end(name: str, tmp_path: Path, *flags: str) -> tuple[str, str]:
+    """What the first of two processes said of the run that they brought to its end, and what the second said."""
+    with both(name, tmp_path, *flags) as pair:
+        (out, err), (quiet, err2) = (process.communicate() for process in pair)
+        assert [process.returncode for process in pair] == [0, 0] and err == err2 == "", err + err2
+    return out, quiet
+
+
+@pytest.fixture(scope="session")
+def undisturbed(made: Callable[..., Path]) -> Path:
+    def fill(folder: Path) -> None:
+        out, _ = to_its_end("run", folder)
+        assert "2 x cpu" in out and out.count("\nepoch ") == 4
+
+    return made("two_undisturbed", fill) / "runs" / "run"
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    """BN's statistics are those of the whole batch, each process has its part of it, and nothing counts twice.
+
+    At a low rate: at the usual one, the last digit of a sum (or another number of threads) is a percent 60 steps later.
+    """
+    one = start_two("one", tmp_path, "--learning-rate", "0.001")
+    assert to_its_end("two", tmp_path, "--learning-rate", "0.001")[1] == ""  # the first process speaks for both
+    assert one.communicate()[1] == "" and one.returncode == 0
+    for one, two in zip(rows(tmp_path / "runs" / "one"), rows(tmp_path / "runs" / "two"), strict=True):
+        assert one["step"] == two["step"] and one["learning_rate"] == two["learning_rate"]
+        assert one["train_loss"] == pytest.approx(two["train_loss"], abs=5e-4)
+        assert one["z_std"] == pytest.approx(two["z_std"], abs=1e-4)
+        assert one["kNN_accuracy"] == pytest.approx(two["kNN_accuracy"], abs=2)  # of 100 test images
+
+
+def neighbours(args: list[str]) -> int:
+    """Features of ARGS[1] images and each image's neighbours among all, as this process has them, into ARGS[0]."""
+    folder, n = args[0], int(args[1])
+    with distributed.process_group(None, None, gpu=False):
+        torch.manual_seed(0)
+        network = resnet10(4)
+        images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8)
+        part = distributed.shard(n, 1000)
+        mine = extract_features(network, images, torch.zeros(3), torch.ones(3), part=part)
+        features = distributed.all_gather_rows(mine, part, (n, 32))
+        bank = torch.nn.functional.normalize(torch.randn(n, 512), dim=1)  # of these features many are equally near
+        found = KNNMonitor(k=200)._neighbours(bank, bank[part], part.start, n)
+        torch.save((features, *found), f"{folder}/{n}_{distributed.world_size()}_{distributed.rank()}.pt")
+    return 0
+
+
+@pytest.mark.parametrize("images", [300, 3300], ids=["all of them in one process", "shared"])
+def test_the_neighbours_of_a_shared_bank_are_those_of_one_process_to_the_bit(images: int, tmp_path: Path) -> None:
+    args = [str(tmp_path), str(images)]
+    processes = [Started(neighbours, args, **told) for told in [{}, *torchrun_environments()]]
+    for process in processes:
+        assert process.communicate() == ("", "") and process.returncode == 0
+    ends = ("1_0", "2_0", "2_1")
+    (features, similarity, labels), *shared = (torch.load(tmp_path / f"{images}_{end}.pt") for end in ends)
+    assert labels.shape == (images, 200) and labels[:, 0].tolist() == list(range(images))  # each its own neighbour
+    tied = torch.diff(similarity, append=similarity[:, -1:]) == 0  # to the next one: either may come first
+    tied |= tied.roll(1, dims=1)
+    assert tied.float().mean() < 0.02  # few, and the ends of each row, whose other neighbour is not seen
+    for theirs, their_similarity, their_labels in shared:
+        assert torch.equal(features, theirs) and torch.equal(similarity, their_similarity)
+        assert torch.equal(labels[~tied], their_labels[~tied])
+
+
+ANOTHER = pytest.mark.slow("the other process, two more runs of two")
+
+
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=ANOTHER)])
+def test_a_signal_to_one_process_saves_and_ends_both(
+    number: signal.Signals, rank: int, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "run"
+    with both("run", tmp_path) as pair:
+        wait_for_epochs(pair[0], run, 1)
+        pair[rank].send_signal(number)
+        said = [process.communicate()[1] for process in pair]
+        assert [process.returncode for process in pair] == [128 + number] * 2, said
+    assert said[1] == "" and said[0].count("\n") == 1 and f"stopped by {number.name}" in said[0]
+    step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert f"step {step}" in said[0] and 4 <= step < 16
+    assert "resumed from" in to_its_end("run", tmp_path)[0] and same_run(run, undisturbed)
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=ANOTHER)])
+def test_a_process_that_is_killed_takes_the_other_along(rank: int, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    with both("run", tmp_path) as pair:
+        wait_for_epochs(pair[0], run, 2)
+        pair[rank].kill()
+        begun = time.monotonic()
+        _, err = pair[1 - rank].communicate(timeout=60)
+        assert pair[1 - rank].returncode == 1 and err == "" and time.monotonic() - begun < 30
+
+
+@pytest.mark.slow("two more runs of two; that one which was stopped goes on is a quick test")
+def test_a_run_whose_processes_died_goes_on_as_the_same_run(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    with both("run", tmp_path) as pair:
+        wait_for_epochs(pair[0], run, 3)  # a checkpoint is there, of two
+        pair[1].kill()
+        pair[0].communicate()
+    assert "resumed from" in to_its_end("run", tmp_path)[0] and same_run(run, undisturbed)
+
+
+@pytest.mark.slow("five fresh starts; that a signal ends all and saves, and that the command tells, are quick tests")
+def test_the_command_that_started_them_passes_a_signal_on_and_one_process_may_go_on_alone(tmp_path: Path) -> None:
+    process = start_two("run", tmp_path, "--devices", "2")
+    wait_for_epochs(process, tmp_path / "runs" / "run", 1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and err.count("\n") == 1 and "saved: the same command resumes it" in err
+    alone = start_two("run", tmp_path)
+    out, err = alone.communicate(timeout=120)
+    assert (alone.returncode, err) == (0, "") and "resumed from" in out and len(rows(tmp_path / "runs" / "run")) == 4
+
+
+@pytest.mark.slow("two fresh starts; that the death of one ends the other is a quick test")
+def test_the_command_that_started_them_says_in_one_line_that_one_was_killed(tmp_path: Path) -> None:
+    process = start_two("run", tmp_path, "--devices", "2")
+    wait_for_epochs(process, tmp_path / "runs" / "run", 3)
+    os.kill(children(process)[-1], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL and err.count("\n") == 1, err
+    assert "process 2 of 2 was ended by SIGKILL" in err and "the same command goes on" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "answer"),
+    [
+        ("--batch-size 25", "2 devices share it in equal parts"),
+        ("--ckpt-dir /etc/passwd", "not a checkpoint"),
+    ],
+)
+def test_a_mistake_is_told_once(flags: str, answer: str, tmp_path: Path) -> None:
+    with both("run", tmp_path, *flags.split()) as pair:
+        said = [process.communicate() for process in pair]
+        assert [process.returncode for process in pair] == [2, 2]
+    (out, err), nothing = said
+    assert out == "" and nothing == ("", "") and err.count("\n") == 1 and answer in err, err
+    assert not (tmp_path / "runs" / "run" / "config.yaml").exists()
+
+
+@pytest.mark.slow("two fresh starts; each process's answer is a quick test")
+def test_the_command_that_started_them_leaves_a_mistake_to_be_told_once(tmp_path: Path) -> None:
+    process = start_two("wrong", tmp_path, "--devices", "2", "--batch-size", "25")
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, "") and err.count("\n") == 1 and "2 devices share it" in err, err
