@@ -9,7 +9,8 @@ import threading
 import warnings
 from contextlib import suppress
 
-from simsiam.config.commands import COMMANDS, parse
+from simsiam.config.commands import COMMANDS
+from utils.cli import parse
 from utils.errors import RunFailure, Stopped, UserError, check, is_out_of_memory
 
 DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
@@ -25,13 +26,12 @@ def main(args: list[str]) -> int:
         config = parse(COMMANDS[name], rest, prog=f"main.py {name}" if named else "main.py")
         home = importlib.import_module(f"simsiam.commands.{name}")  # now: --help need not wait for torch
         quiet()
-        devices = getattr(config, "devices", None) or 1
-        if devices > 1 and name == "pretrain" and not config.seeds and not config.dry_run:
+        if name == "pretrain" and (config.device.devices or 1) > 1 and not config.run.seeds and not config.run.dry_run:
             from utils import distributed
 
             started = distributed.cluster_environment()
             if started is None or (started.world_size() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ):
-                return distributed.launch(devices, [sys.executable, os.path.abspath(__file__), *args])
+                return distributed.launch(config.device.devices, [sys.executable, os.path.abspath(__file__), *args])
         getattr(home, name)(config)
     except UserError as error:
         return fail(error, 2)

@@ -8,12 +8,12 @@ and its functional operations given the same parameters return the same images.
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from simsiam.config.options import AugmentOptions
 from utils.philox import uniform
 
 CROP_TRIES = 10  # as in torchvision: then the largest central crop of a fitting shape
@@ -21,18 +21,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbers for th
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
 
 
-@dataclass(frozen=True)
-class Policy:
-    """The distribution of views. Probabilities are 0 to 1; a strength s draws its factor from [1 - s, 1 + s]."""
-
-    crop_scale: float = 0.2  # least area of a crop, as a share of the image
-    flip: float = 0.5
-    jitter: float = 0.8  # probability of all four colour operations together
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1  # shift drawn from [-hue, hue], in turns of the colour wheel
-    grayscale: float = 0.2
+Policy = AugmentOptions  # the distribution of views
 
 
 class Views(NamedTuple):

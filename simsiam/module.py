@@ -88,7 +88,7 @@ class SimSiam(pl.LightningModule):
         """Algorithm 1. `batch` holds the views x1, x2 (or more), (B, 3, S, S) each, augmented and normalised.
 
         Returns:
-            loss and z_std; callbacks get them (`simsiam.callbacks.metrics.MetricsRecorder` logs their means over an epoch).
+            loss and z_std; the callback `MetricsRecorder` logs their means over an epoch.
         """
         z, p = self.encode(batch)
         loss = siamese_loss(p, z, self.hparams["stop_grad"], self.hparams["symmetric"])

@@ -49,7 +49,9 @@ class CheckpointCallback(Checkpoint):
         self.any = distributed.DelayedMaximum()
         self.begun = False  # to train: all that was to be restored is
 
-    state_key = "Keeper"  # in checkpoints; the class had this name when the first of them were written
+    @property
+    def state_key(self) -> str:  # in checkpoints: the name that the class had when the first were written
+        return "Keeper"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         schedule = trainer.lr_scheduler_configs[0].scheduler

@@ -43,7 +43,9 @@ class KNNMonitor(pl.Callback):
         self.latest: float | None = None  # of the epoch that just ended, if it was measured
         self.places: Tensor | None = None  # (Q, k), of each test image's neighbours, at the latest measurement
 
-    state_key = "KNNMonitor"  # in checkpoints
+    @property
+    def state_key(self) -> str:  # in checkpoints
+        return "KNNMonitor"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.every and trainer.global_step == 0:

@@ -33,7 +33,9 @@ class MetricsRecorder(pl.Callback):
         self.sums, self.batches = torch.zeros(2, dtype=torch.float64), 0  # of loss and z_std, over the epoch so far
         self.seconds = 0.0  # of this epoch, spent before an interruption
 
-    state_key = "Recorder"  # in checkpoints; the class had this name when the first of them were written
+    @property
+    def state_key(self) -> str:  # in checkpoints: the name that the class had when the first were written
+        return "Recorder"
 
     @property
     def row(self) -> dict[str, Any]:

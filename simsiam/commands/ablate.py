@@ -1,23 +1,23 @@
-"""The command `ablate`: the same run without one part or another, and the report of what that does."""
+"""The command `ablate`: the same run without one part or another, and the report of all."""
 
-from dataclasses import fields, replace
-
-from simsiam.commands.sweep import of_seeds, run_all
+from simsiam.commands.sweep import expand_seeds, run_all
 from simsiam.config.ablations import VARIANTS
-from simsiam.config.commands import Ablate, Pretrain
+from simsiam.config.commands import DEFAULTS, Ablate, Pretrain
+from utils.cli import flatten, from_settings
 
 
 def ablate(config: Ablate) -> None:
     """Train each variant, for each seed, in a folder of its own, and compare them."""
-    run_all({words: run for name in config.variants for words, run in of_variant(config, name).items()})
+    run_all(
+        {name: run for variant in config.ablation.variants for name, run in expand_variant(config, variant).items()}
+    )
 
 
-def of_variant(config: Ablate, name: str) -> dict[str, Pretrain]:
-    """The runs of one variant, a run a seed: same data, same seed, same settings but for what it changes."""
-    shared = {field.name: getattr(config, field.name) for field in fields(Pretrain)}
-    run = Pretrain(**shared | {"save_dir": str(config.run_dir), "exp_name": name, "version": None})
-    changes = dict(VARIANTS[name].changes)
+def expand_variant(config: Ablate, variant: str) -> dict[str, Pretrain]:
+    """The runs of one variant, one for each seed: all settings but its changes are the baseline's."""
+    shared = {name: value for name, value in flatten(config).items() if name in DEFAULTS}
+    changes = {"save_dir": str(config.run_dir), "exp_name": variant, "version": None, **VARIANTS[variant].changes}
     if "batch_size" in changes:  # the rate follows it, as in the paper
-        changes["learning_rate"] = config.peak_rate * changes["batch_size"] / config.batch_size
-    runs = of_seeds(replace(run, **changes))
-    return {f"{name}, seed {each.seed}" if config.seeds else name: each for each in runs}
+        changes["learning_rate"] = config.optimizer.peak_rate * changes["batch_size"] / config.optimizer.batch_size
+    runs = expand_seeds(from_settings(Pretrain, shared | changes))
+    return {f"{variant}, seed {run.run.seed}" if config.run.seeds else variant: run for run in runs}

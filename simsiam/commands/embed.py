@@ -24,25 +24,25 @@ Arrays = dict[str, np.ndarray]
 
 def embed(config: Embed) -> None:
     """Write features (as the backbone gives them: not normalised), labels, indices and where each image is from."""
-    device = choose_device(config.accelerator)
-    if config.images is not None:
-        folder = ImageFolder(config.images)
+    device = choose_device(config.device.accelerator)
+    if config.embed.images is not None:
+        folder = ImageFolder(config.embed.images)
         model = open_checkpoint(config, device)
     else:
         subject = open_context(config, device)
         model = subject.model
-    results = Results(config, model.trained, results_name("embed", config.output))
-    output = results.output(config.output, "features.npz")
-    if config.images is not None:
+    results = Results(config, model.trained, results_name("embed", config.embed.output))
+    output = results.output(config.embed.output, "features.npz")
+    if config.embed.images is not None:
         print_line(f"{model.trained.file}: the images in {folder.folder}, {len(folder):,} files")
-        arrays, tested = of_folder(model, folder, config.skip_bad_images), None
+        arrays, tested = of_folder(model, folder, config.data.skip_bad_images), None
     else:
         subject.announce()
-        arrays = of_splits(subject, config.split)
+        arrays = of_splits(subject, config.embed.split)
         tested = torch.from_numpy(arrays["features"][arrays["split"] == "test"])
     write_atomically(output, lambda partial: (write_npz if output.suffix == ".npz" else write_npy)(partial, arrays))
 
-    where = config.images or f"{subject.dataset}, {' and '.join(dict.fromkeys(arrays['split'].tolist()))}"
+    where = config.embed.images or f"{subject.dataset}, {' and '.join(dict.fromkeys(arrays['split'].tolist()))}"
     n, dimensions = arrays["features"].shape
     print_table("embedded", ("images", "number", "features"), [(where, f"{n:,}", str(dimensions))])
     print_line(f"features  {output}")

@@ -39,14 +39,16 @@ def export(config: Export) -> None:
     Raises:
         UserError: among others, where the file does not do what the checkpoint does.
     """
-    if config.format == "onnx":
+    if config.export.format == "onnx":
         check_onnx()
-    suffix = SUFFIX[config.format]
-    wrong = config.output is not None and not config.output.endswith(suffix)
-    check(not wrong, f"--output {config.output}: with --format {config.format} a name that ends in {suffix}")
+    suffix = SUFFIX[config.export.format]
+    wrong = config.export.output is not None and not config.export.output.endswith(suffix)
+    check(
+        not wrong, f"--output {config.export.output}: with --format {config.export.format} a name that ends in {suffix}"
+    )
     subject = open_context(config, torch.device("cpu"))
-    results = Results(config, subject.trained, f"export_{config.format}")
-    output = results.output(config.output, f"backbone{suffix}")
+    results = Results(config, subject.trained, f"export_{config.export.format}")
+    output = results.output(config.export.output, f"backbone{suffix}")
     backbone = subject.trained.backbone
     about = {"classes": list(subject.classes)} | subject.trained.about | {"checkpoint": str(subject.trained.file)}
     some = (subject.test if len(subject.test) else subject.train).images[:IMAGES]
@@ -54,24 +56,29 @@ def export(config: Export) -> None:
     differences: dict[int, float] = {}
 
     def write_and_compare(path: Path) -> None:
-        write(path, config.format, backbone, images, about)
-        run, metadata = read(path, config.format)
-        check(metadata == about, f"{config.format}: the metadata did not survive; nothing was written")
+        write(path, config.export.format, backbone, images, about)
+        run, metadata = read(path, config.export.format)
+        check(metadata == about, f"{config.export.format}: the metadata did not survive; nothing was written")
         differences.update(compare(run, backbone, images))
         worst = max(differences.values())
         check(
-            worst <= TOLERANCE, f"{config.format}: features differ by {worst:.1e} of the largest; nothing was written"
+            worst <= TOLERANCE,
+            f"{config.export.format}: features differ by {worst:.1e} of the largest; nothing was written",
         )
 
     subject.announce()
     print_line(f"writing {output} and comparing it")
     write_atomically(output, write_and_compare)
     rows = [(f"{n} images", f"{difference:.1e}") for n, difference in differences.items()]
-    print_table(f"{config.format} against the checkpoint, on real images", ("batch of", "largest difference"), rows)
+    print_table(
+        f"{config.export.format} against the checkpoint, on real images", ("batch of", "largest difference"), rows
+    )
     size = output.stat().st_size
-    print_line(f"{config.format}  {output}, {size / 2**20:.1f} MiB")
+    print_line(f"{config.export.format}  {output}, {size / 2**20:.1f} MiB")
     compared = {str(n): difference for n, difference in differences.items()}
-    results.write({"format": config.format, "output": str(output), "bytes": size, "largest_difference": compared})
+    results.write(
+        {"format": config.export.format, "output": str(output), "bytes": size, "largest_difference": compared}
+    )
 
 
 def write(path: Path, format: str, backbone: ResNet, images: Tensor, about: dict[str, Any]) -> None:

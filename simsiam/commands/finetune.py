@@ -39,18 +39,18 @@ def finetune(config: Finetune) -> None:
     The head begins as the linear probe of the labelled images, so that its first steps do not distort the features
     (Kumar et al. 2022, arXiv 2202.10054); from scratch it begins at zero.
     """
-    choose_precision(config.precision, config.accelerator)
-    subject = open_context(config, choose_device(config.accelerator))
+    choose_precision(config.device.precision, config.device.accelerator)
+    subject = open_context(config, choose_device(config.device.accelerator))
     subject.need_labels()
-    fraction = config.label_fraction or 0.1
-    amount = f"{config.label_count}_labels" if config.label_count else f"{fraction:g}"
-    name = f"finetune_{amount}" + "_from_scratch" * config.from_scratch
-    quotas = label_quotas(subject.train.labels, subject.classes, fraction, config.label_count)
+    fraction = config.finetune.label_fraction or 0.1
+    amount = f"{config.finetune.label_count}_labels" if config.finetune.label_count else f"{fraction:g}"
+    name = f"finetune_{amount}" + "_from_scratch" * config.finetune.from_scratch
+    quotas = label_quotas(subject.train.labels, subject.classes, fraction, config.finetune.label_count)
     overall = Results(config, subject.trained, name, resumes=True)
-    figures = {} if config.overwrite else earlier_seeds(config, subject, overall.path)
+    figures = {} if config.checkpoint.overwrite else earlier_seeds(config, subject, overall.path)
     subject.announce()
     with overall.alone():
-        for seed in config.seeds:
+        for seed in config.finetune.seeds:
             if seed in figures:
                 print_line(f"seed {seed} is there already: {overall.path / f'seed_{seed}'}")
             else:
@@ -84,13 +84,15 @@ def report_seeds(
 ) -> None:
     """Print and keep what all seeds that are there come to."""
     accuracies = {seed: figures[seed]["test_accuracy"] for seed in sorted(figures)}
-    labels = figures[config.seeds[0]]["labels"]
+    labels = figures[config.finetune.seeds[0]]["labels"]
     rows = [(f"seed {seed}", f"{labels:,}", f"{a:.2f}") for seed, a in accuracies.items()]
     average = mean(accuracies.values())
     spread = stdev(accuracies.values()) if len(accuracies) > 1 else None
     if spread is not None:
         rows.append(("mean, deviation", "", f"{average:.2f} +- {spread:.2f}"))
-    print_table(title(subject), ("from scratch" if config.from_scratch else "fine-tuned", "labels", "accuracy %"), rows)
+    print_table(
+        title(subject), ("from scratch" if config.finetune.from_scratch else "fine-tuned", "labels", "accuracy %"), rows
+    )
     whole = {"dataset": subject.dataset, "labels": labels, "test_accuracy": average, "deviation": spread}
     whole["seeds"] = {str(seed): a for seed, a in accuracies.items()}
     overall.write(whole, {"probe/test_accuracy": average})
@@ -101,14 +103,14 @@ def finetune_once(
 ) -> dict[str, Any]:
     """One training; its figures."""
     trained, model_ = subject.trained, subject.model
-    backbone = random_backbone(trained, seed) if config.from_scratch else copy.deepcopy(trained.backbone)
+    backbone = random_backbone(trained, seed) if config.finetune.from_scratch else copy.deepcopy(trained.backbone)
     chosen = choose_labels(subject.train.labels, quotas, seed)
-    rate = config.learning_rate or (0.3 if config.from_scratch else 0.03)
-    head_rate = config.head_learning_rate or (0.1 if config.from_scratch else 0.03)
+    rate = config.finetune.learning_rate or (0.3 if config.finetune.from_scratch else 0.03)
+    head_rate = config.finetune.head_learning_rate or (0.1 if config.finetune.from_scratch else 0.03)
     classes = len(subject.classes)
-    model = Classifier(backbone, classes, head_rate, rate, config.momentum, config.weight_decay)
+    model = Classifier(backbone, classes, head_rate, rate, config.finetune.momentum, config.finetune.weight_decay)
     print_line(f"seed {seed}: {len(chosen):,} labels")
-    if not config.from_scratch:
+    if not config.finetune.from_scratch:
         x = subject.features(subject.train.at(chosen), "labelled images", unit=False)
         center, spread = standardise(x)
         probe = fit_logistic(x, subject.train.labels[chosen], classes, HEAD_DECAY)
@@ -118,12 +120,12 @@ def finetune_once(
         chosen,
         model_.mean,
         model_.std,
-        batch_size=config.batch_size,
-        crop_scale=config.crop_scale,
+        batch_size=config.finetune.batch_size,
+        crop_scale=config.finetune.crop_scale,
         seed=seed,
         size=trained.backbone.image_size,
     )
-    steps = fit_classifier(config, model, data, config.epochs, results)
+    steps = fit_classifier(config, model, data, config.finetune.epochs, results)
     tuned = subject._replace(model=model_._replace(trained=trained._replace(backbone=backbone.eval())))
     figures = {
         "seed": seed,
@@ -135,7 +137,7 @@ def finetune_once(
     figures |= measure(tuned, model.head.requires_grad_(False))
     about = {name: value for name, value in trained.about.items() if name != "row"}  # its kNN is not this one's
     tuning = {name: figures[name] for name in ("seed", "labels", "test_accuracy")}
-    about["tuned"] = tuning | {"from_scratch": config.from_scratch, "settings": plain_settings(config)}
+    about["tuned"] = tuning | {"from_scratch": config.finetune.from_scratch, "settings": plain_settings(config)}
     write_weights(results.path / "backbone.safetensors", BACKBONE, backbone.state_dict(), about)
     keep_head(results, tuned, model.head, figures)
     return figures

@@ -20,7 +20,7 @@ HEADLINE = (200, 0.1)  # what papers and our monitor report
 
 def knn(config: Knn) -> None:
     """Print and keep the table: top-1 in percent for each k, T and kind of features, and each class's."""
-    subject = open_context(config, choose_device(config.accelerator))
+    subject = open_context(config, choose_device(config.device.accelerator))
     subject.need_labels()
     results = Results(config, subject.trained, "knn")
     subject.announce()

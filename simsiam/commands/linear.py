@@ -34,21 +34,24 @@ WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of standardised features, the 
 
 def linear(config: Linear) -> None:
     """Train a linear classifier on frozen features; print and keep its accuracy on all test images, and its weights."""
-    choose_precision(config.precision, config.accelerator)  # what cannot be is said before any work
-    scratch = config.seed if config.from_scratch else None
-    subject = open_context(config, choose_device(config.accelerator), scratch)
+    choose_precision(config.device.precision, config.device.accelerator)  # what cannot be is said before any work
+    scratch = config.linear.seed if config.linear.from_scratch else None
+    subject = open_context(config, choose_device(config.device.accelerator), scratch)
     subject.need_labels()
-    name = "linear" + "_augment" * config.augment + "_from_scratch" * config.from_scratch
+    name = "linear" + "_augment" * config.linear.augment + "_from_scratch" * config.linear.from_scratch
     results = Results(config, subject.trained, name)
-    held = round(config.held_out * len(subject.train))
-    check(0 < held < len(subject.train), f"--held-out {config.held_out}: {held} of {len(subject.train)} train images")
+    held = round(config.linear.held_out * len(subject.train))
+    check(
+        0 < held < len(subject.train),
+        f"--held-out {config.linear.held_out}: {held} of {len(subject.train)} train images",
+    )
     subject.announce()
     with results.alone():
-        head, figures = (probe_by_sgd if config.augment else probe_by_solver)(config, subject, results)
+        head, figures = (probe_by_sgd if config.linear.augment else probe_by_solver)(config, subject, results)
         figures = measure(subject, head) | figures
         keep_head(results, subject, head, figures)
     print_classes(figures["per_class"])
-    way = "crops and flips, SGD" if config.augment else f"L-BFGS, weight decay {figures['weight_decay']:g}"
+    way = "crops and flips, SGD" if config.linear.augment else f"L-BFGS, weight decay {figures['weight_decay']:g}"
     row = (f"linear ({way})", f"{len(subject.train):,}", f"{figures['test_accuracy']:.2f}")
     print_table(title(subject), ("classifier", "labels", "accuracy %"), [row])
 
@@ -56,10 +59,10 @@ def linear(config: Linear) -> None:
 def probe_by_solver(config: Linear, subject: EvaluationContext, results: Results) -> tuple[nn.Linear, dict[str, Any]]:
     """Logistic regression on features of clean images."""
     train = subject.train
-    order = permutation(len(train), CHOICE, seed=config.seed, device=subject.device)
+    order = permutation(len(train), CHOICE, seed=config.linear.seed, device=subject.device)
     chunks = (train.at(i) for i in order.split(chunk_size(train.images)))
     x = subject.model.features(chunks, len(train), "train images", unit=False)
-    head, figures = solve_head(x, train.labels[order], len(subject.classes), round(config.held_out * len(train)))
+    head, figures = solve_head(x, train.labels[order], len(subject.classes), round(config.linear.held_out * len(train)))
     rows = [(f"{decay}", f"{right:.2f}") for decay, right in figures["held_out"].items()]
     print_table("on held-out train images", ("weight decay", "accuracy %"), rows)
     return head, figures
@@ -99,19 +102,19 @@ def probe_by_sgd(config: Linear, subject: EvaluationContext, results: Results) -
     backbone = subject.trained.backbone
     x = subject.features(subject.train.images, "train images", unit=False)
     center, spread = standardise(x)
-    model = Classifier(Standardised(backbone, center, spread), len(subject.classes), config.learning_rate or 0.1)
+    model = Classifier(Standardised(backbone, center, spread), len(subject.classes), config.linear.learning_rate or 0.1)
     everything = torch.arange(len(subject.train), device=subject.device)
     data = LabelledViews(
         subject.train,
         everything,
         subject.model.mean,
         subject.model.std,
-        batch_size=config.batch_size or 256,
-        crop_scale=config.crop_scale or 0.8,
-        seed=config.seed,
+        batch_size=config.linear.batch_size or 256,
+        crop_scale=config.linear.crop_scale or 0.8,
+        seed=config.linear.seed,
         size=backbone.image_size,
     )
-    steps = fit_classifier(config, model, data, config.epochs or 100, results)
+    steps = fit_classifier(config, model, data, config.linear.epochs or 100, results)
     return for_raw_features(model.head.weight, model.head.bias, center, spread), {"steps": steps}
 
 

@@ -20,37 +20,37 @@ from utils.filesystem import write_atomically
 
 def neighbours(config: Neighbours) -> None:
     """Draw the gallery: a row for each query, with the most similar train images by cosine."""
-    folder = ImageFolder(config.images) if config.images is not None else None
-    subject = open_context(config, choose_device(config.accelerator))
+    folder = ImageFolder(config.neighbours.images) if config.neighbours.images is not None else None
+    subject = open_context(config, choose_device(config.device.accelerator))
     train, backbone = subject.train, subject.trained.backbone
-    results = Results(config, subject.trained, results_name("neighbours", config.output))
-    output = results.output(config.output, "neighbours.png")
+    results = Results(config, subject.trained, results_name("neighbours", config.neighbours.output))
+    output = results.output(config.neighbours.output, "neighbours.png")
     there = len(train) - (not folder and len(subject.test) == 0)  # without the query itself
-    check(config.k <= there, f"--k {config.k}: there are {there} train images")
+    check(config.neighbours.k <= there, f"--k {config.neighbours.k}: there are {there} train images")
     if folder:
-        folder.keep(evenly(len(folder), config.queries))
+        folder.keep(evenly(len(folder), config.neighbours.queries))
         size = stored_side(backbone.image_size or train.side)
-        images = torch.cat(list(folder.read(size, config.skip_bad_images))).to(subject.device)
+        images = torch.cat(list(folder.read(size, config.data.skip_bad_images))).to(subject.device)
         names, labels = [file.name for file in folder.files], [-1] * len(folder)
     else:
         asked = subject.test if len(subject.test) else train
-        places = torch.tensor(evenly(len(asked), config.queries), device=subject.device)
+        places = torch.tensor(evenly(len(asked), config.neighbours.queries), device=subject.device)
         images, labels = asked.at(places), asked.labels[places].tolist()
         names = asked.names(labels)
     subject.announce()
     queries = subject.features(images, "queries")
     bank = subject.features(train.images, "train images")
-    similarity, nearest = nearest_others(queries, bank, config.k, itself=not folder and len(subject.test) == 0)
+    similarity, nearest = nearest_others(
+        queries, bank, config.neighbours.k, itself=not folder and len(subject.test) == 0
+    )
 
     rows = gallery_rows(train, [Tile(*query) for query in zip(images, names, strict=True)], labels, similarity, nearest)
     alike = sum(tile.frame == SAME for row in rows for tile in row)
-    heading = (
-        f"Left: queries. Right of each: the {config.k} train images of {subject.dataset} nearest to it, by cosine."
-    )
-    figures: dict[str, Any] = {"queries": len(names), "k": config.k, "output": str(output)}
+    heading = f"Queries on the left; right of each the {config.neighbours.k} nearest train images of {subject.dataset}."
+    figures: dict[str, Any] = {"queries": len(names), "k": config.neighbours.k, "output": str(output)}
     if not folder and train.labelled:
         heading += " Blue frame: of the same class; orange: of another."
-        figures["same_class"] = 100 * alike / (config.k * len(names))
+        figures["same_class"] = 100 * alike / (config.neighbours.k * len(names))
     picture = gallery(heading, rows)
     write_atomically(output, lambda partial: picture.save(partial, "PNG"))
     print_line(f"picture   {output}")

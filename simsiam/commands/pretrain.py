@@ -4,12 +4,12 @@ import os
 import shlex
 import sys
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 
-from simsiam.augment import Policy
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.collapse import CollapseMonitor
 from simsiam.callbacks.images import Pictures
@@ -19,7 +19,7 @@ from simsiam.callbacks.progress import ProgressCallback
 from simsiam.callbacks.signals import SignalCallback
 from simsiam.callbacks.tensorboard import ResilientTensorBoardLogger
 from simsiam.commands.finish import finish
-from simsiam.config.commands import IMMATERIAL, OWN, Pretrain, differences, settings
+from simsiam.config.commands import OWN, Pretrain, describe_differences, settings_that_matter, settings_to_keep
 from simsiam.data.cifar import absent, placeholders
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import default_stem, no_knn
@@ -38,45 +38,47 @@ def pretrain(config: Pretrain) -> None:
 
     Everything that a person could have got wrong is found before anything is written.
     """
-    if config.seeds:
+    if config.run.seeds:
         from simsiam.commands import sweep
 
-        sweep.run_all({f"seed {run.seed}": run for run in sweep.of_seeds(config)})
+        sweep.run_all({f"seed {run.run.seed}": run for run in sweep.expand_seeds(config)})
         return
-    accelerator = choose_accelerator(config.accelerator)
-    precision = choose_precision(config.precision, accelerator)
+    accelerator = choose_accelerator(config.device.accelerator)
+    precision = choose_precision(config.device.precision, accelerator)
     run = RunDirectory(config.run_dir)
-    started = (None, None) if config.dry_run else (config.devices, config.num_nodes)
+    started = (None, None) if config.run.dry_run else (config.device.devices, config.device.num_nodes)
     with distributed.process_group(*started, accelerator == "gpu"), ExitStack() as held:
         state = distributed.broadcast_result(lambda: look(config, run))
-        if state == "finished" and not config.overwrite:
+        if state == "finished" and not config.run.overwrite:
             print(f"{run.path} is finished already. --overwrite would start anew.")
             return
-        data = build_data(config, compile=config.compile and accelerator == "gpu")
-        if config.dry_run and (config.dataset == "folder" or absent(config.dataset, config.data_dir)):
-            few = (config.train_images, config.test_images, config.image_size)
-            data.use(placeholders(config.dataset, config.data_dir, *few))
+        data = build_data(config, compile=config.device.compile and accelerator == "gpu")
+        if config.run.dry_run and (
+            config.data.dataset == "folder" or absent(config.data.dataset, config.data.data_dir)
+        ):
+            few = (config.data.train_images, config.data.test_images, config.data.image_size)
+            data.use(placeholders(config.data.dataset, config.data.data_dir, *few))
             print(what_first(config, data))
         else:
             distributed.once_per_node(data.prepare_data)
             data.setup()
-            distributed.check_equal(data.origin, f"{config.data_dir}: not the same images on all machines")
+            distributed.check_equal(data.origin, f"{config.data.data_dir}: not the same images on all machines")
         model = build_model(config, data)
         found = run.resumable()
         start = distributed.broadcast_result(lambda: find_start(config, run, data, model, state))
         device = f"{processes(config)} x {accelerator}, precision {precision}".removeprefix("1 x ")
         words = description(config, run, data, model, device, start)
-        if config.dry_run:
+        if config.run.dry_run:
             print(words)
             return
         resolved = {  # what the settings left to the program
             "accelerator": accelerator,
             "precision": precision,
             "devices": distributed.world_size(),
-            "learning_rate": config.peak_rate,
-            "warmup_epochs": config.warmup,
-            "proj_hidden": config.proj_hidden or config.out_dim,
-            "in_dim": config.num_features,
+            "learning_rate": config.optimizer.peak_rate,
+            "warmup_epochs": config.optimizer.warmup,
+            "proj_hidden": config.network.proj_hidden or config.network.out_dim,
+            "in_dim": config.network.num_features,
             "train_images": len(data.train),
             "test_images": len(data.test),
             "hardware": hardware(accelerator),
@@ -84,14 +86,23 @@ def pretrain(config: Pretrain) -> None:
             "stem": model.hparams["stem"],
             "images": data.origin,
         }
-        about = {"command": "pretrain", "settings": settings(config), "resolved": resolved, "versions": versions()}
+        about = {
+            "command": "pretrain",
+            "settings": settings_to_keep(config),
+            "resolved": resolved,
+            "versions": versions(),
+        }
         start = distributed.broadcast_result(lambda: claim(config, run, (state, found), start, about, words, held))
         train(config, run, data, model, accelerator, precision, start)
 
 
 def processes(config: Pretrain) -> int:
     """How many share a batch, or would."""
-    return (config.devices or 1) * (config.num_nodes or 1) if config.dry_run else distributed.world_size()
+    return (
+        (config.device.devices or 1) * (config.device.num_nodes or 1)
+        if config.run.dry_run
+        else distributed.world_size()
+    )
 
 
 def look(config: Pretrain, run: RunDirectory) -> str:
@@ -100,32 +111,32 @@ def look(config: Pretrain, run: RunDirectory) -> str:
     Raises:
         UserError: it holds a run of other settings, or what is no run.
     """
-    shares = processes(config) * config.accumulate
+    shares = processes(config) * config.optimizer.accumulate
     check(
-        config.batch_size % shares == 0 and config.batch_size >= 2 * shares,
-        f"--batch-size {config.batch_size}: {processes(config)} devices share it in equal parts of at least 2"
-        + (f", {config.accumulate} times" if config.accumulate > 1 else ""),
+        config.optimizer.batch_size % shares == 0 and config.optimizer.batch_size >= 2 * shares,
+        f"--batch-size {config.optimizer.batch_size}: {processes(config)} devices share it in equal parts of at least 2"
+        + (f", {config.optimizer.accumulate} times" if config.optimizer.accumulate > 1 else ""),
     )
     state = run.state()
-    if state != "new" and not config.overwrite:
-        changed = differences(run.settings(), settings(config))
+    if state != "new" and not config.run.overwrite:
+        changed = describe_differences(run.settings(), settings_to_keep(config))
         check(
             not changed,
             f"{run.path} holds a run with other settings ({'; '.join(changed)}): "
             "give another --exp-name, or --overwrite to start anew",
         )
-    if state == "finished" and not config.overwrite and config.dataset in OWN:
+    if state == "finished" and not config.run.overwrite and config.data.dataset in OWN:
         began = run.settings().get("data_dir") or ""
         check(
-            os.path.realpath(began) == os.path.realpath(os.path.expanduser(config.data_dir)),
+            os.path.realpath(began) == os.path.realpath(os.path.expanduser(config.data.data_dir)),
             f"{run.path} holds a finished run on the images in {began}: give another --exp-name, or --overwrite",
         )
-    if config.dataset == "folder":
-        root = Path(config.data_dir).expanduser().resolve()
+    if config.data.dataset == "folder":
+        root = Path(config.data.data_dir).expanduser().resolve()
         root = root / "train" if (root / "train").is_dir() else root
         check(
             root not in run.path.resolve().parents,
-            f"{run.path} lies in --data-dir {config.data_dir}, where its pictures would be taken for images: "
+            f"{run.path} lies in --data-dir {config.data.data_dir}, where its pictures would be taken for images: "
             "give another --save-dir",
         )
     return state
@@ -144,7 +155,7 @@ def claim(
     held.enter_context(run.lock())
     check((run.state(), run.resumable()) == seen, f"{run.path} has changed meanwhile: run this again")
     print(words, flush=True)
-    if config.overwrite:
+    if config.run.overwrite:
         run.delete()
     run.create(about)
     run.sweep()
@@ -155,31 +166,36 @@ def claim(
 
 
 def build_data(config: Pretrain, compile: bool) -> ViewsDataModule:
-    policy = Policy(**{name: getattr(config, name) for name in Policy.__dataclass_fields__})
-    names = ("dataset", "data_dir", "data_url", "train_images", "test_images", "image_size", "cache_dir", "data_memory")
-    names += ("skip_bad_images", "batch_size", "accumulate", "views", "seed")
-    return ViewsDataModule(**{name: getattr(config, name) for name in names}, policy=policy, compile=compile)
+    return ViewsDataModule(
+        **asdict(config.data),
+        batch_size=config.optimizer.batch_size,
+        accumulate=config.optimizer.accumulate,
+        views=config.method.views,
+        seed=config.run.seed,
+        policy=config.augmentation,
+        compile=compile,
+    )
 
 
 def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
-    pl.seed_everything(config.seed % 2**32, verbose=False)  # the initial weights; nothing later asks this generator
-    names = (
-        *("backbone", "width", "out_dim", "h_dim", "proj_layers", "proj_hidden", "stop_grad", "predictor"),
-        *("fixed_predictor", "heads_bn", "symmetric"),
-        *("zero_init_residual", "momentum", "weight_decay", "constant_predictor_lr"),
-    )
+    pl.seed_everything(config.run.seed % 2**32, verbose=False)  # initial weights; nothing later uses this generator
+    network, method, optimizer = asdict(config.network), asdict(config.method), config.optimizer
+    del network["in_dim"], method["views"]
     return SimSiam(
-        **{name: getattr(config, name) for name in names},
-        learning_rate=config.peak_rate,
-        warmup_epochs=config.warmup,
+        **network | {"stem": config.network.stem or default_stem(data.size)},
+        **method,
+        learning_rate=optimizer.peak_rate,
+        warmup_epochs=optimizer.warmup,
+        momentum=optimizer.momentum,
+        weight_decay=optimizer.weight_decay,
+        constant_predictor_lr=optimizer.constant_predictor_lr,
         image_size=data.size,
-        stem=config.stem or default_stem(data.size),
         mean=data.mean.tolist(),
         std=data.std.tolist(),
     )
 
 
-STATEFUL = (MetricsRecorder.state_key, CheckpointCallback.state_key)
+STATEFUL = ("Recorder", "Keeper")  # state keys of the callbacks whose state a checkpoint must have
 
 
 class Start(NamedTuple):
@@ -198,35 +214,37 @@ def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model
         UserError: damaged, foreign, a checkpoint of other settings, or settings that do not go with the images.
     """
     check(
-        config.knn_every == 0 or no_knn(data.train, data.test) is not None or config.knn_k <= len(data.train),
-        f"--knn-k {config.knn_k} is more than the {len(data.train)} train images: give fewer, or --knn-every 0",
+        config.monitor.knn_every == 0
+        or no_knn(data.train, data.test) is not None
+        or config.monitor.knn_k <= len(data.train),
+        f"--knn-k {config.monitor.knn_k} is more than the {len(data.train)} train images: give fewer, or --knn-every 0",
     )
-    if state == "unfinished" and not config.overwrite and run.resumable():
+    if state == "unfinished" and not config.run.overwrite and run.resumable():
         check(
-            config.ckpt_dir in (None, run.settings().get("ckpt_dir")),
-            f"{run.path} holds an unfinished run, which would be resumed instead of --ckpt-dir {config.ckpt_dir}: "
+            config.run.ckpt_dir in (None, run.settings().get("ckpt_dir")),
+            f"{run.path} holds an unfinished run, which would be resumed instead of --ckpt-dir {config.run.ckpt_dir}: "
             "leave the flag out, or give another --exp-name",
         )
         check(
             run.images() in (None, data.origin),
-            f"{run.path} holds an unfinished run on other images than are in {config.data_dir} now: "
+            f"{run.path} holds an unfinished run on other images than are in {config.data.data_dir} now: "
             "give another --exp-name, or --overwrite to start anew",
         )
         return _newest_whole(run.resumable())
-    if config.model_path:
-        load_weights(model, config.model_path)
-    if config.ckpt_dir is None:
+    if config.run.model_path:
+        load_weights(model, config.run.model_path)
+    if config.run.ckpt_dir is None:
         return None
-    file = find_checkpoint(config.ckpt_dir, whole=True)
+    file = find_checkpoint(config.run.ckpt_dir, whole=True)
     content = read_resumable(file, STATEFUL)
-    changed = differences(content["settings"] | {"model_path": None}, settings(config))
+    changed = describe_differences(content["settings"] | {"model_path": None}, settings_to_keep(config))
     check(
         not changed,
         f"{file} is of a run with other settings ({'; '.join(changed)}): "
         "--model-path starts a new run from its weights",
     )
     check(
-        content["row"].get("epoch", 0) < config.epochs,
+        content["row"].get("epoch", 0) < config.optimizer.epochs,
         f"{file} is of a finished run: nothing is left to train; --model-path starts a new run from its weights",
     )
     check(
@@ -235,7 +253,7 @@ def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model
     )
     check(
         content.get("images") in (None, data.origin),
-        f"{file} is of a run on other images than are in {config.data_dir}: "
+        f"{file} is of a run on other images than are in {config.data.data_dir}: "
         "--model-path starts a new run from its weights",
     )
     load_strictly(model, content["state_dict"], file)
@@ -261,18 +279,18 @@ def description(
 ) -> str:
     """What is about to be trained, for people."""
     millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
-    steps = len(data.train) // config.batch_size
-    pieces = f" ({config.accumulate} parts)" if config.accumulate > 1 else ""
+    steps = len(data.train) // config.optimizer.batch_size
+    pieces = f" ({config.optimizer.accumulate} parts)" if config.optimizer.accumulate > 1 else ""
     return (
-        f"SimSiam on {config.dataset}: {len(data.train):,} train and {len(data.test):,} test images, "
+        f"SimSiam on {config.data.dataset}: {len(data.train):,} train and {len(data.test):,} test images, "
         f"{len(data.train.classes)} classes\n"
         f"{about_images(config, data)}"
-        f"  network   {config.backbone}, width {config.width}, {model.hparams['stem']} stem: "
+        f"  network   {config.network.backbone}, width {config.network.width}, {model.hparams['stem']} stem: "
         f"backbone {millions['backbone']:.2f} M, "
         f"projector {millions['projector']:.2f} M, predictor {millions.get('predictor', 0):.2f} M parameters\n"
-        f"  training  {config.epochs} epochs of {steps} steps of {config.batch_size} images{pieces} x "
-        f"{config.views} views = {config.epochs * steps:,} steps;\n"
-        f"            learning rate {config.peak_rate:g} after {config.warmup:g} epochs of warm-up\n"
+        f"  training  {config.optimizer.epochs} epochs of {steps} steps of {config.optimizer.batch_size} images{pieces} x "  # noqa: E501
+        f"{config.method.views} views = {config.optimizer.epochs * steps:,} steps;\n"
+        f"            learning rate {config.optimizer.peak_rate:g} after {config.optimizer.warmup:g} epochs of warm-up\n"  # noqa: E501
         f"  device    {device}\n"
         f"  run       {run.path}" + (f", resumed from {start.path}" if start else "") + "\n"
         f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}"
@@ -284,15 +302,15 @@ def about_images(config: Pretrain, data: ViewsDataModule) -> str:
     margin = f" from {data.train.side} x {data.train.side}" if data.size < data.train.side else ""
     lines = [f"views of {data.size} x {data.size} pixels{margin}"] if margin or data.size != 32 else []
     why = no_knn(data.train, data.test)
-    if why and config.knn_every:
+    if why and config.monitor.knn_every:
         lines.append(f"{why}: kNN is off")
     return "".join(f"  images    {line}\n" for line in lines)
 
 
 def what_first(config: Pretrain, data: ViewsDataModule) -> str:
     """What a run would do before it trains."""
-    if config.dataset != "folder":
-        return f"{config.dataset} is not in {config.data_dir}: it would be downloaded first"
+    if config.data.dataset != "folder":
+        return f"{config.data.dataset} is not in {config.data.data_dir}: it would be downloaded first"
     n, side = len(data.train) + len(data.test), data.train.side
     return f"{n:,} images would be decoded, {n * 3 * side**2 / 2**30:.2f} GiB, unless they are already"
 
@@ -301,7 +319,7 @@ def provenance(config: Pretrain, data: ViewsDataModule) -> dict[str, Any]:
     """What every checkpoint and exported file says of where it is from."""
     return {
         "classes": list(data.train.classes),
-        "settings": settings(config),
+        "settings": settings_to_keep(config),
         "versions": versions(),
         "commit": git_commit(),
         **({"images": data.origin} if data.origin else {}),  # a person's own
@@ -323,26 +341,30 @@ def train(
         run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step
     )
     if start is None and distributed.rank() == 0:
-        logger.log_settings({name: value for name, value in settings(config).items() if name not in IMMATERIAL})
-    knn_every = 0 if no_knn(data.train, data.test) else config.knn_every
-    knn = KNNMonitor(config.knn_k, config.knn_t, knn_every, report=print_line)
+        logger.log_settings(settings_that_matter(settings_to_keep(config)))
+    knn_every = 0 if no_knn(data.train, data.test) else config.monitor.knn_every
+    knn = KNNMonitor(config.monitor.knn_k, config.monitor.knn_t, knn_every, report=print_line)
     recorder = MetricsRecorder(run, knn)
-    every = max(1, config.epochs // 10) if config.pictures_every is None else config.pictures_every
+    every = (
+        max(1, config.optimizer.epochs // 10)
+        if config.monitor.pictures_every is None
+        else config.monitor.pictures_every
+    )
     pictures = Pictures(run, knn, every, logger.log_picture)
-    collapse = CollapseMonitor(config.stop_on_collapse, report=print_line)
+    collapse = CollapseMonitor(config.monitor.stop_on_collapse, report=print_line)
     about = provenance(config, data)
     io = BackgroundCheckpointIO(AtomicCheckpointIO(keep=run.last), about=dict(about))
     signals = SignalCallback()
-    keeper = CheckpointCallback(run, recorder, config.checkpoint_every, io, signals)
+    keeper = CheckpointCallback(run, recorder, config.run.checkpoint_every, io, signals)
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=distributed.local_world_size(),
         num_nodes=distributed.world_size() // distributed.local_world_size(),
-        strategy="ddp" if distributed.world_size() > 1 else config.strategy,
-        accumulate_grad_batches=config.accumulate,
+        strategy="ddp" if distributed.world_size() > 1 else config.device.strategy,
+        accumulate_grad_batches=config.optimizer.accumulate,
         use_distributed_sampler=False,  # the order of an epoch is ours to share out
         precision=precision,
-        max_epochs=config.epochs,
+        max_epochs=config.optimizer.epochs,
         logger=logger,
         callbacks=[signals, knn, recorder, ProgressCallback(recorder.words), pictures, collapse, keeper],
         plugins=[io],
@@ -352,7 +374,7 @@ def train(
         num_sanity_val_steps=0,
         default_root_dir=run.checkpoints,  # where SLURM's plugin keeps its own, which `RunDirectory.resumable` knows
     )
-    if config.compile and accelerator == "gpu":
+    if config.device.compile and accelerator == "gpu":
         model.compile_networks()
     try:
         trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from simsiam.config.ablations import paper_says
-from simsiam.config.commands import Pretrain, Report, command_line
+from simsiam.config.commands import DEFAULTS, Report, command_line
 from simsiam.evaluation.gallery import OTHER, SAME, Tile, gallery
 from simsiam.report import figures as charts
 from simsiam.report import page
@@ -60,9 +59,9 @@ HOW_TO_READ = (
 
 def report(config: Report) -> None:
     """Gather, draw, write; say where the page is and what it comes to."""
-    choose_accelerator(config.accelerator)
-    runs = read_runs(config.runs)
-    output = Path(config.output).expanduser() if config.output else default_output(runs)
+    choose_accelerator(config.device.accelerator)
+    runs = read_runs(config.report.runs)
+    output = Path(config.report.output).expanduser() if config.report.output else default_output(runs)
     check_output(output)
     groups = group(runs)
     pictures = Pictures(output / "figures")
@@ -174,7 +173,7 @@ def figures(groups: list[Group]) -> list[list[str]]:
     def time(group: Group) -> str:
         return str(timedelta(seconds=round(sum(sum(run.curve("seconds").values()) for run in group.runs))))
 
-    said = paper_says([g.runs[0].settings for g in groups], asdict(Pretrain()))
+    said = paper_says([g.runs[0].settings for g in groups], DEFAULTS)
     paper = [[PAPER, *(words or NOTHING for words in said)]] if any(said) else []
     return [
         ["kNN, last (%)", *(g.each(last("kNN_accuracy")) for g in groups)],
@@ -242,9 +241,9 @@ def portraits(config: Report, groups: list[Group], pictures: Pictures) -> Iterat
         run, portrait = g.runs[0], None
         several = f", of {run.name}" if len(g.runs) > 1 else ""
         yield element("h3", key(g, "features"), g.label, several)
-        if config.pictures:
+        if config.report.pictures:
             try:
-                portrait = draw_portrait(run, config.accelerator, config.data_dir)
+                portrait = draw_portrait(run, config.device.accelerator, config.report.data_dir)
             except UserError as error:
                 yield element("p", f"Without neighbours and map: {error}.", class_="small")
         yield from (shown(portrait, g.mark, run.name, pictures) if portrait else recorded(run, g.mark, pictures))

@@ -6,14 +6,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from simsiam.config.commands import Pretrain, Report
-from utils import cli, distributed
+from simsiam.config.commands import DEFAULTS, Pretrain, Report
+from simsiam.config.evaluation_options import ReportOptions
+from simsiam.config.options import AcceleratorOptions
+from utils import distributed
+from utils.cli import flatten, replace_settings, to_flags
 from utils.console import print_line
 from utils.errors import RunFailure, Stopped, check
 from utils.run_dir import RunDirectory
@@ -21,13 +23,13 @@ from utils.run_dir import RunDirectory
 MAIN = Path(__file__).parents[2] / "main.py"
 
 
-def of_seeds(config: Pretrain) -> list[Pretrain]:
+def expand_seeds(config: Pretrain) -> list[Pretrain]:
     """The run of each of `--seeds`, in a folder `seed_N` below the run's own; the run itself where there are none."""
     where = config.run_dir
-    if not config.seeds:
+    if not config.run.seeds:
         return [config]
-    alone = replace(config, seeds=(), save_dir=str(where.parent), exp_name=where.name)
-    return [replace(alone, seed=seed, version=f"seed_{seed}") for seed in config.seeds]
+    alone = replace_settings(config, seeds=(), save_dir=str(where.parent), exp_name=where.name)
+    return [replace_settings(alone, seed=seed, version=f"seed_{seed}") for seed in config.run.seeds]
 
 
 def run_all(runs: Mapping[str, Pretrain]) -> None:
@@ -46,15 +48,16 @@ def run_all(runs: Mapping[str, Pretrain]) -> None:
         started is None or started.world_size() == 1,
         "several runs: not by torchrun or srun; each has its own processes",
     )
-    alone = first.accelerator == "cpu" or (first.devices or 1) > 1
+    alone = first.device.accelerator == "cpu" or (first.device.devices or 1) > 1
     failed = _Processes(runs, [] if alone else gpus()).run()
-    if first.dry_run:
+    if first.run.dry_run:
         return
     trained = tuple(str(config.run_dir) for config in runs.values() if RunDirectory(config.run_dir).rows())
     if trained:
         from simsiam.commands.report import report
 
-        report(Report(runs=trained, accelerator=first.accelerator))
+        device = AcceleratorOptions(accelerator=first.device.accelerator)
+        report(Report(report=ReportOptions(runs=trained), device=device))
     if failed:
         words = ", ".join(f"{name} (status {status})" for name, status in failed.items())
         raise RunFailure(f"not brought to their end: {words}", max(failed.values()))
@@ -138,7 +141,6 @@ class _Processes:
 
 
 def flags(config: Pretrain) -> list[str]:
-    """The flags of a run; what `--config` said is in its settings already."""
-    usual = {field.name: field.default for field in fields(Pretrain)}
-    given = {name: value for name, value in asdict(config).items() if value != usual[name] and name != "config"}
-    return cli.flags(given)
+    """The flags of a run; the settings of `--config` are among them."""
+    given = {name: value for name, value in flatten(config).items() if value != DEFAULTS[name] and name != "config"}
+    return to_flags(given)

@@ -1,114 +1,100 @@
-"""Groups of options: a group is a heading in `--help`, a field is a flag, and the string below a field is its help.
+"""Groups of options of a training: a group is a heading in `--help`, a field a flag, the string below it its help.
 
-Nothing here imports torch, so that `--help` answers at once.
+The range of an option stands on its field. Nothing here imports torch, so that `--help` answers at once.
 """
 
-import math
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from simsiam.config.ablations import USUAL, VARIANTS
-from utils.cli import left_out
+from utils.cli import MAY_CHANGE, NOT_INHERITED, NOT_KEPT, unset
 from utils.errors import check
 
 Dataset = Literal["cifar10", "cifar100", "patterns", "folder", "arrays"]
-
-
-def check_seed(seed: int) -> None:
-    check(0 <= seed < 2**63, f"--seed {seed}: 0 or more, and below 2**63")
+AtLeast1 = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+BatchSize = Annotated[int, Field(ge=2)]  # BN needs a batch
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which images."""
+    """Data."""
 
     dataset: Dataset = "cifar10"
-    """cifar10 and cifar100 are downloaded if need be; patterns is generated: no file, no network, a demonstration.
-    Your own: folder (of images: DIR/train/CLASS/* and DIR/val/CLASS/*, DIR/CLASS/*, or DIR/* without labels), and
-    arrays (an .npz of x_train, y_train, x_test, y_test)."""
-    data_dir: str = "./data"
-    """Folder of the data sets, as torchvision lays them out; your folder of images; your .npz file."""
-    data_url: Annotated[str | None, left_out("URL", "the publisher's")] = None
-    """Another address of the data set's archive (a mirror); its checksum must be the published one."""
-    train_images: Annotated[int | None, left_out("N", "all")] = None
+    """cifar10 and cifar100 are downloaded if need be; patterns is generated (no file, no network): a demonstration.
+    Your own: folder (DIR/train/CLASS/* and DIR/val/CLASS/*, DIR/CLASS/*, or DIR/* without labels), and arrays
+    (an .npz file of x_train, y_train, x_test, y_test)."""
+    data_dir: Annotated[str, MAY_CHANGE] = "./data"
+    """Folder of the data sets in torchvision's layout; or your folder of images; or your .npz file."""
+    data_url: Annotated[str | None, unset("URL", "the publisher's"), MAY_CHANGE] = None
+    """Download the archive from this mirror; its checksum must be the published one."""
+    train_images: Annotated[AtLeast1 | None, unset("N", "all")] = None
     """Use the first N images of the train split (of a folder: N spread evenly)."""
-    test_images: Annotated[int | None, left_out("N", "all")] = None
+    test_images: Annotated[AtLeast1 | None, unset("N", "all")] = None
     """Use the first N images of the test split (of a folder: N spread evenly)."""
-    image_size: Annotated[int | None, left_out("PIXELS", "the data set's own; 96 of a folder")] = None
-    """Side of a view. Beyond 64, a folder's images are stored with a margin for the crops: 256 pixels for 224."""
-    cache_dir: Annotated[str | None, left_out("DIR", "~/.cache/simsiam")] = None
-    """Where a folder's decoded images are kept, until they change."""
-    skip_bad_images: bool = False
-    """Leave out the images of a folder that cannot be read, instead of an error."""
-    data_memory: Annotated[float | None, left_out("GIB", "half of what is free")] = None
-    """Memory that images may take where it computes. More of them are read from the disk while it trains."""
-
-    def __post_init__(self) -> None:
-        for name in ("train_images", "test_images"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"--{name.replace('_', '-')} {value}: at least 1, or leave it out")
-        size = self.image_size
-        check(size is None or 8 <= size <= 1024, f"--image-size {size}: 8 to 1024 pixels")
-        memory = self.data_memory
-        check(memory is None or 0 <= memory < math.inf, f"--data-memory {memory}: GiB, 0 or more")
+    image_size: Annotated[
+        Annotated[int, Field(ge=8, le=1024)] | None, unset("PIXELS", "the data set's own; 96 of a folder")
+    ] = None
+    """Side of a view. Above 64, a folder's images are stored with a margin for the crops (256 pixels for 224)."""
+    cache_dir: Annotated[str | None, unset("DIR", "~/.cache/simsiam"), MAY_CHANGE] = None
+    """Folder for the decoded images of a folder."""
+    skip_bad_images: Annotated[bool, MAY_CHANGE] = False
+    """Leave out images of a folder that cannot be read, instead of an error."""
+    data_memory: Annotated[NotNegative | None, unset("GIB", "half of what is free"), MAY_CHANGE] = None
+    """GiB of device memory for the data set; a larger one is streamed from disk."""
 
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """How an image becomes a view: the paper's pipeline for CIFAR. Probabilities are 0 to 1."""
+    """Augmentation: the paper's pipeline for CIFAR. A strength s draws its factor from 1 - s to 1 + s."""
 
-    crop_scale: float = 0.2
-    """Least area of a crop, as a share of the image."""
-    flip: float = 0.5
+    crop_scale: Share = 0.2
+    """Smallest area of a crop, as a share of the image."""
+    flip: Probability = 0.5
     """Probability of a left-right flip."""
-    jitter: float = 0.8
-    """Probability of the colour jitter, whose four operations come in a random order for each sample."""
-    brightness: float = 0.4
-    """Strength s: the factor is drawn from 1 - s to 1 + s."""
-    contrast: float = 0.4
-    """Strength, likewise."""
-    saturation: float = 0.4
-    """Strength, likewise."""
-    hue: float = 0.1
-    """Largest shift of the hue, in turns of the colour wheel (0 to 0.5)."""
-    grayscale: float = 0.2
-    """Probability of a view without colour."""
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grayscale"):
-            value = getattr(self, name)
-            check(0 <= value <= 1, f"--{name} {value}: a probability, 0 to 1")
-        for name in ("brightness", "contrast", "saturation"):
-            value = getattr(self, name)
-            check(0 <= value < math.inf, f"--{name} {value}: a strength is 0 or more")
-        check(0 < self.crop_scale <= 1, f"--crop-scale {self.crop_scale}: above 0 and at most 1")
-        check(0 <= self.hue <= 0.5, f"--hue {self.hue}: 0 to 0.5 turns")
+    jitter: Probability = 0.8
+    """Probability of the colour jitter; its four operations come in a random order for each sample."""
+    brightness: NotNegative = 0.4
+    """Strength of the brightness jitter."""
+    contrast: NotNegative = 0.4
+    """Strength of the contrast jitter."""
+    saturation: NotNegative = 0.4
+    """Strength of the saturation jitter."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Largest hue shift, in turns of the colour wheel."""
+    grayscale: Probability = 0.2
+    """Probability of a grayscale view."""
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The encoder f (backbone and projector) and the predictor h."""
+    """Network: the encoder f (backbone and projector) and the predictor h."""
 
     backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50"] = "resnet18"
     """resnet10 is the small one, for a CPU."""
-    stem: Annotated[Literal["cifar", "imagenet"] | None, left_out("{cifar,imagenet}", "cifar up to 64 pixels")] = None
-    """What the network begins with: cifar (3x3, no max-pooling) or imagenet (7x7 of stride 2, max-pooling)."""
-    width: int = 64
+    stem: Annotated[Literal["cifar", "imagenet"] | None, unset("{cifar,imagenet}", "cifar up to 64 pixels")] = None
+    """First layers: cifar (3x3 convolution) or imagenet (7x7 of stride 2, max-pooling)."""
+    width: AtLeast1 = 64
     """Channels of the first stage; a resnet18 has 8 x width features, a resnet50 32 x width."""
-    in_dim: Annotated[int | None, left_out("N", "follows from backbone and width")] = None
-    """Features that the projector gets. They follow from backbone and width; if given, it must be that number."""
-    out_dim: int = 1024
+    in_dim: Annotated[AtLeast1 | None, unset("N", "follows from backbone and width"), MAY_CHANGE] = None
+    """Input dimension of the projector; if given, it must be the number of the backbone's features."""
+    out_dim: AtLeast1 = 1024
     """Dimension d of the projections z and the predictions p."""
-    h_dim: int = 512
-    """Hidden dimension of the predictor, its bottleneck."""
+    h_dim: AtLeast1 = 512
+    """Hidden dimension (bottleneck) of the predictor."""
     proj_layers: Literal[2, 3] = 2
     """Layers of the projector: the paper has 2 for CIFAR and 3 for ImageNet."""
-    proj_hidden: Annotated[int | None, left_out("N", "--out-dim")] = None
+    proj_hidden: Annotated[AtLeast1 | None, unset("N", "--out-dim")] = None
     """Hidden dimension of the projector."""
     heads_bn: Literal["paper", "none", "hidden", "all"] = "paper"
-    """Layers of the heads with BN (table 3 of the paper): its own, none, the hidden ones, or h's output too."""
+    """Layers of the heads with BN (table 3 of the paper): paper's own, none, hidden ones, or h's output too."""
     zero_init_residual: bool = True
     """Start each residual block as the identity (its last BN at zero)."""
 
@@ -117,9 +103,6 @@ class NetworkOptions:
         return self.width * (32 if self.backbone == "resnet50" else 8)
 
     def __post_init__(self) -> None:
-        for name in ("width", "out_dim", "h_dim", "proj_hidden"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"--{name.replace('_', '-')} {value}: at least 1")
         check(
             self.in_dim in (None, self.num_features),
             f"--in-dim {self.in_dim}: {self.backbone} of width {self.width} has {self.num_features} features; "
@@ -129,184 +112,146 @@ class NetworkOptions:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """SimSiam itself (arXiv 2011.10566) and the switches of its ablations."""
+    """Method: SimSiam (arXiv 2011.10566) and its ablations."""
 
-    views: int = 2
+    views: Annotated[int, Field(ge=2)] = 2
     """Views of each image. More than two is FastSiam: each prediction against the mean of the other projections."""
     stop_grad: bool = True
     """Stop the gradient at z. Without it the representation collapses."""
     predictor: bool = True
     """Use the predictor h. Without it the representation collapses."""
     fixed_predictor: bool = False
-    """Leave h at its random initial weights (the paper's section 4.2): then nothing is learned."""
+    """Keep h at its random initial weights (section 4.2): nothing is learned then."""
     symmetric: bool = True
     """Predict each view from the other; --no-symmetric is D(p1, z2) alone (section 4.6)."""
 
     def __post_init__(self) -> None:
-        check(self.views >= 2, f"--views {self.views}: at least 2")
-        check(self.predictor or not self.fixed_predictor, "--fixed-predictor: goes without --no-predictor")
+        check(self.predictor or not self.fixed_predictor, "--fixed-predictor needs a predictor: drop --no-predictor")
 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """SGD with warm-up and cosine."""
+    """Optimizer: SGD with linear warm-up and cosine decay."""
 
-    epochs: int = 800
-    """Length of the run, in passes over the train images; the cosine reaches 0 at its end."""
-    batch_size: int = 512
-    """Images in a step, each with its views; the last partial batch of an epoch is left out."""
-    accumulate: int = 1
-    """Take each batch in N parts, one after the other, for 1/N of the memory; BN's statistics are those of a part."""
-    learning_rate: Annotated[float | Literal["auto"], tyro.conf.arg(metavar="RATE|auto")] = 0.06
-    """Peak rate, for this batch size; auto is the paper's 0.03 x batch size / 256. Small runs like more: 0.15."""
-    momentum: float = 0.9
+    epochs: AtLeast1 = 800
+    """Length of the run; the cosine reaches 0 at its end."""
+    batch_size: BatchSize = 512
+    """Images in a step, each with its views; the last partial batch of an epoch is dropped."""
+    accumulate: AtLeast1 = 1
+    """Take each batch in N parts one after another, in 1/N of the memory; BN statistics are those of a part."""
+    learning_rate: Annotated[Positive | Literal["auto"], tyro.conf.arg(metavar="RATE|auto")] = 0.06
+    """Peak rate for this batch size; auto is the paper's 0.03 x batch size / 256. Small runs like more: 0.15."""
+    momentum: Momentum = 0.9
     """Momentum of SGD."""
-    weight_decay: float = 5e-4
-    """On all parameters, BN included, as in the paper. It is sharp: ten times more collapses."""
-    warmup_epochs: Annotated[float | None, left_out("EPOCHS", "10, but a tenth of a run below 100 epochs")] = None
+    weight_decay: NotNegative = 5e-4
+    """On all parameters, BN included, as in the paper. Ten times more collapses."""
+    warmup_epochs: Annotated[NotNegative | None, unset("EPOCHS", "10, or a tenth of a run below 100 epochs")] = None
     """Epochs of linear warm-up."""
     constant_predictor_lr: bool = False
-    """Keep the predictor at the peak rate throughout (the paper's section 4.2)."""
+    """Keep the predictor at the peak rate throughout (section 4.2)."""
 
     @property
     def peak_rate(self) -> float:
-        """The learning rate, after "auto" is worked out."""
+        """The learning rate, with "auto" resolved."""
         return 0.03 * self.batch_size / 256 if self.learning_rate == "auto" else float(self.learning_rate)
 
     @property
     def warmup(self) -> float:
-        """Epochs of warm-up, after the default is filled in."""
+        """Epochs of warm-up, with the default resolved."""
         return min(10, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     def __post_init__(self) -> None:
-        check(self.epochs >= 1, f"--epochs {self.epochs}: at least 1")
-        check(self.batch_size >= 2, f"--batch-size {self.batch_size}: at least 2, since BN needs a batch")
         check(
-            self.accumulate >= 1 and self.batch_size % self.accumulate == 0 and self.batch_size >= 2 * self.accumulate,
-            f"--accumulate {self.accumulate}: so many equal parts, of at least 2, of --batch-size {self.batch_size}",
+            self.batch_size % self.accumulate == 0 and self.batch_size >= 2 * self.accumulate,
+            f"--accumulate {self.accumulate}: --batch-size {self.batch_size} must split into equal parts of at least 2",
         )
-        check(0 < self.peak_rate < math.inf, f"--learning-rate {self.learning_rate}: above 0, or auto")
-        check(0 <= self.momentum < 1, f"--momentum {self.momentum}: 0 or more, and below 1")
-        check(0 <= self.weight_decay < math.inf, f"--weight-decay {self.weight_decay}: 0 or more")
         check(
-            0 <= self.warmup < self.epochs,
-            f"--warmup-epochs {self.warmup_epochs}: from 0 to less than --epochs {self.epochs}, or the rate never "
-            f"comes down; left out it is {min(10, self.epochs / 10):g}",
+            self.warmup < self.epochs,
+            f"--warmup-epochs {self.warmup_epochs}: must be less than --epochs {self.epochs}, or the rate never comes "
+            f"down; left out it is {min(10, self.epochs / 10):g}",
         )
 
 
 @dataclass(frozen=True)
 class MonitorOptions:
-    """What is measured while it trains."""
+    """Monitoring."""
 
-    knn_k: int = 200
+    knn_k: AtLeast1 = 200
     """Neighbours that vote in the kNN monitor."""
-    knn_t: float = 0.1
+    knn_t: Positive = 0.1
     """Temperature of their votes."""
-    knn_every: int = 1
-    """Measure kNN each N epochs (and always after the last); 0 for never."""
-    pictures_every: Annotated[int | None, left_out("EPOCHS", "a tenth of the run")] = None
-    """Put views and neighbours into TensorBoard each N epochs; 0 for the first and the last alone."""
-    stop_on_collapse: bool = False
+    knn_every: Annotated[int, Field(ge=0), MAY_CHANGE] = 1
+    """Epochs between kNN measurements (always after the last epoch); 0 for never."""
+    pictures_every: Annotated[Annotated[int, Field(ge=0)] | None, unset("EPOCHS", "a tenth of the run"), MAY_CHANGE] = (
+        None
+    )
+    """Epochs between views and neighbours in TensorBoard; 0 for the first and the last epoch only."""
+    stop_on_collapse: Annotated[bool, MAY_CHANGE] = False
     """End the run with status 3 when the projections collapse, instead of a warning."""
-
-    def __post_init__(self) -> None:
-        check(self.knn_k >= 1, f"--knn-k {self.knn_k}: at least 1")
-        check(0 < self.knn_t < math.inf, f"--knn-t {self.knn_t}: above 0")
-        check(
-            self.pictures_every is None or self.pictures_every >= 0,
-            f"--pictures-every {self.pictures_every}: 0 (at the ends alone) or more",
-        )
-        check(self.knn_every >= 0, f"--knn-every {self.knn_every}: 0 (never) or more")
 
 
 @dataclass(frozen=True)
 class AcceleratorOptions:
-    """Where it computes."""
+    """Device."""
 
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    accelerator: Annotated[Literal["auto", "cpu", "gpu"], MAY_CHANGE] = "auto"
     """auto is the GPU if there is one."""
 
 
 @dataclass(frozen=True)
-class DeviceOptions(AcceleratorOptions):
-    """Where and how it computes. The defaults choose themselves."""
+class PrecisionOptions(AcceleratorOptions):
+    """Device and precision."""
 
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    """auto is bf16 (mixed) on a GPU that can, else 32."""
+    """auto is bf16 (mixed) on a GPU that supports it, else 32."""
 
 
 @dataclass(frozen=True)
-class SpeedOptions:
-    """What makes it fast."""
+class DeviceOptions(PrecisionOptions):
+    """Devices and precision. The defaults choose themselves."""
 
-    compile: bool = True
-    """Compile networks and augmentation where that pays: on a GPU."""
-    devices: Annotated[int | None, left_out("N", "1, or as many as torchrun or srun started")] = None
-    """Devices of this machine (on a CPU: processes) that share each batch."""
-    num_nodes: Annotated[int | None, left_out("M", "as many as torchrun or srun started it on")] = None
-    """Machines that share it; torchrun or srun starts the same command on each."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """Lightning's; auto is ddp for several devices."""
-
-    def __post_init__(self) -> None:
-        for name in ("devices", "num_nodes"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"--{name.replace('_', '-')} {value}: at least 1")
+    compile: Annotated[bool, MAY_CHANGE] = True
+    """Compile networks and augmentation (on a GPU)."""
+    devices: Annotated[AtLeast1 | None, unset("N", "1, or as many as torchrun or srun started"), MAY_CHANGE] = None
+    """GPUs of this machine (on a CPU: processes) that share each batch."""
+    num_nodes: Annotated[AtLeast1 | None, unset("M", "as many as torchrun or srun started it on"), MAY_CHANGE] = None
+    """Machines that share each batch; torchrun or srun starts the same command on each."""
+    strategy: Annotated[Literal["auto", "ddp"], MAY_CHANGE] = "auto"
+    """Lightning's strategy; auto is ddp for several devices."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where the run lives and where it starts. The same command again resumes a run that was cut off."""
+    """Run: its folder, seed and checkpoints. The same command again resumes a run that was cut off."""
 
-    save_dir: str = "./runs"
+    save_dir: Annotated[str, MAY_CHANGE] = "./runs"
     """Folder of all runs."""
-    exp_name: Annotated[str | None, left_out("NAME", "simsiam_DATASET")] = None
-    """Name of the run: its folder is SAVE_DIR/EXP_NAME."""
-    version: Annotated[str | None, left_out("NAME", "none")] = None
+    exp_name: Annotated[str | None, unset("NAME", "simsiam_DATASET"), NOT_INHERITED] = None
+    """Name of the run; its folder is SAVE_DIR/EXP_NAME."""
+    version: Annotated[str | None, unset("NAME", "none"), NOT_INHERITED] = None
     """A further folder below it: SAVE_DIR/EXP_NAME/VERSION."""
-    seed: int = 0
-    """Same seed, same run: of the weights, the order and each augmentation."""
-    seeds: Annotated[tuple[int, ...], tyro.conf.arg(help_behavior_hint="(default: the one run)")] = ()
+    seed: Seed = 0
+    """Seed of weights, order and augmentation; the same seed gives the same run."""
+    seeds: Annotated[tuple[Seed, ...], tyro.conf.arg(help_behavior_hint="(default: --seed alone)"), NOT_KEPT] = ()
     """Train once for each of these seeds, in folders seed_N of the run's, and write the report of all."""
-    ckpt_dir: Annotated[str | None, left_out("PATH", "none")] = None
-    """Resume from this checkpoint: a .ckpt, or a folder that holds one. Its settings must be these."""
-    model_path: Annotated[str | None, left_out("PATH", "none")] = None
-    """Start from these weights alone: a .ckpt, a run folder, or a .safetensors of a backbone."""
-    checkpoint_every: Annotated[int | None, left_out("EPOCHS", "once 30 seconds have gone by")] = None
+    ckpt_dir: Annotated[str | None, unset("PATH", "none"), NOT_INHERITED] = None
+    """Resume from this checkpoint: a .ckpt, or a folder that holds one. The settings must be the same."""
+    model_path: Annotated[str | None, unset("PATH", "none")] = None
+    """Start from these weights alone: a .ckpt, a run folder, or a backbone's .safetensors."""
+    checkpoint_every: Annotated[AtLeast1 | None, unset("EPOCHS", "every 30 seconds"), MAY_CHANGE] = None
     """Epochs between checkpoints."""
-    config: Annotated[str | None, left_out("FILE", "none")] = None
-    """Start from the settings in the config.yaml of an earlier run, all but its name; flags given beside it win."""
-    overwrite: bool = False
+    config: Annotated[str | None, unset("FILE", "none"), NOT_KEPT] = None
+    """Start from the settings in the config.yaml of an earlier run (all but its name); flags beside it win."""
+    overwrite: Annotated[bool, NOT_KEPT] = False
     """Delete an earlier run of this name and start anew."""
-    dry_run: bool = False
+    dry_run: Annotated[bool, NOT_KEPT] = False
     """Print what would be trained and where it would write, and exit."""
 
     def __post_init__(self) -> None:
-        for seed in (self.seed, *self.seeds):
-            check_seed(seed)
-        check(len(set(self.seeds)) == len(self.seeds), "--seeds: each once")
-        check(not self.seeds or self.ckpt_dir is None, "--ckpt-dir: goes with one run, without --seeds")
-        check(self.checkpoint_every is None or self.checkpoint_every >= 1, "--checkpoint-every: at least 1")
+        check(len(set(self.seeds)) == len(self.seeds), "--seeds: give each seed once")
+        check(not self.seeds or self.ckpt_dir is None, "--ckpt-dir resumes one run: drop --seeds")
         check(not (self.ckpt_dir and self.model_path), "--ckpt-dir resumes, --model-path starts anew: give one of them")
         for flag, value in (("--exp-name", self.exp_name), ("--version", self.version)):
-            named = value is None or (value not in ("", ".", "..") and "/" not in value and "\\" not in value)
-            check(named, f"{flag} {value!r}: a plain name, without a slash")
+            plain = value is None or (value not in (".", "..") and "/" not in value and "\\" not in value)
+            check(plain, f"{flag} {value!r}: a plain name, without a slash")
             check(len(value or "") <= 100, f"{flag}: {len(value or '')} letters are too long for a folder's name")
-
-
-# ---------------------------------------------------------------- of the commands that use what was learned
-
-
-@dataclass(frozen=True)
-class AblateOptions:
-    """What is taken away or changed, one thing at a time."""
-
-    variants: tuple[str, ...] = USUAL
-    """The paper's: baseline, no-stop-grad, no-predictor, fixed-predictor, constant-predictor-lr, no-bn, hidden-bn and
-    all-bn (in the heads), asymmetric, and batch-64 to batch-4096 (the rate follows the batch)."""
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.variants if name not in VARIANTS]
-        check(not unknown, f"--variants {' '.join(unknown)}: there are {', '.join(VARIANTS)}")
-        check(len(set(self.variants)) == len(self.variants) > 0, "--variants: at least one, each once")

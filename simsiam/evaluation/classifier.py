@@ -154,9 +154,9 @@ def fit_classifier(
     """
     results.clear()
     trainer = pl.Trainer(
-        accelerator=choose_accelerator(config.accelerator),
+        accelerator=choose_accelerator(config.device.accelerator),
         devices=1,
-        precision=choose_precision(config.precision, config.accelerator),
+        precision=choose_precision(config.device.precision, config.device.accelerator),
         max_epochs=epochs,
         logger=ResilientTensorBoardLogger(results.path, name="", version="", default_hp_metric=False),
         callbacks=[ProgressCallback(model.words)],

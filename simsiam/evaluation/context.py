@@ -92,7 +92,7 @@ def open_checkpoint(config: Config, device: torch.device) -> Model:
     Raises:
         UserError: it cannot be had, or has a weight that is not finite.
     """
-    trained = load_trained(config.checkpoint)
+    trained = load_trained(config.checkpoint.checkpoint)
     finite = all(bool(tensor.isfinite().all()) for tensor in trained.backbone.state_dict().values())
     check(finite, f"{trained.file}: a weight is not finite, so nothing can be measured")
     for network in (trained.backbone, trained.projector):
@@ -116,32 +116,32 @@ def open_context(
     """
     model = open_checkpoint(config, device)
     trained, settings = model.trained, model.trained.about.get("settings", {})
-    dataset = config.dataset or settings.get("dataset")
+    dataset = config.data.dataset or settings.get("dataset")
     if dataset is None:
         raise UserError(f"{trained.file} does not say what it was trained on: give --dataset")
     known = settings if dataset == settings.get("dataset") else {}
-    data_dir = config.data_dir
+    data_dir = config.data.data_dir
     if data_dir is None:
         there = Path(known.get("data_dir") or "").expanduser()
         own = bool(known.get("data_dir")) and dataset in OWN  # in ./data there would be others
         gone = own and download and not there.exists()
         check(not gone, f"{there}, where the run had its images, is not there: give --data-dir")
         data_dir = str(there) if own or (known.get("data_dir") and there.exists()) else "./data"
-    cache_dir = config.cache_dir
+    cache_dir = config.data.cache_dir
     if cache_dir is None:
         there = Path(known.get("cache_dir") or "").expanduser()
         cache_dir = str(there) if known.get("cache_dir") and there.is_dir() else None
-    sizes = (config.train_images or known.get("train_images"), config.test_images or known.get("test_images"))
-    size = config.image_size or trained.backbone.image_size
-    skip = config.skip_bad_images or known.get("skip_bad_images") is True
+    sizes = (config.data.train_images or known.get("train_images"), config.data.test_images or known.get("test_images"))
+    size = config.data.image_size or trained.backbone.image_size
+    skip = config.data.skip_bad_images or known.get("skip_bad_images") is True
     if download:
-        fetch(dataset, data_dir, config.data_url, *sizes, size, cache_dir, skip)
+        fetch(dataset, data_dir, config.data.data_url, *sizes, size, cache_dir, skip)
     else:
         check(at_hand(dataset, data_dir), f"{dataset} is not in {data_dir}")
     splits = load(dataset, data_dir, *sizes, size, cache_dir)
     if from_scratch is not None:
         trained = trained._replace(backbone=random_backbone(trained, from_scratch).to(device), projector=None)
-    train, test = settle(splits, device, config.data_memory)
+    train, test = settle(splits, device, config.data.data_memory)
     return EvaluationContext(model._replace(trained=trained), dataset, train, test)
 
 

@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from simsiam.evaluation.checkpoint import Trained
 from simsiam.evaluation.context import Config
+from utils.cli import flatten
 from utils.console import print_line
 from utils.device import git_commit, versions
 from utils.errors import UserError, check
@@ -39,7 +39,7 @@ class Results:
         self.summary = self.path / "summary.json"
         check_writable(self.path, "--results-dir")
         check(
-            resumes or config.overwrite or not self.summary.exists(),
+            resumes or config.checkpoint.overwrite or not self.summary.exists(),
             f"{self.summary} is there already: --overwrite measures anew; or give another --results-dir",
         )
         row = trained.about.get("row", {})
@@ -55,7 +55,10 @@ class Results:
         file = Path(given).expanduser() if given else self.path / name
         check(len(file.name) <= 200, f"--output: {len(file.name)} letters are too long for a file's name")
         check(not file.is_dir(), f"{file} is a folder: give the name of a file with --output")
-        check(self.config.overwrite or not file.exists(), f"{file} is there already: --overwrite would replace it")
+        check(
+            self.config.checkpoint.overwrite or not file.exists(),
+            f"{file} is there already: --overwrite would replace it",
+        )
         check_writable(file.parent, "--output")
         return file
 
@@ -118,7 +121,7 @@ class Results:
 
 def plain_settings(config: Config) -> dict[str, Any]:
     """A configuration as JSON gives it back."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flatten(config).items()}
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -132,8 +135,8 @@ def fingerprint(network: nn.Module) -> str:
 
 def results_root(config: Config, file: Path) -> Path:
     """`--results-dir`, else `results/` of the run that a file belongs to, else a folder beside the file."""
-    if config.results_dir:
-        return Path(config.results_dir).expanduser()
+    if config.checkpoint.results_dir:
+        return Path(config.checkpoint.results_dir).expanduser()
     for run in (RunDirectory(file.parent), RunDirectory(file.parent.parent)):
         if run.config.exists() and (file == run.backbone or file.parent == run.checkpoints):
             return run.results

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from simsiam.commands.neighbours import evenly, gallery_rows
 from simsiam.commands.pretrain import build_data
-from simsiam.config.commands import Knn, Pretrain
+from simsiam.config.commands import DEFAULTS, Knn, Pretrain
+from simsiam.config.evaluation_options import CheckpointOptions, EvaluationDataOptions
+from simsiam.config.options import AcceleratorOptions
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import no_knn
 from simsiam.evaluation.context import EvaluationContext, open_context
@@ -18,6 +20,7 @@ from simsiam.evaluation.gallery import Tile, nearest_others, views_grid
 from simsiam.evaluation.metrics import confusion
 from simsiam.evaluation.results import fingerprint
 from simsiam.report.records import Run, number
+from utils.cli import from_settings
 from utils.console import print_line, track_progress
 from utils.device import choose_device
 from utils.errors import UserError
@@ -88,7 +91,11 @@ def open_newest(run: Run, accelerator: Any, data_dir: str | None) -> EvaluationC
     for file in (folder.backbone, *folder.resumable(), folder.best):
         if file.exists():
             try:
-                config = Knn(checkpoint=str(file), accelerator=accelerator, data_dir=data_dir)
+                config = Knn(
+                    checkpoint=CheckpointOptions(checkpoint=str(file)),
+                    data=EvaluationDataOptions(data_dir=data_dir),
+                    device=AcceleratorOptions(accelerator=accelerator),
+                )
                 return open_context(config, choose_device(accelerator), download=False)
             except UserError as error:
                 problem = str(error)
@@ -156,8 +163,8 @@ def stored_views(run: Run) -> Image.Image | None:
 def views_of(run: Run, subject: EvaluationContext) -> Image.Image | None:
     """The same, drawn anew for a run that did not begin with the first epoch, and so did not leave it."""
     try:
-        settings = {name: value for name, value in run.settings.items() if name in Pretrain.__dataclass_fields__}
-        data: ViewsDataModule = build_data(Pretrain(**settings), compile=False)
+        settings = {name: value for name, value in run.settings.items() if name in DEFAULTS}
+        data: ViewsDataModule = build_data(from_settings(Pretrain, settings), compile=False)
         data.use((subject.train, subject.test))
     except (UserError, TypeError):
         return None

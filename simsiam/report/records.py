@@ -3,7 +3,7 @@
 import json
 import string
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,7 +13,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simsiam.callbacks.collapse import COLLAPSED
-from simsiam.config.commands import IMMATERIAL, Pretrain
+from simsiam.config.commands import DEFAULTS, settings_that_matter
 from simsiam.report.page import is_by
 from utils.errors import UserError, check
 from utils.filesystem import is_locked
@@ -183,14 +183,14 @@ def group(runs: Sequence[Run]) -> list[Group]:
 
 def words(run: Run, names: Sequence[str]) -> list[str]:
     """These settings of a run; a switch or a word at its default goes without saying."""
-    usual = asdict(Pretrain())
+    usual = DEFAULTS
     told = [name for name in names if isinstance(usual.get(name), int | float) and usual[name] is not True]
     told = [n for n in names if n in told or n == "images" or run.settings.get(n) != usual.get(n)]
     return [run.shown(name) for name in told] or ["baseline"] * (len(names) > 0) if run.settings else []
 
 
 def material(run: Run) -> dict[str, Any]:
-    known = {name: value for name, value in run.settings.items() if name not in IMMATERIAL and name != "seed"}
+    known = {name: value for name, value in settings_that_matter(run.settings).items() if name != "seed"}
     images = run.resolved.get("images")  # a person's own
     return known | {"images": images} if known and images else known
 

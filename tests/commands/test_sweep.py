@@ -11,10 +11,11 @@ import torch
 
 import main
 from simsiam.commands import sweep
-from simsiam.commands.sweep import gpus, of_seeds
+from simsiam.commands.sweep import expand_seeds, gpus
 from simsiam.config.ablations import paper_says
 from simsiam.config.commands import Pretrain
 from tests.helpers import SMALL, Program, Started, children, rows, same_weights, start, wait_for, wait_for_epochs
+from utils.cli import from_settings
 
 STUB = """
 import json, os, signal, sys
@@ -115,7 +116,7 @@ def test_an_ablation_told_to_stop_saves_and_goes_on_to_the_report(tmp_path: Path
     assert str(folder / "report" / "index.html") in out
 
 
-@pytest.mark.slow("three trainings and a page; that of_seeds makes a run of each seed is in the quick suite")
+@pytest.mark.slow("three trainings and a page; that expand_seeds makes a run of each seed is in the quick suite")
 def test_a_run_for_each_seed_is_the_run_of_that_seed(program: Program, tmp_path: Path) -> None:
     process = start(*SMALL, "--epochs", "2", "--seeds", "3", "4", "--save-dir", str(tmp_path / "runs"))
     out, err = process.communicate()
@@ -128,9 +129,11 @@ def test_a_run_for_each_seed_is_the_run_of_that_seed(program: Program, tmp_path:
 
 
 def test_a_run_for_each_seed_has_its_settings_and_a_folder_of_its_own() -> None:
-    given = Pretrain(seeds=(3, 4), epochs=2, exp_name="x")
-    runs = of_seeds(given)
-    assert [run.seed for run in runs] == [3, 4] and all(run.seeds == () and run.epochs == 2 for run in runs)
+    given = from_settings(Pretrain, {"seeds": (3, 4), "epochs": 2, "exp_name": "x"})
+    runs = expand_seeds(given)
+    assert [run.run.seed for run in runs] == [3, 4] and all(
+        run.run.seeds == () and run.optimizer.epochs == 2 for run in runs
+    )
     assert [run.run_dir for run in runs] == [given.run_dir / "seed_3", given.run_dir / "seed_4"]
 
 
@@ -153,10 +156,10 @@ def test_the_death_of_the_command_stops_its_run(tmp_path: Path) -> None:
     ("flags", "answer"),
     [
         (["ablate", "--variants", "no-brain"], "there are baseline, no-stop-grad"),
-        (["ablate", "--variants", "baseline", "baseline"], "each once"),
-        (["--seeds", "1", "1"], "each once"),
-        (["--seeds", "1", "-1"], "0 or more"),
-        (["--seeds", "1", "2", "--ckpt-dir", "x"], "without --seeds"),
+        (["ablate", "--variants", "baseline", "baseline"], "each variant once"),
+        (["--seeds", "1", "1"], "each seed once"),
+        (["--seeds", "1", "-1"], "greater than or equal to 0"),
+        (["--seeds", "1", "2", "--ckpt-dir", "x"], "drop --seeds"),
         pytest.param(
             ["--seeds", "1", "2", "--batch-size", "4000"],
             "more than the 200 train images",

@@ -5,14 +5,16 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 import main
-from simsiam.config.commands import COMMANDS, Pretrain, parse, settings
+from simsiam.config.commands import COMMANDS, Pretrain, settings_to_keep
 from tests.helpers import ROOT, SMALL, Program, Started
+from utils.cli import flatten, parse
 from utils.device import _field
 from utils.errors import UserError
 
@@ -26,7 +28,11 @@ def parsed(*flags: str) -> Pretrain:
 
 def test_the_originals_line_works_to_the_letter() -> None:
     config = parsed("--batch-size=512", "--epochs=800", "--save-dir=./simsiam")
-    assert (config.batch_size, config.epochs, config.run_dir) == (512, 800, Path("simsiam/simsiam_cifar10"))
+    assert (config.optimizer.batch_size, config.optimizer.epochs, config.run_dir) == (
+        512,
+        800,
+        Path("simsiam/simsiam_cifar10"),
+    )
 
 
 def test_every_flag_of_the_original_is_obeyed() -> None:
@@ -35,14 +41,20 @@ def test_every_flag_of_the_original_is_obeyed() -> None:
         "--knn-t 0.25 --in-dim 512 --h-dim 33 --out-dim 44 --seed 5 --save-dir s --exp-name e --version v"
     )
     config = parsed(*flags.split())
-    assert (config.epochs, config.batch_size, config.learning_rate, config.weight_decay) == (7, 64, 0.5, 0.001)
-    assert (config.model_path, config.knn_k, config.knn_t, config.in_dim) == ("m.ckpt", 9, 0.25, 512)
-    assert (config.h_dim, config.out_dim, config.seed, config.run_dir) == (33, 44, 5, Path("s/e/v"))
-    assert parsed("--ckpt-dir", "c").ckpt_dir == "c"
+    o = config.optimizer
+    assert (o.epochs, o.batch_size, o.learning_rate, o.weight_decay) == (7, 64, 0.5, 0.001)
+    assert (config.run.model_path, config.monitor.knn_k, config.monitor.knn_t, config.network.in_dim) == (
+        "m.ckpt",
+        9,
+        0.25,
+        512,
+    )
+    assert (config.network.h_dim, config.network.out_dim, config.run.seed, config.run_dir) == (33, 44, 5, Path("s/e/v"))
+    assert parsed("--ckpt-dir", "c").run.ckpt_dir == "c"
 
 
 def test_the_defaults_are_the_card() -> None:
-    c = Pretrain()
+    c = SimpleNamespace(**flatten(Pretrain()))
     assert (c.backbone, c.width, c.out_dim, c.proj_hidden, c.h_dim, c.proj_layers) == (
         "resnet18",
         64,
@@ -52,7 +64,7 @@ def test_the_defaults_are_the_card() -> None:
         2,
     )
     assert (c.batch_size, c.learning_rate, c.momentum, c.weight_decay) == (512, 0.06, 0.9, 5e-4)
-    assert (c.epochs, c.warmup, c.knn_k, c.knn_t, c.views) == (800, 10, 200, 0.1, 2)
+    assert (c.epochs, Pretrain().optimizer.warmup, c.knn_k, c.knn_t, c.views) == (800, 10, 200, 0.1, 2)
     assert (c.crop_scale, c.brightness, c.contrast, c.saturation, c.hue, c.jitter, c.grayscale) == (
         0.2,
         0.4,
@@ -72,22 +84,27 @@ def test_pretrain_is_the_command_without_a_word(program: Program) -> None:
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(800, 10), (100, 10), (50, 5), (1, 0.1)])
 def test_the_default_warm_up_fits_every_run(epochs: int, warmup: float) -> None:
-    assert parsed(f"--epochs={epochs}").warmup == pytest.approx(warmup)
+    assert parsed(f"--epochs={epochs}").optimizer.warmup == pytest.approx(warmup)
 
 
 def test_a_config_file_gives_the_settings_and_flags_beside_it_win(tmp_path: Path) -> None:
     first = parsed("--epochs", "33", "--no-stop-grad", "--knn-t", "0.5", "--train-images", "77", "--save-dir", "a b")
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump({"command": "pretrain", "settings": settings(first), "versions": {}}))
-    assert settings(parsed("--config", str(file))) == settings(first)
+    file.write_text(yaml.safe_dump({"command": "pretrain", "settings": settings_to_keep(first), "versions": {}}))
+    assert settings_to_keep(parsed("--config", str(file))) == settings_to_keep(first)
     changed = parsed(f"--config={file}", "--epochs=44", "--stop-grad")
-    assert (changed.epochs, changed.stop_grad, changed.knn_t, changed.train_images) == (44, True, 0.5, 77)
+    assert (changed.optimizer.epochs, changed.method.stop_grad, changed.monitor.knn_t, changed.data.train_images) == (
+        44,
+        True,
+        0.5,
+        77,
+    )
 
 
 def test_the_rate_follows_the_batch_when_asked_to() -> None:
-    assert parsed("--learning-rate", "auto").peak_rate == pytest.approx(0.06)  # the paper's, for 512
-    assert parsed("--learning-rate", "auto", "--batch-size", "4096").peak_rate == pytest.approx(0.48)
-    assert parsed("--batch-size", "4096").peak_rate == 0.06
+    assert parsed("--learning-rate", "auto").optimizer.peak_rate == pytest.approx(0.06)  # the paper's, for 512
+    assert parsed("--learning-rate", "auto", "--batch-size", "4096").optimizer.peak_rate == pytest.approx(0.48)
+    assert parsed("--batch-size", "4096").optimizer.peak_rate == 0.06
 
 
 def test_help_is_a_page_with_groups_units_and_defaults(program: Program) -> None:
@@ -103,6 +120,10 @@ def test_help_is_a_page_with_groups_units_and_defaults(program: Program) -> None
     ):
         assert part in out
     assert "(default: None)" not in out
+
+
+def test_a_flag_may_be_written_with_underscores() -> None:
+    assert parsed("--batch_size", "64", "--learning_rate=0.1") == parsed("--batch-size", "64", "--learning-rate", "0.1")
 
 
 def test_a_dry_run_tells_and_writes_nothing(program: Program, tmp_path: Path) -> None:
@@ -127,40 +148,48 @@ def test_a_dry_run_without_the_data_downloads_nothing(program: Program, tmp_path
 # ---------------------------------------------------------------- bad input: status 2, one line, nothing written
 
 BAD_FLAGS = {
-    "--bogus 1": "bogus",
+    "--bogus 1": "--bogus: no such flag",
+    "--bach-size 3": "did you mean --batch-size?",
+    "--lr 0.1": "called --learning-rate",
+    "--gpus 2": "called --devices",
+    "--max-epochs 5": "called --epochs",
+    "--max_epochs 5": "called --epochs",
+    "--accelerator cuda": "did you mean gpu?",
+    "--precision bf16-mixed": "did you mean bf16?",
+    "--dataset CIFAR10": "did you mean cifar10?",
     "stray": "stray",
     "--epochs": "--epochs",
-    "--epochs 0": "at least 1",
-    "--epochs -3": "at least 1",
+    "--epochs 0": "--epochs 0: should be greater than or equal to 1",
+    "--epochs -3": "greater than or equal to 1",
     "--epochs 2.5": "--epochs",
-    "--batch-size 1": "BN",
-    "--batch-size 0": "at least 2",
+    "--batch-size 1": "greater than or equal to 2",
+    "--batch-size 0": "greater than or equal to 2",
     "--batch-size 201": "200 train images",
     "--epochs 10 --warmup-epochs 10": "never comes down",
     "--epochs 10 --warmup-epochs 20": "left out it is 1",
     "--backbone resnet19": "resnet18",
     "--dataset mnist": "cifar10",
-    "--learning-rate 0": "above 0",
-    "--learning-rate nan": "above 0",
+    "--learning-rate 0": "greater than 0",
+    "--learning-rate nan": "finite",
     "--learning-rate much": "--learning-rate",
     "--accumulate 3": "equal parts",
     "--accumulate 100": "at least 2",
     "--num-nodes 2": "torchrun --nnodes",
-    "--weight-decay -1": "0 or more",
-    "--momentum 1": "below 1",
-    "--knn-k 0": "at least 1",
+    "--weight-decay -1": "greater than or equal to 0",
+    "--momentum 1": "less than 1",
+    "--knn-k 0": "greater than or equal to 1",
     "--knn-k 201": "200 train images",
-    "--knn-t 0": "above 0",
-    "--views 1": "at least 2",
-    "--width 0": "at least 1",
+    "--knn-t 0": "greater than 0",
+    "--views 1": "greater than or equal to 2",
+    "--width 0": "greater than or equal to 1",
     "--in-dim 512": "has 32 features",
     "--proj-layers 4": "proj-layers",
-    "--crop-scale 0": "above 0",
-    "--grayscale 2": "0 to 1",
+    "--crop-scale 0": "greater than 0",
+    "--grayscale 2": "less than or equal to 1",
     "--hue 0.6": "0.5",
-    "--train-images 0": "at least 1",
-    "--seed -1": "0 or more",
-    "--checkpoint-every 0": "at least 1",
+    "--train-images 0": "greater than or equal to 1",
+    "--seed -1": "greater than or equal to 0",
+    "--checkpoint-every 0": "greater than or equal to 1",
     "--exp-name a/b": "plain name",
     "--exp-name ..": "plain name",
     f"--exp-name {'x' * 300}": "too long",
@@ -192,7 +221,7 @@ def test_a_wrong_flag_is_answered_in_one_line(flags: str, program: Program, tmp_
         ("just text", "settings"),
         ("settings: {bogus: 1}", "bogus"),
         ("settings: {epochs: many}", "--epochs"),
-        ("settings: {epochs: 0}", "at least 1"),
+        ("settings: {epochs: 0}", "--epochs 0: should be greater than or equal to 1"),
         ("settings: !!python/object/apply:os.system ['touch HACKED']", "could not determine a constructor"),
         ("settings: [", "--config"),
         ("\x00\xff", "--config"),
@@ -238,8 +267,8 @@ def test_the_real_program_leaves_with_status_2() -> None:
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
 
 
-def test_errors_of_a_group_are_not_named_after_it() -> None:
-    with pytest.raises(UserError, match=r"^--epochs 0: at least 1$"):
+def test_an_error_names_the_flag_and_not_its_group() -> None:
+    with pytest.raises(UserError, match=r"^--epochs 0: should be greater than or equal to 1$"):
         parsed("--epochs", "0")
 
 

@@ -20,11 +20,12 @@ from PIL import Image
 from torch.utils.tensorboard.writer import SummaryWriter
 
 import main
-from simsiam.config.commands import Pretrain, command_line, parse, settings
+from simsiam.config.commands import Pretrain, command_line, settings_to_keep
 from simsiam.report import figures, page
 from simsiam.report.analysis import flat
 from simsiam.report.records import group, read_run
 from tests.helpers import SMALL, Program
+from utils.cli import parse
 from utils.filesystem import lock_folder
 
 CURVES = ["images_per_second", "kNN_accuracy", "learning_rate", "train_loss", "z_std"]
@@ -190,10 +191,10 @@ def test_what_the_commands_measured_is_in_the_tables(run: Path, program: Program
 def test_the_command_in_the_page_gives_the_same_settings(flags: str) -> None:
     config = parse(Pretrain, shlex.split(flags), "main.py")
     for between in (" ", " \\\n    "):
-        line = command_line(settings(config), between)
+        line = command_line(settings_to_keep(config), between)
         assert line.startswith("python main.py")
         assert parse(Pretrain, shlex.split(line.replace("\\\n", ""))[2:], "main.py") == config
-    assert command_line(settings(Pretrain())) == "python main.py"
+    assert command_line(settings_to_keep(Pretrain())) == "python main.py"
 
 
 @pytest.mark.slow("two pages for a line")
