@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from simsiam.config import evaluation_options as evaluation
 from simsiam.config import options
 from utils.cli import PLAIN, flatten, iterate_options, to_flags
+from utils.errors import check
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class Linear:
     linear: evaluation.LinearOptions = evaluation.LinearOptions()
     data: evaluation.EvaluationDataOptions = evaluation.EvaluationDataOptions()
     device: options.PrecisionOptions = options.PrecisionOptions()
+
+    def __post_init__(self) -> None:
+        precision = self.device.precision
+        check(self.linear.augment or precision == "auto", f"--precision {precision}: goes with --augment")
 
 
 @dataclass(frozen=True, kw_only=True)
