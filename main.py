@@ -24,15 +24,11 @@ def main(args: list[str]) -> int:
     try:
         check(name in COMMANDS, f"{name}: no such command; there are {', '.join(COMMANDS)}, each with --help")
         config = parse(COMMANDS[name], rest, prog=f"main.py {name}" if named else "main.py")
-        home = importlib.import_module(f"simsiam.commands.{name}")  # now: --help need not wait for torch
+        if name == "pretrain" and config.run.seeds:
+            name = "sweep"
+        command = importlib.import_module(f"simsiam.commands.{name}")  # now: --help need not wait for torch
         quiet()
-        if name == "pretrain" and (config.device.devices or 1) > 1 and not config.run.seeds and not config.run.dry_run:
-            from utils import distributed
-
-            started = distributed.cluster_environment()
-            if started is None or (started.world_size() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ):
-                return distributed.launch(config.device.devices, [sys.executable, os.path.abspath(__file__), *args])
-        getattr(home, name)(config)
+        getattr(command, name)(config)
     except UserError as error:
         return fail(error, 2)
     except RunFailure as failure:

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 import main
-from simsiam.commands import sweep
 from simsiam.config import commands
 from tests.helpers import ROOT, Program
 
@@ -72,7 +71,7 @@ def test_each_further_command_runs_as_it_stands(
     if "ablate" in flags:
         shorter += ["--dry-run"]
         (tmp_path / "stub.py").write_text("")  # in the place of each run's process: settings are read before that
-        monkeypatch.setattr(sweep, "MAIN", tmp_path / "stub.py")
+        monkeypatch.setattr(commands, "MAIN", tmp_path / "stub.py")
     status, out, err = program(*shlex.split(flags), *shorter)
     made = {"report": "index.html", "ablate": "1 of "}.get(flags.split()[0], "summary.json")
     assert (status, err) == (0, "") and made in out

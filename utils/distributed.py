@@ -213,6 +213,13 @@ def is_lost_peer(error: BaseException) -> bool:
     return world_size() > 1 and (isinstance(error, distributed.DistError) or "gloo" in str(error))
 
 
+def needs_launch(devices: int | None) -> bool:
+    """Whether this process has to start the others of a run on several devices."""
+    started = cluster_environment()
+    alone = started is None or (started.world_size() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ)
+    return alone and (devices or 1) > 1
+
+
 def launch(processes: int, command: list[str]) -> int:
     """Run `command` in so many processes on this machine, by torchrun's engine.
 

@@ -2,179 +2,101 @@
 
 import os
 import shlex
-import sys
-from contextlib import ExitStack, suppress
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, NamedTuple
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
 
 import pytorch_lightning as pl
 
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.collapse import CollapseMonitor
-from simsiam.callbacks.images import Pictures
+from simsiam.callbacks.images import Pictures, log_final_pictures
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.callbacks.progress import ProgressCallback
 from simsiam.callbacks.signals import SignalCallback
 from simsiam.callbacks.tensorboard import ResilientTensorBoardLogger
-from simsiam.commands.finish import finish
-from simsiam.config.commands import OWN, Pretrain, describe_differences, settings_that_matter, settings_to_keep
+from simsiam.commands.resume import Start, count_processes, explain_failures, find_start, validate_run
+from simsiam.config.commands import Pretrain, main_command, settings_that_matter, settings_to_keep
 from simsiam.data.cifar import absent, placeholders
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import default_stem, no_knn
-from simsiam.evaluation.checkpoint import find_checkpoint, load_strictly, load_weights
+from simsiam.evaluation.checkpoint import backbone_facts, load_backbone
 from simsiam.module import SimSiam
 from utils import distributed
-from utils.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO, previous, read_resumable
+from utils.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO, previous
 from utils.console import print_line
 from utils.device import choose_accelerator, choose_precision, git_commit, hardware, versions
-from utils.errors import RunFailure, UserError, check, is_out_of_memory
+from utils.errors import check
+from utils.export import BACKBONE, write_weights
+from utils.filesystem import write_json
 from utils.run_dir import RunDirectory
 
 
+@dataclass
+class RunContext:
+    """What the steps of a pre-training share."""
+
+    config: Pretrain
+    run: RunDirectory
+    accelerator: str
+    precision: Any
+    data: ViewsDataModule
+    model: SimSiam
+    start: Start | None = None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What every checkpoint and exported file says of its origin."""
+        about = {"classes": list(self.data.train.classes), "settings": settings_to_keep(self.config)}
+        about |= {"versions": versions(), "commit": git_commit()}
+        return about | ({"images": self.data.origin} if self.data.origin else {})  # a person's own
+
+
 def pretrain(config: Pretrain) -> None:
-    """Train, resume, or say that there is nothing to do.
-
-    Everything that a person could have got wrong is found before anything is written.
-    """
-    if config.run.seeds:
-        from simsiam.commands import sweep
-
-        sweep.run_all({f"seed {run.run.seed}": run for run in sweep.expand_seeds(config)})
-        return
+    """Train, resume, or say that there is nothing to do. Mistakes are found before anything is written."""
+    if not config.run.dry_run and distributed.needs_launch(config.device.devices):
+        raise SystemExit(distributed.launch(config.device.devices or 1, main_command(config)))
     accelerator = choose_accelerator(config.device.accelerator)
     precision = choose_precision(config.device.precision, accelerator)
     run = RunDirectory(config.run_dir)
     started = (None, None) if config.run.dry_run else (config.device.devices, config.device.num_nodes)
     with distributed.process_group(*started, accelerator == "gpu"), ExitStack() as held:
-        state = distributed.broadcast_result(lambda: look(config, run))
+        state = distributed.broadcast_result(lambda: validate_run(config, run))
         if state == "finished" and not config.run.overwrite:
             print(f"{run.path} is finished already. --overwrite would start anew.")
             return
-        data = build_data(config, compile=config.device.compile and accelerator == "gpu")
-        if config.run.dry_run and (
-            config.data.dataset == "folder" or absent(config.data.dataset, config.data.data_dir)
-        ):
-            few = (config.data.train_images, config.data.test_images, config.data.image_size)
-            data.use(placeholders(config.data.dataset, config.data.data_dir, *few))
-            print(what_first(config, data))
-        else:
-            distributed.once_per_node(data.prepare_data)
-            data.setup()
-            distributed.check_equal(data.origin, f"{config.data.data_dir}: not the same images on all machines")
-        model = build_model(config, data)
+        data = load_data(config, accelerator)
+        context = RunContext(config, run, accelerator, precision, data, build_model(config, data))
         found = run.resumable()
-        start = distributed.broadcast_result(lambda: find_start(config, run, data, model, state))
-        device = f"{processes(config)} x {accelerator}, precision {precision}".removeprefix("1 x ")
-        words = description(config, run, data, model, device, start)
+        context.start = distributed.broadcast_result(lambda: find_start(config, run, data, context.model, state))
         if config.run.dry_run:
-            print(words)
+            print(describe_run(context))
             return
-        resolved = {  # what the settings left to the program
-            "accelerator": accelerator,
-            "precision": precision,
-            "devices": distributed.world_size(),
-            "learning_rate": config.optimizer.peak_rate,
-            "warmup_epochs": config.optimizer.warmup,
-            "proj_hidden": config.network.proj_hidden or config.network.out_dim,
-            "in_dim": config.network.num_features,
-            "train_images": len(data.train),
-            "test_images": len(data.test),
-            "hardware": hardware(accelerator),
-            "image_size": data.size,
-            "stem": model.hparams["stem"],
-            "images": data.origin,
-        }
-        about = {
-            "command": "pretrain",
-            "settings": settings_to_keep(config),
-            "resolved": resolved,
-            "versions": versions(),
-        }
-        start = distributed.broadcast_result(lambda: claim(config, run, (state, found), start, about, words, held))
-        train(config, run, data, model, accelerator, precision, start)
+        context.start = distributed.broadcast_result(lambda: acquire_run(context, (state, found), held))
+        train(context)
 
 
-def processes(config: Pretrain) -> int:
-    """How many share a batch, or would."""
-    return (
-        (config.device.devices or 1) * (config.device.num_nodes or 1)
-        if config.run.dry_run
-        else distributed.world_size()
-    )
-
-
-def look(config: Pretrain, run: RunDirectory) -> str:
-    """The state of the run's folder.
-
-    Raises:
-        UserError: it holds a run of other settings, or what is no run.
-    """
-    shares = processes(config) * config.optimizer.accumulate
-    check(
-        config.optimizer.batch_size % shares == 0 and config.optimizer.batch_size >= 2 * shares,
-        f"--batch-size {config.optimizer.batch_size}: {processes(config)} devices share it in equal parts of at least 2"
-        + (f", {config.optimizer.accumulate} times" if config.optimizer.accumulate > 1 else ""),
-    )
-    state = run.state()
-    if state != "new" and not config.run.overwrite:
-        changed = describe_differences(run.settings(), settings_to_keep(config))
-        check(
-            not changed,
-            f"{run.path} holds a run with other settings ({'; '.join(changed)}): "
-            "give another --exp-name, or --overwrite to start anew",
-        )
-    if state == "finished" and not config.run.overwrite and config.data.dataset in OWN:
-        began = run.settings().get("data_dir") or ""
-        check(
-            os.path.realpath(began) == os.path.realpath(os.path.expanduser(config.data.data_dir)),
-            f"{run.path} holds a finished run on the images in {began}: give another --exp-name, or --overwrite",
-        )
-    if config.data.dataset == "folder":
-        root = Path(config.data.data_dir).expanduser().resolve()
-        root = root / "train" if (root / "train").is_dir() else root
-        check(
-            root not in run.path.resolve().parents,
-            f"{run.path} lies in --data-dir {config.data.data_dir}, where its pictures would be taken for images: "
-            "give another --save-dir",
-        )
-    return state
-
-
-def claim(
-    config: Pretrain,
-    run: RunDirectory,
-    seen: tuple[str, list[Path]],
-    start: "Start | None",
-    about: dict[str, Any],
-    words: str,
-    held: ExitStack,
-) -> "Start | None":
-    """Take the folder for this process until `held` is closed, and make it the run's; where the run goes on."""
-    held.enter_context(run.lock())
-    check((run.state(), run.resumable()) == seen, f"{run.path} has changed meanwhile: run this again")
-    print(words, flush=True)
-    if config.run.overwrite:
-        run.delete()
-    run.create(about)
-    run.sweep()
-    if start and start.path == previous(run.last):  # what was found damaged must not take the place of what is whole
-        os.replace(start.path, run.last)
-        start = start._replace(path=run.last)
-    return start
-
-
-def build_data(config: Pretrain, compile: bool) -> ViewsDataModule:
-    return ViewsDataModule(
+def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
+    data = ViewsDataModule(
         **asdict(config.data),
         batch_size=config.optimizer.batch_size,
         accumulate=config.optimizer.accumulate,
         views=config.method.views,
         seed=config.run.seed,
         policy=config.augmentation,
-        compile=compile,
+        compile=config.device.compile and accelerator == "gpu",
     )
+    dataset, data_dir = config.data.dataset, config.data.data_dir
+    if config.run.dry_run and (dataset == "folder" or absent(dataset, data_dir)):
+        data.use(placeholders(dataset, data_dir, data.train_images, data.test_images, data.image_size))
+        print(describe_preparation(config, data))
+        return data
+    distributed.once_per_node(data.prepare_data)
+    data.setup()
+    distributed.check_equal(data.origin, f"{data_dir}: not the same images on all machines")
+    return data
 
 
 def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
@@ -195,207 +117,177 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
     )
 
 
-STATEFUL = ("Recorder", "Keeper")  # state keys of the callbacks whose state a checkpoint must have
+def acquire_run(context: RunContext, seen: tuple[str, list[Any]], held: ExitStack) -> Start | None:
+    """Lock the run's folder until `held` is closed, and write its config; the checkpoint to start from."""
+    run, start = context.run, context.start
+    held.enter_context(run.lock())
+    check((run.state(), run.resumable()) == seen, f"{run.path} has changed meanwhile: run this again")
+    print(describe_run(context), flush=True)
+    if context.config.run.overwrite:
+        run.delete()
+    about = {"command": "pretrain", "settings": settings_to_keep(context.config)}
+    run.create(about | {"resolved": resolve_settings(context), "versions": versions()})
+    run.sweep()
+    if start and start.path == previous(run.last):  # the damaged one must not take the place of the whole one
+        os.replace(start.path, run.last)
+        start = start._replace(path=run.last)
+    return start
 
 
-class Start(NamedTuple):
-    """Where a run goes on."""
-
-    path: Path
-    step: int  # optimizer steps done
-
-
-def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam, state: str) -> Start | None:
-    """The checkpoint to resume from: the run's own newest whole one, else `--ckpt-dir`'s.
-
-    Else None, and `model` starts as it is, or from the weights of `--model-path`.
-
-    Raises:
-        UserError: damaged, foreign, a checkpoint of other settings, or settings that do not go with the images.
-    """
-    check(
-        config.monitor.knn_every == 0
-        or no_knn(data.train, data.test) is not None
-        or config.monitor.knn_k <= len(data.train),
-        f"--knn-k {config.monitor.knn_k} is more than the {len(data.train)} train images: give fewer, or --knn-every 0",
-    )
-    if state == "unfinished" and not config.run.overwrite and run.resumable():
-        check(
-            config.run.ckpt_dir in (None, run.settings().get("ckpt_dir")),
-            f"{run.path} holds an unfinished run, which would be resumed instead of --ckpt-dir {config.run.ckpt_dir}: "
-            "leave the flag out, or give another --exp-name",
-        )
-        check(
-            run.images() in (None, data.origin),
-            f"{run.path} holds an unfinished run on other images than are in {config.data.data_dir} now: "
-            "give another --exp-name, or --overwrite to start anew",
-        )
-        return _newest_whole(run.resumable())
-    if config.run.model_path:
-        load_weights(model, config.run.model_path)
-    if config.run.ckpt_dir is None:
-        return None
-    file = find_checkpoint(config.run.ckpt_dir, whole=True)
-    content = read_resumable(file, STATEFUL)
-    changed = describe_differences(content["settings"] | {"model_path": None}, settings_to_keep(config))
-    check(
-        not changed,
-        f"{file} is of a run with other settings ({'; '.join(changed)}): "
-        "--model-path starts a new run from its weights",
-    )
-    check(
-        content["row"].get("epoch", 0) < config.optimizer.epochs,
-        f"{file} is of a finished run: nothing is left to train; --model-path starts a new run from its weights",
-    )
-    check(
-        run.path.resolve() not in file.resolve().parents,
-        f"{file} lies in {run.path}, which --overwrite would delete: give another --exp-name",
-    )
-    check(
-        content.get("images") in (None, data.origin),
-        f"{file} is of a run on other images than are in {config.data.data_dir}: "
-        "--model-path starts a new run from its weights",
-    )
-    load_strictly(model, content["state_dict"], file)
-    return Start(file, content["global_step"])
+def resolve_settings(context: RunContext) -> dict[str, Any]:
+    """What the settings left to the program."""
+    config, data = context.config, context.data
+    return {
+        "accelerator": context.accelerator,
+        "precision": context.precision,
+        "devices": distributed.world_size(),
+        "learning_rate": config.optimizer.peak_rate,
+        "warmup_epochs": config.optimizer.warmup,
+        "proj_hidden": config.network.proj_hidden or config.network.out_dim,
+        "in_dim": config.network.num_features,
+        "train_images": len(data.train),
+        "test_images": len(data.test),
+        "hardware": hardware(context.accelerator),
+        "image_size": data.size,
+        "stem": context.model.hparams["stem"],
+        "images": data.origin,
+    }
 
 
-def _newest_whole(candidates: list[Path]) -> Start:
-    problems = []
-    for path in candidates:
-        try:
-            content = read_resumable(path, STATEFUL)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        if problems:
-            print(f"warning: {problems[0]}; going back to the checkpoint before it", file=sys.stderr)
-        return Start(path, content["global_step"])
-    raise UserError(f"{'; '.join(problems)}; --overwrite starts anew")
-
-
-def description(
-    config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam, device: str, start: Start | None
-) -> str:
-    """What is about to be trained, for people."""
-    millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
-    steps = len(data.train) // config.optimizer.batch_size
-    pieces = f" ({config.optimizer.accumulate} parts)" if config.optimizer.accumulate > 1 else ""
-    return (
-        f"SimSiam on {config.data.dataset}: {len(data.train):,} train and {len(data.test):,} test images, "
-        f"{len(data.train.classes)} classes\n"
-        f"{about_images(config, data)}"
-        f"  network   {config.network.backbone}, width {config.network.width}, {model.hparams['stem']} stem: "
-        f"backbone {millions['backbone']:.2f} M, "
-        f"projector {millions['projector']:.2f} M, predictor {millions.get('predictor', 0):.2f} M parameters\n"
-        f"  training  {config.optimizer.epochs} epochs of {steps} steps of {config.optimizer.batch_size} images{pieces} x "  # noqa: E501
-        f"{config.method.views} views = {config.optimizer.epochs * steps:,} steps;\n"
-        f"            learning rate {config.optimizer.peak_rate:g} after {config.optimizer.warmup:g} epochs of warm-up\n"  # noqa: E501
-        f"  device    {device}\n"
-        f"  run       {run.path}" + (f", resumed from {start.path}" if start else "") + "\n"
-        f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}"
-    )
-
-
-def about_images(config: Pretrain, data: ViewsDataModule) -> str:
-    """What a person would not expect of the images: lines for `description`."""
-    margin = f" from {data.train.side} x {data.train.side}" if data.size < data.train.side else ""
-    lines = [f"views of {data.size} x {data.size} pixels{margin}"] if margin or data.size != 32 else []
-    why = no_knn(data.train, data.test)
-    if why and config.monitor.knn_every:
-        lines.append(f"{why}: kNN is off")
-    return "".join(f"  images    {line}\n" for line in lines)
-
-
-def what_first(config: Pretrain, data: ViewsDataModule) -> str:
-    """What a run would do before it trains."""
+def describe_preparation(config: Pretrain, data: ViewsDataModule) -> str:
+    """What a run would do with its images before it trains."""
     if config.data.dataset != "folder":
         return f"{config.data.dataset} is not in {config.data.data_dir}: it would be downloaded first"
     n, side = len(data.train) + len(data.test), data.train.side
     return f"{n:,} images would be decoded, {n * 3 * side**2 / 2**30:.2f} GiB, unless they are already"
 
 
-def provenance(config: Pretrain, data: ViewsDataModule) -> dict[str, Any]:
-    """What every checkpoint and exported file says of where it is from."""
-    return {
-        "classes": list(data.train.classes),
-        "settings": settings_to_keep(config),
-        "versions": versions(),
-        "commit": git_commit(),
-        **({"images": data.origin} if data.origin else {}),  # a person's own
-    }
+def describe_run(context: RunContext) -> str:
+    """What is about to be trained, for people."""
+    config, data, run = context.config, context.data, context.run
+    network, optimizer, model = config.network, config.optimizer, context.model
+    sizes = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
+    steps = len(data.train) // optimizer.batch_size
+    parts = f" ({optimizer.accumulate} parts)" if optimizer.accumulate > 1 else ""
+    device = f"{count_processes(config)} x {context.accelerator}, precision {context.precision}".removeprefix("1 x ")
+    resumed = f", resumed from {context.start.path}" if context.start else ""
+    margin = f" from {data.train.side} x {data.train.side}" if data.size < data.train.side else ""
+    why = no_knn(data.train, data.test)
+    lines = [
+        f"SimSiam on {config.data.dataset}: {len(data.train):,} train and {len(data.test):,} test images, "
+        f"{len(data.train.classes)} classes",
+        *([f"  images    views of {data.size} x {data.size} pixels{margin}"] if margin or data.size != 32 else []),
+        *([f"  images    {why}: kNN is off"] if why and config.monitor.knn_every else []),
+        f"  network   {network.backbone}, width {network.width}, {model.hparams['stem']} stem: backbone "
+        f"{sizes['backbone']:.2f} M, projector {sizes['projector']:.2f} M, "
+        f"predictor {sizes.get('predictor', 0):.2f} M parameters",
+        f"  training  {optimizer.epochs} epochs of {steps} steps of {optimizer.batch_size} images{parts} x "
+        f"{config.method.views} views = {optimizer.epochs * steps:,} steps;",
+        f"            learning rate {optimizer.peak_rate:g} after {optimizer.warmup:g} epochs of warm-up",
+        f"  device    {device}",
+        f"  run       {run.path}{resumed}",
+        f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}",
+    ]
+    return "\n".join(lines)
 
 
-def train(
-    config: Pretrain,
-    run: RunDirectory,
-    data: ViewsDataModule,
-    model: SimSiam,
-    accelerator: str,
-    precision: Any,
-    start: Start | None,
-) -> None:
-    """Run the Trainer and write what a finished run consists of."""
-    step = start.step if start else 0  # TensorBoard forgets what it has from there on
+def train(context: RunContext) -> None:
+    """Run the Trainer, and write what a finished run consists of."""
+    config, run, data, model, start = context.config, context.run, context.data, context.model, context.start
+    step = start.step if start else 0  # TensorBoard drops what it has from there on
     logger = ResilientTensorBoardLogger(
         run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step
     )
     if start is None and distributed.rank() == 0:
         logger.log_settings(settings_that_matter(settings_to_keep(config)))
-    knn_every = 0 if no_knn(data.train, data.test) else config.monitor.knn_every
-    knn = KNNMonitor(config.monitor.knn_k, config.monitor.knn_t, knn_every, report=print_line)
+    monitor, epochs = config.monitor, config.optimizer.epochs
+    knn_every = 0 if no_knn(data.train, data.test) else monitor.knn_every
+    pictures_every = max(1, epochs // 10) if monitor.pictures_every is None else monitor.pictures_every
+    knn = KNNMonitor(monitor.knn_k, monitor.knn_t, knn_every, report=print_line)
     recorder = MetricsRecorder(run, knn)
-    every = (
-        max(1, config.optimizer.epochs // 10)
-        if config.monitor.pictures_every is None
-        else config.monitor.pictures_every
-    )
-    pictures = Pictures(run, knn, every, logger.log_picture)
-    collapse = CollapseMonitor(config.monitor.stop_on_collapse, report=print_line)
-    about = provenance(config, data)
-    io = BackgroundCheckpointIO(AtomicCheckpointIO(keep=run.last), about=dict(about))
+    io = BackgroundCheckpointIO(AtomicCheckpointIO(keep=run.last), about=context.provenance)
     signals = SignalCallback()
-    keeper = CheckpointCallback(run, recorder, config.run.checkpoint_every, io, signals)
+    checkpoints = CheckpointCallback(run, recorder, config.run.checkpoint_every, io, signals)
     trainer = pl.Trainer(
-        accelerator=accelerator,
+        accelerator=context.accelerator,
         devices=distributed.local_world_size(),
         num_nodes=distributed.world_size() // distributed.local_world_size(),
         strategy="ddp" if distributed.world_size() > 1 else config.device.strategy,
         accumulate_grad_batches=config.optimizer.accumulate,
-        use_distributed_sampler=False,  # the order of an epoch is ours to share out
-        precision=precision,
-        max_epochs=config.optimizer.epochs,
+        use_distributed_sampler=False,  # EpochSampler shares the order of an epoch out
+        precision=context.precision,
+        max_epochs=epochs,
         logger=logger,
-        callbacks=[signals, knn, recorder, ProgressCallback(recorder.words), pictures, collapse, keeper],
+        callbacks=[
+            *(signals, knn, recorder, ProgressCallback(recorder.words)),
+            Pictures(run, knn, pictures_every, logger.log_picture),
+            CollapseMonitor(monitor.stop_on_collapse, report=print_line),
+            checkpoints,
+        ],
         plugins=[io],
         enable_progress_bar=False,
         enable_model_summary=False,
-        log_every_n_steps=1_000_000,  # epoch means are logged at each epoch's end; nothing is logged at a step
+        log_every_n_steps=1_000_000,  # means are logged at each epoch's end, nothing at a step
         num_sanity_val_steps=0,
-        default_root_dir=run.checkpoints,  # where SLURM's plugin keeps its own, which `RunDirectory.resumable` knows
+        default_root_dir=run.checkpoints,  # where Lightning's SLURM plugin writes, see `RunDirectory.resumable`
     )
-    if config.device.compile and accelerator == "gpu":
+    if config.device.compile and context.accelerator == "gpu":
         model.compile_networks()
-    try:
+    with explain_failures(run, start, checkpoints):
         trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
         if distributed.rank() == 0:
-            keeper.check_saved()
-            finish(run, data, model, logger, recorder, keeper, knn, about)
-    except OSError as error:  # what could be written is written; the rest is done again
-        kept = run.resumable()
-        goes_on = f"the same command goes on from {kept[0]}" if kept else "nothing of the run is kept"
-        file = os.fsdecode(error.filename or run.path)
-        raise UserError(f"{file}: {error.strerror or error}: mend that; {goes_on}") from None
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise
-        if distributed.is_lost_peer(error):
-            raise SystemExit(1) from None
-        if start is None or keeper.begun or isinstance(error, UserError | RunFailure):
-            raise
-        if run.path.resolve() not in start.path.resolve().parents:  # a new run, with nothing in it
-            run.delete()
-            with suppress(OSError):  # where a person keeps something else in it
-                run.path.rmdir()
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"{start.path}: not a checkpoint that a run goes on from ({why})") from None
+            checkpoints.check_saved()
+            finish_run(context, logger, recorder, checkpoints, knn)
+
+
+def finish_run(
+    context: RunContext,
+    logger: ResilientTensorBoardLogger,
+    recorder: MetricsRecorder,
+    checkpoints: CheckpointCallback,
+    knn: KNNMonitor,
+) -> None:
+    """Write the backbone, the last pictures and summary.json, which makes the run finished; print where they are."""
+    run, rows = context.run, recorder.rows
+    run.write_rows(rows)  # once more: perhaps nothing was left to train, and the file was damaged
+    last = rows[-1]
+    facts = backbone_facts(context.model.hparams) | context.provenance | {"row": last}
+    write_weights(run.backbone, BACKBONE, context.model.backbone.state_dict(), facts)
+    backbone = load_backbone(run.backbone).to(context.data.mean.device)  # a file that does not load is found now
+    log_final_pictures(logger.experiment, context.data, backbone, last["step"])
+    summary = {
+        "epochs": last["epoch"],
+        "step": last["step"],
+        "kNN_accuracy": last.get("kNN_accuracy"),
+        "kNN_best": checkpoints.best,
+        "kNN_best_epoch": checkpoints.best_epoch,
+        "kNN_untrained": knn.untrained,
+        "train_loss": last["train_loss"],
+        "z_std": last["z_std"],
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
+    }
+    write_json(run.summary, summary)
+    labelled = no_knn(context.data.train, context.data.test) is None
+    print(describe_results(run, summary, "linear" if labelled else "neighbours"))
+
+
+def describe_results(run: RunDirectory, summary: dict[str, Any], next_command: str) -> str:
+    path = shlex.quote(str(run.path))
+    lines = [f"finished {summary['epochs']} epochs in {timedelta(seconds=round(summary['seconds']))}"]
+    if summary["kNN_accuracy"] is not None:
+        untrained = summary["kNN_untrained"]
+        lines.append(
+            f"  kNN       {summary['kNN_accuracy']:.2f} % in the last epoch"
+            f", {summary['kNN_best']:.2f} % in the best (epoch {summary['kNN_best_epoch']})"
+            + (f", {untrained:.2f} % untrained" if untrained is not None else "")
+        )
+    lines += [
+        f"  loss      {summary['train_loss']:.4f}   z_std {summary['z_std']:.3f}",
+        f"  speed     {summary['images_per_second']:,.0f} images/s",
+        f"  backbone  {run.backbone}",
+        f"  watch     tensorboard --logdir {path}",
+        f"  next      python main.py {next_command} --checkpoint {path}",
+        f"            python main.py report {path}",
+    ]
+    return "\n".join(lines)

@@ -1,121 +1,122 @@
-"""Several runs by one command: each in a process of its own, one after another or one for each GPU."""
+"""Several runs by one command, each in a process of its own: one after another, or one on each GPU."""
 
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from simsiam.config.commands import DEFAULTS, Pretrain, Report
+from simsiam.commands.report import report
+from simsiam.config.commands import Pretrain, Report, main_command
 from simsiam.config.evaluation_options import ReportOptions
 from simsiam.config.options import AcceleratorOptions
 from utils import distributed
-from utils.cli import flatten, replace_settings, to_flags
+from utils.cli import replace_settings
 from utils.console import print_line
 from utils.errors import RunFailure, Stopped, check
 from utils.run_dir import RunDirectory
 
-MAIN = Path(__file__).parents[2] / "main.py"
+POLL_SECONDS = 0.05
+SHOWS_SOMETHING = (3, 4)  # statuses of a collapsed or diverged run, which an ablation may be meant to show
+
+
+def sweep(config: Pretrain) -> None:
+    """Train once for each of `--seeds`, and write the report of all."""
+    run_all({f"seed {run.run.seed}": run for run in expand_seeds(config)})
 
 
 def expand_seeds(config: Pretrain) -> list[Pretrain]:
-    """The run of each of `--seeds`, in a folder `seed_N` below the run's own; the run itself where there are none."""
-    where = config.run_dir
+    """The run of each of `--seeds`, in a folder `seed_N` of the run's own; without `--seeds` the run itself."""
     if not config.run.seeds:
         return [config]
-    alone = replace_settings(config, seeds=(), save_dir=str(where.parent), exp_name=where.name)
-    return [replace_settings(alone, seed=seed, version=f"seed_{seed}") for seed in config.run.seeds]
+    where = {"seeds": (), "save_dir": str(config.run_dir.parent), "exp_name": config.run_dir.name}
+    return [replace_settings(config, **where, seed=seed, version=f"seed_{seed}") for seed in config.run.seeds]
 
 
 def run_all(runs: Mapping[str, Pretrain]) -> None:
     """Train each run that is not finished yet, then write the report of all.
 
     Args:
-        runs: by what is said of them.
+        runs: by the names that are printed.
 
     Raises:
-        SystemExit: with the status of a run that a person has to mend, or that was told to stop; it has said why.
-        RunFailure: once all others are trained, where one came to nothing; or one was killed.
+        SystemExit: with the status of a run that failed on a mistake, or was told to stop; it has said why.
+        RunFailure: a run was killed; or, after all others are trained, some collapsed or diverged.
     """
     first = next(iter(runs.values()))
     started = distributed.cluster_environment()
-    check(
-        started is None or started.world_size() == 1,
-        "several runs: not by torchrun or srun; each has its own processes",
-    )
-    alone = first.device.accelerator == "cpu" or (first.device.devices or 1) > 1
-    failed = _Processes(runs, [] if alone else gpus()).run()
+    alone = started is None or started.world_size() == 1
+    check(alone, "several runs: not by torchrun or srun; each has its own processes")
+    one_by_one = first.device.accelerator == "cpu" or (first.device.devices or 1) > 1
+    failed = _Processes(runs, [] if one_by_one else list_gpus()).run()
     if first.run.dry_run:
         return
     trained = tuple(str(config.run_dir) for config in runs.values() if RunDirectory(config.run_dir).rows())
     if trained:
-        from simsiam.commands.report import report
-
         device = AcceleratorOptions(accelerator=first.device.accelerator)
         report(Report(report=ReportOptions(runs=trained), device=device))
     if failed:
-        words = ", ".join(f"{name} (status {status})" for name, status in failed.items())
-        raise RunFailure(f"not brought to their end: {words}", max(failed.values()))
+        names = ", ".join(f"{name} (status {status})" for name, status in failed.items())
+        raise RunFailure(f"not brought to their end: {names}", max(failed.values()))
 
 
-def gpus() -> list[str]:
+def list_gpus() -> list[str]:
     """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [name.strip() for name in named.split(",")] if named else list(map(str, range(torch.cuda.device_count())))
 
 
 class _Processes:
-    """The processes of the runs; what this one is told, they are told.
+    """The processes of the runs; forwards signals to them.
 
     Args:
-        places: GPUs, for a run each at a time; with less than two of them, one run at a time.
+        gpus: one run at a time on each of them; with fewer than two, one run at a time.
     """
 
-    def __init__(self, runs: Mapping[str, Pretrain], places: list[str]) -> None:
-        self.waiting = dict(runs)
-        self.of, self.places = len(runs), places[: len(runs)] or [""]
-        self.running: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}  # by place
+    def __init__(self, runs: Mapping[str, Pretrain], gpus: list[str]) -> None:
+        self.waiting, self.total = dict(runs), len(runs)
+        self.gpus = gpus[: len(runs)] or [""]
+        self.running: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}  # by GPU
         self.failed: dict[str, int] = {}
 
     def run(self) -> dict[str, int]:
-        """The statuses of those that collapsed or diverged, once all have ended."""
+        """The statuses of the runs that collapsed or diverged, once all have ended."""
         try:
             while self.waiting or self.running:
-                for place in self.places:
-                    if place not in self.running and self.waiting:
-                        self._start(place)
-                self._look()
+                for gpu in self.gpus:
+                    if gpu not in self.running and self.waiting:
+                        self._start(gpu)
+                time.sleep(POLL_SECONDS)
+                self._poll()
         except Stopped as stopped:
             self._stop(stopped.number)
             raise SystemExit(128 + stopped.number) from None
         return self.failed
 
-    def _start(self, place: str) -> None:
+    def _start(self, gpu: str) -> None:
         name = next(iter(self.waiting))
         config = self.waiting.pop(name)
-        print_line(f"\n{self.of - len(self.waiting)} of {self.of}: {name}")
-        told = {**os.environ, distributed.PARENT_VARIABLE: str(os.getpid())}
-        several = len(self.places) > 1
-        if several:
-            told["CUDA_VISIBLE_DEVICES"] = place
-        command = [sys.executable, str(MAIN), *flags(config)]
-        quiet = subprocess.DEVNULL if several else None  # of several at once, the lines would be mixed
-        process = subprocess.Popen(command, env=told, stdout=quiet, start_new_session=True)  # Ctrl-C is passed on by us
-        self.running[place] = (name, process)
+        print_line(f"\n{self.total - len(self.waiting)} of {self.total}: {name}")
+        environment = {**os.environ, distributed.PARENT_VARIABLE: str(os.getpid())}
+        together = len(self.gpus) > 1
+        if together:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        out = subprocess.DEVNULL if together else None  # the lines of several runs would be mixed
+        process = subprocess.Popen(  # in a session of its own: Ctrl-C is forwarded by `_stop`
+            main_command(config), env=environment, stdout=out, start_new_session=True
+        )
+        self.running[gpu] = (name, process)
 
-    def _look(self) -> None:
-        time.sleep(0.05)  # between two looks at all of them; a signal ends it at once
-        for place, (name, process) in list(self.running.items()):
+    def _poll(self) -> None:
+        for gpu, (name, process) in list(self.running.items()):
             status = process.poll()
             if status is None:
                 continue
-            del self.running[place]
-            if status in (3, 4):  # what an ablation may be meant to show
+            del self.running[gpu]
+            if status in SHOWS_SOMETHING:
                 self.failed[name] = status
             elif status:
                 self._stop(signal.SIGTERM)
@@ -123,24 +124,18 @@ class _Processes:
                     raise SystemExit(status)
                 how = signal.Signals(-status).name
                 raise RunFailure(f"{name} was ended by {how}; the same command goes on", 128 - status)
-            elif len(self.places) > 1:
+            elif len(self.gpus) > 1:
                 print_line(f"done: {name}")
 
     def _stop(self, number: int) -> None:
-        """Pass signals on from now, this one first, and wait."""
+        """Send a signal to all runs, forward further ones, and wait for the runs to end."""
 
-        def pass_on(number: int, frame: Any = None) -> None:
+        def forward(number: int, frame: Any = None) -> None:
             for _, process in self.running.values():
                 process.send_signal(number)
 
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(each, pass_on)
-        pass_on(number)
+            signal.signal(each, forward)
+        forward(number)
         for _, process in self.running.values():
             process.wait()
-
-
-def flags(config: Pretrain) -> list[str]:
-    """The flags of a run; the settings of `--config` are among them."""
-    given = {name: value for name, value in flatten(config).items() if value != DEFAULTS[name] and name != "config"}
-    return to_flags(given)

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,7 @@ COMMANDS: dict[str, type] = {
     for command in (Pretrain, Knn, Linear, Finetune, Embed, Neighbours, Export, Report, Ablate)
 }
 
+MAIN = Path(__file__).parents[2] / "main.py"
 OWN = ("folder", "arrays")  # a person's own images
 RULES = {field.name: rule for _, field, rule in iterate_options(Pretrain)}
 DEFAULTS = flatten(Pretrain())
@@ -206,3 +208,9 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]
+
+
+def main_command(config: Pretrain) -> list[str]:
+    """The arguments of a process that runs `config`; the settings of `--config` are among its flags."""
+    given = {name: value for name, value in flatten(config).items() if value != DEFAULTS[name] and name != "config"}
+    return [sys.executable, str(MAIN), *to_flags(given)]

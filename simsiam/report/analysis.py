@@ -8,19 +8,16 @@ from PIL import Image
 from torch import Tensor
 
 from simsiam.commands.neighbours import evenly, gallery_rows
-from simsiam.commands.pretrain import build_data
-from simsiam.config.commands import DEFAULTS, Knn, Pretrain
+from simsiam.config.commands import Knn
 from simsiam.config.evaluation_options import CheckpointOptions, EvaluationDataOptions
 from simsiam.config.options import AcceleratorOptions
-from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import no_knn
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import CHUNK
-from simsiam.evaluation.gallery import Tile, nearest_others, views_grid
+from simsiam.evaluation.gallery import Tile, nearest_others
 from simsiam.evaluation.metrics import confusion
 from simsiam.evaluation.results import fingerprint
 from simsiam.report.records import Run, number
-from utils.cli import from_settings
 from utils.console import print_line, track_progress
 from utils.device import choose_device
 from utils.errors import UserError
@@ -81,7 +78,7 @@ def draw_portrait(run: Run, accelerator: Any, data_dir: str | None) -> Portrait:
         points=points,
         labels=asked.labels[:MAP_IMAGES].cpu().numpy(),
         method=method,
-        views=stored_views(run) or views_of(run, subject),
+        views=stored_views(run),
     )
 
 
@@ -158,14 +155,3 @@ def stored_views(run: Run) -> Image.Image | None:
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
     return picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.NEAREST)
-
-
-def views_of(run: Run, subject: EvaluationContext) -> Image.Image | None:
-    """The same, drawn anew for a run that did not begin with the first epoch, and so did not leave it."""
-    try:
-        settings = {name: value for name, value in run.settings.items() if name in DEFAULTS}
-        data: ViewsDataModule = build_data(from_settings(Pretrain, settings), compile=False)
-        data.use((subject.train, subject.test))
-    except (UserError, TypeError):
-        return None
-    return Image.fromarray(views_grid(data).permute(1, 2, 0).numpy())

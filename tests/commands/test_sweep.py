@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import main
-from simsiam.commands import sweep
-from simsiam.commands.sweep import expand_seeds, gpus
+from simsiam.commands.sweep import expand_seeds, list_gpus
+from simsiam.config import commands
 from simsiam.config.ablations import paper_says
 from simsiam.config.commands import Pretrain
 from tests.helpers import SMALL, Program, Started, children, rows, same_weights, start, wait_for, wait_for_epochs
@@ -38,7 +38,7 @@ sys.exit(statuses[name])
 
 def with_stubs(args: list[str]) -> int:
     """main.py, whose runs are processes that train nothing."""
-    sweep.MAIN = Path(args[0])
+    commands.MAIN = Path(args[0])
     return main.main(args[1:])
 
 
@@ -177,9 +177,9 @@ def test_a_mistake_is_answered_in_one_line(flags: list[str], answer: str, tmp_pa
 
 def test_runs_at_once_take_the_gpus_that_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    assert gpus() == ["4", "5"]
+    assert list_gpus() == ["4", "5"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert len(gpus()) == torch.cuda.device_count()
+    assert len(list_gpus()) == torch.cuda.device_count()
 
 
 def test_what_the_paper_says_of_a_run_follows_from_its_settings() -> None:

@@ -1,0 +1,162 @@
+"""Where a pre-training starts: in a new folder, from a checkpoint of its own, or from one that the user names."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from simsiam.callbacks.checkpoint import CheckpointCallback
+from simsiam.config.commands import OWN, Pretrain, describe_differences, settings_to_keep
+from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.dataset import no_knn
+from simsiam.evaluation.checkpoint import find_checkpoint, load_strictly, load_weights
+from simsiam.module import SimSiam
+from utils import distributed
+from utils.checkpoint_io import read_resumable
+from utils.errors import RunFailure, UserError, check, is_out_of_memory
+from utils.run_dir import RunDirectory
+
+STATEFUL = ("Recorder", "Keeper")  # state keys of the callbacks whose state a checkpoint must hold
+
+
+class Start(NamedTuple):
+    """A checkpoint to resume from, and the optimizer steps done in it."""
+
+    path: Path
+    step: int
+
+
+def count_processes(config: Pretrain) -> int:
+    """Processes that share a batch; in a dry run, those that would."""
+    asked = (config.device.devices or 1) * (config.device.num_nodes or 1)
+    return asked if config.run.dry_run else distributed.world_size()
+
+
+def validate_run(config: Pretrain, run: RunDirectory) -> str:
+    """The state of the run's folder: new, unfinished or finished.
+
+    Raises:
+        UserError: it holds a run with other settings, or something that is not a run.
+    """
+    processes, accumulate, batch_size = (
+        count_processes(config),
+        config.optimizer.accumulate,
+        config.optimizer.batch_size,
+    )
+    parts = processes * accumulate
+    check(
+        batch_size % parts == 0 and batch_size >= 2 * parts,
+        f"--batch-size {batch_size}: {processes} devices share it in equal parts of at least 2"
+        + (f", {accumulate} times" if accumulate > 1 else ""),
+    )
+    state, overwrite = run.state(), config.run.overwrite
+    if state != "new" and not overwrite:
+        changed = describe_differences(run.settings(), settings_to_keep(config))
+        check(
+            not changed,
+            f"{run.path} holds a run with other settings ({'; '.join(changed)}): "
+            "give another --exp-name, or --overwrite to start anew",
+        )
+    if state == "finished" and not overwrite and config.data.dataset in OWN:
+        began = run.settings().get("data_dir") or ""
+        check(
+            os.path.realpath(began) == os.path.realpath(os.path.expanduser(config.data.data_dir)),
+            f"{run.path} holds a finished run on the images in {began}: give another --exp-name, or --overwrite",
+        )
+    if config.data.dataset == "folder":
+        root = Path(config.data.data_dir).expanduser().resolve()
+        root = root / "train" if (root / "train").is_dir() else root
+        check(
+            root not in run.path.resolve().parents,
+            f"{run.path} lies in --data-dir {config.data.data_dir}, where its pictures would be taken for images: "
+            "give another --save-dir",
+        )
+    return state
+
+
+def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam, state: str) -> Start | None:
+    """The run's own newest whole checkpoint, else that of `--ckpt-dir`; None for a new run.
+
+    A new run's `model` gets the weights of `--model-path` here.
+
+    Raises:
+        UserError: a damaged or foreign file, a checkpoint of other settings, or settings that do not fit the images.
+    """
+    images, knn_k = len(data.train), config.monitor.knn_k
+    check(
+        config.monitor.knn_every == 0 or no_knn(data.train, data.test) is not None or knn_k <= images,
+        f"--knn-k {knn_k} is more than the {images} train images: give fewer, or --knn-every 0",
+    )
+    if state == "unfinished" and not config.run.overwrite and run.resumable():
+        return _find_own(config, run, data)
+    if config.run.model_path:
+        load_weights(model, config.run.model_path)
+    return _find_given(config, run, data, model) if config.run.ckpt_dir else None
+
+
+def _find_own(config: Pretrain, run: RunDirectory, data: ViewsDataModule) -> Start:
+    unfinished = f"{run.path} holds an unfinished run"
+    check(
+        config.run.ckpt_dir in (None, run.settings().get("ckpt_dir")),
+        f"{unfinished}, which would be resumed instead of --ckpt-dir {config.run.ckpt_dir}: "
+        "leave the flag out, or give another --exp-name",
+    )
+    check(
+        run.images() in (None, data.origin),
+        f"{unfinished} on other images than are in {config.data.data_dir} now: "
+        "give another --exp-name, or --overwrite to start anew",
+    )
+    problems = []
+    for path in run.resumable():
+        try:
+            content = read_resumable(path, STATEFUL)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            print(f"warning: {problems[0]}; going back to the checkpoint before it", file=sys.stderr)
+        return Start(path, content["global_step"])
+    raise UserError(f"{'; '.join(problems)}; --overwrite starts anew")
+
+
+def _find_given(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam) -> Start:
+    file = find_checkpoint(str(config.run.ckpt_dir), whole=True)
+    content = read_resumable(file, STATEFUL)
+    anew = "--model-path starts a new run from its weights"
+    changed = describe_differences(content["settings"] | {"model_path": None}, settings_to_keep(config))
+    check(not changed, f"{file} is of a run with other settings ({'; '.join(changed)}): {anew}")
+    finished = content["row"].get("epoch", 0) >= config.optimizer.epochs
+    check(not finished, f"{file} is of a finished run: nothing is left to train; {anew}")
+    inside = run.path.resolve() in file.resolve().parents
+    check(not inside, f"{file} lies in {run.path}, which --overwrite would delete: give another --exp-name")
+    same = content.get("images") in (None, data.origin)
+    check(same, f"{file} is of a run on other images than are in {config.data.data_dir}: {anew}")
+    load_strictly(model, content["state_dict"], file)
+    return Start(file, content["global_step"])
+
+
+@contextmanager
+def explain_failures(run: RunDirectory, start: Start | None, checkpoints: CheckpointCallback) -> Iterator[None]:
+    """Turn what a full disk or a strange checkpoint makes a Trainer raise into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:  # what could be written is written; the rest is done again
+        kept = run.resumable()
+        goes_on = f"the same command goes on from {kept[0]}" if kept else "nothing of the run is kept"
+        file = os.fsdecode(error.filename or run.path)
+        raise UserError(f"{file}: {error.strerror or error}: mend that; {goes_on}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise
+        if distributed.is_lost_peer(error):
+            raise SystemExit(1) from None
+        if start is None or checkpoints.begun or isinstance(error, UserError | RunFailure):
+            raise
+        if run.path.resolve() not in start.path.resolve().parents:  # a new run, with nothing in it
+            run.delete()
+            with suppress(OSError):  # a person keeps something else in it
+                run.path.rmdir()
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"{start.path}: not a checkpoint that a run goes on from ({why})") from None
