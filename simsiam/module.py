@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.batch_norm import expect_views
 from models.heads import BN, prediction_mlp, projection_mlp
 from models.resnet import BACKBONES
+from simsiam.config.options import NetworkOptions, OptimizerOptions
 from simsiam.loss import siamese_loss, z_std
 from utils.errors import check
 from utils.schedule import warmup_cosine
@@ -46,21 +47,21 @@ class SimSiam(pl.LightningModule):
 
     def __init__(
         self,
-        backbone: str = "resnet18",
-        width: int = 64,
-        out_dim: int = 1024,
-        h_dim: int = 512,
-        proj_layers: int = 2,
+        backbone: str = NetworkOptions.backbone,
+        width: int = NetworkOptions.width,
+        out_dim: int = NetworkOptions.out_dim,
+        h_dim: int = NetworkOptions.h_dim,
+        proj_layers: int = NetworkOptions.proj_layers,
         proj_hidden: int | None = None,
         stop_grad: bool = True,
         predictor: bool = True,
         fixed_predictor: bool = False,
-        heads_bn: str = "paper",
+        heads_bn: str = NetworkOptions.heads_bn,
         symmetric: bool = True,
-        zero_init_residual: bool = True,
+        zero_init_residual: bool = NetworkOptions.zero_init_residual,
         learning_rate: float = 0.06,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
+        momentum: float = OptimizerOptions.momentum,
+        weight_decay: float = OptimizerOptions.weight_decay,
         warmup_epochs: float = 10,
         constant_predictor_lr: bool = False,
         image_size: int = 32,

@@ -46,19 +46,25 @@ class Pretrain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knn:
+class Evaluation:
+    """What the commands that use a checkpoint share."""
+
+    checkpoint: evaluation.CheckpointOptions
+    data: evaluation.EvaluationDataOptions = evaluation.EvaluationDataOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knn(Evaluation):
     """Classify all test images by their nearest train images: k = 1, 20, 200 and T = .07, .1, .2.
 
     With features of the backbone and, if the checkpoint has one, of the projector; and the accuracy of each class.
     """
 
-    checkpoint: evaluation.CheckpointOptions
-    data: evaluation.EvaluationDataOptions = evaluation.EvaluationDataOptions()
     device: options.AcceleratorOptions = options.AcceleratorOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(Evaluation):
     """Train a linear classifier on the frozen backbone's features, and measure it on all test images.
 
     Without --augment the features are computed once and the classifier is fitted by L-BFGS: seconds, also on a CPU.
@@ -68,9 +74,7 @@ class Linear:
     Test images are used once, after the last epoch. The classifier is kept as head.safetensors.
     """
 
-    checkpoint: evaluation.CheckpointOptions
     linear: evaluation.LinearOptions = evaluation.LinearOptions()
-    data: evaluation.EvaluationDataOptions = evaluation.EvaluationDataOptions()
     device: options.PrecisionOptions = options.PrecisionOptions()
 
     def __post_init__(self) -> None:
@@ -79,54 +83,46 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune:
+class Finetune(Evaluation):
     """Train the whole network, backbone and a new head, on a share of the labels; measure it on all test images.
 
     `--label-fraction 0.1 --seeds 0 1 2` is the usual measurement: 10 % of the labels, three times; `--from-scratch`
     beside it is what the labels alone give. The same command again continues after the last finished seed.
     """
 
-    checkpoint: evaluation.CheckpointOptions
     finetune: evaluation.FinetuneOptions = evaluation.FinetuneOptions()
-    data: evaluation.EvaluationDataOptions = evaluation.EvaluationDataOptions()
     device: options.PrecisionOptions = options.PrecisionOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embed:
+class Embed(Evaluation):
     """Write the backbone's features of the data set, or of any folder of images, into a file that numpy reads.
 
     Arrays: features (N, F) float32, labels (N,), indices (N,), split (N,), classes; of a folder also paths (N,), with
     its sub-folders as classes.
     """
 
-    checkpoint: evaluation.CheckpointOptions
     embed: evaluation.EmbedOptions = evaluation.EmbedOptions()
-    data: evaluation.EvaluationDataOptions = evaluation.EvaluationDataOptions()
     device: options.AcceleratorOptions = options.AcceleratorOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neighbours:
+class Neighbours(Evaluation):
     """Draw a gallery of nearest neighbours: for some images, the train images that the backbone finds most similar."""
 
-    checkpoint: evaluation.CheckpointOptions
     neighbours: evaluation.NeighboursOptions = evaluation.NeighboursOptions()
-    data: evaluation.EvaluationDataOptions = evaluation.EvaluationDataOptions()
     device: options.AcceleratorOptions = options.AcceleratorOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class Export(Evaluation):
     """Write the backbone alone, for use elsewhere: safetensors, torch.export or ONNX, for batches of any size.
 
     The file holds its normalisation, image size, class names and provenance. It is loaded back and compared on real
     images before it is put in place.
     """
 
-    checkpoint: evaluation.CheckpointOptions
     export: evaluation.ExportOptions = evaluation.ExportOptions()
-    data: evaluation.EvaluationDataOptions = evaluation.EvaluationDataOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +160,6 @@ class Ablate(Pretrain):
         return Path(self.run.save_dir).expanduser() / name / (self.run.version or "")
 
 
-Evaluation = Knn | Linear | Finetune | Embed | Neighbours | Export
 COMMANDS: dict[str, type] = {
     command.__name__.lower(): command
     for command in (Pretrain, Knn, Linear, Finetune, Embed, Neighbours, Export, Report, Ablate)
