@@ -10,7 +10,7 @@ from simsiam.callbacks.knn import KNNMonitor
 from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.callbacks.tensorboard import ResilientTensorBoardLogger
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import no_knn
+from simsiam.data.dataset import why_no_knn
 from simsiam.evaluation.checkpoint import backbone_facts, load_backbone
 from simsiam.module import SimSiam
 from utils.export import BACKBONE, write_weights
@@ -49,7 +49,7 @@ def finish(
         "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
     }
     write_json(run.summary, summary)
-    print(_closing_words(run, summary, labelled=no_knn(data.train, data.test) is None))
+    print(_closing_words(run, summary, labelled=why_no_knn(data.train, data.test) is None))
 
 
 def _closing_words(run: RunDirectory, summary: dict[str, Any], labelled: bool) -> str:

@@ -20,9 +20,9 @@ from simsiam.callbacks.signals import SignalCallback
 from simsiam.callbacks.tensorboard import ResilientTensorBoardLogger
 from simsiam.commands.finish import finish
 from simsiam.config.commands import IMMATERIAL, OWN, Pretrain, differences, settings
-from simsiam.data.cifar import absent, placeholders
+from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import default_stem, no_knn
+from simsiam.data.dataset import default_stem, why_no_knn
 from simsiam.evaluation.checkpoint import find_checkpoint, load_strictly, load_weights
 from simsiam.module import SimSiam
 from utils import distributed
@@ -53,14 +53,13 @@ def pretrain(config: Pretrain) -> None:
             print(f"{run.path} is finished already. --overwrite would start anew.")
             return
         data = build_data(config, compile=config.compile and accelerator == "gpu")
-        if config.dry_run and (config.dataset == "folder" or absent(config.dataset, config.data_dir)):
-            few = (config.train_images, config.test_images, config.image_size)
-            data.use(placeholders(config.dataset, config.data_dir, *few))
+        if config.dry_run and (placeholders := make_placeholders(data.spec)):
+            data.set_splits(placeholders)
             print(what_first(config, data))
         else:
             distributed.once_per_node(data.prepare_data)
             data.setup()
-            distributed.check_equal(data.origin, f"{config.data_dir}: not the same images on all machines")
+            distributed.check_equal(data.dataset_digest, f"{config.data_dir}: not the same images on all machines")
         model = build_model(config, data)
         found = run.resumable()
         start = distributed.broadcast_result(lambda: find_start(config, run, data, model, state))
@@ -82,7 +81,7 @@ def pretrain(config: Pretrain) -> None:
             "hardware": hardware(accelerator),
             "image_size": data.size,
             "stem": model.hparams["stem"],
-            "images": data.origin,
+            "images": data.dataset_digest,
         }
         about = {"command": "pretrain", "settings": settings(config), "resolved": resolved, "versions": versions()}
         start = distributed.broadcast_result(lambda: claim(config, run, (state, found), start, about, words, held))
@@ -198,7 +197,7 @@ def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model
         UserError: damaged, foreign, a checkpoint of other settings, or settings that do not go with the images.
     """
     check(
-        config.knn_every == 0 or no_knn(data.train, data.test) is not None or config.knn_k <= len(data.train),
+        config.knn_every == 0 or why_no_knn(data.train, data.test) is not None or config.knn_k <= len(data.train),
         f"--knn-k {config.knn_k} is more than the {len(data.train)} train images: give fewer, or --knn-every 0",
     )
     if state == "unfinished" and not config.overwrite and run.resumable():
@@ -208,7 +207,7 @@ def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model
             "leave the flag out, or give another --exp-name",
         )
         check(
-            run.images() in (None, data.origin),
+            run.images() in (None, data.dataset_digest),
             f"{run.path} holds an unfinished run on other images than are in {config.data_dir} now: "
             "give another --exp-name, or --overwrite to start anew",
         )
@@ -234,7 +233,7 @@ def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model
         f"{file} lies in {run.path}, which --overwrite would delete: give another --exp-name",
     )
     check(
-        content.get("images") in (None, data.origin),
+        content.get("images") in (None, data.dataset_digest),
         f"{file} is of a run on other images than are in {config.data_dir}: "
         "--model-path starts a new run from its weights",
     )
@@ -283,7 +282,7 @@ def about_images(config: Pretrain, data: ViewsDataModule) -> str:
     """What a person would not expect of the images: lines for `description`."""
     margin = f" from {data.train.side} x {data.train.side}" if data.size < data.train.side else ""
     lines = [f"views of {data.size} x {data.size} pixels{margin}"] if margin or data.size != 32 else []
-    why = no_knn(data.train, data.test)
+    why = why_no_knn(data.train, data.test)
     if why and config.knn_every:
         lines.append(f"{why}: kNN is off")
     return "".join(f"  images    {line}\n" for line in lines)
@@ -304,7 +303,7 @@ def provenance(config: Pretrain, data: ViewsDataModule) -> dict[str, Any]:
         "settings": settings(config),
         "versions": versions(),
         "commit": git_commit(),
-        **({"images": data.origin} if data.origin else {}),  # a person's own
+        **({"images": data.dataset_digest} if data.dataset_digest else {}),  # a person's own
     }
 
 
@@ -324,7 +323,7 @@ def train(
     )
     if start is None and distributed.rank() == 0:
         logger.log_settings({name: value for name, value in settings(config).items() if name not in IMMATERIAL})
-    knn_every = 0 if no_knn(data.train, data.test) else config.knn_every
+    knn_every = 0 if why_no_knn(data.train, data.test) else config.knn_every
     knn = KNNMonitor(config.knn_k, config.knn_t, knn_every, report=print_line)
     recorder = MetricsRecorder(run, knn)
     every = max(1, config.epochs // 10) if config.pictures_every is None else config.pictures_every

@@ -1,5 +1,6 @@
 """A data set of arrays: an .npz file of `x_train` and, if they are there, `y_train`, `x_test`, `y_test`, `classes`."""
 
+import hashlib
 import zipfile
 import zlib
 from pathlib import Path
@@ -7,25 +8,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from simsiam.data.dataset import ImageDataset, without_images
+from simsiam.data.dataset import DatasetSource, DatasetSpec, ImageDataset, Splits, make_empty_split, take_first
 from utils.errors import UserError, check
 
 KEYS = ("x_train", "y_train", "x_test", "y_test", "classes")
-# what numpy and zipfile raise on files that are not what they say
+# what numpy and zipfile raise for damaged files
 UNREADABLE = (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error, MemoryError, SyntaxError)
 
 
-def read_arrays(data_dir: str) -> tuple[ImageDataset, ImageDataset]:
-    """The train and the test split of an .npz file; without running anything that it contains.
+def load_arrays(spec: DatasetSpec) -> Splits:
+    """Both splits of an .npz file, without running anything that it contains.
 
-    ImageDataset: uint8, (N, S, S, 3), (N, 3, S, S) or grey (N, S, S). Labels: integers (N,), the class names' places.
+    Images: uint8, (N, S, S, 3), (N, 3, S, S) or grey (N, S, S). Labels: integers (N,), the class names' places.
 
     Raises:
-        UserError: no such file, or one that does not hold that.
+        UserError: no such file, one that does not hold that, or more images asked for than there are.
     """
-    file = Path(data_dir).expanduser()
+    file = spec.path
     check(file.is_file(), f"--data-dir {file}: no such file; --dataset arrays wants an .npz")
     try:
+        with open(file, "rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
         arrays = _read(file)
     except UNREADABLE as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
@@ -35,17 +38,15 @@ def read_arrays(data_dir: str) -> tuple[ImageDataset, ImageDataset]:
     labels = {split: _labels(file, split, arrays, len(images)) for split, images in pixels.items()}
     known = labels["train"] is not None
     classes = _classes(file, arrays, [y for y in labels.values() if y is not None]) if known else ()
-    splits = [
-        ImageDataset(images, _given(labels[split] if known else None, len(images)), classes)
-        for split, images in pixels.items()
-    ]
-    if len(splits) == 1:
-        return splits[0], without_images(splits[0])
-    train, test = splits
+    splits = []
+    for split, images in pixels.items():
+        y = labels[split] if known else None
+        splits.append(ImageDataset(images, torch.full((len(images),), -1) if y is None else y, classes, digest=digest))
+    train, test = splits if len(splits) == 2 else (splits[0], make_empty_split(splits[0]))
     check(train.side == test.side, f"{file}: x_train is {train.side} pixels wide, x_test {test.side}")
     strange = sorted(set(test.labels.unique().tolist()) - set(train.labels.unique().tolist()) - {-1})
     check(not strange, f"{file}: label {strange[:1]} of y_test is not in y_train")
-    return train, test
+    return take_first(spec, (train, test))
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
@@ -92,5 +93,4 @@ def _classes(file: Path, arrays: dict[str, np.ndarray], labels: list[torch.Tenso
     return tuple(names.tolist())
 
 
-def _given(labels: torch.Tensor | None, n: int) -> torch.Tensor:
-    return torch.full((n,), -1) if labels is None else labels
+SOURCE = DatasetSource(load_arrays, personal=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from simsiam.data.dataset import DatasetSource, DatasetSpec, ImageDataset, Splits
 from utils.philox import uniform
 
 SIZE = 32
@@ -134,3 +135,13 @@ def _images(texture: Texture, index: Tensor, split: int, seed: int) -> Tensor:
     image = (image - image.mean(dim=(1, 2), keepdim=True)) / image.std(dim=(1, 2), keepdim=True)
     image = 0.5 + DEVIATION * image + NOISE * math.sqrt(12) * noise  # uniform noise: its deviation is 1 / sqrt(12)
     return (255 * image.clamp(0, 1)).round().to(torch.uint8)
+
+
+def load_patterns(spec: DatasetSpec) -> Splits:
+    """10,000 train and 2,000 test images, or as many as are asked for."""
+    counts = (spec.train_images or 10_000, spec.test_images or 2_000)
+    train, test = (ImageDataset(*make_patterns(n, split), classes=CLASSES) for split, n in enumerate(counts))
+    return train, test
+
+
+SOURCE = DatasetSource(load_patterns)
