@@ -80,7 +80,7 @@ class ImageDataset:
 
     def at(self, places: Tensor) -> Tensor:
         """The images at `places` (any shape, on any device): (*places.shape, 3, C, C), on the device of `places`."""
-        found = self.images[places.flatten().to(self.images.device)]
+        found = self.images.index_select(0, places.flatten().to(self.images.device))
         return found.to(places.device).unflatten(0, places.shape)
 
     def names(self, labels: list[int]) -> list[str]:

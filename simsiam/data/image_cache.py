@@ -70,6 +70,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 def _map_file(file: Path, mode: Any) -> np.ndarray | None:
     """Map an .npy file; None if it is missing or shorter than its header says."""
     try:
+        open_memmap(file, "r")  # which raises for a short file; "r+" would fill it up with zeros
         return open_memmap(file, mode)
     except (OSError, ValueError, EOFError, SyntaxError):
         return None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from utils.philox import permutation
 
-READERS, AHEAD = 2, 4  # threads that read, and batches that they read ahead
+AHEAD = 4  # batches that are read ahead, each by a thread
 
 
 class EpochSampler:
@@ -70,7 +70,7 @@ class PrefetchLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator: nothing runs before the first `next`. A Trainer makes its iterator before it restores epoch and
         # step of a resumed run, for which the sampler asks.
-        pool = ThreadPoolExecutor(READERS)
+        pool = ThreadPoolExecutor(AHEAD)
         batches = iter(self.sampler)
         reading = deque(pool.submit(self._read, indices) for indices in islice(batches, AHEAD))
         try:

@@ -32,7 +32,7 @@ def test_its_headline_is_what_the_monitor_measured_in_that_epoch(figures: dict, 
 
 
 def test_its_table_is_lightlys_and_scikit_learns(figures: dict, cifar10_run: Path, cifar10_dir: Path) -> None:
-    train, test = load_dataset(DatasetSpec("cifar10", str(cifar10_dir), None, 1000, 500))
+    train, test = load_dataset(DatasetSpec("cifar10", str(cifar10_dir), train_images=1000, test_images=500))
     backbone = load_backbone(cifar10_run)
     mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
     bank, queries = (extract_features(backbone, split.images, mean, std, unit=False) for split in (train, test))
