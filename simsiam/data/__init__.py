@@ -39,11 +39,6 @@ def load_dataset(spec: DatasetSpec) -> Splits:
     return find_source(spec).load(spec)
 
 
-def is_complete(spec: DatasetSpec) -> bool:
-    """Whether a published data set can be loaded without a download. Of one's own, `load_dataset` finds out."""
-    return find_source(spec).is_complete(spec)
-
-
 def make_placeholders(spec: DatasetSpec) -> Splits | None:
     """For a dry run: blank splits of the sizes that a download or a decoding would give; None if there is none to do.
 

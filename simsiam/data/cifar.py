@@ -17,23 +17,16 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
-from simsiam.data.dataset import (
-    DatasetSource,
-    DatasetSpec,
-    ImageDataset,
-    Splits,
-    check_counts,
-    make_blank_split,
-    take_first,
-)
+from simsiam.data.dataset import DatasetSource, DatasetSpec, ImageDataset, Splits, make_blank_split, take_first
 from utils.console import print_line, track_progress
 from utils.errors import UserError, check
 from utils.filesystem import lock_folder, write_atomically
 
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
-PUBLISHED = {"cifar10": (CIFAR10, 10), "cifar100": (CIFAR100, 100)}  # torchvision's description; classes
-TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
-
+PUBLISHED = {  # torchvision's description; numbers of train images, test images and classes
+    "cifar10": (CIFAR10, 50_000, 10_000, 10),
+    "cifar100": (CIFAR100, 50_000, 10_000, 100),
+}
 SHA256 = {  # of CIFAR-10's files whose MD5 is the published one; MD5 alone can be forged
     "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
     "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
@@ -46,12 +39,9 @@ SHA256 = {  # of CIFAR-10's files whose MD5 is the published one; MD5 alone can 
 
 
 def load_cifar(spec: DatasetSpec) -> Splits:
-    """Both splits, from files whose checksums are the published ones.
-
-    Raises:
-        UserError: missing or damaged files, more images asked for than there are.
-    """
+    """Both splits, from files whose checksums are the published ones; UserError if they are not."""
     source, folder = _source(spec), _folder(spec)
+    check(folder.is_dir(), f"{spec.dataset} is not in {spec.data_dir}")
     problem = _describe_problem(spec)
     check(problem is None, f"{problem}")
     try:
@@ -59,7 +49,7 @@ def load_cifar(spec: DatasetSpec) -> Splits:
         train, test = (_read_batches(folder, files, names) for files in (source.train_list, source.test_list))
     except (pickle.UnpicklingError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder}: not readable ({' '.join(str(error).split())})") from None
-    return take_first(spec, (train, test))
+    return take_first(spec, train, test)
 
 
 def _read_batches(folder: Path, files: list[list[str]], names: tuple[str, ...]) -> ImageDataset:
@@ -73,10 +63,9 @@ def make_placeholders(spec: DatasetSpec) -> Splits | None:
     """Blank splits of the published sizes, if nothing is downloaded yet."""
     if _folder(spec).is_dir():
         return None
-    check_counts(spec, TRAIN_IMAGES, TEST_IMAGES)
-    names = tuple(map(str, range(PUBLISHED[spec.dataset][1])))
-    blank = (make_blank_split(32, torch.zeros(n, dtype=torch.long), names) for n in (TRAIN_IMAGES, TEST_IMAGES))
-    return take_first(spec, (next(blank), next(blank)))
+    _, train, test, classes = PUBLISHED[spec.dataset]
+    labels, names = torch.zeros(train, dtype=torch.long), tuple(map(str, range(classes)))
+    return take_first(spec, *(make_blank_split(32, labels[:n], names) for n in (train, test)))
 
 
 # ---------------------------------------------------------------- files
@@ -204,4 +193,4 @@ def read_plain_pickle(path: Path) -> Any:
         return _PlainUnpickler(file, encoding="latin1").load()
 
 
-SOURCE = DatasetSource(load_cifar, download_cifar, lambda spec: not _find_problems(spec), make_placeholders)
+SOURCE = DatasetSource(load_cifar, download_cifar, make_placeholders)

@@ -129,13 +129,15 @@ class ViewsDataModule(pl.LightningDataModule):
         """Indices (B,), or these and their images, on the device -> V views (B, 3, S, S) each."""
         assert self.trainer is not None
         indices, images = (batch, self.train.at(batch)) if isinstance(batch, Tensor) else batch
-        return [self._make_view(images, indices, self.trainer.current_epoch, view) for view in range(self.views)]
+        return [self.view(indices, self.trainer.current_epoch, view, images) for view in range(self.views)]
 
-    def view(self, indices: Tensor, epoch: int, view: int) -> Tensor:
-        """One view of the train images at `indices` (B,), as epoch `epoch` sees it: (B, 3, S, S) float32."""
-        return self._make_view(self.train.at(indices), indices, epoch, view)
+    def view(self, indices: Tensor, epoch: int, view: int, images: Tensor | None = None) -> Tensor:
+        """One view of the train images at `indices` (B,), as epoch `epoch` sees it: (B, 3, S, S) float32.
 
-    def _make_view(self, images: Tensor, indices: Tensor, epoch: int, view: int) -> Tensor:
+        Args:
+            images: (B, 3, C, C) uint8, if they are at hand.
+        """
+        images = self.train.at(indices) if images is None else images
         # epoch and view as tensors, filled on the device: plain numbers would be compiled anew each time they change
         epoch_, view_ = (torch.full((), value, device=indices.device) for value in (epoch, view))
         return self._augment(

@@ -18,26 +18,16 @@ STATISTICS_BYTES = 2**32  # of more images than these, mean and std are measured
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Which images; the options of the same names say more.
+    """Which images."""
 
-    Args:
-        dataset: a name in `simsiam.data.DATASETS`.
-        data_dir: folder of the data sets as torchvision lays them out; one's own folder or .npz file.
-        data_url: a mirror of the archive.
-        train_images, test_images: how many of each split; None for all.
-        image_size: side of the views, which decides how large a folder's images are stored; None for the default.
-        cache_dir: where a folder's decoded images are kept; None for ~/.cache/simsiam.
-        skip_bad_images: leave out what cannot be read.
-    """
-
-    dataset: str = "cifar10"
-    data_dir: str = "./data"
-    data_url: str | None = None
-    train_images: int | None = None
+    dataset: str = "cifar10"  # a name in `simsiam.data.DATASETS`
+    data_dir: str = "./data"  # of the data sets, as torchvision lays them out; one's own folder or .npz file
+    data_url: str | None = None  # a mirror of the archive
+    train_images: int | None = None  # how many of the split; None for all
     test_images: int | None = None
-    image_size: int | None = None
-    cache_dir: str | None = None
-    skip_bad_images: bool = False
+    image_size: int | None = None  # side of the views, for which a folder's images are stored; None for the default
+    cache_dir: str | None = None  # where a folder's decoded images are kept; None for ~/.cache/simsiam
+    skip_bad_images: bool = False  # leave out what cannot be read
 
     @property
     def path(self) -> Path:
@@ -46,20 +36,13 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """One split.
+    """One split."""
 
-    Args:
-        images: (N, 3, C, C) uint8; may be a memory map, which is read as it is indexed.
-        labels: (N,) int64 in 0 .. len(classes) - 1, or -1 for an image without label.
-        on_disk: `images` is a memory map.
-        digest: of names and contents of all files of a data set of one's own, to recognise it by.
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # (N, 3, C, C) uint8
+    labels: Tensor  # (N,) int64 in 0 .. len(classes) - 1, or -1 for an image without label
     classes: tuple[str, ...]
-    on_disk: bool = False
-    digest: str | None = None
+    on_disk: bool = False  # `images` is a memory map, read when it is indexed
+    digest: str | None = None  # of names and contents of one's own images, to recognise them by
 
     def __len__(self) -> int:
         return len(self.images)
@@ -92,22 +75,12 @@ Splits = tuple[ImageDataset, ImageDataset]  # train and test; the latter may be 
 
 
 class DatasetSource(NamedTuple):
-    """How a data set is had; an entry of `simsiam.data.DATASETS`.
-
-    Args:
-        load: reads both splits.
-        prepare: downloads or decodes what is missing, once for each machine.
-        is_complete: whether all files are there, undamaged, so that nothing needs to be downloaded.
-        make_placeholders: blank splits of the right sizes for a dry run, where something would be downloaded or
-            decoded first; else None.
-        personal: one's own images, which nobody else has.
-    """
+    """How a data set is had; an entry of `simsiam.data.DATASETS`."""
 
     load: Callable[[DatasetSpec], Splits]
-    prepare: Callable[[DatasetSpec], None] = lambda spec: None
-    is_complete: Callable[[DatasetSpec], bool] = lambda spec: True
-    make_placeholders: Callable[[DatasetSpec], Splits | None] = lambda spec: None
-    personal: bool = False
+    prepare: Callable[[DatasetSpec], None] = lambda spec: None  # downloads or decodes, once for each machine
+    make_placeholders: Callable[[DatasetSpec], Splits | None] = lambda spec: None  # see `simsiam.data`
+    personal: bool = False  # one's own images, which nobody else has
 
 
 def stored_side(size: int) -> int:
@@ -119,33 +92,22 @@ def default_stem(size: int) -> str:
     return "cifar" if size <= SMALL else "imagenet"
 
 
-def make_empty_split(like: ImageDataset) -> ImageDataset:
-    return replace(like, images=like.images.new_empty(0, *like.images.shape[1:]), labels=like.labels[:0], on_disk=False)
-
-
 def make_blank_split(side: int, labels: Tensor, classes: tuple[str, ...]) -> ImageDataset:
     """An image of zeros for each label; they take no memory."""
-    return ImageDataset(
-        torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(len(labels), -1, -1, -1), labels, classes
-    )
-
-
-def take_first(spec: DatasetSpec, splits: Splits) -> Splits:
-    """As many images of each split as the specification asks for, from its beginning.
-
-    Raises:
-        UserError: more than there are.
-    """
-    train, test = splits
-    check_counts(spec, len(train), len(test))
-    return train.first(spec.train_images), test.first(spec.test_images)
+    blank = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    return ImageDataset(blank.expand(len(labels), -1, -1, -1), labels, classes)
 
 
 def check_counts(spec: DatasetSpec, train: int, test: int) -> None:
-    """Raise UserError if the specification asks for more images than there are in a split."""
+    """Raise UserError if more images of a split are asked for than there are."""
     for split, asked, there in (("train", spec.train_images, train), ("test", spec.test_images, test)):
-        what = f"--{split}-images {asked}: {spec.dataset} in {spec.data_dir} has {there}"
-        check(asked is None or asked <= there, what)
+        check(asked is None or asked <= there, f"--{split}-images {asked}: the data set has {there}")
+
+
+def take_first(spec: DatasetSpec, train: ImageDataset, test: ImageDataset) -> Splits:
+    """As many images of each split as are asked for, from its beginning, if there are as many."""
+    check_counts(spec, len(train), len(test))
+    return train.first(spec.train_images), test.first(spec.test_images)
 
 
 def why_no_knn(train: ImageDataset, test: ImageDataset) -> str | None:
@@ -190,7 +152,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in chunk.unbind(1)]).cpu()
     share = counts.double() / counts.double().sum(dim=1, keepdim=True)  # (3, 256)
     mean = (share * level).sum(dim=1)
-    std = ((share * (level - mean[:, None]) ** 2).sum(dim=1)).sqrt()
+    std = (share * (level - mean[:, None]) ** 2).sum(dim=1).sqrt()
     check(bool((std > 0).all()), "these images have a channel of a single value: nothing can be learned from it")
     return tuple(mean.tolist()), tuple(std.tolist())
 

@@ -54,9 +54,14 @@ def open_cache(folder: Path) -> ImageCache:
     decoded = np.flatnonzero(progress["state"] == DECODED).tolist()
     lines = (f"{manifest['sources'][i][0]} {progress['sha256'][i].tobytes().hex()}" for i in decoded)
     digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
+    return ImageCache(map_images(folder / IMAGES, len(decoded)), decoded, manifest, digest)
+
+
+def map_images(file: Path, n: int) -> Tensor:
+    """The first n images of an .npy file, read only when they are indexed: a memory map, not to be written to."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
-        return ImageCache(torch.from_numpy(images[: len(decoded)]), decoded, manifest, digest)
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(open_memmap(file, "r")[:n])
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:

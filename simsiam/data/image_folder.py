@@ -18,7 +18,6 @@ from simsiam.data.dataset import (
     Splits,
     check_counts,
     make_blank_split,
-    make_empty_split,
     stored_side,
 )
 from simsiam.data.image_cache import decode_images, open_cache
@@ -55,34 +54,26 @@ def find_images(spec: DatasetSpec) -> Layout:
     check(split or not named, f"{root}: {', '.join(named)}: no class, it seems; a split is named train, val or test")
     strange = [name for name in train.classes if not name.isprintable()]
     check(not strange, f"{train.folder}: {strange[:3]!a}: no text, which the name of a class is: rename it")
-    _name_unused_folders(root, split)
-    beside = [name for name in TEST_FOLDERS if split and (root / name).is_dir()]
-    test = ImageFolder(root / beside[0], "--data-dir") if beside else None
-    if test is not None:
-        strange = sorted(set(test.classes) - set(train.classes)) if train.classes else []
-        check(not strange, f"{test.folder}: {', '.join(strange[:3])} is no class of {train.folder}")
+    known = ("train", *TEST_FOLDERS)
+    beside = sorted(path for path in root.iterdir() if split and path.name not in known and path.is_dir())
+    if unused := [path.name for path in beside if any(file.suffix.lower() in SUFFIXES for file in path.iterdir())]:
+        print_line(f"{root}: only train/, and val/ or test/, are used; not {', '.join(unused[:5])}")
     classes, loose = train.classes, int((train.labels < 0).sum())
     if classes and loose:
         print_line(f"{train.folder}: {loose} of {len(train)} images lie in no class's folder, so none has a label")
         classes = ()
-    check_counts(spec, len(train), len(test) if test else 0)
     files, labels = _select_images(root, train, classes, spec.train_images)
     found = Layout(root, files, labels, len(files), classes, train.closed)
-    if test is None:
+    tests = [name for name in TEST_FOLDERS if split and (root / name).is_dir()]
+    if not tests:
+        check_counts(spec, len(train), 0)
         return found
+    test = ImageFolder(root / tests[0], "--data-dir")
+    check_counts(spec, len(train), len(test))
+    strange = sorted(set(test.classes) - set(train.classes)) if train.classes else []
+    check(not strange, f"{test.folder}: {', '.join(strange[:3])} is no class of {train.folder}")
     more, theirs = _select_images(root, test, classes, spec.test_images)
     return found._replace(files=files + more, labels=labels + theirs, closed=train.closed + test.closed)
-
-
-def _name_unused_folders(root: Path, split: bool) -> None:
-    """Folders beside `train/` that are no split may be meant to be classes."""
-
-    def holds_images(folder: Path) -> bool:
-        return folder.is_dir() and any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
-
-    known = ("train", *TEST_FOLDERS)
-    if beside := sorted(p.name for p in root.iterdir() if split and p.name not in known and holds_images(p)):
-        print_line(f"{root}: only train/, and val/ or test/, are used; not {', '.join(beside[:5])}")
 
 
 def _select_images(
@@ -132,17 +123,16 @@ def load_folder(spec: DatasetSpec) -> Splits:
         ImageDataset(cache.images[part], labels[part], classes, on_disk=True, digest=cache.digest)
         for part in (slice(0, n), slice(n, None))
     )
-    return train, test if len(test) else make_empty_split(train)
+    return train, test if len(test) else make_blank_split(train.side, test.labels, classes)
 
 
 def make_placeholders(spec: DatasetSpec) -> Splits:
     """As many images as would be decoded: zeros, which take no memory."""
     found, side = find_images(spec), stored_side(spec.image_size or DEFAULT_SIZE)
-    labels = torch.tensor(found.labels, dtype=torch.long)
-    return (
-        make_blank_split(side, labels[: found.train], found.classes),
-        make_blank_split(side, labels[found.train :], found.classes),
+    train, test = (
+        torch.tensor(x, dtype=torch.long) for x in (found.labels[: found.train], found.labels[found.train :])
     )
+    return make_blank_split(side, train, found.classes), make_blank_split(side, test, found.classes)
 
 
-SOURCE = DatasetSource(load_folder, prepare_folder, make_placeholders=make_placeholders, personal=True)
+SOURCE = DatasetSource(load_folder, prepare_folder, make_placeholders, personal=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.resnet import ResNet
 from simsiam.config.commands import OWN, Embed, Export, Finetune, Knn, Linear, Neighbours
-from simsiam.data import is_complete, load_dataset, prepare_dataset
+from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import DatasetSpec, ImageDataset, place_on_device, why_no_knn
 from simsiam.evaluation.checkpoint import Trained, build_backbone, load_trained
 from simsiam.evaluation.features import chunk_size, extract_chunks
@@ -136,8 +136,6 @@ def open_context(
     spec = DatasetSpec(dataset, data_dir, config.data_url, *sizes, size, cache_dir, skip)
     if download:
         prepare_dataset(spec)
-    else:
-        check(is_complete(spec), f"{dataset} is not in {data_dir}")
     splits = load_dataset(spec)
     if from_scratch is not None:
         trained = trained._replace(backbone=random_backbone(trained, from_scratch).to(device), projector=None)
