@@ -34,7 +34,7 @@ def load_dataset(spec: DatasetSpec) -> Splits:
     """The train and the test split, which may be empty; what `prepare_dataset` provides must be there.
 
     Raises:
-        UserError: unknown name, missing or damaged files, more images asked for than there are.
+        UserError: missing or damaged files, more images asked for than there are.
     """
     return find_source(spec).load(spec)
 

@@ -42,8 +42,8 @@ def load_cifar(spec: DatasetSpec) -> Splits:
     """Both splits, from files whose checksums are the published ones; UserError if they are not."""
     source, folder = _source(spec), _folder(spec)
     check(folder.is_dir(), f"{spec.dataset} is not in {spec.data_dir}")
-    problem = _describe_problem(spec)
-    check(problem is None, f"{problem}")
+    problems = _find_problems(spec)
+    check(not problems, _describe(folder, problems))
     try:
         names = tuple(read_plain_pickle(folder / source.meta["filename"])[source.meta["key"]])
         train, test = (_read_batches(folder, files, names) for files in (source.train_list, source.test_list))
@@ -94,9 +94,8 @@ def _find_problems(spec: DatasetSpec) -> dict[str, str]:
     return found
 
 
-def _describe_problem(spec: DatasetSpec) -> str | None:
-    listed = ", ".join(f"{file} is {why}" for file, why in _find_problems(spec).items())
-    return f"{_folder(spec)}: {listed}" if listed else None
+def _describe(folder: Path, problems: dict[str, str]) -> str:
+    return f"{folder}: {', '.join(f'{file} is {why}' for file, why in problems.items())}"
 
 
 def download_cifar(spec: DatasetSpec) -> None:
@@ -114,10 +113,8 @@ def download_cifar(spec: DatasetSpec) -> None:
         f"tar -xzf {source.filename} -C {root}; or name another folder with --data-dir, or a mirror with --data-url; "
         "or go on without files: --dataset patterns"
     )
-    check(
-        set(problems.values()) == {"missing"},
-        f"{_describe_problem(spec)}. Delete {_folder(spec)} and run this again to download it anew. {by_hand}",
-    )
+    again = f"Delete {_folder(spec)} and run this again to download it anew. {by_hand}"
+    check(set(problems.values()) == {"missing"}, f"{_describe(_folder(spec), problems)}. {again}")
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -125,7 +122,7 @@ def download_cifar(spec: DatasetSpec) -> None:
             if missing := _find_problems(spec):
                 _download(spec, list(missing))
     except (OSError, ValueError, KeyError, tarfile.TarError, zlib.error, EOFError, HTTPException) as error:
-        problem = _describe_problem(spec)
+        problem = _describe(_folder(spec), _find_problems(spec))
         for empty in made:
             with suppress(OSError):  # somebody has put something into it
                 empty.rmdir()

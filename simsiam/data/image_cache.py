@@ -72,7 +72,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) and "sources" in manifest else None
 
 
-def _map_file(file: Path, mode: Any) -> np.ndarray | None:
+def _map_file(file: Path, mode: Any) -> np.memmap | None:
     """Map an .npy file; None if it is missing or shorter than its header says."""
     try:
         open_memmap(file, "r")  # which raises for a short file; "r+" would fill it up with zeros
@@ -82,12 +82,11 @@ def _map_file(file: Path, mode: Any) -> np.ndarray | None:
 
 
 def decode_images(folder: Path, root: Path, files: list[Path], side: int, facts: dict[str, Any]) -> list[str]:
-    """Make `folder` the cache of some image files, unless it is: the central square of each, resized to (3, C, C).
+    """Make `folder` the cache of some image files below `root`: the central square of each, resized to (3, C, C).
 
-    A second process waits for the first.
+    Nothing happens if it is their cache already. A second process waits for the first.
 
     Args:
-        root: the folder that `files` are relative to.
         side: C.
         facts: JSON values to keep in the manifest.
 
@@ -132,7 +131,7 @@ def _update(folder: Path, root: Path, manifest: dict[str, Any]) -> list[str]:
     return [why for why in bad if why is not None]
 
 
-def _begin(folder: Path, manifest: dict[str, Any], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _begin(folder: Path, manifest: dict[str, Any], shape: tuple[int, ...]) -> tuple[np.memmap, np.memmap]:
     """Replace what is in the folder by an empty cache: `progress` and `images`."""
     for file in folder.iterdir():
         file.unlink()  # rather than overwritten: a run that reads it may go on
@@ -151,7 +150,7 @@ def _begin(folder: Path, manifest: dict[str, Any], shape: tuple[int, ...]) -> tu
 
 
 def _decode_pending(
-    folder: Path, root: Path, manifest: dict[str, Any], progress: np.ndarray, images: np.ndarray
+    folder: Path, root: Path, manifest: dict[str, Any], progress: np.memmap, images: np.memmap
 ) -> list[str | None]:
     """Decode what is left, block by block.
 

@@ -2,8 +2,8 @@
 
 `python tests/benchmarks/stream.py`. Decoding is that of JPEG files of 500 x 375 pixels, as ImageNet's mostly are, to
 the side that is stored for views of the given size. Batches of 256 in random order are then taken as training takes
-them: gathered from a tensor, or by `PrefetchLoader` from the memory map. The last column is views made on this device, which is
-what must not wait. The file has just been written, so most of it comes from the machine's memory, not from its disk.
+them: gathered from a tensor, or read from the memory map by `PrefetchLoader`. The last column is views made here, which
+must not wait. The file has just been written, so most of it comes from the machine's memory, not from its disk.
 """
 
 import argparse
