@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 import torch
 
 from simsiam import SimSiam
-from simsiam.data.datamodule import EpochSampler, ViewsDataModule
+from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.sampler import EpochSampler
 from tests.helpers import Program, rows, same_run, start_small, wait_for_epochs
 
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}

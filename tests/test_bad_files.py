@@ -29,7 +29,8 @@ from torchvision.datasets import CIFAR10
 from simsiam import SimSiam, load_backbone
 from simsiam.commands.pretrain import STATEFUL
 from simsiam.config.commands import COMMANDS
-from simsiam.data.cifar import load
+from simsiam.data import load_dataset
+from simsiam.data.dataset import DatasetSpec
 from simsiam.evaluation.checkpoint import load_weights
 from tests.helpers import CIFAR_FOLDER, SMALL, Program, linked, rows, same_weights
 from utils.checkpoint_io import read_resumable
@@ -301,10 +302,10 @@ def test_a_batch_with_a_forged_md5_and_even_sha256(
     files = [[name, md5 if name == "data_batch_2" else known] for name, known in CIFAR10.train_list]
     monkeypatch.setattr(CIFAR10, "train_list", files)
     with pytest.raises(UserError, match="data_batch_2 is forged"):
-        load("cifar10", "data", None, None)
+        load_dataset(DatasetSpec("cifar10", "data"))
     monkeypatch.setattr("simsiam.data.cifar.SHA256", {})
     with pytest.raises(UserError) as error:
-        load("cifar10", "data", None, None)
+        load_dataset(DatasetSpec("cifar10", "data"))
     assert answer in str(error.value) and os.listdir(tmp_path) == ["data"]
 
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from simsiam.config.commands import Neighbours
-from simsiam.data.cifar import ImageDataset
-from simsiam.data.dataset import stored_side
+from simsiam.data.dataset import ImageDataset, stored_side
 from simsiam.data.images import ImageFolder
 from simsiam.evaluation.context import open_context
 from simsiam.evaluation.gallery import OTHER, SAME, Tile, gallery, nearest_others

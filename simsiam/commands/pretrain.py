@@ -19,9 +19,9 @@ from simsiam.callbacks.signals import SignalCallback
 from simsiam.callbacks.tensorboard import ResilientTensorBoardLogger
 from simsiam.commands.resume import Start, count_processes, explain_failures, find_start, validate_run
 from simsiam.config.commands import Pretrain, main_command, settings_that_matter, settings_to_keep
-from simsiam.data.cifar import absent, placeholders
+from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import default_stem, no_knn
+from simsiam.data.dataset import default_stem, why_no_knn
 from simsiam.evaluation.checkpoint import backbone_facts, load_backbone
 from simsiam.module import SimSiam
 from utils import distributed
@@ -51,7 +51,7 @@ class RunContext:
         """What every checkpoint and exported file says of its origin."""
         about = {"classes": list(self.data.train.classes), "settings": settings_to_keep(self.config)}
         about |= {"versions": versions(), "commit": git_commit()}
-        return about | ({"images": self.data.origin} if self.data.origin else {})  # a person's own
+        return about | ({"images": self.data.dataset_digest} if self.data.dataset_digest else {})  # a person's own
 
 
 def pretrain(config: Pretrain) -> None:
@@ -88,14 +88,13 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
         policy=config.augmentation,
         compile=config.device.compile and accelerator == "gpu",
     )
-    dataset, data_dir = config.data.dataset, config.data.data_dir
-    if config.run.dry_run and (dataset == "folder" or absent(dataset, data_dir)):
-        data.use(placeholders(dataset, data_dir, data.train_images, data.test_images, data.image_size))
+    if config.run.dry_run and (placeholders := make_placeholders(data.spec)):
+        data.set_splits(placeholders)
         print(describe_preparation(config, data))
         return data
     distributed.once_per_node(data.prepare_data)
     data.setup()
-    distributed.check_equal(data.origin, f"{data_dir}: not the same images on all machines")
+    distributed.check_equal(data.dataset_digest, f"{config.data.data_dir}: not the same images on all machines")
     return data
 
 
@@ -150,7 +149,7 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
         "hardware": hardware(context.accelerator),
         "image_size": data.size,
         "stem": context.model.hparams["stem"],
-        "images": data.origin,
+        "images": data.dataset_digest,
     }
 
 
@@ -172,7 +171,7 @@ def describe_run(context: RunContext) -> str:
     device = f"{count_processes(config)} x {context.accelerator}, precision {context.precision}".removeprefix("1 x ")
     resumed = f", resumed from {context.start.path}" if context.start else ""
     margin = f" from {data.train.side} x {data.train.side}" if data.size < data.train.side else ""
-    why = no_knn(data.train, data.test)
+    why = why_no_knn(data.train, data.test)
     lines = [
         f"SimSiam on {config.data.dataset}: {len(data.train):,} train and {len(data.test):,} test images, "
         f"{len(data.train.classes)} classes",
@@ -201,7 +200,7 @@ def train(context: RunContext) -> None:
     if start is None and distributed.rank() == 0:
         logger.log_settings(settings_that_matter(settings_to_keep(config)))
     monitor, epochs = config.monitor, config.optimizer.epochs
-    knn_every = 0 if no_knn(data.train, data.test) else monitor.knn_every
+    knn_every = 0 if why_no_knn(data.train, data.test) else monitor.knn_every
     pictures_every = max(1, epochs // 10) if monitor.pictures_every is None else monitor.pictures_every
     knn = KNNMonitor(monitor.knn_k, monitor.knn_t, knn_every, report=print_line)
     recorder = MetricsRecorder(run, knn)
@@ -268,7 +267,7 @@ def finish_run(
         "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
     }
     write_json(run.summary, summary)
-    labelled = no_knn(context.data.train, context.data.test) is None
+    labelled = why_no_knn(context.data.train, context.data.test) is None
     print(describe_results(run, summary, "linear" if labelled else "neighbours"))
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.config.commands import OWN, Pretrain, describe_differences, settings_to_keep
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import no_knn
+from simsiam.data.dataset import why_no_knn
 from simsiam.evaluation.checkpoint import find_checkpoint, load_strictly, load_weights
 from simsiam.module import SimSiam
 from utils import distributed
@@ -86,7 +86,7 @@ def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model
     """
     images, knn_k = len(data.train), config.monitor.knn_k
     check(
-        config.monitor.knn_every == 0 or no_knn(data.train, data.test) is not None or knn_k <= images,
+        config.monitor.knn_every == 0 or why_no_knn(data.train, data.test) is not None or knn_k <= images,
         f"--knn-k {knn_k} is more than the {images} train images: give fewer, or --knn-every 0",
     )
     if state == "unfinished" and not config.run.overwrite and run.resumable():
@@ -104,7 +104,7 @@ def _find_own(config: Pretrain, run: RunDirectory, data: ViewsDataModule) -> Sta
         "leave the flag out, or give another --exp-name",
     )
     check(
-        run.images() in (None, data.origin),
+        run.images() in (None, data.dataset_digest),
         f"{unfinished} on other images than are in {config.data.data_dir} now: "
         "give another --exp-name, or --overwrite to start anew",
     )
@@ -131,7 +131,7 @@ def _find_given(config: Pretrain, run: RunDirectory, data: ViewsDataModule, mode
     check(not finished, f"{file} is of a finished run: nothing is left to train; {anew}")
     inside = run.path.resolve() in file.resolve().parents
     check(not inside, f"{file} lies in {run.path}, which --overwrite would delete: give another --exp-name")
-    same = content.get("images") in (None, data.origin)
+    same = content.get("images") in (None, data.dataset_digest)
     check(same, f"{file} is of a run on other images than are in {config.data.data_dir}: {anew}")
     load_strictly(model, content["state_dict"], file)
     return Start(file, content["global_step"])

@@ -1,39 +1,48 @@
-"""What a data set consists of: images with labels, in memory, on a device or on disk."""
+"""Which data set (`DatasetSpec`), its images (`ImageDataset`), and what follows from their size and number."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from simsiam.data.memmap_images import MemmapImages, Pixels
 from utils.device import free_memory
 from utils.errors import check
 
-SMALL = 64  # pixels: up to here, images are stored as large as they are trained on, as CIFAR's are
-ROOM = 0.5  # share of the free memory that images may take, if nothing else is said
-COUNTED = 2**32  # bytes of images whose pixels are counted for mean and deviation: of more, images spread evenly
+SMALL = 64  # pixels: up to here images are stored as large as they are trained on, as CIFAR's are
+MEMORY_SHARE = 0.5  # of the free memory, for the images, unless --data-memory says otherwise
+STATISTICS_BYTES = 2**32  # of more images than these, mean and std are measured on some that are spread evenly
 
 
-def stored_side(size: int) -> int:
-    """Side of the images that are stored for views of this size: beyond 64 with a margin, as ImageNet's 256 for 224."""
-    return size if size <= SMALL else round(size * 8 / 7)
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Which images."""
 
+    dataset: str = "cifar10"  # a name in `simsiam.data.DATASETS`
+    data_dir: str = "./data"  # of the data sets, as torchvision lays them out; one's own folder or .npz file
+    data_url: str | None = None  # a mirror of the archive
+    train_images: int | None = None  # how many of the split; None for all
+    test_images: int | None = None
+    image_size: int | None = None  # side of the views, for which a folder's images are stored; None for the default
+    cache_dir: str | None = None  # where a folder's decoded images are kept; None for ~/.cache/simsiam
+    skip_bad_images: bool = False  # leave out what cannot be read
 
-def default_stem(size: int) -> str:
-    return "cifar" if size <= SMALL else "imagenet"
+    @property
+    def path(self) -> Path:
+        return Path(self.data_dir).expanduser()
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """One split: `images` (N, 3, C, C) uint8, `labels` (N,) int64 in 0 .. len(classes) - 1, or -1 where there is none.
+    """One split."""
 
-    On disk, images are a `MemmapImages`, of which only slices and index tensors may be taken, as of a tensor.
-    """
-
-    images: Pixels
-    labels: Tensor
+    images: Tensor  # (N, 3, C, C) uint8
+    labels: Tensor  # (N,) int64 in 0 .. len(classes) - 1, or -1 for an image without label
     classes: tuple[str, ...]
+    on_disk: bool = False  # `images` is a memory map, read when it is indexed
+    digest: str | None = None  # of names and contents of one's own images, to recognise them by
 
     def __len__(self) -> int:
         return len(self.images)
@@ -45,36 +54,64 @@ class ImageDataset:
 
     @property
     def labelled(self) -> bool:
-        """Whether there is something to tell apart, for each image."""
+        """Whether there are classes to tell apart and each image has one."""
         return len(self.classes) > 1 and not bool((self.labels < 0).any())
 
     def first(self, n: int | None) -> "ImageDataset":
         """The first n images, all if n is None."""
-        images = self.images
-        part = images.part(0, len(self) if n is None else n) if isinstance(images, MemmapImages) else images[:n]
-        return ImageDataset(part, self.labels[:n], self.classes)
-
-    def to(self, device: torch.device) -> "ImageDataset":
-        return ImageDataset(self.images.to(device), self.labels.to(device), self.classes)
+        return replace(self, images=self.images[:n], labels=self.labels[:n])
 
     def at(self, places: Tensor) -> Tensor:
         """The images at `places` (any shape, on any device): (*places.shape, 3, C, C), on the device of `places`."""
-        found = self.images[places.flatten().to(self.images.device)]
+        found = self.images.index_select(0, places.flatten().to(self.images.device))
         return found.to(places.device).unflatten(0, places.shape)
 
     def names(self, labels: list[int]) -> list[str]:
-        """The class names of some of its labels, empty of what has none."""
+        """The class names of labels; "" for -1."""
         return [self.classes[label] if 0 <= label < len(self.classes) else "" for label in labels]
 
 
-def without_images(like: ImageDataset) -> ImageDataset:
-    """A split that is not there."""
-    blank = torch.empty(0, 3, like.side, like.side, dtype=torch.uint8)
-    return ImageDataset(blank, torch.empty(0, dtype=torch.long), like.classes)
+Splits = tuple[ImageDataset, ImageDataset]  # train and test; the latter may be empty
 
 
-def no_knn(train: ImageDataset, test: ImageDataset) -> str | None:
-    """Why neighbours cannot be counted on these; None if they can."""
+class DatasetSource(NamedTuple):
+    """How a data set is had; an entry of `simsiam.data.DATASETS`."""
+
+    load: Callable[[DatasetSpec], Splits]
+    prepare: Callable[[DatasetSpec], None] = lambda spec: None  # downloads or decodes, once for each machine
+    make_placeholders: Callable[[DatasetSpec], Splits | None] = lambda spec: None  # see `simsiam.data`
+    personal: bool = False  # one's own images, which nobody else has
+
+
+def stored_side(size: int) -> int:
+    """Side of the stored images for views of this size: beyond 64 with a margin, as ImageNet's 256 for 224."""
+    return size if size <= SMALL else round(size * 8 / 7)
+
+
+def default_stem(size: int) -> str:
+    return "cifar" if size <= SMALL else "imagenet"
+
+
+def make_blank_split(side: int, labels: Tensor, classes: tuple[str, ...]) -> ImageDataset:
+    """An image of zeros for each label; they take no memory."""
+    blank = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    return ImageDataset(blank.expand(len(labels), -1, -1, -1), labels, classes)
+
+
+def check_counts(spec: DatasetSpec, train: int, test: int) -> None:
+    """Raise UserError if more images of a split are asked for than there are."""
+    for split, asked, there in (("train", spec.train_images, train), ("test", spec.test_images, test)):
+        check(asked is None or asked <= there, f"--{split}-images {asked}: the data set has {there}")
+
+
+def take_first(spec: DatasetSpec, train: ImageDataset, test: ImageDataset) -> Splits:
+    """As many images of each split as are asked for, from its beginning, if there are as many."""
+    check_counts(spec, len(train), len(test))
+    return train.first(spec.train_images), test.first(spec.test_images)
+
+
+def why_no_knn(train: ImageDataset, test: ImageDataset) -> str | None:
+    """Why kNN accuracy cannot be measured on these splits; None if it can."""
     if not train.labelled:
         return "one class only" if len(train.classes) == 1 else "no labels"
     if len(test) == 0:
@@ -82,28 +119,26 @@ def no_knn(train: ImageDataset, test: ImageDataset) -> str | None:
     return None if test.labelled else "no labels of the test images"
 
 
-def settle(
-    splits: tuple[ImageDataset, ImageDataset], device: torch.device, memory: float | None, sharing: int = 1
-) -> list[ImageDataset]:
-    """Bring both splits onto the device if they fit into its memory; else images stay where they are.
+def place_on_device(splits: Splits, device: torch.device, memory: float | None, processes: int = 1) -> Splits:
+    """Move both splits to the device if they fit into its memory; else the labels alone.
 
     Args:
         memory: GiB that they may take; None for half of what is free.
-        sharing: how many processes have such splits in that memory.
+        processes: how many of them share that memory, each with splits of its own.
     """
-    room = free_memory(device) * ROOM / sharing if memory is None else memory * 2**30
-    if sum(images.images.nbytes for images in splits) > room:
-        return [ImageDataset(images.images, images.labels.to(device), images.classes) for images in splits]
-    return [_resident(images, device) for images in splits]
+    room = free_memory(device) * MEMORY_SHARE / processes if memory is None else memory * 2**30
+    fits = sum(split.images.nbytes for split in splits) <= room
+
+    def place(split: ImageDataset) -> ImageDataset:
+        labels = split.labels.to(device)
+        if not fits:
+            return replace(split, labels=labels)
+        return replace(split, images=split.images.to(device, copy=split.on_disk), labels=labels, on_disk=False)
+
+    return place(splits[0]), place(splits[1])
 
 
-def _resident(images: ImageDataset, device: torch.device) -> ImageDataset:
-    pixels = images.images
-    whole = pixels.resident(device) if isinstance(pixels, MemmapImages) else pixels.to(device)
-    return ImageDataset(whole, images.labels.to(device), images.classes)
-
-
-def channel_statistics(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels, on the scale of 0 to 1, exact by counting.
 
     Of more than 4 GiB of images, those are counted that lie evenly spread over them.
@@ -112,24 +147,22 @@ def channel_statistics(images: Pixels) -> tuple[tuple[float, ...], tuple[float, 
         images: (N, 3, C, C) uint8.
     """
     level = torch.arange(256, dtype=torch.float64) / 255
-    counts = sum(
-        torch.stack([chunk[:, c].flatten().bincount(minlength=256) for c in range(chunk.shape[1])])
-        for chunk in _counted(images)
-    )
-    assert isinstance(counts, Tensor)
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for chunk in _counted_chunks(images):
+        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in chunk.unbind(1)]).cpu()
     share = counts.double() / counts.double().sum(dim=1, keepdim=True)  # (3, 256)
     mean = (share * level).sum(dim=1)
-    std = ((share * (level - mean[:, None]) ** 2).sum(dim=1)).sqrt()
+    std = (share * (level - mean[:, None]) ** 2).sum(dim=1).sqrt()
     check(bool((std > 0).all()), "these images have a channel of a single value: nothing can be learned from it")
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _counted(images: Pixels) -> Iterator[Tensor]:
+def _counted_chunks(images: Tensor) -> Iterator[Tensor]:
     row = 3 * images.shape[-1] ** 2
-    step = max(1, 2**23 // row)  # a chunk of 8 MiB, of which counting makes eight times as much
-    if images.nbytes <= COUNTED:
+    step = max(1, 2**23 // row)  # 8 MiB a chunk: bincount makes int64 of it
+    if images.nbytes <= STATISTICS_BYTES:
         yield from images.split(step)
         return
-    n = COUNTED // row
+    n = STATISTICS_BYTES // row
     for places in (torch.arange(n) * len(images) // n).split(step):
         yield images[places]

@@ -1,288 +1,192 @@
-"""Images decoded once: a file of pixels in a cache folder, with an index of what they were decoded from.
+"""Images decoded once into a NumPy memory map, in a cache folder of three files.
 
-`images-*.u8` holds (N, 3, C, C) uint8, one image after another. `index.jsonl` says what they are: a line of facts, then
-a line for each block of images with their files (path, size, time of change, SHA-256, and why an image could not be
-read) and the checksum of their pixels, then a closing line. While it is being made it is called `building.jsonl` and
-grows by a line with each block, so that a kill loses no more than one.
+- `images.npy`: (N, 3, C, C) uint8, of the images that could be read, one after another; the rest of it is unused.
+- `progress.npy`: (N,) records, for each source file whether it was decoded, and the SHA-256 of its content.
+- `manifest.json`: the source files (path, size, time of change), C, and what the caller wants to keep with them.
+
+An interrupted decoding goes on; when a source changes, all of them are decoded anew.
 """
 
 import hashlib
 import json
 import os
-import secrets
 import shutil
-import zlib
-from collections.abc import Iterator
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from simsiam.data.images import read_image, try_to_read
-from simsiam.data.memmap_images import MemmapImages
 from utils.console import print_line, track_progress
 from utils.errors import UserError, check
-from utils.filesystem import check_writable, lock_folder, sync_folder
+from utils.filesystem import check_writable, lock_folder, write_text
 
-BLOCK, HELD = 256, 2**24  # images decoded, written and noted at once: at most so many, or so many bytes
-WHOLE = 2**32  # bytes of pixels up to which all checksums are looked at, each time; of more, if the file was touched
-
-
-class Source(NamedTuple):
-    """An image file, as it was when it was decoded."""
-
-    path: str
-    size: int  # bytes; -1 where it cannot be looked at
-    changed: int  # nanoseconds
-    sha256: str | None = None
-    why: str | None = None  # it could not be read
+IMAGES, PROGRESS, MANIFEST = "images.npy", "progress.npy", "manifest.json"
+PENDING, DECODED, UNREADABLE = range(3)
+RECORD = np.dtype([("state", "u1"), ("sha256", "u1", 32)])
+BLOCK_IMAGES, BLOCK_BYTES = 512, 2**26  # images decoded, written and recorded together: at most so many, or so large
 
 
-class Block(NamedTuple):
-    """Some images, one after another."""
+class ImageCache(NamedTuple):
+    """A finished cache, open for reading."""
 
-    crc32: int  # of their pixels
-    sources: list[Source]
-
-    @property
-    def rows(self) -> int:
-        """How many of them are there: those that could be read."""
-        return sum(source.why is None for source in self.sources)
+    images: Tensor  # (n, 3, C, C) uint8, on disk
+    decoded: list[int]  # (n,) which of the source files they are from
+    manifest: dict[str, Any]
+    digest: str  # of the paths and contents of all images
 
 
-class Index(NamedTuple):
-    """What an index file says."""
-
-    facts: dict[str, Any]  # `side`, `pixels` (the name of the other file), `about` (whatever the caller noted)
-    blocks: list[Block]
-    touched: int | None  # when the pixels were written; None of an index that is not finished
-
-    @property
-    def sources(self) -> list[Source]:
-        return [source for block in self.blocks for source in block.sources]
-
-
-class Cache(NamedTuple):
-    """An open cache."""
-
-    images: MemmapImages
-    about: dict[str, Any]
-    good: list[int]  # which of the files that were asked for the images are
-    bad: list[str]  # "FILE (WHY)" of the others
-    digest: str  # of the names and the contents of all files
-
-
-# ---------------------------------------------------------------- reading
-
-
-def open_cache(folder: Path) -> Cache:
-    """What `decode` has left in a folder.
+def open_cache(folder: Path) -> ImageCache:
+    """Open what `decode_images` has left in a folder.
 
     Raises:
-        UserError: nothing whole is there.
+        UserError: nothing complete is there.
     """
-    index = _read_index(folder / "index.jsonl")
-    if index is None or index.touched is None:
-        raise UserError(f"{folder}: no whole cache of images: run this again")
-    sources = index.sources
-    good = [i for i, source in enumerate(sources) if source.why is None]
-    digest = hashlib.sha256(
-        "\n".join(f"{sources[i].path} {sources[i].sha256}" for i in good).encode(errors="surrogateescape")
-    )
-    images = MemmapImages(folder / index.facts["pixels"], index.facts["side"], len(good))
-    bad = [f"{source.path} ({source.why})" for source in sources if source.why is not None]
-    return Cache(images, index.facts["about"], good, bad, digest.hexdigest()[:16])
+    manifest, progress = _read_manifest(folder), _map_file(folder / PROGRESS, "r")
+    images = _map_file(folder / IMAGES, "r")
+    if manifest is None or progress is None or images is None or bool((progress["state"] == PENDING).any()):
+        raise UserError(f"{folder}: no complete cache of images: run this again")
+    decoded = np.flatnonzero(progress["state"] == DECODED).tolist()
+    lines = (f"{manifest['sources'][i][0]} {progress['sha256'][i].tobytes().hex()}" for i in decoded)
+    digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
+    return ImageCache(map_images(folder / IMAGES, len(decoded)), decoded, manifest, digest)
 
 
-def _read_index(file: Path) -> Index | None:
-    """None where there is none, or its first line is not ours. What follows a damaged line does not count."""
-    facts, blocks, touched = None, [], None
+def map_images(file: Path, n: int) -> Tensor:
+    """The first n images of an .npy file, read only when they are indexed: a memory map, not to be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(open_memmap(file, "r")[:n])
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
-        with open(file, encoding="utf-8", errors="surrogateescape") as lines:
-            for line in lines:
-                content = json.loads(line)
-                if facts is None:
-                    facts = {name: content[name] for name in ("side", "pixels", "about")}
-                elif "finished" in content:
-                    touched = int(content["finished"])
-                else:
-                    blocks.append(Block(content["crc32"], [Source(*source) for source in content["sources"]]))
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
-    return None if facts is None else Index(facts, blocks, touched)
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "sources" in manifest else None
 
 
-def _sound(folder: Path, index: Index) -> list[bool]:
-    """Of each block, whether its pixels are there as they were written."""
-    file, row = folder / index.facts["pixels"], 3 * index.facts["side"] ** 2
+def _map_file(file: Path, mode: Any) -> np.memmap | None:
+    """Map an .npy file; None if it is missing or shorter than its header says."""
     try:
-        state = file.stat()
-    except OSError:
-        return [False] * len(index.blocks)
-    expected = row * sum(block.rows for block in index.blocks)
-    if index.touched == state.st_mtime_ns and expected == state.st_size > WHOLE:
-        return [True] * len(index.blocks)
-    with open(file, "rb") as pixels:
-        return [zlib.crc32(pixels.read(block.rows * row)) == block.crc32 for block in index.blocks]
+        open_memmap(file, "r")  # which raises for a short file; "r+" would fill it up with zeros
+        return open_memmap(file, mode)
+    except (OSError, ValueError, EOFError, SyntaxError):
+        return None
 
 
-# ---------------------------------------------------------------- making
+def decode_images(folder: Path, root: Path, files: list[Path], side: int, facts: dict[str, Any]) -> list[str]:
+    """Make `folder` the cache of some image files below `root`: the central square of each, resized to (3, C, C).
 
-
-def decode(folder: Path, source: Path, files: list[Path], side: int, about: dict[str, Any]) -> None:
-    """Make `folder` the cache of these files of the folder `source`, unless it is: their central square, (3, C, C).
-
-    What an earlier call has decoded is taken over where its files have not changed. A second process waits.
+    Nothing happens if it is their cache already. A second process waits for the first.
 
     Args:
         side: C.
-        about: plain values to be kept with the images.
+        facts: JSON values to keep in the manifest.
+
+    Returns:
+        "FILE (WHY)" for each image that cannot be read.
 
     Raises:
-        UserError: no room, or no right to write.
+        UserError: not enough disk space, or no permission to write.
     """
     check_writable(folder, "--cache-dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with lock_folder(folder, f"another process is decoding the images of {source}: waiting for it", wait=True):
-            _Making(folder, source, files, side, about).make()
+        with lock_folder(folder, f"another process is decoding the images of {root}: waiting for it", wait=True):
+            return _update(folder, root, {"side": side, "sources": [_stat(root, file) for file in files], **facts})
     except OSError as error:
         where = os.fsdecode(error.filename or folder)
         raise UserError(f"{where}: {error.strerror}: mend that, or give another --cache-dir") from None
 
 
-class _Making:
-    """The making of one cache, by the one process that has its lock; arguments as of `decode`."""
+def _stat(root: Path, file: Path) -> list[str | int]:
+    """[path, size in bytes, time of change in ns]"""
+    try:
+        state = os.stat(root / file)
+    except OSError:
+        return [str(file), -1, 0]
+    return [str(file), state.st_size, state.st_mtime_ns]
 
-    def __init__(self, folder: Path, source: Path, files: list[Path], side: int, about: dict[str, Any]) -> None:
-        self.folder, self.source, self.side, self.about = folder, source, side, about
-        self.row = 3 * side**2
-        self.sources = [self._look(str(file)) for file in files]
-        self.index, self.journal = folder / "index.jsonl", folder / "building.jsonl"
-        self.known: dict[str, tuple[Source, int]] = {}  # path -> what a former cache has of it, and in which row
-        self.former: MemmapImages | None = None
 
-    def _look(self, path: str) -> Source:
-        try:
-            state = os.stat(self.source / path)
-        except OSError:
-            return Source(path, -1, 0)
-        return Source(path, state.st_size, state.st_mtime_ns)
+def _update(folder: Path, root: Path, manifest: dict[str, Any]) -> list[str]:
+    """`decode_images`, by the one process that holds the lock."""
+    old, shape = _read_manifest(folder), (len(manifest["sources"]), 3, manifest["side"], manifest["side"])
+    progress, images = _map_file(folder / PROGRESS, "r+"), _map_file(folder / IMAGES, "r+")
+    broken = progress is None or images is None or progress.shape != shape[:1] or images.shape != shape
+    if old != manifest or broken:
+        if old == manifest or (old is None and (folder / IMAGES).exists()):
+            print_line(f"{folder} is damaged: all images are decoded again")
+        progress, images = _begin(folder, manifest, shape)
+    assert progress is not None and images is not None
+    bad = _decode_pending(folder, root, manifest, progress, images)
+    if None in bad:
+        bad = _decode_pending(folder, root, manifest, *_begin(folder, manifest, shape))
+    return [why for why in bad if why is not None]
 
-    def make(self) -> None:
-        if self._is_there():
-            return
-        done, self.pixels = self._begun()
-        rows = sum(block.rows for block in done)
-        need = (len(self.sources) - sum(len(block.sources) for block in done)) * self.row
-        free = shutil.disk_usage(self.folder).free
-        check(
-            need <= free,
-            f"{self.folder}: the decoded images take {need / 2**30:.1f} GiB more, and {free / 2**30:.1f} are free: "
-            "make room, or give another --cache-dir",
-        )
-        with open(self.pixels, "ab") as pixels:
-            pixels.truncate(rows * self.row)  # what was written, but not noted
-            self._note_all(done)
-            with open(self.journal, "ab") as journal:
-                for block in self._blocks(sum(len(block.sources) for block in done), pixels):
-                    journal.write(_line(crc32=block.crc32, sources=block.sources))
-                    journal.flush()
-                pixels.flush()
-                os.fsync(pixels.fileno())
-                journal.write(_line(finished=os.stat(pixels.fileno()).st_mtime_ns))
-                journal.flush()
-                os.fsync(journal.fileno())
-        os.replace(self.journal, self.index)
-        sync_folder(self.folder)
-        for old in set(self.folder.glob("images-*.u8")) - {self.pixels}:
-            old.unlink()
-        print_line(f"decoded {len(self.sources):,} images to {self.side} x {self.side} pixels, in {self.folder}")
 
-    def _is_there(self) -> bool:
-        """Whether the cache is whole, and of these files as they are now; else `known` is what can be used of it."""
-        index = _read_index(self.index)
-        if index is None or index.facts["side"] != self.side:
-            return False
-        sound = _sound(self.folder, index)
-        if not all(sound) or index.touched is None:
-            print_line(f"{self.folder} is damaged: the images concerned are decoded again")
-        row = 0
-        for block, whole in zip(index.blocks, sound, strict=True):
-            for source in block.sources:
-                if source.why is None:
-                    if whole:
-                        self.known[source.path] = (source, row)
+def _begin(folder: Path, manifest: dict[str, Any], shape: tuple[int, ...]) -> tuple[np.memmap, np.memmap]:
+    """Replace what is in the folder by an empty cache: `progress` and `images`."""
+    for file in folder.iterdir():
+        file.unlink()  # rather than overwritten: a run that reads it may go on
+    need, free = int(np.prod(shape)), shutil.disk_usage(folder).free
+    check(
+        need <= free,
+        f"{folder}: the decoded images take {need / 2**30:.1f} GiB, and {free / 2**30:.1f} are free: "
+        "make room, or give another --cache-dir",
+    )
+    images = open_memmap(folder / IMAGES, "w+", np.uint8, shape)
+    with open(folder / IMAGES, "r+b") as file:  # a full disk is an error now; under a memory map it would be a SIGBUS
+        os.posix_fallocate(file.fileno(), 0, os.stat(file.fileno()).st_size)
+    progress = open_memmap(folder / PROGRESS, "w+", RECORD, shape[:1])
+    write_text(folder / MANIFEST, json.dumps(manifest))
+    return progress, images
+
+
+def _decode_pending(
+    folder: Path, root: Path, manifest: dict[str, Any], progress: np.memmap, images: np.memmap
+) -> list[str | None]:
+    """Decode what is left, block by block.
+
+    Returns:
+        for each image that could not be read, "FILE (WHY)", or None if it can be read by now.
+    """
+    n, side, sources = len(progress), manifest["side"], manifest["sources"]
+    pending = np.flatnonzero(progress["state"] == PENDING)
+    start = int(pending[0]) if len(pending) else n
+    row = int((progress["state"][:start] == DECODED).sum())
+    if 0 < start < n:
+        print_line(f"{start:,} of {n:,} images are decoded already")
+    size = max(1, min(BLOCK_IMAGES, BLOCK_BYTES // (3 * side**2)))
+    blocks = [range(i, min(i + size, n)) for i in range(start, n, size)]
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:  # Pillow decodes and resizes without the GIL
+        for block in track_progress(blocks, n - start, f"decoding images of {root}"):
+            records = np.zeros(len(block), RECORD)
+            paths = (root / sources[i][0] for i in block)
+            read = pool.map(lambda path: try_to_read(path, side, _hash_and_read), paths)
+            for record, found in zip(records, read, strict=True):
+                record["state"] = UNREADABLE if isinstance(found, str) else DECODED
+                if not isinstance(found, str):
+                    record["sha256"], images[row] = np.frombuffer(found[0], np.uint8), found[1].numpy()
                     row += 1
-        if self.known:
-            self.former = MemmapImages(self.folder / index.facts["pixels"], self.side, row)
-        same = [source[:3] for source in index.sources] == [source[:3] for source in self.sources]
-        whole = all(sound) and index.touched is not None and index.facts["about"] == self.about
-        return same and whole and not any(self._mended(source) for source in index.sources)
-
-    def _mended(self, source: Source) -> bool:
-        """Whether a file that could not be read can be now: a right to read it changes no time."""
-        return source.why is not None and not isinstance(self._read(source), str)
-
-    def _begun(self) -> tuple[list[Block], Path]:
-        """The blocks to go on after, of a making that was cut short, and the file of their pixels."""
-        index = _read_index(self.journal)
-        if index is not None and index.facts["side"] == self.side and index.facts["about"] == self.about:
-            done, place = [], 0
-            for block, whole in zip(index.blocks, _sound(self.folder, index), strict=True):
-                now = self.sources[place : place + len(block.sources)]
-                if not whole or [source[:3] for source in block.sources] != [source[:3] for source in now]:
-                    break
-                done.append(block)
-                place += len(block.sources)
-            if done:
-                print_line(f"{place:,} of {len(self.sources):,} images are decoded already")
-                return done, self.folder / index.facts["pixels"]
-        return [], self.folder / f"images-{secrets.token_hex(4)}.u8"
-
-    def _note_all(self, done: list[Block]) -> None:
-        """Begin the journal anew with the blocks that count."""
-        partial = self.journal.with_suffix(".partial")
-        with open(partial, "wb") as journal:
-            journal.write(_line(side=self.side, pixels=self.pixels.name, source=str(self.source), about=self.about))
-            journal.writelines(_line(crc32=block.crc32, sources=block.sources) for block in done)
-        os.replace(partial, self.journal)
-
-    def _blocks(self, start: int, pixels: Any) -> Iterator[Block]:
-        """Decode and write what is left, block by block."""
-        size = max(1, min(BLOCK, HELD // self.row))
-        rest = [self.sources[i : i + size] for i in range(start, len(self.sources), size)]
-        with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:  # Pillow decodes and resizes without the GIL
-            for sources in track_progress(rest, len(self.sources) - start, f"decoding images of {self.source}"):
-                read = list(pool.map(self._read, sources))
-                images = [one[1].numpy() for one in read if not isinstance(one, str)]
-                content = np.stack(images).data if images else b""
-                pixels.write(content)
-                pixels.flush()
-                noted = [
-                    source._replace(why=one) if isinstance(one, str) else source._replace(sha256=one[0])
-                    for source, one in zip(sources, read, strict=True)
-                ]
-                yield Block(zlib.crc32(content), noted)
-
-    def _read(self, source: Source) -> tuple[str, Tensor] | str:
-        """SHA-256 and pixels of a file, or why not."""
-        return try_to_read(self.source / source.path, self.side, lambda path, side: self._take(source, path, side))
-
-    def _take(self, source: Source, path: Path, side: int) -> tuple[str, Tensor]:
-        """From the former cache what has not changed in size and time, or else in content; decode the rest."""
-        old, row = self.known.get(source.path, (None, 0))
-        if old is not None and self.former is not None and old.sha256 and old[:3] == source[:3]:
-            return old.sha256, self.former[row : row + 1][0]
-        with open(path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            if old is not None and self.former is not None and old.sha256 == sha256:
-                return sha256, self.former[row : row + 1][0]
-            file.seek(0)
-            return sha256, read_image(file, side)
+            images.flush()  # before they are recorded as decoded, whatever is cut off when
+            progress[block.start : block.stop] = records
+            progress.flush()
+    if start < n:
+        print_line(f"decoded {n:,} images to {side} x {side} pixels, in {folder}")
+    unreadable = [sources[i][0] for i in np.flatnonzero(progress["state"] == UNREADABLE)]
+    tried = [(path, try_to_read(root / path, side)) for path in unreadable]  # a permission changes no time of the file
+    return [f"{path} ({why})" if isinstance(why, str) else None for path, why in tried]
 
 
-def _line(**content: Any) -> bytes:
-    return (json.dumps(content, ensure_ascii=False) + "\n").encode(errors="surrogateescape")
+def _hash_and_read(path: Path, side: int) -> tuple[bytes, Tensor]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.seek(0)
+        return digest, read_image(file, side)

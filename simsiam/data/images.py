@@ -1,4 +1,4 @@
-"""Any folder of images as uint8 tensors of one size: decoded by Pillow, a chunk at a time."""
+"""Image files as uint8 tensors of one size, decoded by Pillow: any folder of them, a chunk at a time."""
 
 import os
 import struct
@@ -16,18 +16,18 @@ from utils.console import print_line
 from utils.errors import check
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS, a program that Pillow would have run
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS: Pillow would run Ghostscript on it
 CHUNK = 256
 Read = TypeVar("Read")
-# what Pillow raises on files that are not what they say
+# what Pillow raises for damaged files
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 
 
 class ImageFolder:
-    """The images in a folder and below it, in the order of their paths; names that begin with a dot do not count.
+    """The images in a folder and below it, sorted by path; names that begin with a dot are skipped.
 
-    `files` are relative paths. `classes` are the folder's sub-folders with images, and `labels` (N,) say which of them
-    an image is in; -1 for those that lie beside them.
+    `files` are paths relative to `folder`. `classes` are the names of the sub-folders with images, `labels` (N,) the
+    class of each image, or -1 for those beside the sub-folders. `closed` names the sub-folders that cannot be read.
 
     Raises:
         UserError: no such folder, or no image in it.
@@ -37,10 +37,14 @@ class ImageFolder:
         self.folder = Path(folder).expanduser()
         check(self.folder.is_dir(), f"{flag} {self.folder}: no such folder")
         found, seen = [], set()
-        self.closed: list[str] = []  # sub-folders that cannot be read
-        for where, subfolders, names in os.walk(self.folder, onerror=self._note, followlinks=True):
+        self.closed: list[str] = []
+
+        def note(error: OSError) -> None:
+            self.closed.append(f"{error.filename} ({error.strerror})")
+
+        for where, subfolders, names in os.walk(self.folder, onerror=note, followlinks=True):
             real, below = os.path.realpath(where), Path(where).relative_to(self.folder)
-            if real in seen:  # a link that leads to where it lies
+            if real in seen:  # a link to a folder that contains it
                 subfolders.clear()
                 continue
             seen.add(real)
@@ -49,27 +53,21 @@ class ImageFolder:
         self.files = sorted(found)
         why = "; ".join(self.closed[:3]) or " ".join(sorted(SUFFIXES))
         check(bool(found), f"{flag} {self.folder}: no image in it ({why})")
-        self._classify()
-
-    def _note(self, error: OSError) -> None:
-        self.closed.append(f"{error.filename} ({error.strerror})")
-
-    def _classify(self) -> None:
         top = [file.parts[0] if len(file.parts) > 1 else None for file in self.files]
         self.classes = tuple(sorted({name for name in top if name is not None}))
-        place = {name: i for i, name in enumerate(self.classes)}
-        self.labels = torch.tensor([-1 if name is None else place[name] for name in top])
+        label = {name: i for i, name in enumerate(self.classes)}
+        self.labels = torch.tensor([-1 if name is None else label[name] for name in top])
 
     def __len__(self) -> int:
         return len(self.files)
 
     def keep(self, places: list[int]) -> None:
-        """Go on with these of the files alone."""
+        """Drop all other files."""
         self.files = [self.files[i] for i in places]
         self.labels = self.labels[places]
 
     def read(self, size: int, skip_bad: bool = False) -> Iterator[Tensor]:
-        """Chunks (B, 3, size, size) uint8, in order; afterwards the folder has only the images that could be read.
+        """Chunks (B, 3, size, size) uint8, in order; afterwards `files` are those that could be read.
 
         Raises:
             UserError: images that cannot be read, once all have been tried, unless `skip_bad`; or none that can.
@@ -89,7 +87,7 @@ class ImageFolder:
 
 
 def report_bad(bad: list[str], good: int, folder: Path, skip: bool) -> None:
-    """Say which images of a folder cannot be read, "FILE (WHY)" of each, beside how many `good` ones.
+    """Say which images of a folder cannot be read, "FILE (WHY)" of each, beside `good` others.
 
     Raises:
         UserError: there are some, unless `skip`; or there are no others.
@@ -109,7 +107,7 @@ def read_image(path: Path | BinaryIO, size: int) -> Tensor:
     transparency is dropped.
 
     Raises:
-        OSError, ValueError and others (`UNREADABLE`): not an image, or not whole.
+        OSError, ValueError and others (`UNREADABLE`): not an image, or damaged.
     """
     with Image.open(path, formats=FORMATS) as file:
         limit = Image.MAX_IMAGE_PIXELS or float("inf")
@@ -125,10 +123,10 @@ def read_image(path: Path | BinaryIO, size: int) -> Tensor:
 
 
 def try_to_read(path: Path, size: int, read: Callable[[Path, int], Read] = read_image) -> Read | str:
-    """`read_image` or what else reads, or why not."""
+    """What `read` returns, or why the file cannot be read."""
     try:
         if not path.is_file() and path.exists():
-            return "not a file"  # a pipe would be waited for
+            return "not a file"  # opening a pipe would block
         return read(path, size)
     except Image.DecompressionBombError:
         return "too large"

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from simsiam.data.dataset import DatasetSource, DatasetSpec, ImageDataset, Splits
 from utils.philox import uniform
 
 SIZE = 32
@@ -20,7 +21,7 @@ PERIOD = (5.0, 9.0)  # of a texture, in pixels
 TILT = math.radians(10)  # largest rotation either way: a texture keeps its direction, as a flip does
 WARP, WARP_LENGTH = 2.0, 28.0  # largest displacement of a pixel and the shortest wavelength of displacements, in pixels
 DEVIATION, NOISE = 0.22, 0.06  # of an image, and of its pixel noise: both on the scale of 0 to 1
-TAU = 2 * math.pi
+TAU, HALF = 2 * math.pi, math.sqrt(0.5)
 Texture = Callable[[Tensor, Tensor, Tensor], Tensor]
 GEOMETRY, WAVES, PIXELS = range(3)  # streams of random numbers
 
@@ -39,21 +40,9 @@ def _to_integer(x: Tensor) -> Tensor:
     return (x - x.round()).abs()  # 0 to 0.5
 
 
-def _checks(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-    return torch.tanh(6 * torch.sin(TAU * x / 1.4) * torch.sin(TAU * y / 1.4))
-
-
-def _net(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-    return _line(torch.minimum(_to_integer((x + y) * math.sqrt(0.5)), _to_integer((x - y) * math.sqrt(0.5))), 0.13)
-
-
 def _bricks(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
     joint = 2 * _to_integer(x / 2 + y.floor() / 2)  # a brick is two rows long; every other row is shifted by half
     return _line(torch.minimum(_to_integer(y), joint), 0.16)
-
-
-def _zigzag(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-    return _line(_to_integer(y + 1.2 * _to_integer(0.7 * x)), 0.25)
 
 
 def _dots(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
@@ -78,11 +67,11 @@ def _maze(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
 TEXTURES: dict[str, Texture] = {
     "horizontal": lambda x, y, w: _line(_to_integer(y), 0.25),
     "vertical": lambda x, y, w: _line(_to_integer(x), 0.25),
-    "diagonal": lambda x, y, w: _line(_to_integer((x + y) * math.sqrt(0.5)), 0.25),
-    "checks": _checks,
-    "net": _net,
+    "diagonal": lambda x, y, w: _line(_to_integer((x + y) * HALF), 0.25),
+    "checks": lambda x, y, w: torch.tanh(6 * torch.sin(TAU * x / 1.4) * torch.sin(TAU * y / 1.4)),
+    "net": lambda x, y, w: _line(torch.minimum(_to_integer((x + y) * HALF), _to_integer((x - y) * HALF)), 0.13),
     "bricks": _bricks,
-    "zigzag": _zigzag,
+    "zigzag": lambda x, y, w: _line(_to_integer(y + 1.2 * _to_integer(0.7 * x)), 0.25),
     "dots": _dots,
     "rings": _rings,
     "maze": _maze,
@@ -134,3 +123,13 @@ def _images(texture: Texture, index: Tensor, split: int, seed: int) -> Tensor:
     image = (image - image.mean(dim=(1, 2), keepdim=True)) / image.std(dim=(1, 2), keepdim=True)
     image = 0.5 + DEVIATION * image + NOISE * math.sqrt(12) * noise  # uniform noise: its deviation is 1 / sqrt(12)
     return (255 * image.clamp(0, 1)).round().to(torch.uint8)
+
+
+def load_patterns(spec: DatasetSpec) -> Splits:
+    """10,000 train and 2,000 test images, or as many as are asked for."""
+    counts = (spec.train_images or 10_000, spec.test_images or 2_000)
+    train, test = (ImageDataset(*make_patterns(n, split), classes=CLASSES) for split, n in enumerate(counts))
+    return train, test
+
+
+SOURCE = DatasetSource(load_patterns)

@@ -12,8 +12,8 @@ from simsiam.augment import Policy, augment
 from simsiam.callbacks.progress import ProgressCallback
 from simsiam.callbacks.tensorboard import ResilientTensorBoardLogger
 from simsiam.config.commands import Finetune, Linear
-from simsiam.data.datamodule import EpochSampler
 from simsiam.data.dataset import ImageDataset
+from simsiam.data.sampler import EpochSampler
 from simsiam.evaluation.context import EvaluationContext
 from simsiam.evaluation.metrics import accuracy, confusion, per_class
 from simsiam.evaluation.results import Results

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from models.resnet import ResNet
 from simsiam.config.commands import OWN, Embed, Export, Finetune, Knn, Linear, Neighbours
-from simsiam.data.cifar import at_hand, fetch, load
-from simsiam.data.dataset import ImageDataset, no_knn, settle
-from simsiam.data.memmap_images import Pixels
+from simsiam.data import load_dataset, prepare_dataset
+from simsiam.data.dataset import DatasetSpec, ImageDataset, place_on_device, why_no_knn
 from simsiam.evaluation.checkpoint import Trained, build_backbone, load_trained
 from simsiam.evaluation.features import chunk_size, extract_chunks
 from utils.console import print_line, track_progress
@@ -68,13 +67,13 @@ class EvaluationContext(NamedTuple):
             f"{len(self.train):,} train and {len(self.test):,} test images, {len(self.classes)} classes; {self.device}"
         )
 
-    def features(self, images: Pixels, what: str, unit: bool = True) -> Tensor:
+    def features(self, images: Tensor, what: str, unit: bool = True) -> Tensor:
         """(N, 3, C, C) uint8 -> (N, F), as `Model.features`."""
         return self.model.features(images.split(chunk_size(images)), len(images), what, unit)
 
     def need_labels(self) -> None:
         """Raise UserError unless there are labels, and test images to measure them on."""
-        why = no_knn(self.train, self.test)
+        why = why_no_knn(self.train, self.test)
         check(why is None, f"{self.dataset}: {why}: this command compares the classes of train and test images")
 
     def projections(self, features: Tensor) -> Tensor | None:
@@ -134,14 +133,13 @@ def open_context(
     sizes = (config.data.train_images or known.get("train_images"), config.data.test_images or known.get("test_images"))
     size = config.data.image_size or trained.backbone.image_size
     skip = config.data.skip_bad_images or known.get("skip_bad_images") is True
+    spec = DatasetSpec(dataset, data_dir, config.data.data_url, *sizes, size, cache_dir, skip)
     if download:
-        fetch(dataset, data_dir, config.data.data_url, *sizes, size, cache_dir, skip)
-    else:
-        check(at_hand(dataset, data_dir), f"{dataset} is not in {data_dir}")
-    splits = load(dataset, data_dir, *sizes, size, cache_dir)
+        prepare_dataset(spec)
+    splits = load_dataset(spec)
     if from_scratch is not None:
         trained = trained._replace(backbone=random_backbone(trained, from_scratch).to(device), projector=None)
-    train, test = settle(splits, device, config.data.data_memory)
+    train, test = place_on_device(splits, device, config.data.data_memory)
     return EvaluationContext(model._replace(trained=trained), dataset, train, test)
 
 

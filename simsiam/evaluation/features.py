@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from simsiam.augment import normalize
-from simsiam.data.memmap_images import Pixels
 
 CHUNK = 1000  # images that go through the network at once
 
 
-def chunk_size(images: Pixels) -> int:
+def chunk_size(images: Tensor) -> int:
     """So many at once: fewer of images larger than CIFAR's, so that they take as much memory."""
     return min(CHUNK, max(8, CHUNK * 32**2 // images.shape[-1] ** 2))
 
@@ -27,7 +26,7 @@ def center(images: Tensor, size: int | None) -> Tensor:
 
 def extract_features(
     network: nn.Module,
-    images: Pixels,
+    images: Tensor,
     mean: Tensor,
     std: Tensor,
     unit: bool = True,

@@ -11,7 +11,7 @@ from simsiam.commands.neighbours import evenly, gallery_rows
 from simsiam.config.commands import Knn
 from simsiam.config.evaluation_options import CheckpointOptions, EvaluationDataOptions
 from simsiam.config.options import AcceleratorOptions
-from simsiam.data.dataset import no_knn
+from simsiam.data.dataset import why_no_knn
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import CHUNK
 from simsiam.evaluation.gallery import Tile, nearest_others
@@ -66,7 +66,7 @@ def draw_portrait(run: Run, accelerator: Any, data_dir: str | None) -> Portrait:
     similarity, nearest = nearest_others(queries[places], bank, NEAREST, itself=not tested)
     labels = asked.labels[places].tolist()
     tiles = [Tile(*pair) for pair in zip(asked.at(places), asked.names(labels), strict=True)]
-    counted = no_knn(train, subject.test) is None
+    counted = why_no_knn(train, subject.test) is None
     known = known_classes(run, fingerprint(subject.trained.backbone)) if counted else None
     points, method = flat(queries[:MAP_IMAGES], name)
     return Portrait(

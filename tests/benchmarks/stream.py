@@ -2,24 +2,23 @@
 
 `python tests/benchmarks/stream.py`. Decoding is that of JPEG files of 500 x 375 pixels, as ImageNet's mostly are, to
 the side that is stored for views of the given size. Batches of 256 in random order are then taken as training takes
-them: gathered from a tensor, or by `ReadAhead` from the file. The last column is views made on this device, which is
-what must not wait. The file has just been written, so most of it comes from the machine's memory, not from its disk.
+them: gathered from a tensor, or read from the memory map by `PrefetchLoader`. The last column is views made here, which
+must not wait. The file has just been written, so most of it comes from the machine's memory, not from its disk.
 """
 
 import argparse
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from timing import DEVICE, in_turn, seconds, table
 
 from simsiam.augment import augment
-from simsiam.data.datamodule import EpochSampler
 from simsiam.data.dataset import stored_side
-from simsiam.data.image_cache import decode
-from simsiam.data.memmap_images import MemmapImages
-from simsiam.data.read_ahead import ReadAhead
+from simsiam.data.image_cache import decode_images, map_images
+from simsiam.data.sampler import EpochSampler, PrefetchLoader
 
 
 def decoding(size: int, files: int, folder: Path) -> float:
@@ -33,18 +32,18 @@ def decoding(size: int, files: int, folder: Path) -> float:
     for name in names:
         Image.fromarray(noisy.numpy()).save(source / name, quality=90)
     side = stored_side(size)
-    return files / seconds(lambda: decode(folder / f"cache_{size}", source, names, side, {}))
+    return files / seconds(lambda: decode_images(folder / f"cache_{size}", source, names, side, {}))
 
 
 def measure(size: int, n: int, files: int, rounds: int, batch: int, folder: Path) -> list[str]:
     """A row of the table."""
-    side, file = stored_side(size), folder / f"{size}.u8"
-    block = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
-    with open(file, "wb") as out:
-        for _ in range(n // batch):
-            out.write(block.numpy().tobytes())
-    disk = MemmapImages(file, side, n // batch * batch)
-    resident, order = disk.resident(DEVICE), EpochSampler(len(disk), batch, 0, lambda: 0, torch.device("cpu"))
+    side, file, n = stored_side(size), folder / f"{size}.npy", n // batch * batch
+    written = np.lib.format.open_memmap(file, "w+", np.uint8, (n, 3, side, side))
+    for start in range(0, n, batch):
+        written[start : start + batch] = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8).numpy()
+    written.flush()
+    disk, order = map_images(file, n), EpochSampler(n, batch, 0, lambda: 0, torch.device("cpu"))
+    resident = disk.to(DEVICE, copy=True)
     mean, std, zero = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE), torch.tensor(0, device=DEVICE)
 
     def held() -> None:
@@ -52,7 +51,7 @@ def measure(size: int, n: int, files: int, rounds: int, batch: int, folder: Path
             resident[indices.to(DEVICE)]
 
     def streamed() -> None:
-        for _, pixels in ReadAhead(order, disk, pin=DEVICE.type == "cuda"):
+        for _, pixels in PrefetchLoader(order, disk, pin=DEVICE.type == "cuda"):
             pixels.to(DEVICE, non_blocking=True)
 
     def views() -> None:
@@ -61,7 +60,7 @@ def measure(size: int, n: int, files: int, rounds: int, batch: int, folder: Path
 
     took = in_turn({"held": held, "streamed": streamed, "views": views}, rounds)
     rates = [decoding(size, files, folder), len(disk) / took["held"], len(disk) / took["streamed"]]
-    gigabytes = len(disk) * disk.row / took["streamed"] / 1e9
+    gigabytes = disk.nbytes / took["streamed"] / 1e9
     return [
         f"{size}, stored {side}",
         *(f"{x:,.0f}" for x in rates),

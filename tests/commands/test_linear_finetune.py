@@ -15,8 +15,8 @@ from models import resnet10
 from simsiam import load_backbone
 from simsiam.commands import finetune
 from simsiam.commands.finetune import choose_labels, label_quotas
-from simsiam.data.cifar import load
-from simsiam.data.dataset import ImageDataset
+from simsiam.data import load_dataset
+from simsiam.data.dataset import DatasetSpec, ImageDataset
 from simsiam.evaluation.classifier import Classifier, LabelledViews
 from simsiam.evaluation.features import extract_features
 from tests.helpers import Program
@@ -42,7 +42,7 @@ def test_a_share_of_the_labels_is_exactly_that_share_of_every_class(fraction: fl
 
 
 def test_ten_percent_of_cifar10_are_500_of_each_class(cifar10_dir: Path) -> None:
-    train, _ = load("cifar10", str(cifar10_dir), None, 1)
+    train, _ = load_dataset(DatasetSpec("cifar10", str(cifar10_dir), test_images=1))
     quotas = label_quotas(train.labels, train.classes, 0.1, None)
     assert train.labels[choose_labels(train.labels, quotas, seed=3)].bincount().tolist() == [500] * 10
 
@@ -171,7 +171,7 @@ def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
     head.load_state_dict(load_file(folder / "head.safetensors"), strict=True)
     with safe_open(folder / "head.safetensors", "pt") as file:
         assert json.loads(file.metadata()["classes"])[0] == "airplane"
-    _, test = load("cifar10", str(cifar10_dir), 1000, 500)
+    _, test = load_dataset(DatasetSpec("cifar10", str(cifar10_dir), train_images=1000, test_images=500))
     backbone = load_backbone(cifar10_run)
     features = extract_features(backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False)
     right = (head(features).argmax(dim=1) == test.labels).float().mean().item()
@@ -225,7 +225,7 @@ def test_finetune_keeps_networks_and_gives_mean_and_deviation(trained: Path, pro
 
     backbone, head = load_backbone(folder / "seed_1" / "backbone.safetensors"), torch.nn.Linear(32, 10)
     head.load_state_dict(load_file(folder / "seed_1" / "head.safetensors"), strict=True)
-    _, test = load("patterns", "", 200, 100)
+    _, test = load_dataset(DatasetSpec("patterns", "", train_images=200, test_images=100))
     features = extract_features(backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False)
     right = 100 * (head(features).argmax(dim=1) == test.labels).float().mean().item()
     assert right == pytest.approx(accuracies[1], abs=1e-4)

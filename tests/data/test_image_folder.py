@@ -1,9 +1,8 @@
-"""simsiam/data/image_folder.py and npz.py: one's own images, and all that may be wrong with them."""
+"""simsiam/data/image_folder.py: one's own images, and all that may be wrong with them."""
 
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -13,13 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
-from simsiam.data.cifar import load
-from simsiam.data.dataset import ImageDataset, channel_statistics, no_knn, settle
-from simsiam.data.npz import read_arrays
-from simsiam.data.synthetic import make_patterns
+from simsiam.data import load_dataset
+from simsiam.data.dataset import DatasetSpec, ImageDataset
 from tests.helpers import (
     ROOT,
     TINY,
@@ -35,8 +31,6 @@ from tests.helpers import (
     wait_for_epochs,
     write_images,
 )
-from utils.device import _field, free_memory
-from utils.errors import UserError
 
 # ---------------------------------------------------------------- the same images are the same data set
 
@@ -45,7 +39,7 @@ from utils.errors import UserError
 def test_5000_real_images_as_files_train_as_the_same_images_as_arrays(
     cifar10_dir: Path, own: Program, program: Program, tmp_path: Path
 ) -> None:
-    splits = load("cifar10", str(cifar10_dir), 4000, 1000)
+    splits = load_dataset(DatasetSpec("cifar10", str(cifar10_dir), train_images=4000, test_images=1000))
     ordered = []
     for images in splits:  # by class, as files are
         order = sorted(range(len(images)), key=lambda i, of=images: (of.classes[of.labels[i]], i))
@@ -98,21 +92,20 @@ def test_a_streamed_run_cut_off_in_the_middle_of_an_epoch_ends_as_one_left_alone
 
 LIMITED = """
 import resource, sys
-import pytorch_lightning as pl, torch
+import numpy as np, pytorch_lightning as pl, torch
 from simsiam import KNNMonitor, SimSiam
-from simsiam.data import ViewsDataModule
-from simsiam.splits import ImageDataset
+from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.dataset import ImageDataset
 from utils.device import _field
-from utils.stored import MemmapImages
 
 data = ViewsDataModule("folder", batch_size=8, image_size=32)
-n = int(sys.argv[2])
-images = MemmapImages(sys.argv[1], 512, n)
-labels = torch.arange(n) % 2
-data.use((ImageDataset(images, labels, ("a", "b")), ImageDataset(images.part(0, 50), labels[:50], ("a", "b"))))
-data.ready = True
+images = torch.from_numpy(np.load(sys.argv[1], mmap_mode="r"))
+n, labels = len(images), torch.arange(len(images)) % 2
+train = ImageDataset(images, labels, ("a", "b"), on_disk=True)
+data.set_splits((train, train.first(50)))
+data.loaded = True
 model = SimSiam("resnet10", width=4, out_dim=16, h_dim=8)
-limit = _field("/proc/self/status", "VmData:") + int(sys.argv[3])
+limit = _field("/proc/self/status", "VmData:") + int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[KNNMonitor(5)], **quiet)
@@ -124,15 +117,14 @@ assert data.streamed and trainer.global_step == n // 8
 @pytest.mark.slow("786 MB are written and read; that images stay on disk is a quick test")
 def test_images_several_times_larger_than_the_memory_train_within_it(tmp_path: Path) -> None:
     """The kernel sets the limit: on what the program may take beyond what it is before it has seen an image."""
-    block = torch.randint(0, 256, (50, 3, 512, 512), dtype=torch.uint8).numpy().tobytes()
-    with open(tmp_path / "images.u8", "wb") as file:
-        for _ in range(20):
-            file.write(block)
     n, room = 1000, 200 * 2**20
-    command = [sys.executable, "-W", "ignore", "-c", LIMITED, str(tmp_path / "images.u8"), str(n), str(room)]
+    images = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, (n, 3, 512, 512))
+    images[:] = np.random.default_rng(0).integers(0, 256, (3, 512, 512), dtype=np.uint8)
+    images.flush()
+    command = [sys.executable, "-W", "ignore", "-c", LIMITED, str(tmp_path / "images.npy"), str(room)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert n * 3 * 512**2 > 3.7 * room
+    assert images.nbytes > 3.7 * room
 
 
 # ---------------------------------------------------------------- layouts
@@ -173,7 +165,7 @@ def test_images_beside_classes_have_no_labels_and_that_is_said(own: Program, tmp
 def test_a_part_of_a_folder_is_spread_over_its_classes(photos: Path, own: Program, tmp_path: Path) -> None:
     status, out, _ = own(photos, "--train-images", "100", "--test-images", "30")
     assert status == 0 and "100 train and 30 test images, 10 classes" in out
-    train, test = load("folder", str(photos), 100, 30, 32, str(tmp_path / "cache"))
+    train, test = load_dataset(DatasetSpec("folder", str(photos), None, 100, 30, 32, str(tmp_path / "cache")))
     assert train.labels.bincount().tolist() == [10] * 10 and test.labels.bincount().tolist() == [3] * 10
 
 
@@ -297,113 +289,3 @@ def test_a_run_does_not_go_on_with_other_images(own: Program, tmp_path: Path) ->
     status, _, err = own(tmp_path / "photos", "--batch-size", "10")
     assert status == 2 and err.count("\n") == 1 and "on other images than are in" in err
     assert yaml.safe_load((run / "config.yaml").read_text())["resolved"]["stem"] == "cifar"
-
-
-# ---------------------------------------------------------------- arrays
-
-
-X, Y = np.random.default_rng(0).integers(0, 256, (30, 12, 12, 3), dtype=np.uint8), np.arange(30) % 3
-
-
-def read(tmp_path: Path, **arrays: Any) -> tuple[ImageDataset, ImageDataset]:
-    np.savez(tmp_path / "x.npz", **arrays)
-    return read_arrays(str(tmp_path / "x.npz"))
-
-
-def test_every_order_of_the_axes_is_the_same_picture(tmp_path: Path) -> None:
-    train, test = read(tmp_path, x_train=X, y_train=Y, x_test=X.transpose(0, 3, 1, 2), y_test=Y)
-    assert train.images.shape == (30, 3, 12, 12) and torch.equal(train.images[:], test.images[:])
-    assert train.classes == ("0", "1", "2") and no_knn(train, test) is None
-    grey, _ = read(tmp_path, x_train=X[..., 0])
-    assert all(torch.equal(grey.images[:][:, c], torch.from_numpy(X[..., 0])) for c in range(3))
-    names = read(tmp_path, x_train=X, y_train=Y[:, None], classes=np.array(["a", "b", "c", "d"]))[0].classes
-    assert names == ("a", "b", "c", "d")
-
-
-def test_what_arrays_lack_is_said(tmp_path: Path) -> None:
-    assert no_knn(*read(tmp_path, x_train=X)) == "no labels"
-    assert no_knn(*read(tmp_path, x_train=X, y_train=Y)) == "no test images"
-    assert no_knn(*read(tmp_path, x_train=X, y_train=Y, x_test=X)) == "no labels of the test images"
-    assert no_knn(*read(tmp_path, x_train=X, y_train=0 * Y, x_test=X, y_test=0 * Y)) == "one class only"
-
-
-@pytest.mark.parametrize(
-    ("arrays", "said"),
-    [
-        ({"images": X}, "no x_train"),
-        ({"x_train": X.astype(np.float32)}, "is float32: images are uint8"),
-        ({"x_train": X[:, :8]}, r"shape \(30, 8, 12, 3\)"),
-        ({"x_train": X[0, 0]}, "shape"),
-        ({"x_train": X[:0]}, "has no image"),
-        ({"x_train": X, "y_train": Y[:-1]}, r"shape \(29,\), for 30 images"),
-        ({"x_train": X, "y_train": Y / 2}, "labels are whole numbers"),
-        ({"x_train": X, "y_train": Y - 1}, "count from 0"),
-        ({"x_train": X, "y_train": Y, "classes": np.array(["a"])}, "1 names"),
-        ({"x_train": X, "y_train": Y, "classes": np.arange(3)}, "names are text"),
-        ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 1}, "label .* of y_test is not in y_train"),
-        ({"x_train": X, "x_test": X[:, :8, :8]}, "x_test 8"),
-        ({"x_train": np.array([X, None], dtype=object)}, "plain arrays"),
-    ],
-)
-def test_bad_arrays_are_answered_in_one_line(arrays: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=said) as error:
-        read(tmp_path, **arrays)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 and no more", None])
-def test_what_is_no_npz_is_said(content: bytes | None, program: Program, tmp_path: Path) -> None:
-    if content is None:
-        np.save(tmp_path / "x.npy", X)
-        content = (tmp_path / "x.npy").read_bytes()
-    (tmp_path / "x.npz").write_bytes(content)
-    status, _, err = program(*TINY, "--dataset", "arrays", "--data-dir", str(tmp_path / "x.npz"))
-    assert status == 2 and err.count("\n") == 1 and "not an .npz" in err
-    assert program(*TINY, "--dataset", "arrays", "--data-dir", str(tmp_path))[0] == 2
-
-
-def test_views_larger_than_the_images_are_refused_and_smaller_ones_are_crops(program: Program, tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", x_train=X)
-    given = ("--dataset", "arrays", "--data-dir", str(tmp_path / "x.npz"), "--batch-size", "10")
-    status, _, err = program(*TINY, *given, "--image-size", "32")
-    assert status == 2 and "12 pixels wide" in err
-    status, out, err = program(*TINY, *given, "--image-size", "8")
-    assert (status, err) == (0, "") and "views of 8 x 8 pixels from 12 x 12" in out
-
-
-# ---------------------------------------------------------------- memory
-
-
-def test_statistics_of_many_images_are_those_of_some_spread_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = make_patterns(1000)[0]
-    exact = channel_statistics(images)
-    monkeypatch.setattr("simsiam.data.dataset.COUNTED", 100 * 3 * 32 * 32)
-    assert channel_statistics(images) == channel_statistics(images[::10])
-    assert channel_statistics(images)[0] == pytest.approx(exact[0], abs=0.02)
-
-
-def print_free_memory(args: list[str]) -> int:
-    """What is free once the kernel has been told to give 128 MiB more and nothing beyond."""
-    limit = _field("/proc/self/status", "VmData:") + 2**27
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    print(free_memory(torch.device("cpu")))
-    return 0
-
-
-def test_free_memory_knows_the_limits_of_the_process() -> None:
-    assert 2**20 < free_memory(torch.device("cpu")) < 2**50
-    out, err = Started(print_free_memory, []).communicate()
-    assert 0 < int(out) <= 2**27, err
-
-
-def test_images_that_do_not_fit_stay_where_they_are(photos: Path, own: Program, tmp_path: Path) -> None:
-    assert own(photos, "--dry-run")[0] == 0
-    from simsiam.data.cifar import fetch
-
-    fetch("folder", str(photos), image_size=32, cache_dir=str(tmp_path / "cache"))
-    splits = load("folder", str(photos), None, None, 32, str(tmp_path / "cache"))
-    stays, comes = (settle(splits, torch.device("cpu"), gib)[0] for gib in (0, 1))
-    assert not isinstance(stays.images, torch.Tensor) and isinstance(comes.images, torch.Tensor)
-    places = torch.tensor([[3, 199], [0, 3]])
-    assert torch.equal(stays.at(places), comes.at(places)) and torch.equal(stays.images[5:7], comes.images[5:7])
-    assert torch.equal(torch.cat(list(stays.images.split(70))), comes.images)

@@ -1,4 +1,4 @@
-"""simsiam/data/cifar.py on the real CIFAR-10, and synthetic.py."""
+"""simsiam/data/cifar.py on the real CIFAR-10."""
 
 import functools
 import hashlib
@@ -15,19 +15,15 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from simsiam.augment import Policy
-from simsiam.data.cifar import fetch, load
-from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import channel_statistics
-from simsiam.data.restricted_pickle import read_plain_pickle
-from simsiam.data.synthetic import CLASSES, make_patterns
+from simsiam.data import load_dataset, prepare_dataset
+from simsiam.data.cifar import read_plain_pickle
+from simsiam.data.dataset import DatasetSpec, channel_statistics
 from tests.helpers import CIFAR_FOLDER, linked
 from utils.errors import UserError
-from utils.knn import knn_predict
 
 
 def test_cifar10_is_what_torchvision_reads(cifar10_dir: Path) -> None:
-    train, test = load("cifar10", str(cifar10_dir), None, 1000)
+    train, test = load_dataset(DatasetSpec("cifar10", str(cifar10_dir), test_images=1000))
     theirs = CIFAR10(str(cifar10_dir), train=True)
     assert train.images.shape == (50_000, 3, 32, 32) and train.images.dtype == torch.uint8
     assert torch.equal(train.images[:100], torch.from_numpy(theirs.data[:100]).permute(0, 3, 1, 2))
@@ -36,7 +32,7 @@ def test_cifar10_is_what_torchvision_reads(cifar10_dir: Path) -> None:
 
 
 def test_statistics_are_those_of_all_pixels(cifar10_dir: Path) -> None:
-    mean, std = channel_statistics(load("cifar10", str(cifar10_dir), None, None)[0].images)
+    mean, std = channel_statistics(load_dataset(DatasetSpec("cifar10", str(cifar10_dir)))[0].images)
     assert mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=1e-4)
     assert std == pytest.approx((0.2470, 0.2435, 0.2616), abs=1e-4)
 
@@ -44,7 +40,7 @@ def test_statistics_are_those_of_all_pixels(cifar10_dir: Path) -> None:
 def test_a_missing_file_is_named_with_all_that_mends_it(cifar10_dir: Path, tmp_path: Path) -> None:
     root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_3",))
     with pytest.raises(UserError) as error:
-        fetch("cifar10", str(root), "http://127.0.0.1:9/nothing-there.tar.gz")
+        prepare_dataset(DatasetSpec("cifar10", str(root), "http://127.0.0.1:9/nothing-there.tar.gz"))
     message = str(error.value)
     for part in (
         "data_batch_3 is missing",
@@ -65,7 +61,10 @@ def test_a_damaged_file_is_named_and_left_alone(cifar10_dir: Path, tmp_path: Pat
     content = bytearray((cifar10_dir / CIFAR_FOLDER / "data_batch_2").read_bytes())
     content[1_000_000] ^= 1
     (root / CIFAR_FOLDER / "data_batch_2").write_bytes(content)
-    for call in (lambda: fetch("cifar10", str(root)), lambda: load("cifar10", str(root), None, None)):
+    for call in (
+        lambda: prepare_dataset(DatasetSpec("cifar10", str(root))),
+        lambda: load_dataset(DatasetSpec("cifar10", str(root))),
+    ):
         with pytest.raises(UserError, match="data_batch_2 is damaged"):
             call()
     assert (root / CIFAR_FOLDER / "data_batch_2").read_bytes() == content
@@ -73,7 +72,7 @@ def test_a_damaged_file_is_named_and_left_alone(cifar10_dir: Path, tmp_path: Pat
 
 def test_without_data_and_network_nothing_is_left_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="data_batch_1 is missing"):
-        fetch("cifar10", str(tmp_path / "new"), "http://127.0.0.1:9/nothing-there.tar.gz")
+        prepare_dataset(DatasetSpec("cifar10", str(tmp_path / "new"), "http://127.0.0.1:9/nothing-there.tar.gz"))
     assert not (tmp_path / "new").exists()
 
 
@@ -104,15 +103,17 @@ def mirror(cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_two_processes_at_once_download_once_from_the_mirror(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
     url, requests = mirror
     root = tmp_path / "data"
-    fetch("cifar10", str(tmp_path / "alone"), url)
+    prepare_dataset(DatasetSpec("cifar10", str(tmp_path / "alone"), url))
     once = len(requests)
-    threads = [threading.Thread(target=fetch, args=("cifar10", str(root), url)) for _ in range(2)]
+    threads = [
+        threading.Thread(target=prepare_dataset, args=(DatasetSpec("cifar10", str(root), url),)) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(requests) == 2 * once
-    assert os.listdir(root) == [CIFAR_FOLDER] and len(load("cifar10", str(root), None, None)[0]) == 50_000
+    assert os.listdir(root) == [CIFAR_FOLDER] and len(load_dataset(DatasetSpec("cifar10", str(root)))[0]) == 50_000
 
 
 def test_an_archive_with_another_checksum_is_refused(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_an_archive_with_another_checksum_is_refused(mirror: tuple[str, list[str
     archive = tmp_path / "mirror" / CIFAR10.filename
     archive.write_bytes(archive.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="download failed"):
-        fetch("cifar10", str(tmp_path / "data"), url)
+        prepare_dataset(DatasetSpec("cifar10", str(tmp_path / "data"), url))
     assert not (tmp_path / "data").exists()
 
 
@@ -139,14 +140,14 @@ def test_an_archive_puts_nothing_but_the_published_files_anywhere(
     evil.unlink()
     os.replace(tmp_path / "new.tgz", archive)
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    fetch("cifar10", str(tmp_path / "data"), url)
+    prepare_dataset(DatasetSpec("cifar10", str(tmp_path / "data"), url))
     assert not list(tmp_path.rglob("evil.txt")) and len(list((tmp_path / "data" / CIFAR_FOLDER).iterdir())) == 7
 
 
 def test_plain_http_is_said_to_be_plain(
     mirror: tuple[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fetch("cifar10", str(tmp_path / "data"), mirror[0])
+    prepare_dataset(DatasetSpec("cifar10", str(tmp_path / "data"), mirror[0]))
     assert "is not encrypted" in capsys.readouterr().out
 
 
@@ -164,55 +165,4 @@ def test_a_pickle_of_plain_data_is_read(protocol: int, tmp_path: Path) -> None:
 
 def test_more_images_than_there_are_is_an_error(cifar10_dir: Path) -> None:
     with pytest.raises(UserError, match="has 10000"):
-        load("cifar10", str(cifar10_dir), None, 10_001)
-
-
-# ---------------------------------------------------------------- patterns
-
-
-def test_patterns_are_the_same_every_time_and_for_every_count() -> None:
-    images, labels = make_patterns(300)
-    assert images.shape == (300, 3, 32, 32) and images.dtype == torch.uint8 and len(CLASSES) == 10
-    for count in (300, 40):
-        again, again_labels = make_patterns(count)
-        assert torch.equal(again, images[:count]) and torch.equal(again_labels, labels[:count])
-    assert not torch.equal(make_patterns(300, split=1)[0], images)
-    assert labels.bincount().tolist() == [30] * 10
-
-
-def test_patterns_are_gray() -> None:
-    images, _ = make_patterns(200)
-    assert torch.equal(images[:, 0], images[:, 1]) and torch.equal(images[:, 0], images[:, 2])
-
-
-def test_pixels_do_not_separate_patterns() -> None:
-    bank, labels = make_patterns(2000)
-    queries, truth = make_patterns(500, split=1)
-    flat = [torch.nn.functional.normalize(x.float().flatten(1) - 128, dim=1) for x in (queries, bank)]
-    for k in (1, 200):  # measured: .47 and .39; stripes give themselves away by their direction, the others do not
-        assert (knn_predict(*flat, labels, 10, k=k) == truth).float().mean() < 0.5
-
-
-# ---------------------------------------------------------------- the data module
-
-
-def test_an_epoch_shuffles_all_images_and_drops_the_last_partial_batch() -> None:
-    from simsiam.data.datamodule import EpochSampler
-
-    epoch = [0]
-    order = EpochSampler(103, 10, seed=0, epoch=lambda: epoch[0], device=torch.device("cpu"))
-    first = list(order)
-    assert len(order) == len(first) == 10 and all(len(batch) == 10 for batch in first)
-    assert len(torch.cat(first).unique()) == 100
-    assert torch.equal(torch.cat(list(order)), torch.cat(first))
-    epoch[0] = 1
-    assert not torch.equal(torch.cat(list(order)), torch.cat(first))
-
-
-def test_views_are_normalised_with_the_data_sets_own_statistics() -> None:
-    off = Policy(crop_scale=1, flip=0, jitter=0, grayscale=0)
-    data = ViewsDataModule("patterns", train_images=1000, test_images=10, policy=off)
-    data.setup()
-    x = data.view(torch.arange(1000), epoch=0, view=0)
-    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=0.02, rtol=0)
-    torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(3), atol=0.02, rtol=0)
+        load_dataset(DatasetSpec("cifar10", str(cifar10_dir), test_images=10_001))

@@ -1,0 +1,86 @@
+"""The order of an epoch, and batches that are read ahead while the device computes."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from utils.philox import permutation
+
+AHEAD = 4  # batches that are read ahead, each by a thread
+
+
+class EpochSampler:
+    """Batches of indices, shuffled anew each epoch as a pure function of (seed, epoch); the last partial one dropped.
+
+    Iterating yields (batch_size,) int64 tensors on `device`; with several processes, this one's share of each batch.
+
+    Args:
+        epoch: asked when the first batch is.
+        part: (rank, processes).
+        done: likewise asked: batches of this epoch that were trained on before the run was interrupted.
+        pieces: equal parts in which each batch comes, one after the other.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
+        device: torch.device,
+        done: Callable[[], int] = lambda: 0,
+        part: tuple[int, int] = (0, 1),
+        pieces: int = 1,
+    ) -> None:
+        self.n, self.batch_size, self.seed, self.device = n, batch_size, seed, device
+        self.epoch, self.done, self.part, self.pieces = epoch, done, part, pieces
+
+    def __len__(self) -> int:
+        return self.n // self.batch_size * self.pieces
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = permutation(self.n, self.epoch(), seed=self.seed, device=self.device)
+        rank, processes = self.part
+        size = self.batch_size // self.pieces
+        for batch in order[: len(self) * size].split(size)[self.done() * self.pieces :]:
+            yield batch[rank::processes]
+
+
+class PrefetchLoader:
+    """The batches of an epoch with their images, read ahead by threads: (indices (B,), images (B, 3, C, C) uint8).
+
+    Threads, not a DataLoader's worker processes: those would inherit the lock of the run's folder and hold it after
+    this process was killed, get the signals that are meant for the run, and need a batch's size in /dev/shm.
+
+    Args:
+        images: (N, 3, C, C) uint8 on the CPU, mostly a memory map.
+        pin: read into page-locked memory, from which a GPU copies in the background.
+    """
+
+    def __init__(self, sampler: EpochSampler, images: Tensor, pin: bool) -> None:
+        self.sampler, self.images, self.pin = sampler, images, pin
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # A generator: nothing runs before the first `next`. A Trainer makes its iterator before it restores epoch and
+        # step of a resumed run, for which the sampler asks.
+        pool = ThreadPoolExecutor(AHEAD)
+        batches = iter(self.sampler)
+        reading = deque(pool.submit(self._read, indices) for indices in islice(batches, AHEAD))
+        try:
+            while reading:
+                batch = reading.popleft().result()
+                reading.extend(pool.submit(self._read, indices) for indices in islice(batches, 1))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        out = torch.empty(len(indices), *self.images.shape[1:], dtype=torch.uint8, pin_memory=self.pin)
+        return indices, torch.index_select(self.images, 0, indices, out=out)

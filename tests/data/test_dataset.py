@@ -1,0 +1,66 @@
+"""simsiam/data/__init__.py and dataset.py: which data sets there are, their statistics, where their images live."""
+
+import resource
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from simsiam.config.commands import OWN
+from simsiam.config.options import Dataset
+from simsiam.data import DATASETS, load_dataset, make_placeholders, prepare_dataset
+from simsiam.data.dataset import DatasetSpec, channel_statistics, place_on_device
+from simsiam.data.synthetic import make_patterns
+from tests.helpers import Started
+from utils.device import _field, free_memory
+from utils.errors import UserError
+
+
+def test_the_options_name_the_data_sets_that_there_are() -> None:
+    assert set(get_args(Dataset)) == DATASETS.keys()
+    assert set(OWN) == {name for name, source in DATASETS.items() if source.personal}
+    with pytest.raises(UserError, match=r"unknown data set 'mnist': there are cifar10, .*arrays"):
+        load_dataset(DatasetSpec("mnist"))
+
+
+def test_placeholders_are_as_many_as_the_images_will_be(cifar10_dir: Path, photos: Path, tmp_path: Path) -> None:
+    for name, classes in (("cifar10", 10), ("cifar100", 100)):
+        train, test = make_placeholders(DatasetSpec(name, str(tmp_path), train_images=60)) or ((), ())
+        assert (len(train), len(test), len(train.classes), train.side) == (60, 10_000, classes, 32)
+    train, test = make_placeholders(DatasetSpec("folder", str(photos), image_size=112)) or ((), ())
+    assert (len(train), len(test), len(train.classes), train.side) == (200, 60, 10, 128)
+    assert make_placeholders(DatasetSpec("cifar10", str(cifar10_dir))) is None
+    with pytest.raises(UserError, match="has 50000"):
+        make_placeholders(DatasetSpec("cifar10", str(tmp_path), train_images=50_001))
+
+
+def test_statistics_of_many_images_are_those_of_some_spread_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = make_patterns(1000)[0]
+    exact = channel_statistics(images)
+    monkeypatch.setattr("simsiam.data.dataset.STATISTICS_BYTES", 100 * 3 * 32 * 32)
+    assert channel_statistics(images) == channel_statistics(images[::10])
+    assert channel_statistics(images)[0] == pytest.approx(exact[0], abs=0.02)
+
+
+def print_free_memory(args: list[str]) -> int:
+    """What is free once the kernel has been told to give 128 MiB more and nothing beyond."""
+    limit = _field("/proc/self/status", "VmData:") + 2**27
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    print(free_memory(torch.device("cpu")))
+    return 0
+
+
+def test_free_memory_knows_the_limits_of_the_process() -> None:
+    assert 2**20 < free_memory(torch.device("cpu")) < 2**50
+    out, err = Started(print_free_memory, []).communicate()
+    assert 0 < int(out) <= 2**27, err
+
+
+def test_images_that_do_not_fit_stay_on_disk(photos: Path, tmp_path: Path) -> None:
+    spec = DatasetSpec("folder", str(photos), image_size=32, cache_dir=str(tmp_path / "cache"))
+    prepare_dataset(spec)
+    stays, comes = (place_on_device(load_dataset(spec), torch.device("cpu"), gib)[0] for gib in (0, 1))
+    assert stays.on_disk and not comes.on_disk and stays.images.data_ptr() != comes.images.data_ptr()
+    places = torch.tensor([[3, 199], [0, 3]])
+    assert torch.equal(stays.at(places), comes.at(places)) and torch.equal(stays.images, comes.images)
