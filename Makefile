@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 .PHONY: demo test test-all check
 .DELETE_ON_ERROR:
 
-demo: .venv/installed  ## train on generated patterns, on whatever the machine has, and open nothing
+demo: .venv/installed  ## train a small network on generated images, about two minutes
 	$(BIN)/python main.py --dataset patterns --backbone resnet10 --width 16 --out-dim 256 --h-dim 64 \
 	    --batch-size 128 --learning-rate 0.15 --epochs 5 --no-compile --exp-name demo --overwrite
 
