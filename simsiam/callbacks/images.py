@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytorch_lightning as pl
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.tensorboard.writer import SummaryWriter
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
@@ -21,11 +20,7 @@ MAP_IMAGES, THUMBNAIL = 1000, 32  # points of the embedding map, and the most pi
 
 
 def draw_neighbours(data: ViewsDataModule, nearest: Tensor, similarity: Tensor | None = None) -> Tensor:
-    """The gallery of the first test images (train images where there are none) as (3, H, W) uint8.
-
-    Args:
-        nearest, similarity: (Q, k), indices of their nearest train images, and cosines.
-    """
+    """(3, H, W) uint8: the first test images, or train images without any, and their nearest train images (Q, k)."""
     source = data.test if len(data.test) else data.train
     queries, labels = source.images[: len(nearest)], source.labels[: len(nearest)].tolist()
     return pil_to_tensor(draw_gallery(gallery_rows(data.train, queries, labels, nearest, similarity)))
@@ -59,8 +54,7 @@ class Pictures(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0 and trainer.is_global_zero:
             views = draw_views(parts(trainer, pl_module)[1])
-            picture = to_pil_image(views)
-            picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(self.run.views)
+            to_pil_image(views.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)).save(self.run.views)
             self.show("views", views, 0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -44,7 +44,7 @@ CURVES = (  # column, axis, whether the axis begins at zero, caption
     ("perf/mfu", "share of the bf16 peak", True, "Counted operations of a step, of a matrix product's measured rate."),
 )
 CURVE_FILES = "|".join(column.split("/")[-1] for column, *_ in CURVES)
-FILES = re.compile(rf"({CURVE_FILES}|([A-Z]+_)?(classes|confusion|map|neighbours|views))\.png")
+FILES = re.compile(rf"({CURVE_FILES}|([A-Z]+[0-9]*_)?(classes|confusion|map|neighbours|views))\.png")
 SUMMARY: tuple[tuple[str, str, Callable[[Run], Iterable[float]]], ...] = (  # name, format, figure of a run
     ("kNN, last (%)", ".2f", lambda run: run.values("kNN_accuracy")[-1:]),
     ("kNN, best (%)", ".2f", lambda run: sorted(run.values("kNN_accuracy"))[-1:]),
@@ -125,14 +125,12 @@ def summarize_groups(groups: list[Group]) -> list[list[str]]:
 def draw_curves(groups: list[Group], folder: Path) -> list[Chart]:
     charts = []
     for column, axis, from_zero, caption in CURVES:
-        known = [(group, *group.curve(column)) for group in groups]
-        series = [figures.Series(g.mark, g.label, g.index, x, y, deviation) for g, x, y, deviation in known if x]
-        if series:
-            ends = ((s.mark or s.label, s.y[0], s.x[0], s.y[-1], s.x[-1]) for s in series)
-            words = ["{}: from {:.4g} (epoch {}) to {:.4g} (epoch {}).".format(*end) for end in ends]
-            draw = partial(figures.draw_curves, series, "epoch", axis, from_zero)
-            alt, file = " ".join([f"{axis} by epoch.", *words]), folder / f"{column.split('/')[-1]}.png"
-            charts.append(render_chart(draw, alt, caption, file))
+        curves = [(group, *curve) for group in groups if (curve := group.curve(column))[0]]
+        ends = ((group.mark or group.label, y[0], x[0], y[-1], x[-1]) for group, x, y, _ in curves)
+        words = ["{}: from {:.4g} (epoch {}) to {:.4g} (epoch {}).".format(*end) for end in ends]
+        draw = partial(figures.draw_curves, curves, "epoch", axis, from_zero)
+        alt, file = " ".join([f"{axis} by epoch.", *words]), folder / f"{column.split('/')[-1]}.png"
+        charts += [render_chart(draw, alt, caption, file)] if curves else []
     return charts
 
 

@@ -22,11 +22,7 @@ SAME, OTHER = (0, 114, 178), (213, 94, 0)  # blue and vermilion: everyone can te
 
 
 def draw_views(data: ViewsDataModule, images: int = 8, epochs: int = 4, first: int = 0) -> Tensor:
-    """A row for each of the first train images: the image, then its views in `epochs` epochs from `first` on.
-
-    Returns:
-        (3, H, W) uint8.
-    """
+    """(3, H, W) uint8: each of the first train images, and in its row its views in `epochs` epochs from `first` on."""
     indices = torch.arange(min(images, len(data.train)), device=data.mean.device)
     originals = data.train.at(indices)
     columns = [center(originals, data.size)]
@@ -45,11 +41,11 @@ def shrink_images(images: Tensor, side: int = TILE) -> Tensor:
 
 
 def find_nearest(features: Tensor, bank: Tensor, k: int, in_bank: bool) -> tuple[Tensor, Tensor]:
-    """Cosine similarities and indices (Q, k) of the nearest rows of the bank; fewer than k where it has fewer.
+    """Cosines and indices (Q, k) of the nearest bank entries, at most as many as there are.
 
     Args:
         features, bank: (Q, F) and (N, F), L2-normalised.
-        in_bank: the queries are in the bank: the nearest row of each, which is itself, is left out.
+        in_bank: the queries are in the bank: the nearest entry of each is itself, and left out.
     """
     similarity, nearest = (features @ bank.T).topk(min(k + in_bank, len(bank)), dim=1)
     return similarity[:, int(in_bank) :], nearest[:, int(in_bank) :]
@@ -83,16 +79,14 @@ def gallery_rows(
         nearest, similarity: (Q, k), indices of train images, and cosines to be written below them.
         names: what is written below the queries, if not their classes.
     """
-    rows = []
     names = names or train.names(labels)
-    for r, (query, label, name) in enumerate(zip(shrink_images(queries), labels, names, strict=True)):
+    rows = [[Tile(image, name)] for image, name in zip(shrink_images(queries), names, strict=True)]
+    for r, row in enumerate(rows):
         found = train.labels[nearest[r]].tolist()
-        texts = train.names(found)
-        if similarity is not None:
-            texts = [f"{text} {cosine:.2f}".strip() for text, cosine in zip(texts, similarity[r].tolist(), strict=True)]
-        same = [None if label < 0 else other == label for other in found]
-        images = shrink_images(train.at(nearest[r]))
-        rows.append([Tile(query, name), *map(Tile, images, texts, same)])
+        cosines = [""] * len(found) if similarity is None else [f" {cosine:.2f}" for cosine in similarity[r].tolist()]
+        for image, label, cosine in zip(shrink_images(train.at(nearest[r])), found, cosines, strict=True):
+            text = f"{train.names([label])[0]}{cosine}".strip()
+            row.append(Tile(image, text, None if labels[r] < 0 else label == labels[r]))
     return rows
 
 

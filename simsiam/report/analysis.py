@@ -24,10 +24,10 @@ MAP_IMAGES = 2000  # points of the map
 
 
 class Analysis(NamedTuple):
-    """Of one checkpoint; queries and points are `source`: test images, or train images where there are none."""
+    """Of one checkpoint; queries and points are test images, or train images where there are none."""
 
     epoch: int | None
-    source: str
+    source: str  # "test images" or "train images"
     gallery: list[list[Tile]]
     confusion: Confusion | None  # None without labels
     names: tuple[str, ...]  # of the classes
@@ -37,34 +37,22 @@ class Analysis(NamedTuple):
 
 
 def analyse_run(run: Run, accelerator: Any, data_dir: str | None) -> Analysis:
-    """Analyses the run's newest checkpoint.
-
-    Raises:
-        UserError: it has none, or its images are not at hand.
-    """
+    """Analyses the newest checkpoint; raises UserError if there is none, or its images are not at hand."""
     subject = open_newest_checkpoint(run, accelerator, data_dir)
-    train, test = subject.train, subject.test
+    train, source = subject.train, subject.test if len(subject.test) else subject.train
+    words = "train images" if source is train else "test images"
     bank = subject.features(train.images, f"train images of {run.name}")
-    source, queries = train, bank
-    if len(test):
-        source, queries = test, subject.features(test.images, f"test images of {run.name}")
+    queries = bank if source is train else subject.features(source.images, f"{words} of {run.name}")
     indices = torch.tensor(select_evenly(len(source), QUERIES), device=queries.device)
     similarity, nearest = find_nearest(queries[indices], bank, NEAREST, in_bank=source is train)
+    gallery = gallery_rows(train, source.at(indices), source.labels[indices].tolist(), nearest, similarity)
     counts = None
-    if no_knn(train, test) is None:
-        known = read_confusion(run, fingerprint(subject.trained.backbone))
-        counts = known or count_confusion(subject, bank, queries, run.name)
+    if no_knn(train, subject.test) is None:
+        counts = read_confusion(run, fingerprint(subject.trained.backbone))
+        counts = counts or count_confusion(subject, bank, queries, run.name)
     points, method = project_features(queries[:MAP_IMAGES], run.name)
-    return Analysis(
-        subject.trained.about.get("row", {}).get("epoch"),
-        "train images" if source is train else "test images",
-        gallery_rows(train, source.at(indices), source.labels[indices].tolist(), nearest, similarity),
-        counts,
-        tuple(map(printable, source.classes)),
-        points,
-        source.labels[:MAP_IMAGES].cpu().numpy(),
-        method,
-    )
+    epoch, names = subject.trained.about.get("row", {}).get("epoch"), tuple(map(printable, source.classes))
+    return Analysis(epoch, words, gallery, counts, names, points, source.labels[:MAP_IMAGES].cpu().numpy(), method)
 
 
 def open_newest_checkpoint(run: Run, accelerator: Any, data_dir: str | None) -> EvaluationContext:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from simsiam.report.records import Group
 from utils.filesystem import write_atomically
 
 logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of fonts that are not installed
@@ -30,7 +31,7 @@ class Theme(NamedTuple):
     muted: str
     rule: str
     paper: str
-    lines: tuple[str, ...]  # of Okabe & Ito (2008), darker on white paper where they are too pale for it
+    lines: tuple[str, ...]  # of Okabe & Ito (2008), darker on white where they are too pale for it
 
 
 LIGHT = Theme("#1b1f24", "#57606a", "#d4d9df", "#ffffff", ("#0072b2", "#d55e00", "#009e73", "#b0578a", "#3d3d3d"))
@@ -57,29 +58,31 @@ def line_style(index: int) -> dict[str, Any]:
     return {"color": f"C{index % len(LIGHT.lines)}", "linestyle": dash, "marker": marker}
 
 
-class Chart(NamedTuple):
-    """A figure of the page."""
+Curve = tuple[Group, list[int], list[float], list[float] | None]  # x, y and its deviation
 
-    light: str  # data URIs
+
+class Chart(NamedTuple):
+    """A figure as data URIs for light and dark; `alt` says what is seen."""
+
+    light: str
     dark: str
-    alt: str  # what is seen
+    alt: str
     caption: str
 
 
 def render_chart(draw: Callable[[], Figure], alt: str = "", caption: str = "", file: Path | None = None) -> Chart:
     """Draw a figure for light and for dark, and save it as PNG on white, where several lines also get a legend."""
+    svg = {"format": "svg", "transparent": True, "metadata": dict.fromkeys(("Creator", "Date", "Format", "Type"))}
     uris = []
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     for theme in (LIGHT, DARK):
         style = matplotlib.style.context(["default", theme_style(theme)])
         with style, warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font lacks
-            figure, out = draw(), io.BytesIO()
-            figure.savefig(out, format="svg", transparent=True, metadata=nothing)
-            uris.append(data_uri("svg+xml", out))
+            figure = draw()
+            uris.append(data_uri("svg+xml", partial(figure.savefig, **svg)))
             if file and theme is LIGHT:
-                n = len(figure.axes[0].get_legend_handles_labels()[1])
-                if n > 1:
-                    figure.set_figheight(figure.get_figheight() + 0.2 * n)
+                lines = len(figure.axes[0].get_legend_handles_labels()[1])
+                if lines > 1:
+                    figure.set_figheight(figure.get_figheight() + 0.2 * lines)
                     figure.legend(loc="outside lower left", frameon=False, handlelength=3.5)
                 write_atomically(file, partial(figure.savefig, format="png", dpi=200))
     return Chart(uris[0], uris[1], alt, caption)
@@ -87,56 +90,39 @@ def render_chart(draw: Callable[[], Figure], alt: str = "", caption: str = "", f
 
 def encode_image(image: Image.Image) -> str:
     """A picture as a data URI, lossless."""
-    out = io.BytesIO()
-    image.save(out, "WEBP", lossless=True)
-    return data_uri("webp", out)
+    return data_uri("webp", lambda out: image.save(out, "WEBP", lossless=True))
 
 
-def data_uri(kind: str, content: io.BytesIO) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+def data_uri(kind: str, save: Callable[[io.BytesIO], Any]) -> str:
+    save(out := io.BytesIO())
+    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-class Series(NamedTuple):
-    """A line: points (x, y), and half the height of a band around it."""
-
-    mark: str  # a letter or two at the line's end; "" for a single line
-    label: str
-    index: int  # of its style
-    x: Sequence[float]
-    y: Sequence[float]
-    deviation: Sequence[float] | None = None
-
-
-def draw_curves(series: Sequence[Series], x_label: str, y_label: str, from_zero: bool = False) -> Figure:
+def draw_curves(curves: Sequence[Curve], x_label: str, y_label: str, from_zero: bool = False) -> Figure:
+    """Lines with a letter at their ends, and a band of one deviation around those that are a mean."""
     figure, axes = new_figure(5, 3.1)
-    for s in series:
-        style, every = line_style(s.index), max(1, len(s.x) // 8)
-        first = s.index * every // 3 % every  # of lines that coincide, all markers are seen
-        axes.plot(s.x, s.y, label=f"{s.mark}  {s.label}", markevery=(first, every), **style)
-        if len(s.x) > 100:
-            axes.lines[-1].set_linewidth(1.1)
-        if s.deviation is not None:
-            y, deviation = np.array(s.y), np.array(s.deviation)
-            axes.fill_between(s.x, y - deviation, y + deviation, color=style["color"], alpha=0.2, linewidth=0)
+    for group, x, y, deviation in curves:
+        style, every = line_style(group.index), max(1, len(x) // 8)
+        first = group.index * every // 3 % every  # of lines that coincide, all markers are seen
+        style["linewidth"] = 1.8 if len(x) <= 100 else 1.1
+        axes.plot(x, y, label=f"{group.mark}  {group.label}", markevery=(first, every), **style)
+        if deviation is not None:
+            edges = np.array(y) - deviation, np.array(y) + deviation
+            axes.fill_between(x, *edges, color=style["color"], alpha=0.2, linewidth=0)
     axes.grid(axis="y")
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     axes.margins(y=0.08)
     if from_zero:
-        axes.set_ylim(min(0, axes.get_ylim()[0]), max(1.08 * max(max(s.y) for s in series), axes.get_ylim()[1]))
-    label_ends(axes, [s for s in series if s.mark])
-    return figure
-
-
-def label_ends(axes: Axes, series: Sequence[Series]) -> None:
-    """Write each line's mark at its end; where ends lie close, one above the other."""
+        axes.set_ylim(min(0, axes.get_ylim()[0]), max(1.08 * max(max(y) for _, _, y, _ in curves), axes.get_ylim()[1]))
     low, high = axes.get_ylim()
-    for end in {s.x[-1] for s in series}:
-        ending = [s for s in series if s.x[-1] == end]
-        heights = space_out([s.y[-1] for s in ending], 0.065 * (high - low), low, high)
-        for s, height in zip(ending, heights, strict=True):
-            text = {"color": f"C{s.index % len(LIGHT.lines)}", "weight": "bold", "va": "center"}
-            axes.annotate(s.mark, (end, height), (7, 0), textcoords="offset points", annotation_clip=False, **text)
+    for end in {x[-1] for _, x, _, _ in curves}:  # where lines end close to each other, their marks go above each other
+        ending = [(group, y[-1]) for group, x, y, _ in curves if x[-1] == end]
+        heights = space_out([y for _, y in ending], 0.065 * (high - low), low, high)
+        for (group, _), height in zip(ending, heights, strict=True):
+            look = {"color": line_style(group.index)["color"], "weight": "bold", "va": "center"}
+            axes.annotate(group.mark, (end, height), (7, 0), textcoords="offset points", annotation_clip=False, **look)
+    return figure
 
 
 def space_out(places: Sequence[float], gap: float, low: float = -np.inf, high: float = np.inf) -> list[float]:

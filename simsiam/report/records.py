@@ -2,10 +2,11 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import chain, product
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 from string import ascii_uppercase
@@ -53,9 +54,9 @@ class Run:
     settings: dict[str, Any]  # of config.yaml, as `resolved` and `versions`
     resolved: dict[str, Any]
     versions: dict[str, Any]
-    results: dict[str, dict[str, Any]]  # results/NAME/summary.json by name
-    scalars: dict[str, dict[int, float]]  # of TensorBoard: tag -> step -> value
-    notes: list[str]  # what is damaged
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # results/NAME/summary.json by name
+    scalars: dict[str, dict[int, float]] = field(default_factory=dict)  # of TensorBoard: tag -> step -> value
+    notes: list[str] = field(default_factory=list)  # what is damaged
 
     @property
     def name(self) -> str:
@@ -76,11 +77,11 @@ class Run:
         return [y for epoch, y in self.curve(name).items() if epoch > 0]
 
     def status(self) -> str:
-        done = self.rows[-1]["epoch"] if self.rows else 0
-        progress = f"{done} of {self.settings.get('epochs', '?')} epochs"
+        row = self.rows[-1] if self.rows else {"epoch": 0}
+        progress = f"{row['epoch']} of {self.settings.get('epochs', '?')} epochs"
         words = f"running, {progress} so far" if is_locked(self.folder.path) else f"stopped after {progress}"
-        words = f"finished, {done} epochs" if self.folder.summary.exists() else words
-        z_std = finite_number(self.rows[-1].get("z_std")) if self.rows else None
+        words = f"finished, {row['epoch']} epochs" if self.folder.summary.exists() else words
+        z_std = finite_number(row.get("z_std"))
         return words + ", collapsed" * (z_std is not None and z_std < COLLAPSED)
 
     def describe_setting(self, name: str) -> str:
@@ -102,7 +103,7 @@ class Run:
 
 def read_run(path: Path) -> Run:
     """Raises UserError where there is no run."""
-    folder, results, scalars, notes = RunDirectory(path), {}, {}, []
+    folder = RunDirectory(path)
     check(path.is_dir(), f"{path}: no such folder")
     check(folder.config.exists() or folder.metrics.exists(), f"{path} is not the folder of a run")
     rows = [row for row in folder.rows() if isinstance(row, dict) and isinstance(row.get("epoch"), int)]
@@ -111,20 +112,20 @@ def read_run(path: Path) -> Run:
         content = yaml.safe_load(folder.config.read_text(errors="replace"))
     except (OSError, yaml.YAMLError, RecursionError, ValueError):
         content = None
-    parts = [get_mapping(content, name) for name in ("settings", "resolved", "versions")]
-    if not parts[0]:
-        notes.append(f"{folder.config.name} is damaged or missing: settings and command are not known")
+    run = Run(folder, rows, *(get_mapping(content, name) for name in ("settings", "resolved", "versions")))
+    if not run.settings:
+        run.notes.append(f"{folder.config.name} is damaged or missing: settings and command are not known")
     for file in sorted(folder.results.glob("*/summary.json")):
         try:
-            results[file.parent.name] = dict(json.loads(file.read_text()))
+            run.results[file.parent.name] = dict(json.loads(file.read_text()))
         except (OSError, ValueError, TypeError, RecursionError):
-            notes.append(f"{file.relative_to(path)} is damaged, and left out")
+            run.notes.append(f"{file.relative_to(path)} is damaged, and left out")
     events = EventAccumulator(str(folder.tensorboard), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
     with suppress(OSError, ValueError, LookupError, RuntimeError):  # damaged
         if folder.tensorboard.is_dir():
             events.Reload()
-            scalars = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
-    return Run(folder, rows, *parts, results, scalars, notes)
+            run.scalars = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    return run
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -184,26 +185,23 @@ class Group(NamedTuple):
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Runs of the same settings and different seeds together; groups are named by the settings that differ."""
-    groups: list[list[Run]] = []
+    found: dict[tuple[str, int], list[Run]] = {}
+    times: Counter[tuple[str, str]] = Counter()
     for run in runs:
-        for group in groups:
-            alike = run.settings and group[0].comparable_settings() == run.comparable_settings()
-            if alike and run.settings.get("seed") not in [other.settings.get("seed") for other in group]:
-                group.append(run)
-                break
-        else:
-            groups.append([run])
-    known = [settings for group in groups if (settings := group[0].comparable_settings())]
+        alike = str(sorted(run.comparable_settings().items())) if run.settings else str(run.folder.path)
+        times[alike, str(run.settings.get("seed"))] += 1  # the same seed once more begins a group of its own
+        found.setdefault((alike, times[alike, str(run.settings.get("seed"))]), []).append(run)
+    known = [settings for group in found.values() if (settings := group[0].comparable_settings())]
     names = [name for name in (known[0] if known else ()) if any(k.get(name) != known[0].get(name) for k in known)]
-    labels = [describe_run(group[0], names) for group in groups]
-    letters = ["".join(pair) for n in (1, 2) for pair in product(ascii_uppercase, repeat=n)]
-    named = []
-    for i, (group, label) in enumerate(zip(groups, labels, strict=True)):
+    labels = [describe_run(group[0], names) for group in found.values()]
+    groups = []
+    for i, (group, label) in enumerate(zip(found.values(), labels, strict=True)):
         if not label or labels.count(label) > 1:
             label = ", ".join(filter(None, [label, " ".join(run.name for run in group)]))
         label += f" (mean of {len(group)} seeds)" * (len(group) > 1)
-        named.append(Group(group, i, letters[i] if len(groups) > 1 else "", printable(label)))
-    return named
+        mark = f"{ascii_uppercase[i % 26]}{i // 26 or ''}" if len(found) > 1 else ""
+        groups.append(Group(group, i, mark, printable(label)))
+    return groups
 
 
 def describe_run(run: Run, names: Sequence[str]) -> str:

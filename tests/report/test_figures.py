@@ -43,7 +43,7 @@ def test_a_band_is_a_deviation_to_each_side_of_the_mean(runs: Path) -> None:
     columns = list(zip(*([row["train_loss"] for row in rows(runs / name)] for name in "abc"), strict=True))
     assert epochs == [1, 2, 3] and deviation == [stdev(column) for column in columns]
     assert middle == [mean(column) for column in columns]
-    drawn = figures.draw_curves([figures.Series("A", "", 0, epochs, middle, deviation)], "epoch", "loss").axes[0]
+    drawn = figures.draw_curves([(together, epochs, middle, deviation)], "epoch", "loss").axes[0]
     corners = {(x, round(y, 9)) for x, y in drawn.collections[0].get_paths()[0].vertices.tolist()}
     edges = {(e, round(m + s * d, 9)) for e, m, d in zip(epochs, middle, deviation, strict=True) for s in (-1, 1)}
     assert edges <= corners and drawn.lines[0].get_ydata().tolist() == middle
