@@ -166,8 +166,8 @@ def draw_matrix(shares: np.ndarray, names: Sequence[str] | None, rows: str, colu
         axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
         axes.set_yticks(range(len(names)), names)
         for (r, c), share in np.ndenumerate(shares):
-            white = {"color": "white"} if share > 0.85 * most else {}
-            axes.text(float(c), float(r), f"{share:.0f}", ha="center", va="center", size=8, **white)
+            colour = "white" if share > 0.85 * most else matplotlib.rcParams["text.color"]
+            axes.text(float(c), float(r), f"{share:.0f}", ha="center", va="center", size=8, color=colour)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(xlabel=columns, ylabel=rows)
@@ -184,9 +184,9 @@ def draw_map(points: np.ndarray, labels: np.ndarray, names: dict[int, str]) -> F
     low, high = axes.get_ylim()
     heights = space_out([middle[1] for middle in middles.values()], 0.05 * (high - low))
     for (label, middle), height in zip(middles.items(), heights, strict=True):
-        box = {"facecolor": matplotlib.rcParams["figure.facecolor"], "edgecolor": f"C{label % 4}", "alpha": 0.9}
-        bold = {"ha": "center", "va": "center", "weight": "bold"}
-        axes.text(middle[0], height, names[label], bbox=box | {"boxstyle": "round,pad=0.2"}, **bold)
+        box: dict[str, Any] = {"edgecolor": f"C{label % 4}", "boxstyle": "round,pad=0.2", "alpha": 0.9}
+        box["facecolor"] = matplotlib.rcParams["figure.facecolor"]
+        axes.text(middle[0], height, names[label], ha="center", va="center", weight="bold", bbox=box)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     return figure

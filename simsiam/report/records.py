@@ -112,7 +112,8 @@ def read_run(path: Path) -> Run:
         content = yaml.safe_load(folder.config.read_text(errors="replace"))
     except (OSError, yaml.YAMLError, RecursionError, ValueError):
         content = None
-    run = Run(folder, rows, *(get_mapping(content, name) for name in ("settings", "resolved", "versions")))
+    parts = [get_mapping(content, name) for name in ("settings", "resolved", "versions")]
+    run = Run(folder, rows, parts[0], parts[1], parts[2])
     if not run.settings:
         run.notes.append(f"{folder.config.name} is damaged or missing: settings and command are not known")
     for file in sorted(folder.results.glob("*/summary.json")):
