@@ -6,18 +6,24 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard.writer import SummaryWriter
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from simsiam.callbacks.knn import KNNMonitor, parts
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset
 from simsiam.evaluation.features import extract_features
-from simsiam.evaluation.gallery import _small, nearest_others, neighbours_grid, save_png, views_grid
+from simsiam.evaluation.gallery import draw_gallery, draw_views, find_nearest, gallery_rows, shrink_images
 from utils.run_dir import RunDirectory
 
 QUERIES, NEIGHBOURS = 10, 9  # rows and columns of `neighbours`
-
-
 MAP_IMAGES, THUMBNAIL = 1000, 32  # points of the embedding map, and the most pixels of each
+
+
+def draw_neighbours(data: ViewsDataModule, nearest: Tensor, similarity: Tensor | None = None) -> Tensor:
+    """(3, H, W) uint8: the first test images, or train images without any, and their nearest train images (Q, k)."""
+    source = data.test if len(data.test) else data.train
+    queries, labels = source.images[: len(nearest)], source.labels[: len(nearest)].tolist()
+    return pil_to_tensor(draw_gallery(gallery_rows(data.train, queries, labels, nearest, similarity)))
 
 
 def log_embedding(writer: SummaryWriter, images: ImageDataset, features: Tensor, step: int) -> None:
@@ -26,14 +32,14 @@ def log_embedding(writer: SummaryWriter, images: ImageDataset, features: Tensor,
     writer.add_embedding(
         features[: len(shown)].cpu(),
         metadata=[name or "image" for name in shown.names(shown.labels.tolist())],
-        label_img=torch.cat([_small(chunk, THUMBNAIL) for chunk in shown.images.split(8)]),
+        label_img=torch.cat([shrink_images(chunk, THUMBNAIL) for chunk in shown.images.split(8)]) / 255,
         global_step=step,
         tag="embedding",
     )
 
 
 class Pictures(pl.Callback):
-    """`views` at the start of a run, also as `views.png`, and with `neighbours` now and then, into TensorBoard.
+    """Logs `views` at the start of a run, also as `views.png`, and now and then, together with `neighbours`.
 
     Args:
         every: epochs between them, when kNN is measured; 0 for the start alone.
@@ -47,9 +53,9 @@ class Pictures(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0 and trainer.is_global_zero:
-            picture = views_grid(parts(trainer, pl_module)[1])
-            save_png(picture, self.run.views)
-            self.show("views", picture, 0)
+            views = draw_views(parts(trainer, pl_module)[1])
+            to_pil_image(views.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)).save(self.run.views)
+            self.show("views", views, 0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs after the kNN monitor, whose neighbours are shown."""
@@ -57,18 +63,18 @@ class Pictures(pl.Callback):
         if not trainer.is_global_zero or not self.every or epoch % self.every or epoch == trainer.max_epochs:
             return
         step, places = trainer.global_step - 1, self.knn.places
-        self.show("views", views_grid(data, first=epoch), step)
+        self.show("views", draw_views(data, first=epoch), step)
         if self.knn.latest is not None and places is not None:
-            self.show("neighbours", neighbours_grid(data, places[:QUERIES, :NEIGHBOURS]), step)
+            self.show("neighbours", draw_neighbours(data, places[:QUERIES, :NEIGHBOURS]), step)
 
 
 def log_final_pictures(writer: SummaryWriter, data: ViewsDataModule, backbone: nn.Module, step: int) -> None:
     """`neighbours` and `embedding`, of a finished backbone on the data's device."""
     bank = extract_features(backbone, data.train.images, data.mean, data.std)
-    asked, features = data.train, bank
+    source, features = data.train, bank
     if len(data.test):
-        asked, features = data.test, extract_features(backbone, data.test.images, data.mean, data.std)
-    nearest = nearest_others(features[:QUERIES], bank, NEIGHBOURS, itself=len(data.test) == 0)[1]
-    writer.add_image("neighbours", neighbours_grid(data, nearest), step)
-    log_embedding(writer, asked, features, step)
+        source, features = data.test, extract_features(backbone, data.test.images, data.mean, data.std)
+    similarity, nearest = find_nearest(features[:QUERIES], bank, NEIGHBOURS, in_bank=source is data.train)
+    writer.add_image("neighbours", draw_neighbours(data, nearest, similarity), step)
+    log_embedding(writer, source, features, step)
     writer.flush()

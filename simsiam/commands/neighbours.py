@@ -3,13 +3,13 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from simsiam.config.commands import Neighbours
-from simsiam.data.dataset import ImageDataset, stored_side
+from simsiam.data.dataset import stored_side
 from simsiam.data.images import ImageFolder
 from simsiam.evaluation.context import open_context
-from simsiam.evaluation.gallery import OTHER, SAME, Tile, gallery, nearest_others
+from simsiam.evaluation.gallery import draw_gallery, find_nearest, gallery_rows, select_evenly
 from simsiam.evaluation.results import Results, results_name
 from utils.console import print_line
 from utils.device import choose_device
@@ -18,65 +18,39 @@ from utils.filesystem import write_atomically
 
 
 def neighbours(config: Neighbours) -> None:
-    """Draw the gallery: a row for each query, with the most similar train images by cosine."""
+    """Draw a row for each query, with the most similar train images by cosine."""
     folder = ImageFolder(config.neighbours.images) if config.neighbours.images is not None else None
     subject = open_context(config, choose_device(config.device.accelerator))
     train, backbone = subject.train, subject.trained.backbone
     results = Results(config, subject.trained, results_name("neighbours", config.neighbours.output))
     output = results.output(config.neighbours.output, "neighbours.png")
-    there = len(train) - (not folder and len(subject.test) == 0)  # without the query itself
-    check(config.neighbours.k <= there, f"--k {config.neighbours.k}: there are {there} train images")
+    in_bank = folder is None and len(subject.test) == 0
+    check(
+        config.neighbours.k <= len(train) - in_bank,
+        f"--k {config.neighbours.k}: there are {len(train) - in_bank} train images",
+    )
     if folder:
-        folder.keep(evenly(len(folder), config.neighbours.queries))
+        folder.keep(select_evenly(len(folder), config.neighbours.queries))
         size = stored_side(backbone.image_size or train.side)
         images = torch.cat(list(folder.read(size, config.data.skip_bad_images))).to(subject.device)
         names, labels = [file.name for file in folder.files], [-1] * len(folder)
     else:
-        asked = subject.test if len(subject.test) else train
-        places = torch.tensor(evenly(len(asked), config.neighbours.queries), device=subject.device)
-        images, labels = asked.at(places), asked.labels[places].tolist()
-        names = asked.names(labels)
+        source = train if in_bank else subject.test
+        indices = torch.tensor(select_evenly(len(source), config.neighbours.queries), device=subject.device)
+        images, names, labels = source.at(indices), None, source.labels[indices].tolist()
     subject.announce()
     queries = subject.features(images, "queries")
     bank = subject.features(train.images, "train images")
-    similarity, nearest = nearest_others(
-        queries, bank, config.neighbours.k, itself=not folder and len(subject.test) == 0
-    )
+    similarity, nearest = find_nearest(queries, bank, config.neighbours.k, in_bank)
+    rows = gallery_rows(train, images, labels, nearest, similarity, names)
 
-    rows = gallery_rows(train, [Tile(*query) for query in zip(images, names, strict=True)], labels, similarity, nearest)
-    alike = sum(tile.frame == SAME for row in rows for tile in row)
-    heading = f"Queries on the left; right of each the {config.neighbours.k} nearest train images of {subject.dataset}."
-    figures: dict[str, Any] = {"queries": len(names), "k": config.neighbours.k, "output": str(output)}
+    heading = f"Left: queries. Right of each: the {config.neighbours.k} train images of {subject.dataset} nearest to it, by cosine."
+    figures: dict[str, Any] = {"queries": len(rows), "k": config.neighbours.k, "output": str(output)}
     if not folder and train.labelled:
         heading += " Blue frame: of the same class; orange: of another."
-        figures["same_class"] = 100 * alike / (config.neighbours.k * len(names))
-    picture = gallery(heading, rows)
+        alike = sum(tile.same_class is True for row in rows for tile in row)
+        figures["same_class"] = 100 * alike / (config.neighbours.k * len(rows))
+    picture = draw_gallery(rows, heading)
     write_atomically(output, lambda partial: picture.save(partial, "PNG"))
     print_line(f"picture   {output}")
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
-    results.write(
-        figures, pictures=lambda writer, step: writer.add_image("neighbours", pixels, step, dataformats="HWC")
-    )
-
-
-def gallery_rows(
-    train: ImageDataset, queries: list[Tile], labels: list[int], similarity: Tensor, nearest: Tensor
-) -> list[list[Tile]]:
-    """For each query itself and its neighbours, framed where the query has a label (else it is -1).
-
-    Args:
-        similarity, nearest: (Q, k), cosines and places among the train images.
-    """
-    rows = []
-    for query, label, cosines, places in zip(queries, labels, similarity.tolist(), nearest, strict=True):
-        row, found = [query], train.labels[places].tolist()
-        for image, its, cosine in zip(train.at(places), found, cosines, strict=True):
-            frame = None if label < 0 else SAME if its == label else OTHER
-            row.append(Tile(image, f"{train.names([its])[0]} {cosine:.2f}".strip(), frame))
-        rows.append(row)
-    return rows
-
-
-def evenly(n: int, count: int) -> list[int]:
-    """`count` places spread over 0 .. n - 1, or all of them; also where classes come in turn, of different ones."""
-    return [i * n // count + i % (n // count) for i in range(count)] if count < n else list(range(n))
+    results.write(figures, pictures=lambda writer, step: writer.add_image("neighbours", pil_to_tensor(picture), step))

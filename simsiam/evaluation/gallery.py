@@ -1,27 +1,28 @@
-"""Augmented views and nearest neighbours as pictures."""
+"""Pictures of augmented views and of nearest neighbours."""
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from simsiam.augment import apply, draw
 from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.dataset import ImageDataset
 from simsiam.evaluation.features import center
 
+TILE, GAP, LINE = 96, 10, 16  # pixels of a thumbnail, between two, of a line of text
+SAME, OTHER = (0, 114, 178), (213, 94, 0)  # blue and vermilion: everyone can tell them apart (Okabe & Ito 2008)
 
-def views_grid(data: ViewsDataModule, images: int = 8, epochs: int = 4, first: int = 0) -> Tensor:
-    """A row for each of the first train images: the image itself, then its views of some epochs from `first` on.
 
-    Returns:
-        (3, H, W) uint8.
-    """
+def draw_views(data: ViewsDataModule, images: int = 8, epochs: int = 4, first: int = 0) -> Tensor:
+    """(3, H, W) uint8: each of the first train images, and in its row its views in `epochs` epochs from `first` on."""
     indices = torch.arange(min(images, len(data.train)), device=data.mean.device)
     originals = data.train.at(indices)
     columns = [center(originals, data.size)]
@@ -29,83 +30,82 @@ def views_grid(data: ViewsDataModule, images: int = 8, epochs: int = 4, first: i
         for view in range(data.views):
             drawn = draw(indices, originals.shape[-1], seed=data.seed, epoch=epoch, view=view, policy=data.policy)
             columns.append((apply(originals, drawn, data.size).clamp(0, 1) * 255).round().to(torch.uint8))
-    return _grid(torch.stack(columns, dim=1))
+    tiles = torch.stack([shrink_images(column) for column in columns], dim=1)  # (images, columns, 3, T, T)
+    return make_grid(tiles.flatten(0, 1), nrow=len(columns), pad_value=255)
 
 
-def neighbours_grid(data: ViewsDataModule, nearest: Tensor) -> Tensor:
-    """A row for each of the first test images: the image itself, then its nearest train images.
-
-    Without test images, for each of the first train images.
-
-    Args:
-        nearest: (Q, k) places among the train images.
-
-    Returns:
-        (3, H, W) uint8.
-    """
-    found = data.train.at(nearest)  # (Q, k, 3, C, C)
-    asked = (data.test if len(data.test) else data.train).images[: len(nearest)].to(found.device)
-    return _grid(torch.cat([asked[:, None], found], dim=1))
+def shrink_images(images: Tensor, side: int = TILE) -> Tensor:
+    """(B, 3, C, C) uint8 -> the same on the CPU, with a side of at most `side` pixels."""
+    images = images.cpu()
+    return images if images.shape[-1] <= side else interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 
-def nearest_others(features: Tensor, bank: Tensor, k: int, itself: bool) -> tuple[Tensor, Tensor]:
-    """Cosines and places (Q, k) of the nearest of a bank; at most as many as there are.
+def find_nearest(features: Tensor, bank: Tensor, k: int, in_bank: bool) -> tuple[Tensor, Tensor]:
+    """Cosines and indices (Q, k) of the nearest bank entries, at most as many as there are.
 
     Args:
         features, bank: (Q, F) and (N, F), L2-normalised.
-        itself: the queries are in the bank, and are not their own neighbours: the nearest one is left out.
+        in_bank: the queries are in the bank: the nearest entry of each is itself, and left out.
     """
-    similarity, nearest = (features @ bank.T).topk(min(k + itself, len(bank)), dim=1)
-    return similarity[:, int(itself) :], nearest[:, int(itself) :]
+    similarity, nearest = (features @ bank.T).topk(min(k + in_bank, len(bank)), dim=1)
+    return similarity[:, int(in_bank) :], nearest[:, int(in_bank) :]
 
 
-def _grid(rows: Tensor) -> Tensor:
-    """(R, C, 3, S, S) uint8 -> (3, H, W) uint8, one row a line, in tiles of at most 96 pixels."""
-    tiles = torch.cat([_small(row, TILE) for row in rows])
-    return (make_grid(tiles, nrow=rows.shape[1], padding=2, pad_value=1.0) * 255).round().to(torch.uint8)
-
-
-def save_png(picture: Tensor, path: Path, scale: int = 2) -> None:
-    """(3, H, W) uint8 -> a PNG, each pixel a square of `scale`."""
-    picture = picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
-
-
-def _small(images: Tensor, most: int) -> Tensor:
-    """(B, 3, C, C) uint8 -> (B, 3, T, T) in 0 to 1, T at most `most`."""
-    x = images.cpu().float() / 255
-    return x if x.shape[-1] <= most else interpolate(x, (most, most), mode="bilinear", antialias=True)
-
-
-TILE, GAP, LINE = 96, 10, 16  # pixels of a thumbnail, between two, of a line of text
-
-
-SAME, OTHER = (0, 114, 178), (213, 94, 0)  # blue and vermilion: told apart by everyone (Okabe & Ito 2008)
+def select_evenly(n: int, count: int) -> list[int]:
+    """`count` of the indices 0 .. n - 1, evenly spread, or all; the offset i meets all classes where they alternate."""
+    return [i * n // count + i % (n // count) for i in range(count)] if count < n else list(range(n))
 
 
 class Tile(NamedTuple):
-    """A thumbnail (3, S, S) uint8 with a line of text below it, and a frame where there is something to tell."""
+    """A thumbnail (3, S, S) uint8 of at most TILE pixels, and the text below it."""
 
     image: Tensor
     text: str
-    frame: tuple[int, int, int] | None = None
+    same_class: bool | None = None  # as the query of its row; None: not known, or the query itself
 
 
-def gallery(heading: str, rows: Sequence[Sequence[Tile]]) -> Image.Image:
-    """A row of tiles for each query: the query itself, then, a little apart, its neighbours."""
-    step = TILE + GAP
-    width = 2 * GAP + max(len(row) for row in rows) * step + GAP
-    sheet = Image.new("RGB", (width, 2 * GAP + LINE + len(rows) * (step + LINE)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+def gallery_rows(
+    train: ImageDataset,
+    queries: Tensor,
+    labels: list[int],
+    nearest: Tensor,
+    similarity: Tensor | None = None,
+    names: Sequence[str] | None = None,
+) -> list[list[Tile]]:
+    """A row for each query: itself, then its neighbours.
+
+    Args:
+        queries: (Q, 3, C, C) uint8, with `labels` (-1 where there is none).
+        nearest, similarity: (Q, k), indices of train images, and cosines to be written below them.
+        names: what is written below the queries, if not their classes.
+    """
+    names = names or train.names(labels)
+    rows = [[Tile(image, name)] for image, name in zip(shrink_images(queries), names, strict=True)]
+    for r, row in enumerate(rows):
+        found = train.labels[nearest[r]].tolist()
+        cosines = [""] * len(found) if similarity is None else [f" {cosine:.2f}" for cosine in similarity[r].tolist()]
+        for image, label, cosine in zip(shrink_images(train.at(nearest[r])), found, cosines, strict=True):
+            text = f"{train.names([label])[0]}{cosine}".strip()
+            row.append(Tile(image, text, None if labels[r] < 0 else label == labels[r]))
+    return rows
+
+
+def draw_gallery(rows: Sequence[Sequence[Tile]], heading: str = "") -> Image.Image:
+    """Each row of tiles in a line, its query a little apart; blue frame: same class, orange: another."""
+    step, top = TILE + GAP, 2 * GAP + LINE
+    size = (3 * GAP + max(len(row) for row in rows) * step, top + len(rows) * (step + LINE))
+    sheet = Image.new("RGB", size, "white")
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 11)
+    pen = ImageDraw.Draw(sheet)
     pen.text((GAP, GAP), heading, "black", font)
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
-            x, y = GAP + c * step + GAP * (c > 0), 2 * GAP + LINE + r * (step + LINE)
-            thumbnail = Image.fromarray(tile.image.permute(1, 2, 0).cpu().numpy())
-            sheet.paste(thumbnail.resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
-            if tile.frame:
-                pen.rectangle((x - 2, y - 2, x + TILE + 1, y + TILE + 1), outline=tile.frame, width=3)
-            text = unicodedata.normalize("NFKD", tile.text).encode("ascii", "ignore").decode()  # what the font has
+            x, y = GAP + c * step + GAP * (c > 0), top + r * (step + LINE)
+            sheet.paste(to_pil_image(tile.image).resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
+            if tile.same_class is not None:
+                frame = (x - 2, y - 2, x + TILE + 1, y + TILE + 1)
+                pen.rectangle(frame, outline=SAME if tile.same_class else OTHER, width=3)
+            text = tile.text
             while pen.textlength(text, font) > TILE:
                 text = text.removesuffix("...")[:-1] + "..."
             pen.text((x, y + TILE + 2), text, "black", font)

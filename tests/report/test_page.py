@@ -1,0 +1,184 @@
+"""`python main.py report`: one page that says what the runs say, to everyone, and needs nothing beside itself."""
+
+import itertools
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+import yaml
+from PIL import Image
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from simsiam.config.commands import Pretrain, command_line, settings_to_keep
+from tests.helpers import Program
+from tests.report.conftest import cells, charts, read, rows, words
+from utils.cli import parse
+
+CURVES = ["images_per_second", "kNN_accuracy", "learning_rate", "train_loss", "z_std"]
+PICTURES = ["classes", "confusion", "map", "neighbours", "views"]
+FEW = ("--seeds", "0", "1", "--epochs", "1", "--label-fraction", "0.5")
+
+
+def test_the_page_of_one_run_has_its_figures(page_of_one: Path, runs: Path) -> None:
+    run = runs / "a"
+    assert sorted(file.stem for file in (page_of_one.parent / "figures").iterdir()) == sorted(CURVES + PICTURES)
+    last, summary = rows(run)[-1], json.loads((run / "summary.json").read_text())
+    assert cells(page_of_one, "kNN, last (%)") == [f"{last['kNN_accuracy']:.2f}"]
+    assert cells(page_of_one, "kNN, best (%)") == [f"{summary['kNN_best']:.2f}"]
+    assert cells(page_of_one, "kNN, untrained (%)") == [f"{summary['kNN_untrained']:.2f}"]
+    assert cells(page_of_one, "loss") == [f"{last['train_loss']:.4f}"]
+    text = words(page_of_one)
+    assert "a (finished, 3 epochs)" in text and "--width=4" in text and str(run) in text
+
+
+def test_the_pictures_are_pictures_and_the_curves_are_drawn(page_of_one: Path, runs: Path) -> None:
+    for file in (page_of_one.parent / "figures").iterdir():
+        with Image.open(file) as picture:
+            assert picture.width > 200 and len(picture.convert("RGB").getcolors(1 << 24) or ()) > 2, file
+            assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255) or file.stem == "views"
+    assert len(charts(page_of_one)) == len(CURVES) + 3  # classes, confusion, map
+    for theme, colour in (("light", "#0072b2"), ("dark", "#56b4e9")):
+        drawn = next(svg for alt, svg in charts(page_of_one, theme).items() if alt.startswith("kNN accuracy"))
+        lines = [e.get("d", "") for e in drawn.iter() if f"stroke: {colour}" in e.get("style", "")]
+        assert max(line.count("L") for line in lines) == len(rows(runs / "a"))  # from the untrained network on
+
+
+def test_the_gallery_tells_the_same_class_from_others(page_of_one: Path) -> None:
+    galleries = [e for e in read(page_of_one).iter("div") if e.get("class") == "row"]
+    assert len(galleries) == 8 and all(len(row) == 9 for row in galleries)
+    for row in galleries:
+        query, *neighbours = ("".join(tile.itertext()).strip() for tile in row)
+        for name, tile in zip(neighbours, row[1:], strict=True):
+            kind = "same" if name.split()[0] == query else "other"
+            assert tile.get("class") == f"tile {kind}" and float(name.split()[1]) <= 1
+            assert "same class" in (tile[0].get("alt") or "") if kind == "same" else "another class"
+
+
+def test_it_is_valid_small_and_fetches_nothing(page_of_one: Path) -> None:
+    text, tree = page_of_one.read_text("ascii"), read(page_of_one)
+    assert len(text) < 5_000_000
+    assert "default-src 'none'" in text and "@import" not in text
+    assert not [e for e in tree.iter() if e.tag in ("script", "link", "iframe", "object")]
+    for e in tree.iter():
+        for name, value in e.items():
+            if name.split("}")[-1] in ("src", "href", "data", "srcset", "action"):
+                assert value.startswith("data:image/"), value[:80]
+            assert "url(" not in value, value
+    assert "url(" not in "".join(style.text or "" for style in tree.iter("style"))
+    for svg in [*charts(page_of_one).values(), *charts(page_of_one, "dark").values()]:
+        links = [value for e in svg.iter() for name, value in e.items() if name.endswith("href")]
+        assert all(link.startswith(("#", "data:image/png")) for link in links)
+        assert not [e for e in svg.iter() if e.tag.split("}")[-1] in ("script", "metadata", "foreignObject")]
+
+
+def test_it_is_for_everyone(page_of_one: Path, page_of_four: Path) -> None:
+    for index in (page_of_one, page_of_four):
+        tree = read(index)
+        assert tree.get("lang") == "en" and tree.find("head/title") is not None
+        assert [meta.get("content") for meta in tree.iter("meta") if meta.get("name") == "viewport"]
+        assert all(image.get("alt") for image in tree.iter("img")) and list(tree.iter("img"))
+        assert all(table.find("thead/tr/th") is not None for table in tree.iter("table"))
+        scrolled = [div for div in tree.iter("div") if div.get("class") == "scroll"]
+        assert len(scrolled) == len(list(tree.iter("table")))
+        assert all((div.get("tabindex"), div.get("role")) == ("0", "region") for div in scrolled)
+        assert all(div.get("aria-label") for div in scrolled)
+        levels = [int(e.tag[1]) for e in tree.iter() if re.fullmatch("h[1-6]", str(e.tag))]
+        assert levels[0] == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
+        for alt in charts(index):
+            assert len(alt) > 10 or re.fullmatch("line [A-Z]", alt)
+
+
+def test_seeds_become_mean_and_deviation_and_other_runs_are_named_by_what_differs(
+    page_of_four: Path, runs: Path
+) -> None:
+    text = words(page_of_four)
+    assert "width 4 (mean of 3 seeds)" in text and "width 8" in text
+    last = [rows(runs / name)[-1]["kNN_accuracy"] for name in "abcd"]
+    expected = f"{mean(last[:3]):.2f} \u00b1 {stdev(last[:3]):.2f}"
+    assert cells(page_of_four, "kNN, last (%)") == [expected, f"{last[3]:.2f}"]
+    assert "the band one deviation" in text
+    curves = [svg for alt, svg in charts(page_of_four).items() if "by epoch" in alt]
+    bands = [[e for e in svg.iter() if "fill-opacity: 0.2" in e.get("style", "")] for svg in curves]
+    assert [len(band) for band in bands] == [1] * len(CURVES)
+    assert all(str(runs / name) in text for name in "abcd")
+
+
+@pytest.mark.slow("a further page")
+def test_the_same_run_again_is_no_further_seed(runs: Path, run: Path, program: Program, tmp_path: Path) -> None:
+    again = run.rename(run.with_name("again"))
+    given = [str(runs / "a"), str(again), str(again)]  # and one named twice is one
+    assert program("report", *given, "--output", str(tmp_path / "out"), "--no-pictures")[0] == 0
+    index = tmp_path / "out" / "index.html"
+    assert "seeds)" not in words(index) and len(cells(index, "loss")) == 2 and "A again" not in words(index)
+
+
+@pytest.mark.slow("three commands and a page")
+def test_what_the_commands_measured_is_in_the_tables(run: Path, program: Program) -> None:
+    for command in (["knn"], ["linear"], ["finetune", *FEW]):
+        assert program(*command, "--checkpoint", str(run))[0] == 0
+    assert program("report", str(run))[0] == 0
+    index = run / "report" / "index.html"
+    found = {file.parent.name: json.loads(file.read_text()) for file in run.glob("results/*/summary.json")}
+    row = next(r for r in found["knn"]["table"] if (r["features"], r["k"], r["temperature"]) == ("projector", 20, 0.2))
+    assert cells(index, "kNN, projector features, k 20, T 0.2") == [f"{row['accuracy']:.2f}"]
+    assert cells(index, "linear, L-BFGS, 200 labels") == [f"{found['linear']['test_accuracy']:.2f}"]
+    tuned = found["finetune_0.5"]
+    expected = f"{tuned['test_accuracy']:.2f} \u00b1 {tuned['deviation']:.2f}"
+    assert cells(index, "fine-tuned, 100 labels") == [expected]
+    assert "by the command knn" in words(index)  # which counted the classes already
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--epochs 7 --no-stop-grad --learning-rate 0.5 --train-images 50 --views 3 --knn-t 0.25",
+        "--save-dir 'a b' --exp-name=-x$HOME --version ';' --warmup-epochs 0 --precision 32 --no-compile",
+    ],
+)
+def test_the_command_in_the_page_gives_the_same_settings(flags: str) -> None:
+    config = parse(Pretrain, shlex.split(flags), "main.py")
+    for between in (" ", " \\\n    "):
+        line = command_line(settings_to_keep(config), between)
+        assert line.startswith("python main.py")
+        assert parse(Pretrain, shlex.split(line.replace("\\\n", ""))[2:], "main.py") == config
+    assert command_line(settings_to_keep(Pretrain())) == "python main.py"
+
+
+def test_a_run_remembers_its_hardware_and_the_page_tells_it(page_of_one: Path, page_of_wrecks: Path) -> None:
+    run = page_of_wrecks.parents[1] / "bare"
+    hardware = yaml.safe_load((run / "config.yaml").read_text())["resolved"]["hardware"]
+    assert hardware["cpu"] and hardware["cores"] >= 1 and "gpu" not in hardware
+    expected = f"{hardware['cpu']}, {hardware['cores']} cores"
+    assert cells(page_of_one, "processor") == [expected]
+    assert cells(page_of_wrecks, "processor") == [expected, "unknown", expected, expected]
+
+
+@pytest.mark.slow("a further page")
+def test_what_only_tensorboard_has_is_drawn_too(run: Path, program: Program) -> None:
+    with SummaryWriter(str(run / "tensorboard")) as writer:
+        for row in rows(run):
+            writer.add_scalar("perf/mfu", 0.1 * row["epoch"], row["step"] - 1)  # as on a GPU
+    assert program("report", str(run), "--no-pictures")[0] == 0
+    alts = list(charts(run / "report" / "index.html"))
+    assert "share of the bf16 peak by epoch. a: from 0.1 (epoch 1) to 0.3 (epoch 3)." in alts
+    assert (run / "report" / "figures" / "mfu.png").exists()
+
+
+@pytest.mark.slow("two pages")
+def test_the_page_is_of_the_runs_as_they_are_now(run: Path, program: Program) -> None:
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    status, out, err = program("report", str(run))
+    index = run / "report" / "index.html"
+    assert (status, err) == (0, "") and str(index) in out and index.as_uri() in out
+    assert {file: file.read_bytes() for file in before} == before  # a report changes nothing of a run
+    shutil.rmtree(run / "checkpoints")
+    (run / "backbone.safetensors").unlink()
+    (run / "views.png").unlink()
+    assert program("report", str(run))[0] == 0
+    assert "no checkpoint yet" in words(index)
+    assert sorted(file.stem for file in (run / "report" / "figures").iterdir()) == CURVES
