@@ -19,6 +19,7 @@ from utils.filesystem import write_atomically
 
 def neighbours(config: Neighbours) -> None:
     """Draw a row for each query, with the most similar train images by cosine."""
+    k = config.neighbours.k
     folder = ImageFolder(config.neighbours.images) if config.neighbours.images is not None else None
     subject = open_context(config, choose_device(config.device.accelerator))
     train, backbone = subject.train, subject.trained.backbone
@@ -27,7 +28,7 @@ def neighbours(config: Neighbours) -> None:
     in_bank = folder is None and len(subject.test) == 0
     check(
         config.neighbours.k <= len(train) - in_bank,
-        f"--k {config.neighbours.k}: there are {len(train) - in_bank} train images",
+        f"--k {k}: there are {len(train) - in_bank} train images",
     )
     if folder:
         folder.keep(select_evenly(len(folder), config.neighbours.queries))
@@ -41,15 +42,15 @@ def neighbours(config: Neighbours) -> None:
     subject.announce()
     queries = subject.features(images, "queries")
     bank = subject.features(train.images, "train images")
-    similarity, nearest = find_nearest(queries, bank, config.neighbours.k, in_bank)
+    similarity, nearest = find_nearest(queries, bank, k, in_bank)
     rows = gallery_rows(train, images, labels, nearest, similarity, names)
 
-    heading = f"Left: queries. Right of each: the {config.neighbours.k} train images of {subject.dataset} nearest to it, by cosine."
-    figures: dict[str, Any] = {"queries": len(rows), "k": config.neighbours.k, "output": str(output)}
+    heading = f"Left: queries. Right of each: the {k} train images of {subject.dataset} nearest to it, by cosine."
+    figures: dict[str, Any] = {"queries": len(rows), "k": k, "output": str(output)}
     if not folder and train.labelled:
         heading += " Blue frame: of the same class; orange: of another."
         alike = sum(tile.same_class is True for row in rows for tile in row)
-        figures["same_class"] = 100 * alike / (config.neighbours.k * len(rows))
+        figures["same_class"] = 100 * alike / (k * len(rows))
     picture = draw_gallery(rows, heading)
     write_atomically(output, lambda partial: picture.save(partial, "PNG"))
     print_line(f"picture   {output}")
