@@ -147,7 +147,7 @@ def claim(
     if config.overwrite:
         run.delete()
     run.create(about)
-    run.sweep()
+    run.remove_partial_files()
     if start and start.path == previous(run.last):  # what was found damaged must not take the place of what is whole
         os.replace(start.path, run.last)
         start = start._replace(path=run.last)
