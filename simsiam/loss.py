@@ -55,7 +55,7 @@ def z_std(z: Tensor) -> Tensor:
     unit = torch.nn.functional.normalize(z.float(), dim=1)
     if distributed.world_size() == 1:
         spread = unit.std(dim=0)
-    else:  # each process has an equal part of the batch
+    else:  # the standard deviation over all processes, each with an equal part of the batch
         n = len(z) * distributed.world_size()
         mean, square = distributed.all_reduce_mean(torch.stack([unit.double().mean(0), unit.double().square().mean(0)]))
         spread = ((square - mean.square()).clamp(min=0) * n / (n - 1)).sqrt().float()

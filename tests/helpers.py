@@ -192,16 +192,17 @@ def same_weights(a: Path, b: Path) -> bool:
     return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
 
 
-def curve(run: Path, tag: str) -> list[tuple[int, float]]:
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of each point in TensorBoard, by tag."""
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(tag)]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in TAGS}
 
 
 def same_run(run: Path, undisturbed: Path) -> bool:
     """Weights, rows and curves, to the bit; no point of a curve twice or missing."""
-    curves = all(curve(run, tag) == curve(undisturbed, tag) for tag in TAGS)
-    return curves and rows(run) == rows(undisturbed) and same_weights(run, undisturbed)
+    same_curves = curves(run) == curves(undisturbed)
+    return same_curves and rows(run) == rows(undisturbed) and same_weights(run, undisturbed)
 
 
 # ---------------------------------------------------------------- images

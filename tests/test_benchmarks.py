@@ -12,8 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from simsiam import SimSiam
+from tests.benchmarks.timing import step_flops
 from tests.helpers import ROOT, SMALL
-from utils.device import step_flops
 
 MINIATURE = {
     "augment": "--images 256 --rounds 1 --threads 1",

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and are read without running anything that they contain."""
+"""Checkpoints that are written atomically, in the background, and read without running any code in them."""
 
 import os
 import pickle
@@ -16,12 +16,12 @@ from utils.filesystem import write_atomically
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before this one is kept."""
+    """Where the checkpoint before the one at `path` is kept."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def keep_previous(path: Path) -> None:
-    """Give the checkpoint at `path` a second name, so that it outlives the next one's coming."""
+    """Give the checkpoint at `path` a second name, under which it outlives its replacement."""
     if path.exists():
         previous(path).unlink(missing_ok=True)
         try:
@@ -31,23 +31,21 @@ def keep_previous(path: Path) -> None:
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's way to the disk: temporary file beside the target, fsync, rename; the one before is kept.
-
-    A disk that takes no more is no reason to stop: what is there stays, and `failures` says why for who asks.
+    """Writes checkpoints atomically. A failure to write is noted in `failures` and raises nothing.
 
     Args:
-        keep: the checkpoint of which the one before is kept.
+        keep: the checkpoint whose predecessor is kept, too.
     """
 
     def __init__(self, keep: Path) -> None:
         self.keep = keep
-        self.failures: dict[Path, str] = {}  # of the latest attempt at each file
+        self.failures: dict[Path, str] = {}  # file -> reason, of its latest attempt
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
 
         def write(partial: Path) -> None:
-            with open(partial, "wb") as file:  # a file of our own: torch's says "unexpected pos" of a full disk
+            with open(partial, "wb") as file:  # given a path, torch reports a full disk as "unexpected pos"
                 torch.save(checkpoint, file)
 
         try:
@@ -57,36 +55,36 @@ class AtomicCheckpointIO(CheckpointIO):
             self.failures[path] = error.strerror or str(error)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        return read_checkpoint(Path(path), map_location or "cpu")  # Lightning moves what belongs on the device
+        return read_checkpoint(Path(path), map_location or "cpu")  # Lightning moves tensors to the device
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
 class BackgroundCheckpointIO(AsyncCheckpointIO):
-    """Lightning's own writer in a thread, on copies of the tensors, so that training does not wait for the disk.
+    """Writes copies of the tensors in a thread, so that training does not wait for the disk.
 
     Args:
-        writer: who writes, in that thread.
-        about: plain values that every checkpoint carries besides Lightning's own: what it is and where it is from.
+        writer: writes them, in that thread.
+        about: plain values that every checkpoint holds besides Lightning's own.
     """
 
     def __init__(self, writer: AtomicCheckpointIO, about: dict[str, Any]) -> None:
         super().__init__(writer)
-        self.writer, self.about = writer, about
+        self.about, self.failures = about, writer.failures
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         super().save_checkpoint(checkpoint | self.about, path, storage_options)
 
     def wait(self) -> None:
-        """Return when all that was begun is on the disk, or has failed."""
-        self.teardown()  # which ends the thread; the next checkpoint begins another
+        """Return when every checkpoint is on the disk, or has failed."""
+        self.teardown()  # ends the thread; the next checkpoint starts another
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """A whole, harmless checkpoint: tensors and plain values only, every byte checked.
+    """A checkpoint of tensors and plain values only, with every checksum verified.
 
-    torch reads an archive without checking its CRCs, so a flipped bit would load in silence: `testzip` finds it.
+    torch reads an archive without checking its CRCs, so a flipped bit would load silently: `testzip` finds it.
 
     Raises:
         UserError: missing, empty, truncated, damaged, not a checkpoint, or one that holds code.
@@ -106,9 +104,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     except zipfile.BadZipFile:
         raise UserError(f"{path}: not a checkpoint, or cut short") from None
     except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: holds Python objects beyond tensors and plain values; refused, nothing of it was run"
-        ) from None
+        refused = "holds Python objects beyond tensors and plain values; refused, nothing of it was run"
+        raise UserError(f"{path}: {refused}") from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: not readable as a checkpoint ({type(error).__name__})") from None
     check(isinstance(content, dict), f"{path}: not a checkpoint of this program")
@@ -116,34 +113,32 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A SimSiam checkpoint: `hyper_parameters`, `state_dict` and the rest of it.
+    """A checkpoint with `hyper_parameters` and `state_dict`.
 
     Raises:
         UserError: as `read_checkpoint`, and for a checkpoint of another program.
     """
     content = read_checkpoint(path)
-    check(
-        isinstance(content.get("state_dict"), dict) and isinstance(content.get("hyper_parameters"), dict),
-        f"{path}: not a checkpoint of this program (it has no state_dict with hyper_parameters)",
-    )
+    ours = all(isinstance(content.get(name), dict) for name in ("state_dict", "hyper_parameters"))
+    check(ours, f"{path}: not a checkpoint of this program (it has no state_dict with hyper_parameters)")
     return content
 
 
 def read_resumable(path: Path, callbacks: tuple[str, ...]) -> dict[str, Any]:
-    """A checkpoint that a run can go on from: besides `read_state`'s, its settings, step, epoch's row and optimizer.
+    """A checkpoint with all that training needs to go on: `read_state`'s, settings, step, row, optimizer, loops.
 
     Args:
-        callbacks: the names of those whose state it must hold.
+        callbacks: the state keys that it must hold.
 
     Raises:
         UserError: as `read_state`, and for weights alone.
     """
     check(path.suffix != ".safetensors", f"{path}: weights alone, which no run goes on from; --model-path starts one")
     content = read_state(path)
-    lists, dicts = ("optimizer_states", "lr_schedulers"), ("loops", "callbacks", "settings", "row")
-    kinds = {"global_step": int} | dict.fromkeys(lists, list) | dict.fromkeys(dicts, dict)
-    wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
-    wrong += [name for name in (*lists, *dicts[:3]) if name not in wrong and not content[name]]
+    kinds: dict[str, type] = dict.fromkeys(("optimizer_states", "lr_schedulers"), list)
+    kinds |= dict.fromkeys(("loops", "callbacks", "settings"), dict)
+    wrong = [name for name, kind in kinds.items() if not (isinstance(content.get(name), kind) and content[name])]
+    wrong += [name for name, kind in (("global_step", int), ("row", dict)) if not isinstance(content.get(name), kind)]
     wrong += [name for name in callbacks if "callbacks" not in wrong and name not in content["callbacks"]]
     wrong = wrong or ["row"] * (not isinstance(content["row"].get("epoch", 0), int))
     check(not wrong, f"{path}: not a checkpoint that a run goes on from (it lacks {', '.join(wrong)})")

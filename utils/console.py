@@ -1,4 +1,4 @@
-"""What a person sees while waiting, and in the end: progress and tables, on a terminal and in a file."""
+"""Printing: lines, progress and tables, on a terminal and in a file."""
 
 import sys
 import time
@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 Chunk = TypeVar("Chunk", bound=Sized)
-FIRST_WORD, NEXT_WORD = 2, 10  # seconds until the first and each further line, where the output is no terminal
+FIRST_LINE, NEXT_LINE = 2, 10  # seconds until the first and each further line of progress, if there is no terminal
 
 
 class _Console(Console):
-    def on_broken_pipe(self) -> None:  # rich would end the program with status 1, which Lightning takes for Ctrl-C
+    def on_broken_pipe(self) -> None:  # rich would exit with status 1, which Lightning takes for Ctrl-C
         self.quiet = True
         raise BrokenPipeError
 
@@ -24,13 +24,13 @@ console = _Console(highlight=False, soft_wrap=True)
 
 
 def print_line(line: str) -> None:
-    """Print a line, as it is."""
+    """Print a line as it is, at once."""
     console.print(line, markup=False)
     sys.stdout.flush()
 
 
 def track_progress(chunks: Iterable[Chunk], total: int, what: str) -> Iterator[Chunk]:
-    """Yield `chunks`, `total` items in all, and show how many have gone by: a bar, or a line now and then."""
+    """Yield `chunks`, `total` items in all, and show the progress: a bar, or lines where there is no terminal."""
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:
@@ -39,17 +39,17 @@ def track_progress(chunks: Iterable[Chunk], total: int, what: str) -> Iterator[C
                 yield chunk
                 bar.advance(task, len(chunk))
         return
-    done, due = 0, time.monotonic() + FIRST_WORD
+    done, due = 0, time.monotonic() + FIRST_LINE
     for chunk in chunks:
         yield chunk
         done += len(chunk)
         if time.monotonic() >= due and done < total:
             print_line(f"{what}: {done:,} of {total:,}")
-            due = time.monotonic() + NEXT_WORD
+            due = time.monotonic() + NEXT_LINE
 
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A small table: the first column to the left, the others, which are figures, to the right."""
+    """Print a table: the first column to the left, the others, which are figures, to the right."""
     table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(head):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)

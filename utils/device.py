@@ -1,4 +1,4 @@
-"""Which device and which precision, where "auto" is asked for."""
+"""The device and the precision to compute with, and what the machine is."""
 
 import os
 import platform
@@ -6,25 +6,23 @@ import re
 import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from utils.errors import check
 
+PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")  # whose versions a run notes
+
 
 def choose_accelerator(accelerator: str) -> str:
-    """Lightning's name, "gpu" or "cpu".
+    """Lightning's name, "gpu" or "cpu", for auto, gpu or cpu.
 
     Raises:
-        UserError: a GPU asked for where there is none.
+        UserError: there is no GPU.
     """
     gpu = torch.cuda.is_available()
     check(gpu or accelerator != "gpu", "--accelerator gpu: torch finds no GPU here; leave the flag out for the CPU")
@@ -32,32 +30,27 @@ def choose_accelerator(accelerator: str) -> str:
 
 
 def choose_device(accelerator: str) -> torch.device:
-    """torch's device, likewise."""
+    """torch's device for auto, gpu or cpu. Raises UserError, as `choose_accelerator`."""
     return torch.device("cuda" if choose_accelerator(accelerator) == "gpu" else "cpu")
 
 
 def choose_precision(precision: str, accelerator: str) -> Any:
-    """Lightning's name for it.
-
-    Args:
-        precision: auto, 32, bf16 or 16.
-        accelerator: "gpu" or "cpu", or "auto" for what `choose_accelerator` makes of it.
+    """Lightning's name for a precision: auto, 32, bf16 or 16.
 
     Raises:
-        UserError: one that the device does not have.
+        UserError: the device does not have it.
     """
-    accelerator = choose_accelerator(accelerator)
+    gpu = choose_accelerator(accelerator) == "gpu"
     if precision == "auto":
-        precision = "bf16" if accelerator == "gpu" and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
-    check(precision != "16" or accelerator == "gpu", "--precision 16 needs a GPU: take bf16 or 32")
+        precision = "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+    check(precision != "16" or gpu, "--precision 16 needs a GPU: take bf16 or 32")
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
 
 
 def hardware(accelerator: str) -> dict[str, Any]:
-    """What computes: the processor, and the cores that are ours; with `accelerator` "gpu" its name and memory."""
-    about: dict[str, Any] = {"cpu": _processor(), "cores": os.cpu_count()}
-    if hasattr(os, "sched_getaffinity"):
-        about["cores"] = len(os.sched_getaffinity(0))
+    """The processor and the cores that this process may use; for "gpu" also the GPU's name and memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    about: dict[str, Any] = {"cpu": _processor(), "cores": cores}
     if accelerator == "gpu":
         gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
         about |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1)}
@@ -65,81 +58,44 @@ def hardware(accelerator: str) -> dict[str, Any]:
 
 
 def _processor() -> str | None:
-    """The processor's name; Linux tells more of it than Python knows."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine() or None
+    """The processor's name; on Linux Python knows only the architecture."""
+    with suppress(OSError):
+        if found := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1].strip()
+    return platform.processor() or platform.machine() or None
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are left: on a GPU, or to this process, by the machine, its control group and its own limits."""
+    """Bytes that are free: on a GPU, or for this process, given the machine, its control group and its own limits."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    left = [_field("/proc/meminfo", "MemAvailable:")]
-    for limit, now in ((resource.RLIMIT_DATA, "VmData:"), (resource.RLIMIT_AS, "VmSize:")):
+    free = [_field("/proc/meminfo", "MemAvailable:")]
+    for limit, used in ((resource.RLIMIT_DATA, "VmData:"), (resource.RLIMIT_AS, "VmSize:")):
         if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
-            left.append(most - _field("/proc/self/status", now))
+            free.append(most - _field("/proc/self/status", used))
     group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):  # no such group, or "max"
-        left.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return max(0, min(left))
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(0, min(free))
 
 
 def _field(file: str, name: str) -> int:
-    """Bytes that /proc says; no limit where there is no /proc."""
+    """Bytes in a line of a file in /proc; no limit on a system without /proc."""
     try:
         return next(int(line.split()[1]) * 1024 for line in Path(file).read_text().splitlines() if name in line)
     except (OSError, StopIteration):
         return 2**62
 
 
-def bf16_peak(device: torch.device) -> float:
-    """Floating-point operations a second of a large bf16 matrix product, as measured here and now."""
-    size = 8192 if device.type == "cuda" else 256
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    best = float("inf")
-    for _ in range(5):
-        _wait(device)
-        begun = time.perf_counter()
-        for _ in range(10):
-            torch.mm(a, b)
-        _wait(device)
-        best = min(best, (time.perf_counter() - begun) / 10)
-    return 2 * size**3 / best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def step_flops(build: Callable[[], nn.Module], batch: int, views: int, size: int) -> float:
-    """Floating-point operations of a training step, forward and backward, counted by torch on tensors without content.
-
-    Args:
-        build: makes a module with `training_step(views, 0)`, which takes `views` tensors (batch, 3, size, size).
-    """
-    with torch.device("meta"):
-        module = build().train()
-        x = [torch.empty(2, 3, size, size) for _ in range(views)]
-    with FlopCounterMode(display=False) as counter:
-        module.training_step(x, 0)["loss"].backward()  # pyright: ignore[reportCallIssue, reportIndexIssue]
-    return counter.get_total_flops() * batch / 2
-
-
-PACKAGES = ("torch", "torchvision", "pytorch-lightning")
-
-
 def versions() -> dict[str, str]:
-    return {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}}
+    """Versions of PACKAGES."""
+    return {name: sys.version.split()[0] if name == "python" else version(name) for name in PACKAGES}
 
 
 def git_commit() -> str | None:
-    """The commit of this program, with "-dirty" behind it where the files differ; None outside a git checkout."""
+    """This program's commit, with "-dirty" behind it if files differ; None outside its own git checkout."""
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():  # a folder inside somebody else's checkout is not that checkout
+    if not (root / ".git").exists():  # git would find a checkout that the program merely lies in
         return None
     describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

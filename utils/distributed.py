@@ -1,6 +1,6 @@
-"""Several processes that are one run: how they are started, who is the first, and what they agree upon.
+"""Runs of several processes: how they start and meet, and what they exchange.
 
-torchrun's engine starts them (`launch`), or torchrun or srun themselves; each then runs the same command.
+`launch` starts them with torchrun's engine; torchrun and srun may as well. Each process runs the same command.
 """
 
 import ctypes
@@ -8,28 +8,34 @@ import logging
 import os
 import signal
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor, distributed
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from utils.errors import RunFailure, UserError, check
 
-Decided = TypeVar("Decided")
-PATIENCE = timedelta(hours=2)  # while the first one downloads, or measures; one that is gone is noticed at once
-ELSEWHERE = "torchrun --nnodes M --nproc-per-node N --rdzv-endpoint HOST:PORT main.py ... starts it on each machine"
-PARENT_VARIABLE = "SIMSIAM_PROCESSES_END_WITH"  # of the environment: with that process, this one ends
+Result = TypeVar("Result")
+TIMEOUT = timedelta(hours=2)  # long enough for rank 0 to download or to decode; a dead peer is noticed at once
+SEVERAL_MACHINES = (
+    "torchrun --nnodes M --nproc-per-node N --rdzv-endpoint HOST:PORT main.py ... starts it on each machine"
+)
+PARENT_VARIABLE = "SIMSIAM_PROCESSES_END_WITH"  # environment variable: the id of the process with which this one ends
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 def cluster_environment() -> ClusterEnvironment | None:
-    """Who started this process together with others, if anybody did."""
+    """Lightning's view of torchrun or SLURM; None if neither started this process."""
     for kind in (TorchElasticEnvironment, SLURMEnvironment):
         if kind.detect():
             try:
@@ -39,49 +45,52 @@ def cluster_environment() -> ClusterEnvironment | None:
     return None
 
 
-def local_world_size() -> int:
-    """How many of the run's processes are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or world_size())
-
-
 def world_size() -> int:
-    """How many processes are this run."""
+    """Number of processes of the run."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def local_world_size() -> int:
+    """Number of the run's processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or world_size())
+
+
 def rank() -> int:
-    """Which of them this one is; 0 is the one that writes and speaks."""
+    """Number of this process; rank 0 writes files and prints."""
     return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 @contextmanager
 def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator[None]:
-    """Meet the others; all but the first fall silent.
+    """Join the run's other processes, if there are any; ranks above 0 print nothing.
 
     Args:
-        devices: how many processes were asked for on this machine, None where whoever started them decides.
-        nodes: likewise, on how many machines.
+        devices, nodes: processes a machine and machines that the user asked for; None for as many as were started.
 
     Raises:
-        UserError: another number of them was started.
+        UserError: another number was started.
     """
-    _end_with_parent()
-    found = cluster_environment()
-    if found is None or found.world_size() == 1:
+    end_with_parent()
+    cluster = cluster_environment()
+    if cluster is None or cluster.world_size() == 1:
         check(devices in (None, 1), f"--devices {devices}: one process was started here; leave the flag out")
-        check(nodes in (None, 1), f"--num-nodes {nodes}: {ELSEWHERE}")
+        check(nodes in (None, 1), f"--num-nodes {nodes}: {SEVERAL_MACHINES}")
         yield
         return
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = found.main_address, str(found.main_port)
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-    distributed.init_process_group(backend, rank=found.global_rank(), world_size=found.world_size(), timeout=PATIENCE)
+    distributed.init_process_group(
+        backend, rank=cluster.global_rank(), world_size=cluster.world_size(), timeout=TIMEOUT
+    )
     try:
-        number = local_world_size()
-        check(devices in (None, number), f"--devices {devices}: {number} processes were started; leave the flag out")
-        check(
-            nodes in (None, world_size() // number),
-            f"--num-nodes {nodes}: it runs on {world_size() // number}; {ELSEWHERE}",
-        )
+        here, machines = local_world_size(), world_size() // local_world_size()
+        check(devices in (None, here), f"--devices {devices}: {here} processes were started; leave the flag out")
+        check(nodes in (None, machines), f"--num-nodes {nodes}: it runs on {machines}; {SEVERAL_MACHINES}")
         if rank() > 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         yield
@@ -89,56 +98,50 @@ def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator
         distributed.destroy_process_group()
 
 
-def _end_with_parent() -> None:
-    """Let the kernel tell this process to stop when the one that started it is gone, killed perhaps."""
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its launcher dies, even by SIGKILL."""
     if os.environ.get(PARENT_VARIABLE) == str(os.getppid()) and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def broadcast_result(decide: Callable[[], Decided]) -> Decided:
-    """What the first process finds, for all. Where it fails, it tells the person and the others leave with its status.
+def broadcast_result(function: Callable[[], Result]) -> Result:
+    """Call `function` on rank 0 and return its result on all ranks.
 
     Raises:
-        SystemExit: in all but the first, when `decide` raised there.
+        SystemExit: on the other ranks, with rank 0's exit status, if it raised there.
     """
+    box = [_run_on(rank() == 0, function)]
+    if world_size() > 1:
+        distributed.broadcast_object_list(box)
+    return box[0]  # pyright: ignore[reportReturnType]  (not None: rank 0 has sent it)
+
+
+def once_per_node(function: Callable[[], object]) -> None:
+    """Call `function` in one process of each machine while the others wait.
+
+    Raises:
+        SystemExit: in the others, if it raised on any machine.
+    """
+    _run_on(local_rank() == 0, function)
+
+
+def _run_on(chosen: bool, function: Callable[[], Result]) -> Result | None:
+    """Call `function` in the chosen processes; if it fails in one, all of them end."""
     if world_size() == 1:
-        return decide()
-    box: list[Any] = [None, 1]
-    if rank() > 0:
-        distributed.broadcast_object_list(box)
-        if box[1]:
-            raise SystemExit(box[1])
-        return box[0]
-    try:
-        box = [decide(), 0]
-    except BaseException as error:
-        box[1] = error.status if isinstance(error, RunFailure) else 2 if isinstance(error, UserError) else 1
-        raise
-    finally:
-        distributed.broadcast_object_list(box)
-    return box[0]
-
-
-def once_per_node(prepare: Callable[[], object]) -> None:
-    """Let one process of each machine do what the others there wait for.
-
-    Raises:
-        SystemExit: in those for which it failed elsewhere.
-    """
-    problem = None
-    if int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", 0)) == 0 or world_size() == 1:
+        return function()
+    result, failure, status = None, None, 0
+    if chosen:
         try:
-            prepare()
-        except BaseException as error:
-            if world_size() == 1:
-                raise
-            problem = error
-    status = 0 if problem is None else 2 if isinstance(problem, UserError) else 1
-    (worst,) = all_reduce_max(status)
-    if problem is not None:
-        raise problem
-    if worst:
-        raise SystemExit(worst)
+            result = function()
+        except BaseException as error:  # noqa: BLE001  (raised again below, once the others know)
+            failure = error
+            status = error.status if isinstance(error, RunFailure) else 2 if isinstance(error, UserError) else 1
+    (status,) = all_reduce_max(status)
+    if failure is not None:
+        raise failure
+    if status:
+        raise SystemExit(status)
+    return result
 
 
 def check_equal(digest: str | None, message: str) -> None:
@@ -149,51 +152,25 @@ def check_equal(digest: str | None, message: str) -> None:
 
 
 def all_reduce_max(*numbers: int) -> list[int]:
-    """The largest of each over all processes; a rendezvous, which does not wait for devices."""
-    found = torch.tensor(numbers)
+    """The maximum of each number over all processes. On the CPU: does not wait for GPUs."""
+    values = torch.tensor(numbers)
     if world_size() > 1:
-        distributed.all_reduce(found, distributed.ReduceOp.MAX)
-    return found.tolist()
+        distributed.all_reduce(values, distributed.ReduceOp.MAX)
+    return values.tolist()
 
 
-class DelayedMaximum:
-    """`largest` as of the step before: each process learns it at the same step, and none waits."""
-
-    def __init__(self) -> None:
-        self.asked: tuple[Any, Tensor] | None = None
-
-    def __call__(self, *numbers: int) -> list[int]:
-        if world_size() == 1:
-            return list(numbers)
-        answer = [0] * len(numbers)
-        if self.asked is not None:
-            self.asked[0].wait()
-            answer = self.asked[1].tolist()
-        mine = torch.tensor(numbers)
-        self.asked = (distributed.all_reduce(mine, distributed.ReduceOp.MAX, async_op=True), mine)
-        return answer
+def shard(n: int) -> slice:
+    """This process's share of n items: contiguous, in the order of the ranks."""
+    return slice(n * rank() // world_size(), n * (rank() + 1) // world_size())
 
 
-def shard(n: int, block: int) -> slice:
-    """This process's part of n things, in whole blocks: what is done block by block is done as one process would."""
-    blocks = -(-n // block)
-    start, stop = (blocks * r // world_size() * block for r in (rank(), rank() + 1))
-    return slice(min(start, n), min(stop, n))
-
-
-def all_gather_rows(part: Tensor, where: slice, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of which each process has the rows `where`, for all of them."""
-    if world_size() == 1:
-        return part
-    found = torch.zeros(shape, dtype=part.dtype, device=part.device)
-    if len(part):
-        found[where] = part
-    distributed.all_reduce(found)  # to add zeros changes nothing
-    return found
+def all_gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all processes, in the order of the ranks; each may have another number of them."""
+    return rows if world_size() == 1 else torch.cat(gather_all_tensors(rows))
 
 
 def all_reduce_mean(values: Tensor) -> Tensor:
-    """The mean over all processes of a tensor that each has."""
+    """The mean over all processes, element by element."""
     if world_size() == 1:
         return values
     values = values.clone()
@@ -201,16 +178,10 @@ def all_reduce_mean(values: Tensor) -> Tensor:
     return values / world_size()
 
 
-def barrier() -> None:
-    if world_size() > 1:
-        distributed.barrier()
-
-
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone: why, that one or who started it will tell."""
-    if "timed out" in str(error).lower():
-        return False
-    return world_size() > 1 and (isinstance(error, distributed.DistError) or "gloo" in str(error))
+    """Whether an error only says that another process is gone: the cause is reported there."""
+    lost = isinstance(error, distributed.DistError) or "gloo" in str(error)
+    return world_size() > 1 and lost and "timed out" not in str(error).lower()
 
 
 def needs_launch(devices: int | None) -> bool:
@@ -221,45 +192,33 @@ def needs_launch(devices: int | None) -> bool:
 
 
 def launch(processes: int, command: list[str]) -> int:
-    """Run `command` in so many processes on this machine, by torchrun's engine.
+    """Run `command` in several processes on this machine, by torchrun's engine.
 
-    What ends one ends all; a signal is passed on, and each saves or not as it would alone.
+    The end of one ends all; signals are passed on to each.
 
     Returns:
-        The exit status of all: that of the first to fail.
+        the exit status: the first failure's.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    _end_with_parent()
-    logging.disable(logging.CRITICAL)  # in this process, which only waits: what a person must know, we say
+    end_with_parent()
+    logging.disable(logging.CRITICAL)  # the engine's own log; this process only waits
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds, to end an epoch and save
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        run_id=uuid.uuid4().hex,
-        max_restarts=0,
-    )
+    engine = (f"--nproc-per-node={processes}", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")
     try:
-        elastic_launch(config, command[0])(*command[1:])
+        run(parse_args([*engine, "--local-addr=127.0.0.1", "--no-python", *command]))
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
-        told = max(failure.exitcode for failure in failed.failures.values())
-        if told > 1:  # by the process that has it
-            return told
+        status = max(failure.exitcode for failure in failed.failures.values())
+        if status > 1:  # that process has printed why
+            return status
         number, failure = failed.get_first_failure()
-        cause = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else "an error"
+        killed = failure.exitcode < 0
+        cause = signal.Signals(-failure.exitcode).name if killed else "an error"
         raise RunFailure(
             f"process {number + 1} of {processes} was ended by {cause}, and the others with it; "
             "the same command goes on from the last checkpoint",
-            128 - failure.exitcode if failure.exitcode < 0 else 1,
+            128 - failure.exitcode if killed else 1,
         ) from None
     return 0

@@ -1,23 +1,23 @@
-"""The kinds of failure that end the program with one line on stderr instead of a traceback."""
+"""The failures that end the program with one line on stderr instead of a traceback."""
 
 import re
 import signal
 
 
 class UserError(ValueError):
-    """Something that a person can mend: a flag, a file, a folder. The message says what to do. Exit status 2."""
+    """A mistake that the user can mend: a flag, a file, a folder. The message says how. Exit status 2."""
 
 
 class RunFailure(RuntimeError):
-    """A run that does not go on: collapsed (exit status 3) or no longer finite (4)."""
+    """A run that cannot go on: collapsed (exit status 3), not finite (4), or a process of it ended."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
 
 
-class Stopped(BaseException):  # not an Exception: what asks "is this file readable?" must not answer for it
-    """Told to stop by a signal: exit status 128 + its number. The message says where, and what became of the work."""
+class Stopped(BaseException):  # not an Exception, so that no `except Exception` around a file takes it for a bad file
+    """Ended by a signal: exit status 128 + its number. The message says where, and whether the work was saved."""
 
     def __init__(self, number: int, where: str) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}{where}")
@@ -25,7 +25,7 @@ class Stopped(BaseException):  # not an Exception: what asks "is this file reada
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own, a GPU's, or what torch's allocator for CPUs raises."""
+    """Python's error, a GPU's, or that of torch's allocator on a CPU."""
     return isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)) is not None
 
 

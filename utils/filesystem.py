@@ -1,4 +1,4 @@
-"""Writing that is whole or not there."""
+"""Atomic writing, and locks on folders."""
 
 import errno
 import fcntl
@@ -17,10 +17,9 @@ PARTIAL = ".partial"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], before: Callable[[], object] = lambda: None) -> None:
-    """Let `write` fill a temporary file beside `path`, bring it to the disk, then put it in place.
+    """Have `write` fill a temporary file beside `path`, sync it to the disk, call `before`, then rename it to `path`.
 
-    A kill at any moment leaves either the old file or the new one. The temporary file is on the target's own file
-    system, so that the last step is a rename; `before` is called just ahead of it.
+    A kill at any moment leaves either the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
@@ -35,13 +34,41 @@ def write_atomically(path: Path, write: Callable[[Path], object], before: Callab
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda partial: partial.write_text(text))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[int]:
+    """The descriptor of a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync a folder's entries to the disk; without it, a power cut can undo a rename."""
+    with open_folder(folder) as descriptor:
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+                raise
+
+
 def check_writable(folder: Path, flag: str) -> None:
-    """Raise UserError unless `folder` is one, or can be made, and can be written to; `flag` is what to give instead."""
+    """Raise UserError, which asks for another `flag`, unless `folder` exists or can be made, and takes files."""
     for part in (folder, *folder.parents):
         check(part.is_dir() or not part.exists(), f"{part} is a file, not a folder: give another {flag}")
     above = next(part for part in (folder, *folder.parents) if part.exists())
     try:
-        with tempfile.TemporaryFile(dir=above):  # to ask is not enough: root may write everywhere, but for /proc
+        with tempfile.TemporaryFile(dir=above):  # os.access would say yes to root everywhere
             pass
     except OSError as error:
         raise UserError(f"{above} cannot be written ({error.strerror}): give another {flag}") from None
@@ -49,19 +76,18 @@ def check_writable(folder: Path, flag: str) -> None:
 
 @contextmanager
 def lock_folder(folder: Path, taken: str, wait: bool = False) -> Iterator[None]:
-    """Keep other processes out of a folder meanwhile. A dead process holds nothing, and no file is left behind.
+    """Hold an exclusive lock on a folder. It leaves no file behind and ends with the process that holds it.
 
-    A network file system may know of the processes of each machine alone.
+    On a network file system it may exclude only processes of the same machine.
 
     Args:
-        taken: what is said where another process has it.
-        wait: then wait for it.
+        taken: the message if another process holds it.
+        wait: print the message and wait, instead of raising it.
 
     Raises:
         UserError: `taken`, unless `wait`.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with open_folder(folder) as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -69,37 +95,13 @@ def lock_folder(folder: Path, taken: str, wait: bool = False) -> Iterator[None]:
             print_line(taken)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process has a folder for itself by `lock_folder`."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
+    """Whether a process holds `lock_folder`'s lock."""
+    with open_folder(folder) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk: until then a rename can be undone by a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda partial: partial.write_text(text))
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**24  # similarities held at once: 64 MiB of float32
-BLOCK = 1000  # bank entries in a matrix product
 
 
 def knn_predict(
@@ -19,14 +18,14 @@ def knn_predict(
 ) -> Tensor:
     """The class that the k most similar bank entries vote for, each with weight exp(cosine / temperature).
 
-    Rows are expected to be L2-normalised. The queries go in chunks, so memory is that of Q x k.
+    Rows are expected to be L2-normalised. Queries are processed in chunks, so memory grows with Q x k only.
 
     Args:
         features: (Q, F) queries.
         bank: (N, F).
         bank_labels: (N,) int64, in 0 .. num_classes - 1.
         k: how many neighbours vote.
-        temperature: the smaller, the more the nearest count.
+        temperature: of the weights; the smaller, the more the nearest count.
 
     Returns:
         (Q,) int64 predicted classes.
@@ -60,29 +59,23 @@ def knn_predict_all(
 
 
 @torch.no_grad()
-def nearest(features: Tensor, bank: Tensor, k: int, of: int | None = None) -> tuple[Tensor, Tensor]:
+def nearest(features: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k bank entries most similar to each query, the most similar first.
 
     Args:
         features, bank: (Q, F) and (N, F), L2-normalised.
-        of: entries of the whole bank, where `bank` is a part of it: then the sums are those of the whole, to the bit.
 
     Returns:
         similarity (Q, k) float32 and index (Q, k) int64 into the bank.
     """
-    rows = max(1, min(len(features), CHUNK_ELEMENTS // max(1, of or len(bank))))  # queries at a time
-    buffer = features.new_empty(rows, len(bank))  # once: fresh memory for each product would cost a CPU a sixth
-    chunks = []
-    for q in features.split(rows):
-        products = buffer[: len(q)]
-        for entries, out in zip(bank.split(BLOCK), products.split(BLOCK, dim=1), strict=True):
-            torch.mm(q, entries.T, out=out)
-        chunks.append(products.topk(k, dim=1))
+    rows = max(1, min(len(features), CHUNK_ELEMENTS // max(1, len(bank))))  # queries at a time
+    buffer = features.new_empty(rows, len(bank))  # reused: allocating each product costs a CPU a sixth of the time
+    chunks = [torch.mm(q, bank.T, out=buffer[: len(q)]).topk(k, dim=1) for q in features.split(rows)]
     return torch.cat([c.values for c in chunks]).float(), torch.cat([c.indices for c in chunks])
 
 
 def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
     """(Q, k) similarities, the highest first, and labels of the neighbours -> (Q,) classes."""
-    weights = ((similarity - similarity[:, :1]) / temperature).exp()  # the nearest weighs 1: no over- or underflow
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()  # the nearest weighs 1, so that nothing overflows
     votes = torch.zeros(len(labels), num_classes, device=labels.device)
     return votes.scatter_add_(1, labels, weights).argmax(dim=1)

@@ -1,7 +1,7 @@
 """Counter-based random numbers: Philox4x32-10 of Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
-A number is a pure function of a key and a counter: there is no generator state to save, to restore or to share among
-workers and devices, and the same counters give the same bits on a CPU and on a GPU.
+A number is a pure function of a key and a counter: there is no generator state to save or to share among workers, and
+the same counters give the same bits on a CPU and on a GPU.
 """
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 _MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
+_ORDER_STREAM = _MASK  # the last stream; views use the first ones
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -20,7 +21,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
         seed: the 64-bit key.
 
     Returns:
-        four int64 tensors of that shape, each holding uniform 32-bit words.
+        four int64 tensors of the broadcast shape, each holding uniform 32-bit words.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
@@ -33,7 +34,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
 
 
 def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    """The high and the low 32 bits of a 32 x 32-bit product, in halves so that no int64 overflows."""
+    """The high and the low 32 bits of a 32 x 32-bit product, computed in halves so that no int64 overflows."""
     lower = (word & 0xFFFF) * constant  # < 2**48
     upper = (word >> 16) * constant + (lower >> 16)  # < 2**49
     return upper >> 16, ((upper & 0xFFFF) << 16) | (lower & 0xFFFF)
@@ -43,8 +44,8 @@ def uniform(index: Tensor, epoch: int | Tensor, stream: int | Tensor, count: int
     """`count` numbers in [0, 1) for each index: float32 multiples of 2**-24.
 
     Args:
-        index: (B,) int64, which sample.
-        epoch, stream: the other two coordinates; distinct streams are independent.
+        index: (B,) int64, of the sample.
+        epoch, stream: the other two words of the counter; distinct streams are independent.
 
     Returns:
         (B, count) float32.
@@ -61,6 +62,3 @@ def permutation(n: int, epoch: int, *, seed: int, device: torch.device | str = "
     zero = torch.zeros_like(index)
     high, low, _, _ = philox((index, zero + epoch, zero + _ORDER_STREAM, zero), seed)
     return torch.argsort((high >> 1 << 32) | low, stable=True)
-
-
-_ORDER_STREAM = _MASK  # views count from 0, the order of an epoch has the last stream

@@ -1,8 +1,6 @@
-"""The folder of a run: what lies where, who may write, and what an earlier run has left there."""
+"""The folder of a run: its files, its lock and its state."""
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,77 +14,74 @@ from utils.errors import UserError, check
 from utils.filesystem import PARTIAL, check_writable, lock_folder, write_text
 
 
-def check_whole(written: int | None, content: bytes) -> None:
-    if written != len(content):  # a disk that has room for a part takes a part
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 class RunDirectory:
-    """`<save-dir>/<exp-name>/` and the names in it."""
+    """`<save-dir>/<exp-name>/` and the files in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
-        self.summary = path / "summary.json"
+        self.summary = path / "summary.json"  # only of a finished run
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
         self.best = self.checkpoints / "best.ckpt"
         self.backbone = path / "backbone.safetensors"
         self.views = path / "views.png"
-        self.locks = ExitStack()
-        self.made: dict[str, Any] | None = None  # what `create` wrote, should it be gone
-        self.results = path / "results"  # of the commands that use what was learned
+        self.results = path / "results"  # of the commands that evaluate the run
+        self._locks = ExitStack()
+        self._created: dict[str, Any] | None = None  # what `create` wrote
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
-        """What is there already.
+        """Whether a run is there already.
 
         Raises:
-            UserError: something that is not a run, or a place that cannot be written.
+            UserError: something that is not a run is there, or nothing can be written there.
         """
         try:
-            return self._state()
+            for folder in (self.path, self.checkpoints, self.tensorboard):
+                check_writable(folder, "--save-dir")
+            module = self.path.with_name(self.path.name + ".py")
+            check(not module.exists(), f"{self.path} would lie beside the module {module}: give another --exp-name")
+            entries = self.path.iterdir() if self.path.exists() else ()
+            if all(entry.name.endswith(PARTIAL) for entry in entries):  # empty, or a kill came before the first file
+                return "new"
+            ours = self.config.is_file() and (
+                self.metrics.exists() or "settings:" in self.config.read_text(errors="replace")
+            )
         except OSError as error:
             raise UserError(f"{self.path} cannot be used ({error.strerror}): give another --save-dir") from None
-
-    def _state(self) -> Literal["new", "unfinished", "finished"]:
-        for folder in (self.path, self.checkpoints, self.tensorboard):
-            check_writable(folder, "--save-dir")
-        module = self.path.with_name(self.path.name + ".py")
-        check(not module.exists(), f"{self.path} would lie beside the module {module}: give another --exp-name")
-        entries = self.path.iterdir() if self.path.exists() else ()
-        if all(entry.name.endswith(PARTIAL) for entry in entries):  # nothing, or what a kill left of the first write
-            return "new"
-        ours = self.config.is_file() and (
-            self.metrics.exists() or "settings:" in self.config.read_text(errors="replace")
-        )
         check(ours, f"{self.path} holds something that is not a run: give another --exp-name")
         return "finished" if self.summary.exists() else "unfinished"
 
-    def settings(self) -> dict[str, Any]:
-        """What the run in this folder was started with."""
+    def read_config(self) -> dict[str, dict[str, Any]]:
+        """`settings`, with which the run was started, and `resolved`, what the program chose.
+
+        Raises:
+            UserError: config.yaml is damaged.
+        """
         try:
             content = yaml.safe_load(self.config.read_text())
-            return dict(content["settings"])
-        except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError):
+            return {"settings": dict(content["settings"]), "resolved": dict(content.get("resolved") or {})}
+        except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, AttributeError, RecursionError):
             raise UserError(f"{self.config} is damaged: start anew with --overwrite") from None
 
+    def settings(self) -> dict[str, Any]:
+        """The settings with which the run was started. Raises UserError, as `read_config`."""
+        return self.read_config()["settings"]
+
     def images(self) -> str | None:
-        """What told the images of the run in this folder from others, if it noted that."""
-        try:
-            return yaml.safe_load(self.config.read_text())["resolved"].get("images")
-        except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, AttributeError, RecursionError):
-            return None
+        """The digest of the user's own images that the run was started on; None for a published data set."""
+        return self.read_config()["resolved"].get("images")
 
     def create(self, config: dict[str, Any]) -> None:
-        """Write down what the run is."""
-        self.made = config
+        """Write config.yaml, which makes the folder a run's."""
+        self._created = config
         write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder, and keep a second process out meanwhile. A dead process holds nothing.
+        """Make the folder and keep other processes from training in it.
 
         Raises:
             UserError: another process has it, or it cannot be made.
@@ -95,23 +90,23 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.path} cannot be made ({error.strerror}): give another --save-dir") from None
-        with self.locks:
+        with self._locks:
             self._lock()
             yield
 
     def _lock(self) -> None:
         taken = f"another process is training in {self.path}: wait, or give another --exp-name"
-        self.locks.enter_context(lock_folder(self.path, taken))
+        self._locks.enter_context(lock_folder(self.path, taken))
 
     def delete(self) -> None:
-        """Remove what a run writes, and nothing else."""
+        """Remove what a run writes; other files in the folder stay. A kill in between leaves an unfinished run."""
         for file in (self.summary, self.metrics, self.backbone, self.views):
             file.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.checkpoints, self.results):
             shutil.rmtree(folder, ignore_errors=True)
         self.config.unlink(missing_ok=True)
 
-    def sweep(self) -> None:
+    def remove_partial_files(self) -> None:
         """Remove the temporary files of a process that was killed while it wrote."""
         for folder in (self.path, self.checkpoints):
             for partial in folder.glob(f".*{PARTIAL}"):
@@ -125,11 +120,9 @@ class RunDirectory:
         return sorted(newer, key=lambda path: path.stat().st_mtime, reverse=True) + kept
 
     def rows(self) -> list[dict[str, Any]]:
-        """The epochs recorded so far; a last line that a kill cut short does not count."""
-        if not self.metrics.exists():
-            return []
+        """The rows of metrics.jsonl, up to the first damaged one."""
         rows = []
-        for line in self.metrics.read_text(errors="replace").splitlines():
+        for line in self.metrics.read_text(errors="replace").splitlines() if self.metrics.exists() else ():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
@@ -137,24 +130,13 @@ class RunDirectory:
         return rows
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Make `metrics.jsonl` these rows: by a line at its end where it holds the others already, else anew.
+        """Write metrics.jsonl, and config.yaml again if someone has removed the folder during the run.
 
         Raises:
-            OSError: it cannot be written; what was there is kept.
+            OSError: the file cannot be written; the one before is kept.
         """
-        if self.made is not None and not self.config.exists():  # somebody removed the folder under the run
-            self.create(self.made)
-            self.locks.close()
-            self._lock()  # the new folder: what we hold of the old one keeps nobody out
-        lines = [(json.dumps(row, allow_nan=False) + "\n").encode() for row in rows]
-        size = self.metrics.stat().st_size if self.metrics.exists() else -1
-        if not lines or size != sum(map(len, lines[:-1])):
-            write_text(self.metrics, b"".join(lines).decode())
-            return
-        with open(self.metrics, "ab", buffering=0) as file:
-            try:
-                check_whole(file.write(lines[-1]), lines[-1])
-                os.fsync(file.fileno())
-            except OSError:
-                os.ftruncate(file.fileno(), size)  # half a line would spoil the next one
-                raise
+        if self._created is not None and not self.config.exists():
+            self.create(self._created)
+            self._locks.close()
+            self._lock()  # the lock of a removed folder does not protect the new one
+        write_text(self.metrics, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))

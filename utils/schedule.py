@@ -1,4 +1,4 @@
-"""The learning rate's course: linear warm-up, then half a cosine to zero."""
+"""The learning rate schedule: linear warm-up, then half a cosine to zero."""
 
 import importlib.util
 from pathlib import Path
@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 def _bolts_scheduler() -> type:
     """lightning-bolts' `LinearWarmupCosineAnnealingLR`, loaded from its own file.
 
-    The package's `__init__` imports parts of Lightning that are long gone, so `import pl_bolts` fails; the scheduler's
-    file needs nothing but torch. `find_spec` finds the package without running it.
+    The package's `__init__` imports parts of Lightning that no longer exist, so `import pl_bolts` fails; the file of
+    the scheduler needs nothing but torch. `find_spec` finds the package without running it.
     """
     package = importlib.util.find_spec("pl_bolts")
     if package is None or package.origin is None:
@@ -27,7 +27,7 @@ LinearWarmupCosineAnnealingLR: type = _bolts_scheduler()
 
 
 class WarmupCosine(LinearWarmupCosineAnnealingLR):
-    """bolts' schedule, plus two things that it lacks: no warm-up at all, and parameter groups with a constant rate."""
+    """bolts' schedule, with support for no warm-up and for parameter groups with a constant rate."""
 
     def get_lr(self) -> list[float]:
         starts_at_peak = self.last_epoch == 0 and self.warmup_epochs == 0
@@ -40,17 +40,18 @@ class WarmupCosine(LinearWarmupCosineAnnealingLR):
 
 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> WarmupCosine:
-    """The rate of step s, to be stepped once after each optimizer step.
+    """A scheduler to be stepped after each optimizer step s.
 
-    From 0 at s = 0 linearly to the group's own rate at s = warmup_steps - 1, then lr/2 (1 + cos(pi t)) with
-    t = (s - warmup_steps) / (total_steps - warmup_steps). A group with `constant_lr=True` keeps its rate throughout.
+    The rate rises linearly from 0 at s = 0 to the group's own rate at s = warmup_steps - 1, then it is
+    lr/2 (1 + cos(pi t)) with t = (s - warmup_steps) / (total_steps - warmup_steps). A group with `constant_lr=True`
+    keeps its rate throughout.
 
     Args:
         warmup_steps: optimizer steps of warm-up, 0 for none.
         total_steps: optimizer steps of the whole run.
 
     Raises:
-        ValueError: where the warm-up leaves no step for the cosine.
+        ValueError: the warm-up leaves no step for the cosine.
     """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"a warm-up of {warmup_steps} steps does not fit into a run of {total_steps}")

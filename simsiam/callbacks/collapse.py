@@ -1,4 +1,4 @@
-"""Whether the representation has collapsed."""
+"""Detection of a collapsed representation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +11,11 @@ COLLAPSED = 0.5  # z_std below this: a healthy run stays above 0.9
 
 
 class CollapseMonitor(pl.Callback):
-    """Warns, or ends the run, when `z_std` falls: all images then have the same projection and nothing is learned.
+    """Warns once, or ends the run, when `z_std` falls: all images then have nearly the same projection.
 
     Args:
         stop: raise RunFailure with status 3 instead of a warning.
-        report: called with a line of text for people.
+        report: called with a line of text for the user.
     """
 
     def __init__(self, stop: bool = False, report: Callable[[str], Any] = print) -> None:
@@ -23,15 +23,14 @@ class CollapseMonitor(pl.Callback):
         self.warned = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        spread = float(trainer.callback_metrics["z_std"])
-        if spread >= COLLAPSED:
+        z_std = float(trainer.callback_metrics["z_std"])
+        if z_std >= COLLAPSED or self.warned:
             return
-        what = (
-            f"the representation has collapsed in epoch {trainer.current_epoch + 1}: z_std is {spread:.3f} "
+        message = (
+            f"the representation has collapsed in epoch {trainer.current_epoch + 1}: z_std is {z_std:.3f} "
             "(healthy: near 1). Usual causes: no stop-gradient, no predictor, a weight decay or learning rate too high"
         )
         if self.stop:
-            raise RunFailure(what, status=3)
-        if not self.warned:
-            self.report(f"warning: {what}")
-            self.warned = True
+            raise RunFailure(message, status=3)
+        self.report(f"warning: {message}")
+        self.warned = True

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains."""
+"""The progress of training on the terminal."""
 
 import time
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from utils.console import console, print_line
 
 
 class ProgressCallback(pl.Callback):
-    """A bar with an epoch's figures and the time left; where the output is no terminal, a line an epoch.
+    """A bar with the latest epoch's figures and the time left; a line an epoch where the output is no terminal.
 
     Args:
-        words: asked at the end of each epoch, what there is to say of it.
+        words: gives the figures of the epoch that has just ended.
     """
 
     def __init__(self, words: Callable[[], str]) -> None:
@@ -25,15 +25,11 @@ class ProgressCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.first_epoch, self.started = trainer.current_epoch, time.perf_counter()
         if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(None),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[now]}"),
-            )
+            now = TextColumn("{task.fields[now]}")
+            columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), now)
             self.bar = Progress(*columns, console=console, refresh_per_second=4, transient=True)
-            total = trainer.estimated_stepping_batches
-            self.task = self.bar.add_task("steps", total=total, completed=trainer.global_step, now="")
+            steps = trainer.estimated_stepping_batches
+            self.task = self.bar.add_task("steps", total=steps, completed=trainer.global_step, now="")
             self.bar.start()
 
     def on_train_batch_end(
@@ -51,13 +47,10 @@ class ProgressCallback(pl.Callback):
         else:
             print_line(line)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._stop()  # Lightning calls no teardown then, and a bar that goes on would swallow the error's line
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str = "fit") -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module)  # Lightning does not call it then; a running bar would hide the error's line

@@ -3,9 +3,9 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -13,55 +13,49 @@ from utils import distributed
 from utils.console import console
 from utils.errors import Stopped
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+REQUEUE = signal.SIGUSR1  # SLURM's, before it takes the machine away
+
 
 class SignalCallback(pl.Callback):
-    """Remembers that SIGTERM, SIGINT or SIGHUP came, until a moment at which the run can be saved.
+    """Notes SIGTERM, SIGINT or SIGHUP in `received`, for the checkpoint callback to save and end the run.
 
-    With several processes, one that comes to any of them is meant for all. A second SIGINT leaves at once. SLURM's
-    pre-emption signal is Lightning's, and is passed on to it at such a moment.
+    A second SIGINT ends the process at once. With several processes, a signal to any of them ends all. Lightning's own
+    handler of SIGUSR1, if SLURM runs the job, becomes `requeue`, to be called between two steps.
     """
 
     def __init__(self) -> None:
         self.received = 0
         self.requeue: Callable[[], object] | None = None
-        self.to_save = False  # whether there is a step to be saved
-        self.handlers = ExitStack()
+        self.to_save = False  # whether training has begun, so that there is something to save
+        self.former: dict[int, Any] = {}  # signal -> the handler before
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.handlers.enter_context(self._caught())  # now, after Lightning's own: ours are the outer ones
+        """Install the handlers, over Lightning's. An ignored signal stays ignored (`nohup`)."""
+        former = {number: signal.getsignal(number) for number in STOPPING}
+        self.former = {number: handler for number, handler in former.items() if handler is not signal.SIG_IGN}
+        slurm = signal.getsignal(REQUEUE)
+        if callable(slurm):
+            self.former[REQUEUE] = slurm
+            self.requeue = lambda: slurm(REQUEUE, None)
+        for number in self.former:
+            signal.signal(number, self._receive)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.handlers.close()
+        while self.former:
+            signal.signal(*self.former.popitem())
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self.handlers.close()
+        self.on_train_end(trainer, pl_module)
 
-    @contextmanager
-    def _caught(self) -> Iterator[None]:
-        """While training: ignored signals stay ignored (`nohup`), and the former handlers come back afterwards."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-        former = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
-        requeue = signal.getsignal(signal.SIGUSR1)
-        try:
-            for number in former:
-                signal.signal(number, self._stop)
-            if callable(requeue):
-                former[signal.SIGUSR1] = requeue
-                self.requeue = lambda: requeue(signal.SIGUSR1, None)
-                signal.signal(signal.SIGUSR1, self._stop)
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received:
             console.show_cursor(True)
             os._exit(128 + number)
-        if number == signal.SIGHUP:  # the terminal is gone: to write to it would fail
+        if number == signal.SIGHUP:  # the terminal is gone: writing to it would fail
             for stream in (sys.stdout, sys.stderr):
                 if stream.isatty():
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         self.received = number
-        if not self.to_save and number != signal.SIGUSR1 and distributed.world_size() == 1:
+        if not self.to_save and number != REQUEUE and distributed.world_size() == 1:
             raise Stopped(number, " before the first step; the same command begins again")

@@ -1,4 +1,4 @@
-"""TensorBoard's curves, settings and pictures."""
+"""The logger of a run: TensorBoard's curves, settings and pictures."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,9 +14,9 @@ CURVES = {"kNN_accuracy": "kNN accuracy (%)", "train_loss": "loss", "z_std": "z_
 
 
 class ResilientTensorBoardLogger(TensorBoardLogger):
-    """TensorBoard, without Lightning's curve of the epoch's own number.
+    """TensorBoard without Lightning's curve of the epoch number, and with a queue for a full disk.
 
-    What a full disk does not take waits in memory: once there is room, the curves are whole again.
+    Points that could not be written stay in memory and are written once there is room.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -24,36 +24,35 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
         self.waiting: list[tuple[dict[str, float], int | None]] = []
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        first = not self.waiting  # hence: nothing has failed so far
+        failed_before = bool(self.waiting)
         self.waiting.append(({name: value for name, value in metrics.items() if name != "epoch"}, step))
         try:
             while self.waiting:
                 super().log_metrics(*self.waiting[0])
                 self.experiment.flush()
                 self.waiting.pop(0)
-        except (OSError, ValueError) as error:  # the latter is Lightning's word for any failure to log
-            why = error if isinstance(error, OSError) else error.__cause__
-            if not isinstance(why, OSError):
+        except (OSError, ValueError) as error:  # Lightning wraps any failure to log in a ValueError
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError):
                 raise
-            self._experiment = None  # its file may end in the middle of a record: the next try begins another,
-            self._kwargs["purge_step"] = None  # which takes nothing back of what the first one holds
-            if first:
-                print_line(
-                    f"warning: TensorBoard's files cannot be written ({why.strerror}); it is tried again each epoch"
-                )
+            # The file may end in half a record, so the next try begins another, which must not purge what is in this.
+            self._experiment, self._kwargs["purge_step"] = None, None
+            if not failed_before:
+                reason = f"TensorBoard's files cannot be written ({cause.strerror})"
+                print_line(f"warning: {reason}; it is tried again each epoch")
 
     def log_picture(self, tag: str, picture: Tensor, step: int) -> None:
-        """(3, H, W) uint8. On a full disk there is none."""
+        """(3, H, W) uint8. Skipped on a full disk."""
         with suppress(OSError):
             self.experiment.add_image(tag, picture, step)
 
     def log_settings(self, settings: dict[str, Any]) -> None:
         """Put the four curves on one page (CUSTOM SCALARS), and fill the HPARAMS tab.
 
-        Its metrics are the latest values of the curves, so it needs no tags of its own.
+        The tab's metrics are the curves' own tags, so it shows their latest values.
         """
         known = {name: "default" if value is None else value for name, value in settings.items()}
-        for part in hparams(known, dict.fromkeys(("kNN_accuracy", "train_loss", "z_std"), 0.0)):
-            self.experiment._get_file_writer().add_summary(part)
-        lines = {title: ["Multiline", [tag]] for tag, title in CURVES.items()}
-        self.experiment.add_custom_scalars({"SimSiam": lines})
+        for summary in hparams(known, dict.fromkeys(("kNN_accuracy", "train_loss", "z_std"), 0.0)):
+            self.experiment._get_file_writer().add_summary(summary)
+        charts = {title: ["Multiline", [tag]] for tag, title in CURVES.items()}
+        self.experiment.add_custom_scalars({"SimSiam": charts})

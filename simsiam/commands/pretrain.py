@@ -126,7 +126,7 @@ def acquire_run(context: RunContext, seen: tuple[str, list[Any]], held: ExitStac
         run.delete()
     about = {"command": "pretrain", "settings": settings_to_keep(context.config)}
     run.create(about | {"resolved": resolve_settings(context), "versions": versions()})
-    run.sweep()
+    run.remove_partial_files()
     if start and start.path == previous(run.last):  # the damaged one must not take the place of the whole one
         os.replace(start.path, run.last)
         start = start._replace(path=run.last)

@@ -8,12 +8,11 @@ the matrix product's rate is by floating-point operations that torch counts.
 import argparse
 
 import torch
-from timing import DEVICE, in_turn, seconds, table
+from timing import DEVICE, bf16_peak, in_turn, seconds, step_flops, table
 
 from simsiam import SimSiam
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.evaluation.features import extract_features
-from utils.device import bf16_peak, step_flops
 from utils.knn import knn_predict
 
 GPU = DEVICE.type == "cuda"
@@ -77,7 +76,7 @@ def main() -> None:
 
     end = in_turn({"features of all images": extract, "kNN": vote}, 3)
 
-    peak = bf16_peak(DEVICE)
+    peak = bf16_peak()
     a = torch.zeros(2**28 if GPU else 2**24, device=DEVICE)
     b = torch.empty_like(a)
     copied = 2 * a.numel() * a.element_size() / in_turn({"copy": lambda: b.copy_(a)}, 10)["copy"]

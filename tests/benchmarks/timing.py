@@ -10,6 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from utils.console import console, print_table
 
@@ -46,6 +48,27 @@ def in_turn(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
         for name, work in works.items():
             taken[name].append(seconds(work))
     return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def bf16_peak() -> float:
+    """Floating-point operations a second of a large bf16 matrix product, as measured here and now."""
+    size = 8192 if DEVICE.type == "cuda" else 256
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 * 10 / min(seconds(lambda: [torch.mm(a, b) for _ in range(10)]) for _ in range(5))
+
+
+def step_flops(build: Callable[[], nn.Module], batch: int, views: int, size: int) -> float:
+    """Floating-point operations of a training step, forward and backward, counted by torch on tensors without content.
+
+    Args:
+        build: makes a module with `training_step(views, 0)`, which takes `views` tensors (batch, 3, size, size).
+    """
+    with torch.device("meta"):
+        module = build().train()
+        x = [torch.empty(2, 3, size, size) for _ in range(views)]
+    with FlopCounterMode(display=False) as counter:
+        module.training_step(x, 0)["loss"].backward()  # pyright: ignore[reportCallIssue, reportIndexIssue]
+    return counter.get_total_flops() * batch / 2
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
