@@ -31,7 +31,7 @@ class CheckpointCallback(Checkpoint):
         signals: after one, the run is saved at the end of the step and ends with status 128 + the signal's number.
     """
 
-    state_key = "Keeper"  # in checkpoints: the name of this class when the first were written
+    state_key = "Keeper"  # pyright: ignore[reportAssignmentType]  (in checkpoints)
 
     def __init__(
         self,

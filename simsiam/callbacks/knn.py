@@ -33,7 +33,7 @@ class KNNMonitor(pl.Callback):
         report: called with a line of text for the user.
     """
 
-    state_key = "KNNMonitor"  # in checkpoints
+    state_key = "KNNMonitor"  # pyright: ignore[reportAssignmentType]  (in checkpoints)
 
     def __init__(
         self, k: int = 200, temperature: float = 0.1, every: int = 1, report: Callable[[str], Any] = print

@@ -24,7 +24,7 @@ class MetricsRecorder(pl.Callback):
     Checkpoints hold all rows and the sums of an unfinished epoch, so a resumed run does not depend on the file.
     """
 
-    state_key = "Recorder"  # in checkpoints: the name of this class when the first were written
+    state_key = "Recorder"  # pyright: ignore[reportAssignmentType]  (in checkpoints)
 
     def __init__(self, run: RunDirectory, knn: KNNMonitor) -> None:
         self.run, self.knn = run, knn
