@@ -11,7 +11,7 @@ from simsiam.data.dataset import stored_side
 from simsiam.data.images import ImageFolder
 from simsiam.evaluation.context import open_context
 from simsiam.evaluation.gallery import OTHER, SAME, Tile, gallery, nearest_others
-from simsiam.evaluation.results import Results, results_name
+from simsiam.evaluation.results import Results, name_results
 from utils.console import print_line
 from utils.device import choose_device
 from utils.errors import check
@@ -22,9 +22,9 @@ def neighbours(config: Neighbours) -> None:
     """Draw the gallery: a row for each query, with the most similar train images by cosine."""
     folder = ImageFolder(config.neighbours.images) if config.neighbours.images is not None else None
     subject = open_context(config, choose_device(config.device.accelerator))
-    train, backbone = subject.train, subject.trained.backbone
-    results = Results(config, subject.trained, results_name("neighbours", config.neighbours.output))
-    output = results.output(config.neighbours.output, "neighbours.png")
+    train, backbone = subject.train, subject.checkpoint.backbone
+    results = Results(config, subject.checkpoint, name_results("neighbours", config.neighbours.output))
+    output = results.choose_output(config.neighbours.output, "neighbours.png")
     there = len(train) - (not folder and len(subject.test) == 0)  # without the query itself
     check(config.neighbours.k <= there, f"--k {config.neighbours.k}: there are {there} train images")
     if folder:
@@ -38,8 +38,8 @@ def neighbours(config: Neighbours) -> None:
         images, labels = asked.at(places), asked.labels[places].tolist()
         names = asked.names(labels)
     subject.announce()
-    queries = subject.features(images, "queries")
-    bank = subject.features(train.images, "train images")
+    queries = subject.extract_features(images, "queries")
+    bank = subject.extract_features(train.images, "train images")
     similarity, nearest = nearest_others(
         queries, bank, config.neighbours.k, itself=not folder and len(subject.test) == 0
     )

@@ -14,11 +14,11 @@ from simsiam.config.evaluation_options import CheckpointOptions, EvaluationDataO
 from simsiam.config.options import AcceleratorOptions
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import no_knn
+from simsiam.evaluation.checkpoint import hash_weights
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import CHUNK
 from simsiam.evaluation.gallery import Tile, nearest_others, views_grid
 from simsiam.evaluation.metrics import confusion
-from simsiam.evaluation.results import fingerprint
 from simsiam.report.records import Run, number
 from utils.cli import from_settings
 from utils.console import print_line, track_progress
@@ -61,19 +61,19 @@ def draw_portrait(run: Run, accelerator: Any, data_dir: str | None) -> Portrait:
     """
     subject = open_newest(run, accelerator, data_dir)
     train, name, tested = subject.train, run.name, len(subject.test) > 0
-    bank = subject.features(train.images, f"train images of {name}")
+    bank = subject.extract_features(train.images, f"train images of {name}")
     asked, queries = train, bank
     if tested:
-        asked, queries = subject.test, subject.features(subject.test.images, f"test images of {name}")
+        asked, queries = subject.test, subject.extract_features(subject.test.images, f"test images of {name}")
     places = torch.tensor(evenly(len(asked), QUERIES), device=queries.device)
     similarity, nearest = nearest_others(queries[places], bank, NEAREST, itself=not tested)
     labels = asked.labels[places].tolist()
     tiles = [Tile(*pair) for pair in zip(asked.at(places), asked.names(labels), strict=True)]
     counted = no_knn(train, subject.test) is None
-    known = known_classes(run, fingerprint(subject.trained.backbone)) if counted else None
+    known = known_classes(run, hash_weights(subject.checkpoint.backbone)) if counted else None
     points, method = flat(queries[:MAP_IMAGES], name)
     return Portrait(
-        epoch=subject.trained.about.get("row", {}).get("epoch"),
+        epoch=subject.checkpoint.facts.row.epoch,
         gallery=gallery_rows(train, tiles, labels, similarity, nearest),
         classes=known or (count_classes(subject, bank, queries, name) if counted else None),
         names=asked.classes,
@@ -119,7 +119,7 @@ def known_classes(run: Run, weights: str | None = None) -> Classes | None:
 
 def count_classes(subject: EvaluationContext, bank: Tensor, queries: Tensor, name: str) -> Classes:
     """The run's own kNN on all test images, class by class."""
-    classes, usual = subject.classes, subject.trained.about.get("settings", {})
+    classes, usual = subject.classes, subject.checkpoint.facts.settings.model_dump()
     k, temperature = (number(usual.get(name)) or default for name, default in (("knn_k", 200), ("knn_t", 0.1)))
     k = max(1, min(int(k), len(bank)))
     chunks = track_progress(queries.split(CHUNK), len(queries), f"neighbours of {name}")
