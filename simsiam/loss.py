@@ -8,6 +8,8 @@ from torch.nn.functional import cosine_similarity
 
 from utils import distributed
 
+COLLAPSED = 0.5  # z_std below this: a healthy run stays above 0.9
+
 
 def D(p: Tensor, z: Tensor, stop_grad: bool = True) -> Tensor:
     """Negative cosine similarity of a prediction and the projection that it should predict.

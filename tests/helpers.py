@@ -183,6 +183,10 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in TIMES} for row in lines]
 
 
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
@@ -271,3 +275,19 @@ def cifar_stem(network: nn.Module) -> nn.Module:
     network.maxpool = nn.Identity()
     network.fc = nn.Identity()
     return network.to(memory_format=torch.channels_last)  # ours has it: the same kernels, the same order of sums
+
+
+# ---------------------------------------------------------------- bad files
+
+PAGE = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
+
+
+class Bomb:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch HACKED",)
+
+
+def flipped(raw: bytes, at: int) -> bytes:
+    return raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :]

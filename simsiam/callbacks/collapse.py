@@ -5,9 +5,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from simsiam.loss import COLLAPSED
 from utils.errors import RunFailure
-
-COLLAPSED = 0.5  # z_std below this: a healthy run stays above 0.9
 
 
 class CollapseMonitor(pl.Callback):

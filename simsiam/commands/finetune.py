@@ -7,140 +7,140 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from simsiam.config.commands import Finetune
+from simsiam.evaluation.checkpoint import build_backbone, hash_weights
 from simsiam.evaluation.classifier import (
-    CHOICE,
+    CHOICE_EPOCH,
     Classifier,
     LabelledViews,
-    fit_classifier,
-    for_raw_features,
-    keep_head,
-    measure,
-    standardise,
-    title,
+    head_for_raw_features,
+    measure_accuracy,
+    print_accuracies,
+    save_head,
+    standardise_features,
+    train_classifier,
 )
-from simsiam.evaluation.context import EvaluationContext, open_context, random_backbone
+from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.logistic_regression import fit_logistic
-from simsiam.evaluation.results import Results, fingerprint, plain_settings, read_json
-from utils.console import print_line, print_table
+from simsiam.evaluation.results import Results
+from utils.cli import flatten, iterate_options
+from utils.console import print_line
 from utils.device import choose_device, choose_precision
-from utils.errors import check
+from utils.errors import UserError, check
 from utils.export import BACKBONE, write_weights
 from utils.philox import permutation
 
-HEAD_DECAY = 1e-2  # of the head that fine-tuning begins with: strong, since few labels choose one badly
+HEAD_DECAY = 1e-2  # weight decay of the head at the start: strong, since few labels choose one badly
+
+
+class SeedSummary(BaseModel):
+    """What is read of a finished seed's summary.json."""
+
+    seed: int
+    settings: dict[str, Any]
+    weights: str
+    test_accuracy: float
 
 
 def finetune(config: Finetune) -> None:
     """Fine-tune once for each seed; print and keep accuracies on all test images, their mean and their deviation.
 
-    The head begins as the linear probe of the labelled images, so that its first steps do not distort the features
-    (Kumar et al. 2022, arXiv 2202.10054); from scratch it begins at zero.
+    The head starts as the linear probe of the labelled images, so that its first steps do not distort the features
+    (Kumar et al. 2022, arXiv 2202.10054); from scratch it starts at zero.
     """
-    choose_precision(config.device.precision, config.device.accelerator)
-    subject = open_context(config, choose_device(config.device.accelerator))
-    subject.need_labels()
-    fraction = config.finetune.label_fraction or 0.1
-    amount = f"{config.finetune.label_count}_labels" if config.finetune.label_count else f"{fraction:g}"
-    name = f"finetune_{amount}" + "_from_scratch" * config.finetune.from_scratch
-    quotas = label_quotas(subject.train.labels, subject.classes, fraction, config.finetune.label_count)
-    overall = Results(config, subject.trained, name, resumes=True)
-    figures = {} if config.checkpoint.overwrite else earlier_seeds(config, subject, overall.path)
-    subject.announce()
-    with overall.alone():
-        for seed in config.finetune.seeds:
-            if seed in figures:
-                print_line(f"seed {seed} is there already: {overall.path / f'seed_{seed}'}")
+    options = config.finetune
+    choose_precision(config.device.precision, config.device.accelerator)  # an impossible one fails before any work
+    context = open_context(config, choose_device(config.device.accelerator))
+    context.check_labels()
+    fraction = options.label_fraction or 0.1
+    amount = f"{options.label_count}_labels" if options.label_count else f"{fraction:g}"
+    name = f"finetune_{amount}" + "_from_scratch" * options.from_scratch
+    quotas = label_quotas(context.train.labels, context.classes, fraction, options.label_count)
+    results = Results(config, context.checkpoint, name, resumes=True)
+    accuracies = {} if config.checkpoint.overwrite else read_finished_seeds(config, context, results.path)
+    context.announce()
+    with results.lock():
+        for seed in options.seeds:
+            if seed in accuracies:
+                print_line(f"seed {seed} is there already: {results.path / f'seed_{seed}'}")
             else:
-                results = Results(config, subject.trained, f"{name}/seed_{seed}", resumes=True)
-                figures[seed] = finetune_once(config, subject, quotas, seed, results)
-        report_seeds(config, subject, overall, figures)
+                accuracies[seed] = finetune_seed(config, context, quotas, seed, f"{name}/seed_{seed}")
+        report_seeds(context, results, dict(sorted(accuracies.items())), sum(quotas), options.from_scratch)
 
 
-def earlier_seeds(config: Finetune, subject: EvaluationContext, folder: Path) -> dict[int, dict[str, Any]]:
-    """The figures of the seeds that were finished before.
+def read_finished_seeds(config: Finetune, context: EvaluationContext, folder: Path) -> dict[int, float]:
+    """Seed -> accuracy of earlier calls.
 
     Raises:
         UserError: they were trained from other weights or with other settings, or are damaged.
     """
-    free = {"seeds", "overwrite", "checkpoint", "results_dir", "data_dir", "data_url", "accelerator"}
-    free |= {"cache_dir", "skip_bad_images", "data_memory"}
-    now = {name: value for name, value in plain_settings(config).items() if name not in free}
-    figures = {}
+    may_change = {field.name for _, field, rule in iterate_options(Finetune) if rule.may_change}
+    settings = {name: value for name, value in flatten(config).items() if name not in may_change}
+    accuracies = {}
     for file in sorted(folder.glob("seed_*/summary.json")):
-        content = read_json(file, ("seed", "labels", "settings", "weights", "test_accuracy"))
-        changed = [name for name, value in now.items() if content["settings"].get(name) != value]
-        changed += ["checkpoint"] * (content["weights"] != fingerprint(subject.trained.backbone))
+        try:
+            found = SeedSummary.model_validate_json(file.read_bytes())
+        except (OSError, ValueError):
+            raise UserError(f"{file} is damaged: give --overwrite to measure anew") from None
+        changed = [name for name, value in settings.items() if found.settings.get(name) != value]
+        changed += ["checkpoint"] * (found.weights != hash_weights(context.checkpoint.backbone))
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
         check(not changed, f"{file} was made with another {flags}: give --overwrite, or another --results-dir")
-        figures[int(content["seed"])] = content
-    return figures
+        accuracies[found.seed] = found.test_accuracy
+    return accuracies
 
 
 def report_seeds(
-    config: Finetune, subject: EvaluationContext, overall: Results, figures: dict[int, dict[str, Any]]
+    context: EvaluationContext, results: Results, accuracies: dict[int, float], labels: int, from_scratch: bool
 ) -> None:
-    """Print and keep what all seeds that are there come to."""
-    accuracies = {seed: figures[seed]["test_accuracy"] for seed in sorted(figures)}
-    labels = figures[config.finetune.seeds[0]]["labels"]
-    rows = [(f"seed {seed}", f"{labels:,}", f"{a:.2f}") for seed, a in accuracies.items()]
+    """Print and keep mean and deviation of all seeds."""
+    rows = [(f"seed {seed}", f"{labels:,}", f"{right:.2f}") for seed, right in accuracies.items()]
     average = mean(accuracies.values())
-    spread = stdev(accuracies.values()) if len(accuracies) > 1 else None
-    if spread is not None:
-        rows.append(("mean, deviation", "", f"{average:.2f} +- {spread:.2f}"))
-    print_table(
-        title(subject), ("from scratch" if config.finetune.from_scratch else "fine-tuned", "labels", "accuracy %"), rows
-    )
-    whole = {"dataset": subject.dataset, "labels": labels, "test_accuracy": average, "deviation": spread}
-    whole["seeds"] = {str(seed): a for seed, a in accuracies.items()}
-    overall.write(whole, {"probe/test_accuracy": average})
+    deviation = stdev(accuracies.values()) if len(accuracies) > 1 else None
+    if deviation is not None:
+        rows.append(("mean, deviation", "", f"{average:.2f} +- {deviation:.2f}"))
+    print_accuracies(context, "from scratch" if from_scratch else "fine-tuned", rows)
+    figures = {"dataset": context.dataset, "labels": labels, "test_accuracy": average, "deviation": deviation}
+    results.write(figures | {"seeds": accuracies}, {"probe/test_accuracy": average})
 
 
-def finetune_once(
-    config: Finetune, subject: EvaluationContext, quotas: Sequence[int], seed: int, results: Results
-) -> dict[str, Any]:
-    """One training; its figures."""
-    trained, model_ = subject.trained, subject.model
-    backbone = random_backbone(trained, seed) if config.finetune.from_scratch else copy.deepcopy(trained.backbone)
-    chosen = choose_labels(subject.train.labels, quotas, seed)
-    rate = config.finetune.learning_rate or (0.3 if config.finetune.from_scratch else 0.03)
-    head_rate = config.finetune.head_learning_rate or (0.1 if config.finetune.from_scratch else 0.03)
-    classes = len(subject.classes)
-    model = Classifier(backbone, classes, head_rate, rate, config.finetune.momentum, config.finetune.weight_decay)
+def finetune_seed(config: Finetune, context: EvaluationContext, quotas: Sequence[int], seed: int, name: str) -> float:
+    """One training, its networks and figures kept in the results folder `name`; its accuracy."""
+    options, checkpoint, classes = config.finetune, context.checkpoint, len(context.classes)
+    results = Results(config, checkpoint, name, resumes=True)
+    chosen = choose_labels(context.train.labels, quotas, seed)
     print_line(f"seed {seed}: {len(chosen):,} labels")
-    if not config.finetune.from_scratch:
-        x = subject.features(subject.train.at(chosen), "labelled images", unit=False)
-        center, spread = standardise(x)
-        probe = fit_logistic(x, subject.train.labels[chosen], classes, HEAD_DECAY)
-        model.head.load_state_dict(for_raw_features(probe.weight, probe.bias, center, spread).state_dict())
+    rate = options.learning_rate or (0.3 if options.from_scratch else 0.03)
+    head_rate = options.head_learning_rate or (0.1 if options.from_scratch else 0.03)
+    backbone = build_backbone(checkpoint.facts, seed) if options.from_scratch else copy.deepcopy(checkpoint.backbone)
+    model = Classifier(backbone, classes, head_rate, rate, options.momentum, options.weight_decay)
+    if not options.from_scratch:
+        x = context.extract_features(context.train.at(chosen), "labelled images", unit=False)
+        center, spread = standardise_features(x)
+        probe = fit_logistic(x, context.train.labels[chosen], classes, HEAD_DECAY)
+        model.head.load_state_dict(head_for_raw_features(probe.weight, probe.bias, center, spread).state_dict())
     data = LabelledViews(
-        subject.train,
+        context.train,
         chosen,
-        model_.mean,
-        model_.std,
-        batch_size=config.finetune.batch_size,
-        crop_scale=config.finetune.crop_scale,
+        *checkpoint.statistics,
+        batch_size=options.batch_size,
+        crop_scale=options.crop_scale,
         seed=seed,
-        size=trained.backbone.image_size,
+        size=backbone.image_size,
     )
-    steps = fit_classifier(config, model, data, config.finetune.epochs, results)
-    tuned = subject._replace(model=model_._replace(trained=trained._replace(backbone=backbone.eval())))
-    figures = {
-        "seed": seed,
-        "labels": len(chosen),
-        "learning_rate": rate,
-        "head_learning_rate": head_rate,
-        "steps": steps,
-    }
-    figures |= measure(tuned, model.head.requires_grad_(False))
-    about = {name: value for name, value in trained.about.items() if name != "row"}  # its kNN is not this one's
-    tuning = {name: figures[name] for name in ("seed", "labels", "test_accuracy")}
-    about["tuned"] = tuning | {"from_scratch": config.finetune.from_scratch, "settings": plain_settings(config)}
-    write_weights(results.path / "backbone.safetensors", BACKBONE, backbone.state_dict(), about)
-    keep_head(results, tuned, model.head, figures)
-    return figures
+    steps = train_classifier(config, model, data, options.epochs, results)
+    figures = {"seed": seed, "labels": len(chosen), "learning_rate": rate, "head_learning_rate": head_rate}
+    tuned = context.with_backbone(backbone.eval())
+    figures |= {"steps": steps} | measure_accuracy(tuned, model.head.requires_grad_(False))
+    tuning = {key: figures[key] for key in ("seed", "labels", "test_accuracy")}
+    tuning |= {"from_scratch": options.from_scratch, "settings": flatten(config)}
+    facts = checkpoint.facts.model_dump(exclude_unset=True, exclude={"row"})  # the row's kNN is the old backbone's
+    write_weights(results.path / "backbone.safetensors", BACKBONE, backbone.state_dict(), facts | {"tuned": tuning})
+    save_head(results, tuned, model.head, figures)
+    return figures["test_accuracy"]
 
 
 def label_quotas(labels: Tensor, classes: tuple[str, ...], fraction: float, count: int | None) -> list[int]:
@@ -167,6 +167,6 @@ def label_quotas(labels: Tensor, classes: tuple[str, ...], fraction: float, coun
 
 def choose_labels(labels: Tensor, quotas: Sequence[int], seed: int) -> Tensor:
     """(n,) indices, ascending: of each class as many as its quota, and a larger quota holds the smaller one's."""
-    order = permutation(len(labels), CHOICE, seed=seed, device=labels.device)
+    order = permutation(len(labels), CHOICE_EPOCH, seed=seed, device=labels.device)
     chosen = [order[labels[order] == c][:quota] for c, quota in enumerate(quotas)]
     return torch.cat(chosen).sort().values

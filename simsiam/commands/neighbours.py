@@ -10,7 +10,7 @@ from simsiam.data.dataset import stored_side
 from simsiam.data.images import ImageFolder
 from simsiam.evaluation.context import open_context
 from simsiam.evaluation.gallery import draw_gallery, find_nearest, gallery_rows, select_evenly
-from simsiam.evaluation.results import Results, results_name
+from simsiam.evaluation.results import Results, name_results
 from utils.console import print_line
 from utils.device import choose_device
 from utils.errors import check
@@ -22,9 +22,9 @@ def neighbours(config: Neighbours) -> None:
     k = config.neighbours.k
     folder = ImageFolder(config.neighbours.images) if config.neighbours.images is not None else None
     subject = open_context(config, choose_device(config.device.accelerator))
-    train, backbone = subject.train, subject.trained.backbone
-    results = Results(config, subject.trained, results_name("neighbours", config.neighbours.output))
-    output = results.output(config.neighbours.output, "neighbours.png")
+    train, backbone = subject.train, subject.checkpoint.backbone
+    results = Results(config, subject.checkpoint, name_results("neighbours", config.neighbours.output))
+    output = results.choose_output(config.neighbours.output, "neighbours.png")
     in_bank = folder is None and len(subject.test) == 0
     check(
         config.neighbours.k <= len(train) - in_bank,
@@ -40,8 +40,8 @@ def neighbours(config: Neighbours) -> None:
         indices = torch.tensor(select_evenly(len(source), config.neighbours.queries), device=subject.device)
         images, names, labels = source.at(indices), None, source.labels[indices].tolist()
     subject.announce()
-    queries = subject.features(images, "queries")
-    bank = subject.features(train.images, "train images")
+    queries = subject.extract_features(images, "queries")
+    bank = subject.extract_features(train.images, "train images")
     similarity, nearest = find_nearest(queries, bank, k, in_bank)
     rows = gallery_rows(train, images, labels, nearest, similarity, names)
 

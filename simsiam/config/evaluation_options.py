@@ -18,7 +18,7 @@ from simsiam.config.options import (
     Seed,
     Share,
 )
-from utils.cli import unset
+from utils.cli import MAY_CHANGE, unset
 from utils.errors import check
 
 
@@ -26,11 +26,11 @@ from utils.errors import check
 class CheckpointOptions:
     """Checkpoint and results."""
 
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="PATH")]
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="PATH"), MAY_CHANGE]
     """A run folder, a .ckpt or a .safetensors of this program."""
-    results_dir: Annotated[str | None, unset("DIR", "results in the run's folder")] = None
+    results_dir: Annotated[str | None, unset("DIR", "results in the run's folder"), MAY_CHANGE] = None
     """Folder for the figures (JSON), TensorBoard files and whatever else the command makes."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, MAY_CHANGE] = False
     """Replace the results of an earlier call."""
 
 
@@ -40,7 +40,7 @@ class EvaluationDataOptions(DataOptions):
 
     dataset: Annotated[Dataset | None, unset("NAME", "the checkpoint's")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """cifar10, cifar100, patterns, folder or arrays."""
-    data_dir: Annotated[str | None, unset("DIR", "where the run had it, or ./data")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    data_dir: Annotated[str | None, unset("DIR", "where the run had it, or ./data"), MAY_CHANGE] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Folder of the data sets in torchvision's layout; a folder of images; an .npz file."""
     train_images: Annotated[AtLeast1 | None, unset("N", "as many as the run had")] = None
     """Use the first N images of the train split (of a folder: N spread evenly)."""
@@ -85,7 +85,7 @@ class FinetuneOptions:
     """Share of the train labels to use: exactly that share of every class, chosen by the seed."""
     label_count: Annotated[AtLeast1 | None, unset("N", "--label-fraction")] = None
     """Use N labels instead, equally many of every class."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), MAY_CHANGE] = (0,)
     """One training for each seed (of label choice, order and crops); the table has their mean and deviation."""
     from_scratch: bool = False
     """Train the same network from random weights instead, to see what pre-training is worth."""
@@ -117,15 +117,14 @@ class EmbedOptions:
     """Embedding."""
 
     output: Annotated[str | None, unset("FILE", "features.npz in the results folder")] = None
-    """The file to write: .npz (named arrays) or .npy (one table with named columns, to be memory-mapped)."""
+    """The .npz file to write."""
     images: Annotated[str | None, unset("DIR", "the data set")] = None
     """Embed all images in this folder and below it (their central square, resized) instead of the data set."""
     split: Literal["both", "train", "test"] = "both"
     """Part of the data set."""
 
     def __post_init__(self) -> None:
-        named = self.output is None or self.output.endswith((".npz", ".npy"))
-        check(named, f"--output {self.output}: a name that ends in .npz or .npy")
+        check(self.output is None or self.output.endswith(".npz"), f"--output {self.output}: a name that ends in .npz")
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,111 @@
-"""From files to networks: strictly, and without running anything that a file contains."""
+"""Loading checkpoints: strictly, and without running anything that a file contains."""
 
-import math
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor, nn
 
 from models.resnet import BACKBONES, STEMS, ResNet
+from simsiam.evaluation.features import extract_chunks
 from simsiam.module import SimSiam
 from utils.checkpoint_io import read_state
+from utils.console import track_progress
 from utils.errors import UserError, check
 from utils.export import BACKBONE, read_weights
 from utils.run_dir import RunDirectory
+
+LARGEST_SIZE = 2**14  # of channels, dimensions and pixels: no file makes us allocate more
+AS_SAVED = ConfigDict(strict=True, extra="allow")
+Count = Annotated[int, Field(ge=1, le=2**26)]
+Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
+Deviation = Annotated[FiniteFloat, Field(gt=0)]
+OfRGB = Field(min_length=3, max_length=3)
+
+
+class RunSettings(BaseModel):
+    """The settings of the run that evaluation uses; all others are kept unchecked."""
+
+    model_config = AS_SAVED
+    dataset: str | None = None
+    data_dir: str | None = None
+    cache_dir: str | None = None
+    train_images: Count | None = None
+    test_images: Count | None = None
+    skip_bad_images: bool = False
+    zero_init_residual: bool = True
+
+
+class EpochRow(BaseModel):
+    """The row of metrics.jsonl of the checkpoint's epoch."""
+
+    model_config = AS_SAVED
+    epoch: int | None = None
+    step: int = 0
+
+
+class BackboneFacts(BaseModel):
+    """What a file says of its backbone: how to build it, how to prepare its images, and where it is from."""
+
+    model_config = AS_SAVED
+    backbone: Annotated[str, Field(pattern=f"^({'|'.join(BACKBONES)})$")]
+    width: Size
+    stem: Annotated[str, Field(pattern=f"^({'|'.join(STEMS)})$")]
+    image_size: Size
+    mean: Annotated[Sequence[FiniteFloat], OfRGB]
+    std: Annotated[Sequence[Deviation], OfRGB]
+    classes: Sequence[str] = ()
+    settings: RunSettings = RunSettings()
+    row: EpochRow = EpochRow()
+
+
+ARCHITECTURE = ("backbone", "width", "stem")
+HEADS = ("out_dim", "h_dim", "proj_layers", "proj_hidden", "heads_bn", "predictor")
+FACTS = (*ARCHITECTURE, "image_size", "mean", "std")  # these are hyper-parameters of SimSiam
+PROVENANCE = ("classes", "settings", "versions", "commit", "row")  # these lie beside them in a run's checkpoint
+
+
+class LoadedCheckpoint(NamedTuple):
+    """Networks in eval mode, and what their file says of them."""
+
+    file: Path
+    backbone: ResNet  # (B, 3, S, S) -> (B, F), with .mean, .std and .image_size of its images
+    projector: nn.Sequential | None  # (B, F) -> (B, d); None for a file of the backbone alone
+    facts: BackboneFacts
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (3,) of the training images, on the backbone's device."""
+        device = next(self.backbone.parameters()).device
+        return torch.tensor(self.facts.mean, device=device), torch.tensor(self.facts.std, device=device)
+
+    def extract_features(self, chunks: Iterable[Tensor], n: int, what: str, unit: bool = True) -> Tensor:
+        """Backbone features of clean images: chunks (B, 3, S, S) uint8, at most n images in all -> (n, F).
+
+        Args:
+            what: shown as progress.
+            unit: L2-normalise each row.
+        """
+        chunks = track_progress(chunks, n, f"features of {what}")
+        return extract_chunks(self.backbone, chunks, n, *self.statistics, unit)
+
+    def project_features(self, features: Tensor) -> Tensor | None:
+        """(N, F) backbone features, not normalised -> (N, d) unit vectors; None without a projector."""
+        if self.projector is None:
+            return None
+        with torch.no_grad():
+            projected = torch.cat([self.projector(chunk) for chunk in features.split(10_000)])
+        return nn.functional.normalize(projected, dim=1)
 
 
 def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
     """The file meant by a run folder, a folder of checkpoints, or a file.
 
     Args:
-        whole: of a run folder, the state of the run rather than the backbone alone.
+        whole: in a run folder, prefer the last checkpoint to the file of the backbone alone.
 
     Raises:
         UserError: there is none.
@@ -30,35 +116,9 @@ def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
         return path
     run = RunDirectory(path)
     states = [run.last, run.best, path / run.last.name]
-    candidates = [*states, run.backbone] if whole else [run.backbone, *states]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    raise UserError(f"{path}: no checkpoint in this folder")
-
-
-class Trained(NamedTuple):
-    """What a checkpoint holds, on the CPU and in eval mode."""
-
-    file: Path
-    backbone: ResNet  # (B, 3, S, S) -> (B, F), with .mean, .std and .image_size of its images
-    projector: nn.Sequential | None  # (B, F) -> (B, d); a file of the backbone alone has none
-    about: dict[str, Any]  # `backbone_facts`, and of runs `PROVENANCE`: `row` are the epoch's figures
-
-
-FACTS = ("backbone", "width", "stem", "image_size", "mean", "std")
-LARGEST, WIDEST = 2**26, 2**14  # numbers that a file may ask for: of images; of channels and dimensions
-PROVENANCE = ("classes", "settings", "versions", "commit", "row")
-
-
-def backbone_facts(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """What it takes to build a backbone and to prepare its images, from the hyper-parameters of a SimSiam."""
-    return {name: hparams[name] for name in FACTS}
-
-
-def build_backbone(about: Mapping[str, Any], zero_init_residual: bool = True) -> ResNet:
-    """The network that `backbone_facts` describe, with random weights."""
-    return BACKBONES[about["backbone"]](about["width"], zero_init_residual, about["stem"])
+    found = [file for file in ([*states, run.backbone] if whole else [run.backbone, *states]) if file.exists()]
+    check(bool(found), f"{path}: no checkpoint in this folder")
+    return found[0]
 
 
 def load_backbone(path: str | Path) -> ResNet:
@@ -73,115 +133,109 @@ def load_backbone(path: str | Path) -> ResNet:
     Raises:
         ValueError: missing, damaged or foreign files, or weights that do not fit to the last key.
     """
-    return load_trained(path, whole=False).backbone
+    return load_checkpoint(path, whole=False).backbone
 
 
-def load_trained(path: str | Path, whole: bool = True) -> Trained:
-    """Backbone, projector and provenance.
-
-    Args:
-        path: a run folder, a `.ckpt` or a `.safetensors`.
-        whole: of a run folder, take its last checkpoint, which has the projector, rather than the backbone's file.
-
-    Raises:
-        UserError: as `load_backbone`.
-    """
+def load_checkpoint(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
+    """Networks and facts of a file, on the CPU; arguments as of `find_checkpoint`, errors as of `load_backbone`."""
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":
-        about, state = read_weights(file, BACKBONE)
-        about.setdefault("stem", "cifar")  # older files know no other
-        check_about(about, file)
-        backbone, projector = build_backbone(about), None
-        load_strictly(backbone, state, file)
-    else:
-        content = read_state(file)
-        hparams = content["hyper_parameters"]
-        about = {name: hparams[name] for name in FACTS if name in hparams}
-        about.setdefault("stem", "cifar")
-        about |= {name: content[name] for name in PROVENANCE if name in content}
-        check_about(about, file)
-        try:
-            sizes = [value for value in hparams.values() if isinstance(value, int)]
-            check(max(sizes) <= WIDEST, f"a size of {max(sizes)}")
-            model = SimSiam(**hparams)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{file}: not a checkpoint of this program ({error})") from None
-        load_strictly(model, content["state_dict"], file)
-        backbone, projector = model.backbone, model.projector.eval()
-    backbone.mean, backbone.std = tuple(about["mean"]), tuple(about["std"])
-    backbone.image_size = about["image_size"]
-    return Trained(file, backbone.eval(), projector, about)
+        return load_backbone_file(file)
+    model, facts = load_module(file)
+    return LoadedCheckpoint(file, attach_facts(model.backbone, facts), model.projector.eval(), facts)
 
 
-def check_about(about: dict[str, Any], file: Path) -> None:
-    """Raise UserError unless what a file says of itself can be: it may come from anywhere."""
+def load_backbone_file(file: Path) -> LoadedCheckpoint:
+    """A safetensors file of a backbone, whatever its suffix."""
+    metadata, state = read_weights(file, BACKBONE)
+    facts = validate_facts(metadata, file)
+    backbone = build_backbone(facts)
+    load_strictly(backbone, state, file)
+    return LoadedCheckpoint(file, backbone, None, facts)
 
-    def size(value: Any) -> bool:
-        return type(value) is int and 1 <= value <= LARGEST
 
-    def count(value: Any) -> bool:
-        return value is None or size(value)
-
-    def numbers(value: Any, least: float) -> bool:
-        kind = isinstance(value, list | tuple) and len(value) == 3 and all(type(x) in (float, int) for x in value)
-        return kind and all(math.isfinite(x) and x > least for x in value)
-
-    settings, row = about.get("settings", {}), about.get("row", {})
-    facts = {
-        "backbone": about.get("backbone") in list(BACKBONES),  # by ==: it need not be hashable
-        "width": size(about.get("width")) and about["width"] <= WIDEST,
-        "stem": about.get("stem") in list(STEMS),
-        "image_size": size(about.get("image_size")) and about["image_size"] <= WIDEST,
-        "mean": numbers(about.get("mean"), -math.inf),
-        "std": numbers(about.get("std"), 0),
-        "classes": all(isinstance(name, str) for name in about.get("classes", [])),
-        "settings": isinstance(settings, dict)
-        and all(isinstance(settings.get(name) or "", str) for name in ("dataset", "data_dir", "cache_dir"))
-        and all(count(settings.get(name)) for name in ("train_images", "test_images")),
-        "row": isinstance(row, dict) and all(type(row.get(name, 0)) is int for name in ("epoch", "step")),
-    }
-    wrong = [name for name, right in facts.items() if not right]
-    check(not wrong, f"{file}: does not say its {', '.join(wrong)} as a file of this program does")
+def load_module(file: Path) -> tuple[SimSiam, BackboneFacts]:
+    """The whole module of a `.ckpt`."""
+    content = read_state(file)
+    hparams = content["hyper_parameters"]
+    said = {name: hparams[name] for name in FACTS if name in hparams}
+    facts = validate_facts(said | {name: content[name] for name in PROVENANCE if name in content}, file)
+    try:
+        largest = max(value for value in hparams.values() if isinstance(value, int))
+        check(largest <= LARGEST_SIZE, f"a size of {largest}")
+        model = SimSiam(**hparams)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{file}: not a checkpoint of this program ({error})") from None
+    load_strictly(model, content["state_dict"], file)
+    return model, facts
 
 
 def load_weights(model: SimSiam, path: str | Path) -> None:
     """Start `model` from weights alone: a whole checkpoint's, or a `.safetensors` for the backbone.
 
     Raises:
-        UserError: as `load_backbone`, and where the architecture differs.
+        UserError: as `load_backbone`, and another architecture, named setting by setting.
     """
     file = find_checkpoint(path, whole=True)
     if file.suffix == ".safetensors":
-        about, state = read_weights(file, BACKBONE)
-        fits(model, about, ("backbone", "width", "stem"), file)
-        load_strictly(model.backbone, state, file)
-        return
-    content = read_state(file)
-    fits(model, content["hyper_parameters"], ARCHITECTURE, file)
-    unknown = sorted(str(name) for name in content["hyper_parameters"] if name not in model.hparams)
-    check(not unknown, f"{file}: not a checkpoint of this program (its settings {', '.join(unknown)} are unknown here)")
-    load_strictly(model, content["state_dict"], file)
+        loaded = load_backbone_file(file)
+        check_architecture(model, loaded.facts.model_dump(), ARCHITECTURE, file)
+        load_strictly(model.backbone, loaded.backbone.state_dict(), file)
+    else:
+        other, _ = load_module(file)
+        check_architecture(model, other.hparams, (*ARCHITECTURE, *HEADS), file)
+        load_strictly(model, other.state_dict(), file)
 
 
-ARCHITECTURE = (
-    *("backbone", "width", "stem", "out_dim", "h_dim", "proj_layers", "proj_hidden", "heads_bn", "predictor"),
-)
-
-
-def fits(model: SimSiam, about: dict[str, Any], keys: tuple[str, ...], file: Path) -> None:
-    """Raise UserError that names what differs, where shapes alone would speak in riddles."""
-
-    def resolved(hp: Mapping[str, Any]) -> dict[str, Any]:
-        older = {"stem": "cifar", "heads_bn": "paper"}  # what a file that does not say so has
-        return older | {**hp, "proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")}
-
-    theirs, ours = resolved(about), resolved(model.hparams)
-    wrong = [f"{key} {theirs.get(key)}, not {ours[key]}" for key in keys if theirs.get(key) != ours[key]]
+def check_architecture(model: SimSiam, hparams: Mapping[str, Any], names: tuple[str, ...], file: Path) -> None:
+    theirs, ours = (
+        dict(hp) | {"proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")} for hp in (hparams, model.hparams)
+    )
+    wrong = [f"{name} {theirs[name]}, not {ours[name]}" for name in names if theirs[name] != ours[name]]
     check(not wrong, f"{file}: another architecture: {'; '.join(wrong)}")
 
 
 def load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    """`load_state_dict`, with a UserError for weights that are missing, unknown, of another shape, or no tensors."""
     try:
         network.load_state_dict(state, strict=True)
-    except (RuntimeError, AttributeError, TypeError) as error:  # the latter two where keys or values are something else
+    except (RuntimeError, AttributeError, TypeError) as error:  # the latter two for keys or values of other types
         raise UserError(f"{file}: its weights do not fit: {' '.join(str(error).split())[:300]}") from None
+
+
+def backbone_facts(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Those hyper-parameters of a SimSiam that `BackboneFacts` requires."""
+    return {name: hparams[name] for name in FACTS}
+
+
+def validate_facts(said: dict[str, Any], file: Path) -> BackboneFacts:
+    """What a file, which may come from anywhere, says of itself; UserError for values that cannot be."""
+    try:
+        return BackboneFacts.model_validate({"stem": "cifar"} | said)  # older files have no stem: it was always cifar
+    except ValidationError as error:
+        wrong = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
+        raise UserError(f"{file}: does not say its {', '.join(wrong)} as a file of this program does") from None
+
+
+def build_backbone(facts: BackboneFacts, seed: int | None = None) -> ResNet:
+    """The network that a file describes, with random weights: those of a run of that seed."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        network = BACKBONES[facts.backbone](facts.width, facts.settings.zero_init_residual, facts.stem)
+    return attach_facts(network, facts)
+
+
+def attach_facts(backbone: ResNet, facts: BackboneFacts) -> ResNet:
+    """Set `.mean`, `.std` and `.image_size`, and eval mode."""
+    backbone.mean, backbone.std, backbone.image_size = tuple(facts.mean), tuple(facts.std), facts.image_size
+    return backbone.eval()
+
+
+def hash_weights(network: nn.Module) -> str:
+    """16 hexadecimal digits of a hash over all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

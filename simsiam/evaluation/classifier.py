@@ -1,6 +1,7 @@
 """A backbone with a linear classifier, and how it is trained: shared by `linear` and `finetune`."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,12 +18,13 @@ from simsiam.data.sampler import EpochSampler
 from simsiam.evaluation.context import EvaluationContext
 from simsiam.evaluation.metrics import accuracy, confusion, per_class
 from simsiam.evaluation.results import Results
+from utils.console import print_table
 from utils.device import choose_accelerator, choose_precision
 from utils.errors import RunFailure
 from utils.export import HEAD, write_weights
 from utils.schedule import warmup_cosine
 
-CHOICE = 2**32 - 1  # the epoch whose order decides which images are held out, or keep their labels: none trains in it
+CHOICE_EPOCH = 2**32 - 1  # no training gets here: its order decides which images are held out or keep their labels
 
 
 class Classifier(pl.LightningModule):
@@ -31,7 +33,7 @@ class Classifier(pl.LightningModule):
     Args:
         backbone: (B, 3, S, S) -> (B, F).
         classes: C.
-        head_rate: learning rate of the head, which is zero until somebody fills it.
+        head_rate: learning rate of the head, whose weights are zero at first.
         backbone_rate: None freezes the backbone: no gradient, and eval mode, so that BN keeps its statistics too.
         momentum, weight_decay: of SGD. All rates fall to 0 along a cosine.
     """
@@ -82,12 +84,15 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_epoch_end(self) -> None:
+        """Raise RunFailure with status 4 for a loss or weights that are not finite."""
         loss = self.trainer.callback_metrics["probe/train_loss"].item()
-        if not math.isfinite(loss):
-            raise RunFailure(f"the loss is {loss}: lower the learning rates; no figures were kept", status=4)
+        finite = all(bool(parameter.isfinite().all()) for parameter in self.parameters())
+        if not (math.isfinite(loss) and finite):
+            what = "a weight is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+            raise RunFailure(f"{what}: lower the learning rates; no figures were kept", status=4)
 
-    def words(self) -> str:
-        """The epoch's figures, for people."""
+    def describe_epoch(self) -> str:
+        """The figures that are shown as progress."""
         metrics = self.trainer.callback_metrics
         loss, right = (metrics[f"probe/train_{name}"].item() for name in ("loss", "accuracy"))
         return f"loss {loss:.4f}  train {right:.2f} %"
@@ -98,8 +103,8 @@ class LabelledViews(pl.LightningDataModule):
 
     Args:
         images: a split; of it, only the images at `chosen` (n,) are used.
-        batch_size: at most; so many fewer that hardly an image is left over in an epoch.
         mean, std: (3,), of the normalisation.
+        batch_size: at most; lowered so that the batches of an epoch are equal and hardly an image is left out.
         size: S, the side of the crops; None for that of the images.
     """
 
@@ -121,36 +126,29 @@ class LabelledViews(pl.LightningDataModule):
         self.batch_size, self.seed = len(chosen) // math.ceil(len(chosen) / batch_size), seed
         self.policy = Policy(crop_scale=crop_scale, jitter=0, grayscale=0)
 
-    def train_dataloader(self) -> EpochSampler:
+    @property
+    def epoch(self) -> int:
         assert self.trainer is not None
-        trainer, device = self.trainer, self.chosen.device
-        return EpochSampler(len(self.chosen), self.batch_size, self.seed, lambda: trainer.current_epoch, device)
+        return self.trainer.current_epoch
+
+    def train_dataloader(self) -> EpochSampler:
+        return EpochSampler(len(self.chosen), self.batch_size, self.seed, lambda: self.epoch, self.chosen.device)
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Positions (B,) -> views (B, 3, S, S), labels (B,)."""
-        assert self.trainer is not None
-        indices, epoch = self.chosen[batch], self.trainer.current_epoch
-        views = augment(
-            self.images.at(indices),
-            indices,
-            seed=self.seed,
-            epoch=epoch,
-            view=0,
-            policy=self.policy,
-            mean=self.mean,
-            std=self.std,
-            size=self.size,
-        )
+        indices = self.chosen[batch]
+        how: dict[str, Any] = {"policy": self.policy, "mean": self.mean, "std": self.std, "size": self.size}
+        views = augment(self.images.at(indices), indices, seed=self.seed, epoch=self.epoch, view=0, **how)
         return views, self.images.labels[indices]
 
 
-def fit_classifier(
+def train_classifier(
     config: Linear | Finetune, model: Classifier, data: LabelledViews, epochs: int, results: Results
 ) -> int:
-    """Train; the number of steps taken.
+    """Train, with the curves in the results folder, and return the number of steps taken.
 
     Raises:
-        RunFailure: status 4, if a weight is no longer finite.
+        RunFailure: status 4 for a loss or weights that are not finite.
     """
     results.clear()
     trainer = pl.Trainer(
@@ -158,8 +156,8 @@ def fit_classifier(
         devices=1,
         precision=choose_precision(config.device.precision, config.device.accelerator),
         max_epochs=epochs,
-        logger=ResilientTensorBoardLogger(results.path, name="", version="", default_hp_metric=False),
-        callbacks=[ProgressCallback(model.words)],
+        logger=ResilientTensorBoardLogger(results.tensorboard, name="", version="", default_hp_metric=False),
+        callbacks=[ProgressCallback(model.describe_epoch)],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -167,44 +165,41 @@ def fit_classifier(
         num_sanity_val_steps=0,
     )
     trainer.fit(model, datamodule=data)
-    finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
-    if not finite:
-        raise RunFailure("a weight is not finite: lower the learning rates; no figures were kept", status=4)
     model.to(data.chosen.device).eval()  # Lightning takes it back to the CPU
     return trainer.global_step
 
 
-def title(subject: EvaluationContext) -> str:
-    return f"accuracy on {len(subject.test):,} test images of {subject.dataset}"
-
-
-def measure(subject: EvaluationContext, head: nn.Linear) -> dict[str, Any]:
-    """Accuracy of the subject's backbone and this head on clean images: all test images."""
-    features = subject.features(subject.test.images, "test images", unit=False)
-    counts = confusion(head(features).argmax(dim=1), subject.test.labels, len(subject.classes))
+def measure_accuracy(context: EvaluationContext, head: nn.Linear) -> dict[str, Any]:
+    """Accuracy of backbone and head on all test images, clean."""
+    features = context.extract_features(context.test.images, "test images", unit=False)
+    counts = confusion(head(features).argmax(dim=1), context.test.labels, len(context.classes))
     return {
-        "dataset": subject.dataset,
-        "train_images": len(subject.train),
-        "test_images": len(subject.test),
+        "dataset": context.dataset,
+        "train_images": len(context.train),
+        "test_images": len(context.test),
         "test_accuracy": accuracy(counts),
-        "per_class": per_class(counts, subject.classes),
+        "per_class": per_class(counts, context.classes),
         "confusion": counts.tolist(),
     }
 
 
-def keep_head(results: Results, subject: EvaluationContext, head: nn.Linear, figures: dict[str, Any]) -> None:
-    """Write `head.safetensors`, then the figures, which are what makes a measurement finished."""
-    results.path.mkdir(parents=True, exist_ok=True)
-    if not results.cleared:
-        results.clear()
-    about = {"classes": list(subject.classes), "dataset": subject.dataset, "checkpoint": str(subject.trained.file)}
+def print_accuracies(context: EvaluationContext, kind: str, rows: Sequence[Sequence[str]]) -> None:
+    """A table of classifiers, the labels that each has learned from, and its accuracy."""
+    title = f"accuracy on {len(context.test):,} test images of {context.dataset}"
+    print_table(title, (kind, "labels", "accuracy %"), rows)
+
+
+def save_head(results: Results, context: EvaluationContext, head: nn.Linear, figures: dict[str, Any]) -> None:
+    """Write `head.safetensors`, then the figures: `summary.json` marks a measurement as finished."""
+    results.clear()
+    about = {"classes": list(context.classes), "dataset": context.dataset, "checkpoint": str(context.checkpoint.file)}
     about["test_accuracy"] = figures["test_accuracy"]
     write_weights(results.path / "head.safetensors", HEAD, head.state_dict(), about)
     results.write(figures, {"probe/test_accuracy": figures["test_accuracy"]}, step=figures.get("steps"))
 
 
-def standardise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Give each column of (N, F) mean 0 and deviation 1, where it lies; what was taken away, and divided by."""
+def standardise_features(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Give each column of (N, F) mean 0 and deviation 1, in place; return the means and deviations (F,) it had."""
     center, spread = x.mean(dim=0), x.std(dim=0)
     spread = torch.where(spread > 0, spread, 1.0)
     x.sub_(center).div_(spread)
@@ -212,8 +207,8 @@ def standardise(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def for_raw_features(weight: Tensor, bias: Tensor, center: Tensor, spread: Tensor) -> nn.Linear:
-    """The head that does with raw features what `weight` and `bias` do with standardised ones."""
+def head_for_raw_features(weight: Tensor, bias: Tensor, center: Tensor, spread: Tensor) -> nn.Linear:
+    """The head that gives for raw features the logits that `weight` and `bias` give for standardised ones."""
     head = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
     head.weight.copy_(weight / spread)
     head.bias.copy_(bias - head.weight @ center)

@@ -7,21 +7,19 @@ from torch import Tensor, nn
 
 from simsiam.augment import normalize
 
-CHUNK = 1000  # images that go through the network at once
+CHUNK = 1000  # images of CIFAR's size that go through the network at once
 
 
 def chunk_size(images: Tensor) -> int:
-    """So many at once: fewer of images larger than CIFAR's, so that they take as much memory."""
+    """Images that go through the network at once: as many bytes as `CHUNK` of CIFAR's, at least 8 images."""
     return min(CHUNK, max(8, CHUNK * 32**2 // images.shape[-1] ** 2))
 
 
 def center(images: Tensor, size: int | None) -> Tensor:
     """(B, 3, C, C) -> (B, 3, S, S): the middle of images that were stored with a margin for crops."""
-    margin = images.shape[-1] - (size or images.shape[-1])
-    if margin <= 0:
-        return images
-    start = margin // 2
-    return images[..., start : start + images.shape[-1] - margin, start : start + images.shape[-1] - margin]
+    margin = max(0, images.shape[-1] - (size or images.shape[-1]))
+    middle = slice(margin // 2, margin // 2 + images.shape[-1] - margin)
+    return images[..., middle, middle]
 
 
 def extract_features(
@@ -47,7 +45,9 @@ def extract_features(
     """
     start, stop, _ = part.indices(len(images))
     step = chunk or chunk_size(images)
-    places = range(start, max(stop, start + 1), step)  # of no images one chunk, whose features have a width
+    places = range(
+        start, max(stop, start + 1), step
+    )  # one empty chunk for no images, so that the features have a width
     return extract_chunks(network, (images[i : min(i + step, stop)] for i in places), stop - start, mean, std, unit)
 
 
@@ -63,7 +63,7 @@ def extract_chunks(
         x = center(images, getattr(network, "image_size", None)).to(mean.device)
         f = network(normalize(x.float() / 255, mean, std)).float()
         if done == 0:
-            features = f.new_empty(n, f.shape[1])  # once and for all: to gather and join would take twice the memory
+            features = f.new_empty(n, f.shape[1])  # allocated once: joining a list would take twice the memory
         features[done : done + len(f)] = f
         done += len(f)
     network.train(was_training)

@@ -1,53 +1,50 @@
 """The folder in which a command leaves its figures."""
 
-import hashlib
-import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from simsiam.evaluation.checkpoint import Trained
-from simsiam.evaluation.context import Config
+from simsiam.config.commands import Evaluation
+from simsiam.evaluation.checkpoint import LoadedCheckpoint, hash_weights
 from utils.cli import flatten
 from utils.console import print_line
 from utils.device import git_commit, versions
-from utils.errors import UserError, check
-from utils.filesystem import PARTIAL, check_writable, lock_folder, write_json
+from utils.errors import check
+from utils.filesystem import check_writable, lock_folder, write_json
 from utils.run_dir import RunDirectory
 
 
 class Results:
-    """The folder that one command leaves in the run's `results/`: `summary.json`, TensorBoard's events, what it makes.
+    """One command's folder below the run's `results/`: `summary.json`, `tensorboard/`, and the files that it makes.
+
+    With `--overwrite` files are replaced one by one, so whatever a person keeps in the folder stays.
 
     Args:
         name: of the folder.
-        resumes: the command itself looks at what is there already.
+        resumes: the command handles figures that are there already by itself.
 
     Raises:
         UserError: it cannot be written, or an earlier call's figures are there and `--overwrite` is not given.
     """
 
-    def __init__(self, config: Config, trained: Trained, name: str, resumes: bool = False) -> None:
-        self.config, self.trained = config, trained
-        self.path = results_root(config, trained.file) / name
-        self.summary = self.path / "summary.json"
+    def __init__(self, config: Evaluation, checkpoint: LoadedCheckpoint, name: str, resumes: bool = False) -> None:
+        self.config, self.checkpoint = config, checkpoint
+        self.path = find_results_dir(config, checkpoint.file) / name
+        self.summary, self.tensorboard = self.path / "summary.json", self.path / "tensorboard"
         check_writable(self.path, "--results-dir")
         check(
             resumes or config.checkpoint.overwrite or not self.summary.exists(),
             f"{self.summary} is there already: --overwrite measures anew; or give another --results-dir",
         )
-        row = trained.about.get("row", {})
-        self.epoch, self.step = row.get("epoch"), row.get("step", 0)  # of the checkpoint
         self.started, self.cleared = time.perf_counter(), False
 
-    def output(self, given: str | None, name: str) -> Path:
-        """The file to make: `--output`, else one of this name in the folder.
+    def choose_output(self, given: str | None, name: str) -> Path:
+        """The file to make: `given` by `--output`, else `name` in the folder.
 
         Raises:
             UserError: it is there already and `--overwrite` is not given, or it cannot be written.
@@ -55,28 +52,21 @@ class Results:
         file = Path(given).expanduser() if given else self.path / name
         check(len(file.name) <= 200, f"--output: {len(file.name)} letters are too long for a file's name")
         check(not file.is_dir(), f"{file} is a folder: give the name of a file with --output")
-        check(
-            self.config.checkpoint.overwrite or not file.exists(),
-            f"{file} is there already: --overwrite would replace it",
-        )
+        replace = self.config.checkpoint.overwrite or not file.exists()
+        check(replace, f"{file} is there already: --overwrite would replace it")
         check_writable(file.parent, "--output")
         return file
 
     def clear(self) -> None:
-        """Remove what an earlier call of this command left, and nothing else; a training calls it before it begins."""
-        names = ("summary.json", "head.safetensors", "hparams.yaml", "projector_config.pbtxt")
-        ours = [self.path / name for name in names]
-        ours += [*self.path.glob("events.out.tfevents.*"), *self.path.glob(f".*{PARTIAL}")]
-        for file in ours:
-            file.unlink(missing_ok=True)
-        for folder in self.path.glob("[0-9][0-9][0-9][0-9][0-9]"):  # the projector's
-            if (folder / "embedding").is_dir():
-                shutil.rmtree(folder)
-        self.cleared = True
+        """Remove an earlier call's summary and curves, once: a training does so before it logs, others in `write`."""
+        if not self.cleared:
+            self.summary.unlink(missing_ok=True)
+            shutil.rmtree(self.tensorboard, ignore_errors=True)
+            self.cleared = True
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep a second process out of the folder meanwhile.
+    def lock(self) -> Iterator[None]:
+        """Make the folder, and keep other processes out meanwhile.
 
         Raises:
             UserError: another process is in it.
@@ -92,49 +82,31 @@ class Results:
         pictures: Callable[[SummaryWriter, int], None] | None = None,
         step: int | None = None,
     ) -> None:
-        """Leave figures as JSON, with all that says where they are from; scalars and pictures go into TensorBoard.
+        """Write figures and their provenance as JSON, scalars and pictures into TensorBoard.
 
         Args:
-            step: of the scalars; the checkpoint's own if left out, so that they stand at the end of the run's curves.
+            step: of the scalars; None for the checkpoint's, so that they stand at the end of the run's curves.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if not self.cleared:
-            self.clear()
-        at = self.step if step is None else step
+        self.clear()
+        facts = self.checkpoint.facts
+        step = facts.row.step if step is None else step
         if scalars or pictures:
-            with SummaryWriter(str(self.path)) as writer:
+            with SummaryWriter(str(self.tensorboard)) as writer:
                 for name, value in (scalars or {}).items():
-                    writer.add_scalar(name, value, at)
+                    writer.add_scalar(name, value, step)
                 if pictures:
-                    pictures(writer, at)
-        origin = {"command": type(self.config).__name__.lower(), "checkpoint": str(self.trained.file)}
-        origin |= {"weights": fingerprint(self.trained.backbone), "epoch": self.epoch}
-        rest = {
-            "settings": plain_settings(self.config),
-            "seconds": round(time.perf_counter() - self.started, 1),
-            "versions": versions(),
-            "commit": git_commit(),
-        }
-        write_json(self.summary, origin | figures | rest)
+                    pictures(writer, step)
+        origin = {"command": type(self.config).__name__.lower(), "checkpoint": str(self.checkpoint.file)}
+        origin |= {"weights": hash_weights(self.checkpoint.backbone), "epoch": facts.row.epoch}
+        how = {"settings": flatten(self.config), "seconds": round(time.perf_counter() - self.started, 1)}
+        how |= {"versions": versions(), "commit": git_commit()}
+        write_json(self.summary, origin | figures | how)
         print_line(f"figures   {self.summary}")
 
 
-def plain_settings(config: Config) -> dict[str, Any]:
-    """A configuration as JSON gives it back."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in flatten(config).items()}
-
-
-def fingerprint(network: nn.Module) -> str:
-    """What tells one set of weights from another: 16 hexadecimal digits of a hash over all of them."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def results_root(config: Config, file: Path) -> Path:
-    """`--results-dir`, else `results/` of the run that a file belongs to, else a folder beside the file."""
+def find_results_dir(config: Evaluation, file: Path) -> Path:
+    """`--results-dir`, else `results/` of the run that a checkpoint lies in, else a folder beside the checkpoint."""
     if config.checkpoint.results_dir:
         return Path(config.checkpoint.results_dir).expanduser()
     for run in (RunDirectory(file.parent), RunDirectory(file.parent.parent)):
@@ -143,19 +115,6 @@ def results_root(config: Config, file: Path) -> Path:
     return file.with_name(f"{file.stem}_results")
 
 
-def results_name(command: str, output: str | None) -> str:
-    """The folder of a command of which one may want several: named after what it makes."""
+def name_results(command: str, output: str | None) -> str:
+    """The name of a command's folder: its own, and with `--output` also that of the file."""
     return f"{command}_{Path(output).name.replace('.', '_')}" if output else command
-
-
-def read_json(file: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """A JSON file of ours that has at least these keys.
-
-    Raises:
-        UserError: damaged.
-    """
-    try:
-        content = dict(json.loads(file.read_text()))
-        return content | {key: content[key] for key in keys}
-    except (OSError, ValueError, TypeError, KeyError):
-        raise UserError(f"{file} is damaged: give --overwrite to measure anew") from None

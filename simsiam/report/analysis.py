@@ -10,11 +10,11 @@ from simsiam.config.commands import Knn
 from simsiam.config.evaluation_options import CheckpointOptions, EvaluationDataOptions
 from simsiam.config.options import AcceleratorOptions
 from simsiam.data.dataset import why_no_knn
+from simsiam.evaluation.checkpoint import hash_weights
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import CHUNK
 from simsiam.evaluation.gallery import Tile, find_nearest, gallery_rows, select_evenly
 from simsiam.evaluation.metrics import confusion
-from simsiam.evaluation.results import fingerprint
 from simsiam.report.records import Confusion, Run, finite_number, printable, read_confusion
 from utils.console import print_line, track_progress
 from utils.device import choose_device
@@ -43,17 +43,17 @@ def analyse_run(run: Run, accelerator: Any, data_dir: str | None) -> Analysis:
     subject = open_newest_checkpoint(run, accelerator, data_dir)
     train, source = subject.train, subject.test if len(subject.test) else subject.train
     words = "train images" if source is train else "test images"
-    bank = subject.features(train.images, f"train images of {run.name}")
-    queries = bank if source is train else subject.features(source.images, f"{words} of {run.name}")
+    bank = subject.extract_features(train.images, f"train images of {run.name}")
+    queries = bank if source is train else subject.extract_features(source.images, f"{words} of {run.name}")
     indices = torch.tensor(select_evenly(len(source), QUERIES), device=queries.device)
     similarity, nearest = find_nearest(queries[indices], bank, NEAREST, in_bank=source is train)
     gallery = gallery_rows(train, source.at(indices), source.labels[indices].tolist(), nearest, similarity)
     counts = None
     if why_no_knn(train, subject.test) is None:
-        counts = read_confusion(run, fingerprint(subject.trained.backbone))
+        counts = read_confusion(run, hash_weights(subject.checkpoint.backbone))
         counts = counts or count_confusion(subject, bank, queries, run.name)
     points, method = project_features(queries[:MAP_IMAGES], run.name)
-    epoch, names = subject.trained.about.get("row", {}).get("epoch"), tuple(map(printable, source.classes))
+    epoch, names = subject.checkpoint.facts.row.epoch, tuple(map(printable, source.classes))
     return Analysis(epoch, words, gallery, counts, names, points, source.labels[:MAP_IMAGES].cpu().numpy(), method)
 
 
@@ -76,7 +76,7 @@ def open_newest_checkpoint(run: Run, accelerator: Any, data_dir: str | None) -> 
 
 def count_confusion(subject: EvaluationContext, bank: Tensor, queries: Tensor, name: str) -> Confusion:
     """Classifies all test images by kNN with the run's own k and temperature."""
-    settings = subject.trained.about.get("settings", {})
+    settings = subject.checkpoint.facts.settings.model_dump()
     k, temperature = (finite_number(settings.get(x)) or default for x, default in (("knn_k", 200), ("knn_t", 0.1)))
     k, classes, labels = max(1, min(int(k), len(bank))), len(subject.classes), subject.train.labels
     chunks = track_progress(queries.split(CHUNK), len(queries), f"neighbours of {name}")

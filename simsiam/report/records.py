@@ -17,8 +17,8 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from simsiam.callbacks.collapse import COLLAPSED
 from simsiam.config.commands import DEFAULTS, settings_that_matter
+from simsiam.loss import COLLAPSED
 from utils.errors import UserError, check
 from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory

@@ -62,25 +62,14 @@ def test_a_data_sets_features_are_those_of_the_backbone(
     made = results / "embed_features_npz"
     figures = json.loads((made / "summary.json").read_text())
     assert (figures["images"], figures["features"]) == (sum(sizes), 32)
-    assert (made / "projector_config.pbtxt").exists() == (sizes[1] > 0)
-    assert len(list(made.glob("*/embedding/sprite.png"))) == (sizes[1] > 0)
+    assert (made / "tensorboard" / "projector_config.pbtxt").exists() == (sizes[1] > 0)
+    assert len(list(made.glob("tensorboard/*/embedding/sprite.png"))) == (sizes[1] > 0)
 
 
-def test_npy_is_a_table_to_be_memory_mapped(trained: Path, program: Program, tmp_path: Path) -> None:
-    for name in ("a.npz", "a.npy"):
-        flags = ["--output", str(tmp_path / name), "--results-dir", str(tmp_path / "results")]
-        assert program("embed", "--checkpoint", str(trained), *flags)[0] == 0
-    table = np.load(tmp_path / "a.npy", mmap_mode="r", allow_pickle=False)
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
-        for name in table.dtype.names or ():
-            assert np.array_equal(table[name], arrays[name])
-
-
-@pytest.mark.parametrize("suffix", ["npz", "npy"])
 def test_a_folders_features_are_those_of_the_same_images_as_a_data_set(
-    suffix: str, trained: Path, folder: Path, program: Program, tmp_path: Path
+    trained: Path, folder: Path, program: Program, tmp_path: Path
 ) -> None:
-    output = tmp_path / f"f.{suffix}"
+    output = tmp_path / "f.npz"
     flags = ["--images", str(folder), "--output", str(output), "--results-dir", str(tmp_path / "results")]
     assert program("embed", "--checkpoint", str(trained), *flags)[0] == 0
     found = np.load(output, allow_pickle=False)
@@ -91,8 +80,7 @@ def test_a_folders_features_are_those_of_the_same_images_as_a_data_set(
     np.testing.assert_allclose(found["features"], raw_features(trained, test.images[order]), atol=1e-5)
     names = sorted(test.classes)
     assert [names[label] for label in found["labels"]] == [file.parts[0] for file in files]
-    if suffix == "npz":
-        assert list(found["classes"]) == names
+    assert list(found["classes"]) == names
 
 
 def test_bad_images_stop_it_or_are_left_out(trained: Path, program: Program, tmp_path: Path) -> None:
@@ -177,7 +165,7 @@ def test_the_gallery_shows_each_query_and_its_nearest_train_images(
                 same += int(alike)
     figures = json.loads((tmp_path / "neighbours" / "summary.json").read_text())
     assert figures["same_class"] == pytest.approx(100 * same / 28)
-    events = EventAccumulator(str(tmp_path / "neighbours"))
+    events = EventAccumulator(str(tmp_path / "neighbours" / "tensorboard"))
     events.Reload()
     assert events.Tags()["images"] == ["neighbours"]
 

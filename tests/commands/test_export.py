@@ -91,14 +91,14 @@ def test_torchvision_and_timm_take_the_safetensors_file_strictly(program: Progra
 def test_a_file_that_does_something_else_is_not_kept(
     format: str, trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = export_command.write
+    honest = export_command.write_backbone
 
     def write(path: Path, format: str, backbone: torch.nn.Module, images: torch.Tensor, about: dict) -> None:
         wrong = load_backbone(trained)
         wrong.layer4[0].bn2.bias.data += 0.01
         honest(path, format, wrong, images, about)
 
-    monkeypatch.setattr(export_command, "write", write)
+    monkeypatch.setattr(export_command, "write_backbone", write)
     output = tmp_path / f"b{FORMATS[format]}"
     flags = ["--format", format, "--output", str(output), "--results-dir", str(tmp_path / "results")]
     status, _, err = program("export", "--checkpoint", str(trained), *flags)

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ import torch
 import main
 from simsiam.evaluation.metrics import accuracy, confusion, per_class
 from tests.helpers import Program, Started, as_nobody, start, wait_for
-from utils.export import BACKBONE, read_weights, write_weights
 from utils.filesystem import lock_folder
 
 COMMANDS = ("knn", "linear", "finetune", "embed", "neighbours", "export")
@@ -70,7 +68,7 @@ def test_earlier_figures_are_not_replaced_unasked(copy: Path, program: Program) 
     assert status == 2 and "--overwrite" in err and err.count("\n") == 1
     assert {file: file.stat().st_mtime_ns for file in copy.rglob("*")} == before
     assert program("knn", "--checkpoint", str(copy), "--overwrite")[0] == 0 and mine.read_text() == "mine"
-    assert len(list(mine.parent.glob("events*"))) == 1
+    assert len(list((mine.parent / "tensorboard").glob("events*"))) == 1
 
 
 @pytest.mark.slow("two further runs for one folder")
@@ -143,7 +141,8 @@ BAD_FLAGS = {
         "--crop-scale 0": "greater than 0",
     },
     "embed": {
-        "--output features.txt": ".npz or .npy",
+        "--output features.txt": "ends in .npz",
+        "--output features.npy": "ends in .npz",
         "--output /proc/nowhere/f.npz": "cannot be written",
         "--images /no/such": "no such folder",
         "--images /etc/passwd": "no such folder",
@@ -174,46 +173,6 @@ def test_a_wrong_flag_is_answered_in_one_line(command: str, flags: str, trained:
     assert status == 2 and out == "", (out, err)
     assert err.startswith("main.py: ") and err.count("\n") == 1 and BAD_FLAGS[command][flags] in err
     assert sorted(trained.rglob("*")) == before
-
-
-HOSTILE: list[tuple[str, Any]] = [
-    ("backbone", "resnet99"), ("backbone", ["resnet10"]), ("width", 0), ("width", -1), ("width", 3_000_000),
-    ("width", "4"), ("width", None), ("mean", [0.5, 0.5]), ("mean", ["a", "b", "c"]), ("mean", None),
-    ("std", [0.0, 0.0, 0.0]), ("std", [1, 1, float("nan")]), ("image_size", 0), ("classes", [1, 2]),
-    ("settings", "x"), ("settings", None), ("settings", []), ("settings", {"dataset": ["a"]}),
-    ("settings", {"dataset": "patterns", "data_dir": 5}), ("settings", {"dataset": "patterns", "train_images": "abc"}),
-    ("settings", {"dataset": "patterns", "train_images": -5}), ("settings", {"dataset": "mnist"}),
-    ("row", None), ("row", [1]), ("row", {"epoch": "two"}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "value"), HOSTILE)
-def test_a_file_that_lies_about_itself_is_answered_in_one_line(
-    name: str, value: Any, trained: Path, program: Program, tmp_path: Path
-) -> None:
-    about, state = read_weights(trained / "backbone.safetensors", BACKBONE)
-    write_weights(tmp_path / "a.safetensors", BACKBONE, state, about | {name: value})
-    whole = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
-    if name in whole["hyper_parameters"]:
-        whole["hyper_parameters"][name] = value
-    else:
-        whole[name] = value
-    torch.save(whole, tmp_path / "a.ckpt")
-    for file in ("a.safetensors", "a.ckpt"):
-        status, out, err = program("knn", "--checkpoint", str(tmp_path / file))
-        assert (status, out) == (2, "") and err.count("\n") == 1, (file, err)
-        assert name in err or "mnist" in err
-    assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "a.safetensors"]
-
-
-def test_weights_that_are_not_finite_are_refused(trained: Path, program: Program, tmp_path: Path) -> None:
-    about, state = read_weights(trained / "backbone.safetensors", BACKBONE)
-    state["conv1.weight"][0, 0, 0, 0] = float("nan")
-    write_weights(tmp_path / "a.safetensors", BACKBONE, state, about)
-    for command in COMMANDS:
-        status, out, err = program(command, "--checkpoint", str(tmp_path / "a.safetensors"))
-        assert (status, out) == (2, "") and "not finite" in err and err.count("\n") == 1
-    assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
 @pytest.mark.slow("each command twice; that a command replaces nothing unasked is a quick test")

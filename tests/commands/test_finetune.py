@@ -1,33 +1,25 @@
-"""The linear probe and fine-tuning: what is frozen stays, shares of labels are exact, and both learn on real images."""
+"""`python main.py finetune`: shares of labels are exact, finished seeds are kept, and the whole network learns."""
 
-import json
 import shutil
 from pathlib import Path
 from statistics import mean, stdev
-from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
-from models import resnet10
 from simsiam import load_backbone
 from simsiam.commands import finetune
 from simsiam.commands.finetune import choose_labels, label_quotas
 from simsiam.data import load_dataset
-from simsiam.data.dataset import DatasetSpec, ImageDataset
-from simsiam.evaluation.classifier import Classifier, LabelledViews
+from simsiam.data.dataset import DatasetSpec
+from simsiam.evaluation.classifier import Classifier
 from simsiam.evaluation.features import extract_features
-from tests.helpers import Program
+from tests.helpers import Program, summary
 from utils.errors import UserError
 from utils.export import BACKBONE, read_weights, write_weights
 
 FINETUNE = ["--label-fraction", "0.25", "--epochs", "2"]
-
-
-def summary(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
 
 
 # ---------------------------------------------------------------- which labels
@@ -72,62 +64,7 @@ def test_the_choice_is_the_seeds_and_a_larger_one_holds_the_smaller() -> None:
     assert choices[0, 0.01] < choices[0, 0.1] and choices[0, 0.1] != choices[1, 0.1]
 
 
-# ---------------------------------------------------------------- the classifier
-
-
-@pytest.mark.filterwarnings("ignore:Found .* module.* in eval mode")  # that is the point
-def test_frozen_means_that_nothing_of_the_backbone_changes_and_tuned_that_all_does() -> None:
-    import pytorch_lightning as pl
-
-    images = ImageDataset(
-        torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64) % 4, tuple("abcd")
-    )
-    for rate in (None, 0.1):
-        backbone = resnet10(4, zero_init_residual=False)
-        before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-        model = Classifier(backbone, 4, head_rate=1.0, backbone_rate=rate, weight_decay=1e-3)
-        data = LabelledViews(
-            images, torch.arange(64), torch.zeros(3), torch.ones(3), batch_size=16, crop_scale=0.5, seed=0
-        )
-        trainer = pl.Trainer(
-            max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False,
-        )  # fmt: skip
-        trainer.fit(model, datamodule=data)
-        after = backbone.state_dict()
-        same = [torch.equal(before[name], after[name]) for name in before]
-        assert all(same) if rate is None else not any(same)  # BN statistics and counters included
-        assert model.head.weight.abs().sum() > 0
-
-
-@pytest.mark.parametrize(
-    ("labels", "batch", "expected"), [(500, 256, 250), (511, 256, 255), (100, 256, 100), (5000, 256, 250)]
-)
-def test_hardly_a_labelled_image_is_left_over_in_an_epoch(labels: int, batch: int, expected: int) -> None:
-    images = ImageDataset(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1), ("a",))
-    data = LabelledViews(
-        images, torch.arange(labels), torch.zeros(3), torch.ones(3), batch_size=batch, crop_scale=0.5, seed=0
-    )
-    assert data.batch_size == expected and labels - labels // expected * expected < labels / 100
-
-
-def test_views_are_crops_and_flips_alone_normalised_as_the_checkpoint_says() -> None:
-    pixels = torch.randint(0, 256, (200, 1, 1, 1), dtype=torch.uint8).expand(200, 3, 16, 16)  # of one grey each
-    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
-    data = LabelledViews(
-        ImageDataset(pixels, torch.arange(200), ("a",)),
-        torch.arange(200),
-        mean,
-        std,
-        batch_size=200,
-        crop_scale=0.2,
-        seed=0,
-    )
-    data.trainer = SimpleNamespace(current_epoch=3)
-    order = torch.arange(200).flip(0)
-    views, labels = data.on_after_batch_transfer(order, 0)
-    assert torch.equal(labels, order)  # no jitter and no grayscale: a grey image stays what it is, whatever the crop
-    torch.testing.assert_close(views, (pixels[order] / 255 - mean[:, None, None]) / std[:, None, None])
+# ---------------------------------------------------------------- the command
 
 
 def test_head_and_backbone_have_their_own_rates_and_both_fall_to_zero(
@@ -147,69 +84,6 @@ def test_head_and_backbone_have_their_own_rates_and_both_fall_to_zero(
     for head, backbone in seen:
         assert head == pytest.approx(2.5 * backbone)
     assert seen[-1][0] < 0.01 and seen == sorted(seen, reverse=True)
-
-
-# ---------------------------------------------------------------- linear
-
-
-@pytest.mark.parametrize(
-    "flags", [[], pytest.param(["--augment", "--epochs", "3"], marks=pytest.mark.slow("trains a head by SGD"))]
-)
-def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
-    flags: list[str], cifar10_run: Path, cifar10_dir: Path, program: Program, tmp_path: Path
-) -> None:
-    weights = load_file(cifar10_run / "backbone.safetensors")
-    status, out, err = program("linear", "--checkpoint", str(cifar10_run), "--results-dir", str(tmp_path), *flags)
-    assert (status, err) == (0, "")
-    folder = tmp_path / ("linear_augment" if flags else "linear")
-    figures = summary(folder)
-    assert (
-        f"{figures['test_accuracy']:.2f}" in out and sorted(file.name[:6] for file in folder.iterdir())[0] == "events"
-    )
-
-    head = torch.nn.Linear(32, 10)
-    head.load_state_dict(load_file(folder / "head.safetensors"), strict=True)
-    with safe_open(folder / "head.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["classes"])[0] == "airplane"
-    _, test = load_dataset(DatasetSpec("cifar10", str(cifar10_dir), train_images=1000, test_images=500))
-    backbone = load_backbone(cifar10_run)
-    features = extract_features(backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False)
-    right = (head(features).argmax(dim=1) == test.labels).float().mean().item()
-    assert 100 * right == pytest.approx(figures["test_accuracy"], abs=1e-4)
-    assert right > 0.2  # measured: .30 and .27
-    after = load_file(cifar10_run / "backbone.safetensors")
-    assert all(torch.equal(weights[name], after[name]) for name in weights)
-
-
-@pytest.mark.slow("a probe twice")
-def test_the_weight_decay_is_chosen_on_held_out_train_images_alone(
-    cifar10_run: Path, program: Program, tmp_path: Path
-) -> None:
-    chosen = []
-    for n in (500, 100):  # with other test images, all that was decided and learned is the same
-        there = tmp_path / str(n)
-        flags = ["--results-dir", str(there), "--test-images", str(n)]
-        assert program("linear", "--checkpoint", str(cifar10_run), *flags)[0] == 0
-        figures = summary(there / "linear")
-        best = max(figures["held_out"].values())
-        assert figures["held_out"][f"{figures['weight_decay']:g}"] == best and len(figures["held_out"]) == 5
-        chosen.append((figures["held_out"], load_file(there / "linear" / "head.safetensors")))
-    assert chosen[0][0] == chosen[1][0] and torch.equal(chosen[0][1]["weight"], chosen[1][1]["weight"])
-
-
-@pytest.mark.slow("a probe twice; that random weights are taken is a quick test of finetune")
-def test_pre_training_is_worth_something_and_from_scratch_shows_how_much(
-    cifar10_run: Path, program: Program, tmp_path: Path
-) -> None:
-    found = []
-    for flags in ([], ["--from-scratch"]):
-        command = ["linear", "--checkpoint", str(cifar10_run), "--results-dir", str(tmp_path), *flags]
-        assert program(*command)[0] == 0
-        found.append(load_file(tmp_path / ("linear" + "_from_scratch" * bool(flags)) / "head.safetensors")["weight"])
-    assert not torch.equal(*found)
-
-
-# ---------------------------------------------------------------- finetune
 
 
 def test_finetune_keeps_networks_and_gives_mean_and_deviation(trained: Path, program: Program, tmp_path: Path) -> None:

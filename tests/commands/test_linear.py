@@ -1,0 +1,70 @@
+"""`python main.py linear`: a head on a frozen backbone, its weight decay chosen without test images."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from simsiam import load_backbone
+from simsiam.data import load_dataset
+from simsiam.data.dataset import DatasetSpec
+from simsiam.evaluation.features import extract_features
+from tests.helpers import Program, summary
+
+
+@pytest.mark.parametrize(
+    "flags", [[], pytest.param(["--augment", "--epochs", "3"], marks=pytest.mark.slow("trains a head by SGD"))]
+)
+def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
+    flags: list[str], cifar10_run: Path, cifar10_dir: Path, program: Program, tmp_path: Path
+) -> None:
+    weights = load_file(cifar10_run / "backbone.safetensors")
+    status, out, err = program("linear", "--checkpoint", str(cifar10_run), "--results-dir", str(tmp_path), *flags)
+    assert (status, err) == (0, "")
+    folder = tmp_path / ("linear_augment" if flags else "linear")
+    figures = summary(folder)
+    assert f"{figures['test_accuracy']:.2f}" in out and any((folder / "tensorboard").glob("events*"))
+
+    head = torch.nn.Linear(32, 10)
+    head.load_state_dict(load_file(folder / "head.safetensors"), strict=True)
+    with safe_open(folder / "head.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["classes"])[0] == "airplane"
+    _, test = load_dataset(DatasetSpec("cifar10", str(cifar10_dir), train_images=1000, test_images=500))
+    backbone = load_backbone(cifar10_run)
+    features = extract_features(backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False)
+    right = (head(features).argmax(dim=1) == test.labels).float().mean().item()
+    assert 100 * right == pytest.approx(figures["test_accuracy"], abs=1e-4)
+    assert right > 0.2  # measured: .30 and .27
+    after = load_file(cifar10_run / "backbone.safetensors")
+    assert all(torch.equal(weights[name], after[name]) for name in weights)
+
+
+@pytest.mark.slow("a probe twice")
+def test_the_weight_decay_is_chosen_on_held_out_train_images_alone(
+    cifar10_run: Path, program: Program, tmp_path: Path
+) -> None:
+    chosen = []
+    for n in (500, 100):  # with other test images, all that was decided and learned is the same
+        there = tmp_path / str(n)
+        flags = ["--results-dir", str(there), "--test-images", str(n)]
+        assert program("linear", "--checkpoint", str(cifar10_run), *flags)[0] == 0
+        figures = summary(there / "linear")
+        best = max(figures["held_out"].values())
+        assert figures["held_out"][f"{figures['weight_decay']:g}"] == best and len(figures["held_out"]) == 5
+        chosen.append((figures["held_out"], load_file(there / "linear" / "head.safetensors")))
+    assert chosen[0][0] == chosen[1][0] and torch.equal(chosen[0][1]["weight"], chosen[1][1]["weight"])
+
+
+@pytest.mark.slow("a probe twice; that random weights are taken is a quick test of finetune")
+def test_pre_training_is_worth_something_and_from_scratch_shows_how_much(
+    cifar10_run: Path, program: Program, tmp_path: Path
+) -> None:
+    found = []
+    for flags in ([], ["--from-scratch"]):
+        command = ["linear", "--checkpoint", str(cifar10_run), "--results-dir", str(tmp_path), *flags]
+        assert program(*command)[0] == 0
+        found.append(load_file(tmp_path / ("linear" + "_from_scratch" * bool(flags)) / "head.safetensors")["weight"])
+    assert not torch.equal(*found)

@@ -1,0 +1,100 @@
+"""A run folder with damaged files: answered in one line with nothing changed, or mended by the resumed run."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from simsiam import load_backbone
+from tests.helpers import PAGE, SMALL, Program, rows, same_weights
+
+
+def damaged(file: str, content: bytes) -> Callable[[Path], object]:
+    return lambda run: (run / file).write_bytes(content)
+
+
+def both_checkpoints(run: Path) -> None:
+    for name in ("last.ckpt", "last.previous.ckpt"):
+        (run / "checkpoints" / name).write_bytes(PAGE)
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "config.yaml with a tag that would run code": (
+        damaged("config.yaml", b"settings: !!python/object/apply:os.system ['touch HACKED']\n"),
+        "config.yaml is damaged: start anew with --overwrite",
+    ),
+    "config.yaml empty": (damaged("config.yaml", b""), "config.yaml is damaged"),
+    "config.yaml cut short": (lambda run: os.truncate(run / "config.yaml", 60), "another --exp-name"),
+    "config.yaml a page": (damaged("config.yaml", PAGE), "config.yaml is damaged"),
+    "config.yaml not text": (damaged("config.yaml", b"\xff\xfe\x00settings:"), "config.yaml is damaged"),
+    "config.yaml without end": (damaged("config.yaml", b"settings: " + b"[" * 3000), "config.yaml is damaged"),
+    "config.yaml a billion laughs": (
+        damaged("config.yaml", b"a: &a [1]\n" + b"".join(b"%c: &%c [*%c,*%c,*%c]\n" % (i, i, i - 1, i - 1, i - 1)
+                                                             for i in range(98, 110)) + b"settings: *m\n"),
+        "config.yaml is damaged",
+    ),
+    "both checkpoints pages": (both_checkpoints, "--overwrite starts anew"),
+    "checkpoints a file": (
+        lambda run: (shutil.rmtree(run / "checkpoints"), (run / "checkpoints").write_text("x")),
+        "checkpoints is a file, not a folder",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def unfinished(program: Program, trained: Path, tmp_path: Path) -> Path:
+    """A run as a kill on its last metres leaves it."""
+    run = tmp_path / "runs" / trained.name
+    shutil.copytree(trained, run)
+    (run / "summary.json").unlink()
+    shutil.copy(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "last.previous.ckpt")
+    return run
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+def test_a_bad_run_folder(
+    what: str, unfinished: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    damage, answer = FOLDERS[what]
+    damage(unfinished)
+    before = {file: file.read_bytes() for file in unfinished.rglob("*") if file.is_file()}
+    status, out, err = program(*SMALL, "--epochs", "2")
+    assert (status, out) == (2, "") and err.count("\n") == 1 and answer in err, err
+    assert {file: file.read_bytes() for file in unfinished.rglob("*") if file.is_file()} == before
+    assert not Path("HACKED").exists()
+
+
+MENDED: dict[str, Callable[[Path], object]] = {
+    "metrics.jsonl cut in the middle of a line": lambda run: os.truncate(run / "metrics.jsonl", 50),
+    "metrics.jsonl empty": damaged("metrics.jsonl", b""),
+    "metrics.jsonl gone": lambda run: (run / "metrics.jsonl").unlink(),
+    "metrics.jsonl a page": damaged("metrics.jsonl", PAGE),
+    "metrics.jsonl not text": damaged("metrics.jsonl", b"\xff\xfe\x00\n\x80"),
+    "metrics.jsonl with a row too many": lambda run: damaged("metrics.jsonl", (run / "metrics.jsonl").read_bytes() * 2)(
+        run
+    ),
+    "last.ckpt cut short": lambda run: os.truncate(run / "checkpoints" / "last.ckpt", 3000),
+    "last.ckpt empty": damaged("checkpoints/last.ckpt", b""),
+    "last.ckpt gone": lambda run: (run / "checkpoints" / "last.ckpt").unlink(),
+    "best.ckpt a page": damaged("checkpoints/best.ckpt", PAGE),
+    "backbone.safetensors a page": damaged("backbone.safetensors", PAGE),
+    "what a kill left behind": damaged("checkpoints/.last.ckpt.1.partial", b"half"),
+}
+
+
+@pytest.mark.parametrize("what", MENDED)
+def test_what_the_run_mends_by_itself(
+    what: str, unfinished: Path, trained: Path, program: Program, tmp_path: Path
+) -> None:
+    MENDED[what](unfinished)
+    status, _, err = program(*SMALL, "--epochs", "2")
+    assert status == 0 and (not err or (err.count("\n") == 1 and "going back to the checkpoint before it" in err)), err
+    assert rows(unfinished) == rows(trained) and same_weights(unfinished, trained)
+    summary = json.loads((unfinished / "summary.json").read_text())
+    assert summary == json.loads((trained / "summary.json").read_text())
+    load_backbone(unfinished)
+    assert not list(unfinished.rglob("*.partial"))
