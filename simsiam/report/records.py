@@ -130,7 +130,7 @@ def read_run(path: Path) -> Run:
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
-    """Each run once, without earlier reports (`runs/*` names them too); UserError if one is no run, or none has an epoch."""
+    """Each run once, without earlier reports (of `runs/*`); UserError where one is no run, or none has an epoch."""
     folders = {path.resolve(): path for path in (Path(path).expanduser() for path in paths)}
     kept = [path for path in folders.values() if (path / "config.yaml").exists() or not is_report(path / "index.html")]
     try:
