@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
 from simsiam.config.ablations import paper_says
@@ -102,15 +101,11 @@ def report(config: Report) -> None:
 
 def render_page(**content: Any) -> str:
     """The template, filled; in ASCII, so that no locale can spoil it."""
-
-    def finalize(value: Any) -> str:
-        return value if isinstance(value, Markup) else records.printable(value)
-
-    environment = Environment(autoescape=True, finalize=finalize, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.finalize = lambda value: value if isinstance(value, Markup) else records.printable(value)
     environment.filters["encode"] = lambda tile: figures.encode_image(to_pil_image(tile))
-    environment.globals |= {"command_line": command_line, "generator": records.GENERATOR}
-    environment.globals |= {"light": figures.LIGHT, "dark": figures.DARK}
-    page = environment.from_string(TEMPLATE.read_text("utf-8")).render(content)
+    constants = {"light": figures.LIGHT, "dark": figures.DARK, "generator": records.GENERATOR}
+    page = environment.from_string(TEMPLATE.read_text("utf-8")).render(content, command_line=command_line, **constants)
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
@@ -170,16 +165,13 @@ def describe_features(group: Group, analyse: Callable[[Run], Analysis] | None, f
     charts = draw_classes(confusion, folder, prefix) if confusion else []
     if analysis:
         heading = f"{run.name}: {analysis.source} on the left, their nearest train images, by cosine"
-        save_picture(draw_gallery(analysis.gallery, records.printable(heading)), folder / f"{prefix}neighbours.png")
+        picture = draw_gallery(analysis.gallery, records.printable(heading))
+        write_atomically(folder / f"{prefix}neighbours.png", partial(picture.save, format="PNG"))
         charts.append(draw_map(analysis, folder / f"{prefix}map.png"))
     if views:
-        save_picture(views, folder / f"{prefix}views.png")
+        write_atomically(folder / f"{prefix}views.png", partial(views.save, format="PNG"))
     shown = figures.encode_image(views) if views else None
     return {"group": group, "run": run, "analysis": analysis, "problem": problem, "charts": charts, "views": shown}
-
-
-def save_picture(picture: Image.Image, file: Path) -> None:
-    write_atomically(file, lambda partial: picture.save(partial, "PNG"))
 
 
 def draw_map(analysis: Analysis, file: Path) -> Chart:

@@ -129,11 +129,7 @@ def read_run(path: Path) -> Run:
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
-    """Each run once; folders of earlier reports, which `runs/*` includes, are passed over.
-
-    Raises:
-        UserError: one of them is not a run, or none has finished an epoch.
-    """
+    """Each run once, without earlier reports (of `runs/*`); UserError where one is no run, or none has an epoch."""
     folders = {path.resolve(): path for path in (Path(path).expanduser() for path in paths)}
     kept = [path for path in folders.values() if (path / "config.yaml").exists() or not is_report(path / "index.html")]
     try:
