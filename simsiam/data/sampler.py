@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 import torch
@@ -71,16 +71,19 @@ class PrefetchLoader:
         # A generator: nothing runs before the first `next`. A Trainer makes its iterator before it restores epoch and
         # step of a resumed run, for which the sampler asks.
         pool = ThreadPoolExecutor(AHEAD)
-        batches = iter(self.sampler)
-        reading = deque(pool.submit(self._read, indices) for indices in islice(batches, AHEAD))
+
+        def start(indices: Tensor) -> tuple[Tensor, Future[Tensor]]:
+            # allocated by this thread: each thread that allocates keeps some memory for itself
+            out = torch.empty(len(indices), *self.images.shape[1:], dtype=torch.uint8, pin_memory=self.pin)
+            return indices, pool.submit(torch.index_select, self.images, 0, indices, out=out)
+
+        batches = map(start, self.sampler)
+        waiting = deque(islice(batches, AHEAD))
         try:
-            while reading:
-                batch = reading.popleft().result()
-                reading.extend(pool.submit(self._read, indices) for indices in islice(batches, 1))
-                yield batch
+            while waiting:
+                indices, reading = waiting.popleft()
+                images = reading.result()
+                waiting.extend(islice(batches, 1))
+                yield indices, images
         finally:
             pool.shutdown(cancel_futures=True)
-
-    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        out = torch.empty(len(indices), *self.images.shape[1:], dtype=torch.uint8, pin_memory=self.pin)
-        return indices, torch.index_select(self.images, 0, indices, out=out)
