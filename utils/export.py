@@ -1,4 +1,4 @@
-"""Weights as one safetensors file, with what it takes to use them in the metadata."""
+"""A network in one file, with what it takes to use it as metadata: safetensors, torch.export or ONNX."""
 
 import importlib.util
 import io
@@ -37,8 +37,7 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
     check(path.is_file(), f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            text = file.metadata() or {}
-            names = file.keys()
+            text, names = file.metadata() or {}, file.keys()
             state = {name: file.get_tensor(name) for name in names}
         check(text.get("kind") == kind, f"{path}: a safetensors file, but not a {kind.split('-')[1]} of this program")
         return {key: json.loads(value) for key, value in text.items() if key != "kind"}, state
@@ -82,15 +81,10 @@ def write_onnx(path: Path, network: nn.Module, example: Tensor, metadata: dict[s
     """One ONNX file, `images` -> `features`, weights inside, with the metadata as JSON in its properties."""
     import onnx
 
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["features"]}
     with quiet():
         program = torch.onnx.export(
-            network,
-            (example,),
-            input_names=["images"],
-            output_names=["features"],
-            dynamic_shapes=({0: "batch"},),
-            dynamo=True,
-            verbose=False,
+            network, (example,), **names, dynamic_shapes=({0: "batch"},), dynamo=True, verbose=False
         )
     assert program is not None
     model = program.model_proto
@@ -114,7 +108,7 @@ def read_onnx(path: Path) -> tuple[Run, dict[str, Any]]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out what the exporters say of themselves: the result is compared, which says more."""
+    """Silence the exporters' warnings: the result is compared with the network instead."""
     with warnings.catch_warnings(action="ignore"):
         logging.disable(logging.WARNING)
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from torch import Tensor, nn
 
 from models.resnet import BACKBONES, STEMS, ResNet
@@ -19,17 +19,15 @@ from utils.export import BACKBONE, read_weights
 from utils.run_dir import RunDirectory
 
 LARGEST_SIZE = 2**14  # of channels, dimensions and pixels: no file makes us allocate more
-AS_SAVED = ConfigDict(strict=True, extra="allow")
 Count = Annotated[int, Field(ge=1, le=2**26)]
 Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
 Deviation = Annotated[FiniteFloat, Field(gt=0)]
 OfRGB = Field(min_length=3, max_length=3)
 
 
-class RunSettings(BaseModel):
+class RunSettings(BaseModel, strict=True, extra="allow"):
     """The settings of the run that evaluation uses; all others are kept unchecked."""
 
-    model_config = AS_SAVED
     dataset: str | None = None
     data_dir: str | None = None
     cache_dir: str | None = None
@@ -39,18 +37,16 @@ class RunSettings(BaseModel):
     zero_init_residual: bool = True
 
 
-class EpochRow(BaseModel):
+class EpochRow(BaseModel, strict=True, extra="allow"):
     """The row of metrics.jsonl of the checkpoint's epoch."""
 
-    model_config = AS_SAVED
     epoch: int | None = None
     step: int = 0
 
 
-class BackboneFacts(BaseModel):
+class BackboneFacts(BaseModel, strict=True, extra="allow"):
     """What a file says of its backbone: how to build it, how to prepare its images, and where it is from."""
 
-    model_config = AS_SAVED
     backbone: Annotated[str, Field(pattern=f"^({'|'.join(BACKBONES)})$")]
     width: Size
     stem: Annotated[str, Field(pattern=f"^({'|'.join(STEMS)})$")]
@@ -204,7 +200,7 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> N
 
 
 def backbone_facts(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Those hyper-parameters of a SimSiam that `BackboneFacts` requires."""
+    """The hyper-parameters of a SimSiam that `BackboneFacts` requires."""
     return {name: hparams[name] for name in FACTS}
 
 

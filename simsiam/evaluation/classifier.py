@@ -126,19 +126,18 @@ class LabelledViews(pl.LightningDataModule):
         self.batch_size, self.seed = len(chosen) // math.ceil(len(chosen) / batch_size), seed
         self.policy = Policy(crop_scale=crop_scale, jitter=0, grayscale=0)
 
-    @property
-    def epoch(self) -> int:
+    def train_dataloader(self) -> EpochSampler:
+        return EpochSampler(len(self.chosen), self.batch_size, self.seed, self.current_epoch, self.chosen.device)
+
+    def current_epoch(self) -> int:
         assert self.trainer is not None
         return self.trainer.current_epoch
-
-    def train_dataloader(self) -> EpochSampler:
-        return EpochSampler(len(self.chosen), self.batch_size, self.seed, lambda: self.epoch, self.chosen.device)
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Positions (B,) -> views (B, 3, S, S), labels (B,)."""
         indices = self.chosen[batch]
         how: dict[str, Any] = {"policy": self.policy, "mean": self.mean, "std": self.std, "size": self.size}
-        views = augment(self.images.at(indices), indices, seed=self.seed, epoch=self.epoch, view=0, **how)
+        views = augment(self.images.at(indices), indices, seed=self.seed, epoch=self.current_epoch(), view=0, **how)
         return views, self.images.labels[indices]
 
 

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from simsiam import SimSiam, load_backbone
+from simsiam.evaluation.checkpoint import load_weights
 from simsiam.evaluation.features import extract_features
 from tests.helpers import SMALL, Program, cifar_stem
+from utils.export import BACKBONE, read_weights, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +53,23 @@ def test_the_loaded_features_are_those_that_were_monitored(run: Path) -> None:
     torch.testing.assert_close(extract_features(backbone, images, mean, std), ours)
 
 
-def test_timm_takes_the_file_strictly(tmp_path: Path) -> None:
-    from utils.export import BACKBONE, write_weights
+def test_files_from_before_there_were_stems_and_heads_without_bn_still_load(run: Path, tmp_path: Path) -> None:
+    about, state = read_weights(run / "backbone.safetensors", BACKBONE)
+    del about["stem"]
+    write_weights(tmp_path / "old.safetensors", BACKBONE, state, about)
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    for name in ("stem", "heads_bn"):
+        del content["hyper_parameters"][name]
+    torch.save(content, tmp_path / "old.ckpt")
+    expected = load_backbone(run).state_dict()
+    for file in ("old.safetensors", "old.ckpt"):
+        model = SimSiam("resnet10", width=4, out_dim=32, h_dim=16)
+        load_weights(model, tmp_path / file)
+        for found in (load_backbone(tmp_path / file).state_dict(), model.backbone.state_dict()):
+            assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
 
+
+def test_timm_takes_the_file_strictly(tmp_path: Path) -> None:
     trained = SimSiam(out_dim=8, h_dim=4).backbone
     write_weights(tmp_path / "b.safetensors", BACKBONE, trained.state_dict(), {"backbone": "resnet18"})
     theirs = cifar_stem(timm.create_model("resnet18", num_classes=0))
