@@ -17,7 +17,7 @@ DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signa
 
 
 def main(args: list[str]) -> int:
-    """Run one command; the exit status is 0, or 2 for a mistake that a person can mend (one line on stderr)."""
+    """Run one command; the exit status: 0, 2 for a mistake of the user (one line on stderr), see `utils.errors`."""
     former = {n: signal.signal(n, stop) for n, usual in DEFAULTS.items() if signal.getsignal(n) is usual}  # not nohup's
     named = bool(args) and not args[0].startswith("-")
     name, rest = (args[0], args[1:]) if named else ("pretrain", args)
@@ -26,60 +26,53 @@ def main(args: list[str]) -> int:
         config = parse(COMMANDS[name], rest, prog=f"main.py {name}" if named else "main.py")
         if name == "pretrain" and config.run.seeds:
             name = "sweep"
-        command = importlib.import_module(f"simsiam.commands.{name}")  # now: --help need not wait for torch
-        quiet()
+        command = importlib.import_module(f"simsiam.commands.{name}")  # only now: --help need not wait for torch
+        silence_lightning()
         getattr(command, name)(config)
-    except UserError as error:
-        return fail(error, 2)
-    except RunFailure as failure:
-        return fail(failure, failure.status)
-    except Stopped as stopped:
-        return fail(stopped, 128 + stopped.number)
+        return 0
+    except (UserError, RunFailure, Stopped) as error:
+        return report_failure(error, error.status)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         why = " ".join(str(error).split())[:100] or "of the program"
         how = "a smaller --batch-size, --accumulate, or less --data-memory; what is saved stays"
-        return fail(UserError(f"out of memory ({why}): give {how}"), 2)
-    except BrokenPipeError:  # whoever read the output (`| head`) has seen enough
+        return report_failure(UserError(f"out of memory ({why}): give {how}"), 2)
+    except BrokenPipeError:  # the reader of the output (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:  # no permission, no room: what a program cannot foresee and a person can mend
-        return fail(UserError(f"{error.filename or 'a file'}: {error.strerror or error}"), 2)
+    except OSError as error:  # no permission, no space
+        return report_failure(UserError(f"{error.filename or 'a file'}: {error.strerror or error}"), 2)
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-    return 0
 
 
 def stop(number: int, frame: object) -> None:
-    """What ends a command that has nothing to save; a pre-training catches the same signals and saves itself."""
+    """Signal handler of commands that have nothing to save; pre-training installs its own."""
     raise Stopped(number, "; the same command goes on, or begins again")
 
 
-def fail(error: BaseException, status: int) -> int:
-    rank, here = (
-        int(os.environ.get(name) or os.environ.get(slurm, 0))
-        for name, slurm in (("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "SLURM_LOCALID"))
-    )
-    if rank > 0 if isinstance(error, RunFailure | Stopped) else here > 0:
-        return status  # all processes come to that together: the first one says it; of a mistake, that of each machine
-    with suppress(OSError):  # after a SIGHUP there may be no terminal to write to
-        print(f"main.py: {error}", file=sys.stderr)
+def report_failure(error: BaseException, status: int) -> int:
+    """Print one line: of a failure of the whole run in its first process, of a mistake in the first of each machine."""
+    variables = ("RANK", "SLURM_PROCID") if isinstance(error, RunFailure | Stopped) else ("LOCAL_RANK", "SLURM_LOCALID")
+    if int(os.environ.get(variables[0]) or os.environ.get(variables[1]) or 0) == 0:
+        with suppress(OSError):  # after a SIGHUP there may be no terminal
+            print(f"main.py: {error}", file=sys.stderr)
     return status
 
 
-def quiet() -> None:
-    """Leave out what Lightning says of itself: what a person must know, this program prints."""
+def silence_lightning() -> None:
+    """This program prints itself what a person must know."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-    threading.excepthook = in_a_thread
-    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # we refuse such an image, in our words
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # refused by `read_image`
+    threading.excepthook = ignore_full_disk
 
 
-def in_a_thread(failed: threading.ExceptHookArgs) -> None:
-    """A full disk that TensorBoard's thread met is told where its next point is logged: once is enough."""
+def ignore_full_disk(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer thread met a full disk: ResilientTensorBoardLogger reports it."""
     if not isinstance(failed.exc_value, OSError):
         threading.__excepthook__(failed)
 

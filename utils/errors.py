@@ -7,6 +7,8 @@ import signal
 class UserError(ValueError):
     """A mistake that the user can mend: a flag, a file, a folder. The message says how. Exit status 2."""
 
+    status = 2
+
 
 class RunFailure(RuntimeError):
     """A run that cannot go on: collapsed (exit status 3), not finite (4), or a process of it ended."""
@@ -21,7 +23,7 @@ class Stopped(BaseException):  # not an Exception, so that no `except Exception`
 
     def __init__(self, number: int, where: str) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}{where}")
-        self.number = number
+        self.number, self.status = number, 128 + number
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -90,7 +90,10 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
     )
     if config.run.dry_run and (placeholders := make_placeholders(data.spec)):
         data.set_splits(placeholders)
-        print(describe_preparation(config, data))
+        count, side = sum(map(len, placeholders)), data.train.side
+        folder = f"{count:,} images would be decoded, {count * 3 * side**2 / 2**30:.2f} GiB, unless they are already"
+        absent = f"{config.data.dataset} is not in {config.data.data_dir}: it would be downloaded first"
+        print(folder if config.data.dataset == "folder" else absent)
         return data
     distributed.once_per_node(data.prepare_data)
     data.setup()
@@ -118,25 +121,13 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
 
 def acquire_run(context: RunContext, seen: tuple[str, list[Any]], held: ExitStack) -> Start | None:
     """Lock the run's folder until `held` is closed, and write its config; the checkpoint to start from."""
-    run, start = context.run, context.start
+    config, run, data, start = context.config, context.run, context.data, context.start
     held.enter_context(run.lock())
     check((run.state(), run.resumable()) == seen, f"{run.path} has changed meanwhile: run this again")
     print(describe_run(context), flush=True)
-    if context.config.run.overwrite:
+    if config.run.overwrite:
         run.delete()
-    about = {"command": "pretrain", "settings": settings_to_keep(context.config)}
-    run.create(about | {"resolved": resolve_settings(context), "versions": versions()})
-    run.remove_partial_files()
-    if start and start.path == previous(run.last):  # the damaged one must not take the place of the whole one
-        os.replace(start.path, run.last)
-        start = start._replace(path=run.last)
-    return start
-
-
-def resolve_settings(context: RunContext) -> dict[str, Any]:
-    """What the settings left to the program."""
-    config, data = context.config, context.data
-    return {
+    resolved = {  # what the settings left to the program
         "accelerator": context.accelerator,
         "precision": context.precision,
         "devices": distributed.world_size(),
@@ -151,14 +142,13 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
         "stem": context.model.hparams["stem"],
         "images": data.dataset_digest,
     }
-
-
-def describe_preparation(config: Pretrain, data: ViewsDataModule) -> str:
-    """What a run would do with its images before it trains."""
-    if config.data.dataset != "folder":
-        return f"{config.data.dataset} is not in {config.data.data_dir}: it would be downloaded first"
-    n, side = len(data.train) + len(data.test), data.train.side
-    return f"{n:,} images would be decoded, {n * 3 * side**2 / 2**30:.2f} GiB, unless they are already"
+    settings = settings_to_keep(config)
+    run.create({"command": "pretrain", "settings": settings, "resolved": resolved, "versions": versions()})
+    run.remove_partial_files()
+    if start and start.path == previous(run.last):  # the damaged one must not take the place of the whole one
+        os.replace(start.path, run.last)
+        start = start._replace(path=run.last)
+    return start
 
 
 def describe_run(context: RunContext) -> str:
@@ -247,13 +237,13 @@ def finish_run(
     knn: KNNMonitor,
 ) -> None:
     """Write the backbone, the last pictures and summary.json, which makes the run finished; print where they are."""
-    run, rows = context.run, recorder.rows
+    run, rows, data = context.run, recorder.rows, context.data
     run.write_rows(rows)  # once more: perhaps nothing was left to train, and the file was damaged
     last = rows[-1]
     facts = backbone_facts(context.model.hparams) | context.provenance | {"row": last}
     write_weights(run.backbone, BACKBONE, context.model.backbone.state_dict(), facts)
-    backbone = load_backbone(run.backbone).to(context.data.mean.device)  # a file that does not load is found now
-    log_final_pictures(logger.experiment, context.data, backbone, last["step"])
+    backbone = load_backbone(run.backbone).to(data.mean.device)  # a file that does not load is found now
+    log_final_pictures(logger.experiment, data, backbone, last["step"])
     summary = {
         "epochs": last["epoch"],
         "step": last["step"],
@@ -267,26 +257,18 @@ def finish_run(
         "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
     }
     write_json(run.summary, summary)
-    labelled = why_no_knn(context.data.train, context.data.test) is None
-    print(describe_results(run, summary, "linear" if labelled else "neighbours"))
-
-
-def describe_results(run: RunDirectory, summary: dict[str, Any], next_command: str) -> str:
-    path = shlex.quote(str(run.path))
-    lines = [f"finished {summary['epochs']} epochs in {timedelta(seconds=round(summary['seconds']))}"]
+    path, accuracy = shlex.quote(str(run.path)), ""
+    after = "neighbours" if why_no_knn(data.train, data.test) else "linear"
     if summary["kNN_accuracy"] is not None:
-        untrained = summary["kNN_untrained"]
-        lines.append(
-            f"  kNN       {summary['kNN_accuracy']:.2f} % in the last epoch"
-            f", {summary['kNN_best']:.2f} % in the best (epoch {summary['kNN_best_epoch']})"
-            + (f", {untrained:.2f} % untrained" if untrained is not None else "")
-        )
-    lines += [
-        f"  loss      {summary['train_loss']:.4f}   z_std {summary['z_std']:.3f}",
-        f"  speed     {summary['images_per_second']:,.0f} images/s",
-        f"  backbone  {run.backbone}",
-        f"  watch     tensorboard --logdir {path}",
-        f"  next      python main.py {next_command} --checkpoint {path}",
-        f"            python main.py report {path}",
-    ]
-    return "\n".join(lines)
+        accuracy = f"  kNN       {summary['kNN_accuracy']:.2f} % in the last epoch"
+        accuracy += f", {checkpoints.best:.2f} % in the best (epoch {checkpoints.best_epoch})"
+        accuracy += f", {knn.untrained:.2f} % untrained\n" if knn.untrained is not None else "\n"
+    print(
+        f"finished {last['epoch']} epochs in {timedelta(seconds=round(summary['seconds']))}\n{accuracy}"
+        f"  loss      {last['train_loss']:.4f}   z_std {last['z_std']:.3f}\n"
+        f"  speed     {summary['images_per_second']:,.0f} images/s\n"
+        f"  backbone  {run.backbone}\n"
+        f"  watch     tensorboard --logdir {path}\n"
+        f"  next      python main.py {after} --checkpoint {path}\n"
+        f"            python main.py report {path}"
+    )
