@@ -5,6 +5,8 @@ He et al. 2015 (arXiv 1512.03385). The cifar stem (3x3, no max-pooling) is that 
 `torchvision.models.resnet18` (or timm's): with the cifar stem, once its stem is made the same.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
@@ -88,24 +90,8 @@ def _stage(
     return nn.Sequential(first, *(block(out, planes, norm_layer=BatchNorm2d) for _ in range(blocks - 1)))
 
 
-def resnet10(width: int = 64, zero_init_residual: bool = True, stem: str = "cifar") -> ResNet:
-    """One block a stage: the small one, for a CPU. -> (B, 8 x width)"""
-    return ResNet(BasicBlock, (1, 1, 1, 1), width, zero_init_residual, stem)
-
-
-def resnet18(width: int = 64, zero_init_residual: bool = True, stem: str = "cifar") -> ResNet:
-    """The paper's CIFAR backbone. -> (B, 8 x width)"""
-    return ResNet(BasicBlock, (2, 2, 2, 2), width, zero_init_residual, stem)
-
-
-def resnet34(width: int = 64, zero_init_residual: bool = True, stem: str = "cifar") -> ResNet:
-    """-> (B, 8 x width)"""
-    return ResNet(BasicBlock, (3, 4, 6, 3), width, zero_init_residual, stem)
-
-
-def resnet50(width: int = 64, zero_init_residual: bool = True, stem: str = "cifar") -> ResNet:
-    """-> (B, 32 x width)"""
-    return ResNet(Bottleneck, (3, 4, 6, 3), width, zero_init_residual, stem)
-
-
+resnet10 = partial(ResNet, BasicBlock, (1, 1, 1, 1))  # the small one, for a CPU
+resnet18 = partial(ResNet, BasicBlock, (2, 2, 2, 2))  # the paper's CIFAR backbone
+resnet34 = partial(ResNet, BasicBlock, (3, 4, 6, 3))
+resnet50 = partial(ResNet, Bottleneck, (3, 4, 6, 3))
 BACKBONES = {"resnet10": resnet10, "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
