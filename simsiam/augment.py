@@ -1,10 +1,8 @@
-"""SimSiam's augmentation of a whole batch on its device, each sample with parameters of its own.
+"""SimSiam's augmentation of a whole batch on its device, with own parameters for each sample.
 
-The pipeline of the paper (section 3, as its CIFAR experiments use it, App. D: without blur): random resized crop, flip,
-colour jitter in a random order, grayscale, normalisation. Two halves, each testable by itself: `draw` makes parameters
-from counters (seed, epoch, sample index, view) and never looks at an image; `apply` makes images from parameters and
-knows no randomness. The oracle of both is torchvision: its pipeline of the same name draws from the same distribution,
-and its functional operations given the same parameters return the same images.
+The paper's pipeline for CIFAR (section 3; App. D: without blur): random resized crop, flip, colour jitter in a random
+order, grayscale, normalisation. `draw` makes parameters from counters (seed, epoch, sample index, view); `apply` makes
+images from parameters. torchvision is the oracle of both: the same distribution, the same operations.
 """
 
 import math
@@ -25,7 +23,7 @@ Policy = AugmentOptions  # the distribution of views
 
 
 class Views(NamedTuple):
-    """What happens to each of B samples; torchvision's names and ranges."""
+    """The parameters of B samples; torchvision's names and ranges."""
 
     top: Tensor  # (B,) crop box, in pixels
     left: Tensor
@@ -85,7 +83,6 @@ def draw(indices: Tensor, size: int, *, seed: int, epoch: int | Tensor, view: in
     ranges = [(max(0.0, 1 - s), 1 + s) for s in (policy.brightness, policy.contrast, policy.saturation)]
     ranges.append((-policy.hue, policy.hue))
     factors = [low + rest[:, 8 + i] * (high - low) for i, (low, high) in enumerate(ranges)]
-    lot = rest[:, 4:8]  # four random numbers: the operations come in their order, which is each with equal chance
     return Views(
         top=(rest[:, 0] * (size - height + 1)).long(),
         left=(rest[:, 1] * (size - width + 1)).long(),
@@ -93,18 +90,17 @@ def draw(indices: Tensor, size: int, *, seed: int, epoch: int | Tensor, view: in
         width=width,
         flip=rest[:, 2] < policy.flip,
         jitter=rest[:, 3] < policy.jitter,
-        turn=_ranks(lot),
+        turn=_ranks(rest[:, 4:8]),  # each order with equal chance
         factor=torch.stack(factors, dim=1),
         grayscale=rest[:, 12] < policy.grayscale,
     )
 
 
-def _ranks(lot: Tensor) -> Tensor:
+def _ranks(numbers: Tensor) -> Tensor:
     """(B, 4) numbers -> (B, 4) their ranks, 0 to 3; of equal ones the first comes first."""
-    column = torch.arange(4, device=lot.device)
-    mine, other = lot[:, :, None], lot[:, None, :]
-    before = (other < mine) | ((other == mine) & (column < column[:, None]))
-    return before.sum(dim=2)
+    column = torch.arange(4, device=numbers.device)
+    this, other = numbers[:, :, None], numbers[:, None, :]
+    return ((other < this) | ((other == this) & (column < column[:, None]))).sum(dim=2)
 
 
 def _crop_shape(u: Tensor, size: int, policy: Policy) -> tuple[Tensor, Tensor]:
@@ -143,9 +139,7 @@ def resized_crop(
 ) -> Tensor:
     """Crop each image to its box, resize to S x S bilinearly (antialiased where that shrinks), flip left to right.
 
-    S is `size`, or that of the images if it is None.
-
-    Resizing is separable, so a sample's crop is two small matrices, and the batch two batched matrix products.
+    Resizing is separable: two small matrices for each sample, two batched matrix products for the batch.
     """
     side = x.shape[-1]
     rows = _resize_matrix(top, height, torch.zeros_like(flip), side, size or side)
@@ -172,15 +166,10 @@ def luma(x: Tensor) -> Tensor:
 
 
 def color_jitter(x: Tensor, turn: Tensor, factor: Tensor, on: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue in each sample's own order, where `on`.
+    """Brightness, contrast, saturation and hue in each sample's own order, where `on` (B,).
 
-    Hue costs the most, so it runs once: each sample's operations before its hue, the hue, then those after it. Whose
-    turn it is not is blended with factor 1, which changes nothing.
-
-    Args:
-        x: (B, 3, S, S) in 0 to 1.
-        turn, factor: (B, 4), as in `Views`.
-        on: (B,) bool.
+    Hue costs the most, so it runs once: each sample's operations before its hue, the hue, then those after it. A sample
+    whose turn it is not is blended with factor 1, which changes nothing.
     """
     shift = torch.where(on, factor[:, HUE], 0.0)
     turn_of_hue = turn[:, HUE]
@@ -193,11 +182,7 @@ def color_jitter(x: Tensor, turn: Tensor, factor: Tensor, on: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, operation: Tensor, factor: Tensor, on: Tensor) -> Tensor:
-    """f x + (1 - f) y, clamped: y is black for brightness, the mean luma for contrast, each pixel's for saturation.
-
-    Args:
-        operation: (B, 4) bool, which of the four operations it is.
-    """
+    """f x + (1 - f) y, clamped: y is black for brightness, the mean luma for contrast, each pixel's for saturation."""
     f = _column(torch.where(on, (factor * operation).sum(dim=1), 1.0))
     gray = luma(x)
     y = torch.where(_column(operation[:, CONTRAST]), gray.mean(dim=(2, 3), keepdim=True), gray)
@@ -211,10 +196,8 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     value, low = x.amax(dim=1), x.amin(dim=1)
     chroma = value - low
     span = torch.where(chroma == 0, 1.0, chroma)  # of a gray pixel any hue will do
-    hue = torch.where(
-        value == r, (g - b) / span, torch.where(value == g, 2 + (b - r) / span, 4 + (r - g) / span)
-    )  # in sixths of a turn
-    hue = hue + 6 * shift[:, None, None]
+    hue = torch.where(value == g, 2 + (b - r) / span, 4 + (r - g) / span)  # in sixths of a turn
+    hue = torch.where(value == r, (g - b) / span, hue) + 6 * shift[:, None, None]
     channels = []
     for n in (5, 3, 1):  # red, green, blue
         k = torch.remainder(n + hue, 6)
