@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
@@ -121,9 +122,12 @@ def test_other_programs_that_are_named_exist_and_know_their_flags() -> None:
 
 @pytest.mark.parametrize("code", CODE)
 def test_each_piece_of_code_runs(
-    code: str, trained: Path, full_width: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+    code: str, trained: Path, full_width: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(full_width if "resnet18" in code else trained)
+    shutil.copytree(
+        full_width if "resnet18" in code else trained, tmp_path, dirs_exist_ok=True
+    )  # not the commands' own
+    monkeypatch.chdir(tmp_path)
     for file, made_by in (("results/linear/head.safetensors", "linear "), ("features.npz", "embed ")):
         if file in code and not list(Path().rglob(file)):  # should this test be run alone
             made = next(flags for flags in USE if flags.startswith(made_by) and "--augment" not in flags)
