@@ -144,13 +144,6 @@ def _run_on(chosen: bool, function: Callable[[], Result]) -> Result | None:
     return result
 
 
-def check_equal(digest: str | None, message: str) -> None:
-    """Raise UserError unless all processes have the same hexadecimal digest, or None."""
-    number = int(digest[:15], 16) if digest else 0
-    high, low = all_reduce_max(number, -number)
-    check(high == -low, message)
-
-
 def all_reduce_max(*numbers: int) -> list[int]:
     """The maximum of each number over all processes. On the CPU: does not wait for GPUs."""
     values = torch.tensor(numbers)

@@ -97,7 +97,8 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
         return data
     distributed.once_per_node(data.prepare_data)
     data.setup()
-    distributed.check_equal(data.dataset_digest, f"{config.data.data_dir}: not the same images on all machines")
+    same = distributed.broadcast_result(lambda: data.dataset_digest) == data.dataset_digest
+    check(same, f"{config.data.data_dir}: not the same images as on the first machine")
     return data
 
 

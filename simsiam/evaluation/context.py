@@ -9,7 +9,7 @@ from torch import Tensor
 from models.resnet import ResNet
 from simsiam.config.commands import OWN, Evaluation
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import DatasetSpec, ImageDataset, place_on_device, why_no_knn
+from simsiam.data.dataset import ImageDataset, make_spec, place_on_device, why_no_knn
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, RunSettings, load_checkpoint
 from simsiam.evaluation.features import chunk_size
 from utils.console import print_line
@@ -100,7 +100,7 @@ def load_images(
     sizes = (asked.train_images or known.train_images, asked.test_images or known.test_images)
     size = asked.image_size or checkpoint.facts.image_size
     skip_bad = asked.skip_bad_images or known.skip_bad_images
-    spec = DatasetSpec(dataset, data_dir, asked.data_url, *sizes, size, cache_dir, skip_bad)
+    spec = make_spec(dataset, data_dir, asked.data_url, *sizes, size, cache_dir, skip_bad)
     if download:
         prepare_dataset(spec)
     train, test = place_on_device(load_dataset(spec), device, asked.data_memory)

@@ -10,7 +10,7 @@ import torch
 from simsiam.config.commands import OWN
 from simsiam.config.options import Dataset
 from simsiam.data import DATASETS, load_dataset, make_placeholders, prepare_dataset
-from simsiam.data.dataset import DatasetSpec, channel_statistics, place_on_device
+from simsiam.data.dataset import DatasetSpec, channel_statistics, make_spec, place_on_device
 from simsiam.data.synthetic import make_patterns
 from tests.helpers import Started
 from utils.device import _field, free_memory
@@ -20,8 +20,8 @@ from utils.errors import UserError
 def test_the_options_name_the_data_sets_that_there_are() -> None:
     assert set(get_args(Dataset)) == DATASETS.keys()
     assert set(OWN) == {name for name, source in DATASETS.items() if source.personal}
-    with pytest.raises(UserError, match=r"unknown data set 'mnist': there are cifar10, .*arrays"):
-        load_dataset(DatasetSpec("mnist"))
+    with pytest.raises(UserError, match=r"--dataset mnist: should be 'cifar10', .*'arrays'"):
+        make_spec("mnist")
 
 
 def test_placeholders_are_as_many_as_the_images_will_be(cifar10_dir: Path, photos: Path, tmp_path: Path) -> None:
