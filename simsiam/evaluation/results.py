@@ -37,23 +37,20 @@ class Results:
         self.path = find_results_dir(config, checkpoint.file) / name
         self.summary, self.tensorboard = self.path / "summary.json", self.path / "tensorboard"
         check_writable(self.path, "--results-dir")
-        check(
-            resumes or config.checkpoint.overwrite or not self.summary.exists(),
-            f"{self.summary} is there already: --overwrite measures anew; or give another --results-dir",
-        )
+        self.overwrite = config.checkpoint.overwrite
+        earlier = f"{self.summary} is there already: --overwrite measures anew; or give another --results-dir"
+        check(resumes or self.overwrite or not self.summary.exists(), earlier)
         self.started, self.cleared = time.perf_counter(), False
 
     def choose_output(self, given: str | None, name: str) -> Path:
         """The file to make: `given` by `--output`, else `name` in the folder.
 
-        Raises:
-            UserError: it is there already and `--overwrite` is not given, or it cannot be written.
+        Raises UserError if it is there already and `--overwrite` is not given, or if it cannot be written.
         """
         file = Path(given).expanduser() if given else self.path / name
         check(len(file.name) <= 200, f"--output: {len(file.name)} letters are too long for a file's name")
         check(not file.is_dir(), f"{file} is a folder: give the name of a file with --output")
-        replace = self.config.checkpoint.overwrite or not file.exists()
-        check(replace, f"{file} is there already: --overwrite would replace it")
+        check(self.overwrite or not file.exists(), f"{file} is there already: --overwrite would replace it")
         check_writable(file.parent, "--output")
         return file
 
@@ -66,11 +63,7 @@ class Results:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder, and keep other processes out meanwhile.
-
-        Raises:
-            UserError: another process is in it.
-        """
+        """Make the folder, and keep other processes out meanwhile; UserError if another is in it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with lock_folder(self.path, f"another process is at work in {self.path}: wait, or give another --results-dir"):
             yield
@@ -87,10 +80,9 @@ class Results:
         Args:
             step: of the scalars; None for the checkpoint's, so that they stand at the end of the run's curves.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         self.clear()
-        facts = self.checkpoint.facts
-        step = facts.row.step if step is None else step
+        row = self.checkpoint.facts.row
+        step = row.step if step is None else step
         if scalars or pictures:
             with SummaryWriter(str(self.tensorboard)) as writer:
                 for name, value in (scalars or {}).items():
@@ -98,10 +90,9 @@ class Results:
                 if pictures:
                     pictures(writer, step)
         origin = {"command": type(self.config).__name__.lower(), "checkpoint": str(self.checkpoint.file)}
-        origin |= {"weights": hash_weights(self.checkpoint.backbone), "epoch": facts.row.epoch}
+        origin |= {"weights": hash_weights(self.checkpoint.backbone), "epoch": row.epoch}
         how = {"settings": flatten(self.config), "seconds": round(time.perf_counter() - self.started, 1)}
-        how |= {"versions": versions(), "commit": git_commit()}
-        write_json(self.summary, origin | figures | how)
+        write_json(self.summary, origin | figures | how | {"versions": versions(), "commit": git_commit()})
         print_line(f"figures   {self.summary}")
 
 
