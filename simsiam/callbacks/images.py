@@ -21,21 +21,18 @@ MAP_IMAGES, THUMBNAIL = 1000, 32  # points of the embedding map, and the most pi
 
 def draw_neighbours(data: ViewsDataModule, nearest: Tensor, similarity: Tensor | None = None) -> Tensor:
     """(3, H, W) uint8: the first test images, or train images without any, and their nearest train images (Q, k)."""
-    source = data.test if len(data.test) else data.train
-    queries, labels = source.images[: len(nearest)], source.labels[: len(nearest)].tolist()
-    return pil_to_tensor(draw_gallery(gallery_rows(data.train, queries, labels, nearest, similarity)))
+    source = (data.test if len(data.test) else data.train).first(len(nearest))
+    return pil_to_tensor(
+        draw_gallery(gallery_rows(data.train, source.images, source.labels.tolist(), nearest, similarity))
+    )
 
 
 def log_embedding(writer: SummaryWriter, images: ImageDataset, features: Tensor, step: int) -> None:
     """The first images as points of TensorBoard's projector, with their thumbnails and class names."""
     shown = images.first(MAP_IMAGES)
-    writer.add_embedding(
-        features[: len(shown)].cpu(),
-        metadata=[name or "image" for name in shown.names(shown.labels.tolist())],
-        label_img=torch.cat([shrink_images(chunk, THUMBNAIL) for chunk in shown.images.split(8)]) / 255,
-        global_step=step,
-        tag="embedding",
-    )
+    names = [name or "image" for name in shown.names(shown.labels.tolist())]
+    thumbnails = torch.cat([shrink_images(chunk, THUMBNAIL) for chunk in shown.images.split(8)]) / 255
+    writer.add_embedding(features[: len(shown)].cpu(), names, thumbnails, step, "embedding")
 
 
 class Pictures(pl.Callback):
@@ -59,22 +56,19 @@ class Pictures(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs after the kNN monitor, whose neighbours are shown."""
-        epoch, data = trainer.current_epoch + 1, parts(trainer, pl_module)[1]
-        if not trainer.is_global_zero or not self.every or epoch % self.every or epoch == trainer.max_epochs:
-            return
-        step, places = trainer.global_step - 1, self.knn.places
-        self.show("views", draw_views(data, first=epoch), step)
-        if self.knn.latest is not None and places is not None:
-            self.show("neighbours", draw_neighbours(data, places[:QUERIES, :NEIGHBOURS]), step)
+        epoch, step, data = trainer.current_epoch + 1, trainer.global_step - 1, parts(trainer, pl_module)[1]
+        if trainer.is_global_zero and self.every and epoch % self.every == 0 and epoch != trainer.max_epochs:
+            self.show("views", draw_views(data, first=epoch), step)
+            if self.knn.latest is not None and self.knn.places is not None:
+                self.show("neighbours", draw_neighbours(data, self.knn.places[:QUERIES, :NEIGHBOURS]), step)
 
 
 def log_final_pictures(writer: SummaryWriter, data: ViewsDataModule, backbone: nn.Module, step: int) -> None:
     """`neighbours` and `embedding`, of a finished backbone on the data's device."""
-    bank = extract_features(backbone, data.train.images, data.mean, data.std)
-    source, features = data.train, bank
+    bank = features = extract_features(backbone, data.train.images, data.mean, data.std)
     if len(data.test):
-        source, features = data.test, extract_features(backbone, data.test.images, data.mean, data.std)
-    similarity, nearest = find_nearest(features[:QUERIES], bank, NEIGHBOURS, in_bank=source is data.train)
+        features = extract_features(backbone, data.test.images, data.mean, data.std)
+    similarity, nearest = find_nearest(features[:QUERIES], bank, NEIGHBOURS, in_bank=features is bank)
     writer.add_image("neighbours", draw_neighbours(data, nearest, similarity), step)
-    log_embedding(writer, source, features, step)
+    log_embedding(writer, data.test if len(data.test) else data.train, features, step)
     writer.flush()

@@ -1,7 +1,5 @@
 """The command `neighbours`: a gallery of what the backbone finds alike."""
 
-from typing import Any
-
 import torch
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -19,38 +17,33 @@ from utils.filesystem import write_atomically
 
 def neighbours(config: Neighbours) -> None:
     """Draw a row for each query, with the most similar train images by cosine."""
-    k = config.neighbours.k
-    folder = ImageFolder(config.neighbours.images) if config.neighbours.images is not None else None
-    subject = open_context(config, choose_device(config.device.accelerator))
-    train, backbone = subject.train, subject.checkpoint.backbone
-    results = Results(config, subject.checkpoint, name_results("neighbours", config.neighbours.output))
-    output = results.choose_output(config.neighbours.output, "neighbours.png")
-    in_bank = folder is None and len(subject.test) == 0
-    check(
-        config.neighbours.k <= len(train) - in_bank,
-        f"--k {k}: there are {len(train) - in_bank} train images",
-    )
+    options, k = config.neighbours, config.neighbours.k
+    folder = ImageFolder(options.images) if options.images is not None else None
+    context = open_context(config, choose_device(config.device.accelerator))
+    results = Results(config, context.checkpoint, name_results("neighbours", options.output))
+    output = results.choose_output(options.output, "neighbours.png")
+    train, in_bank = context.train, folder is None and len(context.test) == 0
+    check(k <= len(train) - in_bank, f"--k {k}: there are {len(train) - in_bank} train images")
     if folder:
-        folder.keep(select_evenly(len(folder), config.neighbours.queries))
-        size = stored_side(backbone.image_size or train.side)
-        images = torch.cat(list(folder.read(size, config.data.skip_bad_images))).to(subject.device)
-        names, labels = [file.name for file in folder.files], [-1] * len(folder)
+        folder.keep(select_evenly(len(folder), options.queries))
+        size = stored_side(context.checkpoint.backbone.image_size or train.side)
+        images, labels = torch.cat(list(folder.read(size, config.data.skip_bad_images))), [-1] * len(folder)
     else:
-        source = train if in_bank else subject.test
-        indices = torch.tensor(select_evenly(len(source), config.neighbours.queries), device=subject.device)
-        images, names, labels = source.at(indices), None, source.labels[indices].tolist()
-    subject.announce()
-    queries = subject.extract_features(images, "queries")
-    bank = subject.extract_features(train.images, "train images")
+        source = train if in_bank else context.test
+        indices = torch.tensor(select_evenly(len(source), options.queries), device=context.device)
+        images, labels = source.at(indices), source.labels[indices].tolist()
+    context.announce()
+    queries, bank = context.extract_features(images, "queries"), context.extract_features(train.images, "train images")
     similarity, nearest = find_nearest(queries, bank, k, in_bank)
-    rows = gallery_rows(train, images, labels, nearest, similarity, names)
+    rows = gallery_rows(train, images, labels, nearest, similarity)
+    if folder:
+        rows = [[row[0]._replace(text=file.name), *row[1:]] for row, file in zip(rows, folder.files, strict=True)]
 
-    heading = f"Left: queries. Right of each: the {k} train images of {subject.dataset} nearest to it, by cosine."
-    figures: dict[str, Any] = {"queries": len(rows), "k": k, "output": str(output)}
+    heading = f"Left: queries. Right of each: the {k} train images of {context.dataset} nearest to it, by cosine."
+    figures: dict[str, int | float | str] = {"queries": len(rows), "k": k, "output": str(output)}
     if not folder and train.labelled:
         heading += " Blue frame: of the same class; orange: of another."
-        alike = sum(tile.same_class is True for row in rows for tile in row)
-        figures["same_class"] = 100 * alike / (k * len(rows))
+        figures["same_class"] = 100 * sum(tile.same_class is True for row in rows for tile in row) / (k * len(rows))
     picture = draw_gallery(rows, heading)
     write_atomically(output, lambda partial: picture.save(partial, "PNG"))
     print_line(f"picture   {output}")

@@ -16,6 +16,7 @@ from simsiam.augment import apply, draw
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset
 from simsiam.evaluation.features import center
+from utils.knn import nearest as search_nearest
 
 TILE, GAP, LINE = 96, 10, 16  # pixels of a thumbnail, between two, of a line of text
 SAME, OTHER = (0, 114, 178), (213, 94, 0)  # blue and vermilion: everyone can tell them apart (Okabe & Ito 2008)
@@ -47,8 +48,8 @@ def find_nearest(features: Tensor, bank: Tensor, k: int, in_bank: bool) -> tuple
         features, bank: (Q, F) and (N, F), L2-normalised.
         in_bank: the queries are in the bank: the nearest entry of each is itself, and left out.
     """
-    similarity, nearest = (features @ bank.T).topk(min(k + in_bank, len(bank)), dim=1)
-    return similarity[:, int(in_bank) :], nearest[:, int(in_bank) :]
+    similarity, index = search_nearest(features, bank, min(k + in_bank, len(bank)))
+    return similarity[:, int(in_bank) :], index[:, int(in_bank) :]
 
 
 def select_evenly(n: int, count: int) -> list[int]:
@@ -65,47 +66,39 @@ class Tile(NamedTuple):
 
 
 def gallery_rows(
-    train: ImageDataset,
-    queries: Tensor,
-    labels: list[int],
-    nearest: Tensor,
-    similarity: Tensor | None = None,
-    names: Sequence[str] | None = None,
+    train: ImageDataset, queries: Tensor, labels: list[int], nearest: Tensor, similarity: Tensor | None = None
 ) -> list[list[Tile]]:
     """A row for each query: itself, then its neighbours.
 
     Args:
         queries: (Q, 3, C, C) uint8, with `labels` (-1 where there is none).
         nearest, similarity: (Q, k), indices of train images, and cosines to be written below them.
-        names: what is written below the queries, if not their classes.
     """
-    names = names or train.names(labels)
-    rows = [[Tile(image, name)] for image, name in zip(shrink_images(queries), names, strict=True)]
-    for r, row in enumerate(rows):
+    rows = []
+    for r, query in enumerate(shrink_images(queries)):
         found = train.labels[nearest[r]].tolist()
-        cosines = [""] * len(found) if similarity is None else [f" {cosine:.2f}" for cosine in similarity[r].tolist()]
-        for image, label, cosine in zip(shrink_images(train.at(nearest[r])), found, cosines, strict=True):
-            text = f"{train.names([label])[0]}{cosine}".strip()
-            row.append(Tile(image, text, None if labels[r] < 0 else label == labels[r]))
+        cosines = [""] * len(found) if similarity is None else [f"{cosine:.2f}" for cosine in similarity[r].tolist()]
+        texts = [f"{name} {cosine}".strip() for name, cosine in zip(train.names(found), cosines, strict=True)]
+        same = [None if labels[r] < 0 else label == labels[r] for label in found]
+        neighbours = map(Tile, shrink_images(train.at(nearest[r])), texts, same)
+        rows.append([Tile(query, train.names([labels[r]])[0]), *neighbours])
     return rows
 
 
 def draw_gallery(rows: Sequence[Sequence[Tile]], heading: str = "") -> Image.Image:
     """Each row of tiles in a line, its query a little apart; blue frame: same class, orange: another."""
     step, top = TILE + GAP, 2 * GAP + LINE
-    size = (3 * GAP + max(len(row) for row in rows) * step, top + len(rows) * (step + LINE))
-    sheet = Image.new("RGB", size, "white")
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 11)
+    sheet = Image.new("RGB", (3 * GAP + len(rows[0]) * step, top + len(rows) * (step + LINE)), "white")
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11)
     pen = ImageDraw.Draw(sheet)
     pen.text((GAP, GAP), heading, "black", font)
     for r, row in enumerate(rows):
-        for c, tile in enumerate(row):
+        for c, (image, text, same_class) in enumerate(row):
             x, y = GAP + c * step + GAP * (c > 0), top + r * (step + LINE)
-            sheet.paste(to_pil_image(tile.image).resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
-            if tile.same_class is not None:
+            sheet.paste(to_pil_image(image).resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
+            if same_class is not None:
                 frame = (x - 2, y - 2, x + TILE + 1, y + TILE + 1)
-                pen.rectangle(frame, outline=SAME if tile.same_class else OTHER, width=3)
-            text = tile.text
+                pen.rectangle(frame, outline=SAME if same_class else OTHER, width=3)
             while pen.textlength(text, font) > TILE:
                 text = text.removesuffix("...")[:-1] + "..."
             pen.text((x, y + TILE + 2), text, "black", font)

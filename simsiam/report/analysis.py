@@ -1,104 +1,95 @@
 """What a checkpoint shows: nearest neighbours, accuracy and confusion of classes, a map of its features."""
 
-from typing import Any, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from simsiam.config.commands import Knn
+from simsiam.config.commands import Evaluation
 from simsiam.config.evaluation_options import CheckpointOptions, EvaluationDataOptions
-from simsiam.config.options import AcceleratorOptions
 from simsiam.data.dataset import why_no_knn
-from simsiam.evaluation.checkpoint import hash_weights
-from simsiam.evaluation.context import EvaluationContext, open_context
-from simsiam.evaluation.features import CHUNK
-from simsiam.evaluation.gallery import Tile, find_nearest, gallery_rows, select_evenly
-from simsiam.evaluation.metrics import confusion
-from simsiam.report.records import Confusion, Run, finite_number, printable, read_confusion
-from utils.console import print_line, track_progress
+from simsiam.evaluation.context import open_context
+from simsiam.evaluation.gallery import draw_gallery, find_nearest, gallery_rows, select_evenly
+from simsiam.evaluation.metrics import MANY_CLASSES, confusion
+from simsiam.report import figures
+from simsiam.report.figures import render_chart
+from simsiam.report.records import Run, finite_number, printable
 from utils.device import choose_device
-from utils.errors import UserError
+from utils.filesystem import write_atomically
 from utils.knn import knn_predict
 
 QUERIES, NEAREST = 8, 8  # rows and neighbours of the gallery
 MAP_IMAGES = 2000  # points of the map
 
 
-class Analysis(NamedTuple):
-    """Of one checkpoint; queries and points are test images, or train images where there are none."""
+def analyse_run(run: Run, accelerator: str, data_dir: str | None, stem: str) -> dict[str, Any]:
+    """`gallery`, `charts`, `epoch` and `source` of a run's checkpoint; figures are saved as STEM + "map.png" and so on.
 
-    epoch: int | None
-    source: str  # "test images" or "train images"
-    gallery: list[list[Tile]]
-    confusion: Confusion | None  # None without labels
-    names: tuple[str, ...]  # of the classes
-    points: np.ndarray  # (n, 2), the map
-    labels: np.ndarray  # (n,), -1 where there is none
-    method: str  # that made the map
+    Queries and points are test images, or train images where there are none. Raises UserError if there is no
+    checkpoint, or its images are not at hand.
+    """
+    checkpoint, data = CheckpointOptions(checkpoint=str(run.folder.path)), EvaluationDataOptions(data_dir=data_dir)
+    context = open_context(Evaluation(checkpoint=checkpoint, data=data), choose_device(accelerator), download=False)
+    train, test, names = context.train, context.test, [printable(name) for name in context.classes]
+    shown, source = (test, "test images") if len(test) else (train, "train images")
+    bank = context.extract_features(train.images, f"train images of {run.name}")
+    queries = bank if shown is train else context.extract_features(shown.images, f"test images of {run.name}")
+    indices = torch.tensor(select_evenly(len(shown), QUERIES), device=queries.device)
+    similarity, nearest = find_nearest(queries[indices], bank, NEAREST, in_bank=shown is train)
+    gallery = gallery_rows(train, shown.at(indices), shown.labels[indices].tolist(), nearest, similarity)
+    picture = draw_gallery(
+        gallery, printable(f"{run.name}: {source} on the left, their nearest train images, by cosine")
+    )
+    write_atomically(Path(f"{stem}neighbours.png"), partial(picture.save, format="PNG"))
 
-
-def analyse_run(run: Run, accelerator: Any, data_dir: str | None) -> Analysis:
-    """Analyses the newest checkpoint; raises UserError if there is none, or its images are not at hand."""
-    subject = open_newest_checkpoint(run, accelerator, data_dir)
-    train, source = subject.train, subject.test if len(subject.test) else subject.train
-    words = "train images" if source is train else "test images"
-    bank = subject.extract_features(train.images, f"train images of {run.name}")
-    queries = bank if source is train else subject.extract_features(source.images, f"{words} of {run.name}")
-    indices = torch.tensor(select_evenly(len(source), QUERIES), device=queries.device)
-    similarity, nearest = find_nearest(queries[indices], bank, NEAREST, in_bank=source is train)
-    gallery = gallery_rows(train, source.at(indices), source.labels[indices].tolist(), nearest, similarity)
-    counts = None
-    if why_no_knn(train, subject.test) is None:
-        counts = read_confusion(run, hash_weights(subject.checkpoint.backbone))
-        counts = counts or count_confusion(subject, bank, queries, run.name)
-    points, method = project_features(queries[:MAP_IMAGES], run.name)
-    epoch, names = subject.checkpoint.facts.row.epoch, tuple(map(printable, source.classes))
-    return Analysis(epoch, words, gallery, counts, names, points, source.labels[:MAP_IMAGES].cpu().numpy(), method)
-
-
-def open_newest_checkpoint(run: Run, accelerator: Any, data_dir: str | None) -> EvaluationContext:
-    """The newest checkpoint that can be read, and its images."""
-    folder, problem = run.folder, "no checkpoint yet"
-    for file in (folder.backbone, *folder.resumable(), folder.best):
-        if file.exists():
-            try:
-                config = Knn(
-                    checkpoint=CheckpointOptions(checkpoint=str(file)),
-                    data=EvaluationDataOptions(data_dir=data_dir),
-                    device=AcceleratorOptions(accelerator=accelerator),
-                )
-                return open_context(config, choose_device(accelerator), download=False)
-            except UserError as error:
-                problem = str(error)
-    raise UserError(problem)
+    charts = []
+    if why_no_knn(train, test) is None:
+        k = max(1, min(int(finite_number(run.settings.get("knn_k")) or 200), len(bank)))
+        temperature = abs(finite_number(run.settings.get("knn_t")) or 0.1)
+        predicted = knn_predict(queries, bank, train.labels, len(names), k, temperature)
+        counts = confusion(predicted, test.labels, len(names)).numpy()
+        charts = draw_classes(counts, names, f"kNN, k {k}, T {temperature:g}", stem)
+    points, method = project_features(queries[:MAP_IMAGES])
+    labels, few = shown.labels[:MAP_IMAGES].cpu().numpy(), names if len(names) <= MANY_CLASSES else ()
+    caption = f"Map of the features of {len(points):,} {source} by {method}, {len(names)} classes."
+    draw = partial(figures.draw_map, points, labels, few)
+    charts.append(render_chart(draw, Path(f"{stem}map.png"), caption, caption))
+    return {"gallery": gallery, "charts": charts, "epoch": context.checkpoint.facts.row.epoch, "source": source}
 
 
-def count_confusion(subject: EvaluationContext, bank: Tensor, queries: Tensor, name: str) -> Confusion:
-    """Classifies all test images by kNN with the run's own k and temperature."""
-    settings = subject.checkpoint.facts.settings.model_dump()
-    k, temperature = (finite_number(settings.get(x)) or default for x, default in (("knn_k", 200), ("knn_t", 0.1)))
-    k, classes, labels = max(1, min(int(k), len(bank))), len(subject.classes), subject.train.labels
-    chunks = track_progress(queries.split(CHUNK), len(queries), f"neighbours of {name}")
-    predicted = torch.cat([knn_predict(q, bank, labels, classes, k, abs(temperature)) for q in chunks])
-    counts = confusion(predicted, subject.test.labels, classes).numpy()
-    return Confusion(counts, tuple(map(printable, subject.classes)), f"kNN, k {k}, T {temperature:g}")
+def draw_classes(counts: np.ndarray, names: list[str], classifier: str, stem: str) -> list[dict[str, str]]:
+    """Accuracy of each class, the best first, and the confusion of classes; counts (C, C), row the true class."""
+    totals = counts.sum(axis=1)
+    shares = 100 * counts / np.maximum(totals, 1)[:, None]
+    order = [int(i) for i in np.argsort(-shares.diagonal(), kind="stable") if totals[i]]
+    shown = order if len(order) <= MANY_CLASSES else [*order[:10], *order[-10:]]
+    title = "Accuracy of each class" + ", the ten best and the ten worst" * (shown != order)
+    alt = ", ".join(f"{names[i]} {shares[i, i]:.1f}" for i in shown)
+    label = "test images classified rightly (%)"
+    bars = partial(figures.draw_bars, [names[i] for i in shown], shares.diagonal()[shown], label)
+    wrong = shares - np.diag(shares.diagonal())
+    r, c = np.unravel_index(wrong.argmax(), wrong.shape)
+    worst = f"most often {names[r]} is taken for {names[c]} ({wrong[r, c]:.1f} %)"
+    tint = f"Confusion, in % of each true class (the darkest is {shares.max():.0f} %); {worst}."
+    matrix = partial(figures.draw_matrix, shares, names if len(names) <= MANY_CLASSES else ())
+    return [
+        render_chart(bars, Path(f"{stem}classes.png"), f"{title} in %: {alt}", f"{title}: {classifier}."),
+        render_chart(matrix, Path(f"{stem}confusion.png"), f"Confusion of classes: {worst}", tint),
+    ]
 
 
-def project_features(features: Tensor, name: str) -> tuple[np.ndarray, str]:
+def project_features(features: Tensor) -> tuple[np.ndarray, str]:
     """(n, F) -> (n, 2), and the method: t-SNE where scikit-learn is installed and there are enough points, else PCA."""
-    n = len(features)
-    torch.manual_seed(0)  # pca_lowrank draws random numbers
-    centred = features - features.mean(dim=0)
-    basis = torch.pca_lowrank(centred, min(50, *features.shape), center=False)[2]
-    narrow = (centred @ basis).cpu().numpy()
-    if n >= 10 and narrow[:, 0].std() > 1e-6:  # not of a collapsed network
+    n, centred = len(features), features - features.mean(dim=0)
+    if n >= 10 and centred.abs().max() > 1e-6:  # not of a collapsed network
         try:
             from sklearn.manifold import TSNE  # not a requirement of this program
 
-            print_line(f"map of the features of {name}: {n:,} images by t-SNE")
-            perplexity = min(30.0, (n - 1) / 3)
-            return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(narrow), "t-SNE"
+            return TSNE(perplexity=min(30, (n - 1) / 3), random_state=0).fit_transform(centred.cpu().numpy()), "t-SNE"
         except ImportError:
             pass
-    return np.pad(narrow[:, :2], ((0, 0), (0, max(0, 2 - narrow.shape[1])))), "PCA"
+    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, [-1, -2]]  # of the greatest variance
+    return (centred @ directions).cpu().numpy(), "PCA"

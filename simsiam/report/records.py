@@ -1,30 +1,28 @@
-"""Reads what runs left behind. Files may hold anything: what is damaged or not there yet is left out, and noted."""
+"""Reads what runs left behind. Files may hold anything: what is damaged or missing is left out, and noted."""
 
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-import numpy as np
 import yaml
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simsiam.config.commands import DEFAULTS, settings_that_matter
 from simsiam.loss import COLLAPSED
+from utils.cli import to_flags
 from utils.errors import UserError, check
 from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
 
 GENERATOR = "SimSiam report"  # of the page's <meta name="generator">
-MAX_NUMBER, MAX_LABEL, MAX_PIXELS = 1e12, 90, 2**22  # of a figure, a group's label, views.png
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
@@ -34,8 +32,7 @@ def printable(value: Any) -> str:
 
 
 def finite_number(value: Any) -> float | None:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
-    return float(value) if known else None
+    return float(value) if type(value) in (int, float) and abs(value) < 1e12 else None
 
 
 def get_mapping(content: Any, name: str) -> dict[str, Any]:
@@ -44,60 +41,52 @@ def get_mapping(content: Any, name: str) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
 
 
+def read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[Any, Any]:
+    """The mapping in a file; empty if it is damaged or missing."""
+    try:
+        return dict(parse(file.read_text(errors="replace")))
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
+        return {}
+
+
 @dataclass
 class Run:
     """One run's files."""
 
     folder: RunDirectory
-    rows: list[dict[str, Any]]  # of metrics.jsonl
+    rows: list[dict[str, Any]]  # of metrics.jsonl, after epoch 0: the untrained network, known of a finished run
     settings: dict[str, Any]  # of config.yaml, as `resolved` and `versions`
     resolved: dict[str, Any]
     versions: dict[str, Any]
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # results/NAME/summary.json by name
-    scalars: dict[str, dict[int, float]] = field(default_factory=dict)  # of TensorBoard: tag -> step -> value
-    notes: list[str] = field(default_factory=list)  # what is damaged
+    results: dict[str, dict[str, Any]]  # results/NAME/summary.json by name
+    notes: list[str]  # what is damaged
 
     @property
     def name(self) -> str:
         return self.folder.path.resolve().name
 
+    @property
+    def status(self) -> str:
+        row = self.rows[-1]
+        open_state = "running" if is_locked(self.folder.path) else "stopped"
+        state = "finished" if self.folder.summary.exists() else open_state
+        collapsed = (z_std := finite_number(row.get("z_std"))) is not None and z_std < COLLAPSED
+        return f"{state}, {row['epoch']} of {self.settings.get('epochs', '?')} epochs" + ", collapsed" * collapsed
+
     def curve(self, name: str) -> dict[int, float]:
-        """A column of the rows by epoch; kNN_accuracy has the untrained network's as epoch 0."""
-        known = {row["epoch"]: row.get(name) for row in self.rows}
-        if name == "kNN_accuracy":
-            known = {0: self.scalars.get(name, {}).get(0)} | known
-        if name in self.scalars and not any(name in row for row in self.rows):  # TensorBoard alone has it
-            epochs = {row.get("step"): row["epoch"] for row in self.rows}
-            known = {epochs[step + 1]: y for step, y in self.scalars[name].items() if step + 1 in epochs}
-        return {epoch: y for epoch, value in known.items() if (y := finite_number(value)) is not None}
+        """A column of the rows by epoch."""
+        return {row["epoch"]: y for row in self.rows if (y := finite_number(row.get(name))) is not None}
 
     def values(self, name: str) -> list[float]:
         """The curve without the untrained network."""
         return [y for epoch, y in self.curve(name).items() if epoch > 0]
 
-    def status(self) -> str:
-        row = self.rows[-1] if self.rows else {"epoch": 0}
-        progress = f"{row['epoch']} of {self.settings.get('epochs', '?')} epochs"
-        words = f"running, {progress} so far" if is_locked(self.folder.path) else f"stopped after {progress}"
-        words = f"finished, {row['epoch']} epochs" if self.folder.summary.exists() else words
-        z_std = finite_number(row.get("z_std"))
-        return words + ", collapsed" * (z_std is not None and z_std < COLLAPSED)
-
-    def describe_setting(self, name: str) -> str:
-        value, words = self.settings.get(name), name.replace("_", " ")
-        if name == "images":
-            return f"images of {Path(str(self.settings.get('data_dir'))).name}"
-        if isinstance(value, bool):
-            return words if value else f"no {words}"
-        if value in (None, "auto"):
-            value = self.resolved.get(name, "default")
-        return f"{words} {value:,}" if isinstance(value, int) and value >= 10_000 else f"{words} {value}"
-
     def comparable_settings(self) -> dict[str, Any]:
-        """Without the seed and without those that do not change what is learned."""
+        """Those that change what is learned, without the seed; of a person's own images also which they are."""
         known = {name: value for name, value in settings_that_matter(self.settings).items() if name != "seed"}
-        digest = self.resolved.get("images")  # of a person's own images
-        return known | {"images": digest} if known and digest else known
+        if digest := self.resolved.get("images"):
+            known["images"] = f"of {Path(str(self.settings.get('data_dir'))).name} ({digest!s:.8})"
+        return known
 
 
 def read_run(path: Path) -> Run:
@@ -105,27 +94,15 @@ def read_run(path: Path) -> Run:
     folder = RunDirectory(path)
     check(path.is_dir(), f"{path}: no such folder")
     check(folder.config.exists() or folder.metrics.exists(), f"{path} is not the folder of a run")
-    rows = [row for row in folder.rows() if isinstance(row, dict) and isinstance(row.get("epoch"), int)]
-    rows = [row for row in rows if finite_number(row["epoch"]) is not None]
-    try:
-        content = yaml.safe_load(folder.config.read_text(errors="replace"))
-    except (OSError, yaml.YAMLError, RecursionError, ValueError):
-        content = None
-    parts = [get_mapping(content, name) for name in ("settings", "resolved", "versions")]
-    run = Run(folder, rows, parts[0], parts[1], parts[2])
-    if not run.settings:
-        run.notes.append(f"{folder.config.name} is damaged or missing: settings and command are not known")
-    for file in sorted(folder.results.glob("*/summary.json")):
-        try:
-            run.results[file.parent.name] = dict(json.loads(file.read_text()))
-        except (OSError, ValueError, TypeError, RecursionError):
-            run.notes.append(f"{file.relative_to(path)} is damaged, and left out")
-    events = EventAccumulator(str(folder.tensorboard), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
-    with suppress(OSError, ValueError, LookupError, RuntimeError):  # damaged
-        if folder.tensorboard.is_dir():
-            events.Reload()
-            run.scalars = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
-    return run
+    rows = [row for row in folder.rows() if isinstance(row, dict) and row.get("epoch") in range(1, 10**9)]
+    untrained = read_mapping(folder.summary, json.loads).get("kNN_untrained")
+    rows.insert(0, {"epoch": 0, "kNN_accuracy": untrained})
+    config = read_mapping(folder.config, yaml.safe_load)
+    results = {file: read_mapping(file, json.loads) for file in sorted(folder.results.glob("*/summary.json"))}
+    damaged = [file.relative_to(path) for file, content in {folder.config: config, **results}.items() if not content]
+    parts = [get_mapping(config, name) for name in ("settings", "resolved", "versions")]
+    named = {file.parent.name: content for file, content in results.items()}
+    return Run(folder, rows, *parts, named, [f"{file} is damaged or missing" for file in damaged])
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -136,7 +113,8 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         runs = [read_run(path) for path in kept]
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
-    check(any(run.rows for run in runs), f"{', '.join(map(str, folders.values()))}: no epoch is recorded yet")
+    recorded = any(row["epoch"] for run in runs for row in run.rows)
+    check(recorded, f"{', '.join(map(str, folders.values()))}: no epoch is recorded yet")
     return runs
 
 
@@ -155,7 +133,7 @@ class Group(NamedTuple):
 
     @property
     def status(self) -> str:
-        return "; ".join(dict.fromkeys(run.status() for run in self.runs))
+        return "; ".join(dict.fromkeys(run.status for run in self.runs))
 
     def curve(self, column: str) -> tuple[list[int], list[float], list[float] | None]:
         """Epochs that all runs have, the mean of their values, and the standard deviation of several."""
@@ -164,19 +142,17 @@ class Group(NamedTuple):
         values = [[curve[epoch] for curve in curves] for epoch in epochs]
         return epochs, [mean(v) for v in values], [stdev(v) for v in values] if len(curves) > 1 else None
 
-    def summarize(self, get: Callable[[Run], Iterable[float]], form: str = ".2f") -> str:
-        """A figure of the run, or its mean and standard deviation over several; `get` gives none or one of each."""
-        known = list(chain.from_iterable(map(get, self.runs)))
-        if len(known) > 1:
-            return f"{mean(known):{form}} \u00b1 {stdev(known):{form}}"
-        return f"{known[0]:{form}}" if known else "\u2013"
-
     def accuracy(self, name: str) -> str:
-        """One of `accuracies`; a command that measured several seeds has a deviation of its own."""
-        known = [found[name] for found in map(accuracies, self.runs) if name in found]
-        if len(known) == 1 and known[0][1] is not None:
-            return "{:.2f} \u00b1 {:.2f}".format(*known[0])
-        return self.summarize(lambda run: [found[name][0]] if name in (found := accuracies(run)) else [])
+        """One of `accuracies`: over the runs, or of a single one over its command's seeds."""
+        found = [values for run in self.runs if (values := accuracies(run).get(name))]
+        return summarize(found[0] if len(found) == 1 else map(mean, found))
+
+
+def summarize(values: Iterable[float], form: str = ".2f") -> str:
+    """A figure, or the mean and standard deviation of several."""
+    known = list(values)
+    spread = f" \u00b1 {stdev(known):{form}}" if len(known) > 1 else ""
+    return f"{mean(known):{form}}{spread}" if known else "-"
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
@@ -185,74 +161,46 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     times: Counter[tuple[str, str]] = Counter()
     for run in runs:
         alike = str(sorted(run.comparable_settings().items())) if run.settings else str(run.folder.path)
-        times[alike, str(run.settings.get("seed"))] += 1  # the same seed once more begins a group of its own
-        found.setdefault((alike, times[alike, str(run.settings.get("seed"))]), []).append(run)
-    known = [settings for group in found.values() if (settings := group[0].comparable_settings())]
-    names = [name for name in (known[0] if known else ()) if any(k.get(name) != known[0].get(name) for k in known)]
-    labels = [describe_run(group[0], names) for group in found.values()]
+        times[again := (alike, str(run.settings.get("seed")))] += 1  # the same seed again begins another group
+        found.setdefault((alike, times[again]), []).append(run)
+    known = [group[0].comparable_settings() for group in found.values()]
+    names = [name for name in dict.fromkeys(chain(*known)) if len({str(k.get(name)) for k in known if k}) > 1]
+    labels = [describe_settings(k, names) for k in known]
     groups = []
-    for i, (group, label) in enumerate(zip(found.values(), labels, strict=True)):
-        if not label or labels.count(label) > 1:
-            label = ", ".join(filter(None, [label, " ".join(run.name for run in group)]))
-        label += f" (mean of {len(group)} seeds)" * (len(group) > 1)
-        mark = f"{ascii_uppercase[i % 26]}{i // 26 or ''}" if len(found) > 1 else ""
-        groups.append(Group(group, i, mark, printable(label)))
+    for i, (runs, label) in enumerate(zip(found.values(), labels, strict=True)):
+        told = [label] * bool(label) + [run.name for run in runs] * (not label or labels.count(label) > 1)
+        seeds = f" (mean of {len(runs)} seeds)" * (len(runs) > 1)
+        mark = f"{ascii_uppercase[i % 26]}{i // 26 or ''}" * (len(found) > 1)
+        groups.append(Group(runs, i, mark, printable(", ".join(told) + seeds)))
     return groups
 
 
-def describe_run(run: Run, names: Sequence[str]) -> str:
-    """These settings of a run in words; a switch or a word at its default goes without saying."""
-    figures = [name for name in names if type(DEFAULTS.get(name)) in (int, float) or name == "images"]
-    told = [name for name in names if name in figures or run.settings.get(name) != DEFAULTS.get(name)]
-    label = ", ".join(map(run.describe_setting, told)) or "baseline" * bool(names) if run.settings else ""
-    return label if len(label) <= MAX_LABEL else label[:MAX_LABEL] + "..."
+def describe_settings(settings: Mapping[str, Any], names: Sequence[str]) -> str:
+    """These settings in words: figures, and what is not at its default."""
+    known = {name: settings[name] for name in names if name in settings}
+    told = {k: v for k, v in known.items() if type(v) in (int, float) or v != DEFAULTS.get(k)}
+    words = ", ".join(flag[2:].replace("=", " ", 1) for flag in to_flags(told))
+    return f"{words or 'baseline' * bool(known):.90}"
 
 
-def accuracies(run: Run) -> dict[str, tuple[float, float | None]]:
-    """What the commands knn, linear and finetune measured: top-1 in percent, and its deviation over their seeds."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for content in run.results.values():
-        options, accuracy = get_mapping(content, "settings"), content.get("test_accuracy")
-        labels = finite_number(content.get("labels") or content.get("train_images"))
-        suffix = (f", {labels:,.0f} labels" if labels else "") + ", from scratch" * bool(options.get("from_scratch"))
-        if content.get("command") == "knn" and isinstance(content.get("table"), list):
-            for row in (row for row in content["table"] if isinstance(row, dict)):
-                weight = "" if row.get("k") == 1 else f", T {row.get('temperature')}"
-                found[f"kNN, {row.get('features')} features, k {row.get('k')}{weight}"] = (row.get("accuracy"), None)
-        elif content.get("command") == "linear":
-            solver = "SGD on crops and flips" if options.get("augment") else "L-BFGS"
-            found[f"linear, {solver}{suffix}"] = (accuracy, None)
-        elif content.get("command") == "finetune":
-            found[f"fine-tuned{suffix}"] = (accuracy, content.get("deviation"))
-    known = {name: tuple(map(finite_number, pair)) for name, pair in found.items()}
-    return {name: (value, deviation) for name, (value, deviation) in known.items() if value is not None}
-
-
-class Confusion(NamedTuple):
-    """Counts (C, C), row the true class, column the predicted one, and what predicted."""
-
-    counts: np.ndarray
-    names: tuple[str, ...]
-    method: str
-
-
-def read_confusion(run: Run, weights: str | None = None) -> Confusion | None:
-    """What the command knn counted, if it was of these weights (None: of any)."""
-    found = run.results.get("knn", {})
-    names, same = get_mapping(found, "per_class"), weights is None or found.get("weights") == weights
-    try:
-        counts = np.array(found.get("confusion"), dtype=np.int64)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    method = f"kNN, k {found.get('knn_k')}, T {found.get('knn_t')}, by the command knn"
-    fits = names and counts.shape == (len(names), len(names)) and counts.min() >= 0 < counts.sum()
-    return Confusion(counts, tuple(map(printable, names)), method) if fits and same else None
+def accuracies(run: Run) -> dict[str, list[float]]:
+    """Top-1 in percent that the commands knn, linear and finetune measured, of finetune one for each seed."""
+    found: dict[str, list[Any]] = {}
+    for name, content in run.results.items():
+        labels, table = finite_number(content.get("labels") or content.get("train_images")), content.get("table")
+        measured = list(get_mapping(content, "seeds").values()) or [content.get("test_accuracy")]
+        found[name.replace("_", " ") + (f", {labels:,.0f} labels" if labels else "")] = measured
+        for row in (row for row in table if isinstance(row, dict)) if isinstance(table, list) else ():
+            weight = "" if row.get("k") == 1 else f", T {row.get('temperature')}"
+            found[f"kNN, {row.get('features')} features, k {row.get('k')}{weight}"] = [row.get("accuracy")]
+    known = {name: [y for value in values if (y := finite_number(value)) is not None] for name, values in found.items()}
+    return {name: values for name, values in known.items() if values}
 
 
 def read_views(run: Run) -> Image.Image | None:
-    """views.png as the run left it."""
-    try:
-        with Image.open(run.folder.views) as picture:
-            return picture.convert("RGB") if picture.width * picture.height <= MAX_PIXELS else None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
+    """views.png as the run left it, at most 2000 pixels wide or high."""
+    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(run.folder.views) as file:
+        picture = file.convert("RGB")
+        picture.thumbnail((2000, 2000))
+        return picture
+    return None

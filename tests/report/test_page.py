@@ -11,7 +11,6 @@ from statistics import mean, stdev
 import pytest
 import yaml
 from PIL import Image
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from simsiam.config.commands import Pretrain, command_line, settings_to_keep
 from tests.helpers import Program
@@ -32,7 +31,7 @@ def test_the_page_of_one_run_has_its_figures(page_of_one: Path, runs: Path) -> N
     assert cells(page_of_one, "kNN, untrained (%)") == [f"{summary['kNN_untrained']:.2f}"]
     assert cells(page_of_one, "loss") == [f"{last['train_loss']:.4f}"]
     text = words(page_of_one)
-    assert "a (finished, 3 epochs)" in text and "--width=4" in text and str(run) in text
+    assert "a (finished, 3 of 3 epochs)" in text and "--width=4" in text and str(run) in text
 
 
 def test_the_pictures_are_pictures_and_the_curves_are_drawn(page_of_one: Path, runs: Path) -> None:
@@ -89,7 +88,7 @@ def test_it_is_for_everyone(page_of_one: Path, page_of_four: Path) -> None:
         levels = [int(e.tag[1]) for e in tree.iter() if re.fullmatch("h[1-6]", str(e.tag))]
         assert levels[0] == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
         for alt in charts(index):
-            assert len(alt) > 10 or re.fullmatch("line [A-Z]", alt)
+            assert len(alt) > 10
 
 
 def test_seeds_become_mean_and_deviation_and_other_runs_are_named_by_what_differs(
@@ -125,11 +124,10 @@ def test_what_the_commands_measured_is_in_the_tables(run: Path, program: Program
     found = {file.parent.name: json.loads(file.read_text()) for file in run.glob("results/*/summary.json")}
     row = next(r for r in found["knn"]["table"] if (r["features"], r["k"], r["temperature"]) == ("projector", 20, 0.2))
     assert cells(index, "kNN, projector features, k 20, T 0.2") == [f"{row['accuracy']:.2f}"]
-    assert cells(index, "linear, L-BFGS, 200 labels") == [f"{found['linear']['test_accuracy']:.2f}"]
+    assert cells(index, "linear, 200 labels") == [f"{found['linear']['test_accuracy']:.2f}"]
     tuned = found["finetune_0.5"]
     expected = f"{tuned['test_accuracy']:.2f} \u00b1 {tuned['deviation']:.2f}"
-    assert cells(index, "fine-tuned, 100 labels") == [expected]
-    assert "by the command knn" in words(index)  # which counted the classes already
+    assert cells(index, "finetune 0.5, 100 labels") == [expected]
 
 
 @pytest.mark.parametrize(
@@ -153,20 +151,8 @@ def test_a_run_remembers_its_hardware_and_the_page_tells_it(page_of_one: Path, p
     run = page_of_wrecks.parents[1] / "bare"
     hardware = yaml.safe_load((run / "config.yaml").read_text())["resolved"]["hardware"]
     assert hardware["cpu"] and hardware["cores"] >= 1 and "gpu" not in hardware
-    expected = f"{hardware['cpu']}, {hardware['cores']} cores"
-    assert cells(page_of_one, "processor") == [expected]
-    assert cells(page_of_wrecks, "processor") == [expected, "unknown", expected, expected]
-
-
-@pytest.mark.slow("a further page")
-def test_what_only_tensorboard_has_is_drawn_too(run: Path, program: Program) -> None:
-    with SummaryWriter(str(run / "tensorboard")) as writer:
-        for row in rows(run):
-            writer.add_scalar("perf/mfu", 0.1 * row["epoch"], row["step"] - 1)  # as on a GPU
-    assert program("report", str(run), "--no-pictures")[0] == 0
-    alts = list(charts(run / "report" / "index.html"))
-    assert "share of the bf16 peak by epoch. a: from 0.1 (epoch 1) to 0.3 (epoch 3)." in alts
-    assert (run / "report" / "figures" / "mfu.png").exists()
+    for name, value in (("processor", hardware["cpu"]), ("cores", str(hardware["cores"]))):
+        assert cells(page_of_one, name) == [value] and cells(page_of_wrecks, name) == [value, "-", value, value]
 
 
 @pytest.mark.slow("two pages")
@@ -180,5 +166,5 @@ def test_the_page_is_of_the_runs_as_they_are_now(run: Path, program: Program) ->
     (run / "backbone.safetensors").unlink()
     (run / "views.png").unlink()
     assert program("report", str(run))[0] == 0
-    assert "no checkpoint yet" in words(index)
+    assert "no checkpoint in this folder" in words(index)
     assert sorted(file.stem for file in (run / "report" / "figures").iterdir()) == CURVES
