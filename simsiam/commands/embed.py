@@ -44,6 +44,7 @@ def embed(config: Embed) -> None:
     if folder:  # without what could not be read
         labels, sizes, classes = folder.labels, {"folder": len(folder)}, folder.classes
     else:
+        assert context
         labels = torch.cat([split.labels for split in splits.values()]).cpu()
         sizes, classes = {name: len(split) for name, split in splits.items()}, context.classes
     arrays = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.resnet import ResNet
 from simsiam.config.commands import OWN, Evaluation
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import ImageDataset, make_spec, place_on_device, why_no_knn
+from simsiam.data.dataset import DatasetSpec, ImageDataset, make_spec, place_on_device, why_no_knn
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, RunSettings, load_checkpoint
 from simsiam.evaluation.features import chunk_size
 from simsiam.evaluation.metrics import accuracy, per_class

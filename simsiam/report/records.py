@@ -102,7 +102,7 @@ def read_run(path: Path) -> Run:
     damaged = [file.relative_to(path) for file, content in {folder.config: config, **results}.items() if not content]
     parts = [get_mapping(config, name) for name in ("settings", "resolved", "versions")]
     named = {file.parent.name: content for file, content in results.items()}
-    return Run(folder, rows, *parts, named, [f"{file} is damaged or missing" for file in damaged])
+    return Run(folder, rows, parts[0], parts[1], parts[2], named, [f"{file} is damaged or missing" for file in damaged])
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
