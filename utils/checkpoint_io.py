@@ -71,13 +71,13 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
     teardown = wait  # by Lightning, at the end
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        return read_checkpoint(Path(path), map_location or "cpu")  # Lightning moves tensors to the device
+        return read_checkpoint(Path(path))  # on the CPU; Lightning moves tensors to the device
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """A checkpoint of tensors and plain values only, with every checksum verified.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint with `state_dict` and `hyper_parameters`, of tensors and plain values only; checksums are verified.
 
-    Raises UserError if it is missing, damaged, not a checkpoint, or holds code.
+    Raises UserError if it is missing, damaged, of another program, or holds code.
     """
     check(path.is_file(), f"{path}: no such checkpoint")
     check(path.stat().st_size > 0, f"{path}: empty")
@@ -88,31 +88,25 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
             broken = archive.testzip()  # torch checks no CRC: a flipped bit would load silently
             check(broken is None, f"{path}: damaged (the checksum of {broken} does not match)")
             file.seek(0)
-            content = torch.load(file, map_location=map_location, weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except (*WHY_UNREADABLE, RuntimeError, EOFError, OSError, KeyError, ValueError, zlib.error) as error:
         why = WHY_UNREADABLE.get(type(error), f"not readable as a checkpoint ({type(error).__name__})")
         raise UserError(f"{path}: {why}") from None
-    check(isinstance(content, dict), f"{path}: not a checkpoint of this program")
-    return content
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """`read_checkpoint`'s, with `hyper_parameters` and `state_dict`. Raises UserError, also for another program's."""
-    content = read_checkpoint(path)
-    ours = all(isinstance(content.get(name), dict) for name in ("state_dict", "hyper_parameters"))
+    needed = ("state_dict", "hyper_parameters")
+    ours = isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in needed)
     check(ours, f"{path}: not a checkpoint of this program (it has no state_dict with hyper_parameters)")
     return content
 
 
 def read_resumable(path: Path, callbacks: tuple[str, ...]) -> dict[str, Any]:
-    """`read_state`'s, with all that training needs to go on, also of the callbacks with these state keys.
+    """A checkpoint with all that training needs to go on, also of the callbacks with these state keys.
 
-    Raises UserError, also for weights alone.
+    Raises UserError, as `read_checkpoint`, and for weights alone.
     """
     check(path.suffix != ".safetensors", f"{path}: weights alone, which no run goes on from; --model-path starts one")
-    content = read_state(path)
+    content = read_checkpoint(path)
     lists, dicts = ("optimizer_states", "lr_schedulers"), ("loops", "callbacks", "settings")
     kinds = dict.fromkeys(lists, list) | dict.fromkeys((*dicts, "row"), dict) | {"global_step": int}
     wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]

@@ -14,7 +14,9 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from lightning_fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment  # pyright: ignore
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor, distributed
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -25,9 +27,6 @@ from utils.errors import RunFailure, UserError, check
 
 Result = TypeVar("Result")
 TIMEOUT = timedelta(hours=2)  # long enough for rank 0 to download or to decode; a dead peer is noticed at once
-SEVERAL_MACHINES = (
-    "torchrun --nnodes M --nproc-per-node N --rdzv-endpoint HOST:PORT main.py ... starts it on each machine"
-)
 PARENT_VARIABLE = "SIMSIAM_PROCESSES_END_WITH"  # environment variable: the id of the process with which this one ends
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
@@ -47,7 +46,8 @@ def world_size() -> int:
 
 def local_world_size() -> int:
     """Number of the run's processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or world_size())
+    started = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or world_size()
+    return min(int(started), world_size())  # SLURM's variable is also there if srun has started none
 
 
 def rank() -> int:
@@ -63,25 +63,21 @@ def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator
     """
     end_with_parent()
     cluster = cluster_environment()
-    if cluster is None or cluster.world_size() == 1:
-        check(devices in (None, 1), f"--devices {devices}: one process was started here; leave the flag out")
-        check(nodes in (None, 1), f"--num-nodes {nodes}: {SEVERAL_MACHINES}")
-        yield
-        return
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
-    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-    distributed.init_process_group(
-        backend, timeout=TIMEOUT, world_size=cluster.world_size(), rank=cluster.global_rank()
-    )
+    if cluster is not None and cluster.world_size() > 1:
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
+        backend, ranks = "cpu:gloo,cuda:nccl" if gpu else "gloo", cluster.world_size()
+        distributed.init_process_group(backend, timeout=TIMEOUT, world_size=ranks, rank=cluster.global_rank())
     try:
         here, machines = local_world_size(), world_size() // local_world_size()
-        check(devices in (None, here), f"--devices {devices}: {here} processes were started; leave the flag out")
-        check(nodes in (None, machines), f"--num-nodes {nodes}: it runs on {machines}; {SEVERAL_MACHINES}")
+        check(devices in (None, here), f"--devices {devices}: {here} started on this machine; leave the flag out")
+        how = "torchrun --nnodes M --nproc-per-node N --rdzv-endpoint HOST:PORT main.py ... on each machine"
+        check(nodes in (None, machines), f"--num-nodes {nodes}: started on {machines}; {how} starts it on M")
         if rank() > 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         yield
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def end_with_parent() -> None:
@@ -174,15 +170,11 @@ def launch(processes: int, command: list[str]) -> int:
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
-        status = max(failure.exitcode for failure in failed.failures.values())
-        if status > 1:  # that process has printed why
-            return status
-        number, failure = failed.get_first_failure()
-        killed = failure.exitcode < 0
-        cause = signal.Signals(-failure.exitcode).name if killed else "an error"
-        raise RunFailure(
-            f"process {number + 1} of {processes} was ended by {cause}, and the others with it; "
-            "the same command goes on from the last checkpoint",
-            128 - failure.exitcode if killed else 1,
-        ) from None
+        statuses = {number: failure.exitcode for number, failure in failed.failures.items()}
+        number, status = min(statuses.items(), key=lambda item: item[1])  # negative: killed by that signal
+        if status > 0 or max(statuses.values()) > 1:  # that process has printed why
+            return max(statuses.values())
+        cause = f"process {number + 1} of {processes} was ended by {signal.Signals(-status).name}"
+        message = f"{cause}, and the others with it; the same command goes on from the last checkpoint"
+        raise RunFailure(message, 128 - status) from None
     return 0

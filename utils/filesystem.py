@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-        with _open_folder(path.parent) as folder, suppress(OSError):  # some network file systems cannot
-            os.fsync(folder)  # without it, a power cut can undo the renaming
     finally:
         partial.unlink(missing_ok=True)
 
@@ -39,15 +37,6 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-@contextmanager
-def _open_folder(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def check_writable(folder: Path, flag: str) -> None:
@@ -68,14 +57,17 @@ def lock_folder(folder: Path, taken: str, wait: bool = False) -> Iterator[None]:
     If another process holds it, raise UserError(taken), or with `wait` print `taken` and wait. On a network file system
     it may exclude only processes of the same machine.
     """
-    with _open_folder(folder) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            check(wait, taken)
-            print_line(taken)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        check(wait, taken)
+        print_line(taken)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        os.close(descriptor)
 
 
 def is_locked(folder: Path) -> bool:

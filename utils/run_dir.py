@@ -19,16 +19,11 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.yaml"
-        self.metrics = path / "metrics.jsonl"
-        self.summary = path / "summary.json"  # only of a finished run
-        self.tensorboard = path / "tensorboard"
-        self.checkpoints = path / "checkpoints"
-        self.last = self.checkpoints / "last.ckpt"
-        self.best = self.checkpoints / "best.ckpt"
-        self.backbone = path / "backbone.safetensors"
-        self.views = path / "views.png"
-        self.results = path / "results"  # of the commands that evaluate the run
+        self.config, self.metrics = path / "config.yaml", path / "metrics.jsonl"
+        self.summary, self.backbone = path / "summary.json", path / "backbone.safetensors"  # only of a finished run
+        self.tensorboard, self.views = path / "tensorboard", path / "views.png"
+        self.checkpoints, self.results = path / "checkpoints", path / "results"  # of commands that evaluate the run
+        self.last, self.best = self.checkpoints / "last.ckpt", self.checkpoints / "best.ckpt"
         self._locks = ExitStack()
         self._created: dict[str, Any] | None = None  # what `create` wrote
 
@@ -54,10 +49,6 @@ class RunDirectory:
             return dict(yaml.safe_load(self.config.read_text())[section])
         except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, AttributeError, RecursionError):
             raise UserError(f"{self.config} is damaged: start anew with --overwrite") from None
-
-    def images(self) -> str | None:
-        """The digest of the user's own images that the run was started on; None for a published data set."""
-        return self.settings("resolved").get("images")
 
     def create(self, config: dict[str, Any]) -> None:
         """Write config.yaml, which makes the folder a run's."""

@@ -34,8 +34,7 @@ class KNNMonitor(pl.Callback):
     paper's monitor, App. D). Also measured once before training: `untrained`.
 
     Args:
-        k: neighbours that vote.
-        temperature: of their votes.
+        k, temperature: of `knn_predict`.
         every: epochs between measurements; the last epoch is always measured. 0 for never.
         report: called with a line of text for the user.
     """

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.resnet import BACKBONES, STEMS, ResNet
 from simsiam.evaluation.features import extract_chunks
 from simsiam.module import SimSiam
-from utils.checkpoint_io import read_state
+from utils.checkpoint_io import read_checkpoint
 from utils.console import track_progress
 from utils.errors import UserError, check
 from utils.export import BACKBONE, read_weights
@@ -141,7 +141,7 @@ def load_backbone_file(file: Path) -> LoadedCheckpoint:
 
 def load_module(file: Path) -> tuple[SimSiam, BackboneFacts]:
     """The whole module of a `.ckpt`."""
-    content = read_state(file)
+    content = read_checkpoint(file)
     hparams = content["hyper_parameters"]
     known = {**content, **hparams}
     facts = validate_facts({name: known[name] for name in (*FACTS, *PROVENANCE) if name in known}, file)
