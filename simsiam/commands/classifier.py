@@ -22,10 +22,7 @@ CHOICE_EPOCH = 2**32 - 1  # no training gets here: its order decides which image
 def train_classifier(
     config: Linear | Finetune, model: Classifier, data: LabelledViews, epochs: int, results: Results
 ) -> int:
-    """Train, with the curves in the results folder, and return the number of steps taken.
-
-    Raises RunFailure with status 4 for a loss or weights that are not finite.
-    """
+    """Train, with the curves in the results folder, and return the number of steps taken."""
     results.clear()
     trainer = pl.Trainer(
         accelerator=choose_accelerator(config.device.accelerator),
@@ -54,7 +51,7 @@ def measure_accuracy(context: EvaluationContext, head: nn.Linear) -> dict[str, A
 def save_head(results: Results, context: EvaluationContext, head: nn.Linear, figures: dict[str, Any]) -> None:
     """Write `head.safetensors`, then the figures: `summary.json` marks a measurement as finished."""
     results.clear()
-    accuracy = {"test_accuracy": figures["test_accuracy"]}
-    about = {"classes": list(context.classes), "dataset": context.dataset, "checkpoint": str(context.checkpoint.file)}
-    write_weights(results.path / "head.safetensors", HEAD, head.state_dict(), about | accuracy)
-    results.write(figures, {"probe/test_accuracy": accuracy["test_accuracy"]}, step=figures.get("steps"))
+    right, file = figures["test_accuracy"], str(context.checkpoint.file)
+    about = {"classes": context.classes, "dataset": context.dataset, "checkpoint": file, "test_accuracy": right}
+    write_weights(results.path / "head.safetensors", HEAD, head.state_dict(), about)
+    results.write(figures, {"probe/test_accuracy": right}, step=figures.get("steps"))

@@ -15,7 +15,7 @@ from simsiam.config.commands import Finetune
 from simsiam.evaluation.checkpoint import build_backbone, hash_weights
 from simsiam.evaluation.classifier import Classifier, LabelledViews
 from simsiam.evaluation.context import EvaluationContext, open_context
-from simsiam.evaluation.logistic_regression import adapt_to_raw_features, fit_logistic, standardise_features
+from simsiam.evaluation.logistic_regression import adapt_head, fit_logistic, standardise_features
 from simsiam.evaluation.results import Results
 from utils.cli import flatten, iterate_options, to_flag
 from utils.console import print_line
@@ -101,16 +101,16 @@ def finetune_seed(config: Finetune, context: EvaluationContext, quotas: Sequence
         x = context.extract_features(context.train.at(chosen), "labelled images", unit=False)
         scale = standardise_features(x)
         fit_logistic(model.head.to(x.device), x, context.train.labels[chosen], HEAD_DECAY)
-        adapt_to_raw_features(model.head, *scale)
+        adapt_head(model.head, *scale)
     data = LabelledViews(context.train, chosen, backbone, options.batch_size, options.crop_scale, seed)
     steps = train_classifier(config, model, data, options.epochs, results)
     tuned = context.with_backbone(backbone.eval())
     figures = {"seed": seed, "labels": len(chosen), "learning_rate": rate, "head_learning_rate": head_rate}
     figures |= {"steps": steps} | measure_accuracy(tuned, model.head)
-    tuning = {key: figures[key] for key in ("seed", "labels", "test_accuracy")}
-    tuning |= {"from_scratch": scratch, "settings": flatten(config)}
+    tuned_on = {key: figures[key] for key in ("seed", "labels", "test_accuracy")}
+    tuned_on |= {"from_scratch": scratch, "settings": flatten(config)}
     facts = checkpoint.facts.model_dump(exclude_unset=True, exclude={"row"})  # the row's kNN is the old backbone's
-    write_weights(results.path / "backbone.safetensors", BACKBONE, backbone.state_dict(), facts | {"tuned": tuning})
+    write_weights(results.path / "backbone.safetensors", BACKBONE, backbone.state_dict(), facts | {"tuned": tuned_on})
     save_head(results, tuned, model.head, figures)
     return figures["test_accuracy"]
 
@@ -119,10 +119,7 @@ def label_quotas(labels: Tensor, classes: tuple[str, ...], fraction: float, coun
     """How many labels each class keeps: a share of its own, or an equal part of `count`.
 
     Their sum is `count`, or the share of all labels, to the nearest whole number; what does not divide goes to the
-    classes with the largest remainders.
-
-    Raises:
-        UserError: a class would have none, or has fewer than that.
+    classes with the largest remainders. Raises UserError if a class would have none, or has fewer than that.
     """
     there = labels.bincount(minlength=len(classes)).tolist()
     ideal = [fraction * n for n in there] if count is None else [count / len(there)] * len(there)

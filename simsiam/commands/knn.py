@@ -32,15 +32,13 @@ def knn(config: Knn) -> None:
     names = ("features", "k", "temperature", "accuracy")
     figures["table"] = [dict(zip(names, (*protocol, right), strict=True)) for protocol, right in found.items()]
 
-    head = ("features", "k", *(f"T {t:g}" for t in TEMPERATURES))
+    title = f"kNN accuracy in % on {len(context.test):,} test images of {context.dataset}"
     lines = dict.fromkeys((kind, k) for kind, k, _ in counts)
     rows = [(kind, str(k), *(f"{found[kind, k, t]:.2f}" for t in TEMPERATURES)) for kind, k in lines]
-    bank = f"bank of {len(context.train):,} train images"
-    print_table(f"kNN accuracy in % on {len(context.test):,} test images of {context.dataset}, {bank}", head, rows)
+    head = ("features", "k", *(f"T {t:g}" for t in TEMPERATURES))
+    print_table(f"{title}, bank of {len(context.train):,} train images", head, rows)
     print_classes(figures["per_class"])
-    text = "\n".join("|".join(row) for row in (head, ["-"] * len(head), *rows))
-    scalars = {"kNN_accuracy": figures["kNN_accuracy"]}
-    results.write(figures, scalars, lambda writer, step: writer.add_text("kNN", text, step))
+    results.write(figures, {"kNN_accuracy": figures["kNN_accuracy"]})
 
 
 def count_by_protocol(context: EvaluationContext) -> dict[tuple[str, int, float], Tensor]:

@@ -12,12 +12,7 @@ from simsiam.evaluation.checkpoint import build_backbone
 from simsiam.evaluation.classifier import Classifier, LabelledViews
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import chunk_size
-from simsiam.evaluation.logistic_regression import (
-    adapt_to_raw_features,
-    fit_logistic,
-    make_head,
-    standardise_features,
-)
+from simsiam.evaluation.logistic_regression import adapt_head, fit_logistic, make_head, standardise_features
 from simsiam.evaluation.metrics import print_classes
 from simsiam.evaluation.results import Results
 from utils.console import print_table, track_progress
@@ -42,8 +37,7 @@ def linear(config: Linear) -> None:
     context.announce()
     with results.lock():
         if options.augment:
-            head, figures = fit_by_sgd(config, context, results)
-            way = "crops and flips, SGD"
+            way, (head, figures) = "crops and flips, SGD", fit_by_sgd(config, context, results)
         else:
             head, figures = fit_by_solver(context, options.seed, held_out)
             way = f"L-BFGS, weight decay {figures['weight_decay']:g}"
@@ -67,15 +61,12 @@ def fit_by_solver(context: EvaluationContext, seed: int, held_out: int) -> tuple
         tried[decay] = (100 * right / held_out, copy.deepcopy(head))
     decay = max(tried, key=lambda d: tried[d][0])  # the strongest of equals
     head = tried[decay][1]
-    figures = {
-        "weight_decay": decay,
-        "held_out": {f"{d:g}": accuracy for d, (accuracy, _) in tried.items()},
-        "converged": fit_logistic(head, x, labels, decay),
-    }
-    rows = [(decay, f"{accuracy:.2f}") for decay, accuracy in figures["held_out"].items()]
+    converged = fit_logistic(head, x, labels, decay)
+    adapt_head(head, *scale)
+    accuracies = {f"{d:g}": accuracy for d, (accuracy, _) in tried.items()}
+    rows = [(name, f"{accuracy:.2f}") for name, accuracy in accuracies.items()]
     print_table("on held-out train images", ("weight decay", "accuracy %"), rows)
-    adapt_to_raw_features(head, *scale)
-    return head, figures
+    return head, {"weight_decay": decay, "held_out": accuracies, "converged": converged}
 
 
 def fit_by_sgd(config: Linear, context: EvaluationContext, results: Results) -> tuple[nn.Linear, dict[str, Any]]:
@@ -91,5 +82,5 @@ def fit_by_sgd(config: Linear, context: EvaluationContext, results: Results) -> 
     batch_size, crop_scale = options.batch_size or 256, options.crop_scale or 0.8
     data = LabelledViews(train, everything, backbone, batch_size, crop_scale, options.seed)
     steps = train_classifier(config, model, data, options.epochs or 100, results)
-    adapt_to_raw_features(model.head, *scale)
+    adapt_head(model.head, *scale)
     return model.head, {"steps": steps}

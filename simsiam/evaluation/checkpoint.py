@@ -37,9 +37,7 @@ class RunSettings(BaseModel, strict=True, extra="allow"):
     zero_init_residual: bool = True
 
 
-class EpochRow(BaseModel, strict=True, extra="allow"):
-    """The row of metrics.jsonl of the checkpoint's epoch."""
-
+class EpochRow(BaseModel, strict=True, extra="allow"):  # of metrics.jsonl
     epoch: int | None = None
     step: int = 0
 
@@ -79,12 +77,7 @@ class LoadedCheckpoint(NamedTuple):
         return torch.tensor(self.facts.mean, device=device), torch.tensor(self.facts.std, device=device)
 
     def extract_features(self, chunks: Iterable[Tensor], n: int, what: str, unit: bool = True) -> Tensor:
-        """Backbone features of clean images: chunks (B, 3, S, S) uint8, at most n images in all -> (n, F).
-
-        Args:
-            what: shown as progress.
-            unit: L2-normalise each row.
-        """
+        """`extract_chunks` of the backbone, with progress that names `what`."""
         chunks = track_progress(chunks, n, f"features of {what}")
         return extract_chunks(self.backbone, chunks, n, *self.statistics, unit)
 
@@ -92,8 +85,7 @@ class LoadedCheckpoint(NamedTuple):
 def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
     """The file meant by a run folder, a folder of checkpoints, or a file; UserError if there is none.
 
-    Args:
-        whole: in a run folder, prefer the last checkpoint to the file of the backbone alone.
+    In a run folder that is the backbone's own file, or with `whole` the last checkpoint, if both are there.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -107,16 +99,11 @@ def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
 
 
 def load_backbone(path: str | Path) -> ResNet:
-    """The backbone of a run, on the CPU, in eval mode: (B, 3, S, S) -> (B, F).
+    """The backbone of a run folder, a `.ckpt` or a `.safetensors`, on the CPU, in eval mode: (B, 3, S, S) -> (B, F).
 
     The images that it expects are RGB on the scale of 0 to 1, minus `.mean`, over `.std`; both are attributes of it
-    (3 floats each), as is `.image_size` (S of its training, in pixels).
-
-    Args:
-        path: a run folder, a `.ckpt` or a `.safetensors`.
-
-    Raises:
-        ValueError: missing, damaged or foreign files, or weights that do not fit to the last key.
+    (3 floats each), as is `.image_size` (S of its training, in pixels). Raises ValueError for missing, damaged or
+    foreign files, and for weights that do not fit to the last key.
     """
     return load_checkpoint(path, whole=False).backbone
 

@@ -26,7 +26,7 @@ class Classifier(pl.LightningModule):
         head_rate: learning rate of the head, whose weights are zero at first.
         backbone_rate: None freezes the backbone: no gradient, and eval mode, so that BN keeps its statistics too.
         momentum, weight_decay: of SGD. All rates fall to 0 along a cosine.
-        center, spread: (F,), subtracted from the features, which are then divided by the second.
+        center, spread: (F,) of the features; the head gets (features - center) / spread.
     """
 
     def __init__(
@@ -41,29 +41,25 @@ class Classifier(pl.LightningModule):
         spread: Tensor | float = 1.0,
     ) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, make_head(backbone.num_features, classes)
+        tuned = backbone_rate is not None
+        self.backbone, self.head = (
+            backbone.train(tuned).requires_grad_(tuned),
+            make_head(backbone.num_features, classes),
+        )
         self.head_rate, self.backbone_rate = head_rate, backbone_rate
         self.momentum, self.weight_decay = momentum, weight_decay
         self.register_buffer("center", torch.as_tensor(center))
         self.register_buffer("spread", torch.as_tensor(spread))
-        self.train()
-
-    def train(self, mode: bool = True) -> "Classifier":
-        super().train(mode)
-        self.backbone.train(mode and self.backbone_rate is not None)
-        return self
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_rate is not None):
-            features = self.backbone(x).float()
-        return self.head((features - self.center) / self.spread)
+        return self.head((self.backbone(x).float() - self.center) / self.spread)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, labels = batch
         logits = self(x).float()
         loss = cross_entropy(logits, labels)
-        right = (logits.detach().argmax(dim=1) == labels).float().mean()
-        metrics = {"probe/train_loss": loss.detach(), "probe/train_accuracy": 100 * right}
+        right = 100 * (logits.detach().argmax(dim=1) == labels).float().mean()
+        metrics = {"probe/train_loss": loss.detach(), "probe/train_accuracy": right}
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(x))
         return loss
 
@@ -77,10 +73,10 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Raise RunFailure with status 4 for a loss or weights that are not finite."""
-        loss = self.trainer.callback_metrics["probe/train_loss"].item()
-        if not (math.isfinite(loss) and all(bool(parameter.isfinite().all()) for parameter in self.parameters())):
-            what = "a weight is not finite" if math.isfinite(loss) else f"the loss is {loss}"
-            raise RunFailure(f"{what}: lower the learning rates; no figures were kept", status=4)
+        values = (self.trainer.callback_metrics["probe/train_loss"], *self.parameters())
+        if not all(bool(value.isfinite().all()) for value in values):
+            message = "the loss or a weight is not finite: lower the learning rates; no figures were kept"
+            raise RunFailure(message, status=4)
 
     def describe_epoch(self) -> str:
         """The figures that are shown as progress."""
@@ -107,16 +103,16 @@ class LabelledViews(pl.LightningDataModule):
         self.batch_size, self.seed = len(chosen) // math.ceil(len(chosen) / batch_size), seed
         self.policy = Policy(crop_scale=crop_scale, jitter=0, grayscale=0)
 
-    def train_dataloader(self) -> EpochSampler:
-        return EpochSampler(len(self.chosen), self.batch_size, self.seed, self.current_epoch, self.chosen.device)
-
-    def current_epoch(self) -> int:
+    def epoch(self) -> int:
         assert self.trainer is not None
         return self.trainer.current_epoch
+
+    def train_dataloader(self) -> EpochSampler:
+        return EpochSampler(len(self.chosen), self.batch_size, self.seed, self.epoch, self.chosen.device)
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Positions (B,) -> views (B, 3, S, S), labels (B,)."""
         indices = self.chosen[batch]
         how: dict[str, Any] = {"policy": self.policy, "mean": self.mean, "std": self.std, "size": self.size}
-        views = augment(self.images.at(indices), indices, seed=self.seed, epoch=self.current_epoch(), view=0, **how)
+        views = augment(self.images.at(indices), indices, seed=self.seed, epoch=self.epoch(), view=0, **how)
         return views, self.images.labels[indices]

@@ -35,10 +35,9 @@ class EvaluationContext:
 
     def announce(self) -> None:
         """Print what is about to be measured."""
-        facts, n = self.checkpoint.facts, (len(self.train), len(self.test))
+        facts, splits = self.checkpoint.facts, f"{len(self.train):,} train and {len(self.test):,} test images"
         epoch = "" if facts.row.epoch is None else f", epoch {facts.row.epoch}"
         print_line(f"{self.checkpoint.file}: {facts.backbone}, width {facts.width}{epoch}")
-        splits = f"{n[0]:,} train and {n[1]:,} test images"
         print_line(f"{self.dataset}: {splits}, {len(self.classes)} classes; {self.device}")
 
     def extract_features(self, images: Tensor, what: str, unit: bool = True) -> Tensor:
@@ -47,9 +46,9 @@ class EvaluationContext:
 
     def describe_accuracy(self, name: str, counts: Tensor) -> dict[str, Any]:
         """The figures of a confusion matrix (C, C) of the test images; the accuracy under `name`."""
-        figures = {"dataset": self.dataset, "train_images": len(self.train), "test_images": len(self.test)}
-        classes = {"per_class": per_class(counts, self.classes), "confusion": counts.tolist()}
-        return figures | {name: accuracy(counts)} | classes
+        images = {"dataset": self.dataset, "train_images": len(self.train), "test_images": len(self.test)}
+        by_class = {"per_class": per_class(counts, self.classes), "confusion": counts.tolist()}
+        return images | {name: accuracy(counts)} | by_class
 
     def print_accuracies(self, kind: str, rows: Sequence[Sequence[str]]) -> None:
         """A table of classifiers, the labels that each has learned from, and its accuracy."""
@@ -66,9 +65,7 @@ def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoin
     checkpoint = load_checkpoint(config.checkpoint.checkpoint)
     finite = all(bool(tensor.isfinite().all()) for tensor in checkpoint.backbone.state_dict().values())
     check(finite, f"{checkpoint.file}: a weight is not finite, so nothing can be measured")
-    checkpoint.backbone.to(device)
-    if checkpoint.projector is not None:
-        checkpoint.projector.to(device)
+    torch.nn.ModuleList(filter(None, checkpoint[1:3])).to(device)
     return checkpoint
 
 
@@ -77,12 +74,7 @@ def open_context(
 ) -> EvaluationContext:
     """The checkpoint of `--checkpoint`, and the images of its run unless others are asked for.
 
-    Args:
-        download: a data set that is not there.
-        labels: train and test images must have labels.
-
-    Raises:
-        UserError: one of them cannot be loaded.
+    Raises UserError if one of them cannot be loaded, or if `labels` are needed and train or test images have none.
     """
     checkpoint = open_checkpoint(config, device)
     spec = choose_dataset(config, checkpoint)

@@ -32,16 +32,12 @@ def extract_features(
     chunk: int | None = None,
     part: slice = slice(None),
 ) -> Tensor:
-    """Features of clean images, by the network in eval mode.
+    """Features (N, F) float32 of a `part` of clean images (N, 3, C, C) uint8, by the network in eval mode.
 
     Args:
         network: (B, 3, S, S) -> (B, F).
-        images: (N, 3, C, C) uint8, of which `part` is taken.
         mean, std: (3,) each, on the scale of 0 to 1, of the images that the network was trained on.
         unit: L2-normalise each row, for cosines.
-
-    Returns:
-        (N, F) float32, on the network's device.
     """
     images = images[part]
     return extract_chunks(network, images.split(chunk or chunk_size(images)), len(images), mean, std, unit)

@@ -19,14 +19,10 @@ def make_head(features: int, classes: int) -> nn.Linear:
 def fit_logistic(
     head: nn.Linear, features: Tensor, labels: Tensor, weight_decay: float, tolerance: float = TOLERANCE
 ) -> bool:
-    """Minimise mean cross-entropy + weight_decay / 2 |W|^2, from the head's weights on; whether it has converged.
+    """Minimise mean cross-entropy + weight_decay / 2 |W|^2 in place, biases not decayed; whether it has converged.
 
-    Biases are not decayed. scikit-learn's `LogisticRegression(C=1 / (N weight_decay))` has the same minimum.
-
-    Args:
-        head: F -> C; fitted in place.
-        features: (N, F), standardised: L-BFGS wants columns of about one scale.
-        labels: (N,) int64.
+    scikit-learn's `LogisticRegression(C=1 / (N weight_decay))` has the same minimum. Features (N, F) are to be
+    standardised: L-BFGS wants columns of about one scale.
     """
     solver = torch.optim.LBFGS(
         head.parameters(),
@@ -58,7 +54,7 @@ def standardise_features(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def adapt_to_raw_features(head: nn.Linear, center: Tensor, spread: Tensor) -> None:
+def adapt_head(head: nn.Linear, center: Tensor, spread: Tensor) -> None:
     """Have a head for standardised features give the same logits for raw ones, in place."""
     head.weight.div_(spread)
     head.bias.sub_(head.weight @ center)

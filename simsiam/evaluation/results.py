@@ -22,14 +22,8 @@ from utils.run_dir import RunDirectory
 class Results:
     """One command's folder below the run's `results/`: `summary.json`, `tensorboard/`, and the files that it makes.
 
-    With `--overwrite` files are replaced one by one, so whatever a person keeps in the folder stays.
-
-    Args:
-        name: of the folder.
-        resumes: the command handles figures that are there already by itself.
-
-    Raises:
-        UserError: it cannot be written, or an earlier call's figures are there and `--overwrite` is not given.
+    With `--overwrite` files are replaced one by one, so whatever a person keeps in the folder stays. Raises UserError
+    if it cannot be written, or has an earlier call's figures without `--overwrite`, unless the command `resumes`.
     """
 
     def __init__(self, config: Evaluation, checkpoint: LoadedCheckpoint, name: str, resumes: bool = False) -> None:
@@ -43,13 +37,9 @@ class Results:
         self.started, self.cleared = time.perf_counter(), False
 
     def choose_output(self, given: str | None, name: str) -> Path:
-        """The file to make: `given` by `--output`, else `name` in the folder.
-
-        Raises UserError if it is there already and `--overwrite` is not given, or if it cannot be written.
-        """
+        """The file to make: `given` by `--output`, else `name` in the folder; UserError as for the folder."""
         file = Path(given).expanduser() if given else self.path / name
         check(len(file.name) <= 200, f"--output: {len(file.name)} letters are too long for a file's name")
-        check(not file.is_dir(), f"{file} is a folder: give the name of a file with --output")
         check(self.overwrite or not file.exists(), f"{file} is there already: --overwrite would replace it")
         check_writable(file.parent, "--output")
         return file
@@ -77,18 +67,16 @@ class Results:
     ) -> None:
         """Write figures and their provenance as JSON, scalars and pictures into TensorBoard.
 
-        Args:
-            step: of the scalars; None for the checkpoint's, so that they stand at the end of the run's curves.
+        Their step is the checkpoint's unless given, so that they stand at the end of the run's curves.
         """
         self.clear()
         row = self.checkpoint.facts.row
-        step = row.step if step is None else step
         if scalars or pictures:
             with SummaryWriter(str(self.tensorboard)) as writer:
                 for name, value in (scalars or {}).items():
-                    writer.add_scalar(name, value, step)
+                    writer.add_scalar(name, value, row.step if step is None else step)
                 if pictures:
-                    pictures(writer, step)
+                    pictures(writer, row.step)
         origin = {"command": type(self.config).__name__.lower(), "checkpoint": str(self.checkpoint.file)}
         origin |= {"weights": hash_weights(self.checkpoint.backbone), "epoch": row.epoch}
         how = {"settings": flatten(self.config), "seconds": round(time.perf_counter() - self.started, 1)}

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from simsiam.evaluation import logistic_regression
 from simsiam.evaluation.logistic_regression import (
-    adapt_to_raw_features,
+    adapt_head,
     fit_logistic,
     make_head,
     standardise_features,
@@ -76,5 +76,5 @@ def test_a_head_for_standardised_features_is_made_one_for_raw_features() -> None
     torch.testing.assert_close(standardised.mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(standardised.std(dim=0), torch.tensor([1.0, 1, 1, 0]), atol=1e-5, rtol=0)
     adapted = copy.deepcopy(head)
-    adapt_to_raw_features(adapted, *scale)
+    adapt_head(adapted, *scale)
     torch.testing.assert_close(adapted(raw), head(standardised), atol=1e-5, rtol=1e-5)
