@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 import main as program
 from simsiam import SimSiam
 from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.dataset import place_on_device
 from simsiam.data.synthetic import make_patterns
 
 OUT, HIDDEN = 1024, 512
@@ -74,7 +75,8 @@ def by_lightning(model: pl.LightningModule, steps: int, precision: Any, **data: 
 def plain(model: SimSiam, data: ViewsDataModule, steps: int) -> float:
     """Our arithmetic in a loop of its own; seconds of `steps` steps."""
     model.to(DEVICE).train()
-    data.train, data.mean, data.std = data.train.to(DEVICE), data.mean.to(DEVICE), data.std.to(DEVICE)
+    data.train, data.test = place_on_device((data.train, data.test), torch.device(DEVICE), memory=64)
+    data.mean, data.std = data.mean.to(DEVICE), data.std.to(DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), 0.06, 0.9, weight_decay=5e-4, fused=True)
     batches = torch.randperm(len(data.train), device=DEVICE).split(data.batch_size)
     begun = 0.0
