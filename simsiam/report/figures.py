@@ -88,7 +88,7 @@ def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: boo
     axes.set(xlabel="epoch", ylabel=label, ymargin=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     if from_zero:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     if len(groups) > 1:
         figure.legend(loc="outside lower left", handlelength=3.5)
     return figure

@@ -99,9 +99,10 @@ def read_run(path: Path) -> Run:
     config = read_mapping(folder.config, yaml.safe_load)
     results = {file: read_mapping(file, json.loads) for file in sorted(folder.results.glob("*/summary.json"))}
     damaged = [file.relative_to(path) for file, content in {folder.config: config, **results}.items() if not content]
-    parts = [get_mapping(config, name) for name in ("settings", "resolved", "versions")]
+    settings, resolved, versions = (get_mapping(config, name) for name in ("settings", "resolved", "versions"))
     named = {file.parent.name: content for file, content in results.items()}
-    return Run(folder, rows, *parts, named, [f"{file} is damaged or missing" for file in damaged])
+    notes = [f"{file} is damaged or missing" for file in damaged]
+    return Run(folder, rows, settings, resolved, versions, named, notes)
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
