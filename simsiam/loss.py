@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 
 from utils import distributed
 
@@ -12,14 +12,9 @@ COLLAPSED = 0.5  # z_std below this: a healthy run stays above 0.9
 
 
 def D(p: Tensor, z: Tensor, stop_grad: bool = True) -> Tensor:
-    """Negative cosine similarity of a prediction and the projection that it should predict.
+    """Negative cosine similarity of predictions p and projections z, (B, d) each: the mean over the batch, -1 to 1.
 
-    Args:
-        p: (B, d) predictions.
-        z: (B, d) projections; no gradient flows into them unless `stop_grad` is False.
-
-    Returns:
-        (), the mean over the batch, between -1 (aligned) and 1.
+    No gradient flows into z unless `stop_grad` is False.
     """
     if stop_grad:
         z = z.detach()
@@ -27,13 +22,9 @@ def D(p: Tensor, z: Tensor, stop_grad: bool = True) -> Tensor:
 
 
 def siamese_loss(p: Sequence[Tensor], z: Sequence[Tensor], stop_grad: bool = True, symmetric: bool = True) -> Tensor:
-    """L = D(p1, z2)/2 + D(p2, z1)/2 for two views; for V views, each p_i against the mean of the other z_j.
+    """L = D(p1, z2)/2 + D(p2, z1)/2 for two views (B, d); for V views, each p_i against the mean of the other z_j.
 
-    The generalisation is FastSiam's (Pototzky et al. 2022, DAGM GCPR). With two views it is equation 2 of the paper.
-
-    Args:
-        p, z: V tensors (B, d) each, one a view.
-        symmetric: False for D(p1, z2) alone (section 4.6).
+    The generalisation is FastSiam's (Pototzky et al. 2022, DAGM GCPR). Not symmetric: D(p1, z2) alone (section 4.6).
     """
     views = range(len(z))
     predicted = views if symmetric else views[:1]
@@ -43,21 +34,15 @@ def siamese_loss(p: Sequence[Tensor], z: Sequence[Tensor], stop_grad: bool = Tru
 
 @torch.no_grad()
 def z_std(z: Tensor) -> Tensor:
-    """How far the projections are from collapse: the mean over channels of std(z / |z|), times sqrt(d).
+    """How far the projections (B, d) are from collapse: the mean over channels of std(z / |z|), times sqrt(d).
 
-    "If the outputs collapse to a constant vector, their std over all samples should be zero for each channel. [...] if
-    the output z has a zero-mean isotropic Gaussian distribution, [...] the std of z/|z| is 1/sqrt(d)" (section 4.1).
-
-    Args:
-        z: (B, d), of this process.
-
-    Returns:
-        (), 0 when collapsed, 1 when healthy.
+    0 when collapsed, 1 when healthy: "if the output z has a zero-mean isotropic Gaussian distribution, [...] the std
+    of z/|z| is 1/sqrt(d)" (section 4.1). With several processes, of the whole batch.
     """
-    unit = torch.nn.functional.normalize(z.float(), dim=1)
+    unit = normalize(z.float(), dim=1)
     if distributed.world_size() == 1:
         spread = unit.std(dim=0)
-    else:  # the standard deviation over all processes, each with an equal part of the batch
+    else:
         n = len(z) * distributed.world_size()
         mean, square = distributed.all_reduce_mean(torch.stack([unit.double().mean(0), unit.double().square().mean(0)]))
         spread = ((square - mean.square()).clamp(min=0) * n / (n - 1)).sqrt().float()

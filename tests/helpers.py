@@ -5,6 +5,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -29,8 +30,14 @@ from simsiam.data.synthetic import CLASSES, make_patterns
 ROOT = Path(__file__).parent.parent
 Program = Callable[..., tuple[int, str, str]]
 TIMES = ("seconds", "images_per_second")
-TAGS = ("kNN_accuracy", "train_loss", "z_std", "learning_rate")
-CIFAR_FOLDER = "cifar-10-batches-py"
+TAGS, CIFAR_FOLDER = ("kNN_accuracy", "train_loss", "z_std", "learning_rate"), "cifar-10-batches-py"
+
+
+def limit_memory(room: int) -> None:
+    """Have the kernel give this process no more than `room` bytes beyond what it has."""
+    limit = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024 + room
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
 
 # ---------------------------------------------------------------- small runs
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 Chunk = TypeVar("Chunk", bound=Sized)
-FIRST_LINE, NEXT_LINE = 2, 10  # seconds until the first and each further line of progress, if there is no terminal
+PROGRESS_SECONDS = 5  # between lines of progress, if there is no terminal
 
 
 class _Console(Console):
@@ -31,21 +31,18 @@ def print_line(line: str) -> None:
 
 def track_progress(chunks: Iterable[Chunk], total: int, what: str) -> Iterator[Chunk]:
     """Yield `chunks`, `total` items in all, and show the progress: a bar, or lines where there is no terminal."""
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            for chunk in chunks:
-                yield chunk
-                bar.advance(task, len(chunk))
-        return
-    done, due = 0, time.monotonic() + FIRST_LINE
-    for chunk in chunks:
-        yield chunk
-        done += len(chunk)
-        if time.monotonic() >= due and done < total:
-            print_line(f"{what}: {done:,} of {total:,}")
-            due = time.monotonic() + NEXT_LINE
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    lines, due = not console.is_terminal, time.monotonic() + PROGRESS_SECONDS
+    with Progress(*columns, console=console, transient=True, disable=lines) as bar:
+        task = bar.add_task(what, total=total)
+        done = 0
+        for chunk in chunks:
+            yield chunk
+            done += len(chunk)
+            bar.update(task, completed=done)
+            if lines and time.monotonic() >= due and done < total:
+                print_line(f"{what}: {done:,} of {total:,}")
+                due = time.monotonic() + PROGRESS_SECONDS
 
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

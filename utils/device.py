@@ -3,9 +3,7 @@
 import os
 import platform
 import re
-import resource
 import subprocess
-import sys
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +17,7 @@ PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")  # whose vers
 
 
 def choose_accelerator(accelerator: str) -> str:
-    """Lightning's name, "gpu" or "cpu", for auto, gpu or cpu.
-
-    Raises:
-        UserError: there is no GPU.
-    """
+    """Lightning's name, "gpu" or "cpu", for auto, gpu or cpu. Raises UserError if there is no GPU."""
     gpu = torch.cuda.is_available()
     check(gpu or accelerator != "gpu", "--accelerator gpu: torch finds no GPU here; leave the flag out for the CPU")
     return "gpu" if gpu and accelerator != "cpu" else "cpu"
@@ -35,11 +29,7 @@ def choose_device(accelerator: str) -> torch.device:
 
 
 def choose_precision(precision: str, accelerator: str) -> Any:
-    """Lightning's name for a precision: auto, 32, bf16 or 16.
-
-    Raises:
-        UserError: the device does not have it.
-    """
+    """Lightning's name for a precision: auto, 32, bf16 or 16. Raises UserError if the device does not have it."""
     gpu = choose_accelerator(accelerator) == "gpu"
     if precision == "auto":
         precision = "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
@@ -49,47 +39,36 @@ def choose_precision(precision: str, accelerator: str) -> Any:
 
 def hardware(accelerator: str) -> dict[str, Any]:
     """The processor and the cores that this process may use; for "gpu" also the GPU's name and memory."""
+    names = re.findall(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)  # platform knows few names
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    about: dict[str, Any] = {"cpu": _processor(), "cores": cores}
+    about: dict[str, Any] = {"cpu": [*names, platform.processor() or platform.machine()][0], "cores": cores}
     if accelerator == "gpu":
         gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
         about |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1)}
     return about
 
 
-def _processor() -> str | None:
-    """The processor's name; on Linux Python knows only the architecture."""
-    with suppress(OSError):
-        if found := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return found[1].strip()
-    return platform.processor() or platform.machine() or None
-
-
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free: on a GPU, or for this process, given the machine, its control group and its own limits."""
+    """Bytes that are free: on a GPU, or on the machine and within this process's control group (a container's)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = [_field("/proc/meminfo", "MemAvailable:")]
-    for limit, used in ((resource.RLIMIT_DATA, "VmData:"), (resource.RLIMIT_AS, "VmSize:")):
-        if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
-            free.append(most - _field("/proc/self/status", used))
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # no such group, or "max"
-        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return max(0, min(free))
+    free = [int(kib) * 1024 for kib in re.findall(r"MemAvailable:\s+(\d+)", _read("/proc/meminfo"))]
+    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    if limit.isdigit() and used.isdigit():  # without a limit: "max"
+        free.append(int(limit) - int(used))
+    return max(0, min(free, default=2**62))
 
 
-def _field(file: str, name: str) -> int:
-    """Bytes in a line of a file in /proc; no limit on a system without /proc."""
-    try:
-        return next(int(line.split()[1]) * 1024 for line in Path(file).read_text().splitlines() if name in line)
-    except (OSError, StopIteration):
-        return 2**62
+def _read(file: str) -> str:
+    """The text of a file of the kernel; empty on a system without it."""
+    with suppress(OSError):
+        return Path(file).read_text()
+    return ""
 
 
 def versions() -> dict[str, str]:
     """Versions of PACKAGES."""
-    return {name: sys.version.split()[0] if name == "python" else version(name) for name in PACKAGES}
+    return {name: platform.python_version() if name == "python" else version(name) for name in PACKAGES}
 
 
 def git_commit() -> str | None:
@@ -98,8 +77,5 @@ def git_commit() -> str | None:
     if not (root / ".git").exists():  # git would find a checkout that the program merely lies in
         return None
     describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(describe, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(describe, capture_output=True, text=True, timeout=10).stdout.strip() or None

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -27,22 +27,16 @@ from utils.errors import RunFailure, UserError, check
 
 Result = TypeVar("Result")
 TIMEOUT = timedelta(hours=2)  # long enough for rank 0 to download or to decode; a dead peer is noticed at once
-SEVERAL_MACHINES = (
-    "torchrun --nnodes M --nproc-per-node N --rdzv-endpoint HOST:PORT main.py ... starts it on each machine"
-)
 PARENT_VARIABLE = "SIMSIAM_PROCESSES_END_WITH"  # environment variable: the id of the process with which this one ends
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 def cluster_environment() -> ClusterEnvironment | None:
     """Lightning's view of torchrun or SLURM; None if neither started this process."""
-    for kind in (TorchElasticEnvironment, SLURMEnvironment):
-        if kind.detect():
-            try:
-                return kind()
-            except RuntimeError as error:  # srun with half of its flags
-                raise UserError(" ".join(str(error).split())) from None
-    return None
+    try:
+        return next((kind() for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
+    except RuntimeError as error:  # srun with half of its flags
+        raise UserError(" ".join(str(error).split())) from None
 
 
 def world_size() -> int:
@@ -52,7 +46,8 @@ def world_size() -> int:
 
 def local_world_size() -> int:
     """Number of the run's processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or world_size())
+    started = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or world_size()
+    return min(int(started), world_size())  # SLURM's variable is also there if srun has started none
 
 
 def rank() -> int:
@@ -60,42 +55,29 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def local_rank() -> int:
-    """Number of this process on its machine."""
-    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-
-
 @contextmanager
 def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator[None]:
     """Join the run's other processes, if there are any; ranks above 0 print nothing.
 
-    Args:
-        devices, nodes: processes a machine and machines that the user asked for; None for as many as were started.
-
-    Raises:
-        UserError: another number was started.
+    Raises UserError if other numbers of processes a machine (`devices`) and machines were asked for than were started.
     """
     end_with_parent()
     cluster = cluster_environment()
-    if cluster is None or cluster.world_size() == 1:
-        check(devices in (None, 1), f"--devices {devices}: one process was started here; leave the flag out")
-        check(nodes in (None, 1), f"--num-nodes {nodes}: {SEVERAL_MACHINES}")
-        yield
-        return
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
-    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-    distributed.init_process_group(
-        backend, rank=cluster.global_rank(), world_size=cluster.world_size(), timeout=TIMEOUT
-    )
+    if cluster is not None and cluster.world_size() > 1:
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
+        backend, ranks = "cpu:gloo,cuda:nccl" if gpu else "gloo", cluster.world_size()
+        distributed.init_process_group(backend, timeout=TIMEOUT, world_size=ranks, rank=cluster.global_rank())
     try:
         here, machines = local_world_size(), world_size() // local_world_size()
-        check(devices in (None, here), f"--devices {devices}: {here} processes were started; leave the flag out")
-        check(nodes in (None, machines), f"--num-nodes {nodes}: it runs on {machines}; {SEVERAL_MACHINES}")
+        check(devices in (None, here), f"--devices {devices}: {here} started on this machine; leave the flag out")
+        how = "torchrun --nnodes M --nproc-per-node N --rdzv-endpoint HOST:PORT main.py ... on each machine"
+        check(nodes in (None, machines), f"--num-nodes {nodes}: started on {machines}; {how} starts it on M")
         if rank() > 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         yield
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def end_with_parent() -> None:
@@ -105,50 +87,32 @@ def end_with_parent() -> None:
 
 
 def broadcast_result(function: Callable[[], Result]) -> Result:
-    """Call `function` on rank 0 and return its result on all ranks.
-
-    Raises:
-        SystemExit: on the other ranks, with rank 0's exit status, if it raised there.
-    """
-    box = [_run_on(rank() == 0, function)]
+    """Call `function` on rank 0 and return its result on all ranks, which end with rank 0's status if it raises."""
+    box: list[Any] = [_call_in(rank() == 0, function)]
     if world_size() > 1:
         distributed.broadcast_object_list(box)
-    return box[0]  # pyright: ignore[reportReturnType]  (not None: rank 0 has sent it)
+    return box[0]
 
 
 def once_per_node(function: Callable[[], object]) -> None:
-    """Call `function` in one process of each machine while the others wait.
-
-    Raises:
-        SystemExit: in the others, if it raised on any machine.
-    """
-    _run_on(local_rank() == 0, function)
+    """Call `function` in one process of each machine while the others wait; if it raises in one, all end."""
+    _call_in(int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0, function)
 
 
-def _run_on(chosen: bool, function: Callable[[], Result]) -> Result | None:
-    """Call `function` in the chosen processes; if it fails in one, all of them end."""
+def _call_in(chosen: bool, function: Callable[[], Result]) -> Result | None:
     if world_size() == 1:
         return function()
     result, failure, status = None, None, 0
-    if chosen:
-        try:
-            result = function()
-        except BaseException as error:  # noqa: BLE001  (raised again below, once the others know)
-            failure = error
-            status = error.status if isinstance(error, RunFailure) else 2 if isinstance(error, UserError) else 1
+    try:
+        result = function() if chosen else None
+    except BaseException as error:  # noqa: BLE001  (raised again below, once the others know)
+        failure, status = error, getattr(error, "status", 1)
     (status,) = all_reduce_max(status)
     if failure is not None:
         raise failure
     if status:
         raise SystemExit(status)
     return result
-
-
-def check_equal(digest: str | None, message: str) -> None:
-    """Raise UserError unless all processes have the same hexadecimal digest, or None."""
-    number = int(digest[:15], 16) if digest else 0
-    high, low = all_reduce_max(number, -number)
-    check(high == -low, message)
 
 
 def all_reduce_max(*numbers: int) -> list[int]:
@@ -159,6 +123,14 @@ def all_reduce_max(*numbers: int) -> list[int]:
     return values.tolist()
 
 
+def all_reduce_mean(values: Tensor) -> Tensor:
+    """The mean over all processes, element by element; a copy."""
+    values = values.clone()
+    if world_size() > 1:
+        distributed.all_reduce(values)
+    return values / world_size()
+
+
 def shard(n: int) -> slice:
     """This process's share of n items: contiguous, in the order of the ranks."""
     return slice(n * rank() // world_size(), n * (rank() + 1) // world_size())
@@ -167,15 +139,6 @@ def shard(n: int) -> slice:
 def all_gather_rows(rows: Tensor) -> Tensor:
     """The rows of all processes, in the order of the ranks; each may have another number of them."""
     return rows if world_size() == 1 else torch.cat(gather_all_tensors(rows))
-
-
-def all_reduce_mean(values: Tensor) -> Tensor:
-    """The mean over all processes, element by element."""
-    if world_size() == 1:
-        return values
-    values = values.clone()
-    distributed.all_reduce(values)
-    return values / world_size()
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -192,12 +155,9 @@ def needs_launch(devices: int | None) -> bool:
 
 
 def launch(processes: int, command: list[str]) -> int:
-    """Run `command` in several processes on this machine, by torchrun's engine.
+    """Run `command` in several processes on this machine, by torchrun's engine; the exit status, the first failure's.
 
     The end of one ends all; signals are passed on to each.
-
-    Returns:
-        the exit status: the first failure's.
     """
     end_with_parent()
     logging.disable(logging.CRITICAL)  # the engine's own log; this process only waits
@@ -210,15 +170,11 @@ def launch(processes: int, command: list[str]) -> int:
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
-        status = max(failure.exitcode for failure in failed.failures.values())
-        if status > 1:  # that process has printed why
-            return status
-        number, failure = failed.get_first_failure()
-        killed = failure.exitcode < 0
-        cause = signal.Signals(-failure.exitcode).name if killed else "an error"
-        raise RunFailure(
-            f"process {number + 1} of {processes} was ended by {cause}, and the others with it; "
-            "the same command goes on from the last checkpoint",
-            128 - failure.exitcode if killed else 1,
-        ) from None
+        statuses = {number: failure.exitcode for number, failure in failed.failures.items()}
+        number, status = min(statuses.items(), key=lambda item: item[1])  # negative: killed by that signal
+        if status > 0 or max(statuses.values()) > 1:  # that process has printed why
+            return max(statuses.values())
+        cause = f"process {number + 1} of {processes} was ended by {signal.Signals(-status).name}"
+        message = f"{cause}, and the others with it; the same command goes on from the last checkpoint"
+        raise RunFailure(message, 128 - status) from None
     return 0

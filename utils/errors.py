@@ -1,6 +1,5 @@
 """The failures that end the program with one line on stderr instead of a traceback."""
 
-import re
 import signal
 
 
@@ -28,7 +27,7 @@ class Stopped(BaseException):  # not an Exception, so that no `except Exception`
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Python's error, a GPU's, or that of torch's allocator on a CPU."""
-    return isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)) is not None
+    return isinstance(error, MemoryError) or any(s in str(error) for s in ("out of memory", "allocate memory"))
 
 
 def check(ok: bool, message: str) -> None:

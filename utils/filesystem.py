@@ -1,6 +1,5 @@
 """Atomic writing, and locks on folders."""
 
-import errno
 import fcntl
 import json
 import os
@@ -16,8 +15,8 @@ from utils.errors import UserError, check
 PARTIAL = ".partial"
 
 
-def write_atomically(path: Path, write: Callable[[Path], object], before: Callable[[], object] = lambda: None) -> None:
-    """Have `write` fill a temporary file beside `path`, sync it to the disk, call `before`, then rename it to `path`.
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` fill a temporary file beside `path`, sync it to the disk and rename it to `path`.
 
     A kill at any moment leaves either the old file or the new one.
     """
@@ -27,9 +26,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], before: Callab
         write(partial)
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
-        before()
         os.replace(partial, path)
-        sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -42,31 +39,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-@contextmanager
-def open_folder(folder: Path) -> Iterator[int]:
-    """The descriptor of a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Sync a folder's entries to the disk; without it, a power cut can undo a rename."""
-    with open_folder(folder) as descriptor:
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
-                raise
-
-
 def check_writable(folder: Path, flag: str) -> None:
     """Raise UserError, which asks for another `flag`, unless `folder` exists or can be made, and takes files."""
-    for part in (folder, *folder.parents):
-        check(part.is_dir() or not part.exists(), f"{part} is a file, not a folder: give another {flag}")
     above = next(part for part in (folder, *folder.parents) if part.exists())
+    check(above.is_dir(), f"{above} is a file, not a folder: give another {flag}")
     try:
         with tempfile.TemporaryFile(dir=above):  # os.access would say yes to root everywhere
             pass
@@ -78,30 +54,26 @@ def check_writable(folder: Path, flag: str) -> None:
 def lock_folder(folder: Path, taken: str, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock on a folder. It leaves no file behind and ends with the process that holds it.
 
-    On a network file system it may exclude only processes of the same machine.
-
-    Args:
-        taken: the message if another process holds it.
-        wait: print the message and wait, instead of raising it.
-
-    Raises:
-        UserError: `taken`, unless `wait`.
+    If another process holds it, raise UserError(taken), or with `wait` print `taken` and wait. On a network file system
+    it may exclude only processes of the same machine.
     """
-    with open_folder(folder) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            check(wait, taken)
-            print_line(taken)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        check(wait, taken)
+        print_line(taken)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        os.close(descriptor)
 
 
 def is_locked(folder: Path) -> bool:
     """Whether a process holds `lock_folder`'s lock."""
-    with open_folder(folder) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        with lock_folder(folder, ""):
+            return False
+    except UserError:
+        return True

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification (Wu et al. 2018, arXiv 1805.01978, section 3.4)."""
+"""Weighted k-nearest-neighbour classification on cosine similarity (Wu et al. 2018, arXiv 1805.01978, section 3.4)."""
 
 from collections.abc import Sequence
 
@@ -9,23 +9,15 @@ CHUNK_ELEMENTS = 2**24  # similarities held at once: 64 MiB of float32
 
 
 def knn_predict(
-    features: Tensor,
-    bank: Tensor,
-    bank_labels: Tensor,
-    num_classes: int,
-    k: int = 200,
-    temperature: float = 0.1,
+    features: Tensor, bank: Tensor, bank_labels: Tensor, num_classes: int, k: int = 200, temperature: float = 0.1
 ) -> Tensor:
     """The class that the k most similar bank entries vote for, each with weight exp(cosine / temperature).
 
-    Rows are expected to be L2-normalised. Queries are processed in chunks, so memory grows with Q x k only.
+    Queries are processed in chunks, so memory grows with Q x k only.
 
     Args:
-        features: (Q, F) queries.
-        bank: (N, F).
+        features: (Q, F) queries, L2-normalised, as the bank (N, F).
         bank_labels: (N,) int64, in 0 .. num_classes - 1.
-        k: how many neighbours vote.
-        temperature: of the weights; the smaller, the more the nearest count.
 
     Returns:
         (Q,) int64 predicted classes.
@@ -40,14 +32,7 @@ def knn_predict(
 def knn_predict_all(
     features: Tensor, bank: Tensor, bank_labels: Tensor, num_classes: int, protocols: Sequence[tuple[int, float]]
 ) -> Tensor:
-    """`knn_predict` for several (k, temperature) at the cost of one: the neighbours are searched once.
-
-    Returns:
-        (P, Q) int64 predicted classes, a row for each protocol.
-
-    Raises:
-        ValueError: as `knn_predict`.
-    """
+    """`knn_predict` for P pairs (k, temperature) with one search: (P, Q) int64."""
     for k, temperature in protocols:
         if not 1 <= k <= len(bank):
             raise ValueError(f"k = {k} neighbours asked of a bank of {len(bank)} images")
@@ -60,14 +45,7 @@ def knn_predict_all(
 
 @torch.no_grad()
 def nearest(features: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k bank entries most similar to each query, the most similar first.
-
-    Args:
-        features, bank: (Q, F) and (N, F), L2-normalised.
-
-    Returns:
-        similarity (Q, k) float32 and index (Q, k) int64 into the bank.
-    """
+    """The k bank entries most similar to each query, the most similar first: float32 similarity and index, (Q, k)."""
     rows = max(1, min(len(features), CHUNK_ELEMENTS // max(1, len(bank))))  # queries at a time
     buffer = features.new_empty(rows, len(bank))  # reused: allocating each product costs a CPU a sixth of the time
     chunks = [torch.mm(q, bank.T, out=buffer[: len(q)]).topk(k, dim=1) for q in features.split(rows)]

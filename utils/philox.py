@@ -14,15 +14,7 @@ _ORDER_STREAM = _MASK  # the last stream; views use the first ones
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox4x32.
-
-    Args:
-        counter: four int64 tensors of shapes that broadcast, each holding 32-bit words (0 .. 2**32 - 1).
-        seed: the 64-bit key.
-
-    Returns:
-        four int64 tensors of the broadcast shape, each holding uniform 32-bit words.
-    """
+    """Ten rounds of Philox4x32 on int64 tensors of 32-bit words that broadcast, with a 64-bit key: uniform words."""
     c0, c1, c2, c3 = counter
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(10):
@@ -41,15 +33,7 @@ def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
 
 
 def uniform(index: Tensor, epoch: int | Tensor, stream: int | Tensor, count: int, *, seed: int) -> Tensor:
-    """`count` numbers in [0, 1) for each index: float32 multiples of 2**-24.
-
-    Args:
-        index: (B,) int64, of the sample.
-        epoch, stream: the other two words of the counter; distinct streams are independent.
-
-    Returns:
-        (B, count) float32.
-    """
+    """(B, count) float32 in [0, 1), multiples of 2**-24, for sample indices (B,) int64; streams are independent."""
     block = torch.arange((count + 3) // 4, device=index.device)  # each counter yields four words
     zero = torch.zeros_like(block)
     words = philox((index[:, None] & _MASK, zero + epoch, zero + stream, block), seed)

@@ -19,60 +19,36 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.yaml"
-        self.metrics = path / "metrics.jsonl"
-        self.summary = path / "summary.json"  # only of a finished run
-        self.tensorboard = path / "tensorboard"
-        self.checkpoints = path / "checkpoints"
-        self.last = self.checkpoints / "last.ckpt"
-        self.best = self.checkpoints / "best.ckpt"
-        self.backbone = path / "backbone.safetensors"
-        self.views = path / "views.png"
-        self.results = path / "results"  # of the commands that evaluate the run
+        self.config, self.metrics = path / "config.yaml", path / "metrics.jsonl"
+        self.summary, self.backbone = path / "summary.json", path / "backbone.safetensors"  # only of a finished run
+        self.tensorboard, self.views = path / "tensorboard", path / "views.png"
+        self.checkpoints, self.results = path / "checkpoints", path / "results"  # of commands that evaluate the run
+        self.last, self.best = self.checkpoints / "last.ckpt", self.checkpoints / "best.ckpt"
         self._locks = ExitStack()
         self._created: dict[str, Any] | None = None  # what `create` wrote
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
-        """Whether a run is there already.
-
-        Raises:
-            UserError: something that is not a run is there, or nothing can be written there.
-        """
-        try:
-            for folder in (self.path, self.checkpoints, self.tensorboard):
-                check_writable(folder, "--save-dir")
-            module = self.path.with_name(self.path.name + ".py")
-            check(not module.exists(), f"{self.path} would lie beside the module {module}: give another --exp-name")
-            entries = self.path.iterdir() if self.path.exists() else ()
-            if all(entry.name.endswith(PARTIAL) for entry in entries):  # empty, or a kill came before the first file
-                return "new"
-            ours = self.config.is_file() and (
-                self.metrics.exists() or "settings:" in self.config.read_text(errors="replace")
-            )
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be used ({error.strerror}): give another --save-dir") from None
+        """Whether a run is there already. Raises UserError if something else is, or nothing can be written there."""
+        for folder in (self.path, self.checkpoints, self.tensorboard):
+            check_writable(folder, "--save-dir")
+        module = self.path.with_name(self.path.name + ".py")
+        check(not module.exists(), f"{self.path} would lie beside the module {module}: give another --exp-name")
+        entries = self.path.iterdir() if self.path.exists() else ()
+        if all(entry.name.endswith(PARTIAL) for entry in entries):  # empty, or a kill came before the first file
+            return "new"
+        ours = self.config.is_file() and (self.metrics.exists() or b"settings:" in self.config.read_bytes())
         check(ours, f"{self.path} holds something that is not a run: give another --exp-name")
         return "finished" if self.summary.exists() else "unfinished"
 
-    def read_config(self) -> dict[str, dict[str, Any]]:
-        """`settings`, with which the run was started, and `resolved`, what the program chose.
+    def settings(self, section: str = "settings") -> dict[str, Any]:
+        """The settings with which the run was started; section "resolved": what the program chose.
 
-        Raises:
-            UserError: config.yaml is damaged.
+        Raises UserError if config.yaml is damaged.
         """
         try:
-            content = yaml.safe_load(self.config.read_text())
-            return {"settings": dict(content["settings"]), "resolved": dict(content.get("resolved") or {})}
+            return dict(yaml.safe_load(self.config.read_text())[section])
         except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, AttributeError, RecursionError):
             raise UserError(f"{self.config} is damaged: start anew with --overwrite") from None
-
-    def settings(self) -> dict[str, Any]:
-        """The settings with which the run was started. Raises UserError, as `read_config`."""
-        return self.read_config()["settings"]
-
-    def images(self) -> str | None:
-        """The digest of the user's own images that the run was started on; None for a published data set."""
-        return self.read_config()["resolved"].get("images")
 
     def create(self, config: dict[str, Any]) -> None:
         """Write config.yaml, which makes the folder a run's."""
@@ -81,20 +57,13 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder and keep other processes from training in it.
-
-        Raises:
-            UserError: another process has it, or it cannot be made.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be made ({error.strerror}): give another --save-dir") from None
+        """Make the folder and keep other processes from training in it. Raises UserError if one does."""
         with self._locks:
             self._lock()
             yield
 
     def _lock(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
         taken = f"another process is training in {self.path}: wait, or give another --exp-name"
         self._locks.enter_context(lock_folder(self.path, taken))
 
@@ -108,16 +77,15 @@ class RunDirectory:
 
     def remove_partial_files(self) -> None:
         """Remove the temporary files of a process that was killed while it wrote."""
-        for folder in (self.path, self.checkpoints):
-            for partial in folder.glob(f".*{PARTIAL}"):
-                partial.unlink(missing_ok=True)
+        for partial in (*self.path.glob(f".*{PARTIAL}"), *self.checkpoints.glob(f".*{PARTIAL}")):
+            partial.unlink(missing_ok=True)
 
     def resumable(self) -> list[Path]:
         """Checkpoints to resume from, the newest first."""
         kept = [path for path in (self.last, previous(self.last)) if path.exists()]
-        requeued = list(self.checkpoints.glob("hpc_ckpt_*.ckpt"))  # by Lightning's SLURM plugin
-        newer = [path for path in requeued if not kept or path.stat().st_mtime > kept[0].stat().st_mtime]
-        return sorted(newer, key=lambda path: path.stat().st_mtime, reverse=True) + kept
+        times = {path: path.stat().st_mtime for path in self.checkpoints.glob("hpc_ckpt_*.ckpt")}  # when SLURM requeued
+        newer = [path for path in times if not kept or times[path] > kept[0].stat().st_mtime]
+        return sorted(newer, key=lambda path: times[path], reverse=True) + kept
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, up to the first damaged one."""
@@ -130,11 +98,7 @@ class RunDirectory:
         return rows
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Write metrics.jsonl, and config.yaml again if someone has removed the folder during the run.
-
-        Raises:
-            OSError: the file cannot be written; the one before is kept.
-        """
+        """Write metrics.jsonl, and config.yaml again if someone has removed the folder. Raises OSError if it cannot."""
         if self._created is not None and not self.config.exists():
             self.create(self._created)
             self._locks.close()

@@ -6,13 +6,9 @@ from pathlib import Path
 from torch.optim import Optimizer
 
 
-def _bolts_scheduler() -> type:
-    """lightning-bolts' `LinearWarmupCosineAnnealingLR`, loaded from its own file.
-
-    The package's `__init__` imports parts of Lightning that no longer exist, so `import pl_bolts` fails; the file of
-    the scheduler needs nothing but torch. `find_spec` finds the package without running it.
-    """
-    package = importlib.util.find_spec("pl_bolts")
+def _import_bolts_scheduler() -> type:
+    """Load bolts' scheduler from its own file: `import pl_bolts` fails on parts of Lightning that no longer exist."""
+    package = importlib.util.find_spec("pl_bolts")  # found, not run
     if package is None or package.origin is None:
         raise ModuleNotFoundError("lightning-bolts is not installed: pip install -r req.txt")
     file = Path(package.origin).parent / "optimizers" / "lr_scheduler.py"
@@ -23,7 +19,7 @@ def _bolts_scheduler() -> type:
     return module.LinearWarmupCosineAnnealingLR
 
 
-LinearWarmupCosineAnnealingLR: type = _bolts_scheduler()
+LinearWarmupCosineAnnealingLR: type = _import_bolts_scheduler()
 
 
 class WarmupCosine(LinearWarmupCosineAnnealingLR):
@@ -31,12 +27,9 @@ class WarmupCosine(LinearWarmupCosineAnnealingLR):
 
     def get_lr(self) -> list[float]:
         starts_at_peak = self.last_epoch == 0 and self.warmup_epochs == 0
-        rates = self.base_lrs if starts_at_peak else super().get_lr()
-        groups = self.optimizer.param_groups
-        return [
-            base if group.get("constant_lr") else rate
-            for base, rate, group in zip(self.base_lrs, rates, groups, strict=True)
-        ]
+        rates = zip(self.base_lrs, self.base_lrs if starts_at_peak else super().get_lr(), strict=True)
+        constant = [group.get("constant_lr") for group in self.optimizer.param_groups]
+        return [base if is_constant else rate for (base, rate), is_constant in zip(rates, constant, strict=True)]
 
 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> WarmupCosine:
@@ -44,14 +37,7 @@ def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> 
 
     The rate rises linearly from 0 at s = 0 to the group's own rate at s = warmup_steps - 1, then it is
     lr/2 (1 + cos(pi t)) with t = (s - warmup_steps) / (total_steps - warmup_steps). A group with `constant_lr=True`
-    keeps its rate throughout.
-
-    Args:
-        warmup_steps: optimizer steps of warm-up, 0 for none.
-        total_steps: optimizer steps of the whole run.
-
-    Raises:
-        ValueError: the warm-up leaves no step for the cosine.
+    keeps its rate throughout. Raises ValueError if the warm-up leaves no step for the cosine.
     """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"a warm-up of {warmup_steps} steps does not fit into a run of {total_steps}")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from simsiam.callbacks.metrics import MetricsRecorder, not_finite
@@ -59,8 +58,7 @@ class CheckpointCallback(Checkpoint):
     ) -> None:
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # accumulated gradients are not saved
         if stepped and not trainer.is_last_batch:  # after the last one, the end of the epoch saves
-            number, due = distributed.all_reduce_max(self.signals.received, self.every is None and self._is_due())
-            self._save_or_stop(number, bool(due), trainer.current_epoch + 1, trainer)
+            self._save_or_stop(trainer, self.signals.received, self.every is None and self._is_due())
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = self.recorder.row
@@ -74,28 +72,33 @@ class CheckpointCallback(Checkpoint):
             trainer.save_checkpoint(self.run.best, weights_only=True)
         last = epoch == trainer.max_epochs
         due = last or (self._is_due() if self.every is None else epoch % self.every == 0)
-        number, due = distributed.all_reduce_max(0 if last else self.signals.received, due)
-        self._save_or_stop(number, bool(due), epoch, trainer)
-
-    def _save_or_stop(self, number: int, due: bool, epoch: int, trainer: pl.Trainer) -> None:
-        """Save if that is due or signal `number` asks for it, and then obey the signal; 0 is none."""
-        if number or due:
-            self._save(trainer)
-        if number == signal.SIGUSR1 and self.signals.requeue is not None:
-            self.io.wait()  # SLURM may kill the job as soon as it is requeued
-            self.signals.requeue()
-            self.io.wait()
-            self.signals.received = 0
-        elif number:
-            self.io.wait()
-            trainer.strategy.barrier()  # rank 0 writes: if another rank ended first, it would count as lost
-            raise Stopped(number, f" in epoch {epoch}, step {trainer.global_step}, in {self.run.path}; {self._saved()}")
+        self._save_or_stop(trainer, 0 if last else self.signals.received, due)
 
     def _is_due(self) -> bool:
         return time.monotonic() - self.saved_at >= max(CHECKPOINT_SECONDS, self.waited / SHARE)
 
+    def _save_or_stop(self, trainer: pl.Trainer, number: int, due: bool) -> None:
+        """Save if that is due or signal `number` asks for it in any process, and then obey the signal; 0 is none."""
+        number, due_anywhere = distributed.all_reduce_max(number, due)
+        if number or due_anywhere:
+            self._save(trainer)
+        if not number:
+            return
+        self.io.wait()  # SLURM may kill the job as soon as it is requeued
+        if number == signal.SIGUSR1 and self.signals.requeue is not None:
+            self.signals.requeue()
+            self.io.wait()
+            self.signals.received = 0
+            return
+        trainer.strategy.barrier()  # rank 0 writes: if another rank ended first, it would count as lost
+        failure, kept = self.io.failures.get(self.run.last), self.run.resumable()
+        saved = f"not saved ({failure})" if failure else "saved: the same command resumes it"
+        saved += f": the same command goes on from {kept[0]}" if failure and kept else ""
+        where = f"in epoch {trainer.current_epoch + 1}, step {trainer.global_step}, in {self.run.path}"
+        raise Stopped(number, f" {where}; {saved}")
+
     def _save(self, trainer: pl.Trainer) -> None:
-        if not torch.stack([parameter.isfinite().all() for parameter in trainer.lightning_module.parameters()]).all():
+        if not all(parameter.isfinite().all() for parameter in trainer.lightning_module.parameters()):
             raise not_finite("a weight is not finite", trainer.current_epoch + 1, self.run)
         started = time.monotonic()
         self.io.wait()  # for the checkpoint before: on a slow disk none may queue up in memory
@@ -107,23 +110,14 @@ class CheckpointCallback(Checkpoint):
     def _warn_of_failures(self) -> None:
         """Warn once per file that could not be written; the next checkpoint tries again."""
         failures = dict(self.io.failures)
-        for path, reason in failures.items():
-            if path not in self.warned:
-                print_line(f"warning: {path} could not be written ({reason}): make room; the one before it is kept")
+        for path in failures.keys() - self.warned.keys():
+            print_line(f"warning: {path} could not be written ({failures[path]}): make room; the one before it is kept")
         self.warned = failures
-
-    def _saved(self) -> str:
-        """What became of the checkpoint, for the line that ends the run."""
-        failure, kept = self.io.failures.get(self.run.last), self.run.resumable()
-        if failure is None:
-            return "saved: the same command resumes it"
-        return f"not saved ({failure})" + (f": the same command goes on from {kept[0]}" if kept else "")
 
     def check_saved(self) -> None:
         """Raise OSError unless the last checkpoint is on the disk."""
         self.io.wait()
-        failure = self.io.failures.get(self.run.last)
-        if failure is not None:
+        if failure := self.io.failures.get(self.run.last):
             raise OSError(0, failure, str(self.run.last))
 
     def state_dict(self) -> dict[str, Any]:

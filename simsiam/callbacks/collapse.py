@@ -10,16 +10,10 @@ from utils.errors import RunFailure
 
 
 class CollapseMonitor(pl.Callback):
-    """Warns once, or ends the run, when `z_std` falls: all images then have nearly the same projection.
-
-    Args:
-        stop: raise RunFailure with status 3 instead of a warning.
-        report: called with a line of text for the user.
-    """
+    """Warns once, through `report`, when `z_std` falls; with `stop`, raises RunFailure with status 3 instead."""
 
     def __init__(self, stop: bool = False, report: Callable[[str], Any] = print) -> None:
-        self.stop, self.report = stop, report
-        self.warned = False
+        self.stop, self.report, self.warned = stop, report, False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         z_std = float(trainer.callback_metrics["z_std"])

@@ -1,6 +1,6 @@
 """kNN accuracy of the backbone's features, measured at the end of each epoch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,6 +20,13 @@ def parts(trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[ResNet, V
     return backbone, data
 
 
+def log_epoch(trainer: pl.Trainer, pl_module: pl.LightningModule, metrics: Mapping[str, float]) -> None:
+    """Log figures of the epoch that ends, at its last step and before any checkpoint of it is written."""
+    pl_module.log_dict(metrics, logger=False)  # pyright: ignore[reportArgumentType]  (a dict of floats)
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(metrics), trainer.global_step - 1)
+
+
 class KNNMonitor(pl.Callback):
     """Classifies the test images by their nearest train images; logs `kNN_accuracy`, top-1 in percent.
 
@@ -27,8 +34,7 @@ class KNNMonitor(pl.Callback):
     paper's monitor, App. D). Also measured once before training: `untrained`.
 
     Args:
-        k: neighbours that vote.
-        temperature: of their votes.
+        k, temperature: of `knn_predict`.
         every: epochs between measurements; the last epoch is always measured. 0 for never.
         report: called with a line of text for the user.
     """
@@ -55,9 +61,7 @@ class KNNMonitor(pl.Callback):
         due = self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs)
         self.latest = self.accuracy(trainer, pl_module) if due else None
         if self.latest is not None:
-            pl_module.log("kNN_accuracy", self.latest, logger=False)
-            for logger in trainer.loggers:  # before any checkpoint of this epoch is written
-                logger.log_metrics({"kNN_accuracy": self.latest}, step=trainer.global_step - 1)
+            log_epoch(trainer, pl_module, {"kNN_accuracy": self.latest})
 
     def accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
         """Top-1 in percent. Each process extracts and searches its share of the images."""
@@ -80,14 +84,9 @@ class KNNMonitor(pl.Callback):
 
 
 def nearest_in_shards(queries: Tensor, shard: Tensor, k: int, start: int) -> tuple[Tensor, Tensor]:
-    """`nearest` of a bank of which each process holds a shard: only the k best of each shard are exchanged.
+    """`nearest` of a bank of which this process holds rows `start` and following; the queries are those of all.
 
-    Args:
-        queries: (Q, F), the same in all processes.
-        shard: (N, F), this process's rows of the bank, from row `start` on.
-
-    Returns:
-        similarity (Q, k) and index (Q, k) into the whole bank. Equally similar entries may come in any order.
+    Only the k best of each shard are exchanged; equally similar entries may come in any order.
     """
     similarity, index = nearest(queries, shard, min(k, len(shard)))
     index = index + start

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from simsiam.callbacks.knn import KNNMonitor, parts
+from simsiam.callbacks.knn import KNNMonitor, log_epoch, parts
 from utils import distributed
 from utils.console import print_line
 from utils.errors import RunFailure
@@ -64,43 +64,29 @@ class MetricsRecorder(pl.Callback):
             self.images_per_second = images / (time.perf_counter() - self.started)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log and write the epoch's row.
-
-        Raises:
-            RunFailure: status 4, if the loss is not finite.
-        """
+        """Log and write the epoch's row. Raises RunFailure with status 4 if the loss is not finite."""
         loss, z_std = self.means
         if not math.isfinite(loss):
             raise not_finite(f"the loss is {loss}", trainer.current_epoch + 1, self.run)
-        metrics = {"train_loss": loss, "z_std": z_std, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
-        pl_module.log_dict(metrics, logger=False)
-        for logger in trainer.loggers:  # before any checkpoint of this epoch is written
-            logger.log_metrics(metrics | {"perf/images_per_second": self.images_per_second}, trainer.global_step - 1)
-        knn = {} if self.knn.latest is None else {"kNN_accuracy": self.knn.latest}
-        self.rows.append(
-            {
-                "epoch": trainer.current_epoch + 1,
-                "step": trainer.global_step,
-                "train_loss": loss,
-                "z_std": z_std,
-                **knn,
-                "learning_rate": metrics["learning_rate"],
-                "images_per_second": round(self.images_per_second, 1),
-                "seconds": round(self._seconds_of_epoch(), 3),
-            }
-        )
+        rate, speed = trainer.optimizers[0].param_groups[0]["lr"], self.images_per_second
+        metrics = {"train_loss": loss, "z_std": z_std}
+        log_epoch(trainer, pl_module, {**metrics, "learning_rate": rate, "perf/images_per_second": speed})
+        if self.knn.latest is not None:
+            metrics["kNN_accuracy"] = self.knn.latest
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics, "learning_rate": rate}
+        row |= {"images_per_second": round(speed, 1), "seconds": round(self._seconds_of_epoch(), 3)}
+        self.rows.append(row)
         try:
             self._write()
         except OSError as error:
-            print_line(
-                f"warning: {self.run.metrics} cannot be written ({error.strerror}); it is tried again each epoch"
-            )
+            why = f"{self.run.metrics} cannot be written ({error.strerror})"
+            print_line(f"warning: {why}; it is tried again each epoch")
 
     def _seconds_of_epoch(self) -> float:
         return self.seconds + time.perf_counter() - self.started
 
     def state_dict(self) -> dict[str, Any]:
-        sums = distributed.all_reduce_mean(self.sums).clone()
+        sums = distributed.all_reduce_mean(self.sums)
         return {"rows": self.rows, "sums": sums, "batches": self.batches, "seconds": self._seconds_of_epoch()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -117,6 +103,5 @@ class MetricsRecorder(pl.Callback):
 
 def not_finite(what: str, epoch: int, run: RunDirectory) -> RunFailure:
     """The failure with exit status 4; its message names the last good checkpoint."""
-    kept = run.resumable()
-    good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
-    return RunFailure(f"{what} in epoch {epoch}: lower --learning-rate; {good}", status=4)
+    good = "".join(f"; the last good checkpoint is {path}" for path in run.resumable()[:1])
+    return RunFailure(f"{what} in epoch {epoch}: lower --learning-rate{good}", status=4)

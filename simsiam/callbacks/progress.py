@@ -12,45 +12,34 @@ from utils.console import console, print_line
 
 
 class ProgressCallback(pl.Callback):
-    """A bar with the latest epoch's figures and the time left; a line an epoch where the output is no terminal.
-
-    Args:
-        words: gives the figures of the epoch that has just ended.
-    """
+    """A bar with the figures of the latest epoch, which `words` gives, and the time left; without a terminal, lines."""
 
     def __init__(self, words: Callable[[], str]) -> None:
         self.words = words
-        self.bar: Progress | None = None
+        columns = (TextColumn("steps"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
+        options: dict[str, Any] = {"refresh_per_second": 4, "transient": True, "disable": not console.is_terminal}
+        self.bar = Progress(*columns, console=console, **options)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.first_epoch, self.started = trainer.current_epoch, time.perf_counter()
-        if console.is_terminal:
-            now = TextColumn("{task.fields[now]}")
-            columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), now)
-            self.bar = Progress(*columns, console=console, refresh_per_second=4, transient=True)
-            steps = trainer.estimated_stepping_batches
-            self.task = self.bar.add_task("steps", total=steps, completed=trainer.global_step, now="")
-            self.bar.start()
+        self.task = self.bar.add_task("", total=trainer.estimated_stepping_batches, now="")
+        self.bar.start()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=trainer.global_step)
+        self.bar.update(self.task, completed=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
         left = (time.perf_counter() - self.started) / (epoch - self.first_epoch) * (epochs - epoch)
         line = f"epoch {epoch:{len(str(epochs))}d}/{epochs}  {self.words()}  left {timedelta(seconds=round(left))}"
-        if self.bar is not None:
-            self.bar.update(self.task, now=line)
-        else:
+        self.bar.update(self.task, now=line)
+        if self.bar.disable:
             print_line(line)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str = "fit") -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        self.bar.stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module)  # Lightning does not call it then; a running bar would hide the error's line
+        self.bar.stop()  # Lightning does not call teardown then; a running bar would hide the error's line

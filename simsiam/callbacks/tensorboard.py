@@ -14,17 +14,13 @@ CURVES = {"kNN_accuracy": "kNN accuracy (%)", "train_loss": "loss", "z_std": "z_
 
 
 class ResilientTensorBoardLogger(TensorBoardLogger):
-    """TensorBoard without Lightning's curve of the epoch number, and with a queue for a full disk.
-
-    Points that could not be written stay in memory and are written once there is room.
-    """
+    """TensorBoard without Lightning's curve of the epoch number; on a full disk, points wait in memory for room."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.waiting: list[tuple[dict[str, float], int | None]] = []
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        failed_before = bool(self.waiting)
         self.waiting.append(({name: value for name, value in metrics.items() if name != "epoch"}, step))
         try:
             while self.waiting:
@@ -37,7 +33,7 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
                 raise
             # The file may end in half a record, so the next try begins another, which must not purge what is in this.
             self._experiment, self._kwargs["purge_step"] = None, None
-            if not failed_before:
+            if len(self.waiting) == 1:
                 reason = f"TensorBoard's files cannot be written ({cause.strerror})"
                 print_line(f"warning: {reason}; it is tried again each epoch")
 
@@ -47,10 +43,7 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
             self.experiment.add_image(tag, picture, step)
 
     def log_settings(self, settings: dict[str, Any]) -> None:
-        """Put the four curves on one page (CUSTOM SCALARS), and fill the HPARAMS tab.
-
-        The tab's metrics are the curves' own tags, so it shows their latest values.
-        """
+        """Put the four curves on one page (CUSTOM SCALARS), and fill the HPARAMS tab with their latest values."""
         known = {name: "default" if value is None else value for name, value in settings.items()}
         for summary in hparams(known, dict.fromkeys(("kNN_accuracy", "train_loss", "z_std"), 0.0)):
             self.experiment._get_file_writer().add_summary(summary)

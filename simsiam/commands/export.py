@@ -10,7 +10,7 @@ from models.resnet import ResNet
 from simsiam.augment import normalize
 from simsiam.config.commands import Export
 from simsiam.evaluation.checkpoint import load_backbone_file
-from simsiam.evaluation.context import EvaluationContext, open_context
+from simsiam.evaluation.context import open_context
 from simsiam.evaluation.features import center
 from simsiam.evaluation.results import Results
 from utils import export as formats
@@ -26,8 +26,7 @@ TOLERANCE = 1e-4  # largest difference between features, as a share of the large
 def export(config: Export) -> None:
     """Write the file, load it back, compare it on real images, and only then put it in place.
 
-    Raises:
-        UserError: among others, where the file does not do what the checkpoint does.
+    Raises UserError, among others where the file does not do what the checkpoint does.
     """
     format, given = config.export.format, config.export.output
     suffix = SUFFIXES[format]
@@ -36,19 +35,23 @@ def export(config: Export) -> None:
     named = given is None or given.endswith(suffix)
     check(named, f"--output {given}: with --format {format} a name that ends in {suffix}")
     context = open_context(config, torch.device("cpu"))
-    checkpoint, backbone = context.checkpoint, context.checkpoint.backbone
+    checkpoint, split = context.checkpoint, context.test if len(context.test) else context.train
     results = Results(config, checkpoint, f"export_{format}")
     output = results.choose_output(given, f"backbone{suffix}")
     metadata = {"classes": list(context.classes)} | checkpoint.facts.model_dump(exclude_unset=True)
     metadata["checkpoint"] = str(checkpoint.file)
-    images = prepare_images(context)
+    images = center(split.images[:IMAGES], checkpoint.facts.image_size)
+    images = normalize(images.float() / 255, *checkpoint.statistics)
     differences: dict[int, float] = {}
 
     def write_and_compare(path: Path) -> None:
-        write_backbone(path, format, backbone, images, metadata)
+        write_backbone(path, format, checkpoint.backbone, images, metadata)
         run, found = read_backbone(path, format)
         check(found == metadata, f"{format}: the metadata did not survive; nothing was written")
-        differences.update(compare_features(run, backbone, images))
+        for n in sorted({1, len(images) // 2 or 1, len(images)}):
+            with torch.no_grad():
+                expected, got = checkpoint.backbone(images[:n]), run(images[:n])
+            differences[n] = ((got - expected).abs().max() / expected.abs().max()).item()
         worst = max(differences.values())
         check(worst <= TOLERANCE, f"{format}: features differ by {worst:.1e} of the largest; nothing was written")
 
@@ -62,21 +65,12 @@ def export(config: Export) -> None:
     results.write({"format": format, "output": str(output), "bytes": size, "largest_difference": differences})
 
 
-def prepare_images(context: EvaluationContext) -> Tensor:
-    """(n, 3, S, S): some images of the data set, normalised."""
-    images = (context.test if len(context.test) else context.train).images[:IMAGES]
-    images = center(images, context.checkpoint.facts.image_size).float() / 255
-    return normalize(images, *context.checkpoint.statistics)
-
-
 def write_backbone(path: Path, format: str, backbone: ResNet, images: Tensor, metadata: dict[str, Any]) -> None:
     if format == "safetensors":
         formats.write_weights(path, formats.BACKBONE, backbone.state_dict(), metadata)
     else:
         write = formats.write_onnx if format == "onnx" else formats.write_torch_export
-        write(
-            path, backbone, images[:1].repeat(2, 1, 1, 1), metadata
-        )  # exporters take a batch size of 1 for a constant
+        write(path, backbone, images[:1].repeat(2, 1, 1, 1), metadata)
 
 
 def read_backbone(path: Path, format: str) -> tuple[formats.Run, dict[str, Any]]:
@@ -85,13 +79,3 @@ def read_backbone(path: Path, format: str) -> tuple[formats.Run, dict[str, Any]]
         loaded = load_backbone_file(path)
         return loaded.backbone, loaded.facts.model_dump(exclude_unset=True)
     return (formats.read_onnx if format == "onnx" else formats.read_torch_export)(path)
-
-
-@torch.no_grad()
-def compare_features(run: formats.Run, backbone: ResNet, images: Tensor) -> dict[int, float]:
-    """Batch size -> largest difference between features, as a share of the largest feature."""
-    differences = {}
-    for n in sorted({1, len(images) // 2 or 1, len(images)}):
-        expected = backbone(images[:n])
-        differences[n] = ((run(images[:n]) - expected).abs().max() / expected.abs().max()).item()
-    return differences

@@ -10,23 +10,14 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from simsiam.commands.classifier import CHOICE_EPOCH, measure_accuracy, save_head, train_classifier
 from simsiam.config.commands import Finetune
 from simsiam.evaluation.checkpoint import build_backbone, hash_weights
-from simsiam.evaluation.classifier import (
-    CHOICE_EPOCH,
-    Classifier,
-    LabelledViews,
-    head_for_raw_features,
-    measure_accuracy,
-    print_accuracies,
-    save_head,
-    standardise_features,
-    train_classifier,
-)
+from simsiam.evaluation.classifier import Classifier, LabelledViews
 from simsiam.evaluation.context import EvaluationContext, open_context
-from simsiam.evaluation.logistic_regression import fit_logistic
+from simsiam.evaluation.logistic_regression import adapt_head, fit_logistic, standardise_features
 from simsiam.evaluation.results import Results
-from utils.cli import flatten, iterate_options
+from utils.cli import flatten, iterate_options, to_flag
 from utils.console import print_line
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError, check
@@ -53,8 +44,7 @@ def finetune(config: Finetune) -> None:
     """
     options = config.finetune
     choose_precision(config.device.precision, config.device.accelerator)  # an impossible one fails before any work
-    context = open_context(config, choose_device(config.device.accelerator))
-    context.check_labels()
+    context = open_context(config, choose_device(config.device.accelerator), labels=True)
     fraction = options.label_fraction or 0.1
     amount = f"{options.label_count}_labels" if options.label_count else f"{fraction:g}"
     name = f"finetune_{amount}" + "_from_scratch" * options.from_scratch
@@ -68,15 +58,19 @@ def finetune(config: Finetune) -> None:
                 print_line(f"seed {seed} is there already: {results.path / f'seed_{seed}'}")
             else:
                 accuracies[seed] = finetune_seed(config, context, quotas, seed, f"{name}/seed_{seed}")
-        report_seeds(context, results, dict(sorted(accuracies.items())), sum(quotas), options.from_scratch)
+        accuracies, labels = dict(sorted(accuracies.items())), sum(quotas)
+        average, deviation = mean(accuracies.values()), None
+        rows = [(f"seed {seed}", f"{labels:,}", f"{accuracy:.2f}") for seed, accuracy in accuracies.items()]
+        if len(accuracies) > 1:
+            deviation = stdev(accuracies.values())
+            rows.append(("mean, deviation", "", f"{average:.2f} +- {deviation:.2f}"))
+        context.print_accuracies("from scratch" if options.from_scratch else "fine-tuned", rows)
+        figures = {"dataset": context.dataset, "labels": labels, "test_accuracy": average, "deviation": deviation}
+        results.write(figures | {"seeds": accuracies}, {"probe/test_accuracy": average})
 
 
 def read_finished_seeds(config: Finetune, context: EvaluationContext, folder: Path) -> dict[int, float]:
-    """Seed -> accuracy of earlier calls.
-
-    Raises:
-        UserError: they were trained from other weights or with other settings, or are damaged.
-    """
+    """Seed -> accuracy of earlier calls; UserError if they had other weights or settings, or are damaged."""
     may_change = {field.name for _, field, rule in iterate_options(Finetune) if rule.may_change}
     settings = {name: value for name, value in flatten(config).items() if name not in may_change}
     accuracies = {}
@@ -87,58 +81,36 @@ def read_finished_seeds(config: Finetune, context: EvaluationContext, folder: Pa
             raise UserError(f"{file} is damaged: give --overwrite to measure anew") from None
         changed = [name for name, value in settings.items() if found.settings.get(name) != value]
         changed += ["checkpoint"] * (found.weights != hash_weights(context.checkpoint.backbone))
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        flags = ", ".join(map(to_flag, changed))
         check(not changed, f"{file} was made with another {flags}: give --overwrite, or another --results-dir")
         accuracies[found.seed] = found.test_accuracy
     return accuracies
 
 
-def report_seeds(
-    context: EvaluationContext, results: Results, accuracies: dict[int, float], labels: int, from_scratch: bool
-) -> None:
-    """Print and keep mean and deviation of all seeds."""
-    rows = [(f"seed {seed}", f"{labels:,}", f"{right:.2f}") for seed, right in accuracies.items()]
-    average = mean(accuracies.values())
-    deviation = stdev(accuracies.values()) if len(accuracies) > 1 else None
-    if deviation is not None:
-        rows.append(("mean, deviation", "", f"{average:.2f} +- {deviation:.2f}"))
-    print_accuracies(context, "from scratch" if from_scratch else "fine-tuned", rows)
-    figures = {"dataset": context.dataset, "labels": labels, "test_accuracy": average, "deviation": deviation}
-    results.write(figures | {"seeds": accuracies}, {"probe/test_accuracy": average})
-
-
 def finetune_seed(config: Finetune, context: EvaluationContext, quotas: Sequence[int], seed: int, name: str) -> float:
     """One training, its networks and figures kept in the results folder `name`; its accuracy."""
-    options, checkpoint, classes = config.finetune, context.checkpoint, len(context.classes)
+    options, checkpoint, scratch = config.finetune, context.checkpoint, config.finetune.from_scratch
     results = Results(config, checkpoint, name, resumes=True)
     chosen = choose_labels(context.train.labels, quotas, seed)
     print_line(f"seed {seed}: {len(chosen):,} labels")
-    rate = options.learning_rate or (0.3 if options.from_scratch else 0.03)
-    head_rate = options.head_learning_rate or (0.1 if options.from_scratch else 0.03)
-    backbone = build_backbone(checkpoint.facts, seed) if options.from_scratch else copy.deepcopy(checkpoint.backbone)
-    model = Classifier(backbone, classes, head_rate, rate, options.momentum, options.weight_decay)
-    if not options.from_scratch:
+    rate = options.learning_rate or (0.3 if scratch else 0.03)
+    head_rate = options.head_learning_rate or (0.1 if scratch else 0.03)
+    backbone = build_backbone(checkpoint.facts, seed) if scratch else copy.deepcopy(checkpoint.backbone)
+    model = Classifier(backbone, len(context.classes), head_rate, rate, options.momentum, options.weight_decay)
+    if not scratch:
         x = context.extract_features(context.train.at(chosen), "labelled images", unit=False)
-        center, spread = standardise_features(x)
-        probe = fit_logistic(x, context.train.labels[chosen], classes, HEAD_DECAY)
-        model.head.load_state_dict(head_for_raw_features(probe.weight, probe.bias, center, spread).state_dict())
-    data = LabelledViews(
-        context.train,
-        chosen,
-        *checkpoint.statistics,
-        batch_size=options.batch_size,
-        crop_scale=options.crop_scale,
-        seed=seed,
-        size=backbone.image_size,
-    )
+        scale = standardise_features(x)
+        fit_logistic(model.head.to(x.device), x, context.train.labels[chosen], HEAD_DECAY)
+        adapt_head(model.head, *scale)
+    data = LabelledViews(context.train, chosen, backbone, options.batch_size, options.crop_scale, seed)
     steps = train_classifier(config, model, data, options.epochs, results)
-    figures = {"seed": seed, "labels": len(chosen), "learning_rate": rate, "head_learning_rate": head_rate}
     tuned = context.with_backbone(backbone.eval())
-    figures |= {"steps": steps} | measure_accuracy(tuned, model.head.requires_grad_(False))
-    tuning = {key: figures[key] for key in ("seed", "labels", "test_accuracy")}
-    tuning |= {"from_scratch": options.from_scratch, "settings": flatten(config)}
+    figures = {"seed": seed, "labels": len(chosen), "learning_rate": rate, "head_learning_rate": head_rate}
+    figures |= {"steps": steps} | measure_accuracy(tuned, model.head)
+    tuned_on = {key: figures[key] for key in ("seed", "labels", "test_accuracy")}
+    tuned_on |= {"from_scratch": scratch, "settings": flatten(config)}
     facts = checkpoint.facts.model_dump(exclude_unset=True, exclude={"row"})  # the row's kNN is the old backbone's
-    write_weights(results.path / "backbone.safetensors", BACKBONE, backbone.state_dict(), facts | {"tuned": tuning})
+    write_weights(results.path / "backbone.safetensors", BACKBONE, backbone.state_dict(), facts | {"tuned": tuned_on})
     save_head(results, tuned, model.head, figures)
     return figures["test_accuracy"]
 
@@ -147,10 +119,7 @@ def label_quotas(labels: Tensor, classes: tuple[str, ...], fraction: float, coun
     """How many labels each class keeps: a share of its own, or an equal part of `count`.
 
     Their sum is `count`, or the share of all labels, to the nearest whole number; what does not divide goes to the
-    classes with the largest remainders.
-
-    Raises:
-        UserError: a class would have none, or has fewer than that.
+    classes with the largest remainders. Raises UserError if a class would have none, or has fewer than that.
     """
     there = labels.bincount(minlength=len(classes)).tolist()
     ideal = [fraction * n for n in there] if count is None else [count / len(there)] * len(there)

@@ -25,7 +25,7 @@ from simsiam.data.dataset import default_stem, why_no_knn
 from simsiam.evaluation.checkpoint import backbone_facts, load_backbone
 from simsiam.module import SimSiam
 from utils import distributed
-from utils.checkpoint_io import AtomicCheckpointIO, BackgroundCheckpointIO, previous
+from utils.checkpoint_io import BackgroundCheckpointIO, previous
 from utils.console import print_line
 from utils.device import choose_accelerator, choose_precision, git_commit, hardware, versions
 from utils.errors import check
@@ -97,7 +97,8 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
         return data
     distributed.once_per_node(data.prepare_data)
     data.setup()
-    distributed.check_equal(data.dataset_digest, f"{config.data.data_dir}: not the same images on all machines")
+    same = distributed.broadcast_result(lambda: data.dataset_digest) == data.dataset_digest
+    check(same, f"{config.data.data_dir}: not the same images as on the first machine")
     return data
 
 
@@ -194,7 +195,7 @@ def train(context: RunContext) -> None:
     pictures_every = max(1, epochs // 10) if monitor.pictures_every is None else monitor.pictures_every
     knn = KNNMonitor(monitor.knn_k, monitor.knn_t, knn_every, report=print_line)
     recorder = MetricsRecorder(run, knn)
-    io = BackgroundCheckpointIO(AtomicCheckpointIO(keep=run.last), about=context.provenance)
+    io = BackgroundCheckpointIO(keep=run.last, about=context.provenance)
     signals = SignalCallback()
     checkpoints = CheckpointCallback(run, recorder, config.run.checkpoint_every, io, signals)
     trainer = pl.Trainer(

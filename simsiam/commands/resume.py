@@ -104,7 +104,7 @@ def _find_own(config: Pretrain, run: RunDirectory, data: ViewsDataModule) -> Sta
         "leave the flag out, or give another --exp-name",
     )
     check(
-        run.images() in (None, data.dataset_digest),
+        run.settings("resolved").get("images") in (None, data.dataset_digest),
         f"{unfinished} on other images than are in {config.data.data_dir} now: "
         "give another --exp-name, or --overwrite to start anew",
     )

@@ -3,6 +3,7 @@
 The range of an option stands on its field. Nothing here imports torch, so that `--help` answers at once.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -49,6 +50,10 @@ class DataOptions:
     """Leave out images of a folder that cannot be read, instead of an error."""
     data_memory: Annotated[NotNegative | None, unset("GIB", "half of what is free"), MAY_CHANGE] = None
     """GiB of device memory for the data set; a larger one is streamed from disk."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.data_dir).expanduser()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from simsiam.data import cifar, image_folder, npz, synthetic
 from simsiam.data.dataset import DatasetSource, DatasetSpec, Splits
-from utils.errors import UserError
 
 DATASETS: dict[str, DatasetSource] = {
     "cifar10": cifar.SOURCE,
@@ -13,21 +12,13 @@ DATASETS: dict[str, DatasetSource] = {
 }
 
 
-def find_source(spec: DatasetSpec) -> DatasetSource:
-    """Raises UserError for an unknown name."""
-    try:
-        return DATASETS[spec.dataset]
-    except KeyError:
-        raise UserError(f"unknown data set {spec.dataset!r}: there are {', '.join(DATASETS)}") from None
-
-
 def prepare_dataset(spec: DatasetSpec) -> None:
     """Download or decode what is missing: once for each machine, before any process loads it.
 
     Raises:
         UserError: damaged files (they are left as they are), bad images, no network, no space.
     """
-    find_source(spec).prepare(spec)
+    DATASETS[spec.dataset].prepare(spec)
 
 
 def load_dataset(spec: DatasetSpec) -> Splits:
@@ -36,7 +27,7 @@ def load_dataset(spec: DatasetSpec) -> Splits:
     Raises:
         UserError: missing or damaged files, more images asked for than there are.
     """
-    return find_source(spec).load(spec)
+    return DATASETS[spec.dataset].load(spec)
 
 
 def make_placeholders(spec: DatasetSpec) -> Splits | None:
@@ -45,4 +36,4 @@ def make_placeholders(spec: DatasetSpec) -> Splits | None:
     Raises:
         UserError: more images asked for than there will be.
     """
-    return find_source(spec).make_placeholders(spec)
+    return DATASETS[spec.dataset].make_placeholders(spec)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from simsiam.augment import Policy, augment
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import DatasetSpec, Splits, channel_statistics, place_on_device
+from simsiam.data.dataset import Splits, channel_statistics, make_spec, place_on_device
 from simsiam.data.sampler import EpochSampler, PrefetchLoader
 from utils import distributed
 from utils.errors import check
@@ -47,9 +47,8 @@ class ViewsDataModule(pl.LightningDataModule):
         data_memory: float | None = None,
     ) -> None:
         super().__init__()
-        self.spec = DatasetSpec(
-            dataset, data_dir, data_url, train_images, test_images, image_size, cache_dir, skip_bad_images
-        )
+        images = (dataset, data_dir, data_url, train_images, test_images, image_size, cache_dir, skip_bad_images)
+        self.spec = make_spec(*images)
         self.batch_size, self.views, self.seed, self.policy = batch_size, views, seed, policy
         self.accumulate, self.data_memory = accumulate, data_memory
         self._augment = torch.compile(augment, fullgraph=True, dynamic=False) if compile else augment

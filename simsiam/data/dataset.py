@@ -1,37 +1,32 @@
 """Which data set (`DatasetSpec`), its images (`ImageDataset`), and what follows from their size and number."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from simsiam.config.options import DataOptions
+from utils.cli import describe_invalid
 from utils.device import free_memory
-from utils.errors import check
+from utils.errors import UserError, check
 
 SMALL = 64  # pixels: up to here images are stored as large as they are trained on, as CIFAR's are
 MEMORY_SHARE = 0.5  # of the free memory, for the images, unless --data-memory says otherwise
 STATISTICS_BYTES = 2**32  # of more images than these, mean and std are measured on some that are spread evenly
 
 
-@dataclass(frozen=True)
-class DatasetSpec:
-    """Which images."""
+DatasetSpec = DataOptions  # which images
 
-    dataset: str = "cifar10"  # a name in `simsiam.data.DATASETS`
-    data_dir: str = "./data"  # of the data sets, as torchvision lays them out; one's own folder or .npz file
-    data_url: str | None = None  # a mirror of the archive
-    train_images: int | None = None  # how many of the split; None for all
-    test_images: int | None = None
-    image_size: int | None = None  # side of the views, for which a folder's images are stored; None for the default
-    cache_dir: str | None = None  # where a folder's decoded images are kept; None for ~/.cache/simsiam
-    skip_bad_images: bool = False  # leave out what cannot be read
 
-    @property
-    def path(self) -> Path:
-        return Path(self.data_dir).expanduser()
+def make_spec(*images: Any) -> DatasetSpec:
+    """From its fields in order. Raises UserError for an unknown name or a value out of its range."""
+    try:
+        return DatasetSpec(**{field.name: value for field, value in zip(fields(DatasetSpec), images, strict=False)})
+    except ValidationError as error:
+        raise UserError(describe_invalid(error)) from None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.resnet import BACKBONES, STEMS, ResNet
 from simsiam.evaluation.features import extract_chunks
 from simsiam.module import SimSiam
-from utils.checkpoint_io import read_state
+from utils.checkpoint_io import read_checkpoint
 from utils.console import track_progress
 from utils.errors import UserError, check
 from utils.export import BACKBONE, read_weights
@@ -37,9 +37,7 @@ class RunSettings(BaseModel, strict=True, extra="allow"):
     zero_init_residual: bool = True
 
 
-class EpochRow(BaseModel, strict=True, extra="allow"):
-    """The row of metrics.jsonl of the checkpoint's epoch."""
-
+class EpochRow(BaseModel, strict=True, extra="allow"):  # of metrics.jsonl
     epoch: int | None = None
     step: int = 0
 
@@ -79,32 +77,15 @@ class LoadedCheckpoint(NamedTuple):
         return torch.tensor(self.facts.mean, device=device), torch.tensor(self.facts.std, device=device)
 
     def extract_features(self, chunks: Iterable[Tensor], n: int, what: str, unit: bool = True) -> Tensor:
-        """Backbone features of clean images: chunks (B, 3, S, S) uint8, at most n images in all -> (n, F).
-
-        Args:
-            what: shown as progress.
-            unit: L2-normalise each row.
-        """
+        """`extract_chunks` of the backbone, with progress that names `what`."""
         chunks = track_progress(chunks, n, f"features of {what}")
         return extract_chunks(self.backbone, chunks, n, *self.statistics, unit)
 
-    def project_features(self, features: Tensor) -> Tensor | None:
-        """(N, F) backbone features, not normalised -> (N, d) unit vectors; None without a projector."""
-        if self.projector is None:
-            return None
-        with torch.no_grad():
-            projected = torch.cat([self.projector(chunk) for chunk in features.split(10_000)])
-        return nn.functional.normalize(projected, dim=1)
-
 
 def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
-    """The file meant by a run folder, a folder of checkpoints, or a file.
+    """The file meant by a run folder, a folder of checkpoints, or a file; UserError if there is none.
 
-    Args:
-        whole: in a run folder, prefer the last checkpoint to the file of the backbone alone.
-
-    Raises:
-        UserError: there is none.
+    In a run folder that is the backbone's own file, or with `whole` the last checkpoint, if both are there.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -118,16 +99,11 @@ def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
 
 
 def load_backbone(path: str | Path) -> ResNet:
-    """The backbone of a run, on the CPU, in eval mode: (B, 3, S, S) -> (B, F).
+    """The backbone of a run folder, a `.ckpt` or a `.safetensors`, on the CPU, in eval mode: (B, 3, S, S) -> (B, F).
 
     The images that it expects are RGB on the scale of 0 to 1, minus `.mean`, over `.std`; both are attributes of it
-    (3 floats each), as is `.image_size` (S of its training, in pixels).
-
-    Args:
-        path: a run folder, a `.ckpt` or a `.safetensors`.
-
-    Raises:
-        ValueError: missing, damaged or foreign files, or weights that do not fit to the last key.
+    (3 floats each), as is `.image_size` (S of its training, in pixels). Raises ValueError for missing, damaged or
+    foreign files, and for weights that do not fit to the last key.
     """
     return load_checkpoint(path, whole=False).backbone
 
@@ -152,10 +128,10 @@ def load_backbone_file(file: Path) -> LoadedCheckpoint:
 
 def load_module(file: Path) -> tuple[SimSiam, BackboneFacts]:
     """The whole module of a `.ckpt`."""
-    content = read_state(file)
+    content = read_checkpoint(file)
     hparams = content["hyper_parameters"]
-    said = {name: hparams[name] for name in FACTS if name in hparams}
-    facts = validate_facts(said | {name: content[name] for name in PROVENANCE if name in content}, file)
+    known = {**content, **hparams}
+    facts = validate_facts({name: known[name] for name in (*FACTS, *PROVENANCE) if name in known}, file)
     try:
         largest = max(value for value in hparams.values() if isinstance(value, int))
         check(largest <= LARGEST_SIZE, f"a size of {largest}")
@@ -169,26 +145,19 @@ def load_module(file: Path) -> tuple[SimSiam, BackboneFacts]:
 def load_weights(model: SimSiam, path: str | Path) -> None:
     """Start `model` from weights alone: a whole checkpoint's, or a `.safetensors` for the backbone.
 
-    Raises:
-        UserError: as `load_backbone`, and another architecture, named setting by setting.
+    Raises UserError as `load_backbone`, and for another architecture, named setting by setting.
     """
     file = find_checkpoint(path, whole=True)
     if file.suffix == ".safetensors":
         loaded = load_backbone_file(file)
-        check_architecture(model, loaded.facts.model_dump(), ARCHITECTURE, file)
-        load_strictly(model.backbone, loaded.backbone.state_dict(), file)
+        names, hparams, ours, theirs = ARCHITECTURE, loaded.facts.model_dump(), model.backbone, loaded.backbone
     else:
-        other, _ = load_module(file)
-        check_architecture(model, other.hparams, (*ARCHITECTURE, *HEADS), file)
-        load_strictly(model, other.state_dict(), file)
-
-
-def check_architecture(model: SimSiam, hparams: Mapping[str, Any], names: tuple[str, ...], file: Path) -> None:
-    theirs, ours = (
-        dict(hp) | {"proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")} for hp in (hparams, model.hparams)
-    )
-    wrong = [f"{name} {theirs[name]}, not {ours[name]}" for name in names if theirs[name] != ours[name]]
+        ours, (theirs, _) = model, load_module(file)
+        names, hparams = (*ARCHITECTURE, *HEADS), theirs.hparams
+    have, want = ({**hp, "proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")} for hp in (hparams, model.hparams))
+    wrong = [f"{name} {have[name]}, not {want[name]}" for name in names if have[name] != want[name]]
     check(not wrong, f"{file}: another architecture: {'; '.join(wrong)}")
+    load_strictly(ours, theirs.state_dict(), file)
 
 
 def load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
@@ -213,11 +182,10 @@ def validate_facts(said: dict[str, Any], file: Path) -> BackboneFacts:
         raise UserError(f"{file}: does not say its {', '.join(wrong)} as a file of this program does") from None
 
 
-def build_backbone(facts: BackboneFacts, seed: int | None = None) -> ResNet:
-    """The network that a file describes, with random weights: those of a run of that seed."""
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+def build_backbone(facts: BackboneFacts, seed: int = 0) -> ResNet:
+    """The network that a file describes, with the random weights of a run of that seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         network = BACKBONES[facts.backbone](facts.width, facts.settings.zero_init_residual, facts.stem)
     return attach_facts(network, facts)
 
@@ -232,6 +200,5 @@ def hash_weights(network: nn.Module) -> str:
     """16 hexadecimal digits of a hash over all weights."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

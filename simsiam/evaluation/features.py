@@ -1,4 +1,4 @@
-"""From clean images to a network's features, in chunks: memory is that of the features themselves."""
+"""Features of clean images, a chunk at a time: memory is that of the features themselves."""
 
 from collections.abc import Iterable
 
@@ -17,8 +17,9 @@ def chunk_size(images: Tensor) -> int:
 
 def center(images: Tensor, size: int | None) -> Tensor:
     """(B, 3, C, C) -> (B, 3, S, S): the middle of images that were stored with a margin for crops."""
-    margin = max(0, images.shape[-1] - (size or images.shape[-1]))
-    middle = slice(margin // 2, margin // 2 + images.shape[-1] - margin)
+    side = images.shape[-1]
+    size = min(side, size or side)
+    middle = slice((side - size) // 2, (side - size) // 2 + size)
     return images[..., middle, middle]
 
 
@@ -31,24 +32,15 @@ def extract_features(
     chunk: int | None = None,
     part: slice = slice(None),
 ) -> Tensor:
-    """Features of clean images, by the network in eval mode.
+    """Features (N, F) float32 of a `part` of clean images (N, 3, C, C) uint8, by the network in eval mode.
 
     Args:
         network: (B, 3, S, S) -> (B, F).
-        images: (N, 3, C, C) uint8.
         mean, std: (3,) each, on the scale of 0 to 1, of the images that the network was trained on.
         unit: L2-normalise each row, for cosines.
-        part: which of the images.
-
-    Returns:
-        (N, F) float32, on the network's device.
     """
-    start, stop, _ = part.indices(len(images))
-    step = chunk or chunk_size(images)
-    places = range(
-        start, max(stop, start + 1), step
-    )  # one empty chunk for no images, so that the features have a width
-    return extract_chunks(network, (images[i : min(i + step, stop)] for i in places), stop - start, mean, std, unit)
+    images = images[part]
+    return extract_chunks(network, images.split(chunk or chunk_size(images)), len(images), mean, std, unit)
 
 
 @torch.no_grad()

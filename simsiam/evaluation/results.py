@@ -22,14 +22,8 @@ from utils.run_dir import RunDirectory
 class Results:
     """One command's folder below the run's `results/`: `summary.json`, `tensorboard/`, and the files that it makes.
 
-    With `--overwrite` files are replaced one by one, so whatever a person keeps in the folder stays.
-
-    Args:
-        name: of the folder.
-        resumes: the command handles figures that are there already by itself.
-
-    Raises:
-        UserError: it cannot be written, or an earlier call's figures are there and `--overwrite` is not given.
+    With `--overwrite` files are replaced one by one, so whatever a person keeps in the folder stays. Raises UserError
+    if it cannot be written, or has an earlier call's figures without `--overwrite`, unless the command `resumes`.
     """
 
     def __init__(self, config: Evaluation, checkpoint: LoadedCheckpoint, name: str, resumes: bool = False) -> None:
@@ -37,23 +31,16 @@ class Results:
         self.path = find_results_dir(config, checkpoint.file) / name
         self.summary, self.tensorboard = self.path / "summary.json", self.path / "tensorboard"
         check_writable(self.path, "--results-dir")
-        check(
-            resumes or config.checkpoint.overwrite or not self.summary.exists(),
-            f"{self.summary} is there already: --overwrite measures anew; or give another --results-dir",
-        )
+        self.overwrite = config.checkpoint.overwrite
+        earlier = f"{self.summary} is there already: --overwrite measures anew; or give another --results-dir"
+        check(resumes or self.overwrite or not self.summary.exists(), earlier)
         self.started, self.cleared = time.perf_counter(), False
 
     def choose_output(self, given: str | None, name: str) -> Path:
-        """The file to make: `given` by `--output`, else `name` in the folder.
-
-        Raises:
-            UserError: it is there already and `--overwrite` is not given, or it cannot be written.
-        """
+        """The file to make: `given` by `--output`, else `name` in the folder; UserError as for the folder."""
         file = Path(given).expanduser() if given else self.path / name
         check(len(file.name) <= 200, f"--output: {len(file.name)} letters are too long for a file's name")
-        check(not file.is_dir(), f"{file} is a folder: give the name of a file with --output")
-        replace = self.config.checkpoint.overwrite or not file.exists()
-        check(replace, f"{file} is there already: --overwrite would replace it")
+        check(self.overwrite or not file.exists(), f"{file} is there already: --overwrite would replace it")
         check_writable(file.parent, "--output")
         return file
 
@@ -66,11 +53,7 @@ class Results:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder, and keep other processes out meanwhile.
-
-        Raises:
-            UserError: another process is in it.
-        """
+        """Make the folder, and keep other processes out meanwhile; UserError if another is in it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with lock_folder(self.path, f"another process is at work in {self.path}: wait, or give another --results-dir"):
             yield
@@ -84,24 +67,20 @@ class Results:
     ) -> None:
         """Write figures and their provenance as JSON, scalars and pictures into TensorBoard.
 
-        Args:
-            step: of the scalars; None for the checkpoint's, so that they stand at the end of the run's curves.
+        Their step is the checkpoint's unless given, so that they stand at the end of the run's curves.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         self.clear()
-        facts = self.checkpoint.facts
-        step = facts.row.step if step is None else step
+        row = self.checkpoint.facts.row
         if scalars or pictures:
             with SummaryWriter(str(self.tensorboard)) as writer:
                 for name, value in (scalars or {}).items():
-                    writer.add_scalar(name, value, step)
+                    writer.add_scalar(name, value, row.step if step is None else step)
                 if pictures:
-                    pictures(writer, step)
+                    pictures(writer, row.step)
         origin = {"command": type(self.config).__name__.lower(), "checkpoint": str(self.checkpoint.file)}
-        origin |= {"weights": hash_weights(self.checkpoint.backbone), "epoch": facts.row.epoch}
+        origin |= {"weights": hash_weights(self.checkpoint.backbone), "epoch": row.epoch}
         how = {"settings": flatten(self.config), "seconds": round(time.perf_counter() - self.started, 1)}
-        how |= {"versions": versions(), "commit": git_commit()}
-        write_json(self.summary, origin | figures | how)
+        write_json(self.summary, origin | figures | how | {"versions": versions(), "commit": git_commit()})
         print_line(f"figures   {self.summary}")
 
 

@@ -12,6 +12,7 @@ from timing import DEVICE, bf16_peak, in_turn, seconds, step_flops, table
 
 from simsiam import SimSiam
 from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.dataset import place_on_device
 from simsiam.evaluation.features import extract_features
 from utils.knn import knn_predict
 
@@ -30,7 +31,7 @@ def main() -> None:
         "patterns", train_images=args.images, test_images=args.images // 5, batch_size=args.batch_size, compile=GPU
     )
     data.setup()
-    data.train, data.test = data.train.to(DEVICE), data.test.to(DEVICE)
+    data.train, data.test = place_on_device((data.train, data.test), torch.device(DEVICE), memory=64)
     data.mean, data.std = data.mean.to(DEVICE), data.std.to(DEVICE)
     model = SimSiam(args.backbone, args.width).to(DEVICE)
     if GPU:

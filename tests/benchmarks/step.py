@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=16 if GPU else 2, help="of lightly's loader")
     args = parser.parse_args()
-    program.quiet()
+    program.silence_lightning()
     images = max(50_000 if GPU else 0, args.batch_size * (SKIP + args.steps))
     data = ViewsDataModule("patterns", train_images=images, test_images=10, batch_size=args.batch_size, compile=GPU)
     data.setup()

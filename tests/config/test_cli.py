@@ -1,7 +1,6 @@
 """The command line: every flag of the original, and an answer in one line to whatever is wrong."""
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +12,8 @@ import yaml
 
 import main
 from simsiam.config.commands import COMMANDS, Pretrain, settings_to_keep
-from tests.helpers import ROOT, SMALL, Program, Started
+from tests.helpers import ROOT, SMALL, Program, Started, limit_memory
 from utils.cli import flatten, parse
-from utils.device import _field
 from utils.errors import UserError
 
 
@@ -274,8 +272,7 @@ def test_an_error_names_the_flag_and_not_its_group() -> None:
 
 def with_little_memory(args: list[str]) -> int:
     """main.py, whom the kernel refuses more than 200 MiB beyond what the program is."""
-    limit = _field("/proc/self/status", "VmData:") + 200 * 2**20
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limit_memory(200 * 2**20)
     return main.main(args)
 
 

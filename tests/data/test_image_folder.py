@@ -91,22 +91,21 @@ def test_a_streamed_run_cut_off_in_the_middle_of_an_epoch_ends_as_one_left_alone
 
 
 LIMITED = """
-import resource, sys
+import sys
 import numpy as np, pytorch_lightning as pl, torch
 from simsiam import KNNMonitor, SimSiam
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset
-from utils.device import _field
+from tests.helpers import limit_memory
 
-data = ViewsDataModule("folder", batch_size=8, image_size=32)
+data = ViewsDataModule("folder", batch_size=8, image_size=32, data_memory=0)
 images = torch.from_numpy(np.load(sys.argv[1], mmap_mode="r"))
 n, labels = len(images), torch.arange(len(images)) % 2
 train = ImageDataset(images, labels, ("a", "b"), on_disk=True)
 data.set_splits((train, train.first(50)))
 data.loaded = True
 model = SimSiam("resnet10", width=4, out_dim=16, h_dim=8)
-limit = _field("/proc/self/status", "VmData:") + int(sys.argv[2])
-resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+limit_memory(int(sys.argv[2]))
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[KNNMonitor(5)], **quiet)
 trainer.fit(model, datamodule=data)
