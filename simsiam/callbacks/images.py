@@ -21,10 +21,8 @@ MAP_IMAGES, THUMBNAIL = 1000, 32  # points of the embedding map, and the most pi
 
 def draw_neighbours(data: ViewsDataModule, nearest: Tensor, similarity: Tensor | None = None) -> Tensor:
     """(3, H, W) uint8: the first test images, or train images without any, and their nearest train images (Q, k)."""
-    source = (data.test if len(data.test) else data.train).first(len(nearest))
-    return pil_to_tensor(
-        draw_gallery(gallery_rows(data.train, source.images, source.labels.tolist(), nearest, similarity))
-    )
+    queries = (data.test if len(data.test) else data.train).first(len(nearest))
+    return pil_to_tensor(draw_gallery(gallery_rows(data.train, queries, nearest, similarity)))
 
 
 def log_embedding(writer: SummaryWriter, images: ImageDataset, features: Tensor, step: int) -> None:

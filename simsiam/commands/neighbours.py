@@ -1,10 +1,12 @@
 """The command `neighbours`: a gallery of what the backbone finds alike."""
 
+from functools import partial
+
 import torch
 from torchvision.transforms.functional import pil_to_tensor
 
 from simsiam.config.commands import Neighbours
-from simsiam.data.dataset import stored_side
+from simsiam.data.dataset import ImageDataset, stored_side
 from simsiam.data.images import ImageFolder
 from simsiam.evaluation.context import open_context
 from simsiam.evaluation.gallery import draw_gallery, find_nearest, gallery_rows, select_evenly
@@ -27,17 +29,16 @@ def neighbours(config: Neighbours) -> None:
     if folder:
         folder.keep(select_evenly(len(folder), options.queries))
         size = stored_side(context.checkpoint.backbone.image_size or train.side)
-        images, labels = torch.cat(list(folder.read(size, config.data.skip_bad_images))), [-1] * len(folder)
+        images = torch.cat(list(folder.read(size, config.data.skip_bad_images)))
+        shown = ImageDataset(images, torch.arange(len(images)), tuple(file.name for file in folder.files))
     else:
         source = train if in_bank else context.test
-        indices = torch.tensor(select_evenly(len(source), options.queries), device=context.device)
-        images, labels = source.at(indices), source.labels[indices].tolist()
+        shown = source.select(torch.tensor(select_evenly(len(source), options.queries)))
     context.announce()
-    queries, bank = context.extract_features(images, "queries"), context.extract_features(train.images, "train images")
+    queries = context.extract_features(shown.images, "queries")
+    bank = context.extract_features(train.images, "train images")
     similarity, nearest = find_nearest(queries, bank, k, in_bank)
-    rows = gallery_rows(train, images, labels, nearest, similarity)
-    if folder:
-        rows = [[row[0]._replace(text=file.name), *row[1:]] for row, file in zip(rows, folder.files, strict=True)]
+    rows = gallery_rows(train, shown, nearest, similarity)
 
     heading = f"Left: queries. Right of each: the {k} train images of {context.dataset} nearest to it, by cosine."
     figures: dict[str, int | float | str] = {"queries": len(rows), "k": k, "output": str(output)}
@@ -45,6 +46,6 @@ def neighbours(config: Neighbours) -> None:
         heading += " Blue frame: of the same class; orange: of another."
         figures["same_class"] = 100 * sum(tile.same_class is True for row in rows for tile in row) / (k * len(rows))
     picture = draw_gallery(rows, heading)
-    write_atomically(output, lambda partial: picture.save(partial, "PNG"))
+    write_atomically(output, partial(picture.save, format="PNG"))
     print_line(f"picture   {output}")
     results.write(figures, pictures=lambda writer, step: writer.add_image("neighbours", pil_to_tensor(picture), step))

@@ -11,17 +11,17 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from torchvision.transforms.functional import to_pil_image
 
 from simsiam.config.ablations import paper_says
 from simsiam.config.commands import DEFAULTS, Report, command_line
 from simsiam.report import figures, records
 from simsiam.report.analysis import analyse_run
+from simsiam.report.figures import data_uri
 from simsiam.report.records import Group, Run, get_mapping, summarize
 from utils.console import print_line, print_table
 from utils.device import PACKAGES, choose_accelerator
 from utils.errors import UserError, check
-from utils.filesystem import check_writable, write_text
+from utils.filesystem import check_writable, write_atomically, write_text
 
 TEMPLATE = Path(figures.__file__).with_name("template.html.j2")
 MAX_SECTIONS = 4  # groups whose first run is shown by pictures, which take time and room
@@ -87,9 +87,9 @@ def render_page(**content: Any) -> str:
     """The template, filled; in ASCII, so that no locale can spoil it."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.finalize = lambda value: value if isinstance(value, Markup) else records.printable(value)
-    environment.filters |= {"encode": lambda tile: figures.encode_image(to_pil_image(tile)), "command": command_line}
-    themes = {"light": figures.LIGHT, "dark": figures.DARK, "generator": records.GENERATOR}
-    page = environment.from_string(TEMPLATE.read_text("utf-8")).render(content, **themes)
+    environment.filters["encode"] = lambda image: data_uri("webp", image.save, format="WEBP", lossless=True)
+    content |= {"light": figures.LIGHT, "dark": figures.DARK, "generator": records.GENERATOR}
+    page = environment.from_string(TEMPLATE.read_text("utf-8")).render(content, command_line=command_line)
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
@@ -114,27 +114,21 @@ def describe_machines(runs: list[Run]) -> list[list[Any]]:
 def draw_curves(groups: list[Group], folder: Path) -> list[dict[str, str]]:
     charts = []
     for column, (axis, from_zero, caption) in CURVES.items():
-        shown, words = [group for group in groups if group.curve(column)[0]], [f"{axis} by epoch."]
-        for group in shown:
-            x, y, _ = group.curve(column)
-            name = group.mark or group.label
-            words.append(f"{name}: from {y[0]:.4g} (epoch {x[0]}) to {y[-1]:.4g} (epoch {x[-1]}).")
-        if shown:
+        if shown := [group for group in groups if group.curve(column)[0]]:
+            ends = [f"{group.mark or group.label} ends at {group.curve(column)[1][-1]:.4g}" for group in shown]
             draw = partial(figures.draw_curves, shown, column, axis, from_zero)
-            charts.append(figures.render_chart(draw, folder / f"{column}.png", " ".join(words), caption))
+            alt = f"{axis} by epoch: {', '.join(ends)}."
+            charts.append(figures.render_chart(draw, f"{folder}/{column}.png", alt, caption))
     return charts
 
 
 def describe_features(group: Group, config: Report, folder: Path) -> dict[str, Any]:
     """The pictures of a group's first run: of its checkpoint, and the views in its folder."""
     run, stem = group.runs[0], f"{folder}/{group.mark}_" if group.mark else f"{folder}/"
-    found: dict[str, Any] = {"group": group, "run": run, **dict.fromkeys(("problem", "gallery", "charts", "views"))}
+    found = {"group": group, "run": run, "problem": None, "gallery": [], "charts": [], "views": records.read_views(run)}
+    if found["views"]:
+        write_atomically(Path(f"{stem}views.png"), partial(found["views"].save, format="PNG"))
     try:
-        if config.report.pictures:
-            found |= analyse_run(run, config.device.accelerator, config.report.data_dir, stem)
+        return found | (analyse_run(run, config, stem) if config.report.pictures else {})
     except UserError as error:
-        found["problem"] = error
-    if views := records.read_views(run):
-        views.save(f"{stem}views.png")
-        found["views"] = figures.encode_image(views)
-    return found
+        return found | {"problem": error}

@@ -61,6 +61,10 @@ class ImageDataset:
         found = self.images.index_select(0, places.flatten().to(self.images.device))
         return found.to(places.device).unflatten(0, places.shape)
 
+    def select(self, places: Tensor) -> "ImageDataset":
+        """The images at `places` (n,) and their labels."""
+        return replace(self, images=self.at(places), labels=self.labels[places.to(self.labels.device)], on_disk=False)
+
     def names(self, labels: list[int]) -> list[str]:
         """The class names of labels; "" for -1."""
         return [self.classes[label] if 0 <= label < len(self.classes) else "" for label in labels]

@@ -42,11 +42,9 @@ def shrink_images(images: Tensor, side: int = TILE) -> Tensor:
 
 
 def find_nearest(features: Tensor, bank: Tensor, k: int, in_bank: bool) -> tuple[Tensor, Tensor]:
-    """Cosines and indices (Q, k) of the nearest bank entries, at most as many as there are.
+    """Cosines and indices (Q, k) of the nearest bank entries, at most as many as there are, of unit features.
 
-    Args:
-        features, bank: (Q, F) and (N, F), L2-normalised.
-        in_bank: the queries are in the bank: the nearest entry of each is itself, and left out.
+    If the queries (Q, F) are `in_bank` (N, F), the nearest of each is itself, and left out.
     """
     similarity, index = search_nearest(features, bank, min(k + in_bank, len(bank)))
     return similarity[:, int(in_bank) :], index[:, int(in_bank) :]
@@ -58,30 +56,25 @@ def select_evenly(n: int, count: int) -> list[int]:
 
 
 class Tile(NamedTuple):
-    """A thumbnail (3, S, S) uint8 of at most TILE pixels, and the text below it."""
+    """A thumbnail of at most TILE pixels, and the text below it."""
 
-    image: Tensor
+    image: Image.Image
     text: str
     same_class: bool | None = None  # as the query of its row; None: not known, or the query itself
 
 
 def gallery_rows(
-    train: ImageDataset, queries: Tensor, labels: list[int], nearest: Tensor, similarity: Tensor | None = None
+    train: ImageDataset, queries: ImageDataset, nearest: Tensor, similarity: Tensor | None = None
 ) -> list[list[Tile]]:
-    """A row for each query: itself, then its neighbours.
-
-    Args:
-        queries: (Q, 3, C, C) uint8, with `labels` (-1 where there is none).
-        nearest, similarity: (Q, k), indices of train images, and cosines to be written below them.
-    """
+    """A row for each query: itself, then train images by index (Q, k), with cosines (Q, k) if they are given."""
     rows = []
-    for r, query in enumerate(shrink_images(queries)):
+    for r, (image, label) in enumerate(zip(shrink_images(queries.images), queries.labels.tolist(), strict=True)):
         found = train.labels[nearest[r]].tolist()
-        cosines = [""] * len(found) if similarity is None else [f"{cosine:.2f}" for cosine in similarity[r].tolist()]
-        texts = [f"{name} {cosine}".strip() for name, cosine in zip(train.names(found), cosines, strict=True)]
-        same = [None if labels[r] < 0 else label == labels[r] for label in found]
-        neighbours = map(Tile, shrink_images(train.at(nearest[r])), texts, same)
-        rows.append([Tile(query, train.names([labels[r]])[0]), *neighbours])
+        cosines = [""] * len(found) if similarity is None else [f" {cosine:.2f}" for cosine in similarity[r].tolist()]
+        texts = [f"{name}{cosine}".strip() for name, cosine in zip(train.names(found), cosines, strict=True)]
+        same = [other == label if label >= 0 and queries.classes == train.classes else None for other in found]
+        images = map(to_pil_image, [image, *shrink_images(train.at(nearest[r]))])
+        rows.append(list(map(Tile, images, [*queries.names([label]), *texts], [None, *same])))
     return rows
 
 
@@ -95,7 +88,7 @@ def draw_gallery(rows: Sequence[Sequence[Tile]], heading: str = "") -> Image.Ima
     for r, row in enumerate(rows):
         for c, (image, text, same_class) in enumerate(row):
             x, y = GAP + c * step + GAP * (c > 0), top + r * (step + LINE)
-            sheet.paste(to_pil_image(image).resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
+            sheet.paste(image.resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
             if same_class is not None:
                 frame = (x - 2, y - 2, x + TILE + 1, y + TILE + 1)
                 pen.rectangle(frame, outline=SAME if same_class else OTHER, width=3)

@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simsiam.config.commands import Evaluation
+from simsiam.config.commands import Evaluation, Report
 from simsiam.config.evaluation_options import CheckpointOptions, EvaluationDataOptions
 from simsiam.data.dataset import why_no_knn
 from simsiam.evaluation.context import open_context
 from simsiam.evaluation.gallery import draw_gallery, find_nearest, gallery_rows, select_evenly
 from simsiam.evaluation.metrics import MANY_CLASSES, confusion
-from simsiam.report import figures
-from simsiam.report.figures import render_chart
+from simsiam.report.figures import draw_bars, draw_map, draw_matrix, render_chart
 from simsiam.report.records import Run, finite_number, printable
 from utils.device import choose_device
 from utils.filesystem import write_atomically
@@ -25,24 +24,23 @@ QUERIES, NEAREST = 8, 8  # rows and neighbours of the gallery
 MAP_IMAGES = 2000  # points of the map
 
 
-def analyse_run(run: Run, accelerator: str, data_dir: str | None, stem: str) -> dict[str, Any]:
+def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     """`gallery`, `charts`, `epoch` and `source` of a run's checkpoint; figures are saved as STEM + "map.png" and so on.
 
     Queries and points are test images, or train images where there are none. Raises UserError if there is no
     checkpoint, or its images are not at hand.
     """
-    checkpoint, data = CheckpointOptions(checkpoint=str(run.folder.path)), EvaluationDataOptions(data_dir=data_dir)
-    context = open_context(Evaluation(checkpoint=checkpoint, data=data), choose_device(accelerator), download=False)
+    data, device = EvaluationDataOptions(data_dir=config.report.data_dir), choose_device(config.device.accelerator)
+    evaluation = Evaluation(checkpoint=CheckpointOptions(checkpoint=str(run.folder.path)), data=data)
+    context = open_context(evaluation, device, download=False)
     train, test, names = context.train, context.test, [printable(name) for name in context.classes]
     shown, source = (test, "test images") if len(test) else (train, "train images")
     bank = context.extract_features(train.images, f"train images of {run.name}")
     queries = bank if shown is train else context.extract_features(shown.images, f"test images of {run.name}")
     indices = torch.tensor(select_evenly(len(shown), QUERIES), device=queries.device)
     similarity, nearest = find_nearest(queries[indices], bank, NEAREST, in_bank=shown is train)
-    gallery = gallery_rows(train, shown.at(indices), shown.labels[indices].tolist(), nearest, similarity)
-    picture = draw_gallery(
-        gallery, printable(f"{run.name}: {source} on the left, their nearest train images, by cosine")
-    )
+    gallery = gallery_rows(train, shown.select(indices), nearest, similarity)
+    picture = draw_gallery(gallery, printable(f"{run.name}: {source} and their nearest train images, by cosine"))
     write_atomically(Path(f"{stem}neighbours.png"), partial(picture.save, format="PNG"))
 
     charts = []
@@ -53,10 +51,12 @@ def analyse_run(run: Run, accelerator: str, data_dir: str | None, stem: str) -> 
         counts = confusion(predicted, test.labels, len(names)).numpy()
         charts = draw_classes(counts, names, f"kNN, k {k}, T {temperature:g}", stem)
     points, method = project_features(queries[:MAP_IMAGES])
-    labels, few = shown.labels[:MAP_IMAGES].cpu().numpy(), names if len(names) <= MANY_CLASSES else ()
     caption = f"Map of the features of {len(points):,} {source} by {method}, {len(names)} classes."
-    draw = partial(figures.draw_map, points, labels, few)
-    charts.append(render_chart(draw, Path(f"{stem}map.png"), caption, caption))
+    labels, few = (
+        shown.labels[:MAP_IMAGES].cpu().numpy(),
+        names if shown.labelled and len(names) <= MANY_CLASSES else (),
+    )
+    charts.append(render_chart(partial(draw_map, points, labels, few), f"{stem}map.png", caption, caption))
     return {"gallery": gallery, "charts": charts, "epoch": context.checkpoint.facts.row.epoch, "source": source}
 
 
@@ -64,26 +64,25 @@ def draw_classes(counts: np.ndarray, names: list[str], classifier: str, stem: st
     """Accuracy of each class, the best first, and the confusion of classes; counts (C, C), row the true class."""
     totals = counts.sum(axis=1)
     shares = 100 * counts / np.maximum(totals, 1)[:, None]
-    order = [int(i) for i in np.argsort(-shares.diagonal(), kind="stable") if totals[i]]
+    right, wrong = shares.diagonal(), shares - np.diag(shares.diagonal())
+    order = [int(i) for i in np.argsort(-right, kind="stable") if totals[i]]
     shown = order if len(order) <= MANY_CLASSES else [*order[:10], *order[-10:]]
     title = "Accuracy of each class" + ", the ten best and the ten worst" * (shown != order)
-    alt = ", ".join(f"{names[i]} {shares[i, i]:.1f}" for i in shown)
-    label = "test images classified rightly (%)"
-    bars = partial(figures.draw_bars, [names[i] for i in shown], shares.diagonal()[shown], label)
-    wrong = shares - np.diag(shares.diagonal())
+    alt = f"{title} in %: " + ", ".join(f"{names[i]} {right[i]:.1f}" for i in shown)
+    bars = partial(draw_bars, [names[i] for i in shown], right[shown], "test images classified rightly (%)")
     r, c = np.unravel_index(wrong.argmax(), wrong.shape)
     worst = f"most often {names[r]} is taken for {names[c]} ({wrong[r, c]:.1f} %)"
-    tint = f"Confusion, in % of each true class (the darkest is {shares.max():.0f} %); {worst}."
-    matrix = partial(figures.draw_matrix, shares, names if len(names) <= MANY_CLASSES else ())
+    caption = f"Confusion, in % of each true class: {worst}."
+    matrix = partial(draw_matrix, shares, names if len(names) <= MANY_CLASSES else ())
     return [
-        render_chart(bars, Path(f"{stem}classes.png"), f"{title} in %: {alt}", f"{title}: {classifier}."),
-        render_chart(matrix, Path(f"{stem}confusion.png"), f"Confusion of classes: {worst}", tint),
+        render_chart(bars, f"{stem}classes.png", alt, f"{title}: {classifier}."),
+        render_chart(matrix, f"{stem}confusion.png", caption, caption),
     ]
 
 
 def project_features(features: Tensor) -> tuple[np.ndarray, str]:
     """(n, F) -> (n, 2), and the method: t-SNE where scikit-learn is installed and there are enough points, else PCA."""
-    n, centred = len(features), features - features.mean(dim=0)
+    n, centred = len(features), (features - features.mean(dim=0)).nan_to_num()
     if n >= 10 and centred.abs().max() > 1e-6:  # not of a collapsed network
         try:
             from sklearn.manifold import TSNE  # not a requirement of this program

@@ -5,6 +5,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -16,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from simsiam.report.records import Group
 from utils.filesystem import write_atomically
@@ -28,47 +28,39 @@ STYLE: dict[str, Any] = {
     **{"axes.labelsize": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
     **{"grid.linewidth": 0.6, "lines.linewidth": 1.8, "lines.markersize": 5, "legend.frameon": False},
 }
+DASHES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X")  # with 5 colours: 140 lines differ
 
 
-def make_theme(ink: str, muted: str, rule: str, paper: str, lines: Sequence[str]) -> dict[str, Any]:
+def make_theme(ink: str, muted: str, rule: str, paper: str, *lines: str) -> dict[str, Any]:
     """matplotlib's parameters; C0 to C4 are the lines. Contrast to paper: text at least 4.5, lines 3 (WCAG 2)."""
-    texts = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), ink)
-    edges = dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), muted)
-    fills = {"grid.color": rule, "figure.facecolor": paper, "axes.prop_cycle": cycler(color=lines)}
-    return STYLE | texts | edges | fills
+    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), ink)
+    colours |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), muted)
+    return STYLE | colours | {"grid.color": rule, "figure.facecolor": paper, "axes.prop_cycle": cycler(color=lines)}
 
 
 # The lines are of Okabe & Ito (2008), darker on white where they are too pale for it.
 LIGHT_LINES = ("#0072b2", "#d55e00", "#009e73", "#b0578a", "#3d3d3d")
-LIGHT = make_theme("#1b1f24", "#57606a", "#d4d9df", "#ffffff", LIGHT_LINES)
+LIGHT = make_theme("#1b1f24", "#57606a", "#d4d9df", "#ffffff", *LIGHT_LINES)
 DARK_LINES = ("#56b4e9", "#e69f00", "#2fc79c", "#dc9bc2", "#f0e442")
-DARK = make_theme("#e6e9ec", "#a3adb8", "#3a424b", "#14171a", DARK_LINES)
-DASHES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X")  # with 5 colours: 140 lines differ
+DARK = make_theme("#e6e9ec", "#a3adb8", "#3a424b", "#14171a", *DARK_LINES)
 
 
-def render_chart(draw: Callable[[], Figure], file: Path, alt: str, caption: str) -> dict[str, str]:
+def render_chart(draw: Callable[[], Figure], file: str, alt: str, caption: str) -> dict[str, str]:
     """A figure as `light` and `dark` data URIs, with `alt` (what is seen) and `caption`; also saved as PNG on white."""
     chart, metadata = {"alt": alt, "caption": caption}, dict.fromkeys(("Creator", "Date", "Format", "Type"))
     for name, theme in (("light", LIGHT), ("dark", DARK)):
         style = matplotlib.style.context(["default", theme])
         with style, warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font lacks
             figure = draw()
-            figure.savefig(out := io.BytesIO(), format="svg", transparent=True, metadata=metadata)
-            chart[name] = data_uri("svg+xml", out)
+            chart[name] = data_uri("svg+xml", figure.savefig, format="svg", transparent=True, metadata=metadata)
             if theme is LIGHT:
-                figure.savefig(out := io.BytesIO(), format="png", dpi=200)
-                write_atomically(file, lambda partial, png=out: partial.write_bytes(png.getvalue()))
+                write_atomically(Path(file), partial(figure.savefig, format="png", dpi=200))
     return chart
 
 
-def encode_image(image: Image.Image) -> str:
-    """A picture as a data URI, lossless."""
-    image.save(out := io.BytesIO(), "WEBP", lossless=True)
-    return data_uri("webp", out)
-
-
-def data_uri(kind: str, content: io.BytesIO) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+def data_uri(kind: str, save: Callable[..., Any], **options: Any) -> str:
+    save(out := io.BytesIO(), **options)
+    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def new_figure(height: float) -> tuple[Figure, Axes]:
@@ -78,8 +70,7 @@ def new_figure(height: float) -> tuple[Figure, Axes]:
 
 
 def line_style(index: int) -> dict[str, Any]:
-    dash, marker = DASHES[index % len(DASHES)], MARKERS[index % len(MARKERS)]
-    return {"color": f"C{index % len(LIGHT_LINES)}", "linestyle": dash, "marker": marker}
+    return {"color": f"C{index % 5}", "linestyle": DASHES[index % 4], "marker": MARKERS[index % 7]}
 
 
 def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: bool) -> Figure:
@@ -89,7 +80,7 @@ def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: boo
         epochs, y, deviation = group.curve(column)
         style, every = line_style(group.index), max(1, len(epochs) // 8)
         first = group.index * every // 3 % every  # of lines that coincide, all markers are seen
-        axes.plot(epochs, y, label=fill(f"{group.mark}  {group.label}", 72), markevery=(first, every), **style)
+        axes.plot(epochs, y, label=fill(f"{group.mark} {group.label}", 72), markevery=(first, every), **style)
         if deviation is not None:
             edges = np.array(y) - deviation, np.array(y) + deviation
             axes.fill_between(epochs, *edges, color=style["color"], alpha=0.2, linewidth=0)
@@ -97,7 +88,7 @@ def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: boo
     axes.set(xlabel="epoch", ylabel=label, ymargin=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     if from_zero:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     if len(groups) > 1:
         figure.legend(loc="outside lower left", handlelength=3.5)
     return figure
@@ -106,8 +97,7 @@ def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: boo
 def draw_bars(names: Sequence[str], values: Sequence[float], label: str) -> Figure:
     """Values in percent as horizontal bars, the first on top."""
     figure, axes = new_figure(0.7 + 0.24 * len(names))
-    axes.bar_label(axes.barh(range(len(names)), values, 0.7), fmt="%.1f", padding=3)
-    axes.set_yticks(range(len(names)), names)
+    axes.bar_label(axes.barh(range(len(names)), values, 0.7, tick_label=names), fmt="%.1f", padding=3)
     axes.set(xlabel=label, xlim=(0, 108), ylim=(len(names) - 0.4, -0.6), xticks=range(0, 101, 20))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
@@ -117,15 +107,13 @@ def draw_bars(names: Sequence[str], values: Sequence[float], label: str) -> Figu
 def draw_matrix(shares: np.ndarray, names: Sequence[str]) -> Figure:
     """Confusion (C, C) in percent as tints; with names also as figures."""
     figure, axes = new_figure(4.7)
-    most = max(1.0, float(shares.max()))
-    tint = LinearSegmentedColormap.from_list("tint", ["#0072b200", "#0072b2"])
+    most, tint = max(1.0, shares.max()), LinearSegmentedColormap.from_list("tint", ["#0072b200", "#0072b2"])
     axes.imshow(shares, tint, vmin=0, vmax=most, interpolation="none", aspect="auto")
-    if names:
-        axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
-        axes.set_yticks(range(len(names)), names)
-        for (r, c), share in np.ndenumerate(shares):
-            colour = "white" if share > 0.85 * most else matplotlib.rcParams["text.color"]
-            axes.text(float(c), float(r), f"{share:.0f}", ha="center", va="center", size=8, color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    for (r, c), share in np.ndenumerate(shares) if names else ():
+        colour = "white" if share > 0.85 * most else matplotlib.rcParams["text.color"]
+        axes.text(float(c), float(r), f"{share:.0f}", ha="center", va="center", size=8, color=colour)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="predicted class", ylabel="true class")
@@ -136,9 +124,8 @@ def draw_map(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Fi
     """Points (N, 2) of classes (N,), a colour and a marker for each, and a legend if there are names."""
     figure, axes = new_figure(4.7)
     for label in np.unique(labels):
-        shown = {"color": f"C{label % 5}", "marker": MARKERS[label % 7], "linewidths": 0, "alpha": 0.7}
-        name = names[label] if names and label >= 0 else None
-        axes.scatter(*points[labels == label].T, s=12, rasterized=True, label=name, **shown)
+        shown = {"color": f"C{label % 5}", "marker": MARKERS[label % 7], "label": names[label] if names else None}
+        axes.scatter(*points[labels == label].T, s=12, linewidths=0, alpha=0.7, rasterized=True, **shown)
     if names:
         figure.legend(loc="outside lower center", ncols=4, markerscale=1.5)
     axes.set(xticks=[], yticks=[])

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -94,15 +94,15 @@ def read_run(path: Path) -> Run:
     folder = RunDirectory(path)
     check(path.is_dir(), f"{path}: no such folder")
     check(folder.config.exists() or folder.metrics.exists(), f"{path} is not the folder of a run")
-    rows = [row for row in folder.rows() if isinstance(row, dict) and row.get("epoch") in range(1, 10**9)]
-    untrained = read_mapping(folder.summary, json.loads).get("kNN_untrained")
-    rows.insert(0, {"epoch": 0, "kNN_accuracy": untrained})
+    rows = [{"epoch": 0, "kNN_accuracy": read_mapping(folder.summary, json.loads).get("kNN_untrained")}]
+    rows += [row for row in folder.rows() if isinstance(row, dict) and (finite_number(row.get("epoch")) or 0) > 0]
     config = read_mapping(folder.config, yaml.safe_load)
     results = {file: read_mapping(file, json.loads) for file in sorted(folder.results.glob("*/summary.json"))}
     damaged = [file.relative_to(path) for file, content in {folder.config: config, **results}.items() if not content]
-    parts = [get_mapping(config, name) for name in ("settings", "resolved", "versions")]
+    settings, resolved, versions = (get_mapping(config, name) for name in ("settings", "resolved", "versions"))
     named = {file.parent.name: content for file, content in results.items()}
-    return Run(folder, rows, parts[0], parts[1], parts[2], named, [f"{file} is damaged or missing" for file in damaged])
+    notes = [f"{file} is damaged or missing" for file in damaged]
+    return Run(folder, rows, settings, resolved, versions, named, notes)
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -113,8 +113,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         runs = [read_run(path) for path in kept]
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
-    recorded = any(row["epoch"] for run in runs for row in run.rows)
-    check(recorded, f"{', '.join(map(str, folders.values()))}: no epoch is recorded yet")
+    check(any(len(run.rows) > 1 for run in runs), f"{', '.join(paths)}: no epoch is recorded yet")
     return runs
 
 
@@ -145,14 +144,13 @@ class Group(NamedTuple):
     def accuracy(self, name: str) -> str:
         """One of `accuracies`: over the runs, or of a single one over its command's seeds."""
         found = [values for run in self.runs if (values := accuracies(run).get(name))]
-        return summarize(found[0] if len(found) == 1 else map(mean, found))
+        return summarize(found[0] if len(found) == 1 else [mean(values) for values in found])
 
 
-def summarize(values: Iterable[float], form: str = ".2f") -> str:
+def summarize(values: Sequence[float], form: str = ".2f") -> str:
     """A figure, or the mean and standard deviation of several."""
-    known = list(values)
-    spread = f" \u00b1 {stdev(known):{form}}" if len(known) > 1 else ""
-    return f"{mean(known):{form}}{spread}" if known else "-"
+    spread = f" \u00b1 {stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{mean(values):{form}}{spread}" if values else "-"
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
