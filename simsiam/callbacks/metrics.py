@@ -103,5 +103,6 @@ class MetricsRecorder(pl.Callback):
 
 def not_finite(what: str, epoch: int, run: RunDirectory) -> RunFailure:
     """The failure with exit status 4; its message names the last good checkpoint."""
-    good = "".join(f"; the last good checkpoint is {path}" for path in run.resumable()[:1])
-    return RunFailure(f"{what} in epoch {epoch}: lower --learning-rate{good}", status=4)
+    kept = run.resumable()
+    good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+    return RunFailure(f"{what} in epoch {epoch}: lower --learning-rate; {good}", status=4)

@@ -112,8 +112,8 @@ class Faults:
         tally, last = self.tally, run.last.stat().st_mtime_ns if run.last.exists() else 0
         process = self.start(run)
         if tally.signals < tally.kills // 3:
-            number = STOPPING[tally.signals % len(STOPPING)]
-            status = self.send(process, number, self.moment(0.3, self.seconds / 2))
+            number, due = STOPPING[tally.signals % len(STOPPING)], self.moment(0.3, self.seconds / 2)
+            status = self.send(process, number, lambda: due() and bool(process.printed()[0]))  # else not begun yet
             if status is None:
                 return False
             tally.signals += 1
