@@ -88,7 +88,7 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
         policy=config.augmentation,
         compile=config.device.compile and accelerator == "gpu",
     )
-    if config.run.dry_run and (placeholders := make_placeholders(data.spec)):
+    if config.run.dry_run and (placeholders := make_placeholders(data.options)):
         data.set_splits(placeholders)
         count, side = sum(map(len, placeholders)), data.train.side
         folder = f"{count:,} images would be decoded, {count * 3 * side**2 / 2**30:.2f} GiB, unless they are already"

@@ -1,7 +1,8 @@
 """Data sets by name, images and their views. To add a data set, write a module and give it a line in `DATASETS`."""
 
+from simsiam.config.options import DataOptions
 from simsiam.data import cifar, image_folder, npz, synthetic
-from simsiam.data.dataset import DatasetSource, DatasetSpec, Splits
+from simsiam.data.dataset import DatasetSource, Splits
 
 DATASETS: dict[str, DatasetSource] = {
     "cifar10": cifar.SOURCE,
@@ -12,28 +13,16 @@ DATASETS: dict[str, DatasetSource] = {
 }
 
 
-def prepare_dataset(spec: DatasetSpec) -> None:
-    """Download or decode what is missing: once for each machine, before any process loads it.
-
-    Raises:
-        UserError: damaged files (they are left as they are), bad images, no network, no space.
-    """
-    DATASETS[spec.dataset].prepare(spec)
+def prepare_dataset(options: DataOptions) -> None:
+    """Download or decode what is missing; UserError for damaged files (left as they are), bad images, no network."""
+    DATASETS[options.dataset].prepare(options)
 
 
-def load_dataset(spec: DatasetSpec) -> Splits:
-    """The train and the test split, which may be empty; what `prepare_dataset` provides must be there.
-
-    Raises:
-        UserError: missing or damaged files, more images asked for than there are.
-    """
-    return DATASETS[spec.dataset].load(spec)
+def load_dataset(options: DataOptions) -> Splits:
+    """Both splits, once they are prepared; UserError for damaged files, or more images asked for than there are."""
+    return DATASETS[options.dataset].load(options)
 
 
-def make_placeholders(spec: DatasetSpec) -> Splits | None:
-    """For a dry run: blank splits of the sizes that a download or a decoding would give; None if there is none to do.
-
-    Raises:
-        UserError: more images asked for than there will be.
-    """
-    return DATASETS[spec.dataset].make_placeholders(spec)
+def make_placeholders(options: DataOptions) -> Splits | None:
+    """For a dry run: blank splits of the sizes that a download or decoding would give; None if all is there."""
+    return DATASETS[options.dataset].make_placeholders(options)

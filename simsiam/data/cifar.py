@@ -17,16 +17,14 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
-from simsiam.data.dataset import DatasetSource, DatasetSpec, ImageDataset, Splits, make_blank_split, take_first
+from simsiam.config.options import DataOptions
+from simsiam.data.dataset import DatasetSource, ImageDataset, Splits, make_blank_split, take_first
 from utils.console import print_line, track_progress
 from utils.errors import UserError, check
 from utils.filesystem import lock_folder, write_atomically
 
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
-PUBLISHED = {  # torchvision's description; numbers of train images, test images and classes
-    "cifar10": (CIFAR10, 50_000, 10_000, 10),
-    "cifar100": (CIFAR100, 50_000, 10_000, 100),
-}
+PUBLISHED = {"cifar10": (CIFAR10, 10), "cifar100": (CIFAR100, 100)}  # torchvision's description; number of classes
 SHA256 = {  # of CIFAR-10's files whose MD5 is the published one; MD5 alone can be forged
     "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
     "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
@@ -38,58 +36,54 @@ SHA256 = {  # of CIFAR-10's files whose MD5 is the published one; MD5 alone can 
 }
 
 
-def load_cifar(spec: DatasetSpec) -> Splits:
+def load_cifar(options: DataOptions) -> Splits:
     """Both splits, from files whose checksums are the published ones; UserError if they are not."""
-    source, folder = _source(spec), _folder(spec)
-    check(folder.is_dir(), f"{spec.dataset} is not in {spec.data_dir}")
-    problems = _find_problems(spec)
+    source, folder = _locate(options)
+    check(folder.is_dir(), f"{options.dataset} is not in {options.data_dir}")
+    problems = _find_problems(source, folder)
     check(not problems, _describe(folder, problems))
     try:
         names = tuple(read_plain_pickle(folder / source.meta["filename"])[source.meta["key"]])
-        train, test = (_read_batches(folder, files, names) for files in (source.train_list, source.test_list))
+        splits = []
+        for files in (source.train_list, source.test_list):
+            batches = [read_plain_pickle(folder / file) for file, _ in files]
+            pixels = torch.from_numpy(np.concatenate([batch["data"] for batch in batches])).reshape(-1, 3, 32, 32)
+            key = "labels" if "labels" in batches[0] else "fine_labels"
+            labels = torch.tensor([label for batch in batches for label in batch[key]])
+            splits.append(ImageDataset(pixels, labels, names))
     except (pickle.UnpicklingError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder}: not readable ({' '.join(str(error).split())})") from None
-    return take_first(spec, train, test)
+    return take_first(options, *splits)
 
 
-def _read_batches(folder: Path, files: list[list[str]], names: tuple[str, ...]) -> ImageDataset:
-    entries = [read_plain_pickle(folder / file) for file, _ in files]
-    pixels = torch.from_numpy(np.concatenate([entry["data"] for entry in entries])).reshape(-1, 3, 32, 32)
-    key = "labels" if "labels" in entries[0] else "fine_labels"
-    return ImageDataset(pixels, torch.tensor([label for entry in entries for label in entry[key]]), names)
-
-
-def make_placeholders(spec: DatasetSpec) -> Splits | None:
+def make_placeholders(options: DataOptions) -> Splits | None:
     """Blank splits of the published sizes, if nothing is downloaded yet."""
-    if _folder(spec).is_dir():
+    if _locate(options)[1].is_dir():
         return None
-    _, train, test, classes = PUBLISHED[spec.dataset]
-    labels, names = torch.zeros(train, dtype=torch.long), tuple(map(str, range(classes)))
-    return take_first(spec, *(make_blank_split(32, labels[:n], names) for n in (train, test)))
+    names = tuple(map(str, range(PUBLISHED[options.dataset][1])))
+    labels = (torch.zeros(n, dtype=torch.long) for n in (50_000, 10_000))
+    return take_first(options, *(make_blank_split(32, y, names) for y in labels))
 
 
 # ---------------------------------------------------------------- files
 
 
-def _source(spec: DatasetSpec) -> type[CIFAR10]:
-    return PUBLISHED[spec.dataset][0]
+def _locate(options: DataOptions) -> tuple[type[CIFAR10], Path]:
+    """torchvision's description of the data set, and the folder of its files."""
+    source, _ = PUBLISHED[options.dataset]
+    return source, options.path / source.base_folder
 
 
-def _folder(spec: DatasetSpec) -> Path:
-    return spec.path / _source(spec).base_folder
-
-
-def _find_problems(spec: DatasetSpec) -> dict[str, str]:
+def _find_problems(source: type[CIFAR10], folder: Path) -> dict[str, str]:
     """What is wrong with each file that is not as published."""
-    source, found = _source(spec), {}
-    meta = [source.meta["filename"], source.meta["md5"]]
-    for file, md5 in [*source.train_list, *source.test_list, meta]:
-        path = _folder(spec) / file
+    found = {}
+    for file, md5 in [*source.train_list, *source.test_list, [source.meta["filename"], source.meta["md5"]]]:
+        path = folder / file
         if not os.path.exists(path):  # an unreadable folder counts as empty
             found[file] = "missing"
-        elif not check_integrity(str(path), md5):
+        elif not check_integrity(path, md5):
             found[file] = "damaged (its MD5 is not the published one)"
-        elif file in SHA256 and source is CIFAR10 and hashlib.sha256(path.read_bytes()).hexdigest() != SHA256[file]:
+        elif file in SHA256 and hashlib.sha256(path.read_bytes()).hexdigest() != SHA256[file]:
             found[file] = "forged (its MD5 is the published one, its SHA-256 is not)"
     return found
 
@@ -98,46 +92,44 @@ def _describe(folder: Path, problems: dict[str, str]) -> str:
     return f"{folder}: {', '.join(f'{file} is {why}' for file, why in problems.items())}"
 
 
-def download_cifar(spec: DatasetSpec) -> None:
+def download_cifar(options: DataOptions) -> None:
     """Download the data set unless it is there: under a lock, into a temporary folder, checked, then put in place.
 
-    Raises:
-        UserError: damaged files (they are left as they are), or the download failed.
+    Raises UserError for damaged files (they are left as they are), or if the download failed.
     """
-    source, root = _source(spec), spec.path
-    problems = _find_problems(spec)
-    if not problems:
-        return
+    root, (source, folder) = options.path, _locate(options)
     by_hand = (
-        f"Download {spec.data_url or source.url} (MD5 {source.tgz_md5}) by hand and unpack it: "
+        f"Download {options.data_url or source.url} (MD5 {source.tgz_md5}) by hand and unpack it: "
         f"tar -xzf {source.filename} -C {root}; or name another folder with --data-dir, or a mirror with --data-url; "
         "or go on without files: --dataset patterns"
     )
-    again = f"Delete {_folder(spec)} and run this again to download it anew. {by_hand}"
-    check(set(problems.values()) == {"missing"}, f"{_describe(_folder(spec), problems)}. {again}")
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    if not (problems := _find_problems(source, folder)):
+        return
+    again = f"Delete {folder} and run this again to download it anew. {by_hand}"
+    check({*problems.values()} == {"missing"}, f"{_describe(folder, problems)}. {again}")
+    made = [part for part in (root, *root.parents) if not part.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with lock_folder(root, f"another process is downloading to {root}: waiting for it", wait=True):
-            if missing := _find_problems(spec):
-                _download(spec, list(missing))
+            if missing := _find_problems(source, folder):
+                _download(options, list(missing))
     except (OSError, ValueError, KeyError, tarfile.TarError, zlib.error, EOFError, HTTPException) as error:
-        problem = _describe(_folder(spec), _find_problems(spec))
         for empty in made:
             with suppress(OSError):  # somebody has put something into it
                 empty.rmdir()
-        raise UserError(f"{problem}; the download failed: {' '.join(str(error).split())}. {by_hand}") from None
+        why = f"{_describe(folder, problems)}; the download failed: {' '.join(str(error).split())}"
+        raise UserError(f"{why}. {by_hand}") from None
 
 
-def _download(spec: DatasetSpec, missing: list[str]) -> None:
+def _download(options: DataOptions, missing: list[str]) -> None:
     """Fetch the archive, check it, and put the missing files in place; nothing else that it contains is unpacked."""
-    source, folder = _source(spec), _folder(spec)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=spec.path) as temporary:
-        archive = spec.path / source.filename  # downloaded by hand, perhaps
-        if not check_integrity(str(archive), source.tgz_md5):
+    source, folder = _locate(options)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=options.path) as temporary:
+        archive = options.path / source.filename  # downloaded by hand, perhaps
+        if not check_integrity(archive, source.tgz_md5):
             archive = Path(temporary) / source.filename
-            _fetch_archive(spec.data_url or source.url, archive)
-            if not check_integrity(str(archive), source.tgz_md5):
+            _fetch_archive(options.data_url or source.url, archive)
+            if not check_integrity(archive, source.tgz_md5):
                 raise ValueError("the archive's MD5 is not the published one")
         with tarfile.open(archive) as tar:
             for file in missing:
@@ -160,31 +152,25 @@ def _fetch_archive(url: str, path: Path) -> None:
 
 # ---------------------------------------------------------------- pickles
 
-_reconstruct = np.zeros(0).__reduce__()[0]
-ALLOWED = {  # what an array of numbers consists of, under the names that old and new numpy give it
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
+ALLOWED = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}  # what an array of numbers consists of
+for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # of old and of new numpy
+    ALLOWED[_module, "_reconstruct"] = np.zeros(0).__reduce__()[0]
 
 
 class _PlainUnpickler(pickle.Unpickler):
     """Refuses every function and class but numpy's arrays."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        try:
-            return ALLOWED[module_name, global_name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it names {module_name}.{global_name}, which is not plain data") from None
+        if (module_name, global_name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module_name}.{global_name}, which is not plain data")
+        return ALLOWED[module_name, global_name]
 
 
 def read_plain_pickle(path: Path) -> Any:
     """Containers, numbers, strings and numpy arrays; strings of Python 2 as latin-1.
 
-    Raises:
-        pickle.UnpicklingError: anything else is in it; none of it was run.
-        OSError, EOFError, ValueError, LookupError, TypeError: not readable, or no pickle.
+    Raises pickle.UnpicklingError if anything else is in it, of which nothing is run; OSError, EOFError, ValueError,
+    LookupError or TypeError if it is no pickle.
     """
     with open(path, "rb") as file:
         return _PlainUnpickler(file, encoding="latin1").load()

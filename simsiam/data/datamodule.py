@@ -1,14 +1,15 @@
 """From a data set to views: images live on the training device, or are read ahead; augmented there, batch by batch."""
 
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from simsiam.augment import Policy, augment
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import Splits, channel_statistics, make_spec, place_on_device
+from simsiam.data.dataset import Splits, channel_statistics, make_options, place_on_device
 from simsiam.data.sampler import EpochSampler, PrefetchLoader
-from utils import distributed
 from utils.errors import check
 
 
@@ -16,90 +17,69 @@ class ViewsDataModule(pl.LightningDataModule):
     """Two (or more) augmented views of each train image; clean images for the monitors.
 
     Args:
-        dataset, data_dir, data_url, train_images, test_images, image_size, cache_dir, skip_bad_images: as of
-            `DatasetSpec`; image_size is the side S of a view, None for the data set's own.
         batch_size: images in a step.
-        accumulate: parts in which they come.
         views: views of each image.
         seed: of order and augmentation.
         policy: the distribution of views.
         compile: compile the augmentation.
-        data_memory: GiB of the training device's memory for the images, beyond which they are streamed from the
-            disk; None for half of what is free.
+        accumulate: parts in which the images of a step come.
+        options: other fields of `DataOptions`: train_images, test_images, image_size, cache_dir, data_memory, ...
     """
 
     def __init__(
         self,
         dataset: str = "cifar10",
         data_dir: str = "./data",
-        data_url: str | None = None,
-        train_images: int | None = None,
-        test_images: int | None = None,
         batch_size: int = 512,
         views: int = 2,
         seed: int = 0,
         policy: Policy = Policy(),
         compile: bool = False,
         accumulate: int = 1,
-        image_size: int | None = None,
-        cache_dir: str | None = None,
-        skip_bad_images: bool = False,
-        data_memory: float | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
-        images = (dataset, data_dir, data_url, train_images, test_images, image_size, cache_dir, skip_bad_images)
-        self.spec = make_spec(*images)
+        self.options = make_options(dataset=dataset, data_dir=data_dir, **options)
         self.batch_size, self.views, self.seed, self.policy = batch_size, views, seed, policy
-        self.accumulate, self.data_memory = accumulate, data_memory
+        self.accumulate, self.loaded = accumulate, False
         self._augment = torch.compile(augment, fullgraph=True, dynamic=False) if compile else augment
-        self.loaded = self.placed = False
-
-    @property
-    def dataset_digest(self) -> str | None:
-        """Identifies a person's own images by names and contents; None for a published data set."""
-        return self.train.digest
 
     def prepare_data(self) -> None:
         """Download or decode what is missing, unless all is loaded already: a Trainer asks again."""
         if not self.loaded:
-            prepare_dataset(self.spec)
+            prepare_dataset(self.options)
 
     def setup(self, stage: str | None = None) -> None:
         """Load both splits, once, and move them to the training device as soon as there is one, if they fit there.
 
-        Raises:
-            UserError: damaged files, or more images in a batch than there are.
+        Raises UserError for damaged files, or more images in a batch than there are.
         """
         if not self.loaded:
-            self.set_splits(load_dataset(self.spec))
-            mean, std = channel_statistics(self.train.images)
-            self.mean, self.std = torch.tensor(mean), torch.tensor(std)
-            self.loaded = True
+            self.set_splits(load_dataset(self.options))
+            self.mean, self.std = map(torch.tensor, channel_statistics(self.train.images))
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
-            if not self.placed:
-                processes = distributed.local_world_size() if device.type == "cpu" else 1
-                self.train, self.test = place_on_device((self.train, self.test), device, self.data_memory, processes)
-                self.placed = True
+            self.train, self.test = place_on_device((self.train, self.test), device, self.options.data_memory)
             self.mean, self.std = self.mean.to(device), self.std.to(device)
 
     def set_splits(self, splits: Splits) -> None:
         """Take these as the train and the test split, without statistics.
 
-        Raises:
-            UserError: more images in a batch than there are, or views larger than the images.
+        Raises UserError for more images in a batch than there are, or views larger than the images.
         """
         self.train, self.test = splits
-        self.size = self.spec.image_size or self.train.side
-        check(
-            self.size <= self.train.side,
-            f"--image-size {self.size}: the images of {self.spec.dataset} are {self.train.side} pixels wide",
-        )
+        self.dataset_digest = self.train.digest  # identifies a person's own images; None for a published data set
         self.mean, self.std = torch.zeros(3), torch.ones(3)
-        check(
-            self.batch_size <= len(self.train),
-            f"--batch-size {self.batch_size} is more than the {len(self.train)} train images",
-        )
+        n, side, options = len(self.train), self.train.side, self.options
+        self.size = options.image_size or side
+        check(self.size <= side, f"--image-size {self.size}: the images of {options.dataset} are {side} pixels wide")
+        check(self.batch_size <= n, f"--batch-size {self.batch_size} is more than the {n} train images")
+        self.loaded = True
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the train images do not live on the training device."""
+        return self.train.on_disk or self.train.images.device.type != self.mean.device.type
 
     def train_dataloader(self) -> EpochSampler | PrefetchLoader:
         """Batches of indices; of images that do not live on the training device, with these."""
@@ -119,11 +99,6 @@ class ViewsDataModule(pl.LightningDataModule):
         pin = trainer.strategy.root_device.type == "cuda"
         return PrefetchLoader(sampler, images, pin) if self.streamed else sampler
 
-    @property
-    def streamed(self) -> bool:
-        """Whether the train images do not live on the training device."""
-        return self.train.on_disk or self.train.images.device.type != self.mean.device.type
-
     def on_after_batch_transfer(self, batch: Tensor | list[Tensor], dataloader_idx: int) -> list[Tensor]:
         """Indices (B,), or these and their images, on the device -> V views (B, 3, S, S) each."""
         assert self.trainer is not None
@@ -133,20 +108,10 @@ class ViewsDataModule(pl.LightningDataModule):
     def view(self, indices: Tensor, epoch: int, view: int, images: Tensor | None = None) -> Tensor:
         """One view of the train images at `indices` (B,), as epoch `epoch` sees it: (B, 3, S, S) float32.
 
-        Args:
-            images: (B, 3, C, C) uint8, if they are at hand.
+        `images` are these (B, 3, C, C) uint8, if they are at hand.
         """
         images = self.train.at(indices) if images is None else images
         # epoch and view as tensors, filled on the device: plain numbers would be compiled anew each time they change
-        epoch_, view_ = (torch.full((), value, device=indices.device) for value in (epoch, view))
-        return self._augment(
-            images,
-            indices,
-            seed=self.seed,
-            epoch=epoch_,
-            view=view_,
-            policy=self.policy,
-            mean=self.mean,
-            std=self.std,
-            size=self.size,
-        )
+        turn = {name: torch.full((), at, device=indices.device) for name, at in (("epoch", epoch), ("view", view))}
+        how: dict[str, Any] = {"policy": self.policy, "mean": self.mean, "std": self.std, "size": self.size}
+        return self._augment(images, indices, seed=self.seed, **turn, **how)

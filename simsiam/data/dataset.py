@@ -1,7 +1,7 @@
-"""Which data set (`DatasetSpec`), its images (`ImageDataset`), and what follows from their size and number."""
+"""The images of a data set (`ImageDataset`), and what follows from their size and number."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from simsiam.config.options import DataOptions
 from utils.cli import describe_invalid
 from utils.device import free_memory
+from utils.distributed import local_world_size
 from utils.errors import UserError, check
 
 SMALL = 64  # pixels: up to here images are stored as large as they are trained on, as CIFAR's are
@@ -18,13 +19,10 @@ MEMORY_SHARE = 0.5  # of the free memory, for the images, unless --data-memory s
 STATISTICS_BYTES = 2**32  # of more images than these, mean and std are measured on some that are spread evenly
 
 
-DatasetSpec = DataOptions  # which images
-
-
-def make_spec(*images: Any) -> DatasetSpec:
-    """From its fields in order. Raises UserError for an unknown name or a value out of its range."""
+def make_options(**fields: Any) -> DataOptions:
+    """Raises UserError for an unknown data set or a value out of its range."""
     try:
-        return DatasetSpec(**{field.name: value for field, value in zip(fields(DatasetSpec), images, strict=False)})
+        return DataOptions(**fields)
     except ValidationError as error:
         raise UserError(describe_invalid(error)) from None
 
@@ -74,12 +72,11 @@ Splits = tuple[ImageDataset, ImageDataset]  # train and test; the latter may be 
 
 
 class DatasetSource(NamedTuple):
-    """How a data set is had; an entry of `simsiam.data.DATASETS`."""
+    """How a data set is loaded; see the functions of `simsiam.data`."""
 
-    load: Callable[[DatasetSpec], Splits]
-    prepare: Callable[[DatasetSpec], None] = lambda spec: None  # downloads or decodes, once for each machine
-    make_placeholders: Callable[[DatasetSpec], Splits | None] = lambda spec: None  # see `simsiam.data`
-    personal: bool = False  # one's own images, which nobody else has
+    load: Callable[[DataOptions], Splits]
+    prepare: Callable[[DataOptions], None] = lambda options: None
+    make_placeholders: Callable[[DataOptions], Splits | None] = lambda options: None
 
 
 def stored_side(size: int) -> int:
@@ -97,16 +94,16 @@ def make_blank_split(side: int, labels: Tensor, classes: tuple[str, ...]) -> Ima
     return ImageDataset(blank.expand(len(labels), -1, -1, -1), labels, classes)
 
 
-def check_counts(spec: DatasetSpec, train: int, test: int) -> None:
+def check_counts(options: DataOptions, train: int, test: int) -> None:
     """Raise UserError if more images of a split are asked for than there are."""
-    for split, asked, there in (("train", spec.train_images, train), ("test", spec.test_images, test)):
+    for split, asked, there in (("train", options.train_images, train), ("test", options.test_images, test)):
         check(asked is None or asked <= there, f"--{split}-images {asked}: the data set has {there}")
 
 
-def take_first(spec: DatasetSpec, train: ImageDataset, test: ImageDataset) -> Splits:
-    """As many images of each split as are asked for, from its beginning, if there are as many."""
-    check_counts(spec, len(train), len(test))
-    return train.first(spec.train_images), test.first(spec.test_images)
+def take_first(options: DataOptions, train: ImageDataset, test: ImageDataset) -> Splits:
+    """As many images of each split as are asked for, from its beginning."""
+    check_counts(options, len(train), len(test))
+    return train.first(options.train_images), test.first(options.test_images)
 
 
 def why_no_knn(train: ImageDataset, test: ImageDataset) -> str | None:
@@ -118,50 +115,35 @@ def why_no_knn(train: ImageDataset, test: ImageDataset) -> str | None:
     return None if test.labelled else "no labels of the test images"
 
 
-def place_on_device(splits: Splits, device: torch.device, memory: float | None, processes: int = 1) -> Splits:
-    """Move both splits to the device if they fit into its memory; else the labels alone.
+def place_on_device(splits: Splits, device: torch.device, memory: float | None) -> Splits:
+    """Move both splits to the device if they fit into `memory` GiB (None: half of what is free); else the labels alone.
 
-    Args:
-        memory: GiB that they may take; None for half of what is free.
-        processes: how many of them share that memory, each with splits of its own.
+    Processes that compute on the CPU share its memory, each with splits of its own.
     """
+    processes = local_world_size() if device.type == "cpu" else 1
     room = free_memory(device) * MEMORY_SHARE / processes if memory is None else memory * 2**30
     fits = sum(split.images.nbytes for split in splits) <= room
 
     def place(split: ImageDataset) -> ImageDataset:
-        labels = split.labels.to(device)
-        if not fits:
-            return replace(split, labels=labels)
-        return replace(split, images=split.images.to(device, copy=split.on_disk), labels=labels, on_disk=False)
+        images = split.images.to(device, copy=split.on_disk) if fits else split.images
+        return replace(split, images=images, labels=split.labels.to(device), on_disk=split.on_disk and not fits)
 
     return place(splits[0]), place(splits[1])
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels, on the scale of 0 to 1, exact by counting.
+    """Mean and standard deviation of each channel of (N, 3, C, C) uint8 images, on the scale of 0 to 1.
 
-    Of more than 4 GiB of images, those are counted that lie evenly spread over them.
-
-    Args:
-        images: (N, 3, C, C) uint8.
+    Exact, by counting; of more than 4 GiB of images, those are counted that lie evenly spread over them.
     """
     level = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
-    for chunk in _counted_chunks(images):
-        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in chunk.unbind(1)]).cpu()
+    counts = torch.zeros(3, 256, dtype=torch.int64)
+    row = 3 * images.shape[-1] ** 2  # bytes
+    n = min(len(images), STATISTICS_BYTES // row)
+    for places in (torch.arange(n) * len(images) // n).split(max(1, 2**23 // row)):  # 8 MiB: bincount makes int64 of it
+        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in images[places].unbind(1)])
     share = counts.double() / counts.double().sum(dim=1, keepdim=True)  # (3, 256)
     mean = (share * level).sum(dim=1)
     std = (share * (level - mean[:, None]) ** 2).sum(dim=1).sqrt()
     check(bool((std > 0).all()), "these images have a channel of a single value: nothing can be learned from it")
     return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _counted_chunks(images: Tensor) -> Iterator[Tensor]:
-    row = 3 * images.shape[-1] ** 2
-    step = max(1, 2**23 // row)  # 8 MiB a chunk: bincount makes int64 of it
-    if images.nbytes <= STATISTICS_BYTES:
-        yield from images.split(step)
-        return
-    n = STATISTICS_BYTES // row
-    for places in (torch.arange(n) * len(images) // n).split(step):
-        yield images[places]

@@ -1,8 +1,9 @@
 """Image files as uint8 tensors of one size, decoded by Pillow: any folder of them, a chunk at a time."""
 
+import hashlib
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -17,101 +18,112 @@ from utils.errors import check
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS: Pillow would run Ghostscript on it
-CHUNK = 256
-Read = TypeVar("Read")
+CHUNK_IMAGES, CHUNK_BYTES = 512, 2**26  # images that are decoded together: at most so many, or so large
 # what Pillow raises for damaged files
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
+Read = tuple[Tensor, str] | str  # an image and the SHA-256 of its file, or why it cannot be read
+File = TypeVar("File", str, Path)
 
 
 class ImageFolder:
     """The images in a folder and below it, sorted by path; names that begin with a dot are skipped.
 
-    `files` are paths relative to `folder`. `classes` are the names of the sub-folders with images, `labels` (N,) the
-    class of each image, or -1 for those beside the sub-folders. `closed` names the sub-folders that cannot be read.
-
-    Raises:
-        UserError: no such folder, or no image in it.
+    `files` are paths relative to `folder`, `classes` the names of the sub-folders with images, `labels` (N,) the class
+    of each image, or -1 for those beside the sub-folders, `closed` the sub-folders that cannot be read, and why.
+    Raises UserError if there is no such folder, or no image in it.
     """
 
     def __init__(self, folder: str | Path, flag: str = "--images") -> None:
         self.folder = Path(folder).expanduser()
         check(self.folder.is_dir(), f"{flag} {self.folder}: no such folder")
-        found, seen = [], set()
-        self.closed: list[str] = []
-
-        def note(error: OSError) -> None:
-            self.closed.append(f"{error.filename} ({error.strerror})")
-
-        for where, subfolders, names in os.walk(self.folder, onerror=note, followlinks=True):
+        self.files: list[Path] = []
+        self.closed: dict[str, str] = {}
+        seen: set[str] = set()
+        walk = os.walk(self.folder, onerror=lambda e: self.closed.update({e.filename: e.strerror}), followlinks=True)
+        for where, subfolders, names in walk:
             real, below = os.path.realpath(where), Path(where).relative_to(self.folder)
-            if real in seen:  # a link to a folder that contains it
-                subfolders.clear()
-                continue
+            again = real in seen  # by a link to a folder that contains it
+            subfolders[:] = sorted(name for name in subfolders if not (again or name.startswith(".")))
+            images = [Path(name) for name in names if not (again or name.startswith("."))]
+            self.files += [below / image for image in images if image.suffix.lower() in SUFFIXES]
             seen.add(real)
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            found += [below / n for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")]
-        self.files = sorted(found)
-        why = "; ".join(self.closed[:3]) or " ".join(sorted(SUFFIXES))
-        check(bool(found), f"{flag} {self.folder}: no image in it ({why})")
-        top = [file.parts[0] if len(file.parts) > 1 else None for file in self.files]
-        self.classes = tuple(sorted({name for name in top if name is not None}))
-        label = {name: i for i, name in enumerate(self.classes)}
-        self.labels = torch.tensor([-1 if name is None else label[name] for name in top])
+        self.files.sort()
+        if not self.files:
+            report_bad({**self.closed}, 0, self.folder, skip=False)
+        check(bool(self.files), f"{flag} {self.folder}: no image in it ({' '.join(sorted(SUFFIXES))})")
+        names = [file.parts[0] if len(file.parts) > 1 else "" for file in self.files]
+        self.classes = tuple(sorted({*names} - {""}))
+        label = {name: i for i, name in enumerate(self.classes)} | {"": -1}
+        self.labels = torch.tensor([label[name] for name in names])
 
     def __len__(self) -> int:
         return len(self.files)
 
     def keep(self, places: list[int]) -> None:
         """Drop all other files."""
-        self.files = [self.files[i] for i in places]
-        self.labels = self.labels[places]
+        self.files, self.labels = [self.files[i] for i in places], self.labels[places]
 
     def read(self, size: int, skip_bad: bool = False) -> Iterator[Tensor]:
         """Chunks (B, 3, size, size) uint8, in order; afterwards `files` are those that could be read.
 
-        Raises:
-            UserError: images that cannot be read, once all have been tried, unless `skip_bad`; or none that can.
+        Raises UserError for images that cannot be read, once all have been tried, unless `skip_bad`; or if none can.
         """
-        good, bad = [], list(self.closed)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(self.files), CHUNK):
-                names = self.files[start : start + CHUNK]
-                read = list(pool.map(lambda name: try_to_read(self.folder / name, size), names))
-                images = [image for image in read if isinstance(image, Tensor)]
-                good += [start + i for i, image in enumerate(read) if isinstance(image, Tensor)]
-                bad += [f"{name} ({why})" for name, why in zip(names, read, strict=True) if isinstance(why, str)]
-                if images and (skip_bad or not bad):
-                    yield torch.stack(images)
-        report_bad(bad, len(good), self.folder, skip_bad)
-        self.keep(good)
+        bad: dict[Path, str] = {}
+        for chunk in read_images(self.folder, self.files, size):
+            bad |= {file: read for file, read in chunk if isinstance(read, str)}
+            images = [read[0] for _, read in chunk if not isinstance(read, str)]
+            if images and (skip_bad or not (bad or self.closed)):
+                yield torch.stack(images)
+        report_bad({**self.closed, **bad}, len(self) - len(bad), self.folder, skip_bad)
+        self.keep([i for i, file in enumerate(self.files) if file not in bad])
 
 
-def report_bad(bad: list[str], good: int, folder: Path, skip: bool) -> None:
-    """Say which images of a folder cannot be read, "FILE (WHY)" of each, beside `good` others.
+def report_bad(bad: dict[str | Path, str], good: int, folder: Path, skip: bool) -> None:
+    """Print which images of a folder cannot be read, and why, beside `good` others.
 
-    Raises:
-        UserError: there are some, unless `skip`; or there are no others.
+    Raises UserError if there are some, unless `skip`; or if there are no others.
     """
     if bad:
-        shown = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
+        shown = "; ".join([f"{file} ({why})" for file, why in bad.items()][:3]) + "; ..." * (len(bad) > 3)
         what = f"{len(bad)} of {len(bad) + good} images in {folder} cannot be read: {shown}"
         check(skip, f"{what}. Mend or remove them, or give --skip-bad-images")
         check(good > 0, what)
         print_line(f"left out: {what}")
 
 
+def read_images(root: Path, files: Sequence[File], size: int) -> Iterator[list[tuple[File, Read]]]:
+    """Each file below `root` and what `try_to_read` gives, in chunks."""
+    chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (3 * size**2)))
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:  # Pillow decodes and resizes without the GIL
+        for start in range(0, len(files), chunk):
+            names = files[start : start + chunk]
+            yield list(zip(names, pool.map(lambda name: try_to_read(root / name, size), names), strict=True))
+
+
+def try_to_read(path: Path, size: int) -> Read:
+    try:
+        if not path.is_file() and path.exists():
+            return "not a file"  # opening a pipe would block
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            return read_image(file, size), digest
+    except Image.DecompressionBombError:
+        return "too large"
+    except Image.UnidentifiedImageError:
+        return "not an image"
+    except UNREADABLE as error:
+        return getattr(error, "strerror", None) or " ".join(str(error).split())[:80] or type(error).__name__
+
+
 def read_image(path: Path | BinaryIO, size: int) -> Tensor:
     """An image file as RGB: the central square, resized to (3, size, size) uint8.
 
     Upright as its EXIF says, of an animation the first frame; grey, palette, CMYK and 16 bits become 8-bit RGB, and
-    transparency is dropped.
-
-    Raises:
-        OSError, ValueError and others (`UNREADABLE`): not an image, or damaged.
+    transparency is dropped. Raises `UNREADABLE` if it is damaged or not an image.
     """
     with Image.open(path, formats=FORMATS) as file:
-        limit = Image.MAX_IMAGE_PIXELS or float("inf")
-        if file.width * file.height > limit:  # Pillow only warns up to twice that
+        if file.width * file.height > (Image.MAX_IMAGE_PIXELS or float("inf")):  # Pillow only warns up to twice that
             raise Image.DecompressionBombError
         image = ImageOps.exif_transpose(file)
         if image.mode == "F" or (image.mode == "I" and not 0 <= np.asarray(image).max() < 2**16):
@@ -120,17 +132,3 @@ def read_image(path: Path | BinaryIO, size: int) -> Tensor:
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def try_to_read(path: Path, size: int, read: Callable[[Path, int], Read] = read_image) -> Read | str:
-    """What `read` returns, or why the file cannot be read."""
-    try:
-        if not path.is_file() and path.exists():
-            return "not a file"  # opening a pipe would block
-        return read(path, size)
-    except Image.DecompressionBombError:
-        return "too large"
-    except Image.UnidentifiedImageError:
-        return "not an image"
-    except UNREADABLE as error:
-        return getattr(error, "strerror", None) or " ".join(str(error).split())[:80] or type(error).__name__

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from simsiam.data.dataset import DatasetSource, DatasetSpec, ImageDataset, Splits, make_blank_split, take_first
+from simsiam.config.options import DataOptions
+from simsiam.data.dataset import DatasetSource, ImageDataset, Splits, make_blank_split, take_first
 from utils.errors import UserError, check
 
 KEYS = ("x_train", "y_train", "x_test", "y_test", "classes")
@@ -19,13 +20,12 @@ KEYS = ("x_train", "y_train", "x_test", "y_test", "classes")
 UNREADABLE = (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error, MemoryError, SyntaxError)
 
 
-def load_arrays(spec: DatasetSpec) -> Splits:
+def load_arrays(options: DataOptions) -> Splits:
     """Both splits, without running anything that the file contains.
 
-    Raises:
-        UserError: no such file, something else in it, or more images asked for than there are.
+    Raises UserError for no such file, something else in it, or more images asked for than there are.
     """
-    file = spec.path
+    file = options.path
     check(file.is_file(), f"--data-dir {file}: no such file; --dataset arrays wants an .npz")
     try:
         with open(file, "rb") as content:
@@ -38,20 +38,18 @@ def load_arrays(spec: DatasetSpec) -> Splits:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{file}: not an .npz file of plain arrays ({why})") from None
     check("x_train" in arrays, f"{file}: no x_train in it; there are {', '.join(arrays) or 'no arrays'}")
-    images = [_read_images(file, name, arrays[name]) for name in ("x_train", "x_test") if name in arrays]
-    labels = [
-        _read_labels(file, f"y_{split}", arrays, len(x)) for split, x in zip(("train", "test"), images, strict=False)
-    ]
+    names = ["train", "test"] if "x_test" in arrays else ["train"]
+    images = [_read_images(file, f"x_{name}", arrays[f"x_{name}"]) for name in names]
+    labels = [_read_labels(file, f"y_{name}", arrays, len(x)) for name, x in zip(names, images, strict=True)]
     classes = _read_classes(file, arrays, max(int(y.max()) for y in labels) + 1) if "y_train" in arrays else ()
     if not classes:  # labels of the test images alone are of no use
         labels = [torch.full_like(y, -1) for y in labels]
-    splits = [ImageDataset(x, y, classes, digest=digest) for x, y in zip(images, labels, strict=True)]
-    train = splits[0]
-    test = splits[1] if len(splits) == 2 else make_blank_split(train.side, train.labels[:0], classes)
+    train, *more = (ImageDataset(x, y, classes, digest=digest) for x, y in zip(images, labels, strict=True))
+    test = more[0] if more else make_blank_split(train.side, train.labels[:0], classes)
     check(train.side == test.side, f"{file}: x_train is {train.side} pixels wide, x_test {test.side}")
-    strange = sorted(set(test.labels.unique().tolist()) - set(train.labels.unique().tolist()) - {-1})
+    strange = sorted({*test.labels.tolist()} - {*train.labels.tolist(), -1})
     check(not strange, f"{file}: label {strange[:1]} of y_test is not in y_train")
-    return take_first(spec, train, test)
+    return take_first(options, train, test)
 
 
 def _read_images(file: Path, name: str, x: np.ndarray) -> torch.Tensor:
@@ -70,14 +68,12 @@ def _read_images(file: Path, name: str, x: np.ndarray) -> torch.Tensor:
 
 def _read_labels(file: Path, name: str, arrays: dict[str, np.ndarray], n: int) -> torch.Tensor:
     """(N,), -1 where there are none."""
-    y = arrays.get(name)
-    if y is None:
-        return torch.full((n,), -1)
+    y = arrays.get(name, np.full(n, -1))
     check(y.dtype.kind in "iu", f"{file}: {name} is {y.dtype}: labels are whole numbers")
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y  # as Keras has them
     check(y.shape == (n,), f"{file}: {name} has shape {y.shape}, for {n} images")
-    check(int(y.min()) >= 0, f"{file}: {name} has the label {y.min()}: they count from 0")
-    check(int(y.max()) < 2**20, f"{file}: {name} has the label {y.max()}: too many classes")
+    right = name not in arrays or 0 <= int(y.min()) <= int(y.max()) < 2**20
+    check(right, f"{file}: {name} goes from {y.min()} to {y.max()}: labels count from 0, up to a million")
     return torch.from_numpy(y.astype(np.int64))
 
 
@@ -88,4 +84,4 @@ def _read_classes(file: Path, arrays: dict[str, np.ndarray], count: int) -> tupl
     return tuple(names.tolist())
 
 
-SOURCE = DatasetSource(load_arrays, personal=True)
+SOURCE = DatasetSource(load_arrays)

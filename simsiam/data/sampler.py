@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -13,31 +14,21 @@ from utils.philox import permutation
 AHEAD = 4  # batches that are read ahead, each by a thread
 
 
+@dataclass(eq=False)
 class EpochSampler:
     """Batches of indices, shuffled anew each epoch as a pure function of (seed, epoch); the last partial one dropped.
 
     Iterating yields (batch_size,) int64 tensors on `device`; with several processes, this one's share of each batch.
-
-    Args:
-        epoch: asked when the first batch is.
-        part: (rank, processes).
-        done: likewise asked: batches of this epoch that were trained on before the run was interrupted.
-        pieces: equal parts in which each batch comes, one after the other.
     """
 
-    def __init__(
-        self,
-        n: int,
-        batch_size: int,
-        seed: int,
-        epoch: Callable[[], int],
-        device: torch.device,
-        done: Callable[[], int] = lambda: 0,
-        part: tuple[int, int] = (0, 1),
-        pieces: int = 1,
-    ) -> None:
-        self.n, self.batch_size, self.seed, self.device = n, batch_size, seed, device
-        self.epoch, self.done, self.part, self.pieces = epoch, done, part, pieces
+    n: int
+    batch_size: int
+    seed: int
+    epoch: Callable[[], int]  # called for the first batch
+    device: torch.device
+    done: Callable[[], int] = lambda: 0  # likewise: batches of this epoch that an interrupted run was trained on
+    part: tuple[int, int] = (0, 1)  # rank and number of processes
+    pieces: int = 1  # equal parts in which each batch comes, one after the other
 
     def __len__(self) -> int:
         return self.n // self.batch_size * self.pieces
@@ -50,19 +41,17 @@ class EpochSampler:
             yield batch[rank::processes]
 
 
+@dataclass(eq=False)
 class PrefetchLoader:
     """The batches of an epoch with their images, read ahead by threads: (indices (B,), images (B, 3, C, C) uint8).
 
     Threads, not a DataLoader's worker processes: those would inherit the lock of the run's folder and hold it after
     this process was killed, get the signals that are meant for the run, and need a batch's size in /dev/shm.
-
-    Args:
-        images: (N, 3, C, C) uint8 on the CPU, mostly a memory map.
-        pin: read into page-locked memory, from which a GPU copies in the background.
     """
 
-    def __init__(self, sampler: EpochSampler, images: Tensor, pin: bool) -> None:
-        self.sampler, self.images, self.pin = sampler, images, pin
+    sampler: EpochSampler
+    images: Tensor  # (N, 3, C, C) uint8 on the CPU, mostly a memory map
+    pin: bool  # read into page-locked memory, from which a GPU copies in the background
 
     def __len__(self) -> int:
         return len(self.sampler)

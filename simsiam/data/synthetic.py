@@ -1,9 +1,8 @@
 """The embedded data set: grey textures of ten kinds, generated from a seed. A demonstration, not a benchmark.
 
-A class is a local texture, which every crop of an image shows. What varies within a class is what the views of an image
-vary too (place and size) or what no two places of an image share (warp, noise). All images have one mean and one
-deviation, and no colour: what both views of an image show and other images do not, SimSiam would learn instead of the
-class (with brightness and contrast at random it learns those, and kNN stays where it began).
+A class is a local texture, which every crop shows. Within a class varies what the views of an image vary too (place and
+size), or what no two places of an image share (warp, noise). All images have one mean and deviation and no colour: what
+both views of an image show and other images do not, SimSiam would learn instead of the class.
 """
 
 import math
@@ -12,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from simsiam.data.dataset import DatasetSource, DatasetSpec, ImageDataset, Splits
+from simsiam.config.options import DataOptions
+from simsiam.data.dataset import DatasetSource, ImageDataset, Splits
 from utils.philox import uniform
 
 SIZE = 32
@@ -27,8 +27,7 @@ GEOMETRY, WAVES, PIXELS = range(3)  # streams of random numbers
 
 # ---------------------------------------------------------------- the ten textures
 # x (to the right) and y (down) are (n, S, S) in periods; w is (n, 24, 1, 1) random numbers, which only `maze` needs.
-# Each returns (n, S, S), about 1 in the figure and -1 in the ground; tanh and sigmoid are steep but not sharp, which
-# smooths the edges.
+# Each returns (n, S, S), about 1 in the figure and -1 in the ground; tanh smooths the edges.
 
 
 def _line(distance: Tensor, width: float) -> Tensor:
@@ -79,14 +78,10 @@ TEXTURES: dict[str, Texture] = {
 CLASSES: tuple[str, ...] = tuple(TEXTURES)
 
 
-# ---------------------------------------------------------------- images
-
-
 def make_patterns(count: int, split: int = 0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The first `count` images of a split; image i is a pure function of (seed, split, i).
+    """The first `count` images of a split, (count, 3, 32, 32) uint8 with equal channels, and labels (count,) int64.
 
-    Returns:
-        images (count, 3, 32, 32) uint8 with equal channels; labels (count,) int64 = i modulo 10.
+    Image i is a pure function of (seed, split, i), and its label is i modulo 10.
     """
     index = torch.arange(count)
     images = torch.empty(count, SIZE, SIZE, dtype=torch.uint8)
@@ -125,9 +120,9 @@ def _images(texture: Texture, index: Tensor, split: int, seed: int) -> Tensor:
     return (255 * image.clamp(0, 1)).round().to(torch.uint8)
 
 
-def load_patterns(spec: DatasetSpec) -> Splits:
+def load_patterns(options: DataOptions) -> Splits:
     """10,000 train and 2,000 test images, or as many as are asked for."""
-    counts = (spec.train_images or 10_000, spec.test_images or 2_000)
+    counts = (options.train_images or 10_000, options.test_images or 2_000)
     train, test = (ImageDataset(*make_patterns(n, split), classes=CLASSES) for split, n in enumerate(counts))
     return train, test
 

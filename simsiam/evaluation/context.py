@@ -10,8 +10,9 @@ from torch import Tensor
 
 from models.resnet import ResNet
 from simsiam.config.commands import OWN, Evaluation
+from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import DatasetSpec, ImageDataset, make_spec, place_on_device, why_no_knn
+from simsiam.data.dataset import ImageDataset, make_options, place_on_device, why_no_knn
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, RunSettings, load_checkpoint
 from simsiam.evaluation.features import chunk_size
 from simsiam.evaluation.metrics import accuracy, per_class
@@ -80,13 +81,13 @@ def open_context(
     spec = choose_dataset(config, checkpoint)
     if download:
         prepare_dataset(spec)
-    train, test = place_on_device(load_dataset(spec), device, config.data.data_memory)
+    train, test = place_on_device(load_dataset(spec), device, spec.data_memory)
     why = why_no_knn(train, test) if labels else None
     check(why is None, f"{spec.dataset}: {why}: this command compares the classes of train and test images")
     return EvaluationContext(checkpoint, device, spec.dataset, train, test)
 
 
-def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DatasetSpec:
+def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOptions:
     """What no flag says is as in the run, if it had the same data set."""
     asked, known = config.data, checkpoint.facts.settings
     dataset = asked.dataset or known.dataset
@@ -100,6 +101,14 @@ def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DatasetS
         data_dir = "./data"
     if not asked.cache_dir and cache_dir and not Path(cache_dir).expanduser().is_dir():
         cache_dir = None  # the run was on another machine
-    sizes = (asked.train_images or known.train_images, asked.test_images or known.test_images)
-    size, skip_bad = asked.image_size or checkpoint.facts.image_size, asked.skip_bad_images or known.skip_bad_images
-    return make_spec(dataset, data_dir, asked.data_url, *sizes, size, cache_dir, skip_bad)
+    return make_options(
+        dataset=dataset,
+        data_dir=data_dir,
+        data_url=asked.data_url,
+        train_images=asked.train_images or known.train_images,
+        test_images=asked.test_images or known.test_images,
+        image_size=asked.image_size or checkpoint.facts.image_size,
+        cache_dir=cache_dir,
+        skip_bad_images=asked.skip_bad_images or known.skip_bad_images,
+        data_memory=asked.data_memory,
+    )

@@ -11,8 +11,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simsiam import load_backbone
+from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
-from simsiam.data.dataset import DatasetSpec
 from simsiam.evaluation.features import extract_chunks, extract_features
 from tests.helpers import Program, Started, bad_folder
 
@@ -27,7 +27,7 @@ def raw_features(run: Path, images: torch.Tensor) -> np.ndarray:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first 30 test images of patterns as PNG files, in a sub-folder for each class."""
     where = tmp_path_factory.mktemp("images")
-    _, test = load_dataset(DatasetSpec("patterns", "", train_images=10, test_images=30))
+    _, test = load_dataset(DataOptions("patterns", "", train_images=10, test_images=30))
     for i, (image, label) in enumerate(zip(test.images, test.labels.tolist(), strict=True)):
         file = where / test.classes[label] / f"{i:02d} \u00e4.png"
         file.parent.mkdir(exist_ok=True)
@@ -48,7 +48,7 @@ def test_a_data_sets_features_are_those_of_the_backbone(
     assert set(arrays) == {"features", "labels", "indices", "split", "classes"}
     splits = dict(
         zip(
-            ("train", "test"), load_dataset(DatasetSpec("patterns", "", train_images=200, test_images=100)), strict=True
+            ("train", "test"), load_dataset(DataOptions("patterns", "", train_images=200, test_images=100)), strict=True
         )
     )
     for (name, images), size in zip(splits.items(), sizes, strict=True):
@@ -75,7 +75,7 @@ def test_a_folders_features_are_those_of_the_same_images_as_a_data_set(
     found = np.load(output, allow_pickle=False)
     files = [Path(path) for path in found["paths"]]
     assert files == sorted(files) and len(files) == 30 and set(found["split"]) == {"folder"}
-    _, test = load_dataset(DatasetSpec("patterns", "", train_images=10, test_images=30))
+    _, test = load_dataset(DataOptions("patterns", "", train_images=10, test_images=30))
     order = [int(file.name[:2]) for file in files]
     np.testing.assert_allclose(found["features"], raw_features(trained, test.images[order]), atol=1e-5)
     names = sorted(test.classes)
@@ -144,7 +144,7 @@ def test_the_gallery_shows_each_query_and_its_nearest_train_images(
     assert program("neighbours", "--checkpoint", str(trained), *flags)[0] == 0
     with Image.open(tmp_path / "neighbours" / "neighbours.png") as file:
         picture = np.array(file)
-    train, test = load_dataset(DatasetSpec("patterns", "", train_images=200, test_images=100))
+    train, test = load_dataset(DataOptions("patterns", "", train_images=200, test_images=100))
     places = [0, 15, 30, 45, 61, 76, 91]  # a seventh of the way each, and one further, to come by other classes
     bank, queries = (raw_features(trained, x) for x in (train.images, test.images[places]))
     bank, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank, queries))

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from simsiam import load_backbone
 from simsiam.commands import finetune
 from simsiam.commands.finetune import choose_labels, label_quotas
+from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
-from simsiam.data.dataset import DatasetSpec
 from simsiam.evaluation.classifier import Classifier
 from simsiam.evaluation.features import extract_features
 from tests.helpers import Program, summary
@@ -34,7 +34,7 @@ def test_a_share_of_the_labels_is_exactly_that_share_of_every_class(fraction: fl
 
 
 def test_ten_percent_of_cifar10_are_500_of_each_class(cifar10_dir: Path) -> None:
-    train, _ = load_dataset(DatasetSpec("cifar10", str(cifar10_dir), test_images=1))
+    train, _ = load_dataset(DataOptions("cifar10", str(cifar10_dir), test_images=1))
     quotas = label_quotas(train.labels, train.classes, 0.1, None)
     assert train.labels[choose_labels(train.labels, quotas, seed=3)].bincount().tolist() == [500] * 10
 
@@ -99,7 +99,7 @@ def test_finetune_keeps_networks_and_gives_mean_and_deviation(trained: Path, pro
 
     backbone, head = load_backbone(folder / "seed_1" / "backbone.safetensors"), torch.nn.Linear(32, 10)
     head.load_state_dict(load_file(folder / "seed_1" / "head.safetensors"), strict=True)
-    _, test = load_dataset(DatasetSpec("patterns", "", train_images=200, test_images=100))
+    _, test = load_dataset(DataOptions("patterns", "", train_images=200, test_images=100))
     features = extract_features(backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False)
     right = 100 * (head(features).argmax(dim=1) == test.labels).float().mean().item()
     assert right == pytest.approx(accuracies[1], abs=1e-4)

@@ -12,8 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
 from simsiam import SimSiam, load_backbone
+from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
-from simsiam.data.dataset import DatasetSpec
 from simsiam.evaluation.features import extract_features
 from tests.helpers import Program
 
@@ -32,7 +32,7 @@ def test_its_headline_is_what_the_monitor_measured_in_that_epoch(figures: dict, 
 
 
 def test_its_table_is_lightlys_and_scikit_learns(figures: dict, cifar10_run: Path, cifar10_dir: Path) -> None:
-    train, test = load_dataset(DatasetSpec("cifar10", str(cifar10_dir), train_images=1000, test_images=500))
+    train, test = load_dataset(DataOptions("cifar10", str(cifar10_dir), train_images=1000, test_images=500))
     backbone = load_backbone(cifar10_run)
     mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
     bank, queries = (extract_features(backbone, split.images, mean, std, unit=False) for split in (train, test))

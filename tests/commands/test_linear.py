@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from simsiam import load_backbone
+from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
-from simsiam.data.dataset import DatasetSpec
 from simsiam.evaluation.features import extract_features
 from tests.helpers import Program, summary
 
@@ -32,7 +32,7 @@ def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
     head.load_state_dict(load_file(folder / "head.safetensors"), strict=True)
     with safe_open(folder / "head.safetensors", "pt") as file:
         assert json.loads(file.metadata()["classes"])[0] == "airplane"
-    _, test = load_dataset(DatasetSpec("cifar10", str(cifar10_dir), train_images=1000, test_images=500))
+    _, test = load_dataset(DataOptions("cifar10", str(cifar10_dir), train_images=1000, test_images=500))
     backbone = load_backbone(cifar10_run)
     features = extract_features(backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False)
     right = (head(features).argmax(dim=1) == test.labels).float().mean().item()

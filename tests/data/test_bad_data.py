@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
+from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
-from simsiam.data.dataset import DatasetSpec
 from tests.helpers import CIFAR_FOLDER, PAGE, SMALL, Bomb, Program, flipped, linked
 from utils.errors import UserError
 
@@ -64,10 +64,10 @@ def test_a_batch_with_a_forged_md5_and_even_sha256(
     files = [[name, md5 if name == "data_batch_2" else known] for name, known in CIFAR10.train_list]
     monkeypatch.setattr(CIFAR10, "train_list", files)
     with pytest.raises(UserError, match="data_batch_2 is forged"):
-        load_dataset(DatasetSpec("cifar10", "data"))
+        load_dataset(DataOptions("cifar10", "data"))
     monkeypatch.setattr("simsiam.data.cifar.SHA256", {})
     with pytest.raises(UserError) as error:
-        load_dataset(DatasetSpec("cifar10", "data"))
+        load_dataset(DataOptions("cifar10", "data"))
     assert answer in str(error.value) and os.listdir(tmp_path) == ["data"]
 
 

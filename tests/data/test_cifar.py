@@ -15,15 +15,16 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
+from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.cifar import read_plain_pickle
-from simsiam.data.dataset import DatasetSpec, channel_statistics
+from simsiam.data.dataset import channel_statistics
 from tests.helpers import CIFAR_FOLDER, linked
 from utils.errors import UserError
 
 
 def test_cifar10_is_what_torchvision_reads(cifar10_dir: Path) -> None:
-    train, test = load_dataset(DatasetSpec("cifar10", str(cifar10_dir), test_images=1000))
+    train, test = load_dataset(DataOptions("cifar10", str(cifar10_dir), test_images=1000))
     theirs = CIFAR10(str(cifar10_dir), train=True)
     assert train.images.shape == (50_000, 3, 32, 32) and train.images.dtype == torch.uint8
     assert torch.equal(train.images[:100], torch.from_numpy(theirs.data[:100]).permute(0, 3, 1, 2))
@@ -32,7 +33,7 @@ def test_cifar10_is_what_torchvision_reads(cifar10_dir: Path) -> None:
 
 
 def test_statistics_are_those_of_all_pixels(cifar10_dir: Path) -> None:
-    mean, std = channel_statistics(load_dataset(DatasetSpec("cifar10", str(cifar10_dir)))[0].images)
+    mean, std = channel_statistics(load_dataset(DataOptions("cifar10", str(cifar10_dir)))[0].images)
     assert mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=1e-4)
     assert std == pytest.approx((0.2470, 0.2435, 0.2616), abs=1e-4)
 
@@ -40,7 +41,7 @@ def test_statistics_are_those_of_all_pixels(cifar10_dir: Path) -> None:
 def test_a_missing_file_is_named_with_all_that_mends_it(cifar10_dir: Path, tmp_path: Path) -> None:
     root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_3",))
     with pytest.raises(UserError) as error:
-        prepare_dataset(DatasetSpec("cifar10", str(root), "http://127.0.0.1:9/nothing-there.tar.gz"))
+        prepare_dataset(DataOptions("cifar10", str(root), "http://127.0.0.1:9/nothing-there.tar.gz"))
     message = str(error.value)
     for part in (
         "data_batch_3 is missing",
@@ -62,8 +63,8 @@ def test_a_damaged_file_is_named_and_left_alone(cifar10_dir: Path, tmp_path: Pat
     content[1_000_000] ^= 1
     (root / CIFAR_FOLDER / "data_batch_2").write_bytes(content)
     for call in (
-        lambda: prepare_dataset(DatasetSpec("cifar10", str(root))),
-        lambda: load_dataset(DatasetSpec("cifar10", str(root))),
+        lambda: prepare_dataset(DataOptions("cifar10", str(root))),
+        lambda: load_dataset(DataOptions("cifar10", str(root))),
     ):
         with pytest.raises(UserError, match="data_batch_2 is damaged"):
             call()
@@ -72,7 +73,7 @@ def test_a_damaged_file_is_named_and_left_alone(cifar10_dir: Path, tmp_path: Pat
 
 def test_without_data_and_network_nothing_is_left_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="data_batch_1 is missing"):
-        prepare_dataset(DatasetSpec("cifar10", str(tmp_path / "new"), "http://127.0.0.1:9/nothing-there.tar.gz"))
+        prepare_dataset(DataOptions("cifar10", str(tmp_path / "new"), "http://127.0.0.1:9/nothing-there.tar.gz"))
     assert not (tmp_path / "new").exists()
 
 
@@ -103,17 +104,17 @@ def mirror(cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_two_processes_at_once_download_once_from_the_mirror(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
     url, requests = mirror
     root = tmp_path / "data"
-    prepare_dataset(DatasetSpec("cifar10", str(tmp_path / "alone"), url))
+    prepare_dataset(DataOptions("cifar10", str(tmp_path / "alone"), url))
     once = len(requests)
     threads = [
-        threading.Thread(target=prepare_dataset, args=(DatasetSpec("cifar10", str(root), url),)) for _ in range(2)
+        threading.Thread(target=prepare_dataset, args=(DataOptions("cifar10", str(root), url),)) for _ in range(2)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(requests) == 2 * once
-    assert os.listdir(root) == [CIFAR_FOLDER] and len(load_dataset(DatasetSpec("cifar10", str(root)))[0]) == 50_000
+    assert os.listdir(root) == [CIFAR_FOLDER] and len(load_dataset(DataOptions("cifar10", str(root)))[0]) == 50_000
 
 
 def test_an_archive_with_another_checksum_is_refused(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_an_archive_with_another_checksum_is_refused(mirror: tuple[str, list[str
     archive = tmp_path / "mirror" / CIFAR10.filename
     archive.write_bytes(archive.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="download failed"):
-        prepare_dataset(DatasetSpec("cifar10", str(tmp_path / "data"), url))
+        prepare_dataset(DataOptions("cifar10", str(tmp_path / "data"), url))
     assert not (tmp_path / "data").exists()
 
 
@@ -140,14 +141,14 @@ def test_an_archive_puts_nothing_but_the_published_files_anywhere(
     evil.unlink()
     os.replace(tmp_path / "new.tgz", archive)
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    prepare_dataset(DatasetSpec("cifar10", str(tmp_path / "data"), url))
+    prepare_dataset(DataOptions("cifar10", str(tmp_path / "data"), url))
     assert not list(tmp_path.rglob("evil.txt")) and len(list((tmp_path / "data" / CIFAR_FOLDER).iterdir())) == 7
 
 
 def test_plain_http_is_said_to_be_plain(
     mirror: tuple[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare_dataset(DatasetSpec("cifar10", str(tmp_path / "data"), mirror[0]))
+    prepare_dataset(DataOptions("cifar10", str(tmp_path / "data"), mirror[0]))
     assert "is not encrypted" in capsys.readouterr().out
 
 
@@ -165,4 +166,4 @@ def test_a_pickle_of_plain_data_is_read(protocol: int, tmp_path: Path) -> None:
 
 def test_more_images_than_there_are_is_an_error(cifar10_dir: Path) -> None:
     with pytest.raises(UserError, match="has 10000"):
-        load_dataset(DatasetSpec("cifar10", str(cifar10_dir), test_images=10_001))
+        load_dataset(DataOptions("cifar10", str(cifar10_dir), test_images=10_001))

@@ -7,10 +7,9 @@ from typing import get_args
 import pytest
 import torch
 
-from simsiam.config.commands import OWN
-from simsiam.config.options import Dataset
+from simsiam.config.options import DataOptions, Dataset
 from simsiam.data import DATASETS, load_dataset, make_placeholders, prepare_dataset
-from simsiam.data.dataset import DatasetSpec, channel_statistics, make_spec, place_on_device
+from simsiam.data.dataset import channel_statistics, make_options, place_on_device
 from simsiam.data.synthetic import make_patterns
 from utils.device import free_memory
 from utils.errors import UserError
@@ -18,20 +17,19 @@ from utils.errors import UserError
 
 def test_the_options_name_the_data_sets_that_there_are() -> None:
     assert set(get_args(Dataset)) == DATASETS.keys()
-    assert set(OWN) == {name for name, source in DATASETS.items() if source.personal}
     with pytest.raises(UserError, match=r"--dataset mnist: should be 'cifar10', .*'arrays'"):
-        make_spec("mnist")
+        make_options(dataset="mnist")
 
 
 def test_placeholders_are_as_many_as_the_images_will_be(cifar10_dir: Path, photos: Path, tmp_path: Path) -> None:
     for name, classes in (("cifar10", 10), ("cifar100", 100)):
-        train, test = make_placeholders(DatasetSpec(name, str(tmp_path), train_images=60)) or ((), ())
+        train, test = make_placeholders(DataOptions(name, str(tmp_path), train_images=60)) or ((), ())
         assert (len(train), len(test), len(train.classes), train.side) == (60, 10_000, classes, 32)
-    train, test = make_placeholders(DatasetSpec("folder", str(photos), image_size=112)) or ((), ())
+    train, test = make_placeholders(DataOptions("folder", str(photos), image_size=112)) or ((), ())
     assert (len(train), len(test), len(train.classes), train.side) == (200, 60, 10, 128)
-    assert make_placeholders(DatasetSpec("cifar10", str(cifar10_dir))) is None
+    assert make_placeholders(DataOptions("cifar10", str(cifar10_dir))) is None
     with pytest.raises(UserError, match="has 50000"):
-        make_placeholders(DatasetSpec("cifar10", str(tmp_path), train_images=50_001))
+        make_placeholders(DataOptions("cifar10", str(tmp_path), train_images=50_001))
 
 
 def test_statistics_of_many_images_are_those_of_some_spread_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +46,7 @@ def test_free_memory_is_a_part_of_the_machines() -> None:
 
 
 def test_images_that_do_not_fit_stay_on_disk(photos: Path, tmp_path: Path) -> None:
-    spec = DatasetSpec("folder", str(photos), image_size=32, cache_dir=str(tmp_path / "cache"))
+    spec = DataOptions("folder", str(photos), image_size=32, cache_dir=str(tmp_path / "cache"))
     prepare_dataset(spec)
     stays, comes = (place_on_device(load_dataset(spec), torch.device("cpu"), gib)[0] for gib in (0, 1))
     assert stays.on_disk and not comes.on_disk and stays.images.data_ptr() != comes.images.data_ptr()

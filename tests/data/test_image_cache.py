@@ -18,7 +18,7 @@ from simsiam.data.images import ImageFolder, read_image
 from tests.helpers import Started, bad_folder, picture, wait_for
 from utils.errors import UserError
 
-FILES = ["images.npy", "manifest.json", "progress.npy"]
+FILES = ["images.npy", "manifest.jsonl"]
 
 
 def photos(folder: Path, n: int) -> list[Path]:
@@ -63,10 +63,12 @@ def test_images_are_those_of_their_files_and_are_decoded_once(tmp_path: Path, sa
 def test_the_manifest_says_what_each_image_is_of(tmp_path: Path) -> None:
     files = photos(tmp_path / "photos", 3)
     decode(tmp_path, files)
-    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+    first, *done = (tmp_path / "cache" / "manifest.jsonl").read_text().splitlines()
+    manifest = json.loads(first)
     state = (tmp_path / "photos" / files[2]).stat()
     assert manifest["side"] == 8 and manifest["x"] == 1
     assert manifest["sources"][2] == ["0002.png", state.st_size, state.st_mtime_ns]
+    assert done[2] == hashlib.sha256((tmp_path / "photos" / files[2]).read_bytes()).hexdigest() and len(done) == 3
 
 
 def test_the_digest_is_of_names_and_contents_wherever_the_folder_lies(tmp_path: Path) -> None:
@@ -121,7 +123,7 @@ def test_bad_images_are_listed_and_tried_again(tmp_path: Path) -> None:
     files = [Path(name) for name in sorted([*bad, "good.png"])]
     for _ in range(2):
         found = decode_images(tmp_path / "cache", tmp_path / "photos", files, 8, {})
-        assert all(any(line.startswith(name) and why in line for line in found) for name, why in bad.items())
+        assert found.keys() == bad.keys() and all(why in found[name] for name, why in bad.items())
     cache = open_cache(tmp_path / "cache")
     assert cache.decoded == [files.index(Path("good.png"))] and len(found) == len(bad)
     assert torch.equal(cache.images, expected(tmp_path, [Path("good.png")]))
@@ -171,8 +173,8 @@ def kill_after_a_block(tmp_path: Path) -> None:
 
     def recorded() -> bool:
         try:
-            return bool(np.load(tmp_path / "cache" / "progress.npy")["state"].any())
-        except (OSError, ValueError):  # not there yet, or not whole
+            return (tmp_path / "cache" / "manifest.jsonl").read_text().count("\n") > 1
+        except OSError:  # not there yet
             return False
 
     wait_for(process, recorded)
@@ -206,25 +208,32 @@ def test_what_changed_after_a_kill_is_not_taken_for_decoded(tmp_path: Path) -> N
     assert torch.equal(images[5], read_image(tmp_path / "photos" / files[5], 48))
 
 
-@pytest.mark.parametrize("damage", ["cut short", "gone", "no progress", "manifest cut short", "manifest is nonsense"])
+@pytest.mark.parametrize("damage", ["cut short", "gone", "manifest is empty", "manifest is nonsense"])
 def test_a_damaged_cache_is_noticed_and_made_anew(damage: str, tmp_path: Path, said: Said) -> None:
     files = photos(tmp_path / "photos", 30)
     good = decode(tmp_path, files).clone()
-    images, progress, manifest = (tmp_path / "cache" / name for name in ("images.npy", "progress.npy", "manifest.json"))
+    images, manifest = (tmp_path / "cache" / name for name in FILES)
     if damage == "cut short":
         os.truncate(images, images.stat().st_size - 100)
     elif damage == "gone":
         images.unlink()
-    elif damage == "no progress":
-        progress.write_bytes(b"")
     else:
-        text = manifest.read_bytes()
-        manifest.write_bytes(text[: len(text) // 2] if damage == "manifest cut short" else b"[1]")
+        manifest.write_bytes(b"" if damage == "manifest is empty" else b"hello\n")
     said()
     with pytest.raises(UserError, match="no complete cache"):
         open_cache(tmp_path / "cache")
     assert torch.equal(decode(tmp_path, files), good) and said().count("is damaged") == 1
     assert torch.equal(decode(tmp_path, files), good) and said() == ""
+
+
+def test_a_line_that_was_cut_off_is_decoded_again(tmp_path: Path, said: Said) -> None:
+    files = photos(tmp_path / "photos", 30)
+    good, manifest = decode(tmp_path, files).clone(), tmp_path / "cache" / "manifest.jsonl"
+    whole = manifest.read_text()
+    os.truncate(manifest, len(whole) - 100)  # one line and a part of another
+    said()
+    assert torch.equal(decode(tmp_path, files), good) and "28 of 30 images are decoded already" in said()
+    assert manifest.read_text() == whole
 
 
 def test_without_room_nothing_is_begun_and_one_line_says_what_is_missing(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import yaml
 
+from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
-from simsiam.data.dataset import DatasetSpec, ImageDataset
+from simsiam.data.dataset import ImageDataset
 from tests.helpers import (
     ROOT,
     TINY,
@@ -39,7 +40,7 @@ from tests.helpers import (
 def test_5000_real_images_as_files_train_as_the_same_images_as_arrays(
     cifar10_dir: Path, own: Program, program: Program, tmp_path: Path
 ) -> None:
-    splits = load_dataset(DatasetSpec("cifar10", str(cifar10_dir), train_images=4000, test_images=1000))
+    splits = load_dataset(DataOptions("cifar10", str(cifar10_dir), train_images=4000, test_images=1000))
     ordered = []
     for images in splits:  # by class, as files are
         order = sorted(range(len(images)), key=lambda i, of=images: (of.classes[of.labels[i]], i))
@@ -103,7 +104,6 @@ images = torch.from_numpy(np.load(sys.argv[1], mmap_mode="r"))
 n, labels = len(images), torch.arange(len(images)) % 2
 train = ImageDataset(images, labels, ("a", "b"), on_disk=True)
 data.set_splits((train, train.first(50)))
-data.loaded = True
 model = SimSiam("resnet10", width=4, out_dim=16, h_dim=8)
 limit_memory(int(sys.argv[2]))
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
@@ -164,7 +164,7 @@ def test_images_beside_classes_have_no_labels_and_that_is_said(own: Program, tmp
 def test_a_part_of_a_folder_is_spread_over_its_classes(photos: Path, own: Program, tmp_path: Path) -> None:
     status, out, _ = own(photos, "--train-images", "100", "--test-images", "30")
     assert status == 0 and "100 train and 30 test images, 10 classes" in out
-    train, test = load_dataset(DatasetSpec("folder", str(photos), None, 100, 30, 32, str(tmp_path / "cache")))
+    train, test = load_dataset(DataOptions("folder", str(photos), None, 100, 30, 32, str(tmp_path / "cache")))
     assert train.labels.bincount().tolist() == [10] * 10 and test.labels.bincount().tolist() == [3] * 10
 
 

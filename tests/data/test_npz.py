@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from simsiam.data.dataset import DatasetSpec, Splits, why_no_knn
+from simsiam.config.options import DataOptions
+from simsiam.data.dataset import Splits, why_no_knn
 from simsiam.data.npz import load_arrays
 from tests.helpers import TINY, Program
 from utils.errors import UserError
@@ -17,7 +18,7 @@ X, Y = np.random.default_rng(0).integers(0, 256, (30, 12, 12, 3), dtype=np.uint8
 
 def read(tmp_path: Path, **arrays: Any) -> Splits:
     np.savez(tmp_path / "x.npz", **arrays)
-    return load_arrays(DatasetSpec("arrays", str(tmp_path / "x.npz")))
+    return load_arrays(DataOptions("arrays", str(tmp_path / "x.npz")))
 
 
 def test_every_order_of_the_axes_is_the_same_picture(tmp_path: Path) -> None:
