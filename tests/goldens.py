@@ -3,6 +3,9 @@
 `python tests/goldens.py --write` makes the files in tests/golden/, one a run: digest and norms of the weights,
 metrics.jsonl without times, the files in the run's folder and what was printed. tests/test_goldens.py compares.
 
+tests/golden/before_the_move.ckpt is no leaving of a run: it is a checkpoint of an older version of the program, which a
+test goes on from.
+
 Floating-point sums depend on the processor and on torch. Where a fixed computation gives the digest that it gave where
 the files were written, all must be equal to the bit; elsewhere numbers must agree within TOLERANCE.
 """

@@ -35,7 +35,7 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
     check(path.is_file(), f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            text, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            text, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         check(text.get("kind") == kind, f"{path}: a safetensors file, but not a {kind.split('-')[1]} of this program")
         return {key: json.loads(value) for key, value in text.items() if key != "kind"}, state
     except (SafetensorError, OSError, json.JSONDecodeError, RecursionError) as error:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from simsiam.config.ablations import paper_says
 from simsiam.config.commands import DEFAULTS, Report, command_line
 from simsiam.report import figures, records
-from simsiam.report.analysis import analyse_run
+from simsiam.report.analysis import analyse_run, draw_stored_classes
 from simsiam.report.figures import data_uri
 from simsiam.report.records import Group, Run, get_mapping, summarize
 from utils.console import print_line, print_table
@@ -128,7 +128,9 @@ def describe_features(group: Group, config: Report, folder: Path) -> dict[str, A
     found = {"group": group, "run": run, "problem": None, "gallery": [], "charts": [], "views": records.read_views(run)}
     if found["views"]:
         write_atomically(Path(f"{stem}views.png"), partial(found["views"].save, format="PNG"))
-    try:
-        return found | (analyse_run(run, config, stem) if config.report.pictures else {})
-    except UserError as error:
-        return found | {"problem": error}
+    if config.report.pictures:
+        try:
+            return found | analyse_run(run, config, stem)
+        except UserError as error:
+            found["problem"] = error
+    return found | {"charts": draw_stored_classes(run, stem)}

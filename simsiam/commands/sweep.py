@@ -89,7 +89,7 @@ class _Processes:
                 for gpu in self.gpus:
                     if gpu not in self.running and self.waiting:
                         self._start(gpu)
-                time.sleep(POLL_SECONDS)
+                time.sleep(POLL_SECONDS)  # between two looks at all processes; a signal ends it
                 self._poll()
         except Stopped as stopped:
             self._stop(stopped.number)

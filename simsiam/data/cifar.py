@@ -142,7 +142,7 @@ def _download(options: DataOptions, missing: list[str]) -> None:
 def _fetch_archive(url: str, path: Path) -> None:
     """Not torchvision's `download_url`: that has no timeout, and falls back from https to http without a word."""
     request = urllib.request.Request(url, headers={"User-Agent": "simsiam"})  # noqa: S310  (any URL the person names)
-    with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as reply, open(path, "wb") as file:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as reply, open(path, "wb") as file:  # noqa: S310  (likewise)
         if not reply.url.startswith(("https:", "file:")):
             print_line(f"warning: {reply.url} is not encrypted: the download is checked by its MD5 alone")
         size = int(reply.headers.get("Content-Length") or 0)

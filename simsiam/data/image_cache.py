@@ -61,9 +61,11 @@ def _open(folder: Path, mode: Any) -> tuple[dict[str, Any], list[str], np.memmap
     """The manifest, its lines for the files that are decoded, and the images; None if they are missing or damaged."""
     try:
         first, *done = (folder / MANIFEST).read_text().split("\n")[:-1]  # without a line that was cut off
+        if "sources" not in dict(json.loads(first)):
+            return None
         open_memmap(folder / IMAGES, "r")  # which raises for a short file; "r+" would fill it up with zeros
         return json.loads(first), done, open_memmap(folder / IMAGES, mode)
-    except (OSError, ValueError, EOFError, SyntaxError):
+    except (OSError, ValueError, TypeError, EOFError, SyntaxError):
         return None
 
 
@@ -100,7 +102,8 @@ def _update(folder: Path, root: Path, manifest: dict[str, Any]) -> dict[str, str
     old, done, images = _open(folder, "r+") or (None, [], None)
     if old is None and os.listdir(folder):
         print_line(f"{folder} is damaged: all images are decoded again")
-    unreadable = [path for path, line in zip(paths, done, strict=False) if line == UNREADABLE]
+    recorded = zip(paths, done, strict=False)  # of an interrupted decoding, the first files alone
+    unreadable = [path for path, line in recorded if line == UNREADABLE]
     tried = {path: try_to_read(root / path, side) for path in unreadable}  # a permission changes no time of the file
     bad = {path: why for path, why in tried.items() if isinstance(why, str)}
     if images is None or old != manifest or images.shape != shape or len(bad) < len(tried):

@@ -33,6 +33,8 @@ def find_splits(options: DataOptions) -> list[ImageFolder]:
     check_counts(options, len(train), sum(map(len, more)))
     named = [name for name in train.classes if name.lower() in SPLIT_NAMES]
     check(split or not named, f"{root}: {', '.join(named)}: no class, it seems; a split is named train, val or test")
+    strange = [name for name in train.classes if not name.isprintable()]
+    check(not strange, f"{train.folder}: {strange[:3]!a}: no text, which the name of a class is: rename it")
     beside = sorted(path for path in root.iterdir() if split and path.is_dir() and path not in parts)
     if unused := [path.name for path in beside if any(file.suffix.lower() in SUFFIXES for file in path.iterdir())]:
         print_line(f"{root}: only train/, and val/ or test/, are used; not {', '.join(unused[:5])}")
@@ -41,7 +43,7 @@ def find_splits(options: DataOptions) -> list[ImageFolder]:
         print_line(f"{train.folder}: {loose} of {len(train)} images lie in no class's folder, so none has a label")
         classes = ()
     label = {name: i for i, name in enumerate(classes)}
-    for folder, n in zip(splits, (options.train_images, options.test_images), strict=False):
+    for folder, n in zip(splits, (options.train_images, options.test_images), strict=False):  # a test split or none
         strange = [name for name in folder.classes if classes and name not in label]
         check(not strange, f"{folder.folder}: {', '.join(strange[:3])} is no class of {train.folder}")
         folder.labels = torch.tensor([*(label.get(name, -1) for name in folder.classes), -1])[folder.labels]

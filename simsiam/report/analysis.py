@@ -11,12 +11,13 @@ from torch import Tensor
 from simsiam.config.commands import Evaluation, Report
 from simsiam.config.evaluation_options import CheckpointOptions, EvaluationDataOptions
 from simsiam.data.dataset import why_no_knn
-from simsiam.evaluation.context import open_context
+from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.gallery import draw_gallery, find_nearest, gallery_rows, select_evenly
 from simsiam.evaluation.metrics import MANY_CLASSES, confusion
 from simsiam.report.figures import draw_bars, draw_map, draw_matrix, render_chart
-from simsiam.report.records import Run, finite_number, printable
+from simsiam.report.records import Run, finite_number, get_mapping, printable
 from utils.device import choose_device
+from utils.errors import UserError
 from utils.filesystem import write_atomically
 from utils.knn import knn_predict
 
@@ -30,9 +31,7 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     Queries and points are test images, or train images where there are none. Raises UserError if there is no
     checkpoint, or its images are not at hand.
     """
-    data, device = EvaluationDataOptions(data_dir=config.report.data_dir), choose_device(config.device.accelerator)
-    evaluation = Evaluation(checkpoint=CheckpointOptions(checkpoint=str(run.folder.path)), data=data)
-    context = open_context(evaluation, device, download=False)
+    context = open_newest(run, config)
     train, test, names = context.train, context.test, [printable(name) for name in context.classes]
     shown, source = (test, "test images") if len(test) else (train, "train images")
     bank = context.extract_features(train.images, f"train images of {run.name}")
@@ -58,6 +57,33 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     )
     charts.append(render_chart(partial(draw_map, points, labels, few), f"{stem}map.png", caption, caption))
     return {"gallery": gallery, "charts": charts, "epoch": context.checkpoint.facts.row.epoch, "source": source}
+
+
+def open_newest(run: Run, config: Report) -> EvaluationContext:
+    """The backbone of a finished run, else the newest checkpoint that is not damaged; UserError if there is none."""
+    data, device = EvaluationDataOptions(data_dir=config.report.data_dir), choose_device(config.device.accelerator)
+    problem = UserError("no checkpoint in this folder")
+    for file in (run.folder.backbone, *run.folder.resumable(), run.folder.best):
+        if file.exists():
+            evaluation = Evaluation(checkpoint=CheckpointOptions(checkpoint=str(file)), data=data)
+            try:
+                return open_context(evaluation, device, download=False)
+            except UserError as error:
+                problem = error
+    raise problem
+
+
+def draw_stored_classes(run: Run, stem: str) -> list[dict[str, str]]:
+    """`draw_classes` of what the command `knn` counted, for a page without a checkpoint; nothing if it did not."""
+    found = run.results.get("knn", {})
+    names = [printable(name) for name in get_mapping(found, "per_class")]
+    try:
+        counts = np.array(found.get("confusion"), dtype=np.int64)
+    except (TypeError, ValueError, OverflowError):
+        return []
+    if not names or counts.shape != (len(names), len(names)) or counts.min() < 0 or counts.max() == 0:
+        return []
+    return draw_classes(counts, names, "by the command knn", stem)
 
 
 def draw_classes(counts: np.ndarray, names: list[str], classifier: str, stem: str) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
+from simsiam.config.commands import OWN
 from simsiam.config.options import DataOptions, Dataset
 from simsiam.data import DATASETS, load_dataset, make_placeholders, prepare_dataset
 from simsiam.data.dataset import channel_statistics, make_options, place_on_device
@@ -17,6 +18,7 @@ from utils.errors import UserError
 
 def test_the_options_name_the_data_sets_that_there_are() -> None:
     assert set(get_args(Dataset)) == DATASETS.keys()
+    assert DATASETS.keys() - set(OWN) == {"cifar10", "cifar100", "patterns"}  # of all others a run keeps the folder
     with pytest.raises(UserError, match=r"--dataset mnist: should be 'cifar10', .*'arrays'"):
         make_options(dataset="mnist")
 

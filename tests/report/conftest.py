@@ -60,11 +60,12 @@ def page_of_wrecks(runs: Path, made: Callable[..., Path]) -> Path:
         (killed / "backbone.safetensors").unlink()
         metrics = killed / "metrics.jsonl"
         metrics.write_text(metrics.read_text()[:-20])  # killed while it wrote the last line
-        (killed / "checkpoints" / "last.ckpt").unlink()
+        (killed / "checkpoints" / "last.ckpt").write_bytes(b"half")
 
         for name, content in (("knn", "{"), ("linear", "[1]"), ("odd", '{"command": "linear", "test_accuracy": "x"}')):
             write_summary(damaged, name, content)
-        (damaged / "checkpoints" / "last.ckpt").write_bytes(b"half")
+        for file in (damaged / "backbone.safetensors", *(damaged / "checkpoints").iterdir()):
+            file.write_bytes(b"half")
         (damaged / "config.yaml").write_bytes(b"\x00\xff: [")
         (damaged / "views.png").write_bytes(b"\x89PNG\r\n\x1a\n")
         with open(damaged / "metrics.jsonl", "a") as file:
@@ -73,6 +74,8 @@ def page_of_wrecks(runs: Path, made: Callable[..., Path]) -> Path:
         for run in (bare, hostile):
             shutil.rmtree(run / "checkpoints")
             (run / "backbone.safetensors").unlink()
+        counted = {"command": "knn", "per_class": {"cat": 75, "<b>": 50}, "confusion": [[3, 1], [2, 2]]}
+        write_summary(bare, "knn", json.dumps(counted))
         table = [{"features": HOSTILE, "k": "<b>", "temperature": [], "accuracy": 50.0}]
         write_summary(hostile, "knn", json.dumps({"command": "knn", "table": table}))
         make_page(folder, *(str(folder / name) for name in names))
