@@ -117,9 +117,10 @@ def _call_in(chosen: bool, function: Callable[[], Result]) -> Result | None:
 
 def all_reduce_max(*numbers: int) -> list[int]:
     """The maximum of each number over all processes. On the CPU: does not wait for GPUs."""
+    if world_size() == 1:
+        return list(numbers)
     values = torch.tensor(numbers)
-    if world_size() > 1:
-        distributed.all_reduce(values, distributed.ReduceOp.MAX)
+    distributed.all_reduce(values, distributed.ReduceOp.MAX)
     return values.tolist()
 
 
