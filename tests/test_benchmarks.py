@@ -65,7 +65,7 @@ def test_the_measurement_for_a_gpu_box_runs_from_end_to_end_in_legs(tmp_path: Pa
         assert any("events.out" in name for name in curves.getnames())
     said = (results / "measure.txt").read_text()
     assert all(word in said for word in ("kNN accuracy", "linear", "fine-tun"))
-    assert "fine-tuned, " in (results / "report.html").read_text()
+    assert "finetune 0.1, " in (results / "report.html").read_text()
 
 
 @pytest.mark.slow("two starts that are stopped by time; to stop and to go on are quick tests")

@@ -171,11 +171,13 @@ def launch(processes: int, command: list[str]) -> int:
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
-        statuses = {number: failure.exitcode for number, failure in failed.failures.items()}
-        number, status = min(statuses.items(), key=lambda item: item[1])  # negative: killed by that signal
-        if status > 0 or max(statuses.values()) > 1:  # that process has printed why
-            return max(statuses.values())
-        cause = f"process {number + 1} of {processes} was ended by {signal.Signals(-status).name}"
+        worst = max(failure.exitcode for failure in failed.failures.values())
+        if worst > 1:  # that process has printed why
+            return worst
+        number, first = failed.get_first_failure()  # the others were ended because of it
+        killed = first.exitcode < 0
+        cause = f"process {number + 1} of {processes} was ended by "
+        cause += signal.Signals(-first.exitcode).name if killed else "an error"
         message = f"{cause}, and the others with it; the same command goes on from the last checkpoint"
-        raise RunFailure(message, 128 - status) from None
+        raise RunFailure(message, 128 - first.exitcode if killed else 1) from None
     return 0
