@@ -31,6 +31,51 @@ class _AllGather(torch.autograd.Function):
         return total[distributed.get_rank()]
 
 
+def _widen(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class _NormalizeViews(torch.autograd.Function):
+    """(V, B, ..., C) -> each view normalised, scaled and shifted by (C,); and the moments (V, 1, ..., C).
+
+    The derivative is written out, with fp32 values that live in registers only: torch's own of the same formula would
+    keep them in memory.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = _widen(x)
+        var, mean = torch.var_mean(wide, dim=_within_view(x), correction=0, keepdim=True)
+        rstd = (var + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.mark_non_differentiable(mean, var)
+        y = (wide - mean) * rstd
+        if weight is not None and bias is not None:
+            y = y * weight + bias
+        return y.to(x.dtype), mean, var
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor, *_: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        dims = _within_view(x)
+        g, centered, n = _widen(gradient), _widen(x) - mean, x.numel() // mean.numel()
+        g_sum = g.sum(dims, keepdim=True)
+        gx_sum = (g * centered).sum(dims, keepdim=True) * rstd  # of g times the normalised x
+        dx = (g - g_sum / n - centered * (rstd * gx_sum / n)) * (rstd if weight is None else rstd * weight)
+        if weight is None:
+            return dx.to(x.dtype), None, None, None
+        return dx.to(x.dtype), gx_sum.sum_to_size(weight.shape), g_sum.sum_to_size(weight.shape), None
+
+
+def _within_view(x: Tensor) -> list[int]:
+    """All dimensions but those of views and channels."""
+    return list(range(1, x.dim() - 1))
+
+
 class _BatchNormPerView(_BatchNorm):
     """torch's BN, except that a batch in training consists of `views` views."""
 
@@ -43,14 +88,21 @@ class _BatchNormPerView(_BatchNorm):
             return self._normalize_over_processes(input)
         if self.views == 1:
             return super().forward(input)
-        return torch.cat([super(_BatchNormPerView, self).forward(view) for view in input.chunk(self.views)])
+        return self._normalize_views(input)
+
+    def _normalize_views(self, input: Tensor) -> Tensor:
+        """On views of the memory, where it is in channels_last: nothing is split, joined or moved."""
+        x = input.movedim(1, -1).unflatten(0, (self.views, -1))  # (V, B, ..., C)
+        y, mean, var = _NormalizeViews.apply(x, self.weight, self.bias, self.eps)
+        self._update_running_statistics(mean.flatten(1), var.flatten(1), x[0, ..., 0].numel())
+        return y.flatten(0, 1).movedim(-1, 1)
 
     def _normalize_over_processes(self, input: Tensor) -> Tensor:
         """Each process has an equal part of every view; a view's moments are computed from those of its parts.
 
         One message forward and one backward for all views: with small parts, the messages take most of the time.
         """
-        x = input.to(torch.promote_types(input.dtype, torch.float32)).unflatten(0, (self.views, -1))  # (V, B, C, ...)
+        x = _widen(input).unflatten(0, (self.views, -1))  # (V, B, C, ...)
         dims = [d for d in range(x.dim()) if d not in (0, 2)]
         var, mean = torch.var_mean(x, dims, correction=0)  # (V, C) each
         means, variances = _AllGather.apply(torch.stack([mean, var])).unbind(1)  # (processes, V, C) each
@@ -67,8 +119,7 @@ class _BatchNormPerView(_BatchNorm):
         """As torch does, view after view, with moments (V, C) of n numbers each."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
-        with torch.no_grad():
-            self.num_batches_tracked.add_(self.views)
+        with torch.no_grad():  # `expect_views` counts the batches
             for view in range(self.views):
                 self.running_mean.lerp_(mean[view], self.momentum or 0.0)
                 self.running_var.lerp_(var[view] * (n / (n - 1)), self.momentum or 0.0)
@@ -90,6 +141,9 @@ def expect_views(network: nn.Module, views: int) -> Iterator[None]:
         layer.views = views
     try:
         yield
+        counts = [layer.num_batches_tracked for layer in layers if views > 1 and layer.training]
+        if counts:  # in one launch
+            torch._foreach_add_(counts, views)  # pyright: ignore
     finally:
         for layer in layers:
             layer.views = 1

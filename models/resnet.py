@@ -5,10 +5,14 @@ He et al. 2015 (arXiv 1512.03385). The cifar stem (3x3, no max-pooling) is that 
 `torchvision.models.resnet18` (or timm's): with the cifar stem, once its stem is made the same.
 """
 
+import copy
+import itertools
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from models.batch_norm import BatchNorm2d
@@ -72,10 +76,30 @@ class ResNet(nn.Module):
             self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (B, width, S, S); S/4 behind the imagenet stem
+        x = self.maxpool(
+            self.relu(self.bn1(self._first_convolution(x)))
+        )  # (B, width, S, S); S/4 behind the imagenet stem
         x = self.layer2(self.layer1(x))
         x = self.layer4(self.layer3(x))  # (B, F, S/8, S/8); S/32 likewise
         return torch.flatten(self.avgpool(x), 1)  # (B, F)
+
+    def _first_convolution(self, x: Tensor) -> Tensor:
+        """On a GPU with channels of zeros up to a multiple of 8, for which cuDNN has its fast kernels."""
+        if not x.is_cuda:
+            return self.conv1(x)
+        conv, zeros = self.conv1, (0, 0, 0, 0, 0, -x.shape[1] % 8)
+        return conv2d(pad(x, zeros), pad(conv.weight, zeros), conv.bias, conv.stride, conv.padding)
+
+
+def fold_batch_norm(network: ResNet) -> ResNet:
+    """A copy for evaluation that shares nothing: each convolution does what the BN behind it did, which is gone."""
+    folded = copy.deepcopy(network).eval()
+    for module in folded.modules():
+        for (name, convolution), (behind, bn) in list(itertools.pairwise(module.named_children())):
+            if isinstance(convolution, nn.Conv2d) and isinstance(bn, BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(convolution, bn))
+                setattr(module, behind, nn.Identity())
+    return folded.requires_grad_(False)
 
 
 def _stage(

@@ -16,6 +16,7 @@ from models.heads import BN, prediction_mlp, projection_mlp
 from models.resnet import BACKBONES
 from simsiam.config.options import NetworkOptions, OptimizerOptions
 from simsiam.loss import siamese_loss, z_std
+from utils import distributed
 from utils.errors import check
 from utils.schedule import warmup_cosine
 
@@ -73,6 +74,7 @@ class SimSiam(pl.LightningModule):
         check(heads_bn in BN, f"heads_bn {heads_bn!r}: there are {', '.join(BN)}")
         check(backbone in BACKBONES, f"unknown backbone {backbone!r}: there are {', '.join(BACKBONES)}")
         self.save_hyperparameters(logger=False)
+        self._losses = self.losses
         self.one_pass: bool | None = None  # all views at once: None for where it pays
         self.backbone = BACKBONES[backbone](width, zero_init_residual, stem)
         self.backbone.image_size = image_size
@@ -91,26 +93,39 @@ class SimSiam(pl.LightningModule):
         Returns:
             loss and z_std; the callback `MetricsRecorder` logs their means over an epoch.
         """
-        z, p = self.encode(batch)
-        loss = siamese_loss(p, z, self.hparams["stop_grad"], self.hparams["symmetric"])
-        return {"loss": loss, "z_std": z_std(z[0])}  # tensors: nothing here waits for the device
+        one_pass = batch[0].is_cuda if self.one_pass is None else self.one_pass
+        with expect_views(self, len(batch) if one_pass else 1):
+            loss, spread = self._losses(batch, one_pass)
+        return {"loss": loss, "z_std": spread}  # tensors: nothing here waits for the device
 
-    def encode(self, x: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    def losses(self, x: Sequence[Tensor], one_pass: bool) -> tuple[Tensor, Tensor]:
+        """The loss, and z_std of the first view."""
+        z, p = self.encode(x, one_pass)
+        return siamese_loss(p, z, self.hparams["stop_grad"], self.hparams["symmetric"]), z_std(z[0])
+
+    def encode(self, x: Sequence[Tensor], one_pass: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """z = f(x) and p = h(z) of each view, each with BN statistics of its own.
 
         On a GPU in one pass, which gives the same numbers; a CPU would be 5 to 10 % slower for it.
         """
-        if not (x[0].is_cuda if self.one_pass is None else self.one_pass):
+        if not one_pass:
             z = [self.projector(self.backbone(x_i)) for x_i in x]
             return z, [self.predictor(z_i) for z_i in z]
-        with expect_views(self, len(x)):
-            z = self.projector(self.backbone(torch.cat(list(x))))  # (V * B, d)
-            return z.chunk(len(x)), self.predictor(z).chunk(len(x))
+        z = self.projector(self.backbone(torch.cat(list(x))))  # (V * B, d)
+        return z.chunk(len(x)), self.predictor(z).chunk(len(x))
 
-    def compile_networks(self) -> None:
-        """Compile the networks in place, for one size of batch: the keys of the state dict stay as they are."""
-        for network in (self.backbone, self.projector, self.predictor):
-            network.compile(dynamic=False)
+    def compile_networks(self, cuda_graphs: bool = False) -> None:
+        """Compile all of a step but the optimizer's as one graph, for one size of batch.
+
+        Args:
+            cuda_graphs: replay the step's kernels instead of launching each of them.
+        """
+        self._losses = torch.compile(
+            self.losses,
+            fullgraph=distributed.world_size() == 1,
+            dynamic=False,
+            mode="reduce-overhead" if cuda_graphs else None,
+        )
 
     def configure_optimizers(self) -> Any:
         """SGD with weight decay on every parameter, BN's included (as the paper's), stepped along the whole run."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**24  # similarities held at once: 64 MiB of float32
+CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}  # similarities held at once: 64 and 512 MiB of float32
 
 
 def knn_predict(
@@ -46,7 +46,8 @@ def knn_predict_all(
 @torch.no_grad()
 def nearest(features: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k bank entries most similar to each query, the most similar first: float32 similarity and index, (Q, k)."""
-    rows = max(1, min(len(features), CHUNK_ELEMENTS // max(1, len(bank))))  # queries at a time
+    elements = CHUNK_ELEMENTS.get(features.device.type, 2**24)
+    rows = max(1, min(len(features), elements // max(1, len(bank))))  # queries at a time
     buffer = features.new_empty(rows, len(bank))  # reused: allocating each product costs a CPU a sixth of the time
     chunks = [torch.mm(q, bank.T, out=buffer[: len(q)]).topk(k, dim=1) for q in features.split(rows)]
     return torch.cat([c.values for c in chunks]).float(), torch.cat([c.indices for c in chunks])

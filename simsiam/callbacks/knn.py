@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from models.resnet import ResNet
+from models.resnet import ResNet, fold_batch_norm
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.evaluation.features import extract_features
 from utils import distributed
@@ -37,14 +37,21 @@ class KNNMonitor(pl.Callback):
         k, temperature: of `knn_predict`.
         every: epochs between measurements; the last epoch is always measured. 0 for never.
         report: called with a line of text for the user.
+        compile: compile the network that gives the features, on a GPU.
     """
 
     state_key = "KNNMonitor"  # pyright: ignore[reportAssignmentType]  (in checkpoints)
 
     def __init__(
-        self, k: int = 200, temperature: float = 0.1, every: int = 1, report: Callable[[str], Any] = print
+        self,
+        k: int = 200,
+        temperature: float = 0.1,
+        every: int = 1,
+        report: Callable[[str], Any] = print,
+        compile: bool = False,
     ) -> None:
-        self.k, self.temperature, self.every, self.report = k, temperature, every, report
+        self.k, self.temperature, self.every, self.report, self.compile = k, temperature, every, report, compile
+        self.folded: ResNet | None = None  # on a GPU, the network that gives the features
         self.untrained: float | None = None
         self.latest: float | None = None  # of the epoch that just ended; None if it was not measured
         self.places: Tensor | None = None  # (Q, k) indices of each test image's neighbours among the train images
@@ -67,14 +74,26 @@ class KNNMonitor(pl.Callback):
         """Top-1 in percent. Each process extracts and searches its share of the images."""
         backbone, data = parts(trainer, pl_module)
         bank_part, query_part = distributed.shard(len(data.train)), distributed.shard(len(data.test))
+        network = self._fold(backbone) if pl_module.device.type == "cuda" else backbone
         with trainer.precision_plugin.forward_context():
-            bank = extract_features(backbone, data.train.images, data.mean, data.std, part=bank_part)
-            queries = extract_features(backbone, data.test.images, data.mean, data.std, part=query_part)
+            bank = extract_features(network, data.train.images, data.mean, data.std, part=bank_part)
+            queries = extract_features(network, data.test.images, data.mean, data.std, part=query_part)
         queries = distributed.all_gather_rows(queries)
         similarity, self.places = nearest_in_shards(queries, bank, self.k, bank_part.start)
         predicted = vote(similarity, data.train.labels[self.places], len(data.train.classes), self.temperature)
         correct = (predicted == data.test.labels).sum().item()
         return trainer.strategy.broadcast(100 * correct / len(predicted))  # of rank 0: one figure for all
+
+    def _fold(self, backbone: ResNet) -> ResNet:
+        """The backbone without BN layers, compiled once and given the weights of now each time."""
+        folded = fold_batch_norm(backbone)
+        if self.folded is None:
+            self.folded = folded
+            if self.compile:
+                self.folded.compile()
+        else:
+            self.folded.load_state_dict(folded.state_dict())
+        return self.folded
 
     def state_dict(self) -> dict[str, Any]:
         return {"untrained": self.untrained}

@@ -193,7 +193,8 @@ def train(context: RunContext) -> None:
     monitor, epochs = config.monitor, config.optimizer.epochs
     knn_every = 0 if why_no_knn(data.train, data.test) else monitor.knn_every
     pictures_every = max(1, epochs // 10) if monitor.pictures_every is None else monitor.pictures_every
-    knn = KNNMonitor(monitor.knn_k, monitor.knn_t, knn_every, report=print_line)
+    on_gpu = context.accelerator == "gpu"
+    knn = KNNMonitor(monitor.knn_k, monitor.knn_t, knn_every, report=print_line, compile=config.device.compile)
     recorder = MetricsRecorder(run, knn)
     io = BackgroundCheckpointIO(keep=run.last, about=context.provenance)
     signals = SignalCallback()
@@ -206,6 +207,7 @@ def train(context: RunContext) -> None:
         accumulate_grad_batches=config.optimizer.accumulate,
         use_distributed_sampler=False,  # EpochSampler shares the order of an epoch out
         precision=context.precision,
+        benchmark=on_gpu,  # cuDNN tries its kernels for the sizes at hand, which do not change
         max_epochs=epochs,
         logger=logger,
         callbacks=[
@@ -221,8 +223,8 @@ def train(context: RunContext) -> None:
         num_sanity_val_steps=0,
         default_root_dir=run.checkpoints,  # where Lightning's SLURM plugin writes, see `RunDirectory.resumable`
     )
-    if config.device.compile and context.accelerator == "gpu":
-        model.compile_networks()
+    if config.device.compile and on_gpu:
+        model.compile_networks(config.device.cuda_graphs)
     with explain_failures(run, start, checkpoints):
         trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
         if distributed.rank() == 0:

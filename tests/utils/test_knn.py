@@ -61,7 +61,7 @@ def test_no_temperature_over_or_underflows(clusters: tuple[torch.Tensor, ...], t
 def test_chunks_change_nothing(clusters: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     queries, bank, labels = clusters
     whole = knn_predict(queries, bank, labels, 10)
-    monkeypatch.setattr(knn, "CHUNK_ELEMENTS", 7 * len(bank))
+    monkeypatch.setattr(knn, "CHUNK_ELEMENTS", {"cpu": 7 * len(bank)})
     assert torch.equal(knn_predict(queries, bank, labels, 10), whole)
 
 
