@@ -37,8 +37,8 @@ def main() -> None:
     rows = [
         (f"kNN, k {args.k}, one vote each", f"{100 * right:.2f} %"),
         ("epochs", f"{summary['epochs']}"),
-        ("their time", f"{summary['seconds'] / 60:.1f} min"),
-        *[(f"with starts and stops, {len(legs)} legs", f"{sum(legs) / 60:.1f} min")] * bool(legs),
+        ("time of the epochs", f"{summary['seconds'] / 60:.1f} min"),
+        *[(f"with starts and stops (legs: {len(legs)})", f"{sum(legs) / 60:.1f} min")] * bool(legs),
     ]
     table(f"Race to 90.0 % on the {len(context.test):,} test images of {context.dataset}", ("", ""), rows)
 
