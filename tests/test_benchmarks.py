@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -42,23 +43,50 @@ def test_each_benchmark_prints_its_table(name: str) -> None:
     assert all(part in done.stdout for part in [*SHOWN[name], f"torch {torch.__version__}"]), done.stdout
 
 
+BARE = """import sys
+class Absent:
+    def find_spec(name, *_):
+        if name in ("lightly", "kornia", "faiss"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent)
+"""
+
+
+def write_wheel(folder: Path) -> None:
+    """A wheel whose `sitecustomize` hides the peers: where it is installed, the box is bare."""
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "bare-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("sitecustomize.py", BARE)
+        wheel.writestr("bare-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: bare\nVersion: 1\n")
+        wheel.writestr("bare-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("bare-1.dist-info/RECORD", "")
+
+
 @pytest.mark.timeout(850)
-@pytest.mark.slow("all benchmarks in miniature, a pre-training in legs, a probe, fine-tunings and a page")
-def test_the_measurement_for_a_gpu_box_runs_from_end_to_end_in_legs(tmp_path: Path) -> None:
-    miniature = {f"BENCH_{name}": flags for name, flags in MINIATURE.items()}
-    places = {"RUNS": str(tmp_path / "runs"), "RESULTS": str(tmp_path / "results"), "PYTHON": sys.executable}
-    measuring = {"MEASURE": "--accelerator cpu", "LEG_SECONDS": "60"}
-    flags = [*SMALL, "--epochs", "60"]
-    done = subprocess.run(
-        ["bash", "tests/benchmarks/h200.sh", "all", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=800,
-        env={**os.environ, **miniature, **places, **measuring},
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+@pytest.mark.slow("all benchmarks in miniature, pre-trainings in legs, a probe, fine-tunings and a page")
+def test_the_measurement_for_a_gpu_box_runs_from_end_to_end_in_legs_without_the_peers(tmp_path: Path) -> None:
+    write_wheel(tmp_path / "wheels")
+    miniature = {f"BENCH_{name}": flags for name, flags in MINIATURE.items()} | {"BENCH_ceilings": "--no-such-flag"}
+    places = {name: str(tmp_path / name.lower()) for name in ("RUNS", "RESULTS", "WHEELS", "SITE")}
+    environment = {**os.environ, **miniature, **places, "PYTHON": sys.executable, "MEASURE": "--accelerator cpu"}
+
+    def leg(*args: str, seconds: int = 60) -> subprocess.CompletedProcess[str]:
+        command = ["bash", "tests/benchmarks/h200.sh", *args]
+        given = environment | {"LEG_SECONDS": str(seconds)}
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=given)
+
+    done = leg("all", *SMALL, "--epochs", "60")
+    printed = done.stdout[-3000:] + done.stderr
+    assert done.returncode == 1 and done.stderr.count("failed with") == 1, printed  # ceilings, by its flag
     results = tmp_path / "results"
+    for name, peers in {"step": ["lightly"], "augment": ["lightly", "kornia"], "knn": ["lightly", "faiss"]}.items():
+        told = (results / f"{name}.txt").read_text()
+        assert "ours" in told and all(f"{peer} is not installed: left out" in told for peer in peers), told
+    assert leg("measure", seconds=1).returncode == 0  # all is there already
+    (tmp_path / "runs/h200/results/linear/summary.json").unlink()
+    assert leg("measure", seconds=1).returncode == 1  # too short for what is to do, and no call would mend that
+    raced = leg("race", *SMALL, "--epochs", "2")
+    assert raced.returncode == 0 and "stops (legs: 1)" in raced.stdout, raced.stdout + raced.stderr
     assert json.loads((results / "summary.json").read_text())["epochs"] == 60
     assert len((results / "metrics.jsonl").read_text().splitlines()) == 60
     with tarfile.open(results / "curves.tar.gz") as curves:

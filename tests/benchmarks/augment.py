@@ -4,18 +4,16 @@
 grayscale at .2, normalised; 32 x 32, without blur. Pipelines of single images run in as many worker processes as the
 column says, as in a DataLoader; those of a batch give torch that many threads. torchvision's v2 goes image by image
 too: on a batch it draws once for all of it, which is another augmentation. Ratios are to torchvision's PIL pipeline in
-the same column.
+the same column. lightly and kornia are left out where they are not installed.
 """
 
 import argparse
 from collections.abc import Callable
 from typing import Any
 
-import kornia.augmentation as K
 import torch
-from lightly.transforms import SimSiamTransform
 from PIL import Image
-from timing import DEVICE, in_turn, table
+from timing import DEVICE, has, in_turn, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import transforms as v1
@@ -55,10 +53,14 @@ def torchvision_v2() -> Callable[[Tensor], Tensor]:
 
 
 def lightly_simsiam() -> Callable[[Image.Image], list[Tensor]]:
+    from lightly.transforms import SimSiamTransform
+
     return SimSiamTransform(32, gaussian_blur=0.0, normalize={"mean": MEAN, "std": STD})
 
 
 def kornia_batch() -> nn.Module:
+    import kornia.augmentation as K
+
     return nn.Sequential(
         K.RandomResizedCrop((32, 32), scale=(0.2, 1)),
         K.RandomHorizontalFlip(),
@@ -98,7 +100,6 @@ def measure(images: Tensor, threads: int, rounds: int) -> dict[str, float]:
     n, on_device, indices = len(images), images.to(DEVICE), torch.arange(len(images), device=DEVICE)
     mean, std = torch.tensor(MEAN, device=DEVICE), torch.tensor(STD, device=DEVICE)
     pil = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-    kornia = kornia_batch().to(DEVICE)
     compiled, zero = (
         torch.compile(augment, fullgraph=True, dynamic=False),
         torch.zeros((), dtype=torch.int64, device=DEVICE),
@@ -111,18 +112,24 @@ def measure(images: Tensor, threads: int, rounds: int) -> dict[str, float]:
 
         return work
 
-    def kornias() -> None:
-        for part in on_device.split(512):
-            kornia(part.float() / 255)
+    def kornias() -> Callable[[], None]:
+        batch = kornia_batch().to(DEVICE)
+
+        def work() -> None:
+            for part in on_device.split(512):
+                batch(part.float() / 255)
+
+        return work
 
     works = {
         "torchvision, PIL": through_workers(Single(pil, torchvision_pil()), threads, 128),
         "torchvision v2, tensors": through_workers(Single(list(images), torchvision_v2()), threads, 128),
-        "lightly's SimSiam transform": through_workers(Single(pil, lightly_simsiam()), threads, 128),
-        "kornia, batches of 512": kornias,
-        "ours, eager": ours(augment),
-        "ours, compiled": ours(compiled),
     }
+    if has("lightly"):
+        works["lightly's SimSiam transform"] = through_workers(Single(pil, lightly_simsiam()), threads, 128)
+    if has("kornia"):
+        works["kornia, batches of 512"] = kornias()
+    works |= {"ours, eager": ours(augment), "ours, compiled": ours(compiled)}
     views = {name: 2 if "lightly" in name else 1 for name in works}
     return {name: n * views[name] / s for name, s in in_turn(works, rounds).items()}
 

@@ -3,7 +3,8 @@
 `python tests/benchmarks/step.py`. Ours is what `main.py` runs: views made on the device, the module, Lightning's loop.
 "Plain PyTorch" is the same arithmetic in a loop of a few lines: the difference is Lightning's share. lightly's is its
 CIFAR-10 benchmark's way: its ResNet, heads, loss and transform, workers, a Lightning module; "granted" gives it bf16
-(on a GPU) and channels_last besides. Same sizes for all; the steady state, in turn, in one process.
+(on a GPU) and channels_last besides; it is left out where it is not installed. Same sizes for all; the steady state, in
+turn, in one process.
 """
 
 import argparse
@@ -13,12 +14,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightly.loss import NegativeCosineSimilarity
-from lightly.models import ResNetGenerator
-from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
-from lightly.transforms import SimSiamTransform
 from PIL import Image
-from timing import DEVICE, table
+from timing import DEVICE, has, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -97,6 +94,10 @@ class Lightlys(pl.LightningModule):
     """As lightly's cifar10_benchmark.py builds it, with our sizes."""
 
     def __init__(self, width: int, channels_last: bool) -> None:
+        from lightly.loss import NegativeCosineSimilarity
+        from lightly.models import ResNetGenerator
+        from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
+
         super().__init__()
         resnet = ResNetGenerator("resnet-18", width=width / 64)
         self.backbone = nn.Sequential(*list(resnet.children())[:-1], nn.AdaptiveAvgPool2d(1))
@@ -127,6 +128,8 @@ class Pairs(Dataset[Any]):
     """Two views of each image by lightly's transform."""
 
     def __init__(self, images: Tensor) -> None:
+        from lightly.transforms import SimSiamTransform
+
         self.images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
         self.transform = SimSiamTransform(32, gaussian_blur=0.0)
 
@@ -149,14 +152,6 @@ def main() -> None:
     images = max(50_000 if GPU else 0, args.batch_size * (SKIP + args.steps))
     data = ViewsDataModule("patterns", train_images=images, test_images=10, batch_size=args.batch_size, compile=GPU)
     data.setup()
-    pairs = DataLoader(
-        Pairs(make_patterns(images)[0]),
-        batch_size=args.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=args.workers,
-        persistent_workers=True,
-    )
 
     def ours() -> SimSiam:
         model = SimSiam(width=args.width, out_dim=OUT, h_dim=HIDDEN, warmup_epochs=0)
@@ -165,16 +160,26 @@ def main() -> None:
                 part.compile(dynamic=False)
         return model
 
-    def lightlys(granted: bool) -> float:
-        precision = PRECISION if granted else "32-true"
-        return by_lightning(Lightlys(args.width, granted), args.steps, precision, train_dataloaders=pairs)
-
     ways: dict[str, Callable[[], float]] = {
         "ours": lambda: by_lightning(ours(), args.steps, PRECISION, datamodule=data),
         "plain PyTorch, same arithmetic": lambda: plain(ours(), data, args.steps),
-        "lightly's parts, as shipped": lambda: lightlys(False),
-        "lightly's parts, granted": lambda: lightlys(True),
     }
+    if has("lightly"):
+        pairs = DataLoader(
+            Pairs(make_patterns(images)[0]),
+            batch_size=args.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=args.workers,
+            persistent_workers=True,
+        )
+
+        def lightlys(granted: bool) -> float:
+            precision = PRECISION if granted else "32-true"
+            return by_lightning(Lightlys(args.width, granted), args.steps, precision, train_dataloaders=pairs)
+
+        ways["lightly's parts, as shipped"] = lambda: lightlys(False)
+        ways["lightly's parts, granted"] = lambda: lightlys(True)
     taken = {name: float("inf") for name in ways}
     for _ in range(args.rounds):
         for name, way in ways.items():

@@ -1,10 +1,12 @@
 """What the benchmarks share: turns taken one after another in one process, and a table of the medians."""
 
+import importlib
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -26,6 +28,17 @@ def processor() -> str:
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     return f"{os.cpu_count()} cores of {names[0] if names else 'an unknown CPU'}"
+
+
+@cache
+def has(peer: str) -> bool:
+    """Whether a package to compare with is installed; if not, it is said, once."""
+    try:
+        importlib.import_module(peer)
+    except ModuleNotFoundError:
+        print(f"{peer} is not installed: left out", flush=True)
+        return False
+    return True
 
 
 def seconds(work: Callable[[], object]) -> float:
