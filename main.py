@@ -67,6 +67,7 @@ def silence_lightning() -> None:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    warnings.filterwarnings("ignore", message="TensorFloat32")  # its three digits are too few for crops and cosines
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # refused by `read_image`
     threading.excepthook = ignore_full_disk
 

@@ -118,14 +118,11 @@ class SimSiam(pl.LightningModule):
         """Compile all of a step but the optimizer's as one graph, for one size of batch.
 
         Args:
-            cuda_graphs: replay the step's kernels instead of launching each of them.
+            cuda_graphs: replay the step's kernels instead of launching each: for one process that does not accumulate
+                gradients, since a replay writes them to the same memory.
         """
-        self._losses = torch.compile(
-            self.losses,
-            fullgraph=distributed.world_size() == 1,
-            dynamic=False,
-            mode="reduce-overhead" if cuda_graphs else None,
-        )
+        mode, alone = "reduce-overhead" if cuda_graphs else None, distributed.world_size() == 1
+        self._losses = torch.compile(self.losses, fullgraph=alone, dynamic=False, mode=mode)
 
     def configure_optimizers(self) -> Any:
         """SGD with weight decay on every parameter, BN's included (as the paper's), stepped along the whole run."""

@@ -40,11 +40,15 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
     def __init__(self, keep: Path, about: dict[str, Any]) -> None:
         self.keep, self.about = keep, about
         self.failures: dict[Path, str] = {}
-        self._thread, self._pending = ThreadPoolExecutor(1), list[Future[None]]()
+        self._thread, self._pending = ThreadPoolExecutor(1), list[tuple[Path, Future[None]]]()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         copy = apply_to_collection(checkpoint | self.about, torch.Tensor, lambda tensor: tensor.detach().clone())
-        self._pending.append(self._thread.submit(self._write, copy, Path(path)))
+        for queued, future in self._pending:
+            if queued == Path(path):
+                future.cancel()  # unless it has begun: on a slow disk, copies do not queue up in memory
+        self._pending = [(queued, future) for queued, future in self._pending if not future.cancelled()]
+        self._pending.append((Path(path), self._thread.submit(self._write, copy, Path(path))))
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         def write(partial: Path) -> None:
@@ -66,7 +70,7 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
     def wait(self) -> None:
         """Return when every checkpoint is on the disk, or has failed."""
         while self._pending:
-            self._pending.pop(0).result()
+            self._pending.pop(0)[1].result()
 
     teardown = wait  # by Lightning, at the end
 

@@ -224,7 +224,7 @@ def train(context: RunContext) -> None:
         default_root_dir=run.checkpoints,  # where Lightning's SLURM plugin writes, see `RunDirectory.resumable`
     )
     if config.device.compile and on_gpu:
-        model.compile_networks(config.device.cuda_graphs)
+        model.compile_networks(cuda_graphs=config.optimizer.accumulate == 1 and distributed.world_size() == 1)
     with explain_failures(run, start, checkpoints):
         trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
         if distributed.rank() == 0:

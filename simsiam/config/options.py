@@ -217,8 +217,6 @@ class DeviceOptions(PrecisionOptions):
 
     compile: Annotated[bool, MAY_CHANGE] = True
     """Compile the step and the augmentation (on a GPU)."""
-    cuda_graphs: Annotated[bool, MAY_CHANGE] = False
-    """With --compile: replay each step as a CUDA graph, for a GPU that waits for its processor."""
     devices: Annotated[AtLeast1 | None, unset("N", "1, or as many as torchrun or srun started"), MAY_CHANGE] = None
     """GPUs of this machine (on a CPU: processes) that share each batch."""
     num_nodes: Annotated[AtLeast1 | None, unset("M", "as many as torchrun or srun started it on"), MAY_CHANGE] = None
