@@ -20,7 +20,12 @@ CHOICE_EPOCH = 2**32 - 1  # no training gets here: its order decides which image
 
 
 def train_classifier(
-    config: Linear | Finetune, model: Classifier, data: LabelledViews, epochs: int, results: Results
+    config: Linear | Finetune,
+    model: Classifier,
+    data: LabelledViews,
+    epochs: int,
+    results: Results,
+    largest_gradient: float | None = None,
 ) -> int:
     """Train, with the curves in the results folder, and return the number of steps taken."""
     results.clear()
@@ -29,6 +34,7 @@ def train_classifier(
         devices=1,
         precision=choose_precision(config.device.precision, config.device.accelerator),
         max_epochs=epochs,
+        gradient_clip_val=largest_gradient,
         logger=ResilientTensorBoardLogger(results.tensorboard, name="", version="", default_hp_metric=False),
         callbacks=[ProgressCallback(model.describe_epoch)],
         enable_checkpointing=False,

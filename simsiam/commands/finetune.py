@@ -25,6 +25,7 @@ from utils.export import BACKBONE, write_weights
 from utils.philox import permutation
 
 HEAD_DECAY = 1e-2  # weight decay of the head at the start: strong, since few labels choose one badly
+LARGEST_GRADIENT = 1.0  # its norm: 800 epochs leave small features, whose gradients would throw the backbone away
 
 
 class SeedSummary(BaseModel):
@@ -103,7 +104,7 @@ def finetune_seed(config: Finetune, context: EvaluationContext, quotas: Sequence
         fit_logistic(model.head.to(x.device), x, context.train.labels[chosen], HEAD_DECAY)
         adapt_head(model.head, *scale)
     data = LabelledViews(context.train, chosen, backbone, options.batch_size, options.crop_scale, seed)
-    steps = train_classifier(config, model, data, options.epochs, results)
+    steps = train_classifier(config, model, data, options.epochs, results, None if scratch else LARGEST_GRADIENT)
     tuned = context.with_backbone(backbone.eval())
     figures = {"seed": seed, "labels": len(chosen), "learning_rate": rate, "head_learning_rate": head_rate}
     figures |= {"steps": steps} | measure_accuracy(tuned, model.head)

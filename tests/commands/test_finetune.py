@@ -107,6 +107,22 @@ def test_finetune_keeps_networks_and_gives_mean_and_deviation(trained: Path, pro
     assert not any(torch.equal(old[name], tensor) for name, tensor in backbone.state_dict().items())
 
 
+def test_large_gradients_do_not_throw_a_trained_backbone_away(trained: Path, program: Program, tmp_path: Path) -> None:
+    """800 epochs leave features of deviation 0.004, and a head with weights as much larger: without a limit, the first
+    steps at the default rate move every weight by many times its size."""
+    facts, weights = read_weights(trained / "backbone.safetensors", BACKBONE)
+    for name in ("layer4.0.bn2", "layer4.0.downsample.1"):  # what the last block adds up
+        weights[f"{name}.weight"] /= 250
+        weights[f"{name}.bias"] /= 250
+    write_weights(tmp_path / "small.safetensors", BACKBONE, weights, facts)
+    flags = ["--results-dir", str(tmp_path), "--label-fraction", "1", "--epochs", "1", "--batch-size", "200"]
+    assert program("finetune", "--checkpoint", str(tmp_path / "small.safetensors"), *flags)[0] == 0
+    tuned = read_weights(tmp_path / "finetune_1" / "seed_0" / "backbone.safetensors", BACKBONE)[1]
+    learned = [name for name in weights if "running" not in name and "num_batches" not in name]
+    moved = sum((tuned[name] - weights[name]).square().sum() for name in learned) ** 0.5
+    assert 0 < moved <= 0.031  # one step, at a rate of 0.03
+
+
 def test_the_same_finetune_again_trains_only_the_seeds_that_are_missing(
     trained: Path, program: Program, tmp_path: Path
 ) -> None:
