@@ -119,7 +119,9 @@ class _BatchNormPerView(_BatchNorm):
         """As torch does, view after view, with moments (V, C) of n numbers each."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
-        with torch.no_grad():  # `expect_views` counts the batches
+        with torch.no_grad():
+            if self.views == 1:
+                self.num_batches_tracked.add_(1)  # of several views, `expect_views` counts
             for view in range(self.views):
                 self.running_mean.lerp_(mean[view], self.momentum or 0.0)
                 self.running_var.lerp_(var[view] * (n / (n - 1)), self.momentum or 0.0)
