@@ -135,6 +135,11 @@ class BatchNorm2d(_BatchNormPerView, nn.BatchNorm2d):
     """(V * B, C, H, W) -> (V * B, C, H, W)."""
 
 
+def separates_views(network: nn.Module) -> bool:
+    """Whether `expect_views` reaches all BN layers of `network`."""
+    return all(isinstance(module, _BatchNormPerView) for module in network.modules() if isinstance(module, _BatchNorm))
+
+
 @contextmanager
 def expect_views(network: nn.Module, views: int) -> Iterator[None]:
     """Within this context, all BN layers of `network` take a training batch for the concatenation of `views` views."""

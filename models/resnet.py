@@ -20,6 +20,7 @@ from models.batch_norm import BatchNorm2d
 STEMS = ("cifar", "imagenet")
 
 
+TELL_STATISTICS = "train with SimSiam(mean=..., std=..., image_size=...), or set .statistics = mean, std"
 NARROW = 8  # channels: in channels_last, oneDNN's backward of a 1x1 convolution of stride 2 from so few corrupts memory
 
 
@@ -50,8 +51,7 @@ class ResNet(nn.Module):
         if stem not in STEMS:
             raise ValueError(f"unknown stem {stem!r}: there are {', '.join(STEMS)}")
         self.num_features = 8 * width * block.expansion
-        self.mean: tuple[float, ...] | None = None  # what it was trained on, known where it was loaded from a run
-        self.std: tuple[float, ...] | None = None
+        self.statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # of a loaded one's training images
         self.image_size: int | None = None
 
         small = stem == "cifar"
@@ -74,6 +74,21 @@ class ResNet(nn.Module):
                 nn.init.zeros_(last_bn.weight)  # pyright: ignore[reportArgumentType]  (torchvision leaves it untyped)
         if width > NARROW:  # 1.5 times the speed on a CPU
             self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of each channel of the images that it was trained on, 0 to 1. Raises ValueError where that is not known."""
+        return self._known_statistics()[0]
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """The standard deviation, likewise."""
+        return self._known_statistics()[1]
+
+    def _known_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if self.statistics is None:
+            raise ValueError(f"the mean and std of its training images are not known: {TELL_STATISTICS}")
+        return self.statistics
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(

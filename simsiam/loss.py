@@ -18,7 +18,8 @@ def D(p: Tensor, z: Tensor, stop_grad: bool = True) -> Tensor:
     """
     if stop_grad:
         z = z.detach()
-    return -cosine_similarity(p.float(), z.float(), dim=1).mean()  # fp32: bf16 would round a cosine to 2 digits
+    wide = torch.promote_types(p.dtype, torch.float32)  # bf16 would round a cosine to 2 digits
+    return -cosine_similarity(p.to(wide), z.to(wide), dim=1).mean()
 
 
 def siamese_loss(p: Sequence[Tensor], z: Sequence[Tensor], stop_grad: bool = True, symmetric: bool = True) -> Tensor:

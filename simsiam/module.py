@@ -11,21 +11,23 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from models.batch_norm import expect_views
+from models.batch_norm import expect_views, separates_views
 from models.heads import BN, prediction_mlp, projection_mlp
-from models.resnet import BACKBONES
+from models.resnet import BACKBONES, ResNet
 from simsiam.config.options import NetworkOptions, OptimizerOptions
 from simsiam.loss import siamese_loss, z_std
 from utils import distributed
 from utils.errors import check
 from utils.schedule import warmup_cosine
 
+OWN_BACKBONE = "an own"  # what hyper-parameters say of a backbone that was not built here, before its class
+
 
 class SimSiam(pl.LightningModule):
     """A backbone that learns by predicting one view's projection from another's.
 
     Args:
-        backbone: resnet10, resnet18, resnet34 or resnet50.
+        backbone: resnet10, resnet18, resnet34 or resnet50; or any module (B, 3, S, S) -> (B, F).
         width: channels of the backbone's first stage.
         out_dim: dimension d of z and p.
         h_dim: hidden dimension of the predictor.
@@ -37,10 +39,15 @@ class SimSiam(pl.LightningModule):
         symmetric: False for D(p1, z2) alone (section 4.6).
         zero_init_residual: start every residual block as the identity.
         learning_rate, momentum, weight_decay: of SGD; `learning_rate` is the peak.
-        warmup_epochs: of linear warm-up, before the cosine over the rest of the run.
+        warmup_epochs: of linear warm-up, before the cosine over the rest of the run; None for 10, or a tenth of the run
+            if that is shorter.
         constant_predictor_lr: keep the predictor at the peak rate (section 4.2, "h with constant lr").
-        image_size, mean, std: of the images that it is trained on, kept for whoever loads the checkpoint.
+        image_size, mean, std, classes: of the images that it is trained on, kept for whoever loads the checkpoint; a
+            datamodule that has them sets them.
         stem: of the backbone: cifar or imagenet.
+
+    Logs `train_loss` and `z_std`, means over each epoch; every `log_every_n_steps` of the Trainer also their values of
+    the step, as `train_loss_step` and `z_std_step`.
 
     Raises:
         ValueError: unknown backbone, sizes below 1.
@@ -48,7 +55,7 @@ class SimSiam(pl.LightningModule):
 
     def __init__(
         self,
-        backbone: str = NetworkOptions.backbone,
+        backbone: str | nn.Module = NetworkOptions.backbone,
         width: int = NetworkOptions.width,
         out_dim: int = NetworkOptions.out_dim,
         h_dim: int = NetworkOptions.h_dim,
@@ -63,22 +70,29 @@ class SimSiam(pl.LightningModule):
         learning_rate: float = 0.06,
         momentum: float = OptimizerOptions.momentum,
         weight_decay: float = OptimizerOptions.weight_decay,
-        warmup_epochs: float = 10,
+        warmup_epochs: float | None = None,
         constant_predictor_lr: bool = False,
-        image_size: int = 32,
-        mean: Sequence[float] = (0.0, 0.0, 0.0),
-        std: Sequence[float] = (1.0, 1.0, 1.0),
+        image_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        classes: Sequence[str] = (),
         stem: str = "cifar",
     ) -> None:
         super().__init__()
         check(heads_bn in BN, f"heads_bn {heads_bn!r}: there are {', '.join(BN)}")
-        check(backbone in BACKBONES, f"unknown backbone {backbone!r}: there are {', '.join(BACKBONES)}")
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(ignore="backbone", logger=False)
+        if isinstance(backbone, nn.Module):
+            self.hparams["backbone"] = f"{OWN_BACKBONE} {type(backbone).__name__}"
+            self.backbone, features = backbone, count_features(backbone, image_size or 32)
+        else:
+            check(backbone in BACKBONES, f"unknown backbone {backbone!r}: there are {', '.join(BACKBONES)}")
+            self.hparams["backbone"] = backbone
+            self.backbone = BACKBONES[backbone](width, zero_init_residual, stem)
+            self.backbone.image_size, features = image_size, self.backbone.num_features
         self._losses = self.losses
-        self.one_pass: bool | None = None  # all views at once: None for where it pays
-        self.backbone = BACKBONES[backbone](width, zero_init_residual, stem)
-        self.backbone.image_size = image_size
-        features, hidden = self.backbone.num_features, proj_hidden or out_dim
+        self.one_pass = None if separates_views(self.backbone) else False  # all views at once; None for where it pays
+        self.sums, self.batches = torch.zeros(2, dtype=torch.float64), 0  # of loss and z_std, over the epoch so far
+        hidden = proj_hidden or out_dim
         self.projector = projection_mlp(features, hidden, out_dim, proj_layers, heads_bn)
         self.predictor = prediction_mlp(out_dim, h_dim, heads_bn) if predictor else nn.Identity()
         self.predictor.requires_grad_(not fixed_predictor)
@@ -87,15 +101,24 @@ class SimSiam(pl.LightningModule):
         """Pooled backbone features, which is what one uses after training: (B, 3, S, S) -> (B, F)."""
         return self.backbone(x)
 
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Algorithm 1. `batch` holds the views x1, x2 (or more), (B, 3, S, S) each, augmented and normalised.
+    def setup(self, stage: str) -> None:
+        """Learn from the datamodule what its images are, for whoever loads a checkpoint."""
+        data = getattr(self.trainer, "datamodule", None)
+        if (mean := getattr(data, "mean", None)) is not None and (std := getattr(data, "std", None)) is not None:
+            self.hparams.update(mean=torch.as_tensor(mean).tolist(), std=torch.as_tensor(std).tolist())
+        if (size := getattr(data, "size", None)) is not None:
+            self.hparams["image_size"] = size
+            if isinstance(self.backbone, ResNet):
+                self.backbone.image_size = size
+        self.hparams["classes"] = list(getattr(data, "classes", None) or self.hparams["classes"])
 
-        Returns:
-            loss and z_std; the callback `MetricsRecorder` logs their means over an epoch.
-        """
-        one_pass = batch[0].is_cuda if self.one_pass is None else self.one_pass
-        with expect_views(self, len(batch) if one_pass else 1):
-            loss, spread = self._losses(batch, one_pass)
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Algorithm 1. `batch` is the views [x1, x2] or more, (B, 3, S, S) each, or ([x1, x2], labels)."""
+        x: Sequence[Tensor] = batch if isinstance(batch[0], Tensor) else batch[0]
+        one_pass = x[0].is_cuda if self.one_pass is None else self.one_pass
+        with expect_views(self, len(x) if one_pass else 1):
+            loss, spread = self._losses(x, one_pass)
+        self._log(torch.stack([loss.detach(), spread]), len(x[0]))
         return {"loss": loss, "z_std": spread}  # tensors: nothing here waits for the device
 
     def losses(self, x: Sequence[Tensor], one_pass: bool) -> tuple[Tensor, Tensor]:
@@ -113,6 +136,33 @@ class SimSiam(pl.LightningModule):
             return z, [self.predictor(z_i) for z_i in z]
         z = self.projector(self.backbone(torch.cat(list(x))))  # (V * B, d)
         return z.chunk(len(x)), self.predictor(z).chunk(len(x))
+
+    def _log(self, figures: Tensor, batch_size: int) -> None:
+        """Log loss and z_std (2,): the means of the epoch with its last batch, exact also after a resume in mid-epoch.
+
+        Not by `self.log` at each step: it takes half a millisecond of the processor, and forgets what was before a
+        resume.
+        """
+        if self._trainer is None:
+            return
+        self.sums, self.batches = self.sums.to(figures.device) + figures, self.batches + 1
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+            step = {"train_loss_step": figures[0], "z_std_step": figures[1]}
+            self.log_dict(step, on_step=True, on_epoch=False, batch_size=batch_size)
+        if self.trainer.is_last_batch:
+            self.means = distributed.all_reduce_mean(self.sums) / self.batches
+            means = {"train_loss": self.means[0], "z_std": self.means[1]}
+            self.log_dict(means, on_step=False, on_epoch=True, batch_size=batch_size)
+
+    def on_train_epoch_start(self) -> None:  # not after a resume in mid-epoch
+        self.sums, self.batches = torch.zeros_like(self.sums), 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["epoch_so_far"] = {"sums": distributed.all_reduce_mean(self.sums), "batches": self.batches}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if so_far := checkpoint.get("epoch_so_far"):
+            self.sums, self.batches = so_far["sums"].to(self.device), so_far["batches"]
 
     def compile_networks(self, cuda_graphs: bool = False) -> None:
         """Compile all of a step but the optimizer's as one graph, for one size of batch.
@@ -136,6 +186,19 @@ class SimSiam(pl.LightningModule):
             groups, hp["learning_rate"], hp["momentum"], weight_decay=hp["weight_decay"], fused=True
         )
         steps = int(self.trainer.estimated_stepping_batches)
-        warmup_steps = round(hp["warmup_epochs"] / (self.trainer.max_epochs or 1) * steps)
-        schedule = warmup_cosine(optimizer, min(warmup_steps, steps - 1), steps)
+        epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches  # steps
+        warmup = min(10 * epoch, steps / 10) if hp["warmup_epochs"] is None else hp["warmup_epochs"] * epoch
+        schedule = warmup_cosine(optimizer, round(min(warmup, steps - 1)), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@torch.no_grad()
+def count_features(network: nn.Module, size: int) -> int:
+    """F of a network (B, 3, S, S) -> (B, F). Raises ValueError for any other output."""
+    was_training = network.training
+    out = network.eval()(torch.zeros(1, 3, size, size))
+    network.train(was_training)
+    check(
+        isinstance(out, Tensor) and out.dim() == 2, "the backbone must give features (B, F): leave its classifier out"
+    )
+    return out.shape[1]

@@ -16,6 +16,10 @@ class CollapseMonitor(pl.Callback):
         self.stop, self.report, self.warned = stop, report, False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if "z_std" not in trainer.callback_metrics:
+            raise ValueError(
+                f"CollapseMonitor needs a module that logs z_std, as SimSiam does: {type(pl_module).__name__}"
+            )
         z_std = float(trainer.callback_metrics["z_std"])
         if z_std >= COLLAPSED or self.warned:
             return

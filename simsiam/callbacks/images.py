@@ -57,7 +57,7 @@ class Pictures(pl.Callback):
         epoch, step, data = trainer.current_epoch + 1, trainer.global_step - 1, parts(trainer, pl_module)[1]
         if trainer.is_global_zero and self.every and epoch % self.every == 0 and epoch != trainer.max_epochs:
             self.show("views", draw_views(data, first=epoch), step)
-            if self.knn.latest is not None and self.knn.places is not None:
+            if self.knn.latest and self.knn.places is not None:
                 self.show("neighbours", draw_neighbours(data, self.knn.places[:QUERIES, :NEIGHBOURS]), step)
 
 

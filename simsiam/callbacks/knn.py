@@ -1,16 +1,24 @@
-"""kNN accuracy of the backbone's features, measured at the end of each epoch."""
+"""kNN accuracy and effective rank of the backbone's features, measured at the end of each epoch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from models.resnet import ResNet, fold_batch_norm
 from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.dataset import ImageDataset, why_no_knn
 from simsiam.evaluation.features import extract_features
+from simsiam.evaluation.metrics import rankme
 from utils import distributed
 from utils.knn import nearest, vote
+
+RANKME_IMAGES = 25_600  # as many as its paper takes
+Batches = Iterable[tuple[Tensor, Tensor]]  # images (B, 3, S, S) and labels (B,)
+Labelled = tuple[Tensor, Tensor]  # features (n, F) and labels (N,)
 
 
 def parts(trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[ResNet, ViewsDataModule]:
@@ -20,24 +28,22 @@ def parts(trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[ResNet, V
     return backbone, data
 
 
-def log_epoch(trainer: pl.Trainer, pl_module: pl.LightningModule, metrics: Mapping[str, float]) -> None:
-    """Log figures of the epoch that ends, at its last step and before any checkpoint of it is written."""
-    pl_module.log_dict(metrics, logger=False)  # pyright: ignore[reportArgumentType]  (a dict of floats)
-    for logger in trainer.loggers:
-        logger.log_metrics(dict(metrics), trainer.global_step - 1)
-
-
 class KNNMonitor(pl.Callback):
-    """Classifies the test images by their nearest train images; logs `kNN_accuracy`, top-1 in percent.
+    """Classifies images by their nearest neighbours; logs `kNN_accuracy`, top-1 in percent, and `rankme`.
 
-    Pooled, L2-normalised backbone features of clean images; the bank is the train split (Wu et al. 2018; the SimSiam
-    paper's monitor, App. D). Also measured once before training: `untrained`.
+    Of pooled, L2-normalised backbone features of clean images (Wu et al. 2018; the SimSiam paper's monitor, App. D),
+    the train and test split of a `ViewsDataModule` or loaders' images. `rankme` is that of the bank's first 25,600
+    features; it is all that is logged of images without labels. `untrained` is kNN before training.
 
     Args:
         k, temperature: of `knn_predict`.
         every: epochs between measurements; the last epoch is always measured. 0 for never.
+        bank, queries: loaders of (images, labels), the images as the network takes them; None for the datamodule's.
         report: called with a line of text for the user.
         compile: compile the network that gives the features, on a GPU.
+
+    Raises:
+        ValueError: before training, if there is nothing to measure on.
     """
 
     state_key = "KNNMonitor"  # pyright: ignore[reportAssignmentType]  (in checkpoints)
@@ -47,42 +53,74 @@ class KNNMonitor(pl.Callback):
         k: int = 200,
         temperature: float = 0.1,
         every: int = 1,
+        bank: Batches | None = None,
+        queries: Batches | None = None,
         report: Callable[[str], Any] = print,
         compile: bool = False,
     ) -> None:
+        if (bank is None) != (queries is None):
+            raise ValueError("KNNMonitor: give both bank and queries, loaders of (images, labels), or neither")
         self.k, self.temperature, self.every, self.report, self.compile = k, temperature, every, report, compile
+        self.bank, self.queries = bank, queries
         self.folded: ResNet | None = None  # on a GPU, the network that gives the features
         self.untrained: float | None = None
-        self.latest: float | None = None  # of the epoch that just ended; None if it was not measured
-        self.places: Tensor | None = None  # (Q, k) indices of each test image's neighbours among the train images
+        self.latest: dict[str, float] = {}  # figures of the epoch that just ended; empty if it was not measured
+        self.places: Tensor | None = None  # (Q, k) indices of each query's neighbours in the bank
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if self.every and self.bank is None and not isinstance(data, ViewsDataModule):
+            raise ValueError(
+                "KNNMonitor has no images: KNNMonitor(bank=..., queries=...) takes loaders of (images, labels), "
+                "clean and normalised; or train with a ViewsDataModule"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.every and trainer.global_step == 0:
-            self.untrained = self.accuracy(trainer, pl_module)
-            for logger in trainer.loggers:
-                logger.log_metrics({"kNN_accuracy": self.untrained}, step=0)
-            self.report(f"kNN of the untrained network: {self.untrained:.2f} %")
+            self.untrained = self.measure(trainer, pl_module).get("kNN_accuracy")
+            if self.untrained is not None:
+                for logger in trainer.loggers:
+                    logger.log_metrics({"kNN_accuracy": self.untrained}, step=0)
+                self.report(f"kNN of the untrained network: {self.untrained:.2f} %")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         due = self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs)
-        self.latest = self.accuracy(trainer, pl_module) if due else None
-        if self.latest is not None:
-            log_epoch(trainer, pl_module, {"kNN_accuracy": self.latest})
+        self.latest = self.measure(trainer, pl_module) if due else {}
+        pl_module.log_dict(self.latest)  # pyright: ignore[reportArgumentType]  (a dict of floats)
 
-    def accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
-        """Top-1 in percent. Each process extracts and searches its share of the images."""
-        backbone, data = parts(trainer, pl_module)
-        bank_part, query_part = distributed.shard(len(data.train)), distributed.shard(len(data.test))
-        network = self._fold(backbone) if pl_module.device.type == "cuda" else backbone
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        """The figures of now. Each process extracts and searches its share of the images."""
         with trainer.precision_plugin.forward_context():
-            bank = extract_features(network, data.train.images, data.mean, data.std, part=bank_part)
-            queries = extract_features(network, data.test.images, data.mean, data.std, part=query_part)
-        queries = distributed.all_gather_rows(queries)
-        similarity, self.places = nearest_in_shards(queries, bank, self.k, bank_part.start)
-        predicted = vote(similarity, data.train.labels[self.places], len(data.train.classes), self.temperature)
-        correct = (predicted == data.test.labels).sum().item()
-        return trainer.strategy.broadcast(100 * correct / len(predicted))  # of rank 0: one figure for all
+            (bank, labels), (queries, truth), classes = self._extract(trainer, pl_module)
+        figures = {"rankme": rankme(bank[: RANKME_IMAGES // distributed.world_size()])}
+        if classes:
+            bank, queries = (normalize(features, dim=1, out=features) for features in (bank, queries))
+            queries = distributed.all_gather_rows(queries)
+            start = distributed.shard(len(labels)).start
+            similarity, self.places = nearest_in_shards(queries, bank, min(self.k, len(labels)), start)
+            predicted = vote(similarity, labels[self.places], classes, self.temperature)
+            figures["kNN_accuracy"] = 100 * (predicted == truth).sum().item() / len(truth)
+        return trainer.strategy.broadcast(figures)  # of rank 0: the same for all
+
+    def _extract(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Labelled, Labelled, int]:
+        """Features of this process's share and labels of all, of bank and queries; classes, 0 without labels."""
+        network = getattr(pl_module, "backbone", pl_module)
+        if pl_module.device.type == "cuda" and isinstance(network, ResNet):
+            network = self._fold(network)
+        if self.bank is not None and self.queries is not None:
+            bank, queries = (extract_batches(network, loader, pl_module.device) for loader in (self.bank, self.queries))
+            return bank, queries, int(bank[1].max()) + 1
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        assert isinstance(data, ViewsDataModule)  # `setup` has seen to it
+
+        def extract(split: ImageDataset) -> Labelled:
+            part = distributed.shard(len(split))
+            return extract_features(network, split.images, data.mean, data.std, unit=False, part=part), split.labels
+
+        why = why_no_knn(data.train, data.test)
+        bank = extract(data.train)
+        return bank, bank if why else extract(data.test), 0 if why else len(data.train.classes)
 
     def _fold(self, backbone: ResNet) -> ResNet:
         """The backbone without BN layers, compiled once and given the weights of now each time."""
@@ -100,6 +138,17 @@ class KNNMonitor(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.untrained = state_dict["untrained"]
+
+
+@torch.no_grad()
+def extract_batches(network: nn.Module, batches: Batches, device: torch.device) -> Labelled:
+    """Features of this process's share of all images, and labels of all."""
+    was_training = network.training
+    network.eval()
+    found = [(network(images.to(device)).float(), labels) for images, labels in batches]
+    network.train(was_training)
+    features, labels = torch.cat([f for f, _ in found]), torch.cat([y for _, y in found]).to(device)
+    return features[distributed.shard(len(features))].clone(), labels
 
 
 def nearest_in_shards(queries: Tensor, shard: Tensor, k: int, start: int) -> tuple[Tensor, Tensor]:

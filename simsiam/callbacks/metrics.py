@@ -1,27 +1,28 @@
-"""The means of each epoch: logged, and kept in metrics.jsonl."""
+"""The row of each epoch in metrics.jsonl."""
 
 import math
 import time
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
-from simsiam.callbacks.knn import KNNMonitor, log_epoch, parts
+from simsiam.callbacks.knn import KNNMonitor, parts
 from utils import distributed
 from utils.console import print_line
 from utils.errors import RunFailure
 from utils.run_dir import RunDirectory
 
+LOGGED = ("train_loss", "z_std", "kNN_accuracy", "rankme", "learning_rate")
+
 
 class MetricsRecorder(pl.Callback):
-    """Logs the means of each epoch and writes `metrics.jsonl`, a row an epoch. Comes after the kNN monitor.
+    """Writes `metrics.jsonl`, a row an epoch, and logs the learning rate and the speed. Comes after the kNN monitor.
 
     A row: epoch (1 for the first), step (optimizer steps so far), train_loss and z_std (means over the epoch),
-    kNN_accuracy (percent; only where measured), learning_rate (at the epoch's end), images_per_second (of training
-    alone), seconds (of the whole epoch).
+    kNN_accuracy (percent) and rankme, where measured, learning_rate (at the epoch's end), images_per_second (of
+    training alone), seconds (of the whole epoch).
 
-    Checkpoints hold all rows and the sums of an unfinished epoch, so a resumed run does not depend on the file.
+    Checkpoints hold all rows, so a resumed run does not depend on the file.
     """
 
     state_key = "Recorder"  # pyright: ignore[reportAssignmentType]  (in checkpoints)
@@ -29,16 +30,21 @@ class MetricsRecorder(pl.Callback):
     def __init__(self, run: RunDirectory, knn: KNNMonitor) -> None:
         self.run, self.knn = run, knn
         self.rows: list[dict[str, Any]] = []
-        self.sums, self.batches = torch.zeros(2, dtype=torch.float64), 0  # of loss and z_std, over the epoch so far
-        self.seconds = 0.0  # spent in this epoch before an interruption
+        self.batches, self.seconds = 0, 0.0  # of this epoch; the latter before an interruption
+        self.so_far: dict[str, Any] | None = None  # the module's sums, from checkpoints of when they were kept here
 
     @property
     def row(self) -> dict[str, Any]:
         return self.rows[-1] if self.rows else {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.sums = self.sums.to(pl_module.device)
-        self.started, self.batches_before = time.perf_counter(), self.batches
+        if self.so_far is not None:
+            pl_module.on_load_checkpoint({"epoch_so_far": self.so_far})
+        if self.rows and self.row["step"] == trainer.global_step:
+            # Lightning logs an epoch after its checkpoint is written: what was resumed from may not have been logged.
+            for logger in trainer.loggers:
+                logger.log_metrics({name: self.row[name] for name in LOGGED if name in self.row}, trainer.global_step)
+        self.started = time.perf_counter()
         self._write()
 
     def _write(self) -> None:
@@ -46,21 +52,16 @@ class MetricsRecorder(pl.Callback):
             self.run.write_rows(self.rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.sums.zero_()
-        self.batches, self.seconds = 0, 0.0
-        self.started, self.batches_before = time.perf_counter(), 0
+        self.batches, self.seconds, self.started = 0, 0.0, time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs["loss"] * trainer.accumulate_grad_batches  # Lightning has divided it
-        self.sums += torch.stack([loss.detach(), outputs["z_std"]])
         self.batches += 1
         if trainer.is_last_batch:
             # The epoch's only wait for the device; images_per_second is true only after it.
-            self.means = (distributed.all_reduce_mean(self.sums) / self.batches).tolist()
-            steps = (self.batches - self.batches_before) / trainer.accumulate_grad_batches
-            images = steps * parts(trainer, pl_module)[1].batch_size
+            self.means = pl_module.means.tolist()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+            images = self.batches / trainer.accumulate_grad_batches * parts(trainer, pl_module)[1].batch_size
             self.images_per_second = images / (time.perf_counter() - self.started)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -69,11 +70,9 @@ class MetricsRecorder(pl.Callback):
         if not math.isfinite(loss):
             raise not_finite(f"the loss is {loss}", trainer.current_epoch + 1, self.run)
         rate, speed = trainer.optimizers[0].param_groups[0]["lr"], self.images_per_second
-        metrics = {"train_loss": loss, "z_std": z_std}
-        log_epoch(trainer, pl_module, {**metrics, "learning_rate": rate, "perf/images_per_second": speed})
-        if self.knn.latest is not None:
-            metrics["kNN_accuracy"] = self.knn.latest
-        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **metrics, "learning_rate": rate}
+        pl_module.log_dict({"learning_rate": rate, "perf/images_per_second": speed})
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "train_loss": loss, "z_std": z_std}
+        row |= self.knn.latest | {"learning_rate": rate}
         row |= {"images_per_second": round(speed, 1), "seconds": round(self._seconds_of_epoch(), 3)}
         self.rows.append(row)
         try:
@@ -86,12 +85,12 @@ class MetricsRecorder(pl.Callback):
         return self.seconds + time.perf_counter() - self.started
 
     def state_dict(self) -> dict[str, Any]:
-        sums = distributed.all_reduce_mean(self.sums)
-        return {"rows": self.rows, "sums": sums, "batches": self.batches, "seconds": self._seconds_of_epoch()}
+        return {"rows": self.rows, "seconds": self._seconds_of_epoch()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows, self.sums = list(state_dict["rows"]), state_dict["sums"]
-        self.batches, self.seconds = state_dict["batches"], state_dict["seconds"]
+        self.rows, self.seconds = list(state_dict["rows"]), state_dict["seconds"]
+        if "sums" in state_dict:
+            self.so_far = {"sums": state_dict["sums"], "batches": state_dict["batches"]}
 
     def words(self) -> str:
         """The latest row as a line for the user."""

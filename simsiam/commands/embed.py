@@ -37,7 +37,7 @@ def embed(config: Embed) -> None:
         n, name, what = sum(map(len, splits.values())), context.dataset, f"{context.dataset}, {' and '.join(splits)}"
     else:
         assert folder and options.images
-        chunks = folder.read(stored_side(checkpoint.facts.image_size), config.data.skip_bad_images)
+        chunks = folder.read(stored_side(checkpoint.facts.image_size or 0), config.data.skip_bad_images)
         n, name, what = len(folder), "images", options.images
         print_line(f"{checkpoint.file}: the images in {folder.folder}, {n:,} files")
     features = checkpoint.extract_features(chunks, n, name, unit=False).cpu()

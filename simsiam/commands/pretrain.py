@@ -115,8 +115,6 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
         weight_decay=optimizer.weight_decay,
         constant_predictor_lr=optimizer.constant_predictor_lr,
         image_size=data.size,
-        mean=data.mean.tolist(),
-        std=data.std.tolist(),
     )
 
 
@@ -191,10 +189,9 @@ def train(context: RunContext) -> None:
     if start is None and distributed.rank() == 0:
         logger.log_settings(settings_that_matter(settings_to_keep(config)))
     monitor, epochs = config.monitor, config.optimizer.epochs
-    knn_every = 0 if why_no_knn(data.train, data.test) else monitor.knn_every
     pictures_every = max(1, epochs // 10) if monitor.pictures_every is None else monitor.pictures_every
     on_gpu = context.accelerator == "gpu"
-    knn = KNNMonitor(monitor.knn_k, monitor.knn_t, knn_every, report=print_line, compile=config.device.compile)
+    knn = KNNMonitor(monitor.knn_k, monitor.knn_t, monitor.knn_every, report=print_line, compile=config.device.compile)
     recorder = MetricsRecorder(run, knn)
     io = BackgroundCheckpointIO(keep=run.last, about=context.provenance)
     signals = SignalCallback()

@@ -1,5 +1,6 @@
 """From a data set to views: images live on the training device, or are read ahead; augmented there, batch by batch."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -77,13 +78,19 @@ class ViewsDataModule(pl.LightningDataModule):
         self.loaded = True
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.train.classes
+
+    @property
     def streamed(self) -> bool:
         """Whether the train images do not live on the training device."""
         return self.train.on_disk or self.train.images.device.type != self.mean.device.type
 
-    def train_dataloader(self) -> EpochSampler | PrefetchLoader:
-        """Batches of indices; of images that do not live on the training device, with these."""
-        assert self.trainer is not None
+    def train_dataloader(self) -> "EpochSampler | PrefetchLoader | ViewsLoader":
+        """For a Trainer batches of indices, or of images that do not live on its device, with these; else views."""
+        if self.trainer is None:
+            return ViewsLoader(self)
         trainer, images = self.trainer, self.train.images
         steps = len(images) // self.batch_size  # of an epoch
         sampler = EpochSampler(
@@ -103,7 +110,12 @@ class ViewsDataModule(pl.LightningDataModule):
         """Indices (B,), or these and their images, on the device -> V views (B, 3, S, S) each."""
         assert self.trainer is not None
         indices, images = (batch, self.train.at(batch)) if isinstance(batch, Tensor) else batch
-        return [self.view(indices, self.trainer.current_epoch, view, images) for view in range(self.views)]
+        return self.make_views(indices, self.trainer.current_epoch, images)
+
+    def make_views(self, indices: Tensor, epoch: int, images: Tensor | None = None) -> list[Tensor]:
+        """All views, see `view`."""
+        images = self.train.at(indices) if images is None else images
+        return [self.view(indices, epoch, view, images) for view in range(self.views)]
 
     def view(self, indices: Tensor, epoch: int, view: int, images: Tensor | None = None) -> Tensor:
         """One view of the train images at `indices` (B,), as epoch `epoch` sees it: (B, 3, S, S) float32.
@@ -115,3 +127,20 @@ class ViewsDataModule(pl.LightningDataModule):
         turn = {name: torch.full((), at, device=indices.device) for name, at in (("epoch", epoch), ("view", view))}
         how: dict[str, Any] = {"policy": self.policy, "mean": self.mean, "std": self.std, "size": self.size}
         return self._augment(images, indices, seed=self.seed, **turn, **how)
+
+
+class ViewsLoader:
+    """The batches of a data module without a Trainer: V views (B, 3, S, S) each, new ones in each iteration."""
+
+    def __init__(self, data: ViewsDataModule) -> None:
+        self.data, self.epoch, train = data, -1, data.train
+        device = train.images.device
+        self.order = EpochSampler(len(train), data.batch_size, data.seed, epoch=lambda: self.epoch, device=device)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        self.epoch += 1
+        for indices in self.order:
+            yield self.data.make_views(indices, self.epoch)

@@ -9,9 +9,9 @@ import torch
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from torch import Tensor, nn
 
-from models.resnet import BACKBONES, STEMS, ResNet
+from models.resnet import BACKBONES, STEMS, TELL_STATISTICS, ResNet
 from simsiam.evaluation.features import extract_chunks
-from simsiam.module import SimSiam
+from simsiam.module import OWN_BACKBONE, SimSiam
 from utils.checkpoint_io import read_checkpoint
 from utils.console import track_progress
 from utils.errors import UserError, check
@@ -48,9 +48,9 @@ class BackboneFacts(BaseModel, strict=True, extra="allow"):
     backbone: Annotated[str, Field(pattern=f"^({'|'.join(BACKBONES)})$")]
     width: Size
     stem: Annotated[str, Field(pattern=f"^({'|'.join(STEMS)})$")]
-    image_size: Size
-    mean: Annotated[Sequence[FiniteFloat], OfRGB]
-    std: Annotated[Sequence[Deviation], OfRGB]
+    image_size: Size | None  # None, of mean and std too: trained with a loader of one's own, which does not say
+    mean: Annotated[Sequence[FiniteFloat], OfRGB] | None
+    std: Annotated[Sequence[Deviation], OfRGB] | None
     classes: Sequence[str] = ()
     settings: RunSettings = RunSettings()
     row: EpochRow = EpochRow()
@@ -74,7 +74,7 @@ class LoadedCheckpoint(NamedTuple):
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (3,) of the training images, on the backbone's device."""
         device = next(self.backbone.parameters()).device
-        return torch.tensor(self.facts.mean, device=device), torch.tensor(self.facts.std, device=device)
+        return torch.tensor(self.backbone.mean, device=device), torch.tensor(self.backbone.std, device=device)
 
     def extract_features(self, chunks: Iterable[Tensor], n: int, what: str, unit: bool = True) -> Tensor:
         """`extract_chunks` of the backbone, with progress that names `what`."""
@@ -102,18 +102,28 @@ def load_backbone(path: str | Path) -> ResNet:
     """The backbone of a run folder, a `.ckpt` or a `.safetensors`, on the CPU, in eval mode: (B, 3, S, S) -> (B, F).
 
     The images that it expects are RGB on the scale of 0 to 1, minus `.mean`, over `.std`; both are attributes of it
-    (3 floats each), as is `.image_size` (S of its training, in pixels). Raises ValueError for missing, damaged or
-    foreign files, and for weights that do not fit to the last key.
+    (3 floats each; ValueError if it was trained with a loader, which does not say them), as is `.image_size` (S of its
+    training, in pixels). Raises ValueError for missing, damaged or foreign files, and for weights that do not fit to
+    the last key.
     """
-    return load_checkpoint(path, whole=False).backbone
+    return load_networks(path, whole=False).backbone
 
 
 def load_checkpoint(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
+    """`load_networks`, with a UserError for a file that does not say mean, std and size of its images."""
+    loaded = load_networks(path, whole)
+    known = loaded.backbone.statistics is not None and loaded.facts.image_size is not None
+    check(known, f"{loaded.file}: mean, std and size of its images are unknown: {TELL_STATISTICS}")
+    return loaded
+
+
+def load_networks(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
     """Networks and facts of a file, on the CPU; arguments as of `find_checkpoint`, errors as of `load_backbone`."""
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":
         return load_backbone_file(file)
     model, facts = load_module(file)
+    assert isinstance(model.backbone, ResNet)  # of its name
     return LoadedCheckpoint(file, attach_facts(model.backbone, facts), model.projector.eval(), facts)
 
 
@@ -130,6 +140,8 @@ def load_module(file: Path) -> tuple[SimSiam, BackboneFacts]:
     """The whole module of a `.ckpt`."""
     content = read_checkpoint(file)
     hparams = content["hyper_parameters"]
+    own = str(hparams.get("backbone")).startswith(OWN_BACKBONE)
+    check(not own, f"{file}: of {hparams.get('backbone')}: build it, and load the weights that begin with 'backbone.'")
     known = {**content, **hparams}
     facts = validate_facts({name: known[name] for name in (*FACTS, *PROVENANCE) if name in known}, file)
     try:
@@ -192,7 +204,8 @@ def build_backbone(facts: BackboneFacts, seed: int = 0) -> ResNet:
 
 def attach_facts(backbone: ResNet, facts: BackboneFacts) -> ResNet:
     """Set `.mean`, `.std` and `.image_size`, and eval mode."""
-    backbone.mean, backbone.std, backbone.image_size = tuple(facts.mean), tuple(facts.std), facts.image_size
+    backbone.statistics = (tuple(facts.mean), tuple(facts.std)) if facts.mean and facts.std else None
+    backbone.image_size = facts.image_size
     return backbone.eval()
 
 

@@ -1,7 +1,9 @@
-"""Accuracy in all and by class."""
+"""Accuracy in all and by class; the rank of features."""
 
+import torch
 from torch import Tensor
 
+from utils import distributed
 from utils.console import print_table
 
 MANY_CLASSES = 20  # of more, a table shows the extremes
@@ -29,3 +31,16 @@ def print_classes(accuracies: dict[str, float | None]) -> None:
     shown = known if len(known) <= MANY_CLASSES else [*known[:5], *known[-5:]]
     title = "each class" if shown == known else "the five best and the five worst classes"
     print_table(title, ("class", "accuracy %"), [(name, f"{a:.2f}") for a, name in shown])
+
+
+def rankme(features: Tensor) -> float:
+    """RankMe (Garrido et al. 2023, arXiv 2210.02885): the effective rank of features (N, F), 1 to F.
+
+    The exponential of the entropy of the singular values, which come from F x F inner products in float64. With several
+    processes, of the rows of all. A figure of quality that needs no labels: of two runs on the same images, the one of
+    higher rank usually does better; near 1 is collapse.
+    """
+    wide = features.double()
+    singular = torch.linalg.eigvalsh(distributed.all_reduce_mean(wide.T @ wide)).clamp(min=0).sqrt()
+    p = singular / singular.sum() + 1e-7
+    return float((-(p * p.log()).sum()).exp())

@@ -60,7 +60,7 @@ class Measured(pl.Callback):
         self.monitor, self.epochs = monitor, list[int]()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.monitor.latest is not None:
+        if self.monitor.latest:
             self.epochs.append(trainer.current_epoch + 1)
 
 

@@ -14,7 +14,7 @@ from simsiam.evaluation.classifier import Classifier, LabelledViews
 
 def small_backbone(size: int = 32) -> ResNet:
     backbone = resnet10(4, zero_init_residual=False)
-    backbone.mean, backbone.std, backbone.image_size = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), size
+    backbone.statistics, backbone.image_size = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), size
     return backbone
 
 
