@@ -30,7 +30,7 @@ from simsiam.data.synthetic import CLASSES, make_patterns
 ROOT = Path(__file__).parent.parent
 Program = Callable[..., tuple[int, str, str]]
 TIMES = ("seconds", "images_per_second")
-TAGS, CIFAR_FOLDER = ("kNN_accuracy", "train_loss", "z_std", "learning_rate"), "cifar-10-batches-py"
+TAGS, CIFAR_FOLDER = ("kNN_accuracy", "rankme", "train_loss", "z_std", "learning_rate"), "cifar-10-batches-py"
 
 
 def limit_memory(room: int) -> None:

@@ -1,6 +1,9 @@
 """The parts in any Trainer, with stock callbacks, loggers and loaders, without main.py."""
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from simsiam import CollapseMonitor, KNNMonitor, SimSiam, ViewsDataModule, load_backbone
-from tests.helpers import Program, summary
+from simsiam.evaluation.metrics import rankme
+from simsiam.loss import D
+from tests.helpers import ROOT, Program, rows, summary
 from utils.errors import UserError
 
 SIZES: dict[str, Any] = {"backbone": "resnet10", "width": 4, "out_dim": 32, "h_dim": 16}
@@ -84,9 +89,9 @@ def test_any_logger_has_the_epochs_means_and_now_and_then_a_step(tmp_path: Path)
     loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "tb")]
     callbacks = [KNNMonitor(k=20), CollapseMonitor(), LearningRateMonitor(), RichProgressBar()]
     trainer = fit(SimSiam(**SIZES), data(), logger=loggers, callbacks=callbacks, enable_progress_bar=True)
-    rows = list(csv.DictReader((Path(str(loggers[0].log_dir)) / "metrics.csv").read_text().splitlines()))
+    table = list(csv.DictReader((Path(str(loggers[0].log_dir)) / "metrics.csv").read_text().splitlines()))
     for name, points in (("train_loss", 2), ("z_std", 2), ("kNN_accuracy", 3), ("rankme", 2), ("train_loss_step", 4)):
-        assert len([row for row in rows if row[name]]) == points, name
+        assert len([row for row in table if row[name]]) == points, name
     events = EventAccumulator(str(loggers[1].log_dir))
     events.Reload()
     assert {"train_loss", "z_std", "kNN_accuracy", "rankme", "z_std_step", "lr-SGD/pg1"} <= set(
@@ -183,3 +188,104 @@ def test_the_datamodule_alone_gives_views() -> None:
     views.setup()
     x = next(iter(views.train_dataloader()))
     assert len(x) == 2 and x[0].shape == x[1].shape == (50, 3, 32, 32) and not torch.equal(x[0], x[1])
+
+
+def run_script(folder: Path, code: str, *args: str) -> str:
+    """What a script outside the repository prints."""
+    (folder / "script.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "script.py", *args]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_lightnings_command_line_has_all_of_it_as_flags(tmp_path: Path) -> None:
+    code = "from pytorch_lightning.cli import LightningCLI\nfrom simsiam import SimSiam, ViewsDataModule\n"
+    flags = "--model.backbone resnet10 --model.width 4 --model.out_dim 32 --model.h_dim 16 --trainer.accelerator cpu "
+    flags += "--data.dataset patterns --data.train_images 100 --data.test_images 10 --data.batch_size 50 "
+    flags += "--trainer.max_epochs 1 --trainer.enable_progress_bar false --trainer.enable_model_summary false"
+    run_script(tmp_path, f"{code}LightningCLI(SimSiam, ViewsDataModule)\n", "fit", *flags.split())
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    assert len(load_backbone(checkpoint).mean) == 3
+
+
+DDP = """
+import sys
+import pytorch_lightning as pl
+from simsiam import KNNMonitor, SimSiam, ViewsDataModule
+
+pl.seed_everything(0, verbose=False)
+data = ViewsDataModule("patterns", train_images=100, test_images=50, batch_size=50)
+model = SimSiam("resnet10", width=4, out_dim=32, h_dim=16)
+quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+trainer = pl.Trainer(max_epochs=1, accelerator="cpu", devices=int(sys.argv[1]), callbacks=[KNNMonitor(k=5)], **quiet)
+trainer.fit(model, datamodule=data)
+if trainer.is_global_zero:
+    figures = trainer.callback_metrics
+    print("FIGURES", *(float(figures[name]) for name in ("train_loss", "z_std", "kNN_accuracy", "rankme")))
+"""
+
+
+def test_two_devices_in_a_script_learn_what_one_does(tmp_path: Path) -> None:
+    one, two = ([float(x) for x in run_script(tmp_path, DDP, n).split("FIGURES")[1].split()[:4]] for n in ("1", "2"))
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_a_utils_module_of_ones_own_gives_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "utils.py").write_text("")
+    code = "try:\n    from simsiam import SimSiam\nexcept ImportError as error:\n    print(error)\n"
+    said = run_script(tmp_path, code)
+    assert f"simsiam needs its own package 'utils', but Python finds {tmp_path / 'utils.py'}" in said
+
+
+def test_the_cosine_keeps_float64() -> None:
+    p, z = torch.randn(2, 8, 5, dtype=torch.float64)
+    expected = -nn.functional.cosine_similarity(p, z, dim=1).mean()
+    assert D(p, z).dtype == torch.float64 and abs(D(p, z) - expected) < 1e-15
+    assert D(p.bfloat16(), z.bfloat16()).dtype == torch.float32
+
+
+def test_rankme_is_the_effective_rank_by_singular_values() -> None:
+    features = torch.randn(300, 16) @ torch.diag(torch.logspace(0, -2, 16))
+    p = torch.linalg.svdvals(features.double())
+    p = p / p.sum()
+    assert rankme(features) == pytest.approx(float((-(p * p.log()).sum()).exp()), rel=1e-4)
+    assert rankme(torch.randn(300, 1) @ torch.randn(1, 16)) == pytest.approx(1, abs=1e-3)
+
+
+LOGGERS = ["--dataset", "patterns", "--train-images", "100", "--test-images", "50", "--knn-k", "5", "--epochs", "2"]
+LOGGERS += ["--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"]
+LOGGERS += ["--accelerator", "cpu", "--exp-name", "run", "--logger"]
+
+
+@pytest.mark.slow("starts the processes of wandb and mlflow; csv and TensorBoard are quick tests")
+def test_main_logs_to_wandb_and_mlflow_without_tensorboard(tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport main\nsys.exit(main.main(sys.argv[1:]))\n"
+    os.environ["WANDB_MODE"] = "offline"
+    run_script(tmp_path, code, *LOGGERS, "wandb", "mlflow")
+    run = tmp_path / "runs" / "run"
+    (kNN,) = run.glob("mlruns/*/*/metrics/kNN_accuracy")
+    points = [float(line.split()[1]) for line in kNN.read_text().splitlines()]
+    assert points == [summary(run)["kNN_untrained"], *(row["kNN_accuracy"] for row in rows(run))]
+    (recorded,) = run.glob("wandb/offline-run-*/*.wandb")
+    assert b"kNN_accuracy" in recorded.read_bytes() and not (run / "tensorboard").exists()
+
+
+def test_main_logs_to_csv_instead_of_tensorboard(tmp_path: Path, program: Program) -> None:
+    status, _, err = program(*LOGGERS, "csv")
+    run = tmp_path / "runs" / "run"
+    table = list(csv.DictReader((run / "csv" / "version_0" / "metrics.csv").read_text().splitlines()))
+    assert (status, err) == (0, "") and not (run / "tensorboard").exists()
+    assert [float(row["train_loss"]) for row in table if row["train_loss"]] == pytest.approx(
+        [row["train_loss"] for row in rows(run)]
+    )
+
+
+def test_a_logger_that_is_not_installed_says_what_to_install(
+    program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, _, err = program(*LOGGERS, "mlflow")
+    assert status == 2 and err == "main.py: --logger mlflow: it is not installed: pip install mlflow\n"
+    assert not (tmp_path / "runs" / "run" / "config.yaml").exists()

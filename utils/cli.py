@@ -75,10 +75,10 @@ def iterate_options(command: type) -> Iterator[tuple[str, Field[Any], Rule]]:
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """All settings of a command by name, without their groups."""
-    return {
-        field.name: getattr(getattr(config, group), field.name) for group, field, _ in iterate_options(type(config))
-    }
+    """All settings of a command by name, without their groups; several values as a list, which is what files hold."""
+    fields = iterate_options(type(config))
+    found = {field.name: getattr(getattr(config, group), field.name) for group, field, _ in fields}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def from_settings(command: type[Command], settings: Mapping[str, Any]) -> Command:

@@ -1,5 +1,6 @@
 """kNN accuracy and effective rank of the backbone's features, measured at the end of each epoch."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -93,7 +94,7 @@ class KNNMonitor(pl.Callback):
         """The figures of now. Each process extracts and searches its share of the images."""
         with trainer.precision_plugin.forward_context():
             (bank, labels), (queries, truth), classes = self._extract(trainer, pl_module)
-        figures = {"rankme": rankme(bank[: RANKME_IMAGES // distributed.world_size()])}
+        figures, rank = dict[str, float](), rankme(bank[: RANKME_IMAGES // distributed.world_size()])
         if classes:
             bank, queries = (normalize(features, dim=1, out=features) for features in (bank, queries))
             queries = distributed.all_gather_rows(queries)
@@ -101,6 +102,8 @@ class KNNMonitor(pl.Callback):
             similarity, self.places = nearest_in_shards(queries, bank, min(self.k, len(labels)), start)
             predicted = vote(similarity, labels[self.places], classes, self.temperature)
             figures["kNN_accuracy"] = 100 * (predicted == truth).sum().item() / len(truth)
+        if math.isfinite(rank):
+            figures["rankme"] = rank
         return trainer.strategy.broadcast(figures)  # of rank 0: the same for all
 
     def _extract(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Labelled, Labelled, int]:

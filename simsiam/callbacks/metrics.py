@@ -7,12 +7,11 @@ from typing import Any
 import pytorch_lightning as pl
 
 from simsiam.callbacks.knn import KNNMonitor, parts
+from simsiam.callbacks.tensorboard import ResilientTensorBoardLogger
 from utils import distributed
 from utils.console import print_line
 from utils.errors import RunFailure
 from utils.run_dir import RunDirectory
-
-LOGGED = ("train_loss", "z_std", "kNN_accuracy", "rankme", "learning_rate")
 
 
 class MetricsRecorder(pl.Callback):
@@ -40,10 +39,6 @@ class MetricsRecorder(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.so_far is not None:
             pl_module.on_load_checkpoint({"epoch_so_far": self.so_far})
-        if self.rows and self.row["step"] == trainer.global_step:
-            # Lightning logs an epoch after its checkpoint is written: what was resumed from may not have been logged.
-            for logger in trainer.loggers:
-                logger.log_metrics({name: self.row[name] for name in LOGGED if name in self.row}, trainer.global_step)
         self.started = time.perf_counter()
         self._write()
 
@@ -70,7 +65,13 @@ class MetricsRecorder(pl.Callback):
         if not math.isfinite(loss):
             raise not_finite(f"the loss is {loss}", trainer.current_epoch + 1, self.run)
         rate, speed = trainer.optimizers[0].param_groups[0]["lr"], self.images_per_second
-        pl_module.log_dict({"learning_rate": rate, "perf/images_per_second": speed})
+        metrics = {"learning_rate": rate, "perf/images_per_second": speed}
+        pl_module.log_dict(metrics)
+        for logger in trainer.loggers:
+            if isinstance(logger, ResilientTensorBoardLogger):  # Lightning logs only after the epoch's checkpoint
+                logger.log_metrics(
+                    {"train_loss": loss, "z_std": z_std} | self.knn.latest | metrics, trainer.global_step - 1
+                )
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "train_loss": loss, "z_std": z_std}
         row |= self.knn.latest | {"learning_rate": rate}
         row |= {"images_per_second": round(speed, 1), "seconds": round(self._seconds_of_epoch(), 3)}

@@ -10,18 +10,26 @@ from torch.utils.tensorboard.summary import hparams
 
 from utils.console import print_line
 
-CURVES = {"kNN_accuracy": "kNN accuracy (%)", "train_loss": "loss", "z_std": "z_std", "learning_rate": "learning rate"}
+CURVES = {"kNN_accuracy": "kNN accuracy (%)", "rankme": "effective rank", "train_loss": "loss", "z_std": "z_std"}
+CURVES |= {"learning_rate": "learning rate"}
 
 
 class ResilientTensorBoardLogger(TensorBoardLogger):
-    """TensorBoard without Lightning's curve of the epoch number; on a full disk, points wait in memory for room."""
+    """TensorBoard without Lightning's curve of the epoch number; on a full disk, points wait in memory for room.
+
+    A point that is logged twice is written once, so that a run can log an epoch before its checkpoint, and Lightning
+    after it: what a checkpoint says has happened is in the curves, too.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.waiting: list[tuple[dict[str, float], int | None]] = []
+        self.latest: dict[str, int | None] = {}  # step of each curve's latest point
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.waiting.append(({name: value for name, value in metrics.items() if name != "epoch"}, step))
+        new = {name: value for name, value in metrics.items() if name != "epoch" and self.latest.get(name, -1) != step}
+        self.latest |= dict.fromkeys(new, step)
+        self.waiting.append((new, step))
         try:
             while self.waiting:
                 super().log_metrics(*self.waiting[0])
@@ -43,7 +51,7 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
             self.experiment.add_image(tag, picture, step)
 
     def log_settings(self, settings: dict[str, Any]) -> None:
-        """Put the four curves on one page (CUSTOM SCALARS), and fill the HPARAMS tab with their latest values."""
+        """Put the curves on one page (CUSTOM SCALARS), and fill the HPARAMS tab with their latest values."""
         known = {name: "default" if value is None else value for name, value in settings.items()}
         for summary in hparams(known, dict.fromkeys(("kNN_accuracy", "train_loss", "z_std"), 0.0)):
             self.experiment._get_file_writer().add_summary(summary)

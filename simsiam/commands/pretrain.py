@@ -13,12 +13,13 @@ from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.collapse import CollapseMonitor
 from simsiam.callbacks.images import Pictures, log_final_pictures
 from simsiam.callbacks.knn import KNNMonitor
+from simsiam.callbacks.loggers import check_installed, make_loggers
 from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.callbacks.progress import ProgressCallback
 from simsiam.callbacks.signals import SignalCallback
 from simsiam.callbacks.tensorboard import ResilientTensorBoardLogger
 from simsiam.commands.resume import Start, count_processes, explain_failures, find_start, validate_run
-from simsiam.config.commands import Pretrain, main_command, settings_that_matter, settings_to_keep
+from simsiam.config.commands import Pretrain, main_command, settings_to_keep
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import default_stem, why_no_knn
@@ -60,6 +61,7 @@ def pretrain(config: Pretrain) -> None:
         raise SystemExit(distributed.launch(config.device.devices or 1, main_command(config)))
     accelerator = choose_accelerator(config.device.accelerator)
     precision = choose_precision(config.device.precision, accelerator)
+    check_installed(config.monitor.logger)
     run = RunDirectory(config.run_dir)
     started = (None, None) if config.run.dry_run else (config.device.devices, config.device.num_nodes)
     with distributed.process_group(*started, accelerator == "gpu"), ExitStack() as held:
@@ -182,12 +184,8 @@ def describe_run(context: RunContext) -> str:
 def train(context: RunContext) -> None:
     """Run the Trainer, and write what a finished run consists of."""
     config, run, data, model, start = context.config, context.run, context.data, context.model, context.start
-    step = start.step if start else 0  # TensorBoard drops what it has from there on
-    logger = ResilientTensorBoardLogger(
-        run.path, name="", version=run.tensorboard.name, default_hp_metric=False, purge_step=step
-    )
-    if start is None and distributed.rank() == 0:
-        logger.log_settings(settings_that_matter(settings_to_keep(config)))
+    loggers = make_loggers(config, run, start.step if start else None)
+    board = next((logger for logger in loggers if isinstance(logger, ResilientTensorBoardLogger)), None)
     monitor, epochs = config.monitor, config.optimizer.epochs
     pictures_every = max(1, epochs // 10) if monitor.pictures_every is None else monitor.pictures_every
     on_gpu = context.accelerator == "gpu"
@@ -206,10 +204,10 @@ def train(context: RunContext) -> None:
         precision=context.precision,
         benchmark=on_gpu,  # cuDNN tries its kernels for the sizes at hand, which do not change
         max_epochs=epochs,
-        logger=logger,
+        logger=loggers,
         callbacks=[
             *(signals, knn, recorder, ProgressCallback(recorder.words)),
-            Pictures(run, knn, pictures_every, logger.log_picture),
+            Pictures(run, knn, pictures_every, board.log_picture if board else lambda *picture: None),
             CollapseMonitor(monitor.stop_on_collapse, report=print_line),
             checkpoints,
         ],
@@ -226,12 +224,12 @@ def train(context: RunContext) -> None:
         trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
         if distributed.rank() == 0:
             checkpoints.check_saved()
-            finish_run(context, logger, recorder, checkpoints, knn)
+            finish_run(context, board, recorder, checkpoints, knn)
 
 
 def finish_run(
     context: RunContext,
-    logger: ResilientTensorBoardLogger,
+    board: ResilientTensorBoardLogger | None,
     recorder: MetricsRecorder,
     checkpoints: CheckpointCallback,
     knn: KNNMonitor,
@@ -243,7 +241,8 @@ def finish_run(
     facts = backbone_facts(context.model.hparams) | context.provenance | {"row": last}
     write_weights(run.backbone, BACKBONE, context.model.backbone.state_dict(), facts)
     backbone = load_backbone(run.backbone).to(data.mean.device)  # a file that does not load is found now
-    log_final_pictures(logger.experiment, data, backbone, last["step"])
+    if board is not None:
+        log_final_pictures(board.experiment, data, backbone, last["step"])
     summary = {
         "epochs": last["epoch"],
         "step": last["step"],

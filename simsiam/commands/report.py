@@ -29,6 +29,7 @@ CURVES = {  # column: axis, whether the axis begins at zero, caption
     "kNN_accuracy": ("kNN accuracy (%)", False, "Top-1 on the test images by weighted kNN; epoch 0 is untrained."),
     "train_loss": ("loss (negative cosine)", False, "Mean of the epoch's steps."),
     "z_std": ("z_std", True, "Spread of the projections, mean of the epoch: near 1 is healthy, 0 is collapsed."),
+    "rankme": ("effective rank", True, "RankMe of the backbone's features on train images; it needs no labels."),
     "learning_rate": ("learning rate", True, "As it was at the epoch's end."),
     "images_per_second": ("images/s", True, "Train images a second, of training alone, without kNN and checkpoints."),
 }
@@ -39,6 +40,7 @@ SUMMARY: dict[str, tuple[str, Callable[[Run], list[float]]]] = {  # name: format
     "kNN, untrained (%)": (".2f", lambda run: [y for epoch, y in run.curve("kNN_accuracy").items() if epoch == 0]),
     "loss": (".4f", lambda run: run.values("train_loss")[-1:]),
     "z_std": (".3f", lambda run: run.values("z_std")[-1:]),
+    "RankMe": (".1f", lambda run: run.values("rankme")[-1:]),
     "images/s, mean": (",.0f", lambda run: [mean(y)] if (y := run.values("images_per_second")) else []),
 }
 PAPER = "paper (%)"

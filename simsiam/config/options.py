@@ -191,6 +191,8 @@ class MonitorOptions:
         None
     )
     """Epochs between views and neighbours in TensorBoard; 0 for the first and the last epoch only."""
+    logger: Annotated[tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...], MAY_CHANGE] = ("tensorboard",)
+    """Where the curves go: into the run's folder; wandb and mlflow to where these packages' own settings say."""
     stop_on_collapse: Annotated[bool, MAY_CHANGE] = False
     """End the run with status 3 when the projections collapse, instead of a warning."""
 

@@ -139,7 +139,9 @@ def load_backbone_file(file: Path) -> LoadedCheckpoint:
 def load_module(file: Path) -> tuple[SimSiam, BackboneFacts]:
     """The whole module of a `.ckpt`."""
     content = read_checkpoint(file)
-    hparams = content["hyper_parameters"]
+    hparams = {
+        name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")
+    }  # the CLI's
     own = str(hparams.get("backbone")).startswith(OWN_BACKBONE)
     check(not own, f"{file}: of {hparams.get('backbone')}: build it, and load the weights that begin with 'backbone.'")
     known = {**content, **hparams}

@@ -38,9 +38,12 @@ def rankme(features: Tensor) -> float:
 
     The exponential of the entropy of the singular values, which come from F x F inner products in float64. With several
     processes, of the rows of all. A figure of quality that needs no labels: of two runs on the same images, the one of
-    higher rank usually does better; near 1 is collapse.
+    higher rank usually does better; near 1 is collapse. NaN for features that are not finite.
     """
     wide = features.double()
-    singular = torch.linalg.eigvalsh(distributed.all_reduce_mean(wide.T @ wide)).clamp(min=0).sqrt()
+    products = distributed.all_reduce_mean(wide.T @ wide)
+    if not products.isfinite().all():
+        return float("nan")
+    singular = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()
     p = singular / singular.sum() + 1e-7
     return float((-(p * p.log()).sum()).exp())

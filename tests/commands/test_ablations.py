@@ -29,8 +29,8 @@ def outcome(**switches: Any) -> Outcome:
     last = LastStep()
     trainer = pl.Trainer(accelerator="cpu", max_epochs=EPOCHS, callbacks=[monitor, last], logger=False, **quiet)
     trainer.fit(model, datamodule=data)
-    assert monitor.untrained is not None and monitor.latest is not None
-    return Outcome(monitor.untrained, monitor.latest, last.loss, last.z_std)
+    assert monitor.untrained is not None and monitor.latest
+    return Outcome(monitor.untrained, monitor.latest["kNN_accuracy"], last.loss, last.z_std)
 
 
 class LastStep(pl.Callback):

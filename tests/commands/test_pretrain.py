@@ -27,7 +27,17 @@ def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_p
     assert sorted(os.listdir(run / "checkpoints")) == ["best.ckpt", "last.ckpt"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [list(line) for line in lines] == 2 * [
-        ["epoch", "step", "train_loss", "z_std", "kNN_accuracy", "learning_rate", "images_per_second", "seconds"]
+        [
+            "epoch",
+            "step",
+            "train_loss",
+            "z_std",
+            "kNN_accuracy",
+            "rankme",
+            "learning_rate",
+            "images_per_second",
+            "seconds",
+        ]
     ]
     assert [line["step"] for line in lines] == [4, 8] and lines[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
     summary = json.loads((run / "summary.json").read_text())
