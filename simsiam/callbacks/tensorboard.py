@@ -45,6 +45,9 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
                 reason = f"TensorBoard's files cannot be written ({cause.strerror})"
                 print_line(f"warning: {reason}; it is tried again each epoch")
 
+    def save(self) -> None:
+        """Nothing is left to do, and nothing that a full disk could refuse: `log_metrics` has written all points."""
+
     def log_picture(self, tag: str, picture: Tensor, step: int) -> None:
         """(3, H, W) uint8. Skipped on a full disk."""
         with suppress(OSError):
