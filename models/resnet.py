@@ -91,17 +91,14 @@ class ResNet(nn.Module):
         return self.statistics
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(
-            self.relu(self.bn1(self._first_convolution(x)))
-        )  # (B, width, S, S); S/4 behind the imagenet stem
+        x = self.first_convolution(x) if x.is_cuda else self.conv1(x)
+        x = self.maxpool(self.relu(self.bn1(x)))  # (B, width, S, S); S/4 behind the imagenet stem
         x = self.layer2(self.layer1(x))
         x = self.layer4(self.layer3(x))  # (B, F, S/8, S/8); S/32 likewise
         return torch.flatten(self.avgpool(x), 1)  # (B, F)
 
-    def _first_convolution(self, x: Tensor) -> Tensor:
-        """On a GPU with channels of zeros up to a multiple of 8, for which cuDNN has its fast kernels."""
-        if not x.is_cuda:
-            return self.conv1(x)
+    def first_convolution(self, x: Tensor) -> Tensor:
+        """With channels of zeros up to a multiple of 8, for which cuDNN has its fast kernels."""
         conv, zeros = self.conv1, (0, 0, 0, 0, 0, -x.shape[1] % 8)
         return conv2d(pad(x, zeros), pad(conv.weight, zeros), conv.bias, conv.stride, conv.padding)
 

@@ -1,10 +1,15 @@
 """What makes it fast changes nothing: compiled or eager, one pass or several, bf16 or fp32."""
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from simsiam import SimSiam
 from simsiam.data.datamodule import ViewsDataModule
@@ -42,6 +47,49 @@ def test_compiled_networks_in_one_pass_learn_what_eager_ones_do_view_by_view() -
     for name in weights:
         torch.testing.assert_close(weights[name], their_weights[name], atol=1e-5, rtol=0, msg=name)
     torch.testing.assert_close(features, their_features, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo's own
+def test_a_step_is_one_graph_without_a_break() -> None:
+    module = SimSiam("resnet10", width=16, out_dim=32, h_dim=8)
+    found = torch._dynamo.explain(module.losses)([torch.randn(4, 3, 32, 32) for _ in range(2)], True)
+    assert (found.graph_count, found.graph_break_count) == (1, 0)
+
+
+class Copies(TorchDispatchMode):
+    """Notes each operation that a tensor on the CPU takes part in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in tree_leaves((args, kwargs, out))):
+            self.seen.append(str(func))
+        return out
+
+
+def test_nothing_in_a_step_waits_for_the_device_or_copies_to_it() -> None:
+    """On the device "meta", whose tensors have no numbers: `item()`, a boolean index or a copy from it would fail."""
+    data = ViewsDataModule("patterns", train_images=64, test_images=10, batch_size=16)
+    data.setup()
+    data.train = replace(data.train, images=data.train.images.to("meta"))
+    data.mean, data.std = data.mean.to("meta"), data.std.to("meta")
+    module = SimSiam("resnet10", width=16, out_dim=32, h_dim=8).to("meta")
+    module.one_pass = True
+    optimizer = torch.optim.SGD(module.parameters(), 0.06, 0.9, weight_decay=5e-4)
+    with Copies() as copies:
+        for epoch in (0, 7):
+            loss = module.training_step(data.make_views(torch.empty(16, dtype=torch.int64, device="meta"), epoch), 0)[
+                "loss"
+            ]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert copies.seen == []
 
 
 @pytest.mark.slow("waits for a C++ compiler; that augmentation is compiled once is a quick test")

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from models.resnet import BACKBONES, resnet10, resnet18, resnet50
+from models.resnet import BACKBONES, fold_batch_norm, resnet10, resnet18, resnet50
 from tests.helpers import cifar_stem
 
 LAYERS = {
@@ -102,3 +102,22 @@ def test_every_block_starts_as_the_identity() -> None:
     assert torch.equal(block(x), x)
     plain = resnet18(width=8, zero_init_residual=False).layer1[1]
     assert not torch.equal(plain(x), x)
+
+
+def test_channels_of_zeros_change_nothing() -> None:
+    for network in (resnet18(width=16), resnet18(width=16, stem="imagenet")):
+        x = torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(network.first_convolution(x), network.conv1(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_network_without_bn_has_the_same_features_and_shares_nothing(name: str) -> None:
+    network = BACKBONES[name](16)
+    shake_bn(network)
+    folded, x = fold_batch_norm(network), torch.randn(4, 3, 32, 32)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    features = network.eval()(x)
+    assert (folded(x) - features).abs().max() < 1e-5 * features.abs().max()
+    with torch.no_grad():
+        network.conv1.weight.zero_()
+    assert (folded(x) - features).abs().max() < 1e-5 * features.abs().max()
