@@ -117,14 +117,15 @@ class SimSiam(pl.LightningModule):
         x: Sequence[Tensor] = batch if isinstance(batch[0], Tensor) else batch[0]
         one_pass = x[0].is_cuda if self.one_pass is None else self.one_pass
         with expect_views(self, len(x) if one_pass else 1):
-            loss, spread = self._losses(x, one_pass)
-        self._log(torch.stack([loss.detach(), spread]), len(x[0]))
-        return {"loss": loss, "z_std": spread}  # tensors: nothing here waits for the device
+            loss, figures = self._losses(x, one_pass)
+        self._log(figures, len(x[0]))
+        return {"loss": loss, "z_std": figures[1]}  # tensors: nothing here waits for the device
 
     def losses(self, x: Sequence[Tensor], one_pass: bool) -> tuple[Tensor, Tensor]:
-        """The loss, and z_std of the first view."""
+        """The loss; and it and z_std of the first view, without gradient (2,)."""
         z, p = self.encode(x, one_pass)
-        return siamese_loss(p, z, self.hparams["stop_grad"], self.hparams["symmetric"]), z_std(z[0])
+        loss = siamese_loss(p, z, self.hparams["stop_grad"], self.hparams["symmetric"])
+        return loss, torch.stack([loss.detach(), z_std(z[0])])
 
     def encode(self, x: Sequence[Tensor], one_pass: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """z = f(x) and p = h(z) of each view, each with BN statistics of its own.

@@ -46,7 +46,9 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
                 print_line(f"warning: {reason}; it is tried again each epoch")
 
     def save(self) -> None:
-        """Nothing is left to do, and nothing that a full disk could refuse: `log_metrics` has written all points."""
+        """Lightning's own file of settings; on a full disk it is left out."""
+        with suppress(OSError):
+            super().save()
 
     def log_picture(self, tag: str, picture: Tensor, step: int) -> None:
         """(3, H, W) uint8. Skipped on a full disk."""
