@@ -187,8 +187,10 @@ class SimSiam(pl.LightningModule):
             groups, hp["learning_rate"], hp["momentum"], weight_decay=hp["weight_decay"], fused=True
         )
         steps = int(self.trainer.estimated_stepping_batches)
+        self.trainer.fit_loop.setup_data()  # with `max_steps`, the length of an epoch is not known before
         epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches  # steps
-        warmup = min(10 * epoch, steps / 10) if hp["warmup_epochs"] is None else hp["warmup_epochs"] * epoch
+        epochs = hp["warmup_epochs"]
+        warmup = min(10 * epoch, steps / 10) if epochs is None else epochs and epochs * epoch
         schedule = warmup_cosine(optimizer, round(min(warmup, steps - 1)), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -147,15 +147,18 @@ def test_a_monitor_without_images_says_what_to_give() -> None:
         KNNMonitor(bank=DataLoader(Pairs(), 10))
 
 
-@pytest.mark.parametrize(("steps", "peak_at"), [(3, 0), (20, 1), (50, 4)])
-def test_warm_up_and_cosine_take_their_length_from_max_steps(steps: int, peak_at: int) -> None:
+@pytest.mark.parametrize(
+    ("steps", "warmup", "peak_at"), [(3, None, 0), (20, None, 1), (50, None, 4), (20, 0, 0), (20, 2, 7), (20, 9, 18)]
+)
+def test_warm_up_and_cosine_take_their_length_from_max_steps(steps: int, warmup: float | None, peak_at: int) -> None:
+    """An epoch has 4 steps; a warm-up that is longer than the run leaves one step to the cosine."""
     rates: list[float] = []
 
     class Watch(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    trainer = fit(SimSiam(**SIZES), data(), max_steps=steps, callbacks=[Watch()])
+    trainer = fit(SimSiam(**SIZES, warmup_epochs=warmup), data(), max_steps=steps, callbacks=[Watch()])
     assert len(rates) == trainer.global_step == steps and int(np.argmax(rates)) == peak_at
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
