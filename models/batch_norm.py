@@ -80,6 +80,7 @@ class _BatchNormPerView(_BatchNorm):
     """torch's BN, except that a batch in training consists of `views` views."""
 
     views = 1
+    compiled = False  # then by operations that a compiler joins, and `expect_views` counts the batches
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -88,7 +89,9 @@ class _BatchNormPerView(_BatchNorm):
             return self._normalize_over_processes(input)
         if self.views == 1:
             return super().forward(input)
-        return self._normalize_views(input)
+        if self.compiled:
+            return self._normalize_views(input)
+        return torch.cat([super(_BatchNormPerView, self).forward(view) for view in input.chunk(self.views)])
 
     def _normalize_views(self, input: Tensor) -> Tensor:
         """On views of the memory, where it is in channels_last: nothing is split, joined or moved."""
@@ -120,8 +123,8 @@ class _BatchNormPerView(_BatchNorm):
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         with torch.no_grad():
-            if self.views == 1:
-                self.num_batches_tracked.add_(1)  # of several views, `expect_views` counts
+            if not self.compiled:
+                self.num_batches_tracked.add_(self.views)
             for view in range(self.views):
                 self.running_mean.lerp_(mean[view], self.momentum or 0.0)
                 self.running_var.lerp_(var[view] * (n / (n - 1)), self.momentum or 0.0)
@@ -141,16 +144,20 @@ def separates_views(network: nn.Module) -> bool:
 
 
 @contextmanager
-def expect_views(network: nn.Module, views: int) -> Iterator[None]:
-    """Within this context, all BN layers of `network` take a training batch for the concatenation of `views` views."""
+def expect_views(network: nn.Module, views: int, compiled: bool = False) -> Iterator[None]:
+    """Within this context, all BN layers of `network` take a training batch for the concatenation of `views` views.
+
+    Args:
+        compiled: `network` is part of a compiled graph.
+    """
     layers = [module for module in network.modules() if isinstance(module, _BatchNormPerView)]
     for layer in layers:
-        layer.views = views
+        layer.views, layer.compiled = views, compiled and views > 1
     try:
         yield
-        counts = [layer.num_batches_tracked for layer in layers if views > 1 and layer.training]
+        counts = [layer.num_batches_tracked for layer in layers if layer.compiled and layer.training]
         if counts:  # in one launch
             torch._foreach_add_(counts, views)  # pyright: ignore
     finally:
         for layer in layers:
-            layer.views = 1
+            layer.views, layer.compiled = 1, False

@@ -116,7 +116,7 @@ class SimSiam(pl.LightningModule):
         """Algorithm 1. `batch` is the views [x1, x2] or more, (B, 3, S, S) each, or ([x1, x2], labels)."""
         x: Sequence[Tensor] = batch if isinstance(batch[0], Tensor) else batch[0]
         one_pass = x[0].is_cuda if self.one_pass is None else self.one_pass
-        with expect_views(self, len(x) if one_pass else 1):
+        with expect_views(self, len(x) if one_pass else 1, compiled=self._losses != self.losses):
             loss, figures = self._losses(x, one_pass)
         self._log(figures, len(x[0]))
         return {"loss": loss, "z_std": figures[1]}  # tensors: nothing here waits for the device

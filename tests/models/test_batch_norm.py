@@ -15,15 +15,16 @@ from tests.helpers import Started, torchrun_environments
 from utils import distributed
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("views", [2, 4])
-def test_joined_views_give_what_separate_passes_give(views: int) -> None:
+def test_joined_views_give_what_separate_passes_give(views: int, compiled: bool) -> None:
     """Outputs, gradients and running statistics, to rounding: the convolutions see batches of another size."""
     torch.manual_seed(0)
     separate = nn.Sequential(resnet10(8), projection_mlp(64, 32, 16)).double().train()
     joined = copy.deepcopy(separate)
     x = [torch.randn(6, 3, 32, 32, dtype=torch.float64) for _ in range(views)]
     theirs = torch.cat([separate(view) for view in x])
-    with expect_views(joined, views):
+    with expect_views(joined, views, compiled):
         ours = joined(torch.cat(x))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     weight = torch.randn_like(theirs)
