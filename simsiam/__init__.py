@@ -18,11 +18,11 @@ MODULES = ("callbacks.collapse", "callbacks.knn", "module", "data.datamodule", "
 
 def check_packages() -> None:
     """Raise ImportError if a module of somebody else's hides one of the packages beside this one."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).resolve().parent.parent
     for package in ("models", "utils"):
         found = importlib.util.find_spec(package)
-        if found is None or found.origin != str(root / package / "__init__.py"):
-            where = found.origin if found else "nothing"
+        where = Path(found.origin).resolve() if found and found.origin else "nothing"
+        if where != root / package / "__init__.py":
             raise ImportError(
                 f"simsiam needs its own package {package!r}, but Python finds {where}: put {root} before it"
             )
