@@ -110,6 +110,7 @@ class Faults:
     def interrupt(self, run: RunDirectory) -> bool:
         """Start or resume a run, and end it by a signal; False if it ended by itself before."""
         tally, last = self.tally, run.last.stat().st_mtime_ns if run.last.exists() else 0
+        already = self.lost_epochs(run)  # to the kill before; their rows stay until training begins again
         process = self.start(run)
         if tally.signals < tally.kills // 3:
             number, due = STOPPING[tally.signals % len(STOPPING)], self.moment(0.3, self.seconds / 2)
@@ -118,7 +119,7 @@ class Faults:
                 return False
             tally.signals += 1
             tally.wrong_statuses += status != 128 + number
-            tally.lost_to_signals += self.lost_epochs(run)
+            tally.lost_to_signals += max(0, self.lost_epochs(run) - already)
             return True
         conditions: tuple[Callable[[], bool], ...] = (
             self.moment(0.05, self.seconds / 2),
