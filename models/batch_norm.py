@@ -157,7 +157,7 @@ def expect_views(network: nn.Module, views: int, compiled: bool = False) -> Iter
         yield
         counts = [layer.num_batches_tracked for layer in layers if layer.compiled and layer.training]
         if counts:  # in one launch
-            torch._foreach_add_(counts, views)  # pyright: ignore
+            torch._foreach_add_(counts, views)  # pyright: ignore[reportCallIssue, reportArgumentType, reportPrivateImportUsage]
     finally:
         for layer in layers:
             layer.views, layer.compiled = 1, False

@@ -129,7 +129,7 @@ def test_batches_of_views_and_labels_from_a_loader_of_ones_own(tmp_path: Path) -
     trainer.save_checkpoint(tmp_path / "own.ckpt")
     backbone = load_backbone(tmp_path / "own.ckpt")
     with pytest.raises(ValueError, match=r"not known: train with SimSiam\(mean="):
-        backbone.mean  # noqa: B018
+        backbone.mean  # noqa: B018  (to read it is what raises)
     assert SimSiam.load_from_checkpoint(tmp_path / "own.ckpt").hparams["mean"] is None
 
 
@@ -263,9 +263,9 @@ LOGGERS += ["--accelerator", "cpu", "--exp-name", "run", "--logger"]
 
 
 @pytest.mark.slow("starts the processes of wandb and mlflow; csv and TensorBoard are quick tests")
-def test_main_logs_to_wandb_and_mlflow_without_tensorboard(tmp_path: Path) -> None:
+def test_main_logs_to_wandb_and_mlflow_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport main\nsys.exit(main.main(sys.argv[1:]))\n"
-    os.environ["WANDB_MODE"] = "offline"
+    monkeypatch.setenv("WANDB_MODE", "offline")
     run_script(tmp_path, code, *LOGGERS, "wandb", "mlflow")
     run = tmp_path / "runs" / "run"
     (kNN,) = run.glob("mlruns/*/*/metrics/kNN_accuracy")

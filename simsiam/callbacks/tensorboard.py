@@ -29,7 +29,8 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         new = {name: value for name, value in metrics.items() if name != "epoch" and self.latest.get(name, -1) != step}
         self.latest |= dict.fromkeys(new, step)
-        self.waiting.append((new, step))
+        if new:
+            self.waiting.append((new, step))
         try:
             while self.waiting:
                 super().log_metrics(*self.waiting[0])
