@@ -2,6 +2,13 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+ifneq ($(shell command -v uv),)
+VENV := uv venv -q --allow-existing --python $(PYTHON) .venv
+INSTALL := uv pip install -q --python $(BIN)/python
+else
+VENV := $(PYTHON) -m venv .venv
+INSTALL := $(BIN)/python -m pip install -q
+endif
 
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
@@ -24,10 +31,10 @@ check: .venv/tests-installed  ## lint, format and types
 	$(BIN)/basedpyright
 
 .venv/installed: req.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -r req.txt
+	$(VENV)
+	$(INSTALL) -r req.txt
 	touch $@
 
 .venv/tests-installed: .venv/installed tests/req.txt
-	$(BIN)/python -m pip install -q -r tests/req.txt
+	$(INSTALL) -r tests/req.txt
 	touch $@

@@ -1,5 +1,6 @@
 """SimSiam from the command line: `python main.py` pre-trains; `python main.py --help` says what can be set."""
 
+import gc
 import importlib
 import logging
 import os
@@ -9,9 +10,18 @@ import threading
 import warnings
 from contextlib import suppress
 
-from simsiam.config.commands import COMMANDS
-from utils.cli import parse
-from utils.errors import RunFailure, Stopped, UserError, check, is_out_of_memory
+if sys.version_info < (3, 11):  # noqa: UP036  (who has an older one shall read it)
+    print(f"main.py: needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}", file=sys.stderr)
+    sys.exit(2)
+INSTALL = f"{sys.executable} -m pip install -r {os.path.join(os.path.dirname(os.path.abspath(__file__)), 'req.txt')}"
+try:
+    from simsiam.config.commands import COMMANDS, Evaluation
+    from simsiam.config.run_state import announce
+    from utils.cli import parse
+    from utils.errors import RunFailure, Stopped, UserError, check, is_out_of_memory
+except ModuleNotFoundError as missing:
+    print(f"main.py: the package {missing.name} is not installed: {INSTALL}", file=sys.stderr)
+    sys.exit(2)
 
 DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
@@ -23,15 +33,22 @@ def main(args: list[str]) -> int:
     name, rest = (args[0], args[1:]) if named else ("pretrain", args)
     try:
         check(name in COMMANDS, f"{name}: no such command; there are {', '.join(COMMANDS)}, each with --help")
+        if rest and not rest[0].startswith("-") and issubclass(COMMANDS[name], Evaluation):
+            rest = ["--checkpoint", *rest]
         config = parse(COMMANDS[name], rest, prog=f"main.py {name}" if named else "main.py")
         if name == "pretrain" and config.run.seeds:
             name = "sweep"
-        command = importlib.import_module(f"simsiam.commands.{name}")  # only now: --help need not wait for torch
+        elif name == "pretrain" and not announce(config, first=is_first("RANK", "SLURM_PROCID")):
+            return 0
+        module = "sweep" if name == "ablate" else name
+        command = importlib.import_module(f"simsiam.commands.{module}")  # only now: --help need not wait for torch
         silence_lightning()
         getattr(command, name)(config)
         return 0
     except (UserError, RunFailure, Stopped) as error:
         return report_failure(error, error.status)
+    except ModuleNotFoundError as missing:
+        return report_failure(UserError(f"the package {missing.name} is not installed: {INSTALL}"), 2)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -53,10 +70,15 @@ def stop(number: int, frame: object) -> None:
     raise Stopped(number, "; the same command goes on, or begins again")
 
 
+def is_first(*variables: str) -> bool:
+    """Whether none of these environment variables has a number above 0."""
+    return int(next(filter(None, map(os.environ.get, variables)), 0)) == 0
+
+
 def report_failure(error: BaseException, status: int) -> int:
     """Print one line: of a failure of the whole run in its first process, of a mistake in the first of each machine."""
     variables = ("RANK", "SLURM_PROCID") if isinstance(error, RunFailure | Stopped) else ("LOCAL_RANK", "SLURM_LOCALID")
-    if int(os.environ.get(variables[0]) or os.environ.get(variables[1]) or 0) == 0:
+    if is_first(*variables):
         with suppress(OSError):  # after a SIGHUP there may be no terminal
             print(f"main.py: {error}", file=sys.stderr)
     return status
@@ -79,4 +101,6 @@ def ignore_full_disk(failed: threading.ExceptHookArgs) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    gc.freeze()  # or the interpreter looks for garbage in all of torch before it ends, for more than a second
+    sys.exit(status)

@@ -53,6 +53,7 @@ def augment(
     Args:
         images: (B, 3, C, C) uint8.
         indices: (B,) int64, each sample's place in the data set.
+        view: of all samples, or (B, 1) of each.
         mean, std: (3,) of the data set, on the scale of 0 to 1.
         size: S, the side of a view; None for C.
 

@@ -8,8 +8,6 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from utils import distributed
 
-COLLAPSED = 0.5  # z_std below this: a healthy run stays above 0.9
-
 
 def D(p: Tensor, z: Tensor, stop_grad: bool = True) -> Tensor:
     """Negative cosine similarity of predictions p and projections z, (B, d) each: the mean over the batch, -1 to 1.

@@ -12,15 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from models.batch_norm import expect_views, separates_views
-from models.heads import BN, prediction_mlp, projection_mlp
-from models.resnet import BACKBONES, ResNet
+from models.resnet import ResNet
+from models.siamese import OWN_BACKBONE, build_networks
 from simsiam.config.options import NetworkOptions, OptimizerOptions
 from simsiam.loss import siamese_loss, z_std
 from utils import distributed
-from utils.errors import check
 from utils.schedule import warmup_cosine
-
-OWN_BACKBONE = "an own"  # what hyper-parameters say of a backbone that was not built here, before its class
 
 
 class SimSiam(pl.LightningModule):
@@ -79,23 +76,16 @@ class SimSiam(pl.LightningModule):
         stem: str = "cifar",
     ) -> None:
         super().__init__()
-        check(heads_bn in BN, f"heads_bn {heads_bn!r}: there are {', '.join(BN)}")
         self.save_hyperparameters(ignore="backbone", logger=False)
-        if isinstance(backbone, nn.Module):
-            self.hparams["backbone"] = f"{OWN_BACKBONE} {type(backbone).__name__}"
-            self.backbone, features = backbone, count_features(backbone, image_size or 32)
-        else:
-            check(backbone in BACKBONES, f"unknown backbone {backbone!r}: there are {', '.join(BACKBONES)}")
-            self.hparams["backbone"] = backbone
-            self.backbone = BACKBONES[backbone](width, zero_init_residual, stem)
-            self.backbone.image_size, features = image_size, self.backbone.num_features
+        own = isinstance(backbone, nn.Module)
+        self.hparams["backbone"] = f"{OWN_BACKBONE} {type(backbone).__name__}" if own else backbone
+        heads = (out_dim, h_dim, proj_layers, proj_hidden, heads_bn, predictor)
+        networks = build_networks(backbone, width, *heads, zero_init_residual, stem, image_size)
+        self.backbone, self.projector, self.predictor = networks
+        self.predictor.requires_grad_(not fixed_predictor)
         self._losses = self.losses
         self.one_pass = None if separates_views(self.backbone) else False  # all views at once; None for where it pays
         self.sums, self.batches = torch.zeros(2, dtype=torch.float64), 0  # of loss and z_std, over the epoch so far
-        hidden = proj_hidden or out_dim
-        self.projector = projection_mlp(features, hidden, out_dim, proj_layers, heads_bn)
-        self.predictor = prediction_mlp(out_dim, h_dim, heads_bn) if predictor else nn.Identity()
-        self.predictor.requires_grad_(not fixed_predictor)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pooled backbone features, which is what one uses after training: (B, 3, S, S) -> (B, F)."""
@@ -193,15 +183,3 @@ class SimSiam(pl.LightningModule):
         warmup = min(10 * epoch, steps / 10) if epochs is None else epochs and epochs * epoch
         schedule = warmup_cosine(optimizer, round(min(warmup, steps - 1)), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-@torch.no_grad()
-def count_features(network: nn.Module, size: int) -> int:
-    """F of a network (B, 3, S, S) -> (B, F). Raises ValueError for any other output."""
-    was_training = network.training
-    out = network.eval()(torch.zeros(1, 3, size, size))
-    network.train(was_training)
-    check(
-        isinstance(out, Tensor) and out.dim() == 2, "the backbone must give features (B, F): leave its classifier out"
-    )
-    return out.shape[1]

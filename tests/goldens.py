@@ -36,13 +36,15 @@ TOLERANCE = 1e-5
 FLAGS = [
     *("--dataset", "patterns", "--train-images", "80", "--test-images", "40", "--knn-k", "20"),
     *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "20"),
-    *("--accelerator", "cpu", "--epochs", "2"),
+    *("--accelerator", "cpu", "--precision", "32", "--epochs", "2"),
 ]
 MASKS = (
     (r"\d+ images/s", "N images/s"),
     (r"\b\d:\d\d:\d\d\b", "H:MM:SS"),
     (r"(in|of) [\d.]+ s\b", r"\1 N s"),
     (r"cache/[0-9a-f]{16}", "cache/HASH"),
+    (r"\S*python -m", "python -m"),
+    (r"about \d+ \w+ on this CPU", "about N on this CPU"),
     (r"python main\.py|\S+python \S*main\.py", "python main.py"),
 )
 

@@ -33,7 +33,7 @@ def test_a_step_follows_the_mean_gradient_of_its_parts() -> None:
 
     (whole,) = EpochSampler(40, 40, seed=0, epoch=lambda: 0, device=torch.device("cpu"))
     for part in whole.split(10):
-        (expected.training_step([data.view(part, 0, view) for view in range(2)], 0)["loss"] / 4).backward()
+        (expected.training_step(data.make_views(part, 0), 0)["loss"] / 4).backward()
     torch.optim.SGD(expected.parameters(), 0.06, 0.9, weight_decay=5e-4).step()
     for (name, ours), theirs in zip(trained.state_dict().items(), expected.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0, msg=name)
@@ -44,7 +44,7 @@ def test_the_record_counts_steps_and_images_not_parts(program: Program, tmp_path
     small += ["--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "8", "--accelerator", "cpu"]
     for name, flags in (("whole", []), ("parts", ["--accumulate", "2"])):
         status, out, _ = program(*small, "--batch-size", "20", "--epochs", "2", "--exp-name", name, *flags)
-        assert status == 0 and "2 epochs of 4 steps of 20 images" in out
+        assert status == 0 and "2 epochs of 4 steps" in out and ("20 images in 2 parts" in out) == (name == "parts")
     whole, parts = rows(tmp_path / "runs" / "whole"), rows(tmp_path / "runs" / "parts")
     for a, b in zip(whole, parts, strict=True):
         assert (a["step"], a["learning_rate"]) == (b["step"], b["learning_rate"])

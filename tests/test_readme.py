@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 import warnings
 from pathlib import Path
 
@@ -99,6 +100,12 @@ def test_make_demo_and_the_command_that_stands_for_it_are_the_same() -> None:
     recipes = (ROOT / "Makefile").read_text().replace("\\\n", " ").splitlines()
     recipe = next(line for line in recipes if "main.py" in line)
     assert shlex.split(recipe.split("main.py")[1].replace("--overwrite", "")) in map(shlex.split, PRETRAIN)
+
+
+def test_pip_and_uv_install_the_same() -> None:
+    lines = (ROOT / "req.txt").read_text().splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dependencies"] == [line for line in lines if line and not line.startswith("#")]
 
 
 def test_make_targets_that_are_named_exist() -> None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 Chunk = TypeVar("Chunk", bound=Sized)
+MANY_CLASSES = 20  # of more, a table shows the extremes
 PROGRESS_SECONDS = 5  # between lines of progress, if there is no terminal
 
 
@@ -23,24 +24,29 @@ class _Console(Console):
 console = _Console(highlight=False, soft_wrap=True)
 
 
+def plural(count: int, noun: str) -> str:
+    """ "1 epoch", "2 epochs"; "2 classes"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 def print_line(line: str) -> None:
     """Print a line as it is, at once."""
     console.print(line, markup=False)
     sys.stdout.flush()
 
 
-def track_progress(chunks: Iterable[Chunk], total: int, what: str) -> Iterator[Chunk]:
-    """Yield `chunks`, `total` items in all, and show the progress: a bar, or lines where there is no terminal."""
+def track_progress(chunks: Iterable[Chunk], total: int, what: str, lines: bool = True) -> Iterator[Chunk]:
+    """Yield `chunks`, `total` items in all, and show the progress: a bar, or `lines` where there is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    lines, due = not console.is_terminal, time.monotonic() + PROGRESS_SECONDS
-    with Progress(*columns, console=console, transient=True, disable=lines) as bar:
+    terminal, due = console.is_terminal, time.monotonic() + PROGRESS_SECONDS
+    with Progress(*columns, console=console, transient=True, disable=not terminal) as bar:
         task = bar.add_task(what, total=total)
         done = 0
         for chunk in chunks:
             yield chunk
             done += len(chunk)
             bar.update(task, completed=done)
-            if lines and time.monotonic() >= due and done < total:
+            if lines and not terminal and time.monotonic() >= due and done < total:
                 print_line(f"{what}: {done:,} of {total:,}")
                 due = time.monotonic() + PROGRESS_SECONDS
 

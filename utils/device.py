@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from utils.errors import check
+from utils.run_dir import PACKAGES
 
-PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")  # whose versions a run notes
+AUTO_PRECISIONS = ("32-true", "bf16-mixed")  # what "auto" comes to
 
 
 def choose_accelerator(accelerator: str) -> str:
@@ -32,9 +33,15 @@ def choose_precision(precision: str, accelerator: str) -> Any:
     """Lightning's name for a precision: auto, 32, bf16 or 16. Raises UserError if the device does not have it."""
     gpu = choose_accelerator(accelerator) == "gpu"
     if precision == "auto":
-        precision = "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else _cpu_has_bf16()
+        precision = "bf16" if native else "32"
     check(precision != "16" or gpu, "--precision 16 needs a GPU: take bf16 or 32")
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself; where it does not, bf16 is slower than fp32."""
+    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", _read("/proc/cpuinfo")))
 
 
 def hardware(accelerator: str) -> dict[str, Any]:

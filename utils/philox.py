@@ -33,7 +33,7 @@ def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
 
 
 def uniform(index: Tensor, epoch: int | Tensor, stream: int | Tensor, count: int, *, seed: int) -> Tensor:
-    """(B, count) float32 in [0, 1), multiples of 2**-24, for sample indices (B,) int64; streams are independent."""
+    """(B, count) float32 in [0, 1), multiples of 2**-24; of sample indices (B,) and a stream, or (B, 1) streams."""
     block = torch.arange((count + 3) // 4, device=index.device)  # each counter yields four words
     zero = torch.zeros_like(block)
     words = philox((index[:, None] & _MASK, zero + epoch, zero + stream, block), seed)

@@ -9,9 +9,15 @@ from typing import Any, Literal
 
 import yaml
 
-from utils.checkpoint_io import previous
 from utils.errors import UserError, check
 from utils.filesystem import PARTIAL, check_writable, lock_folder, write_text
+
+PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")  # whose versions a run notes
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 class RunDirectory:
@@ -21,7 +27,7 @@ class RunDirectory:
         self.path = path
         self.config, self.metrics = path / "config.yaml", path / "metrics.jsonl"
         self.summary, self.backbone = path / "summary.json", path / "backbone.safetensors"  # only of a finished run
-        self.tensorboard, self.views = path / "tensorboard", path / "views.png"
+        self.views = path / "views.png"
         self.checkpoints, self.results = path / "checkpoints", path / "results"  # of commands that evaluate the run
         self.last, self.best = self.checkpoints / "last.ckpt", self.checkpoints / "best.ckpt"
         self._locks = ExitStack()
@@ -29,7 +35,7 @@ class RunDirectory:
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
         """Whether a run is there already. Raises UserError if something else is, or nothing can be written there."""
-        for folder in (self.path, self.checkpoints, self.tensorboard):
+        for folder in (self.path, self.checkpoints):
             check_writable(folder, "--save-dir")
         module = self.path.with_name(self.path.name + ".py")
         check(not module.exists(), f"{self.path} would lie beside the module {module}: give another --exp-name")
@@ -69,9 +75,10 @@ class RunDirectory:
 
     def delete(self) -> None:
         """Remove what a run writes; other files in the folder stay. A kill in between leaves an unfinished run."""
-        for file in (self.summary, self.metrics, self.backbone, self.views):
+        tensorboard = [*self.path.glob("events.out.tfevents.*"), self.path / "projector_config.pbtxt"]
+        for file in (self.summary, self.metrics, self.backbone, self.views, *tensorboard):
             file.unlink(missing_ok=True)
-        for folder in (self.tensorboard, self.checkpoints, self.results):
+        for folder in (self.checkpoints, self.results, *(part.parent for part in self.path.glob("[0-9]*/embedding"))):
             shutil.rmtree(folder, ignore_errors=True)
         self.config.unlink(missing_ok=True)
 

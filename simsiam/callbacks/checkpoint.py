@@ -1,23 +1,81 @@
 """The checkpoints of a run, written in the background, and its orderly end on a signal."""
 
+import os
+import shutil
 import signal
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from simsiam.callbacks.metrics import MetricsRecorder, not_finite
 from simsiam.callbacks.signals import SignalCallback
 from utils import distributed
-from utils.checkpoint_io import BackgroundCheckpointIO
+from utils.checkpoint_io import read_checkpoint
 from utils.console import print_line
 from utils.errors import Stopped
-from utils.run_dir import RunDirectory
+from utils.filesystem import write_atomically
+from utils.run_dir import RunDirectory, previous
 
 CHECKPOINT_SECONDS = 30  # at least, between two
 SHARE = 0.01  # of the time, at most, that training may wait for checkpoints
+
+
+class BackgroundCheckpointIO(TorchCheckpointIO):
+    """Writes copies of the tensors atomically in a thread, so that training does not wait for the disk.
+
+    A failure to write is noted in `failures` (file -> reason, of its latest attempt) and raises nothing.
+
+    Args:
+        keep: the checkpoint whose predecessor is kept, too.
+        about: plain values that every checkpoint holds besides Lightning's own.
+    """
+
+    def __init__(self, keep: Path, about: dict[str, Any]) -> None:
+        self.keep, self.about = keep, about
+        self.failures: dict[Path, str] = {}
+        self._thread, self._pending = ThreadPoolExecutor(1), list[tuple[Path, Future[None]]]()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        copy = apply_to_collection(checkpoint | self.about, torch.Tensor, lambda tensor: tensor.detach().clone())
+        for queued, future in self._pending:
+            if queued == Path(path):
+                future.cancel()  # unless it has begun: on a slow disk, copies do not queue up in memory
+        self._pending = [(queued, future) for queued, future in self._pending if not future.cancelled()]
+        self._pending.append((Path(path), self._thread.submit(self._write, copy, Path(path))))
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+        def write(partial: Path) -> None:
+            with open(partial, "wb") as file:  # given a path, torch reports a full disk as "unexpected pos"
+                torch.save(checkpoint, file)
+            if path == self.keep and path.exists():
+                previous(path).unlink(missing_ok=True)
+                try:
+                    os.link(path, previous(path))
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(path, previous(path))
+
+        try:
+            write_atomically(path, write)
+            self.failures.pop(path, None)
+        except OSError as error:
+            self.failures[path] = error.strerror or str(error)
+
+    def wait(self) -> None:
+        """Return when every checkpoint is on the disk, or has failed."""
+        while self._pending:
+            self._pending.pop(0)[1].result()
+
+    teardown = wait  # by Lightning, at the end
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        return read_checkpoint(Path(path))  # on the CPU; Lightning moves tensors to the device
 
 
 class CheckpointCallback(Checkpoint):

@@ -1,6 +1,7 @@
 """kNN accuracy and effective rank of the backbone's features, measured at the end of each epoch."""
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn.functional import normalize
 from models.resnet import ResNet, fold_batch_norm
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset, why_no_knn
-from simsiam.evaluation.features import extract_features
+from simsiam.evaluation.features import chunk_size, extract_chunks
 from simsiam.evaluation.metrics import rankme
 from utils import distributed
 from utils.knn import nearest, vote
@@ -41,6 +42,7 @@ class KNNMonitor(pl.Callback):
         every: epochs between measurements; the last epoch is always measured. 0 for never.
         bank, queries: loaders of (images, labels), the images as the network takes them; None for the datamodule's.
         report: called with a line of text for the user.
+        track: passes on chunks of images, of which there are so many, and shows its progress under that name.
         compile: compile the network that gives the features, on a GPU.
 
     Raises:
@@ -57,14 +59,17 @@ class KNNMonitor(pl.Callback):
         bank: Batches | None = None,
         queries: Batches | None = None,
         report: Callable[[str], Any] = print,
+        track: Callable[[Iterable[Tensor], int, str], Iterable[Tensor]] = lambda chunks, n, what: chunks,
         compile: bool = False,
     ) -> None:
         if (bank is None) != (queries is None):
             raise ValueError("KNNMonitor: give both bank and queries, loaders of (images, labels), or neither")
-        self.k, self.temperature, self.every, self.report, self.compile = k, temperature, every, report, compile
+        self.k, self.temperature, self.every = k, temperature, every
+        self.report, self.track, self.compile = report, track, compile
         self.bank, self.queries = bank, queries
         self.folded: ResNet | None = None  # on a GPU, the network that gives the features
         self.untrained: float | None = None
+        self.seconds = 0.0  # that the latest measurement took
         self.latest: dict[str, float] = {}  # figures of the epoch that just ended; empty if it was not measured
         self.places: Tensor | None = None  # (Q, k) indices of each query's neighbours in the bank
 
@@ -92,6 +97,7 @@ class KNNMonitor(pl.Callback):
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         """The figures of now. Each process extracts and searches its share of the images."""
+        started = time.perf_counter()
         with trainer.precision_plugin.forward_context():
             (bank, labels), (queries, truth), classes = self._extract(trainer, pl_module)
         figures, rank = dict[str, float](), rankme(bank[: RANKME_IMAGES // distributed.world_size()])
@@ -104,7 +110,12 @@ class KNNMonitor(pl.Callback):
             figures["kNN_accuracy"] = 100 * (predicted == truth).sum().item() / len(truth)
         if math.isfinite(rank):
             figures["rankme"] = rank
+        self.seconds = time.perf_counter() - started
         return trainer.strategy.broadcast(figures)  # of rank 0: the same for all
+
+    def seconds_left(self, epoch: int, epochs: int) -> float:
+        """About what the measurements will take that follow when so many epochs are done."""
+        return self.seconds * (-(-epochs // self.every) - epoch // self.every) if self.every and epoch < epochs else 0.0
 
     def _extract(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Labelled, Labelled, int]:
         """Features of this process's share and labels of all, of bank and queries; classes, 0 without labels."""
@@ -118,8 +129,9 @@ class KNNMonitor(pl.Callback):
         assert isinstance(data, ViewsDataModule)  # `setup` has seen to it
 
         def extract(split: ImageDataset) -> Labelled:
-            part = distributed.shard(len(split))
-            return extract_features(network, split.images, data.mean, data.std, unit=False, part=part), split.labels
+            images = split.images[distributed.shard(len(split))]
+            chunks = self.track(images.split(chunk_size(images)), len(images), f"kNN, {len(split):,} images")
+            return extract_chunks(network, chunks, len(images), data.mean, data.std, unit=False), split.labels
 
         why = why_no_knn(data.train, data.test)
         bank = extract(data.train)
@@ -137,10 +149,10 @@ class KNNMonitor(pl.Callback):
         return self.folded
 
     def state_dict(self) -> dict[str, Any]:
-        return {"untrained": self.untrained}
+        return {"untrained": self.untrained, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.untrained = state_dict["untrained"]
+        self.untrained, self.seconds = state_dict["untrained"], state_dict.get("seconds", 0.0)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
 
 from simsiam.callbacks.tensorboard import ResilientTensorBoardLogger
-from simsiam.config.commands import Pretrain, settings_that_matter, settings_to_keep
+from simsiam.config.commands import DEFAULTS, Pretrain, settings_that_matter, settings_to_keep
 from utils import distributed
 from utils.errors import UserError, check
 from utils.run_dir import RunDirectory
@@ -28,10 +28,11 @@ def make_loggers(config: Pretrain, run: RunDirectory, resumed_at: int | None) ->
     for kind in dict.fromkeys(config.monitor.logger):
         if kind == "tensorboard":
             # It drops what it has from the step on that is resumed from.
-            where: dict[str, Any] = {"name": "", "version": run.tensorboard.name, "purge_step": resumed_at or 0}
+            where: dict[str, Any] = {"name": "", "version": "", "purge_step": resumed_at or 0}
             loggers.append(board := ResilientTensorBoardLogger(run.path, default_hp_metric=False, **where))
             if resumed_at is None and distributed.rank() == 0:
-                board.log_settings(settings)
+                differing = {key: value for key, value in settings.items() if value != DEFAULTS.get(key)}
+                board.log_settings({"seed": config.run.seed} | differing)
         elif kind == "csv":
             loggers.append(CSVLogger(run.path, name="csv"))
         else:

@@ -1,41 +1,89 @@
-"""The progress of training on the terminal."""
+"""The progress of training on the terminal, and how long it will take."""
 
+import copy
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+import torch
+from rich.progress import BarColumn, Progress, TextColumn
 
+from simsiam.data.datamodule import ViewsDataModule
+from simsiam.evaluation.features import extract_features
+from simsiam.module import SimSiam
 from utils.console import console, print_line
+
+REFRESH = 1.0  # seconds between looks at the loss, each of which waits for the device
+LINES = 40  # of finished epochs that stay on a terminal, about; a file has all
+NARROWEST = 8  # columns of the bar
 
 
 class ProgressCallback(pl.Callback):
-    """A bar with the figures of the latest epoch, which `words` gives, and the time left; without a terminal, lines."""
+    """A line for each finished epoch; on a terminal below them a bar of this epoch's steps, which moves every second.
 
-    def __init__(self, words: Callable[[], str]) -> None:
-        self.words = words
-        columns = (TextColumn("steps"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
+    Args:
+        words: gives the figures of the latest epoch.
+        pause: seconds that the Trainer will still spend between epochs, of which the given number is done.
+    """
+
+    def __init__(self, words: Callable[[], str], pause: Callable[[int], float] = lambda epoch: 0.0) -> None:
+        self.words, self.pause = words, pause
+        columns = (TextColumn("{task.fields[head]}"), BarColumn(None), TextColumn("{task.fields[tail]}"))
         options: dict[str, Any] = {"refresh_per_second": 4, "transient": True, "disable": not console.is_terminal}
-        self.bar = Progress(*columns, console=console, **options)
+        self.bar = Progress(*columns, console=console, expand=True, **options)
+        self.steps, self.seconds = 0, 0.0  # of training alone, since the first step, which may compile
+        self.step_ended: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.first_epoch, self.started = trainer.current_epoch, time.perf_counter()
-        self.task = self.bar.add_task("", total=trainer.estimated_stepping_batches, now="")
+        head = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.task, self.shown = self.bar.add_task("", total=None, head=head, tail=""), 0.0
         self.bar.start()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.steps:
+            self.step_ended = time.perf_counter()  # what lies between epochs is no training
+        self._show(trainer, 0)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.bar.update(self.task, completed=trainer.global_step)
+        now = time.perf_counter()
+        if self.step_ended is not None:
+            self.steps, self.seconds = self.steps + 1, self.seconds + now - self.step_ended
+        self.step_ended = now
+        if not self.bar.disable and (now - self.shown >= REFRESH or trainer.is_last_batch):
+            self.shown = now
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+            self._show(trainer, batch_idx + 1, f"loss {loss:.4f}")
+
+    def _show(self, trainer: pl.Trainer, done: int, loss: str = "") -> None:
+        batches, images = int(trainer.num_training_batches), trainer.datamodule.batch_size  # pyright: ignore[reportAttributeAccessIssue]
+        head, speed, left = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", "", ""
+        if self.steps:
+            images *= self.steps / trainer.accumulate_grad_batches
+            speed, left = f"{images / self.seconds:,.0f} images/s", f"left {self._left(trainer, done)}"
+        told = list(filter(None, (f"{done}/{batches}", loss, speed, left)))
+        for least in filter(None, (speed, loss, told[0], left)):  # what a narrow terminal can do without
+            if len(head) + NARROWEST + len("  ".join(told)) > console.width - 4:
+                told.remove(least)
+        tail = "  ".join(told)
+        self.bar.update(self.task, completed=done, total=batches, head=head, tail=tail)
+
+    def _left(self, trainer: pl.Trainer, done: int) -> timedelta:
+        """Time until the end of training, when `done` batches of this epoch are."""
+        epochs, batches = (trainer.max_epochs or 0) - trainer.current_epoch, int(trainer.num_training_batches)
+        steps = self.seconds / self.steps * (epochs * batches - done) if self.steps else 0.0
+        return timedelta(seconds=round(steps + self.pause(trainer.current_epoch + (done == batches))))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
-        left = (time.perf_counter() - self.started) / (epoch - self.first_epoch) * (epochs - epoch)
-        line = f"epoch {epoch:{len(str(epochs))}d}/{epochs}  {self.words()}  left {timedelta(seconds=round(left))}"
-        self.bar.update(self.task, now=line)
+        line = f"epoch {epoch:{len(str(epochs))}d}/{epochs}  {self.words()}"
         if self.bar.disable:
+            print_line(f"{line}  left {self._left(trainer, int(trainer.num_training_batches))}")
+        elif epoch % max(1, epochs // LINES) == 0 or epoch == epochs:
             print_line(line)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str = "fit") -> None:
@@ -43,3 +91,31 @@ class ProgressCallback(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.bar.stop()  # Lightning does not call teardown then; a running bar would hide the error's line
+
+
+def estimate_seconds(model: SimSiam, data: ViewsDataModule, bf16: bool, epochs: int, knn_every: int) -> float:
+    """What a run of one process will take on this processor, measured on a few steps of a copy of its `model`."""
+    twin, n = copy.deepcopy(model), min(data.batch_size, 128)
+    sizes, seconds, taken = Counter(map(data.view_size, range(epochs))), 0.0, 0.0
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        for size, count in sizes.items():
+            epoch = next(e for e in range(epochs) if data.view_size(e) == size)
+            for _ in range(2):  # the first one also makes room
+                started = time.perf_counter()
+                twin.training_step(data.make_views(torch.arange(n), epoch), 0)["loss"].backward()
+                taken = time.perf_counter() - started
+            seconds += count * taken * (len(data.train) // data.batch_size * data.batch_size) / n
+        if knn_every:
+            started = time.perf_counter()
+            extract_features(twin.backbone, data.train.images[:n], data.mean, data.std)
+            images = (len(data.train) + len(data.test)) * (1 - -epochs // knn_every)  # and once untrained
+            seconds += (time.perf_counter() - started) * images / n
+    return seconds
+
+
+def about(seconds: float) -> str:
+    """A time in words, in the largest unit of which there are two."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"about {seconds / length:.0f} {unit}"
+    return f"about {max(1, round(seconds))} s"

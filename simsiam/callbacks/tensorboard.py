@@ -47,9 +47,7 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
                 print_line(f"warning: {reason}; it is tried again each epoch")
 
     def save(self) -> None:
-        """Lightning's own file of settings; on a full disk it is left out."""
-        with suppress(OSError):
-            super().save()
+        """Nothing: Lightning would write a file of settings, which config.yaml has."""
 
     def log_picture(self, tag: str, picture: Tensor, step: int) -> None:
         """(3, H, W) uint8. Skipped on a full disk."""
@@ -59,6 +57,7 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
     def log_settings(self, settings: dict[str, Any]) -> None:
         """Put the curves on one page (CUSTOM SCALARS), and fill the HPARAMS tab with their latest values."""
         known = {name: "default" if value is None else value for name, value in settings.items()}
+        known |= {name: " ".join(value) for name, value in settings.items() if isinstance(value, list)}
         for summary in hparams(known, dict.fromkeys(("kNN_accuracy", "train_loss", "z_std"), 0.0)):
             self.experiment._get_file_writer().add_summary(summary)
         charts = {title: ["Multiline", [tag]] for tag, title in CURVES.items()}

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from simsiam.callbacks.progress import ProgressCallback
-from simsiam.callbacks.tensorboard import ResilientTensorBoardLogger
 from simsiam.config.commands import Finetune, Linear
 from simsiam.evaluation.classifier import Classifier, LabelledViews
 from simsiam.evaluation.context import EvaluationContext
@@ -27,15 +26,15 @@ def train_classifier(
     results: Results,
     largest_gradient: float | None = None,
 ) -> int:
-    """Train, with the curves in the results folder, and return the number of steps taken."""
-    results.clear()
+    """Train, and return the number of steps taken. An earlier summary goes: it is no longer of the files beside it."""
+    results.summary.unlink(missing_ok=True)
     trainer = pl.Trainer(
         accelerator=choose_accelerator(config.device.accelerator),
         devices=1,
         precision=choose_precision(config.device.precision, config.device.accelerator),
         max_epochs=epochs,
         gradient_clip_val=largest_gradient,
-        logger=ResilientTensorBoardLogger(results.tensorboard, name="", version="", default_hp_metric=False),
+        logger=False,
         callbacks=[ProgressCallback(model.describe_epoch)],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -56,8 +55,8 @@ def measure_accuracy(context: EvaluationContext, head: nn.Linear) -> dict[str, A
 
 def save_head(results: Results, context: EvaluationContext, head: nn.Linear, figures: dict[str, Any]) -> None:
     """Write `head.safetensors`, then the figures: `summary.json` marks a measurement as finished."""
-    results.clear()
+    results.summary.unlink(missing_ok=True)
     right, file = figures["test_accuracy"], str(context.checkpoint.file)
     about = {"classes": context.classes, "dataset": context.dataset, "checkpoint": file, "test_accuracy": right}
     write_weights(results.path / "head.safetensors", HEAD, head.state_dict(), about)
-    results.write(figures, {"probe/test_accuracy": right}, step=figures.get("steps"))
+    results.write(figures)

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.tensorboard.writer import SummaryWriter
 
-from simsiam.callbacks.images import log_embedding
 from simsiam.config.commands import Embed
 from simsiam.data.dataset import stored_side
 from simsiam.data.images import ImageFolder
@@ -61,12 +59,9 @@ def embed(config: Embed) -> None:
         with open(partial, "wb") as file:  # given a name, numpy would add a suffix to it
             np.savez(file, allow_pickle=False, **arrays)
 
-    def log_points(writer: SummaryWriter, step: int) -> None:
-        log_embedding(writer, splits["test"], features[-len(splits["test"]) :], step)
-
     write_atomically(output, write_npz)
     figures = {"of": what, "images": len(features), "features": features.shape[1], "classes": list(classes)}
     rows = [(what, f"{len(features):,}", str(features.shape[1]))]
     print_table("embedded", ("images", "number", "features"), rows)
     print_line(f"features  {output}")
-    results.write(figures | {"output": str(output)}, pictures=log_points if "test" in splits else None)
+    results.write(figures | {"output": str(output)})

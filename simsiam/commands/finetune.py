@@ -67,7 +67,7 @@ def finetune(config: Finetune) -> None:
             rows.append(("mean, deviation", "", f"{average:.2f} +- {deviation:.2f}"))
         context.print_accuracies("from scratch" if options.from_scratch else "fine-tuned", rows)
         figures = {"dataset": context.dataset, "labels": labels, "test_accuracy": average, "deviation": deviation}
-        results.write(figures | {"seeds": accuracies}, {"probe/test_accuracy": average})
+        results.write(figures | {"seeds": accuracies})
 
 
 def read_finished_seeds(config: Finetune, context: EvaluationContext, folder: Path) -> dict[int, float]:

@@ -38,7 +38,7 @@ def knn(config: Knn) -> None:
     head = ("features", "k", *(f"T {t:g}" for t in TEMPERATURES))
     print_table(f"{title}, bank of {len(context.train):,} train images", head, rows)
     print_classes(figures["per_class"])
-    results.write(figures, {"kNN_accuracy": figures["kNN_accuracy"]})
+    results.write(figures)
 
 
 def count_by_protocol(context: EvaluationContext) -> dict[tuple[str, int, float], Tensor]:

@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-from torchvision.transforms.functional import pil_to_tensor
 
 from simsiam.config.commands import Neighbours
 from simsiam.data.dataset import ImageDataset, stored_side
@@ -48,4 +47,4 @@ def neighbours(config: Neighbours) -> None:
     picture = draw_gallery(rows, heading)
     write_atomically(output, partial(picture.save, format="PNG"))
     print_line(f"picture   {output}")
-    results.write(figures, pictures=lambda writer, step: writer.add_image("neighbours", pil_to_tensor(picture), step))
+    results.write(figures)

@@ -1,7 +1,6 @@
 """The command `pretrain`: from settings to a finished run folder."""
 
 import os
-import shlex
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -9,30 +8,35 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from simsiam.callbacks.checkpoint import CheckpointCallback
+from simsiam.callbacks.checkpoint import BackgroundCheckpointIO, CheckpointCallback
 from simsiam.callbacks.collapse import CollapseMonitor
 from simsiam.callbacks.images import Pictures, log_final_pictures
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.callbacks.loggers import check_installed, make_loggers
 from simsiam.callbacks.metrics import MetricsRecorder
-from simsiam.callbacks.progress import ProgressCallback
+from simsiam.callbacks.progress import ProgressCallback, about, estimate_seconds
 from simsiam.callbacks.signals import SignalCallback
 from simsiam.callbacks.tensorboard import ResilientTensorBoardLogger
+from simsiam.commands import launch
 from simsiam.commands.resume import Start, count_processes, explain_failures, find_start, validate_run
-from simsiam.config.commands import Pretrain, main_command, settings_to_keep
+from simsiam.config.commands import Pretrain, main_command, settings_to_keep, to_type
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import default_stem, why_no_knn
 from simsiam.evaluation.checkpoint import backbone_facts, load_backbone
 from simsiam.module import SimSiam
 from utils import distributed
-from utils.checkpoint_io import BackgroundCheckpointIO, previous
-from utils.console import print_line
-from utils.device import choose_accelerator, choose_precision, git_commit, hardware, versions
+from utils.console import plural, print_line, track_progress
+from utils.device import AUTO_PRECISIONS, choose_accelerator, choose_precision, git_commit, hardware, versions
 from utils.errors import check
 from utils.export import BACKBONE, write_weights
 from utils.filesystem import write_json
-from utils.run_dir import RunDirectory
+from utils.run_dir import RunDirectory, previous
+
+LONG = 6 * 3600  # seconds for which nobody would wait without being told
+FOR_A_CPU = """python main.py --backbone resnet10 --width 16 --out-dim 512 --h-dim 128
+  --batch-size 128 --learning-rate 0.24 --epochs 24 --image-schedule 16:17 24:4"""
+LOG_EVERY = 100  # steps between points of a curve; epochs shorter than two of these have their means alone
 
 
 @dataclass
@@ -51,28 +55,31 @@ class RunContext:
     def provenance(self) -> dict[str, Any]:
         """What every checkpoint and exported file says of its origin."""
         about = {"classes": list(self.data.train.classes), "settings": settings_to_keep(self.config)}
-        about |= {"versions": versions(), "commit": git_commit()}
+        about |= {"versions": versions(), "commit": git_commit(), "precision": self.precision}
         return about | ({"images": self.data.dataset_digest} if self.data.dataset_digest else {})  # a person's own
 
 
 def pretrain(config: Pretrain) -> None:
     """Train, resume, or say that there is nothing to do. Mistakes are found before anything is written."""
-    if not config.run.dry_run and distributed.needs_launch(config.device.devices):
-        raise SystemExit(distributed.launch(config.device.devices or 1, main_command(config)))
+    if not config.run.dry_run and launch.needs_launch(config.device.devices):
+        raise SystemExit(launch.launch(config.device.devices or 1, main_command(config)))
     accelerator = choose_accelerator(config.device.accelerator)
     precision = choose_precision(config.device.precision, accelerator)
     check_installed(config.monitor.logger)
     run = RunDirectory(config.run_dir)
     started = (None, None) if config.run.dry_run else (config.device.devices, config.device.num_nodes)
-    with distributed.process_group(*started, accelerator == "gpu"), ExitStack() as held:
+    with launch.process_group(*started, accelerator == "gpu"), ExitStack() as held:
         state = distributed.broadcast_result(lambda: validate_run(config, run))
-        if state == "finished" and not config.run.overwrite:
-            print(f"{run.path} is finished already. --overwrite would start anew.")
+        if state == "finished" and not config.run.overwrite:  # since `main.py` has looked
             return
         data = load_data(config, accelerator)
         context = RunContext(config, run, accelerator, precision, data, build_model(config, data))
         found = run.resumable()
         context.start = distributed.broadcast_result(lambda: find_start(config, run, data, context.model, state))
+        if context.start and config.device.precision == "auto":  # on another device it may be another
+            older = "32-true" if accelerator == "cpu" else precision  # what it was when checkpoints did not say
+            kept = context.start.precision or older
+            context.precision = kept if kept in AUTO_PRECISIONS else precision
         if config.run.dry_run:
             print(describe_run(context))
             return
@@ -86,6 +93,7 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
         batch_size=config.optimizer.batch_size,
         accumulate=config.optimizer.accumulate,
         views=config.method.views,
+        image_schedule=config.method.image_schedule,
         seed=config.run.seed,
         policy=config.augmentation,
         compile=config.device.compile and accelerator == "gpu",
@@ -107,7 +115,7 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
 def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
     pl.seed_everything(config.run.seed % 2**32, verbose=False)  # initial weights; nothing later uses this generator
     network, method, optimizer = asdict(config.network), asdict(config.method), config.optimizer
-    del network["in_dim"], method["views"]
+    del network["in_dim"], method["views"], method["image_schedule"]
     return SimSiam(
         **network | {"stem": config.network.stem or default_stem(data.size)},
         **method,
@@ -153,32 +161,39 @@ def acquire_run(context: RunContext, seen: tuple[str, list[Any]], held: ExitStac
 
 
 def describe_run(context: RunContext) -> str:
-    """What is about to be trained, for people."""
-    config, data, run = context.config, context.data, context.run
-    network, optimizer, model = config.network, config.optimizer, context.model
+    """What is known of the run once its images are loaded; `announce` has said the rest."""
+    config, data, model = context.config, context.data, context.model
     sizes = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
-    steps = len(data.train) // optimizer.batch_size
-    parts = f" ({optimizer.accumulate} parts)" if optimizer.accumulate > 1 else ""
-    device = f"{count_processes(config)} x {context.accelerator}, precision {context.precision}".removeprefix("1 x ")
-    resumed = f", resumed from {context.start.path}" if context.start else ""
+    epochs, steps = config.optimizer.epochs, len(data.train) // config.optimizer.batch_size
+    device = f"{count_processes(config)} x {context.accelerator}"
     margin = f" from {data.train.side} x {data.train.side}" if data.size < data.train.side else ""
     why = why_no_knn(data.train, data.test)
     lines = [
-        f"SimSiam on {config.data.dataset}: {len(data.train):,} train and {len(data.test):,} test images, "
-        f"{len(data.train.classes)} classes",
-        *([f"  images    views of {data.size} x {data.size} pixels{margin}"] if margin or data.size != 32 else []),
-        *([f"  images    {why}: kNN is off"] if why and config.monitor.knn_every else []),
-        f"  network   {network.backbone}, width {network.width}, {model.hparams['stem']} stem: backbone "
-        f"{sizes['backbone']:.2f} M, projector {sizes['projector']:.2f} M, "
-        f"predictor {sizes.get('predictor', 0):.2f} M parameters",
-        f"  training  {optimizer.epochs} epochs of {steps} steps of {optimizer.batch_size} images{parts} x "
-        f"{config.method.views} views = {optimizer.epochs * steps:,} steps;",
-        f"            learning rate {optimizer.peak_rate:g} after {optimizer.warmup:g} epochs of warm-up",
-        f"  device    {device}",
-        f"  run       {run.path}{resumed}",
-        f"  watch     tensorboard --logdir {shlex.quote(str(run.path))}",
+        f"  images    {len(data.train):,} train and {len(data.test):,} test images, "
+        + plural(len(data.train.classes), "class"),
+        f"            views of {data.size} x {data.size} pixels{margin}",
+        *([f"            {why}: kNN is off"] if why and config.monitor.knn_every else []),
+        f"  network   {model.hparams['stem']} stem; parameters: backbone {sizes['backbone']:.2f} M,",
+        f"            projector {sizes['projector']:.2f} M, predictor {sizes.get('predictor', 0):.2f} M",
+        f"  steps     {plural(epochs, 'epoch')} of {plural(steps, 'step')} = {epochs * steps:,}",
+        f"  device    {device.removeprefix('1 x ')}, precision {context.precision}",
+        *([f"  start     resumed from {context.start.path}"] if context.start else []),
+        *(describe_time(context) if device == "1 x cpu" and not context.start else []),
+        f"  watch     {to_type('-m', 'tensorboard.main', '--logdir', context.run.path.parent)}",
     ]
     return "\n".join(lines)
+
+
+def describe_time(context: RunContext) -> list[str]:
+    """How long a run will take on this processor; for a long one, what suits it better."""
+    epochs, every = context.config.optimizer.epochs, context.config.monitor.knn_every
+    seconds = estimate_seconds(context.model, context.data, context.precision == "bf16-mixed", epochs, every)
+    lines = [f"  time      {about(seconds)} on this CPU"]
+    if seconds > LONG:
+        lines[0] += ": it wants a GPU."
+        lines.append("            What a CPU learns of CIFAR-10 in a quarter of an hour:")
+        lines += [f"            {line}" for line in FOR_A_CPU.splitlines()]
+    return lines
 
 
 def train(context: RunContext) -> None:
@@ -190,6 +205,7 @@ def train(context: RunContext) -> None:
     pictures_every = max(1, epochs // 10) if monitor.pictures_every is None else monitor.pictures_every
     on_gpu = context.accelerator == "gpu"
     knn = KNNMonitor(monitor.knn_k, monitor.knn_t, monitor.knn_every, report=print_line, compile=config.device.compile)
+    knn.track = lambda chunks, n, what: track_progress(chunks, n, what, lines=knn.untrained is None)
     recorder = MetricsRecorder(run, knn)
     io = BackgroundCheckpointIO(keep=run.last, about=context.provenance)
     signals = SignalCallback()
@@ -206,7 +222,7 @@ def train(context: RunContext) -> None:
         max_epochs=epochs,
         logger=loggers,
         callbacks=[
-            *(signals, knn, recorder, ProgressCallback(recorder.words)),
+            *(signals, knn, recorder, ProgressCallback(recorder.words, lambda epoch: knn.seconds_left(epoch, epochs))),
             Pictures(run, knn, pictures_every, board.log_picture if board else lambda *picture: None),
             CollapseMonitor(monitor.stop_on_collapse, report=print_line),
             checkpoints,
@@ -214,7 +230,7 @@ def train(context: RunContext) -> None:
         plugins=[io],
         enable_progress_bar=False,
         enable_model_summary=False,
-        log_every_n_steps=1_000_000,  # means are logged at each epoch's end, nothing at a step
+        log_every_n_steps=LOG_EVERY if len(data.train) // config.optimizer.batch_size >= 2 * LOG_EVERY else 1_000_000,
         num_sanity_val_steps=0,
         default_root_dir=run.checkpoints,  # where Lightning's SLURM plugin writes, see `RunDirectory.resumable`
     )
@@ -256,18 +272,17 @@ def finish_run(
         "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
     }
     write_json(run.summary, summary)
-    path, accuracy = shlex.quote(str(run.path)), ""
+    accuracy = ""
     after = "neighbours" if why_no_knn(data.train, data.test) else "linear"
     if summary["kNN_accuracy"] is not None:
         accuracy = f"  kNN       {summary['kNN_accuracy']:.2f} % in the last epoch"
         accuracy += f", {checkpoints.best:.2f} % in the best (epoch {checkpoints.best_epoch})"
         accuracy += f", {knn.untrained:.2f} % untrained\n" if knn.untrained is not None else "\n"
     print(
-        f"finished {last['epoch']} epochs in {timedelta(seconds=round(summary['seconds']))}\n{accuracy}"
+        f"finished {plural(last['epoch'], 'epoch')} in {timedelta(seconds=round(summary['seconds']))}\n{accuracy}"
         f"  loss      {last['train_loss']:.4f}   z_std {last['z_std']:.3f}\n"
         f"  speed     {summary['images_per_second']:,.0f} images/s\n"
         f"  backbone  {run.backbone}\n"
-        f"  watch     tensorboard --logdir {path}\n"
-        f"  next      python main.py {after} --checkpoint {path}\n"
-        f"            python main.py report {path}"
+        f"  next      {to_type(after, run.path)}\n"
+        f"            {to_type('report', run.path)}"
     )

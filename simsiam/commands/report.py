@@ -1,5 +1,6 @@
 """The command `report`: one page of a run, or of several side by side."""
 
+import importlib
 import os
 import re
 from collections.abc import Callable
@@ -15,13 +16,12 @@ from markupsafe import Markup
 from simsiam.config.ablations import paper_says
 from simsiam.config.commands import DEFAULTS, Report, command_line
 from simsiam.report import figures, records
-from simsiam.report.analysis import analyse_run, draw_stored_classes
-from simsiam.report.figures import data_uri
+from simsiam.report.figures import data_uri, draw_stored_classes
 from simsiam.report.records import Group, Run, get_mapping, summarize
 from utils.console import print_line, print_table
-from utils.device import PACKAGES, choose_accelerator
 from utils.errors import UserError, check
 from utils.filesystem import check_writable, write_atomically, write_text
+from utils.run_dir import PACKAGES
 
 TEMPLATE = Path(figures.__file__).with_name("template.html.j2")
 MAX_SECTIONS = 4  # groups whose first run is shown by pictures, which take time and room
@@ -50,7 +50,6 @@ MACHINE |= {name: name for name in ("precision", "devices", *PACKAGES)}
 
 def report(config: Report) -> None:
     """Read the runs, draw the figures, write the page; print where it is and the main figures."""
-    choose_accelerator(config.device.accelerator)
     runs = records.read_runs(config.report.runs)
     parent = os.path.commonpath([run.folder.path.absolute() for run in runs])
     output = Path(config.report.output or f"{parent}/report").expanduser()
@@ -131,8 +130,8 @@ def describe_features(group: Group, config: Report, folder: Path) -> dict[str, A
     if found["views"]:
         write_atomically(Path(f"{stem}views.png"), partial(found["views"].save, format="PNG"))
     if config.report.pictures:
-        try:
-            return found | analyse_run(run, config, stem)
+        try:  # torch is imported only now: a page without pictures does not wait for it
+            return found | importlib.import_module("simsiam.report.analysis").analyse_run(run, config, stem)
         except UserError as error:
             found["problem"] = error
     return found | {"charts": draw_stored_classes(run, stem)}

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simsiam.callbacks.checkpoint import CheckpointCallback
-from simsiam.config.commands import OWN, Pretrain, describe_differences, settings_to_keep
+from simsiam.config.commands import Pretrain, describe_differences, settings_to_keep
+from simsiam.config.run_state import check_folder
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import why_no_knn
 from simsiam.evaluation.checkpoint import find_checkpoint, load_strictly, load_weights
@@ -22,10 +23,11 @@ STATEFUL = ("Recorder", "Keeper")  # state keys of the callbacks whose state a c
 
 
 class Start(NamedTuple):
-    """A checkpoint to resume from, and the optimizer steps done in it."""
+    """A checkpoint to resume from, the optimizer steps done in it, and Lightning's name for the precision of these."""
 
     path: Path
     step: int
+    precision: Any = None  # not known of an older checkpoint
 
 
 def count_processes(config: Pretrain) -> int:
@@ -51,29 +53,7 @@ def validate_run(config: Pretrain, run: RunDirectory) -> str:
         f"--batch-size {batch_size}: {processes} devices share it in equal parts of at least 2"
         + (f", {accumulate} times" if accumulate > 1 else ""),
     )
-    state, overwrite = run.state(), config.run.overwrite
-    if state != "new" and not overwrite:
-        changed = describe_differences(run.settings(), settings_to_keep(config))
-        check(
-            not changed,
-            f"{run.path} holds a run with other settings ({'; '.join(changed)}): "
-            "give another --exp-name, or --overwrite to start anew",
-        )
-    if state == "finished" and not overwrite and config.data.dataset in OWN:
-        began = run.settings().get("data_dir") or ""
-        check(
-            os.path.realpath(began) == os.path.realpath(os.path.expanduser(config.data.data_dir)),
-            f"{run.path} holds a finished run on the images in {began}: give another --exp-name, or --overwrite",
-        )
-    if config.data.dataset == "folder":
-        root = Path(config.data.data_dir).expanduser().resolve()
-        root = root / "train" if (root / "train").is_dir() else root
-        check(
-            root not in run.path.resolve().parents,
-            f"{run.path} lies in --data-dir {config.data.data_dir}, where its pictures would be taken for images: "
-            "give another --save-dir",
-        )
-    return state
+    return check_folder(config, run)
 
 
 def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam, state: str) -> Start | None:
@@ -117,7 +97,7 @@ def _find_own(config: Pretrain, run: RunDirectory, data: ViewsDataModule) -> Sta
             continue
         if problems:
             print(f"warning: {problems[0]}; going back to the checkpoint before it", file=sys.stderr)
-        return Start(path, content["global_step"])
+        return Start(path, content["global_step"], content.get("precision", run.settings("resolved").get("precision")))
     raise UserError(f"{'; '.join(problems)}; --overwrite starts anew")
 
 
@@ -134,7 +114,7 @@ def _find_given(config: Pretrain, run: RunDirectory, data: ViewsDataModule, mode
     same = content.get("images") in (None, data.dataset_digest)
     check(same, f"{file} is of a run on other images than are in {config.data.data_dir}: {anew}")
     load_strictly(model, content["state_dict"], file)
-    return Start(file, content["global_step"])
+    return Start(file, content["global_step"], content.get("precision"))
 
 
 @contextmanager

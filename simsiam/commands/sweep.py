@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from simsiam.commands import launch
 from simsiam.commands.report import report
-from simsiam.config.commands import Pretrain, Report, main_command
+from simsiam.config.ablations import VARIANTS
+from simsiam.config.commands import DEFAULTS, Ablate, Pretrain, Report, main_command
 from simsiam.config.evaluation_options import ReportOptions
 from simsiam.config.options import AcceleratorOptions
-from utils import distributed
-from utils.cli import replace_settings
+from utils.cli import flatten, from_settings, replace_settings
 from utils.console import print_line
 from utils.errors import RunFailure, Stopped, check
 from utils.run_dir import RunDirectory
@@ -26,6 +27,23 @@ SHOWS_SOMETHING = (3, 4)  # statuses of a collapsed or diverged run, which an ab
 def sweep(config: Pretrain) -> None:
     """Train once for each of `--seeds`, and write the report of all."""
     run_all({f"seed {run.run.seed}": run for run in expand_seeds(config)})
+
+
+def ablate(config: Ablate) -> None:
+    """Train each variant, for each seed, in a folder of its own, and compare them."""
+    run_all(
+        {name: run for variant in config.ablation.variants for name, run in expand_variant(config, variant).items()}
+    )
+
+
+def expand_variant(config: Ablate, variant: str) -> dict[str, Pretrain]:
+    """The runs of one variant, one for each seed: all settings but its changes are the baseline's."""
+    shared = {name: value for name, value in flatten(config).items() if name in DEFAULTS}
+    changes = {"save_dir": str(config.run_dir), "exp_name": variant, "version": None, **VARIANTS[variant].changes}
+    if "batch_size" in changes:  # the rate follows it, as in the paper
+        changes["learning_rate"] = config.optimizer.peak_rate * changes["batch_size"] / config.optimizer.batch_size
+    runs = expand_seeds(from_settings(Pretrain, shared | changes))
+    return {f"{variant}, seed {run.run.seed}" if config.run.seeds else variant: run for run in runs}
 
 
 def expand_seeds(config: Pretrain) -> list[Pretrain]:
@@ -47,7 +65,7 @@ def run_all(runs: Mapping[str, Pretrain]) -> None:
         RunFailure: a run was killed; or, after all others are trained, some collapsed or diverged.
     """
     first = next(iter(runs.values()))
-    started = distributed.cluster_environment()
+    started = launch.cluster_environment()
     alone = started is None or started.world_size() == 1
     check(alone, "several runs: not by torchrun or srun; each has its own processes")
     one_by_one = first.device.accelerator == "cpu" or (first.device.devices or 1) > 1
@@ -100,7 +118,7 @@ class _Processes:
         name = next(iter(self.waiting))
         config = self.waiting.pop(name)
         print_line(f"\n{self.total - len(self.waiting)} of {self.total}: {name}")
-        environment = {**os.environ, distributed.PARENT_VARIABLE: str(os.getpid())}
+        environment = {**os.environ, launch.PARENT_VARIABLE: str(os.getpid())}
         together = len(self.gpus) > 1
         if together:
             environment["CUDA_VISIBLE_DEVICES"] = gpu

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -203,6 +204,21 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]
+
+
+def to_type(*args: object) -> str:
+    """A command of this program, or with -m of a package's, as a shell in this folder takes it."""
+    python, found = _from_here(sys.executable), shutil.which("python")
+    if found and os.path.abspath(found) == os.path.abspath(sys.executable):
+        python = "python"
+    script = [] if args[0] == "-m" else [_from_here(MAIN)]
+    return shlex.join(map(str, [python, *script, *args]))
+
+
+def _from_here(path: str | Path) -> str:
+    """The path from the working directory, if it lies in it."""
+    path = os.path.abspath(path)
+    return os.path.relpath(path) if path.startswith(os.path.join(os.getcwd(), "")) else path
 
 
 def main_command(config: Pretrain) -> list[str]:

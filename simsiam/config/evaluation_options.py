@@ -27,9 +27,9 @@ class CheckpointOptions:
     """Checkpoint and results."""
 
     checkpoint: Annotated[str, tyro.conf.arg(metavar="PATH"), MAY_CHANGE]
-    """A run folder, a .ckpt or a .safetensors of this program."""
+    """A run folder, a .ckpt or a .safetensors of this program; it may also come first, without the flag."""
     results_dir: Annotated[str | None, unset("DIR", "results in the run's folder"), MAY_CHANGE] = None
-    """Folder for the figures (JSON), TensorBoard files and whatever else the command makes."""
+    """Folder for the figures (JSON) and whatever else the command makes."""
     overwrite: Annotated[bool, MAY_CHANGE] = False
     """Replace the results of an earlier call."""
 

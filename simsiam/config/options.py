@@ -3,6 +3,7 @@
 The range of an option stands on its field. Nothing here imports torch, so that `--help` answers at once.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -121,6 +122,8 @@ class MethodOptions:
 
     views: Annotated[int, Field(ge=2)] = 2
     """Views of each image. More than two is FastSiam: each prediction against the mean of the other projections."""
+    image_schedule: Annotated[tuple[str, ...], unset("PIXELS:EPOCHS", "none")] = ()
+    """Smaller views first, which are cheaper: 16:12 24:6 is 12 epochs of 16 pixels, 6 of 24, the rest of full size."""
     stop_grad: bool = True
     """Stop the gradient at z. Without it the representation collapses."""
     predictor: bool = True
@@ -131,6 +134,9 @@ class MethodOptions:
     """Predict each view from the other; --no-symmetric is D(p1, z2) alone (section 4.6)."""
 
     def __post_init__(self) -> None:
+        for phase in self.image_schedule:
+            well = re.fullmatch(r"[1-9]\d{0,3}:[1-9]\d{0,5}", phase) is not None
+            check(well, f"--image-schedule {phase}: PIXELS:EPOCHS, as 16:12 for 16 pixels in the first 12 epochs")
         check(self.predictor or not self.fixed_predictor, "--fixed-predictor needs a predictor: drop --no-predictor")
 
 
@@ -177,6 +183,15 @@ class OptimizerOptions:
         )
 
 
+def is_collapsed(z_std: float, rankme: float | None) -> bool:
+    """Whether the projections hardly differ and the effective rank of the features, where it is measured, is low.
+
+    Healthy runs stay above a z_std of .9. Without BN in the heads they do not, but features of dozens of dimensions
+    are no collapse.
+    """
+    return z_std < 0.5 and (rankme is None or rankme < 12)
+
+
 @dataclass(frozen=True)
 class MonitorOptions:
     """Monitoring."""
@@ -210,7 +225,7 @@ class PrecisionOptions(AcceleratorOptions):
     """Device and precision."""
 
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    """auto is bf16 (mixed) on a GPU that supports it, else 32."""
+    """auto is bf16 (mixed) on a GPU, and on a CPU that has it (avx512_bf16, amx_bf16); else 32."""
 
 
 @dataclass(frozen=True)

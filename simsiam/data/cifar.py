@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100: downloaded once, checked, and read from pickles without running what these contain."""
 
-import hashlib
 import os
 import pickle
 import tarfile
@@ -19,21 +18,12 @@ from torchvision.datasets.utils import check_integrity
 
 from simsiam.config.options import DataOptions
 from simsiam.data.dataset import DatasetSource, ImageDataset, Splits, make_blank_split, take_first
-from utils.console import print_line, track_progress
+from utils.console import plural, print_line, track_progress
 from utils.errors import UserError, check
 from utils.filesystem import lock_folder, write_atomically
 
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
 PUBLISHED = {"cifar10": (CIFAR10, 10), "cifar100": (CIFAR100, 100)}  # torchvision's description; number of classes
-SHA256 = {  # of CIFAR-10's files whose MD5 is the published one; MD5 alone can be forged
-    "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
-    "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
-    "data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
-    "data_batch_3": "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
-    "data_batch_4": "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
-    "data_batch_5": "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
-    "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
-}
 
 
 def load_cifar(options: DataOptions) -> Splits:
@@ -83,13 +73,13 @@ def _find_problems(source: type[CIFAR10], folder: Path) -> dict[str, str]:
             found[file] = "missing"
         elif not check_integrity(path, md5):
             found[file] = "damaged (its MD5 is not the published one)"
-        elif file in SHA256 and hashlib.sha256(path.read_bytes()).hexdigest() != SHA256[file]:
-            found[file] = "forged (its MD5 is the published one, its SHA-256 is not)"
     return found
 
 
 def _describe(folder: Path, problems: dict[str, str]) -> str:
-    return f"{folder}: {', '.join(f'{file} is {why}' for file, why in problems.items())}"
+    """The first problem, and how many there are."""
+    first, others = "".join(f"{file} is {why}" for file, why in [*problems.items()][:1]), len(problems) - 1
+    return f"{folder}: {first}" + f", and {plural(others, 'file')} more" * (others > 0)
 
 
 def download_cifar(options: DataOptions) -> None:
@@ -98,15 +88,10 @@ def download_cifar(options: DataOptions) -> None:
     Raises UserError for damaged files (they are left as they are), or if the download failed.
     """
     root, (source, folder) = options.path, _locate(options)
-    by_hand = (
-        f"Download {options.data_url or source.url} (MD5 {source.tgz_md5}) by hand and unpack it: "
-        f"tar -xzf {source.filename} -C {root}; or name another folder with --data-dir, or a mirror with --data-url; "
-        "or go on without files: --dataset patterns"
-    )
     if not (problems := _find_problems(source, folder)):
         return
-    again = f"Delete {folder} and run this again to download it anew. {by_hand}"
-    check({*problems.values()} == {"missing"}, f"{_describe(folder, problems)}. {again}")
+    again = "delete the folder to have it downloaded anew, or name another with --data-dir"
+    check({*problems.values()} == {"missing"}, f"{_describe(folder, problems)}: {again}")
     made = [part for part in (root, *root.parents) if not part.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -117,8 +102,11 @@ def download_cifar(options: DataOptions) -> None:
         for empty in made:
             with suppress(OSError):  # somebody has put something into it
                 empty.rmdir()
-        why = f"{_describe(folder, problems)}; the download failed: {' '.join(str(error).split())}"
-        raise UserError(f"{why}. {by_hand}") from None
+        raise UserError(
+            f"{_describe(folder, problems)}; the download failed ({' '.join(str(error).split())}): put "
+            f"{options.data_url or source.url} into {root}, name the data's folder with --data-dir or a mirror with "
+            "--data-url, or go without files by --dataset patterns"
+        ) from None
 
 
 def _download(options: DataOptions, missing: list[str]) -> None:

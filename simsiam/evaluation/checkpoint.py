@@ -2,21 +2,26 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from torch import Tensor, nn
 
 from models.resnet import BACKBONES, STEMS, TELL_STATISTICS, ResNet
+from models.siamese import OWN_BACKBONE, build_networks
+from simsiam.config.options import NetworkOptions
 from simsiam.evaluation.features import extract_chunks
-from simsiam.module import OWN_BACKBONE, SimSiam
 from utils.checkpoint_io import read_checkpoint
 from utils.console import track_progress
 from utils.errors import UserError, check
 from utils.export import BACKBONE, read_weights
 from utils.run_dir import RunDirectory
+
+if TYPE_CHECKING:  # at run time, a network is loaded without Lightning, which takes seconds to import
+    from simsiam.module import SimSiam
 
 LARGEST_SIZE = 2**14  # of channels, dimensions and pixels: no file makes us allocate more
 Count = Annotated[int, Field(ge=1, le=2**26)]
@@ -59,6 +64,8 @@ class BackboneFacts(BaseModel, strict=True, extra="allow"):
 ARCHITECTURE = ("backbone", "width", "stem")
 HEADS = ("out_dim", "h_dim", "proj_layers", "proj_hidden", "heads_bn", "predictor")
 FACTS = (*ARCHITECTURE, "image_size", "mean", "std")  # these are hyper-parameters of SimSiam
+TRAINING = ("stop_grad", "fixed_predictor", "symmetric", "constant_predictor_lr", "learning_rate", "warmup_epochs")
+TRAINING += ("momentum", "weight_decay", "classes")
 PROVENANCE = ("classes", "settings", "versions", "commit", "row")  # these lie beside them in a run's checkpoint
 
 
@@ -122,9 +129,10 @@ def load_networks(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":
         return load_backbone_file(file)
-    model, facts = load_module(file)
-    assert isinstance(model.backbone, ResNet)  # of its name
-    return LoadedCheckpoint(file, attach_facts(model.backbone, facts), model.projector.eval(), facts)
+    networks, _, facts = load_all_networks(file)
+    backbone, projector = networks["backbone"], networks["projector"].eval()
+    assert isinstance(backbone, ResNet) and isinstance(projector, nn.Sequential)  # of their names
+    return LoadedCheckpoint(file, attach_facts(backbone, facts), projector, facts)
 
 
 def load_backbone_file(file: Path) -> LoadedCheckpoint:
@@ -136,27 +144,31 @@ def load_backbone_file(file: Path) -> LoadedCheckpoint:
     return LoadedCheckpoint(file, backbone, None, facts)
 
 
-def load_module(file: Path) -> tuple[SimSiam, BackboneFacts]:
-    """The whole module of a `.ckpt`."""
+def load_all_networks(file: Path) -> tuple[nn.ModuleDict, dict[str, Any], BackboneFacts]:
+    """Backbone, projector and predictor of a `.ckpt`, and their hyper-parameters."""
     content = read_checkpoint(file)
-    hparams = {
-        name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")
-    }  # the CLI's
-    own = str(hparams.get("backbone")).startswith(OWN_BACKBONE)
-    check(not own, f"{file}: of {hparams.get('backbone')}: build it, and load the weights that begin with 'backbone.'")
-    known = {**content, **hparams}
+    said = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}  # the CLI's
+    own = str(said.get("backbone")).startswith(OWN_BACKBONE)
+    check(not own, f"{file}: of {said.get('backbone')}: build it, and load the weights that begin with 'backbone.'")
+    known = {**content, **said}
     facts = validate_facts({name: known[name] for name in (*FACTS, *PROVENANCE) if name in known}, file)
+    network: dict[str, Any] = asdict(NetworkOptions()) | {"predictor": True, "image_size": None}
+    del network["in_dim"]
+    hparams: dict[str, Any] = network | said | {"stem": facts.stem}
     try:
+        unknown = hparams.keys() - {*network, *FACTS, *TRAINING}
+        check(not unknown, f"it has the hyper-parameters {', '.join(sorted(map(str, unknown)))}")
         largest = max(value for value in hparams.values() if isinstance(value, int))
         check(largest <= LARGEST_SIZE, f"a size of {largest}")
-        model = SimSiam(**hparams)
+        parts = build_networks(**{name: hparams[name] for name in network})
+        networks = nn.ModuleDict(dict(zip(("backbone", "projector", "predictor"), parts, strict=True)))
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file}: not a checkpoint of this program ({error})") from None
-    load_strictly(model, content["state_dict"], file)
-    return model, facts
+    load_strictly(networks, content["state_dict"], file)
+    return networks, hparams, facts
 
 
-def load_weights(model: SimSiam, path: str | Path) -> None:
+def load_weights(model: "SimSiam", path: str | Path) -> None:
     """Start `model` from weights alone: a whole checkpoint's, or a `.safetensors` for the backbone.
 
     Raises UserError as `load_backbone`, and for another architecture, named setting by setting.
@@ -166,8 +178,8 @@ def load_weights(model: SimSiam, path: str | Path) -> None:
         loaded = load_backbone_file(file)
         names, hparams, ours, theirs = ARCHITECTURE, loaded.facts.model_dump(), model.backbone, loaded.backbone
     else:
-        ours, (theirs, _) = model, load_module(file)
-        names, hparams = (*ARCHITECTURE, *HEADS), theirs.hparams
+        ours, (theirs, hparams, _) = model, load_all_networks(file)
+        names = (*ARCHITECTURE, *HEADS)
     have, want = ({**hp, "proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")} for hp in (hparams, model.hparams))
     wrong = [f"{name} {have[name]}, not {want[name]}" for name in names if have[name] != want[name]]
     check(not wrong, f"{file}: another architecture: {'; '.join(wrong)}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib
 import torch
@@ -13,16 +13,18 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from simsiam.augment import apply, draw
-from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset
 from simsiam.evaluation.features import center
 from utils.knn import nearest as search_nearest
+
+if TYPE_CHECKING:  # galleries need no Lightning, which takes seconds to import
+    from simsiam.data.datamodule import ViewsDataModule
 
 TILE, GAP, LINE = 96, 10, 16  # pixels of a thumbnail, between two, of a line of text
 SAME, OTHER = (0, 114, 178), (213, 94, 0)  # blue and vermilion: everyone can tell them apart (Okabe & Ito 2008)
 
 
-def draw_views(data: ViewsDataModule, images: int = 8, epochs: int = 4, first: int = 0) -> Tensor:
+def draw_views(data: "ViewsDataModule", images: int = 8, epochs: int = 4, first: int = 0) -> Tensor:
     """(3, H, W) uint8: each of the first train images, and in its row its views in `epochs` epochs from `first` on."""
     indices = torch.arange(min(images, len(data.train)), device=data.mean.device)
     originals = data.train.at(indices)

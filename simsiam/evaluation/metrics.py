@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 from utils import distributed
-from utils.console import print_table
-
-MANY_CLASSES = 20  # of more, a table shows the extremes
+from utils.console import MANY_CLASSES, print_table
 
 
 def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:

@@ -1,13 +1,10 @@
 """The folder in which a command leaves its figures."""
 
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from simsiam.config.commands import Evaluation
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, hash_weights
@@ -20,7 +17,7 @@ from utils.run_dir import RunDirectory
 
 
 class Results:
-    """One command's folder below the run's `results/`: `summary.json`, `tensorboard/`, and the files that it makes.
+    """One command's folder below the run's `results/`: `summary.json`, and the files that it makes.
 
     With `--overwrite` files are replaced one by one, so whatever a person keeps in the folder stays. Raises UserError
     if it cannot be written, or has an earlier call's figures without `--overwrite`, unless the command `resumes`.
@@ -29,12 +26,12 @@ class Results:
     def __init__(self, config: Evaluation, checkpoint: LoadedCheckpoint, name: str, resumes: bool = False) -> None:
         self.config, self.checkpoint = config, checkpoint
         self.path = find_results_dir(config, checkpoint.file) / name
-        self.summary, self.tensorboard = self.path / "summary.json", self.path / "tensorboard"
+        self.summary = self.path / "summary.json"
         check_writable(self.path, "--results-dir")
         self.overwrite = config.checkpoint.overwrite
         earlier = f"{self.summary} is there already: --overwrite measures anew; or give another --results-dir"
         check(resumes or self.overwrite or not self.summary.exists(), earlier)
-        self.started, self.cleared = time.perf_counter(), False
+        self.started = time.perf_counter()
 
     def choose_output(self, given: str | None, name: str) -> Path:
         """The file to make: `given` by `--output`, else `name` in the folder; UserError as for the folder."""
@@ -44,13 +41,6 @@ class Results:
         check_writable(file.parent, "--output")
         return file
 
-    def clear(self) -> None:
-        """Remove an earlier call's summary and curves, once: a training does so before it logs, others in `write`."""
-        if not self.cleared:
-            self.summary.unlink(missing_ok=True)
-            shutil.rmtree(self.tensorboard, ignore_errors=True)
-            self.cleared = True
-
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Make the folder, and keep other processes out meanwhile; UserError if another is in it."""
@@ -58,27 +48,10 @@ class Results:
         with lock_folder(self.path, f"another process is at work in {self.path}: wait, or give another --results-dir"):
             yield
 
-    def write(
-        self,
-        figures: dict[str, Any],
-        scalars: dict[str, float] | None = None,
-        pictures: Callable[[SummaryWriter, int], None] | None = None,
-        step: int | None = None,
-    ) -> None:
-        """Write figures and their provenance as JSON, scalars and pictures into TensorBoard.
-
-        Their step is the checkpoint's unless given, so that they stand at the end of the run's curves.
-        """
-        self.clear()
-        row = self.checkpoint.facts.row
-        if scalars or pictures:
-            with SummaryWriter(str(self.tensorboard)) as writer:
-                for name, value in (scalars or {}).items():
-                    writer.add_scalar(name, value, row.step if step is None else step)
-                if pictures:
-                    pictures(writer, row.step)
+    def write(self, figures: dict[str, Any]) -> None:
+        """Write figures and their provenance as JSON."""
         origin = {"command": type(self.config).__name__.lower(), "checkpoint": str(self.checkpoint.file)}
-        origin |= {"weights": hash_weights(self.checkpoint.backbone), "epoch": row.epoch}
+        origin |= {"weights": hash_weights(self.checkpoint.backbone), "epoch": self.checkpoint.facts.row.epoch}
         how = {"settings": flatten(self.config), "seconds": round(time.perf_counter() - self.started, 1)}
         write_json(self.summary, origin | figures | how | {"versions": versions(), "commit": git_commit()})
         print_line(f"figures   {self.summary}")
@@ -89,8 +62,10 @@ def find_results_dir(config: Evaluation, file: Path) -> Path:
     if config.checkpoint.results_dir:
         return Path(config.checkpoint.results_dir).expanduser()
     for run in (RunDirectory(file.parent), RunDirectory(file.parent.parent)):
-        if run.config.exists() and (file == run.backbone or file.parent == run.checkpoints):
+        if run.config.exists() and file in (run.backbone, run.last):
             return run.results
+        if run.config.exists() and file.parent == run.checkpoints:
+            return run.results / file.stem  # of another state of the run
     return file.with_name(f"{file.stem}_results")
 
 

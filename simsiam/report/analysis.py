@@ -13,9 +13,10 @@ from simsiam.config.evaluation_options import CheckpointOptions, EvaluationDataO
 from simsiam.data.dataset import why_no_knn
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.gallery import draw_gallery, find_nearest, gallery_rows, select_evenly
-from simsiam.evaluation.metrics import MANY_CLASSES, confusion
-from simsiam.report.figures import draw_bars, draw_map, draw_matrix, render_chart
-from simsiam.report.records import Run, finite_number, get_mapping, printable
+from simsiam.evaluation.metrics import confusion
+from simsiam.report.figures import draw_classes, draw_map, render_chart
+from simsiam.report.records import Run, finite_number, printable
+from utils.console import MANY_CLASSES
 from utils.device import choose_device
 from utils.errors import UserError
 from utils.filesystem import write_atomically
@@ -71,39 +72,6 @@ def open_newest(run: Run, config: Report) -> EvaluationContext:
             except UserError as error:
                 problem = error
     raise problem
-
-
-def draw_stored_classes(run: Run, stem: str) -> list[dict[str, str]]:
-    """`draw_classes` of what the command `knn` counted, for a page without a checkpoint; nothing if it did not."""
-    found = run.results.get("knn", {})
-    names = [printable(name) for name in get_mapping(found, "per_class")]
-    try:
-        counts = np.array(found.get("confusion"), dtype=np.int64)
-    except (TypeError, ValueError, OverflowError):
-        return []
-    if not names or counts.shape != (len(names), len(names)) or counts.min() < 0 or counts.max() == 0:
-        return []
-    return draw_classes(counts, names, "by the command knn", stem)
-
-
-def draw_classes(counts: np.ndarray, names: list[str], classifier: str, stem: str) -> list[dict[str, str]]:
-    """Accuracy of each class, the best first, and the confusion of classes; counts (C, C), row the true class."""
-    totals = counts.sum(axis=1)
-    shares = 100 * counts / np.maximum(totals, 1)[:, None]
-    right, wrong = shares.diagonal(), shares - np.diag(shares.diagonal())
-    order = [int(i) for i in np.argsort(-right, kind="stable") if totals[i]]
-    shown = order if len(order) <= MANY_CLASSES else [*order[:10], *order[-10:]]
-    title = "Accuracy of each class" + ", the ten best and the ten worst" * (shown != order)
-    alt = f"{title} in %: " + ", ".join(f"{names[i]} {right[i]:.1f}" for i in shown)
-    bars = partial(draw_bars, [names[i] for i in shown], right[shown], "test images classified rightly (%)")
-    r, c = np.unravel_index(wrong.argmax(), wrong.shape)
-    worst = f"most often {names[r]} is taken for {names[c]} ({wrong[r, c]:.1f} %)"
-    caption = f"Confusion, in % of each true class: {worst}."
-    matrix = partial(draw_matrix, shares, names if len(names) <= MANY_CLASSES else ())
-    return [
-        render_chart(bars, f"{stem}classes.png", alt, f"{title}: {classifier}."),
-        render_chart(matrix, f"{stem}confusion.png", caption, caption),
-    ]
 
 
 def project_features(features: Tensor) -> tuple[np.ndarray, str]:

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from simsiam.config.commands import DEFAULTS, settings_that_matter
-from simsiam.loss import COLLAPSED
+from simsiam.config.options import is_collapsed
 from utils.cli import to_flags
 from utils.errors import UserError, check
 from utils.filesystem import is_locked
@@ -70,7 +70,9 @@ class Run:
         row = self.rows[-1]
         open_state = "running" if is_locked(self.folder.path) else "stopped"
         state = "finished" if self.folder.summary.exists() else open_state
-        collapsed = (z_std := finite_number(row.get("z_std"))) is not None and z_std < COLLAPSED
+        collapsed = (z_std := finite_number(row.get("z_std"))) is not None and is_collapsed(
+            z_std, finite_number(row.get("rankme"))
+        )
         return f"{state}, {row['epoch']} of {self.settings.get('epochs', '?')} epochs" + ", collapsed" * collapsed
 
     def curve(self, name: str) -> dict[int, float]:

@@ -48,7 +48,7 @@ def main() -> None:
 
     def make_views() -> None:
         nonlocal views
-        views = [data.view(indices, 0, view) for view in range(2)]
+        views = data.make_views(indices, 0)
 
     def forward() -> None:
         nonlocal loss

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import main
 from tests.helpers import TIMES, Started, same_run
-from utils.checkpoint_io import previous, read_checkpoint
+from utils.checkpoint_io import read_checkpoint
 from utils.errors import UserError
-from utils.run_dir import RunDirectory
+from utils.run_dir import RunDirectory, previous
 
 logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it reports each purge, which is what resuming does
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -2,9 +2,9 @@
 
 `python tests/benchmarks/step.py`. Ours is what `main.py` runs: views made on the device, the module, Lightning's loop.
 "Plain PyTorch" is the same arithmetic in a loop of a few lines: the difference is Lightning's share. lightly's is its
-CIFAR-10 benchmark's way: its ResNet, heads, loss and transform, workers, a Lightning module; "granted" gives it bf16
-(on a GPU) and channels_last besides; it is left out where it is not installed. Same sizes for all; the steady state, in
-turn, in one process.
+CIFAR-10 benchmark's way: its ResNet, heads, loss and transform, workers, a Lightning module; "granted" gives it our
+precision (bf16 where the device has it) and channels_last besides; it is left out where it is not installed. Same sizes
+for all; the steady state, in turn, in one process.
 """
 
 import argparse
@@ -24,10 +24,11 @@ from simsiam import SimSiam
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import place_on_device
 from simsiam.data.synthetic import make_patterns
+from utils.device import choose_precision
 
 OUT, HIDDEN = 1024, 512
 GPU = DEVICE.type == "cuda"
-PRECISION: Any = "bf16-mixed" if GPU else "32-true"
+PRECISION = choose_precision("auto", "auto")
 SKIP = 20 if GPU else 2  # steps before the steady state
 
 
@@ -81,8 +82,8 @@ def plain(model: SimSiam, data: ViewsDataModule, steps: int) -> float:
         if step == SKIP:
             begun = now()
         indices = batches[step % (len(data.train) // data.batch_size)]
-        views = [data.view(indices, 0, view) for view in range(2)]
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
+        views = data.make_views(indices, 0)
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=PRECISION == "bf16-mixed"):
             loss = model.training_step(views, step)["loss"]
         optimizer.zero_grad()
         loss.backward()
@@ -188,9 +189,8 @@ def main() -> None:
         (name, f"{1000 * s:,.1f}", f"{args.batch_size / s:,.0f}", f"{s / taken['ours']:.2f}")
         for name, s in taken.items()
     ]
-    title = (
-        f"A step of {args.batch_size} images x 2 views, resnet18 of width {args.width}, best of {args.rounds} in turn"
-    )
+    what = f"A step of {args.batch_size} images x 2 views, resnet18 of width {args.width}, {PRECISION}"
+    title = f"{what}, best of {args.rounds} in turn"
     table(title, ("", "ms a step", "images/s", "time, x ours"), rows)
     print(f"Lightning's share of our step: {100 * (1 - taken['plain PyTorch, same arithmetic'] / taken['ours']):.1f} %")
 

@@ -29,7 +29,7 @@ from tests.helpers import (
 SLOW = ("--backbone", "resnet18", "--width", "64", "--batch-size", "200", "--epochs", "1", "--knn-every", "0")
 LONG = (  # six steps an epoch
     *("--train-images", "60", "--batch-size", "10", "--epochs", "6"),
-    *("--checkpoint-every", "2", "--knn-every", "2"),
+    *("--checkpoint-every", "2", "--knn-every", "2", "--image-schedule", "16:2", "24:2"),
 )
 
 

@@ -9,6 +9,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from simsiam import KNNMonitor, SimSiam
+from simsiam.config.options import is_collapsed
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.evaluation.features import extract_features
 
@@ -71,3 +72,13 @@ def test_it_measures_each_n_epochs_and_the_last(every: int, measured: list[int])
     trained(monitor, after, epochs=5, images=40, batch_size=20)
     assert after.epochs == measured
     assert (monitor.untrained is None) == (every == 0)
+
+
+@pytest.mark.parametrize(
+    ("z_std", "rank", "collapsed"),
+    [(0.33, 40.0, False), (0.1, 1.5, True), (0.1, None, True), (0.97, 1.5, False), (0.97, None, False)],
+)
+def test_a_collapse_is_low_z_std_and_low_rank_where_that_is_known(
+    z_std: float, rank: float | None, collapsed: bool
+) -> None:
+    assert is_collapsed(z_std, rank) == collapsed

@@ -26,7 +26,7 @@ def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
     assert (status, err) == (0, "")
     folder = tmp_path / ("linear_augment" if flags else "linear")
     figures = summary(folder)
-    assert f"{figures['test_accuracy']:.2f}" in out and any((folder / "tensorboard").glob("events*"))
+    assert f"{figures['test_accuracy']:.2f}" in out
 
     head = torch.nn.Linear(32, 10)
     head.load_state_dict(load_file(folder / "head.safetensors"), strict=True)

@@ -20,9 +20,9 @@ def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_p
     status, out, err = program(*SMALL, "--epochs", "2", "--seed", "3", "--pictures-every", "1")
     assert (status, err) == (0, "")
     run = tmp_path / "runs" / "simsiam_patterns"
-    assert sorted(os.listdir(run)) == [
-        *("backbone.safetensors", "checkpoints", "config.yaml", "metrics.jsonl"),
-        *("summary.json", "tensorboard", "views.png"),
+    assert sorted({"events" if file.startswith("events.out.tfevents") else file for file in os.listdir(run)}) == [
+        *("00008", "backbone.safetensors", "checkpoints", "config.yaml", "events", "metrics.jsonl"),
+        *("projector_config.pbtxt", "summary.json", "views.png"),
     ]
     assert sorted(os.listdir(run / "checkpoints")) == ["best.ckpt", "last.ckpt"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -47,16 +47,19 @@ def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_p
     assert config["settings"]["seed"] == 3 and config["settings"]["batch_size"] == 50 and "torch" in config["versions"]
     assert config["resolved"]["precision"] == "32-true" and config["resolved"]["warmup_epochs"] == 0.2
 
-    assert f"next      python main.py linear --checkpoint {run}" in out and f"python main.py report {run}" in out
-    assert "tensorboard --logdir" in out and "kNN of the untrained network" in out and out.count("\nepoch ") == 2
-    events = EventAccumulator(str(run / "tensorboard"))
+    assert f"main.py linear {run}" in out and f"main.py report {run}" in out
+    assert f"-m tensorboard.main --logdir {run.parent}" in out
+    assert "kNN of the untrained network" in out and out.count("\nepoch ") == 2
+    events = EventAccumulator(str(run))
     events.Reload()
     scalars = {"train_loss", "kNN_accuracy", "learning_rate", "z_std", "perf/images_per_second"}
     assert scalars <= set(events.Tags()["scalars"])
     steps = {tag: [event.step for event in events.Images(tag)] for tag in ("views", "neighbours")}
     assert steps == {"views": [0, 3], "neighbours": [3, 8]}  # of 4 steps an epoch: after the first, and in the end
     assert "custom_scalars__config__" in events.Tags()["tensors"]  # the four curves on one page
-    assert "embedding" in (run / "tensorboard" / "projector_config.pbtxt").read_text()
+    recorded = b"".join(file.read_bytes() for file in run.glob("events*"))
+    assert b"h_dim" in recorded and b"momentum" not in recorded  # of the settings, those that differ from the defaults
+    assert "embedding" in (run / "projector_config.pbtxt").read_text()
 
 
 def test_same_seed_same_bits_and_another_seed_others(trained: Path, program: Program, tmp_path: Path) -> None:
@@ -83,6 +86,8 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(program: Program, 
     status, out, err = program(*SMALL, "--epochs", "1", "--learning-rate", "0.1")
     assert (status, out) == (2, "") and err.count("\n") == 1
     assert "--learning-rate 0.06, now 0.1" in err and "--overwrite" in err
+    status, out, err = program(*SMALL, "--epochs", "3")
+    assert (status, out) == (2, "") and f"--model-path {run}" in err and err.count("\n") == 1
     assert program(*SMALL, "--epochs", "1", "--knn-every", "5")[0] == 0  # what is measured makes no other run
     assert program(*SMALL, "--epochs", "1", "--learning-rate", "0.1", "--overwrite")[0] == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["settings"]["learning_rate"] == 0.1
@@ -112,6 +117,30 @@ def test_ckpt_dir_resumes_in_a_folder_of_its_own(program: Program, tmp_path: Pat
     ):
         status, _, err = program(*SMALL, *flags, "--exp-name", "other")
         assert status == 2 and answer in err and err.count("\n") == 1 and not (runs / "other").exists()
+
+
+def test_a_run_keeps_the_precision_that_it_began_with(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a processor for which "auto" is another; and from a checkpoint in a folder of its own."""
+
+    def precision(name: str) -> str:
+        return yaml.safe_load((tmp_path / "runs" / name / "config.yaml").read_text())["resolved"]["precision"]
+
+    flags = [*SMALL, "--precision", "auto", "--epochs", "3", "--checkpoint-every", "1"]
+    monkeypatch.setattr("utils.device._cpu_has_bf16", lambda: True)
+    assert program(*flags, "--exp-name", "whole")[0] == 0
+    shutil.copytree(tmp_path / "runs" / "whole", tmp_path / "runs" / "half")
+    shutil.rmtree(tmp_path / "runs" / "whole")
+    checkpoints = tmp_path / "runs" / "half" / "checkpoints"
+    (checkpoints / "last.previous.ckpt").replace(checkpoints / "last.ckpt")
+    (tmp_path / "runs" / "half" / "summary.json").unlink()
+    monkeypatch.setattr("utils.device._cpu_has_bf16", lambda: False)
+    assert program(*flags, "--exp-name", "other", "--ckpt-dir", str(checkpoints / "last.ckpt"))[0] == 0
+    assert program(*flags, "--exp-name", "half")[0] == 0 and precision("half") == precision("other") == "bf16-mixed"
+    assert program(*flags, "--exp-name", "new")[0] == 0 and precision("new") == "32-true"
+    status, _, err = program(*flags[:-6], "--epochs", "4", "--precision", "32", "--exp-name", "half")
+    assert status == 2 and "--precision auto, now 32" in err
 
 
 @pytest.mark.parametrize("file", ["", "checkpoints/last.ckpt", "backbone.safetensors"])
@@ -215,9 +244,9 @@ def test_a_run_killed_on_its_last_metres_is_finished_by_the_same_command(program
     summary, trained = (run / "summary.json").read_text(), weights(run)
     (run / "summary.json").unlink()
     (run / "backbone.safetensors").unlink()
-    shutil.rmtree(run / "tensorboard" / "00008")
+    shutil.rmtree(run / "00008")
     (run / ".summary.json.1.partial").write_text("{")
     assert program(*SMALL, "--epochs", "2")[0] == 0
     assert (run / "summary.json").read_text() == summary and (run / "backbone.safetensors").exists()
     assert all(torch.equal(weights(run)[name], trained[name]) for name in trained)
-    assert not list(run.glob(".*")) and (run / "tensorboard" / "00008" / "embedding").is_dir()
+    assert not list(run.glob(".*")) and (run / "00008" / "embedding").is_dir()

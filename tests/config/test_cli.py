@@ -1,6 +1,7 @@
 """The command line: every flag of the original, and an answer in one line to whatever is wrong."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 import main
 from simsiam.config.commands import COMMANDS, Pretrain, settings_to_keep
-from tests.helpers import ROOT, SMALL, Program, Started, limit_memory
+from tests.helpers import ROOT, SMALL, Program, Started, is_announcement, limit_memory
 from utils.cli import flatten, parse
 from utils.errors import UserError
 
@@ -76,8 +77,10 @@ def test_the_defaults_are_the_card() -> None:
 
 def test_pretrain_is_the_command_without_a_word(program: Program) -> None:
     assert COMMANDS["pretrain"] is Pretrain
-    without, with_word = program(*SMALL, "--dry-run"), program("pretrain", *SMALL, "--dry-run")
-    assert without == with_word and without[0] == 0
+    (status, *without), (_, *with_word) = (program(*word, *SMALL, "--dry-run") for word in ((), ("pretrain",)))
+    assert status == 0 and [re.sub(r"about .*", "", text) for text in without] == [
+        re.sub(r"about .*", "", text) for text in with_word
+    ]
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(800, 10), (100, 10), (50, 5), (1, 0.1)])
@@ -130,7 +133,7 @@ def test_a_dry_run_tells_and_writes_nothing(program: Program, tmp_path: Path) ->
     for part in (
         "200 train",
         "5 epochs of 4 steps",
-        "20 steps",
+        "= 20",
         "parameters",
         str(tmp_path / "runs" / "simsiam_patterns"),
     ):
@@ -207,7 +210,7 @@ if not torch.cuda.is_available():
 @pytest.mark.parametrize("flags", BAD_FLAGS)
 def test_a_wrong_flag_is_answered_in_one_line(flags: str, program: Program, tmp_path: Path) -> None:
     status, out, err = program(*SMALL, *flags.split())
-    assert status == 2 and out == ""
+    assert status == 2 and is_announcement(out)
     assert err.startswith("main.py: ") and err.count("\n") == 1 and BAD_FLAGS[flags] in err
     assert not (tmp_path / "runs").exists()
 

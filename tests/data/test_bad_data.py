@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR10
 
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
-from tests.helpers import CIFAR_FOLDER, PAGE, SMALL, Bomb, Program, flipped, linked
+from tests.helpers import CIFAR_FOLDER, PAGE, SMALL, Bomb, Program, flipped, is_announcement, linked
 from utils.errors import UserError
 
 NOT_PUBLISHED = "data_batch_2 is damaged (its MD5 is not the published one)"
@@ -48,12 +48,12 @@ def test_a_bad_batch(
     content = make((cifar10_dir / CIFAR_FOLDER / "data_batch_2").read_bytes())
     (root / CIFAR_FOLDER / "data_batch_2").write_bytes(content)
     status, out, err = program(*SMALL, "--dataset", "cifar10", "--data-dir", "data")
-    assert (status, out) == (2, "") and err.count("\n") == 1 and answer in err
+    assert status == 2 and is_announcement(out) and err.count("\n") == 1 and answer in err
     assert (root / CIFAR_FOLDER / "data_batch_2").read_bytes() == content and os.listdir(tmp_path) == ["data"]
 
 
 @pytest.mark.parametrize("what", FORGED)
-def test_a_batch_with_a_forged_md5_and_even_sha256(
+def test_a_batch_with_a_forged_md5_runs_no_code(
     what: str, cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -63,9 +63,6 @@ def test_a_batch_with_a_forged_md5_and_even_sha256(
     md5 = hashlib.md5(make()).hexdigest()  # as if somebody had found a collision
     files = [[name, md5 if name == "data_batch_2" else known] for name, known in CIFAR10.train_list]
     monkeypatch.setattr(CIFAR10, "train_list", files)
-    with pytest.raises(UserError, match="data_batch_2 is forged"):
-        load_dataset(DataOptions("cifar10", "data"))
-    monkeypatch.setattr("simsiam.data.cifar.SHA256", {})
     with pytest.raises(UserError) as error:
         load_dataset(DataOptions("cifar10", "data"))
     assert answer in str(error.value) and os.listdir(tmp_path) == ["data"]
@@ -126,6 +123,6 @@ def test_a_bad_archive_with_the_right_checksum(
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(make()).hexdigest())
     flags = ["--dataset", "cifar10", "--data-dir", "data", "--data-url", "http://127.0.0.1:9/x"]
     status, out, err = program(*SMALL, *flags)
-    assert (status, out) == (2, "") and err.count("\n") == 1 and answer in err, err
+    assert status == 2 and is_announcement(out) and err.count("\n") == 1 and answer in err, err
     assert not list(tmp_path.rglob("*evil*")) and not Path("/tmp/evil_of_simsiam").exists()
     assert not Path("HACKED").exists() and not (tmp_path / "runs").exists()

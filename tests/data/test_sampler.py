@@ -5,9 +5,10 @@ import threading
 import pytest
 import torch
 
-from simsiam.augment import Policy
+from simsiam.augment import Policy, augment
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.sampler import EpochSampler, PrefetchLoader
+from tests.helpers import Program
 
 IMAGES = torch.randint(0, 256, (50, 3, 6, 6), dtype=torch.uint8)
 
@@ -60,10 +61,31 @@ def test_an_error_while_reading_reaches_who_waits() -> None:
         list(PrefetchLoader(make_sampler(50), IMAGES[:20], pin=False))
 
 
+def test_views_are_small_in_the_epochs_of_the_schedule_and_full_ones_after() -> None:
+    schedule = ("16:1", "24:2")
+    data = ViewsDataModule("patterns", train_images=20, test_images=10, batch_size=4, image_schedule=schedule)
+    data.setup()
+    places = torch.arange(4)
+    for epoch, size in enumerate((16, 24, 24, 32, 32)):
+        expected = augment(
+            data.train.at(places), places, seed=0, epoch=epoch, view=1, mean=data.mean, std=data.std, size=size
+        )
+        assert torch.equal(data.make_views(places, epoch)[1], expected) and expected.shape == (4, 3, size, size)
+
+
+@pytest.mark.parametrize(
+    ("phase", "why"),
+    [("16x2", "PIXELS:EPOCHS"), ("16:0", "PIXELS:EPOCHS"), ("33:1", "full 32 pixels"), ("4:1", "from 8")],
+)
+def test_a_wrong_schedule_is_refused_in_a_line(phase: str, why: str, program: Program) -> None:
+    status, _, err = program("--dataset", "patterns", "--image-schedule", phase)
+    assert status == 2 and why in err and err.count("\n") == 1
+
+
 def test_views_are_normalised_with_the_data_sets_own_statistics() -> None:
     off = Policy(crop_scale=1, flip=0, jitter=0, grayscale=0)
     data = ViewsDataModule("patterns", train_images=1000, test_images=10, policy=off)
     data.setup()
-    x = data.view(torch.arange(1000), epoch=0, view=0)
+    x = data.make_views(torch.arange(1000), epoch=0)[0]
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=0.02, rtol=0)
     torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(3), atol=0.02, rtol=0)

@@ -11,6 +11,7 @@ from models.batch_norm import BatchNorm1d, BatchNorm2d, expect_views
 from models.heads import projection_mlp
 from models.resnet import resnet10
 from simsiam import SimSiam
+from simsiam.commands import launch
 from tests.helpers import Started, torchrun_environments
 from utils import distributed
 
@@ -93,7 +94,7 @@ def compare_with_whole_batch(args: list[str]) -> int:
         expected = whole(x.flatten(0, 1)).unflatten(0, (2, 8))
     (expected * weight).sum().backward()
     close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
-    with distributed.process_group(None, None, gpu=False):
+    with launch.process_group(None, None, gpu=False):
         mine = slice(distributed.rank(), None, 2)
         with expect_views(ours, 2):
             found = ours(x[:, mine].flatten(0, 1)).unflatten(0, (2, 4))

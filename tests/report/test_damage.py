@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simsiam.report.analysis import draw_stored_classes
+from simsiam.report.figures import draw_stored_classes
 from simsiam.report.records import accuracies, read_run
 from tests.helpers import Program
 from tests.report.conftest import HOSTILE, charts, read, words

@@ -1,0 +1,102 @@
+"""How the processes of a run start and meet.
+
+`launch` starts them with torchrun's engine; torchrun and srun may as well. Each process runs the same command.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from torch import distributed
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+
+from utils.distributed import local_world_size, rank, world_size
+from utils.errors import RunFailure, UserError, check
+
+TIMEOUT = timedelta(hours=2)  # long enough for rank 0 to download or to decode; a dead peer is noticed at once
+PARENT_VARIABLE = "SIMSIAM_PROCESSES_END_WITH"  # environment variable: the id of the process with which this one ends
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+
+
+def cluster_environment() -> ClusterEnvironment | None:
+    """Lightning's view of torchrun or SLURM; None if neither started this process."""
+    try:
+        return next((kind() for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
+    except RuntimeError as error:  # srun with half of its flags
+        raise UserError(" ".join(str(error).split())) from None
+
+
+@contextmanager
+def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator[None]:
+    """Join the run's other processes, if there are any; ranks above 0 print nothing.
+
+    Raises UserError if other numbers of processes a machine (`devices`) and machines were asked for than were started.
+    """
+    end_with_parent()
+    cluster = cluster_environment()
+    if cluster is not None and cluster.world_size() > 1:
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
+        backend, ranks = "cpu:gloo,cuda:nccl" if gpu else "gloo", cluster.world_size()
+        distributed.init_process_group(backend, timeout=TIMEOUT, world_size=ranks, rank=cluster.global_rank())
+    try:
+        here, machines = local_world_size(), world_size() // local_world_size()
+        check(devices in (None, here), f"--devices {devices}: {here} started on this machine; leave the flag out")
+        how = "torchrun --nnodes M --nproc-per-node N --rdzv-endpoint HOST:PORT main.py ... on each machine"
+        check(nodes in (None, machines), f"--num-nodes {nodes}: started on {machines}; {how} starts it on M")
+        if rank() > 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        yield
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its launcher dies, even by SIGKILL."""
+    if os.environ.get(PARENT_VARIABLE) == str(os.getppid()) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def needs_launch(devices: int | None) -> bool:
+    """Whether this process has to start the others of a run on several devices."""
+    started = cluster_environment()
+    alone = started is None or (started.world_size() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ)
+    return alone and (devices or 1) > 1
+
+
+def launch(processes: int, command: list[str]) -> int:
+    """Run `command` in several processes on this machine, by torchrun's engine; the exit status, the first failure's.
+
+    The end of one ends all; signals are passed on to each.
+    """
+    end_with_parent()
+    logging.disable(logging.CRITICAL)  # the engine's own log; this process only waits
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds, to end an epoch and save
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    engine = (f"--nproc-per-node={processes}", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")
+    try:
+        run(parse_args([*engine, "--local-addr=127.0.0.1", "--no-python", *command]))
+    except SignalException as stopped:
+        return 128 + int(stopped.sigval)
+    except ChildFailedError as failed:
+        worst = max(failure.exitcode for failure in failed.failures.values())
+        if worst > 1:  # that process has printed why
+            return worst
+        number, first = failed.get_first_failure()  # the others were ended because of it
+        killed = first.exitcode < 0
+        cause = f"process {number + 1} of {processes} was ended by "
+        cause += signal.Signals(-first.exitcode).name if killed else "an error"
+        message = f"{cause}, and the others with it; the same command goes on from the last checkpoint"
+        raise RunFailure(message, 128 - first.exitcode if killed else 1) from None
+    return 0

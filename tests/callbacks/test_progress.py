@@ -1,0 +1,62 @@
+"""simsiam/callbacks/progress.py: what a person sees on a terminal while a run goes on, and what it will take."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from simsiam.callbacks.progress import about
+from tests.helpers import ROOT, SMALL
+
+
+def screen(columns: int, tmp_path: Path, *flags: str) -> list[str]:
+    """All lines that a run drew on a terminal, without colours; not forked: rich looks once what it writes to."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
+    command = [sys.executable, "main.py", *SMALL, *flags, "--save-dir", str(tmp_path)]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, env=environment)
+    os.close(theirs)
+    shown = b""
+    while process.poll() is None or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.1)[0]:
+            try:
+                shown += os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+    os.close(ours)
+    assert process.wait() == 0, shown
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()))
+
+
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow("as 80"))])
+def test_the_bar_tells_epoch_step_loss_rate_and_time_and_finished_epochs_stay(columns: int, tmp_path: Path) -> None:
+    lines = screen(columns, tmp_path, "--epochs", "3")
+    bars = [line for line in lines if "\u2501" in line and "epoch" in line]
+    assert bars and all(len(line) <= columns for line in bars)
+    assert bars[0].startswith("epoch 1/3 ")
+    full = r"epoch 3/3 .* 4/4  loss -?\d\.\d{4}  [\d,]+ images/s  left \d:\d\d:\d\d"
+    assert any(re.match(full, line) for line in bars), bars
+    done = [line for line in lines if re.match(r"epoch \d/3  loss -?\d\.\d{4}  kNN \d+\.\d\d %  z_std", line)]
+    assert [line[6] for line in done] == ["1", "2", "3"]
+
+
+@pytest.mark.slow("a fresh start; the usual width is a quick test")
+def test_a_narrow_terminal_keeps_what_is_worth_most(tmp_path: Path) -> None:
+    bars = [line for line in screen(50, tmp_path, "--epochs", "2") if "\u2501" in line and "epoch" in line]
+    last = bars[-1]
+    assert len(last) <= 50 and "4/4" in last and "left" in last and "images/s" not in last
+
+
+def test_a_time_is_told_in_words() -> None:
+    seconds = (0.2, 30, 119, 121, 7000, 7300, 200_000)
+    expected = ["about 1 s", "about 30 s", "about 119 s", "about 2 minutes", "about 117 minutes", "about 2 hours"]
+    assert [about(s) for s in seconds] == [*expected, "about 2 days"]
