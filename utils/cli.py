@@ -64,20 +64,22 @@ def to_flag(name: str) -> str:
 # ---------------------------------------------------------------- commands as flat settings
 
 
-def iterate_options(command: type) -> Iterator[tuple[str, Field[Any], Rule]]:
-    """(group, field, rule) of each option of a command."""
+def iterate_options(command: type) -> Iterator[tuple[str, Field[Any], Rule, str]]:
+    """(group, field, rule, what happens without it, if that is not its default) of each option of a command."""
     for group, type_ in get_type_hints(command).items():
         if is_dataclass(type_):
             hints = get_type_hints(type_, include_extras=True)
             for field in fields(type_):
                 known = get_args(hints[field.name]) if get_origin(hints[field.name]) is Annotated else ()
-                yield group, field, next((rule for rule in known if isinstance(rule, Rule)), PLAIN)
+                rule = next((rule for rule in known if isinstance(rule, Rule)), PLAIN)
+                told = [hint for arg in known if isinstance(hint := getattr(arg, "help_behavior_hint", None), str)]
+                yield group, field, rule, "".join(told).removeprefix("(default: ").removesuffix(")")
 
 
 def flatten(config: Any) -> dict[str, Any]:
     """All settings of a command by name, without their groups; several values as a list, which is what files hold."""
     fields = iterate_options(type(config))
-    found = {field.name: getattr(getattr(config, group), field.name) for group, field, _ in fields}
+    found = {field.name: getattr(getattr(config, group), field.name) for group, field, *_ in fields}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
@@ -87,7 +89,7 @@ def from_settings(command: type[Command], settings: Mapping[str, Any]) -> Comman
     Raises:
         UserError: a value out of its range, or an unknown name.
     """
-    group_of = {field.name: group for group, field, _ in iterate_options(command)}
+    group_of = {field.name: group for group, field, *_ in iterate_options(command)}
     unknown = sorted(map(str, settings.keys() - group_of.keys()))
     check(not unknown, f"unknown setting {', '.join(unknown)}")
     groups: dict[str, dict[str, Any]] = {group: {} for group in group_of.values()}
@@ -132,7 +134,7 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
     flat = tyro.conf.OmitArgPrefixes[command]
     if {"-h", "--help"} & set(args):
         tyro.cli(flat, args=["--help"], prog=prog, description=getdoc(command))
-    rules = {field.name: rule for _, field, rule in iterate_options(command)}
+    rules = {field.name: rule for _, field, rule, _ in iterate_options(command)}
     default = _read_config(command, args, rules) if "config" in rules else None
     with _errors.on_parse_error(lambda event: _refuse(event, rules)):
         parsed: Command = tyro.cli(flat, args=args, prog=prog, default=default)  # pyright: ignore

@@ -75,10 +75,9 @@ class RunDirectory:
 
     def delete(self) -> None:
         """Remove what a run writes; other files in the folder stay. A kill in between leaves an unfinished run."""
-        tensorboard = [*self.path.glob("events.out.tfevents.*"), self.path / "projector_config.pbtxt"]
-        for file in (self.summary, self.metrics, self.backbone, self.views, *tensorboard):
+        for file in (self.summary, self.metrics, self.backbone, self.views, *self.path.glob("events.out.tfevents.*")):
             file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.results, *(part.parent for part in self.path.glob("[0-9]*/embedding"))):
+        for folder in (self.checkpoints, self.results):
             shutil.rmtree(folder, ignore_errors=True)
         self.config.unlink(missing_ok=True)
 

@@ -1,36 +1,25 @@
-"""Pictures of a run in TensorBoard: augmented views, nearest neighbours, a map of the features."""
+"""Pictures of a run in TensorBoard: augmented views and nearest neighbours."""
 
 from collections.abc import Callable
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard.writer import SummaryWriter
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from simsiam.callbacks.knn import KNNMonitor, parts
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import ImageDataset
 from simsiam.evaluation.features import extract_features
-from simsiam.evaluation.gallery import draw_gallery, draw_views, find_nearest, gallery_rows, shrink_images
+from simsiam.evaluation.gallery import draw_gallery, draw_views, find_nearest, gallery_rows
 from utils.run_dir import RunDirectory
 
 QUERIES, NEIGHBOURS = 10, 9  # rows and columns of `neighbours`
-MAP_IMAGES, THUMBNAIL = 1000, 32  # points of the embedding map, and the most pixels of each
 
 
 def draw_neighbours(data: ViewsDataModule, nearest: Tensor, similarity: Tensor | None = None) -> Tensor:
     """(3, H, W) uint8: the first test images, or train images without any, and their nearest train images (Q, k)."""
     queries = (data.test if len(data.test) else data.train).first(len(nearest))
     return pil_to_tensor(draw_gallery(gallery_rows(data.train, queries, nearest, similarity)))
-
-
-def log_embedding(writer: SummaryWriter, images: ImageDataset, features: Tensor, step: int) -> None:
-    """The first images as points of TensorBoard's projector, with their thumbnails and class names."""
-    shown = images.first(MAP_IMAGES)
-    names = [name or "image" for name in shown.names(shown.labels.tolist())]
-    thumbnails = torch.cat([shrink_images(chunk, THUMBNAIL) for chunk in shown.images.split(8)]) / 255
-    writer.add_embedding(features[: len(shown)].cpu(), names, thumbnails, step, "embedding")
 
 
 class Pictures(pl.Callback):
@@ -62,11 +51,9 @@ class Pictures(pl.Callback):
 
 
 def log_final_pictures(writer: SummaryWriter, data: ViewsDataModule, backbone: nn.Module, step: int) -> None:
-    """`neighbours` and `embedding`, of a finished backbone on the data's device."""
-    bank = features = extract_features(backbone, data.train.images, data.mean, data.std)
-    if len(data.test):
-        features = extract_features(backbone, data.test.images, data.mean, data.std)
-    similarity, nearest = find_nearest(features[:QUERIES], bank, NEIGHBOURS, in_bank=features is bank)
+    """`neighbours` of a finished backbone on the data's device."""
+    bank = extract_features(backbone, data.train.images, data.mean, data.std)
+    queries = extract_features(backbone, data.test.images[:QUERIES], data.mean, data.std) if len(data.test) else bank
+    similarity, nearest = find_nearest(queries[:QUERIES], bank, NEIGHBOURS, in_bank=queries is bank)
     writer.add_image("neighbours", draw_neighbours(data, nearest, similarity), step)
-    log_embedding(writer, data.test if len(data.test) else data.train, features, step)
     writer.flush()

@@ -1,6 +1,7 @@
 """The command `finetune`: the whole network trained on a share of the labels."""
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -35,6 +36,7 @@ class SeedSummary(BaseModel):
     settings: dict[str, Any]
     weights: str
     test_accuracy: float
+    linear_accuracy: float | None = None  # of the head on the frozen backbone, before it is tuned; not from scratch
 
 
 def finetune(config: Finetune) -> None:
@@ -43,7 +45,7 @@ def finetune(config: Finetune) -> None:
     The head starts as the linear probe of the labelled images, so that its first steps do not distort the features
     (Kumar et al. 2022, arXiv 2202.10054); from scratch it starts at zero.
     """
-    options = config.finetune
+    options, scratch = config.finetune, config.finetune.from_scratch
     choose_precision(config.device.precision, config.device.accelerator)  # an impossible one fails before any work
     context = open_context(config, choose_device(config.device.accelerator), labels=True)
     fraction = options.label_fraction or 0.1
@@ -51,30 +53,35 @@ def finetune(config: Finetune) -> None:
     name = f"finetune_{amount}" + "_from_scratch" * options.from_scratch
     quotas = label_quotas(context.train.labels, context.classes, fraction, options.label_count)
     results = Results(config, context.checkpoint, name, resumes=True)
-    accuracies = {} if config.checkpoint.overwrite else read_finished_seeds(config, context, results.path)
+    found = {} if config.checkpoint.overwrite else read_finished_seeds(config, context, results.path)
     context.announce()
     with results.lock():
         for seed in options.seeds:
-            if seed in accuracies:
+            if seed in found:
                 print_line(f"seed {seed} is there already: {results.path / f'seed_{seed}'}")
             else:
-                accuracies[seed] = finetune_seed(config, context, quotas, seed, f"{name}/seed_{seed}")
-        accuracies, labels = dict(sorted(accuracies.items())), sum(quotas)
-        average, deviation = mean(accuracies.values()), None
-        rows = [(f"seed {seed}", f"{labels:,}", f"{accuracy:.2f}") for seed, accuracy in accuracies.items()]
-        if len(accuracies) > 1:
-            deviation = stdev(accuracies.values())
-            rows.append(("mean, deviation", "", f"{average:.2f} +- {deviation:.2f}"))
-        context.print_accuracies("from scratch" if options.from_scratch else "fine-tuned", rows)
-        figures = {"dataset": context.dataset, "labels": labels, "test_accuracy": average, "deviation": deviation}
-        results.write(figures | {"seeds": accuracies})
+                found[seed] = finetune_seed(config, context, quotas, seed, f"{name}/seed_{seed}")
+        found, labels = dict(sorted(found.items())), sum(quotas)
+        linear = [one.linear_accuracy for one in found.values() if one.linear_accuracy is not None]
+        tuned = {seed: one.test_accuracy for seed, one in found.items()}
+        rows = [
+            (f"seed {seed}", f"{labels:,}", "-" if scratch else f"{one.linear_accuracy:.2f}", f"{tuned[seed]:.2f}")
+            for seed, one in found.items()
+        ]
+        if len(found) > 1:
+            spread = (f"{mean(y):.2f} +- {stdev(y):.2f}" if y else "-" for y in (linear, [*tuned.values()]))
+            rows += [("mean, deviation", "", *spread)]
+        context.print_accuracies(("", "labels", "linear, frozen", "from scratch" if scratch else "fine-tuned"), rows)
+        figures = {"dataset": context.dataset, "labels": labels, "test_accuracy": mean(tuned.values())}
+        figures |= {"deviation": stdev(tuned.values()) if len(tuned) > 1 else None}
+        results.write(figures | {"linear_accuracy": mean(linear) if linear else None, "seeds": tuned})
 
 
-def read_finished_seeds(config: Finetune, context: EvaluationContext, folder: Path) -> dict[int, float]:
-    """Seed -> accuracy of earlier calls; UserError if they had other weights or settings, or are damaged."""
-    may_change = {field.name for _, field, rule in iterate_options(Finetune) if rule.may_change}
+def read_finished_seeds(config: Finetune, context: EvaluationContext, folder: Path) -> dict[int, SeedSummary]:
+    """What earlier calls measured, by seed; UserError if they had other weights or settings, or are damaged."""
+    may_change = {field.name for _, field, rule, _ in iterate_options(Finetune) if rule.may_change}
     settings = {name: value for name, value in flatten(config).items() if name not in may_change}
-    accuracies = {}
+    finished = {}
     for file in sorted(folder.glob("seed_*/summary.json")):
         try:
             found = SeedSummary.model_validate_json(file.read_bytes())
@@ -84,12 +91,14 @@ def read_finished_seeds(config: Finetune, context: EvaluationContext, folder: Pa
         changed += ["checkpoint"] * (found.weights != hash_weights(context.checkpoint.backbone))
         flags = ", ".join(map(to_flag, changed))
         check(not changed, f"{file} was made with another {flags}: give --overwrite, or another --results-dir")
-        accuracies[found.seed] = found.test_accuracy
-    return accuracies
+        finished[found.seed] = found
+    return finished
 
 
-def finetune_seed(config: Finetune, context: EvaluationContext, quotas: Sequence[int], seed: int, name: str) -> float:
-    """One training, its networks and figures kept in the results folder `name`; its accuracy."""
+def finetune_seed(
+    config: Finetune, context: EvaluationContext, quotas: Sequence[int], seed: int, name: str
+) -> SeedSummary:
+    """One training, its networks and figures kept in the results folder `name`."""
     options, checkpoint, scratch = config.finetune, context.checkpoint, config.finetune.from_scratch
     results = Results(config, checkpoint, name, resumes=True)
     chosen = choose_labels(context.train.labels, quotas, seed)
@@ -97,23 +106,26 @@ def finetune_seed(config: Finetune, context: EvaluationContext, quotas: Sequence
     rate = options.learning_rate or (0.3 if scratch else 0.03)
     head_rate = options.head_learning_rate or (0.1 if scratch else 0.03)
     backbone = build_backbone(checkpoint.facts, seed) if scratch else copy.deepcopy(checkpoint.backbone)
+    linear = None
     model = Classifier(backbone, len(context.classes), head_rate, rate, options.momentum, options.weight_decay)
     if not scratch:
         x = context.extract_features(context.train.at(chosen), "labelled images", unit=False)
         scale = standardise_features(x)
         fit_logistic(model.head.to(x.device), x, context.train.labels[chosen], HEAD_DECAY)
         adapt_head(model.head, *scale)
+        linear = measure_accuracy(context, model.head)["test_accuracy"]
     data = LabelledViews(context.train, chosen, backbone, options.batch_size, options.crop_scale, seed)
     steps = train_classifier(config, model, data, options.epochs, results, None if scratch else LARGEST_GRADIENT)
     tuned = context.with_backbone(backbone.eval())
     figures = {"seed": seed, "labels": len(chosen), "learning_rate": rate, "head_learning_rate": head_rate}
-    figures |= {"steps": steps} | measure_accuracy(tuned, model.head)
+    figures |= {"steps": steps, "linear_accuracy": linear, "labels_digest": digest_of(chosen)}
+    figures |= measure_accuracy(tuned, model.head)
     tuned_on = {key: figures[key] for key in ("seed", "labels", "test_accuracy")}
     tuned_on |= {"from_scratch": scratch, "settings": flatten(config)}
     facts = checkpoint.facts.model_dump(exclude_unset=True, exclude={"row"})  # the row's kNN is the old backbone's
     write_weights(results.path / "backbone.safetensors", BACKBONE, backbone.state_dict(), facts | {"tuned": tuned_on})
     save_head(results, tuned, model.head, figures)
-    return figures["test_accuracy"]
+    return SeedSummary.model_validate_json(results.summary.read_bytes())
 
 
 def label_quotas(labels: Tensor, classes: tuple[str, ...], fraction: float, count: int | None) -> list[int]:
@@ -140,3 +152,8 @@ def choose_labels(labels: Tensor, quotas: Sequence[int], seed: int) -> Tensor:
     order = permutation(len(labels), CHOICE_EPOCH, seed=seed, device=labels.device)
     chosen = [order[labels[order] == c][:quota] for c, quota in enumerate(quotas)]
     return torch.cat(chosen).sort().values
+
+
+def digest_of(indices: Tensor) -> str:
+    """16 hexadecimal digits of the SHA-256 of int32 numbers: docs/splits has those of published choices."""
+    return hashlib.sha256(indices.cpu().numpy().astype("<i4").tobytes()).hexdigest()[:16]

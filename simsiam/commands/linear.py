@@ -44,7 +44,9 @@ def linear(config: Linear) -> None:
         figures = measure_accuracy(context, head) | figures
         save_head(results, context, head, figures)
     print_classes(figures["per_class"])
-    context.print_accuracies("classifier", [(f"linear ({way})", f"{n:,}", f"{figures['test_accuracy']:.2f}")])
+    context.print_accuracies(
+        ("classifier", "labels", "accuracy"), [(f"linear ({way})", f"{n:,}", f"{figures['test_accuracy']:.2f}")]
+    )
 
 
 def fit_by_solver(context: EvaluationContext, seed: int, held_out: int) -> tuple[nn.Linear, dict[str, Any]]:

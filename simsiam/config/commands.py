@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from simsiam.config import evaluation_options as evaluation
 from simsiam.config import options
-from utils.cli import PLAIN, flatten, iterate_options, to_flags
+from utils.cli import PLAIN, flatten, iterate_options, to_flag, to_flags
 from utils.errors import check
 
 
@@ -168,8 +168,9 @@ COMMANDS: dict[str, type] = {
 
 MAIN = Path(__file__).parents[2] / "main.py"
 OWN = ("folder", "arrays")  # a person's own images
-RULES = {field.name: rule for _, field, rule in iterate_options(Pretrain)}
+RULES = {field.name: rule for _, field, rule, _ in iterate_options(Pretrain)}
 DEFAULTS = flatten(Pretrain())
+UNSET = {field.name: words for _, field, _, words in iterate_options(Pretrain) if words}  # what is done without a flag
 
 
 def settings_to_keep(config: Pretrain) -> dict[str, Any]:
@@ -199,8 +200,13 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
     """The settings that matter and differ, as "--flag OLD, now NEW"; an older run lacks those at their default."""
     before = settings_that_matter({**DEFAULTS, **old})
     after = settings_that_matter(new)
+
+    def words(name: str, value: Any) -> str:
+        value = " ".join(map(str, value)) or None if isinstance(value, list) else value
+        return UNSET.get(name, "the default") if value is None else str(value)
+
     return [
-        f"--{name.replace('_', '-')} {before.get(name)}, now {after.get(name)}"
+        f"{to_flag(name)} {words(name, before.get(name))}, now {words(name, after.get(name))}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]

@@ -179,9 +179,14 @@ class ReportOptions:
 class AblateOptions:
     """Ablation: what is taken away or changed, one thing at a time."""
 
-    variants: Annotated[tuple[str, ...], Field(min_length=1)] = USUAL
-    """The paper's: baseline, no-stop-grad, no-predictor, fixed-predictor, constant-predictor-lr, no-bn, hidden-bn and
-    all-bn (in the heads), asymmetric, and batch-64 to batch-4096 (the rate follows the batch)."""
+    variants: Annotated[
+        tuple[str, ...],
+        Field(min_length=1),
+        tyro.conf.arg(
+            help="The paper's: baseline, no-stop-grad, no-predictor, fixed-predictor, constant-predictor-lr, no-bn, "
+            "hidden-bn and all-bn (in the heads), asymmetric, and batch-64 to batch-4096 (the rate follows the batch)."
+        ),
+    ] = USUAL
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.variants if name not in VARIANTS]

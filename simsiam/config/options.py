@@ -15,6 +15,7 @@ from utils.cli import MAY_CHANGE, NOT_INHERITED, NOT_KEPT, unset
 from utils.errors import check
 
 Dataset = Literal["cifar10", "cifar100", "patterns", "folder", "arrays"]
+Precision = Literal["auto", "32", "bf16", "16"]
 AtLeast1 = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -29,10 +30,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 class DataOptions:
     """Data."""
 
-    dataset: Dataset = "cifar10"
-    """cifar10 and cifar100 are downloaded if need be; patterns is generated (no file, no network): a demonstration.
-    Your own: folder (DIR/train/CLASS/* and DIR/val/CLASS/*, DIR/CLASS/*, or DIR/* without labels), and arrays
-    (an .npz file of x_train, y_train, x_test, y_test)."""
+    dataset: Annotated[
+        Dataset,
+        tyro.conf.arg(
+            help="cifar10 and cifar100 are downloaded if need be; patterns is generated (no file, no network), a "
+            "demonstration. Your own: folder (DIR/train/CLASS/* and DIR/val/CLASS/*, DIR/CLASS/*, or DIR/* without "
+            "labels), and arrays, an .npz file of x_train, y_train, x_test, y_test."
+        ),
+    ] = "cifar10"
     data_dir: Annotated[str, MAY_CHANGE] = "./data"
     """Folder of the data sets in torchvision's layout; or your folder of images; or your .npz file."""
     data_url: Annotated[str | None, unset("URL", "the publisher's"), MAY_CHANGE] = None
@@ -224,22 +229,24 @@ class AcceleratorOptions:
 class PrecisionOptions(AcceleratorOptions):
     """Device and precision."""
 
-    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    precision: Precision = "auto"
     """auto is bf16 (mixed) on a GPU, and on a CPU that has it (avx512_bf16, amx_bf16); else 32."""
 
 
 @dataclass(frozen=True)
-class DeviceOptions(PrecisionOptions):
+class DeviceOptions(AcceleratorOptions):
     """Devices and precision. The defaults choose themselves."""
 
-    compile: Annotated[bool, MAY_CHANGE] = True
-    """Compile the step and the augmentation (on a GPU)."""
     devices: Annotated[AtLeast1 | None, unset("N", "1, or as many as torchrun or srun started"), MAY_CHANGE] = None
     """GPUs of this machine (on a CPU: processes) that share each batch."""
     num_nodes: Annotated[AtLeast1 | None, unset("M", "as many as torchrun or srun started it on"), MAY_CHANGE] = None
     """Machines that share each batch; torchrun or srun starts the same command on each."""
     strategy: Annotated[Literal["auto", "ddp"], MAY_CHANGE] = "auto"
     """Lightning's strategy; auto is ddp for several devices."""
+    precision: Precision = "auto"
+    """auto is bf16 (mixed) on a GPU, and on a CPU that has it (avx512_bf16, amx_bf16); else 32. Kept on resuming."""
+    compile: Annotated[bool, MAY_CHANGE] = True
+    """Compile the step and the augmentation (on a GPU)."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from simsiam.config.commands import OWN, Pretrain, describe_differences, settings_to_keep
+from utils.console import plural
 from utils.errors import UserError, check
 from utils.run_dir import RunDirectory
 
@@ -55,8 +56,9 @@ def announce(config: Pretrain, first: bool) -> bool:
     run, optimizer, network = RunDirectory(config.run_dir), config.optimizer, config.network
     finished = check_folder(config, run) == "finished" and not config.run.overwrite
     parts = f" in {optimizer.accumulate} parts" * (optimizer.accumulate > 1)
+    epochs = plural(optimizer.epochs, "epoch")
     lines = [
-        f"SimSiam on {config.data.dataset}: {network.backbone} of width {network.width}, {optimizer.epochs} epochs",
+        f"SimSiam on {config.data.dataset}: {network.backbone} of width {network.width}, {epochs}",
         f"  training  {optimizer.batch_size} images{parts} x {config.method.views} views in a step",
         f"            learning rate {optimizer.peak_rate:g} after {optimizer.warmup:g} epochs of warm-up",
         f"  run       {run.path}",

@@ -51,10 +51,9 @@ class EvaluationContext:
         by_class = {"per_class": per_class(counts, self.classes), "confusion": counts.tolist()}
         return images | {name: accuracy(counts)} | by_class
 
-    def print_accuracies(self, kind: str, rows: Sequence[Sequence[str]]) -> None:
-        """A table of classifiers, the labels that each has learned from, and its accuracy."""
-        title = f"accuracy on {len(self.test):,} test images of {self.dataset}"
-        print_table(title, (kind, "labels", "accuracy %"), rows)
+    def print_accuracies(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of classifiers, the labels that each has learned from, and accuracies."""
+        print_table(f"accuracy in % on {len(self.test):,} test images of {self.dataset}", head, rows)
 
     def with_backbone(self, backbone: ResNet) -> "EvaluationContext":
         """The same data with another backbone of the same architecture; the projector does not belong to it."""

@@ -189,7 +189,9 @@ def accuracies(run: Run) -> dict[str, list[float]]:
     for name, content in run.results.items():
         labels, table = finite_number(content.get("labels") or content.get("train_images")), content.get("table")
         measured = list(get_mapping(content, "seeds").values()) or [content.get("test_accuracy")]
-        found[name.replace("_", " ") + (f", {labels:,.0f} labels" if labels else "")] = measured
+        epochs = finite_number(get_mapping(content, "settings").get("epochs")) if "finetune" in name else None
+        counts = [f"{count:,.0f} {what}" for count, what in ((labels, "labels"), (epochs, "epochs")) if count]
+        found[", ".join([name.replace("_", " "), *counts])] = measured
         for row in (row for row in table if isinstance(row, dict)) if isinstance(table, list) else ():
             weight = "" if row.get("k") == 1 else f", T {row.get('temperature')}"
             found[f"kNN, {row.get('features')} features, k {row.get('k')}{weight}"] = [row.get("accuracy")]

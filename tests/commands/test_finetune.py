@@ -1,5 +1,6 @@
 """`python main.py finetune`: shares of labels are exact, finished seeds are kept, and the whole network learns."""
 
+import json
 import shutil
 from pathlib import Path
 from statistics import mean, stdev
@@ -10,12 +11,12 @@ from safetensors.torch import load_file
 
 from simsiam import load_backbone
 from simsiam.commands import finetune
-from simsiam.commands.finetune import choose_labels, label_quotas
+from simsiam.commands.finetune import choose_labels, digest_of, label_quotas
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.evaluation.classifier import Classifier
 from simsiam.evaluation.features import extract_features
-from tests.helpers import Program, summary
+from tests.helpers import ROOT, Program, summary
 from utils.errors import UserError
 from utils.export import BACKBONE, read_weights, write_weights
 
@@ -31,6 +32,18 @@ def test_a_share_of_the_labels_is_exactly_that_share_of_every_class(fraction: fl
     chosen = choose_labels(labels, label_quotas(labels, tuple("abcdefghij"), fraction, None), seed=0)
     assert len(chosen.unique()) == len(chosen) == 10 * each
     assert labels[chosen].bincount().tolist() == [each] * 10
+
+
+def test_the_published_splits_are_those_that_the_seeds_choose(cifar10_dir: Path) -> None:
+    """docs/splits/cifar10.json, by which others can measure on the same labels; summary.json has their digest."""
+    train, _ = load_dataset(DataOptions("cifar10", str(cifar10_dir), test_images=1))
+    published = json.loads((ROOT / "docs" / "splits" / "cifar10.json").read_text())
+    assert published.keys() == {f"{share}%-{seed}" for share in (1, 10) for seed in range(5)}
+    for name, split in published.items():
+        share, seed = name.split("%-")
+        quotas = label_quotas(train.labels, train.classes, int(share) / 100, None)
+        chosen = choose_labels(train.labels, quotas, int(seed))
+        assert chosen.tolist() == split["indices"] and digest_of(chosen) == split["digest"]
 
 
 def test_ten_percent_of_cifar10_are_500_of_each_class(cifar10_dir: Path) -> None:
@@ -96,6 +109,8 @@ def test_finetune_keeps_networks_and_gives_mean_and_deviation(trained: Path, pro
     whole = summary(folder)
     assert whole["test_accuracy"] == mean(accuracies) and whole["deviation"] == stdev(accuracies)
     assert f"{mean(accuracies):.2f} +- {stdev(accuracies):.2f}" in out and whole["labels"] == 50
+    assert whole["linear_accuracy"] == mean(figures["linear_accuracy"] for figures in seeds)
+    assert len({figures["labels_digest"] for figures in seeds}) == 3
 
     backbone, head = load_backbone(folder / "seed_1" / "backbone.safetensors"), torch.nn.Linear(32, 10)
     head.load_state_dict(load_file(folder / "seed_1" / "head.safetensors"), strict=True)

@@ -135,7 +135,7 @@ def test_without_labels_a_run_goes_to_its_end_and_says_that_knn_is_off(own: Prog
     assert (status, err) == (0, "") and "no labels: kNN is off" in out and "0 classes" in out
     run = tmp_path / "runs" / "simsiam_folder"
     assert json.loads((run / "summary.json").read_text())["kNN_accuracy"] is None
-    assert (run / "views.png").exists() and list(run.glob("*/embedding/sprite.png"))
+    assert (run / "views.png").exists()
 
 
 @pytest.mark.parametrize(
