@@ -35,7 +35,7 @@ from utils.run_dir import RunDirectory, previous
 
 LONG = 6 * 3600  # seconds for which nobody would wait without being told
 FOR_A_CPU = """python main.py --backbone resnet10 --width 16 --out-dim 512 --h-dim 128
-  --batch-size 128 --learning-rate 0.24 --no-zero-init-residual --epochs 30 --image-schedule 16:22 24:4"""
+  --batch-size 128 --learning-rate 0.12 --epochs 30 --image-schedule 16:22 24:4"""
 LOG_EVERY = 100  # steps between points of a curve; epochs shorter than two of these have their means alone
 
 
