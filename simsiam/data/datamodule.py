@@ -9,7 +9,7 @@ from torch import Tensor
 
 from simsiam.augment import Policy, augment
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import Splits, channel_statistics, make_options, place_on_device
+from simsiam.data.dataset import SMALL, Splits, channel_statistics, make_options, place_on_device
 from simsiam.data.sampler import EpochSampler, PrefetchLoader
 from utils.errors import check
 
@@ -127,22 +127,26 @@ class ViewsDataModule(pl.LightningDataModule):
     def make_views(self, indices: Tensor, epoch: int, images: Tensor | None = None) -> list[Tensor]:
         """V views (B, 3, S, S) float32 of the train images at `indices` (B,), as epoch `epoch` sees them.
 
-        `images` are these (B, 3, C, C) uint8, if they are at hand. All views come from one call, which is faster.
+        `images` are these (B, 3, C, C) uint8, if they are at hand.
         """
-        images = self.train.at(indices) if images is None else images
-        views = torch.arange(self.views, device=indices.device).repeat_interleave(len(indices))
-        x = self._augment(
-            images.repeat(self.views, 1, 1, 1),
-            indices.repeat(self.views),
-            seed=self.seed,
-            epoch=torch.full((), epoch, device=indices.device),  # a plain number would be compiled anew in each epoch
-            view=views[:, None],
-            policy=self.policy,
-            mean=self.mean,
-            std=self.std,
-            size=self.view_size(epoch),
-        )
-        return list(x.chunk(self.views))
+        images, found = self.train.at(indices) if images is None else images, []
+        # all views of small images in one call, which is faster; of large ones each by itself, for the memory
+        together = self.views if images.shape[-1] <= SMALL else 1
+        for first in range(0, self.views, together):
+            views = torch.arange(first, first + together, device=indices.device).repeat_interleave(len(indices))
+            x = self._augment(
+                images.repeat(together, 1, 1, 1) if together > 1 else images,
+                indices.repeat(together),
+                seed=self.seed,
+                epoch=torch.full((), epoch, device=indices.device),  # a plain number would be compiled anew each time
+                view=views[:, None],
+                policy=self.policy,
+                mean=self.mean,
+                std=self.std,
+                size=self.view_size(epoch),
+            )
+            found += x.chunk(together)
+        return found
 
 
 class ViewsLoader:

@@ -18,6 +18,7 @@ from PIL import Image
 from simsiam.config.commands import DEFAULTS, settings_that_matter
 from simsiam.config.options import is_collapsed
 from utils.cli import to_flags
+from utils.console import plural
 from utils.errors import UserError, check
 from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
@@ -190,7 +191,7 @@ def accuracies(run: Run) -> dict[str, list[float]]:
         labels, table = finite_number(content.get("labels") or content.get("train_images")), content.get("table")
         measured = list(get_mapping(content, "seeds").values()) or [content.get("test_accuracy")]
         epochs = finite_number(get_mapping(content, "settings").get("epochs")) if "finetune" in name else None
-        counts = [f"{count:,.0f} {what}" for count, what in ((labels, "labels"), (epochs, "epochs")) if count]
+        counts = [plural(round(count), what) for count, what in ((labels, "label"), (epochs, "epoch")) if count]
         found[", ".join([name.replace("_", " "), *counts])] = measured
         for row in (row for row in table if isinstance(row, dict)) if isinstance(table, list) else ():
             weight = "" if row.get("k") == 1 else f", T {row.get('temperature')}"

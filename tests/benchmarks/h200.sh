@@ -49,7 +49,7 @@ bring_home() {  # of run $1 to folder $2, few and small files: the rows, the sum
     for file in metrics.jsonl summary.json config.yaml views.png; do
         [ -f "$1/$file" ] && cp "$1/$file" "$2/"
     done
-    [ -d "$1" ] && (cd "$1" && find tensorboard results \( -name 'events*' -o -name 'summary.json' \) 2> /dev/null) \
+    [ -d "$1" ] && (cd "$1" && find events* results \( -name 'events*' -o -name 'summary.json' \) 2> /dev/null) \
         | tar -czf "$2/curves.tar.gz" -C "$1" -T -
     return 0
 }

@@ -127,7 +127,7 @@ def test_what_the_commands_measured_is_in_the_tables(run: Path, program: Program
     assert cells(index, "linear, 200 labels") == [f"{found['linear']['test_accuracy']:.2f}"]
     tuned = found["finetune_0.5"]
     expected = f"{tuned['test_accuracy']:.2f} \u00b1 {tuned['deviation']:.2f}"
-    assert cells(index, "finetune 0.5, 100 labels") == [expected]
+    assert cells(index, "finetune 0.5, 100 labels, 1 epoch") == [expected]
 
 
 @pytest.mark.parametrize(
