@@ -1,6 +1,6 @@
 """SimSiam from the command line: `python main.py` pre-trains; `python main.py --help` says what can be set."""
 
-import gc
+import atexit
 import importlib
 import logging
 import os
@@ -101,6 +101,16 @@ def ignore_full_disk(failed: threading.ExceptHookArgs) -> None:
 
 
 if __name__ == "__main__":
+    status: int | None = None
+
+    @atexit.register  # before all others, so that it comes after them
+    def leave() -> None:
+        """End without looking for garbage in all of torch, which takes more than a second."""
+        if status is not None:
+            with suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+
     status = main(sys.argv[1:])
-    gc.freeze()  # or the interpreter looks for garbage in all of torch before it ends, for more than a second
     sys.exit(status)

@@ -7,7 +7,6 @@ from models.heads import BN, prediction_mlp, projection_mlp
 from models.resnet import BACKBONES
 
 OWN_BACKBONE = "an own"  # what hyper-parameters say of a backbone that was not built here, before its class
-Networks = tuple[nn.Module, nn.Sequential, nn.Module]  # backbone, projector, predictor
 
 
 def build_networks(
@@ -22,7 +21,7 @@ def build_networks(
     zero_init_residual: bool,
     stem: str,
     image_size: int | None,
-) -> Networks:
+) -> tuple[nn.Module, nn.Sequential, nn.Module]:
     """Backbone (B, 3, S, S) -> (B, F), projector (B, F) -> (B, d), predictor (B, d) -> (B, d); see `SimSiam`.
 
     Raises ValueError for an unknown name, or a backbone of one's own that gives something else.

@@ -36,7 +36,7 @@ class SeedSummary(BaseModel):
     settings: dict[str, Any]
     weights: str
     test_accuracy: float
-    linear_accuracy: float | None = None  # of the head on the frozen backbone, before it is tuned; not from scratch
+    linear_accuracy: float | None = None  # with the backbone frozen; not from scratch, nor of older calls
 
 
 def finetune(config: Finetune) -> None:
@@ -64,12 +64,12 @@ def finetune(config: Finetune) -> None:
         found, labels = dict(sorted(found.items())), sum(quotas)
         linear = [one.linear_accuracy for one in found.values() if one.linear_accuracy is not None]
         tuned = {seed: one.test_accuracy for seed, one in found.items()}
-        rows = [
-            (f"seed {seed}", f"{labels:,}", "-" if scratch else f"{one.linear_accuracy:.2f}", f"{tuned[seed]:.2f}")
-            for seed, one in found.items()
-        ]
+        rows = []
+        for seed, one in found.items():
+            frozen = "-" if one.linear_accuracy is None else f"{one.linear_accuracy:.2f}"
+            rows.append((f"seed {seed}", f"{labels:,}", frozen, f"{one.test_accuracy:.2f}"))
         if len(found) > 1:
-            spread = (f"{mean(y):.2f} +- {stdev(y):.2f}" if y else "-" for y in (linear, [*tuned.values()]))
+            spread = (f"{mean(y):.2f} +- {stdev(y):.2f}" if len(y) > 1 else "-" for y in (linear, [*tuned.values()]))
             rows += [("mean, deviation", "", *spread)]
         context.print_accuracies(("", "labels", "linear, frozen", "from scratch" if scratch else "fine-tuned"), rows)
         figures = {"dataset": context.dataset, "labels": labels, "test_accuracy": mean(tuned.values())}

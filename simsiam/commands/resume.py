@@ -42,16 +42,12 @@ def validate_run(config: Pretrain, run: RunDirectory) -> str:
     Raises:
         UserError: it holds a run with other settings, or something that is not a run.
     """
-    processes, accumulate, batch_size = (
-        count_processes(config),
-        config.optimizer.accumulate,
-        config.optimizer.batch_size,
-    )
-    parts = processes * accumulate
+    processes, optimizer = count_processes(config), config.optimizer
+    parts = processes * optimizer.accumulate
+    times = f", {optimizer.accumulate} times" * (optimizer.accumulate > 1)
     check(
-        batch_size % parts == 0 and batch_size >= 2 * parts,
-        f"--batch-size {batch_size}: {processes} devices share it in equal parts of at least 2"
-        + (f", {accumulate} times" if accumulate > 1 else ""),
+        optimizer.batch_size % parts == 0 and optimizer.batch_size >= 2 * parts,
+        f"--batch-size {optimizer.batch_size}: {processes} devices share it in equal parts of at least 2{times}",
     )
     return check_folder(config, run)
 

@@ -42,10 +42,8 @@ class Classifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         tuned = backbone_rate is not None
-        self.backbone, self.head = (
-            backbone.train(tuned).requires_grad_(tuned),
-            make_head(backbone.num_features, classes),
-        )
+        self.backbone = backbone.train(tuned).requires_grad_(tuned)
+        self.head = make_head(backbone.num_features, classes)
         self.head_rate, self.backbone_rate = head_rate, backbone_rate
         self.momentum, self.weight_decay = momentum, weight_decay
         self.register_buffer("center", torch.as_tensor(center))

@@ -52,11 +52,8 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
         charts = draw_classes(counts, names, f"kNN, k {k}, T {temperature:g}", stem)
     points, method = project_features(queries[:MAP_IMAGES])
     caption = f"Map of the features of {len(points):,} {source} by {method}, {len(names)} classes."
-    labels, few = (
-        shown.labels[:MAP_IMAGES].cpu().numpy(),
-        names if shown.labelled and len(names) <= MANY_CLASSES else (),
-    )
-    charts.append(render_chart(partial(draw_map, points, labels, few), f"{stem}map.png", caption, caption))
+    few, labels = names if shown.labelled and len(names) <= MANY_CLASSES else (), shown.labels[:MAP_IMAGES].cpu()
+    charts.append(render_chart(partial(draw_map, points, labels.numpy(), few), f"{stem}map.png", caption, caption))
     return {"gallery": gallery, "charts": charts, "epoch": context.checkpoint.facts.row.epoch, "source": source}
 
 
