@@ -31,6 +31,10 @@ class _AllGather(torch.autograd.Function):
         return total[distributed.get_rank()]
 
 
+def _count_processes() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def _widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -39,36 +43,41 @@ class _NormalizeViews(torch.autograd.Function):
     """(V, B, ..., C) -> each view normalised, scaled and shifted by (C,); and the moments (V, 1, ..., C).
 
     The derivative is written out, with fp32 values that live in registers only: torch's own of the same formula would
-    keep them in memory.
+    keep them in memory. Where the output was above 0 is computed anew from `x`, which is read in any case.
     """
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = _widen(x)
         var, mean = torch.var_mean(wide, dim=_within_view(x), correction=0, keepdim=True)
         rstd = (var + eps).rsqrt()
-        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.mark_non_differentiable(mean, var)
-        y = (wide - mean) * rstd
-        if weight is not None and bias is not None:
-            y = y * weight + bias
-        return y.to(x.dtype), mean, var
+        ctx.relu, y = relu, _scale(wide - mean, rstd, weight, bias)
+        return (y.relu() if relu else y).to(x.dtype), mean, var
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, gradient: Tensor, *_: Any
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
-        x, weight, mean, rstd = ctx.saved_tensors
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
         dims = _within_view(x)
         g, centered, n = _widen(gradient), _widen(x) - mean, x.numel() // mean.numel()
+        if ctx.relu:
+            g = torch.where(_scale(centered, rstd, weight, bias) > 0, g, 0.0)
         g_sum = g.sum(dims, keepdim=True)
         gx_sum = (g * centered).sum(dims, keepdim=True) * rstd  # of g times the normalised x
         dx = (g - g_sum / n - centered * (rstd * gx_sum / n)) * (rstd if weight is None else rstd * weight)
         if weight is None:
-            return dx.to(x.dtype), None, None, None
-        return dx.to(x.dtype), gx_sum.sum_to_size(weight.shape), g_sum.sum_to_size(weight.shape), None
+            return dx.to(x.dtype), None, None, None, None
+        return dx.to(x.dtype), gx_sum.sum_to_size(weight.shape), g_sum.sum_to_size(weight.shape), None, None
+
+
+def _scale(centered: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    normalized = centered * rstd
+    return normalized if weight is None or bias is None else normalized * weight + bias
 
 
 def _within_view(x: Tensor) -> list[int]:
@@ -77,26 +86,27 @@ def _within_view(x: Tensor) -> list[int]:
 
 
 class _BatchNormPerView(_BatchNorm):
-    """torch's BN, except that a batch in training consists of `views` views."""
+    """torch's BN, except that a batch in training consists of `views` views, and that it may end with a ReLU."""
 
+    relu = False
     views = 1
     compiled = False  # then by operations that a compiler joins, and `expect_views` counts the batches
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            return self._normalize_over_processes(input)
-        if self.views == 1:
-            return super().forward(input)
-        if self.compiled:
-            return self._normalize_views(input)
-        return torch.cat([super(_BatchNormPerView, self).forward(view) for view in input.chunk(self.views)])
+        if self.training and _count_processes() > 1:
+            y = self._normalize_over_processes(input)
+        elif self.training and self.views > 1:
+            if self.compiled:
+                return self._normalize_views(input)
+            y = torch.cat([super(_BatchNormPerView, self).forward(view) for view in input.chunk(self.views)])
+        else:
+            y = super().forward(input)
+        return y.relu_() if self.relu else y
 
     def _normalize_views(self, input: Tensor) -> Tensor:
         """On views of the memory, where it is in channels_last: nothing is split, joined or moved."""
         x = input.movedim(1, -1).unflatten(0, (self.views, -1))  # (V, B, ..., C)
-        y, mean, var = _NormalizeViews.apply(x, self.weight, self.bias, self.eps)
+        y, mean, var = _NormalizeViews.apply(x, self.weight, self.bias, self.eps, self.relu)
         self._update_running_statistics(mean.flatten(1), var.flatten(1), x[0, ..., 0].numel())
         return y.flatten(0, 1).movedim(-1, 1)
 

@@ -8,12 +8,14 @@ He et al. 2015 (arXiv 1512.03385). The cifar stem (3x3, no max-pooling) is that 
 import copy
 import itertools
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
+from torchvision.models import resnet as torchvision_resnet
+from torchvision.models.resnet import conv1x1
 
 from models.batch_norm import BatchNorm2d
 
@@ -24,11 +26,52 @@ TELL_STATISTICS = "train with SimSiam(mean=..., std=..., image_size=...), or set
 NARROW = 8  # channels: in channels_last, oneDNN's backward of a 1x1 convolution of stride 2 from so few corrupts memory
 
 
+class _AddReLU(torch.autograd.Function):
+    """x + residual, where that is above 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        y = (x + residual).relu()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient = torch.where(ctx.saved_tensors[0] > 0, gradient, 0.0)
+        # The same tensor; a compiler writes it to memory then, instead of computing it anew for each of its uses.
+        gradient = gradient.as_strided(gradient.shape, gradient.stride())
+        return gradient, gradient
+
+
+def add_relu(x: Tensor, residual: Tensor) -> Tensor:
+    """relu(x + residual); `x` is overwritten."""
+    if torch.compiler.is_compiling() and x.requires_grad:
+        return _AddReLU.apply(x, residual)
+    x += residual
+    return x.relu_()
+
+
+class BasicBlock(torchvision_resnet.BasicBlock):
+    """torchvision's, with the first ReLU in the BN before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.bn1(self.conv1(x))))
+        return add_relu(out, x if self.downsample is None else self.downsample(x))
+
+
+class Bottleneck(torchvision_resnet.Bottleneck):
+    """torchvision's, with the first two ReLUs in the BN before them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn3(self.conv3(self.bn2(self.conv2(self.bn1(self.conv1(x))))))
+        return add_relu(out, x if self.downsample is None else self.downsample(x))
+
+
 class ResNet(nn.Module):
     """A ResNet: (B, 3, S, S) -> (B, `num_features`).
 
     Args:
-        block: torchvision's `BasicBlock` or `Bottleneck`.
+        block: `BasicBlock` or `Bottleneck`.
         layers: residual blocks in each of the four stages.
         width: channels of the first stage; the stages have width x (1, 2, 4, 8). The paper's is 64.
         zero_init_residual: start the last BN of each block at zero, so that every block starts as the identity
@@ -58,7 +101,7 @@ class ResNet(nn.Module):
         kernel, stride = (3, 1) if small else (7, 2)
         self.conv1 = nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
+        self.bn1.relu = True
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1 = _stage(block, width, width, layers[0], stride=1)
         self.layer2 = _stage(block, width * block.expansion, 2 * width, layers[1], stride=2)
@@ -69,9 +112,12 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
-                last_bn = module.bn3 if isinstance(module, Bottleneck) else module.bn2
-                nn.init.zeros_(last_bn.weight)  # pyright: ignore[reportArgumentType]  (torchvision leaves it untyped)
+            elif isinstance(module, BasicBlock | Bottleneck):
+                *inner, last = (layer for layer in module.children() if isinstance(layer, BatchNorm2d))
+                for bn in inner:
+                    bn.relu = True
+                if zero_init_residual:
+                    nn.init.zeros_(last.weight)
         if width > NARROW:  # 1.5 times the speed on a CPU
             self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -92,7 +138,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first_convolution(x) if x.is_cuda else self.conv1(x)
-        x = self.maxpool(self.relu(self.bn1(x)))  # (B, width, S, S); S/4 behind the imagenet stem
+        x = self.maxpool(self.bn1(x))  # (B, width, S, S); S/4 behind the imagenet stem
         x = self.layer2(self.layer1(x))
         x = self.layer4(self.layer3(x))  # (B, F, S/8, S/8); S/32 likewise
         return torch.flatten(self.avgpool(x), 1)  # (B, F)
@@ -110,7 +156,7 @@ def fold_batch_norm(network: ResNet) -> ResNet:
         for (name, convolution), (behind, bn) in list(itertools.pairwise(module.named_children())):
             if isinstance(convolution, nn.Conv2d) and isinstance(bn, BatchNorm2d):
                 setattr(module, name, fuse_conv_bn_eval(convolution, bn))
-                setattr(module, behind, nn.Identity())
+                setattr(module, behind, nn.ReLU(inplace=True) if bn.relu else nn.Identity())
     return folded.requires_grad_(False)
 
 

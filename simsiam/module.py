@@ -162,8 +162,10 @@ class SimSiam(pl.LightningModule):
             cuda_graphs: replay the step's kernels instead of launching each: for one process that does not accumulate
                 gradients, since a replay writes them to the same memory.
         """
-        mode, alone = "reduce-overhead" if cuda_graphs else None, distributed.world_size() == 1
-        self._losses = torch.compile(self.losses, fullgraph=alone, dynamic=False, mode=mode)
+        # 8: the ReLU behind a BN is computed anew where it is used, from six values, instead of kept
+        options: dict[str, Any] = {"triton.cudagraphs": cuda_graphs, "realize_reads_threshold": 8}
+        alone = distributed.world_size() == 1
+        self._losses = torch.compile(self.losses, fullgraph=alone, dynamic=False, options=options)
 
     def configure_optimizers(self) -> Any:
         """SGD with weight decay on every parameter, BN's included (as the paper's), stepped along the whole run."""

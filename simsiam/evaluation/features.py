@@ -24,24 +24,15 @@ def center(images: Tensor, size: int | None) -> Tensor:
     return images[..., middle, middle]
 
 
-def extract_features(
-    network: nn.Module,
-    images: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    unit: bool = True,
-    chunk: int | None = None,
-    part: slice = slice(None),
-) -> Tensor:
-    """Features (N, F) float32 of a `part` of clean images (N, 3, C, C) uint8, by the network in eval mode.
+def extract_features(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor, unit: bool = True) -> Tensor:
+    """Features (N, F) float32 of clean images (N, 3, C, C) uint8, by the network in eval mode.
 
     Args:
         network: (B, 3, S, S) -> (B, F).
         mean, std: (3,) each, on the scale of 0 to 1, of the images that the network was trained on.
         unit: L2-normalise each row, for cosines.
     """
-    images = images[part]
-    return extract_chunks(network, images.split(chunk or chunk_size(images)), len(images), mean, std, unit)
+    return extract_chunks(network, images.split(chunk_size(images)), len(images), mean, std, unit)
 
 
 @torch.no_grad()

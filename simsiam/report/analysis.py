@@ -50,8 +50,8 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
         predicted = knn_predict(queries, bank, train.labels, len(names), k, temperature)
         counts = confusion(predicted, test.labels, len(names)).numpy()
         charts = draw_classes(counts, names, f"kNN, k {k}, T {temperature:g}", stem)
-    points, method = project_features(queries[:MAP_IMAGES])
-    caption = f"Map of the features of {len(points):,} {source} by {method}, {len(names)} classes."
+    points = project_features(queries[:MAP_IMAGES])
+    caption = f"Map of the features of {len(points):,} {source} by PCA, {len(names)} classes."
     few, labels = names if shown.labelled and len(names) <= MANY_CLASSES else (), shown.labels[:MAP_IMAGES].cpu()
     charts.append(render_chart(partial(draw_map, points, labels.numpy(), few), f"{stem}map.png", caption, caption))
     return {"gallery": gallery, "charts": charts, "epoch": context.checkpoint.facts.row.epoch, "source": source}
@@ -71,15 +71,8 @@ def open_newest(run: Run, config: Report) -> EvaluationContext:
     raise problem
 
 
-def project_features(features: Tensor) -> tuple[np.ndarray, str]:
-    """(n, F) -> (n, 2), and the method: t-SNE where scikit-learn is installed and there are enough points, else PCA."""
-    n, centred = len(features), (features - features.mean(dim=0)).nan_to_num()
-    if n >= 10 and centred.abs().max() > 1e-6:  # not of a collapsed network
-        try:
-            from sklearn.manifold import TSNE  # not a requirement of this program
-
-            return TSNE(perplexity=min(30, (n - 1) / 3), random_state=0).fit_transform(centred.cpu().numpy()), "t-SNE"
-        except ImportError:
-            pass
-    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, [-1, -2]]  # of the greatest variance
-    return (centred @ directions).cpu().numpy(), "PCA"
+def project_features(features: Tensor) -> np.ndarray:
+    """(n, F) -> (n, 2), the directions of the greatest variance (PCA)."""
+    centred = (features - features.mean(dim=0)).nan_to_num()
+    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, [-1, -2]]
+    return (centred @ directions).cpu().numpy()

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from simsiam import KNNMonitor, SimSiam
 from simsiam.config.options import is_collapsed
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.evaluation.features import extract_features
+from simsiam.evaluation.features import extract_chunks, extract_features
 
 
 def trained(
@@ -46,11 +46,11 @@ def test_measuring_changes_nothing_in_the_network() -> None:
     model = SimSiam("resnet10", width=4, out_dim=32, h_dim=16).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images = torch.randint(0, 256, (250, 3, 32, 32), dtype=torch.uint8)
-    features = extract_features(model.backbone, images, torch.zeros(3), torch.ones(3), chunk=100)
+    features = extract_features(model.backbone, images, torch.zeros(3), torch.ones(3))
     assert model.backbone.training and not features.requires_grad
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     torch.testing.assert_close(features.norm(dim=1), torch.ones(250))
-    whole = extract_features(model.backbone, images, torch.zeros(3), torch.ones(3), chunk=250)
+    whole = extract_chunks(model.backbone, images.split(100), 250, torch.zeros(3), torch.ones(3))
     torch.testing.assert_close(features, whole, atol=1e-5, rtol=0)
 
 

@@ -88,9 +88,7 @@ def find_neighbours(args: list[str]) -> int:
         network = resnet10(4)
         images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8)
         part = distributed.shard(n)
-        features = distributed.all_gather_rows(
-            extract_features(network, images, torch.zeros(3), torch.ones(3), part=part)
-        )
+        features = distributed.all_gather_rows(extract_features(network, images[part], torch.zeros(3), torch.ones(3)))
         bank = torch.nn.functional.normalize(torch.randn(n, 512), dim=1)  # of these features many are equally near
         found = nearest_in_shards(bank, bank[part], 200, part.start)
         torch.save((features, *found), f"{folder}/{distributed.world_size()}_{distributed.rank()}.pt")
