@@ -10,9 +10,6 @@ from torch.utils.tensorboard.summary import hparams
 
 from utils.console import print_line
 
-CURVES = {"kNN_accuracy": "kNN accuracy (%)", "rankme": "effective rank", "train_loss": "loss", "z_std": "z_std"}
-CURVES |= {"learning_rate": "learning rate"}
-
 
 class ResilientTensorBoardLogger(TensorBoardLogger):
     """TensorBoard without Lightning's curve of the epoch number; on a full disk, points wait in memory for room.
@@ -55,10 +52,8 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
             self.experiment.add_image(tag, picture, step)
 
     def log_settings(self, settings: dict[str, Any]) -> None:
-        """Put the curves on one page (CUSTOM SCALARS), and fill the HPARAMS tab with their latest values."""
+        """Fill the HPARAMS tab with these and the latest values of the main curves."""
         known = {name: "default" if value is None else value for name, value in settings.items()}
         known |= {name: " ".join(value) for name, value in settings.items() if isinstance(value, list)}
         for summary in hparams(known, dict.fromkeys(("kNN_accuracy", "train_loss", "z_std"), 0.0)):
             self.experiment._get_file_writer().add_summary(summary)
-        charts = {title: ["Multiline", [tag]] for tag, title in CURVES.items()}
-        self.experiment.add_custom_scalars({"SimSiam": charts})

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from simsiam.callbacks.checkpoint import BackgroundCheckpointIO, CheckpointCallback
 from simsiam.callbacks.collapse import CollapseMonitor
-from simsiam.callbacks.images import Pictures, log_final_pictures
+from simsiam.callbacks.images import Pictures
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.callbacks.loggers import check_installed, make_loggers
 from simsiam.callbacks.metrics import MetricsRecorder
@@ -240,25 +240,19 @@ def train(context: RunContext) -> None:
         trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
         if distributed.rank() == 0:
             checkpoints.check_saved()
-            finish_run(context, board, recorder, checkpoints, knn)
+            finish_run(context, recorder, checkpoints, knn)
 
 
 def finish_run(
-    context: RunContext,
-    board: ResilientTensorBoardLogger | None,
-    recorder: MetricsRecorder,
-    checkpoints: CheckpointCallback,
-    knn: KNNMonitor,
+    context: RunContext, recorder: MetricsRecorder, checkpoints: CheckpointCallback, knn: KNNMonitor
 ) -> None:
-    """Write the backbone, the last pictures and summary.json, which makes the run finished; print where they are."""
+    """Write the backbone and summary.json, which makes the run finished; print where they are."""
     run, rows, data = context.run, recorder.rows, context.data
     run.write_rows(rows)  # once more: perhaps nothing was left to train, and the file was damaged
     last = rows[-1]
     facts = backbone_facts(context.model.hparams) | context.provenance | {"row": last}
     write_weights(run.backbone, BACKBONE, context.model.backbone.state_dict(), facts)
-    backbone = load_backbone(run.backbone).to(data.mean.device)  # a file that does not load is found now
-    if board is not None:
-        log_final_pictures(board.experiment, data, backbone, last["step"])
+    load_backbone(run.backbone)  # a file that does not load is found now
     summary = {
         "epochs": last["epoch"],
         "step": last["step"],
