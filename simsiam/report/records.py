@@ -180,7 +180,8 @@ def describe_settings(settings: Mapping[str, Any], names: Sequence[str]) -> str:
     """These settings in words: figures, and what is not at its default."""
     known = {name: settings[name] for name in names if name in settings}
     told = {k: v for k, v in known.items() if type(v) in (int, float) or v != DEFAULTS.get(k)}
-    words = ", ".join(flag[2:].replace("=", " ", 1) for flag in to_flags(told))
+    flags = (" ".join(to_flags({name: value})) for name, value in told.items())
+    words = ", ".join(flag[2:].replace("=", " ", 1) for flag in flags if flag)
     return f"{words or 'baseline' * bool(known):.90}"
 
 

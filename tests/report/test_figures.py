@@ -13,7 +13,7 @@ import torch
 
 from simsiam.report import figures
 from simsiam.report.analysis import draw_classes, project_features
-from simsiam.report.records import group_runs, printable, read_run
+from simsiam.report.records import describe_settings, group_runs, printable, read_run
 from tests.report.conftest import HOSTILE, rows
 
 
@@ -38,6 +38,11 @@ def test_no_two_lines_look_alike() -> None:
     assert len(set(styles)) == 140
     for one, next_ in itertools.pairwise(styles):
         assert all(a != b for a, b in zip(one, next_, strict=True))  # colour, dash and marker
+
+
+def test_a_setting_of_several_values_is_told_whole() -> None:
+    settings = {"epochs": 20, "image_schedule": ["16:15", "24:4"], "stop_grad": False}
+    assert describe_settings(settings, list(settings)) == "epochs 20, image-schedule 16:15 24:4, no-stop-grad"
 
 
 def test_a_band_is_a_deviation_to_each_side_of_the_mean(runs: Path) -> None:
