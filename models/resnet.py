@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import resnet as torchvision_resnet
-from torchvision.models.resnet import conv1x1
 
 from models.batch_norm import BatchNorm2d
 
@@ -167,7 +166,7 @@ def _stage(
     out = planes * block.expansion
     downsample = None
     if stride != 1 or channels != out:
-        downsample = nn.Sequential(conv1x1(channels, out, stride), BatchNorm2d(out))
+        downsample = nn.Sequential(torchvision_resnet.conv1x1(channels, out, stride), BatchNorm2d(out))
     first = block(channels, planes, stride, downsample, norm_layer=BatchNorm2d)
     return nn.Sequential(first, *(block(out, planes, norm_layer=BatchNorm2d) for _ in range(blocks - 1)))
 
