@@ -16,7 +16,7 @@ from markupsafe import Markup
 from simsiam.config.ablations import paper_says
 from simsiam.config.commands import DEFAULTS, Report, command_line
 from simsiam.report import figures, records
-from simsiam.report.figures import data_uri, draw_stored_classes
+from simsiam.report.figures import data_uri
 from simsiam.report.records import Group, Run, get_mapping, summarize
 from utils.console import print_line, print_table
 from utils.errors import UserError, check
@@ -30,7 +30,6 @@ CURVES = {  # column: axis, whether the axis begins at zero, caption
     "train_loss": ("loss (negative cosine)", False, "Mean of the epoch's steps."),
     "z_std": ("z_std", True, "Spread of the projections, mean of the epoch: near 1 is healthy, 0 is collapsed."),
     "rankme": ("effective rank", True, "RankMe of the backbone's features on train images; it needs no labels."),
-    "learning_rate": ("learning rate", True, "As it was at the epoch's end."),
     "images_per_second": ("images/s", True, "Train images a second, of training alone, without kNN and checkpoints."),
 }
 FILES = re.compile(rf"({'|'.join(CURVES)}|([A-Z]+[0-9]*_)?(classes|confusion|map|neighbours|views))\.png")
@@ -88,7 +87,7 @@ def render_page(**content: Any) -> str:
     """The template, filled; in ASCII, so that no locale can spoil it."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.finalize = lambda value: value if isinstance(value, Markup) else records.printable(value)
-    environment.filters["encode"] = lambda image: data_uri("webp", image.save, format="WEBP", lossless=True)
+    environment.filters["encode"] = lambda image: data_uri("webp", image.save, format="WEBP", lossless=True, method=0)
     content |= {"light": figures.LIGHT, "dark": figures.DARK, "generator": records.GENERATOR}
     page = environment.from_string(TEMPLATE.read_text("utf-8")).render(content, command_line=command_line)
     return page.encode("ascii", "xmlcharrefreplace").decode()
@@ -134,4 +133,4 @@ def describe_features(group: Group, config: Report, folder: Path) -> dict[str, A
             return found | importlib.import_module("simsiam.report.analysis").analyse_run(run, config, stem)
         except UserError as error:
             found["problem"] = error
-    return found | {"charts": draw_stored_classes(run, stem)}
+    return found

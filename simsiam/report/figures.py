@@ -18,7 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from simsiam.report.records import Group, Run, get_mapping, printable
+from simsiam.report.records import Group
 from utils.console import MANY_CLASSES
 from utils.filesystem import write_atomically
 
@@ -54,6 +54,7 @@ def render_chart(draw: Callable[[], Figure], file: str, alt: str, caption: str) 
         with style, warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font lacks
             figure = draw()
             chart[name] = data_uri("svg+xml", figure.savefig, format="svg", transparent=True, metadata=metadata)
+            figure.set_layout_engine("none")  # it is laid out
             if theme is LIGHT:
                 write_atomically(Path(file), partial(figure.savefig, format="png", dpi=200))
     return chart
@@ -132,19 +133,6 @@ def draw_map(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Fi
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     return figure
-
-
-def draw_stored_classes(run: Run, stem: str) -> list[dict[str, str]]:
-    """`draw_classes` of what the command `knn` counted, for a page without a checkpoint; nothing if it did not."""
-    found = run.results.get("knn", {})
-    names = [printable(name) for name in get_mapping(found, "per_class")]
-    try:
-        counts = np.array(found.get("confusion"), dtype=np.int64)
-    except (TypeError, ValueError, OverflowError):
-        return []
-    if not names or counts.shape != (len(names), len(names)) or counts.min() < 0 or counts.max() == 0:
-        return []
-    return draw_classes(counts, names, "by the command knn", stem)
 
 
 def draw_classes(counts: np.ndarray, names: list[str], classifier: str, stem: str) -> list[dict[str, str]]:

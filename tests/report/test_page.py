@@ -17,7 +17,7 @@ from tests.helpers import Program
 from tests.report.conftest import cells, charts, read, rows, words
 from utils.cli import parse
 
-CURVES = ["images_per_second", "kNN_accuracy", "learning_rate", "rankme", "train_loss", "z_std"]
+CURVES = ["images_per_second", "kNN_accuracy", "rankme", "train_loss", "z_std"]
 PICTURES = ["classes", "confusion", "map", "neighbours", "views"]
 FEW = ("--seeds", "0", "1", "--epochs", "1", "--label-fraction", "0.5")
 
