@@ -90,7 +90,18 @@ class _BatchNormPerView(_BatchNorm):
 
     relu = False
     views = 1
-    compiled = False  # then by operations that a compiler joins, and `expect_views` counts the batches
+    compiled = False  # then by operations that a compiler joins
+    uncounted = 0  # batches in compiled graphs, which `num_batches_tracked` has once the state is asked for
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self.uncounted and self.num_batches_tracked is not None:
+            self.num_batches_tracked += self.uncounted
+        self.uncounted = 0
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.uncounted = 0
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and _count_processes() > 1:
@@ -165,9 +176,8 @@ def expect_views(network: nn.Module, views: int, compiled: bool = False) -> Iter
         layer.views, layer.compiled = views, compiled and views > 1
     try:
         yield
-        counts = [layer.num_batches_tracked for layer in layers if layer.compiled and layer.training]
-        if counts:  # in one launch
-            torch._foreach_add_(counts, views)  # pyright: ignore[reportCallIssue, reportArgumentType, reportPrivateImportUsage]
+        for layer in layers:
+            layer.uncounted += views * (layer.compiled and layer.training)
     finally:
         for layer in layers:
             layer.views, layer.compiled = 1, False

@@ -37,6 +37,10 @@ def test_joined_views_give_what_separate_passes_give(views: int, compiled: bool)
     assert state.keys() == expected.keys()
     for name in state:
         torch.testing.assert_close(state[name], expected[name], rtol=1e-9, atol=1e-9)
+    with expect_views(joined, views, compiled):
+        joined(torch.cat(x))
+    joined.load_state_dict(expected)  # what was seen before it is not counted on
+    assert all(torch.equal(value, expected[name]) for name, value in joined.state_dict().items())
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(BatchNorm1d, nn.BatchNorm1d), (BatchNorm2d, nn.BatchNorm2d)])
