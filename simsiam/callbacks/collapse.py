@@ -13,7 +13,7 @@ class CollapseMonitor(pl.Callback):
     """Warns once, through `report`, when `z_std` and `rankme` are low; with `stop`, raises RunFailure with status 3.
 
     Without BN in the heads `z_std` is low in a healthy run, too, so the rank of the features decides. Where nobody
-    measures `rankme`, `z_std` alone does.
+    measures `rankme`, a `z_std` near 0 does.
     """
 
     def __init__(self, stop: bool = False, report: Callable[[str], Any] = print) -> None:

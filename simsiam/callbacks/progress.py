@@ -35,6 +35,7 @@ class ProgressCallback(pl.Callback):
         options: dict[str, Any] = {"refresh_per_second": 4, "transient": True, "disable": not console.is_terminal}
         self.bar = Progress(*columns, console=console, expand=True, **options)
         self.steps, self.seconds = 0, 0.0  # of training alone, since the first step, which may compile
+        self.work = 0.0  # of these steps, in pixels of a view
         self.step_ended: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -53,6 +54,7 @@ class ProgressCallback(pl.Callback):
         now = time.perf_counter()
         if self.step_ended is not None:
             self.steps, self.seconds = self.steps + 1, self.seconds + now - self.step_ended
+            self.work += count_pixels(trainer, trainer.current_epoch)
         self.step_ended = now
         if not self.bar.disable and (now - self.shown >= REFRESH or trainer.is_last_batch):
             self.shown = now
@@ -74,9 +76,10 @@ class ProgressCallback(pl.Callback):
 
     def _left(self, trainer: pl.Trainer, done: int) -> timedelta:
         """Time until the end of training, when `done` batches of this epoch are."""
-        epochs, batches = (trainer.max_epochs or 0) - trainer.current_epoch, int(trainer.num_training_batches)
-        steps = self.seconds / self.steps * (epochs * batches - done) if self.steps else 0.0
-        return timedelta(seconds=round(steps + self.pause(trainer.current_epoch + (done == batches))))
+        now, batches = trainer.current_epoch, int(trainer.num_training_batches)
+        pixels = [count_pixels(trainer, epoch) for epoch in range(now, trainer.max_epochs or now)]
+        steps = self.seconds / self.work * (batches * sum(pixels) - done * sum(pixels[:1])) if self.work else 0.0
+        return timedelta(seconds=round(steps + self.pause(now + (done == batches))))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
@@ -91,6 +94,12 @@ class ProgressCallback(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.bar.stop()  # Lightning does not call teardown then; a running bar would hide the error's line
+
+
+def count_pixels(trainer: pl.Trainer, epoch: int) -> int:
+    """Of a view of that epoch, which a step takes time by; 1 where all epochs are alike."""
+    data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    return data.view_size(epoch) ** 2 if isinstance(data, ViewsDataModule) else 1
 
 
 def estimate_seconds(model: SimSiam, data: ViewsDataModule, bf16: bool, epochs: int, knn_every: int) -> float:

@@ -9,11 +9,14 @@ import struct
 import subprocess
 import sys
 import termios
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from pytorch_lightning import Trainer
 
-from simsiam.callbacks.progress import about
+from simsiam.callbacks.progress import ProgressCallback, about
+from simsiam.data.datamodule import ViewsDataModule
 from tests.helpers import ROOT, SMALL
 
 
@@ -54,6 +57,17 @@ def test_a_narrow_terminal_keeps_what_is_worth_most(tmp_path: Path) -> None:
     bars = [line for line in screen(50, tmp_path, "--epochs", "2") if "\u2501" in line and "epoch" in line]
     last = bars[-1]
     assert len(last) <= 50 and "4/4" in last and "left" in last and "images/s" not in last
+
+
+def test_the_time_left_knows_that_later_views_are_larger() -> None:
+    data = ViewsDataModule("patterns", train_images=40, test_images=10, batch_size=4, image_schedule=("16:2",))
+    data.setup()
+    trainer = Trainer(max_epochs=4, logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.datamodule, trainer.fit_loop.max_batches = data, 10  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.fit_loop.epoch_progress.current.completed = trainer.fit_loop.epoch_progress.current.processed = 1
+    bar = ProgressCallback(str)
+    bar.steps, bar.seconds, bar.work = 20, 20.0, 20 * 16.0**2  # a second for each step of 16 pixels
+    assert bar._left(trainer, 10) == timedelta(seconds=2 * 10 * 4)
 
 
 def test_a_time_is_told_in_words() -> None:
