@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from models.batch_norm import expect_views, separates_views
+from models.heads import OWN_BACKBONE, build_networks
 from models.resnet import ResNet
-from models.siamese import OWN_BACKBONE, build_networks
 from simsiam.config.options import NetworkOptions, OptimizerOptions
 from simsiam.loss import siamese_loss, z_std
 from utils import distributed
@@ -79,9 +79,7 @@ class SimSiam(pl.LightningModule):
         self.save_hyperparameters(ignore="backbone", logger=False)
         own = isinstance(backbone, nn.Module)
         self.hparams["backbone"] = f"{OWN_BACKBONE} {type(backbone).__name__}" if own else backbone
-        heads = (out_dim, h_dim, proj_layers, proj_hidden, heads_bn, predictor)
-        networks = build_networks(backbone, width, *heads, zero_init_residual, stem, image_size)
-        self.backbone, self.projector, self.predictor = networks
+        self.backbone, self.projector, self.predictor = build_networks(backbone, self.hparams)
         self.predictor.requires_grad_(not fixed_predictor)
         self._losses = self.losses
         self.one_pass = None if separates_views(self.backbone) else False  # all views at once; None for where it pays

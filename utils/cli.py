@@ -8,7 +8,8 @@ import difflib
 import itertools
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import Field, asdict, fields, is_dataclass
+from enum import IntEnum
 from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -33,23 +34,16 @@ FLAGS_ELSEWHERE = {
 VALUES_ELSEWHERE = {"cuda": "gpu", "bf16-mixed": "bf16", "16-mixed": "16", "32-true": "32", "fp16": "16", "fp32": "32"}
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What becomes of an option later; it stands in the `Annotated` of its field.
+class Rule(IntEnum):
+    """What becomes of an option later; it stands in the `Annotated` of its field. Each implies those before it."""
 
-    Attributes:
-        may_change: a run may be resumed with another value.
-        kept: it is written into the run's config and checkpoints.
-        inherited: a run that starts from an earlier run's `--config` takes it over.
-    """
-
-    may_change: bool = False
-    kept: bool = True
-    inherited: bool = True
+    PLAIN = 0
+    MAY_CHANGE = 1  # a run may be resumed with another value
+    NOT_INHERITED = 2  # a run that starts from an earlier run's `--config` does not take it over
+    NOT_KEPT = 3  # it is not written into the run's config and checkpoints
 
 
-PLAIN, MAY_CHANGE = Rule(), Rule(may_change=True)
-NOT_INHERITED, NOT_KEPT = Rule(True, inherited=False), Rule(True, kept=False, inherited=False)
+PLAIN, MAY_CHANGE, NOT_INHERITED, NOT_KEPT = Rule
 
 
 def unset(metavar: str, default: str) -> Any:
@@ -78,9 +72,8 @@ def iterate_options(command: type) -> Iterator[tuple[str, Field[Any], Rule, str]
 
 def flatten(config: Any) -> dict[str, Any]:
     """All settings of a command by name, without their groups; several values as a list, which is what files hold."""
-    fields = iterate_options(type(config))
-    found = {field.name: getattr(getattr(config, group), field.name) for group, field, *_ in fields}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    found = (setting for group in asdict(config).values() for setting in group.items())
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found}
 
 
 def from_settings(command: type[Command], settings: Mapping[str, Any]) -> Command:
@@ -100,11 +93,6 @@ def from_settings(command: type[Command], settings: Mapping[str, Any]) -> Comman
         return command(**{group: types[group](**values) for group, values in groups.items()})
     except ValidationError as error:
         raise UserError(describe_invalid(error)) from None
-
-
-def replace_settings(config: Command, **changes: Any) -> Command:
-    """As `dataclasses.replace`, by the options' names."""
-    return from_settings(type(config), flatten(config) | changes)
 
 
 def to_flags(settings: Mapping[str, Any]) -> list[str]:
@@ -197,13 +185,10 @@ def _read_config(command: type[Command], args: list[str], rules: dict[str, Rule]
         return None
     file = Path(values[-1]).expanduser()
     try:
-        content = yaml.safe_load(file.read_text())
-        settings = content["settings"].items()
+        settings = yaml.safe_load(file.read_text())["settings"].items()
+        taken = {name: value for name, value in settings if rules.get(name, PLAIN) < NOT_INHERITED}
+        return from_settings(command, taken)
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"--config {file}: not a config.yaml of a run (it has no `settings`)") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"--config {file}: {' '.join(str(error).split())}") from None
-    try:
-        return from_settings(command, {name: value for name, value in settings if rules.get(name, PLAIN).inherited})
-    except UserError as error:
-        raise UserError(f"--config {file}: {error}") from None

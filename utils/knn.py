@@ -1,7 +1,5 @@
 """Weighted k-nearest-neighbour classification on cosine similarity (Wu et al. 2018, arXiv 1805.01978, section 3.4)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -25,22 +23,12 @@ def knn_predict(
     Raises:
         ValueError: if k is not in 1 .. N, or the temperature is not positive.
     """
-    return knn_predict_all(features, bank, bank_labels, num_classes, [(k, temperature)])[0]
-
-
-@torch.no_grad()
-def knn_predict_all(
-    features: Tensor, bank: Tensor, bank_labels: Tensor, num_classes: int, protocols: Sequence[tuple[int, float]]
-) -> Tensor:
-    """`knn_predict` for P pairs (k, temperature) with one search: (P, Q) int64."""
-    for k, temperature in protocols:
-        if not 1 <= k <= len(bank):
-            raise ValueError(f"k = {k} neighbours asked of a bank of {len(bank)} images")
-        if not temperature > 0:
-            raise ValueError(f"the kNN temperature must be positive, not {temperature}")
-    similarity, found = nearest(features, bank, max(k for k, _ in protocols))
-    labels = bank_labels[found]
-    return torch.stack([vote(similarity[:, :k], labels[:, :k], num_classes, t) for k, t in protocols])
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k = {k} neighbours asked of a bank of {len(bank)} images")
+    if not temperature > 0:
+        raise ValueError(f"the kNN temperature must be positive, not {temperature}")
+    similarity, found = nearest(features, bank, k)
+    return vote(similarity, bank_labels[found], num_classes, temperature)
 
 
 @torch.no_grad()

@@ -1,25 +1,13 @@
 """The learning rate schedule: linear warm-up, then half a cosine to zero."""
 
-import importlib.util
-from pathlib import Path
+import runpy
+from importlib.metadata import distribution
 
 from torch.optim import Optimizer
 
-
-def _import_bolts_scheduler() -> type:
-    """Load bolts' scheduler from its own file: `import pl_bolts` fails on parts of Lightning that no longer exist."""
-    package = importlib.util.find_spec("pl_bolts")  # found, not run
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("lightning-bolts is not installed: pip install -r req.txt")
-    file = Path(package.origin).parent / "optimizers" / "lr_scheduler.py"
-    spec = importlib.util.spec_from_file_location("pl_bolts_lr_scheduler", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.LinearWarmupCosineAnnealingLR
-
-
-LinearWarmupCosineAnnealingLR: type = _import_bolts_scheduler()
+# bolts' own file, run by itself: `import pl_bolts` fails on parts of Lightning that no longer exist.
+FILE = distribution("lightning-bolts").locate_file("pl_bolts/optimizers/lr_scheduler.py")
+LinearWarmupCosineAnnealingLR: type = runpy.run_path(str(FILE))["LinearWarmupCosineAnnealingLR"]
 
 
 class WarmupCosine(LinearWarmupCosineAnnealingLR):

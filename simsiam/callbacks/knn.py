@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from models.resnet import ResNet, fold_batch_norm
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset, why_no_knn
-from simsiam.evaluation.features import chunk_size, extract_chunks
+from simsiam.evaluation.features import chunk_size, extract_features
 from simsiam.evaluation.metrics import rankme
 from utils import distributed
 from utils.knn import nearest, vote
@@ -131,7 +131,7 @@ class KNNMonitor(pl.Callback):
         def extract(split: ImageDataset) -> Labelled:
             images = split.images[distributed.shard(len(split))]
             chunks = self.track(images.split(chunk_size(images)), len(images), f"kNN, {len(split):,} images")
-            return extract_chunks(network, chunks, len(images), data.mean, data.std, unit=False), split.labels
+            return extract_features(network, chunks, data.mean, data.std, False, len(images)), split.labels
 
         why = why_no_knn(data.train, data.test)
         bank = extract(data.train)

@@ -18,7 +18,7 @@ from simsiam.evaluation.classifier import Classifier, LabelledViews
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.logistic_regression import adapt_head, fit_logistic, standardise_features
 from simsiam.evaluation.results import Results
-from utils.cli import flatten, iterate_options, to_flag
+from utils.cli import MAY_CHANGE, flatten, iterate_options, to_flag
 from utils.console import print_line
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError, check
@@ -79,8 +79,8 @@ def finetune(config: Finetune) -> None:
 
 def read_finished_seeds(config: Finetune, context: EvaluationContext, folder: Path) -> dict[int, SeedSummary]:
     """What earlier calls measured, by seed; UserError if they had other weights or settings, or are damaged."""
-    may_change = {field.name for _, field, rule, _ in iterate_options(Finetune) if rule.may_change}
-    settings = {name: value for name, value in flatten(config).items() if name not in may_change}
+    fixed = {field.name for _, field, rule, _ in iterate_options(Finetune) if rule < MAY_CHANGE}
+    settings = {name: value for name, value in flatten(config).items() if name in fixed}
     finished = {}
     for file in sorted(folder.glob("seed_*/summary.json")):
         try:

@@ -13,7 +13,7 @@ from simsiam.evaluation.metrics import accuracy, confusion, print_classes
 from simsiam.evaluation.results import Results
 from utils.console import print_table, track_progress
 from utils.device import choose_device
-from utils.knn import knn_predict_all
+from utils.knn import nearest, vote
 
 KS, TEMPERATURES = (1, 20, 200), (0.07, 0.1, 0.2)
 HEADLINE_T = 0.1  # with the largest k, which is 200 as in the paper and in our monitor unless there are fewer images
@@ -50,8 +50,9 @@ def count_by_protocol(context: EvaluationContext) -> dict[tuple[str, int, float]
     counts = {}
     for kind in bank:
         parts = track_progress(queries[kind].split(CHUNK), len(test), f"neighbours by {kind}")
-        voted = [knn_predict_all(q, bank[kind], train.labels, len(context.classes), protocols) for q in parts]
-        for (k, t), predicted in zip(protocols, torch.cat(voted, dim=1), strict=True):
+        similarity, found = map(torch.cat, zip(*(nearest(q, bank[kind], protocols[-1][0]) for q in parts), strict=True))
+        for k, t in protocols:
+            predicted = vote(similarity[:, :k], train.labels[found[:, :k]], len(context.classes), t)
             counts[kind, k, t] = confusion(predicted, test.labels, len(context.classes))
     return counts
 

@@ -23,7 +23,7 @@ from simsiam.config.commands import Pretrain, main_command, settings_to_keep, to
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import default_stem, why_no_knn
-from simsiam.evaluation.checkpoint import backbone_facts, load_backbone
+from simsiam.evaluation.checkpoint import FACTS, load_backbone
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import plural, print_line, track_progress
@@ -250,7 +250,7 @@ def finish_run(
     run, rows, data = context.run, recorder.rows, context.data
     run.write_rows(rows)  # once more: perhaps nothing was left to train, and the file was damaged
     last = rows[-1]
-    facts = backbone_facts(context.model.hparams) | context.provenance | {"row": last}
+    facts = {name: context.model.hparams[name] for name in FACTS} | context.provenance | {"row": last}
     write_weights(run.backbone, BACKBONE, context.model.backbone.state_dict(), facts)
     load_backbone(run.backbone)  # a file that does not load is found now
     summary = {

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from simsiam.config.ablations import VARIANTS
 from simsiam.config.commands import DEFAULTS, Ablate, Pretrain, Report, main_command
 from simsiam.config.evaluation_options import ReportOptions
 from simsiam.config.options import AcceleratorOptions
-from utils.cli import flatten, from_settings, replace_settings
+from utils.cli import flatten, from_settings
 from utils.console import print_line
 from utils.errors import RunFailure, Stopped, check
 from utils.run_dir import RunDirectory
@@ -50,8 +49,9 @@ def expand_seeds(config: Pretrain) -> list[Pretrain]:
     """The run of each of `--seeds`, in a folder `seed_N` of the run's own; without `--seeds` the run itself."""
     if not config.run.seeds:
         return [config]
-    where = {"seeds": (), "save_dir": str(config.run_dir.parent), "exp_name": config.run_dir.name}
-    return [replace_settings(config, **where, seed=seed, version=f"seed_{seed}") for seed in config.run.seeds]
+    shared = flatten(config) | {"seeds": (), "save_dir": str(config.run_dir.parent), "exp_name": config.run_dir.name}
+    each = ({"seed": seed, "version": f"seed_{seed}"} for seed in config.run.seeds)
+    return [from_settings(type(config), shared | own) for own in each]
 
 
 def run_all(runs: Mapping[str, Pretrain]) -> None:
@@ -69,7 +69,7 @@ def run_all(runs: Mapping[str, Pretrain]) -> None:
     alone = started is None or started.world_size() == 1
     check(alone, "several runs: not by torchrun or srun; each has its own processes")
     one_by_one = first.device.accelerator == "cpu" or (first.device.devices or 1) > 1
-    failed = _Processes(runs, [] if one_by_one else list_gpus()).run()
+    failed = run_processes(runs, [] if one_by_one else list_gpus())
     if first.run.dry_run:
         return
     trained = tuple(str(config.run_dir) for config in runs.values() if RunDirectory(config.run_dir).rows())
@@ -87,73 +87,52 @@ def list_gpus() -> list[str]:
     return [name.strip() for name in named.split(",")] if named else list(map(str, range(torch.cuda.device_count())))
 
 
-class _Processes:
-    """The processes of the runs; forwards signals to them.
+def run_processes(runs: Mapping[str, Pretrain], gpus: list[str]) -> dict[str, int]:
+    """Train the runs, one at a time on each GPU; with fewer than two, one at a time.
 
-    Args:
-        gpus: one run at a time on each of them; with fewer than two, one run at a time.
+    Returns the statuses of those that collapsed or diverged, once all have ended. A signal to this process, and the
+    failure of a run, end all that still run.
     """
-
-    def __init__(self, runs: Mapping[str, Pretrain], gpus: list[str]) -> None:
-        self.waiting, self.total = dict(runs), len(runs)
-        self.gpus = gpus[: len(runs)] or [""]
-        self.running: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}  # by GPU
-        self.failed: dict[str, int] = {}
-
-    def run(self) -> dict[str, int]:
-        """The statuses of the runs that collapsed or diverged, once all have ended."""
-        try:
-            while self.waiting or self.running:
-                for gpu in self.gpus:
-                    if gpu not in self.running and self.waiting:
-                        self._start(gpu)
-                time.sleep(POLL_SECONDS)  # between two looks at all processes; a signal ends it
-                self._poll()
-        except Stopped as stopped:
-            self._stop(stopped.number)
-            raise SystemExit(128 + stopped.number) from None
-        return self.failed
-
-    def _start(self, gpu: str) -> None:
-        name = next(iter(self.waiting))
-        config = self.waiting.pop(name)
-        print_line(f"\n{self.total - len(self.waiting)} of {self.total}: {name}")
-        environment = {**os.environ, launch.PARENT_VARIABLE: str(os.getpid())}
-        together = len(self.gpus) > 1
-        if together:
-            environment["CUDA_VISIBLE_DEVICES"] = gpu
-        out = subprocess.DEVNULL if together else None  # the lines of several runs would be mixed
-        process = subprocess.Popen(  # in a session of its own: Ctrl-C is forwarded by `_stop`
-            main_command(config), env=environment, stdout=out, start_new_session=True
-        )
-        self.running[gpu] = (name, process)
-
-    def _poll(self) -> None:
-        for gpu, (name, process) in list(self.running.items()):
-            status = process.poll()
-            if status is None:
-                continue
-            del self.running[gpu]
-            if status in SHOWS_SOMETHING:
-                self.failed[name] = status
-            elif status:
-                self._stop(signal.SIGTERM)
-                if status > 0:
+    waiting, places = list(runs.items()), gpus[: len(runs)] or [""]
+    running: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}  # by GPU
+    failed, number = {}, int(signal.SIGTERM)
+    try:
+        while waiting or running:
+            for gpu in [gpu for gpu in places if gpu not in running][: len(waiting)]:
+                name, config = waiting.pop(0)
+                print_line(f"\n{len(runs) - len(waiting)} of {len(runs)}: {name}")
+                running[gpu] = name, start_process(config, gpu if len(places) > 1 else None)
+            time.sleep(POLL_SECONDS)  # between two looks at all processes; a signal ends it
+            for gpu, (name, process) in list(running.items()):
+                status = process.poll()
+                if status is None:
+                    continue
+                del running[gpu]
+                if status in SHOWS_SOMETHING:
+                    failed[name] = status
+                elif status > 0:
                     raise SystemExit(status)
-                how = signal.Signals(-status).name
-                raise RunFailure(f"{name} was ended by {how}; the same command goes on", 128 - status)
-            elif len(self.gpus) > 1:
-                print_line(f"done: {name}")
-
-    def _stop(self, number: int) -> None:
-        """Send a signal to all runs, forward further ones, and wait for the runs to end."""
-
-        def forward(number: int, frame: Any = None) -> None:
-            for _, process in self.running.values():
-                process.send_signal(number)
-
-        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(each, forward)
-        forward(number)
-        for _, process in self.running.values():
+                elif status < 0:
+                    how = signal.Signals(-status).name
+                    raise RunFailure(f"{name} was ended by {how}; the same command goes on", 128 - status)
+                elif len(places) > 1:
+                    print_line(f"done: {name}")
+        return failed
+    except Stopped as stopped:
+        number = stopped.number
+        raise SystemExit(128 + number) from None
+    finally:
+        for _, process in running.values():
+            process.send_signal(number)
+        for _, process in running.values():
             process.wait()
+
+
+def start_process(config: Pretrain, gpu: str | None) -> subprocess.Popen[bytes]:
+    """A process that trains; with a GPU of its own among several, silently: the lines of all would be mixed."""
+    environment = {**os.environ, launch.PARENT_VARIABLE: str(os.getpid())}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    out = None if gpu is None else subprocess.DEVNULL
+    # In a session of its own: a Ctrl-C reaches it by this process alone.
+    return subprocess.Popen(main_command(config), env=environment, stdout=out, start_new_session=True)

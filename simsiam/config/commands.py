@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from simsiam.config import evaluation_options as evaluation
 from simsiam.config import options
-from utils.cli import PLAIN, flatten, iterate_options, to_flag, to_flags
+from utils.cli import MAY_CHANGE, NOT_KEPT, PLAIN, flatten, iterate_options, to_flag, to_flags
 from utils.errors import check
 
 
@@ -132,7 +132,7 @@ class Report:
 
     `python main.py report runs/simsiam_cifar10` or `python main.py report runs/*`
 
-    Curves (kNN, loss, z_std, learning rate, images/s), a table of all results, nearest neighbours, accuracy and
+    Curves (kNN, loss, z_std, effective rank, images/s), a table of all results, nearest neighbours, accuracy and
     confusion of classes, a map of the features, views, and the command, versions and hardware of each run. Runs are
     named by the settings in which they differ; runs that differ only in the seed are drawn as their mean, with a band
     of one standard deviation.
@@ -175,7 +175,7 @@ UNSET = {field.name: words for _, field, _, words in iterate_options(Pretrain) i
 
 def settings_to_keep(config: Pretrain) -> dict[str, Any]:
     """What `config.yaml` and a checkpoint hold of a configuration: plain scalars by the options' names."""
-    kept = {name: value for name, value in flatten(config).items() if RULES.get(name, PLAIN).kept}
+    kept = {name: value for name, value in flatten(config).items() if RULES.get(name, PLAIN) < NOT_KEPT}
     if config.data.dataset in OWN:
         kept["data_dir"] = os.path.abspath(os.path.expanduser(config.data.data_dir))  # wherever it is used from
     return kept
@@ -183,7 +183,7 @@ def settings_to_keep(config: Pretrain) -> dict[str, Any]:
 
 def settings_that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's settings those that change what is computed: a resumed run must have the same."""
-    return {name: value for name, value in settings.items() if not RULES.get(name, PLAIN).may_change}
+    return {name: value for name, value in settings.items() if RULES.get(name, PLAIN) < MAY_CHANGE}
 
 
 def command_line(settings: Mapping[str, Any], between: str = " ") -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +18,6 @@ from utils.errors import check
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS: Pillow would run Ghostscript on it
 CHUNK_IMAGES, CHUNK_BYTES = 512, 2**26  # images that are decoded together: at most so many, or so large
-# what Pillow raises for damaged files
-UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 Read = tuple[Tensor, str] | str  # an image and the SHA-256 of its file, or why it cannot be read
 File = TypeVar("File", str, Path)
 
@@ -112,7 +109,7 @@ def try_to_read(path: Path, size: int) -> Read:
         return "too large"
     except Image.UnidentifiedImageError:
         return "not an image"
-    except UNREADABLE as error:
+    except Exception as error:  # noqa: BLE001  (for damaged files Pillow raises whatever comes)
         return getattr(error, "strerror", None) or " ".join(str(error).split())[:80] or type(error).__name__
 
 
@@ -120,7 +117,7 @@ def read_image(path: Path | BinaryIO, size: int) -> Tensor:
     """An image file as RGB: the central square, resized to (3, size, size) uint8.
 
     Upright as its EXIF says, of an animation the first frame; grey, palette, CMYK and 16 bits become 8-bit RGB, and
-    transparency is dropped. Raises `UNREADABLE` if it is damaged or not an image.
+    transparency is dropped. Raises an Exception of any kind if it is damaged or not an image.
     """
     with Image.open(path, formats=FORMATS) as file:
         if file.width * file.height > (Image.MAX_IMAGE_PIXELS or float("inf")):  # Pillow only warns up to twice that

@@ -1,7 +1,7 @@
 """Loading checkpoints: strictly, and without running anything that a file contains."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -10,10 +10,10 @@ import torch
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from torch import Tensor, nn
 
-from models.resnet import BACKBONES, STEMS, TELL_STATISTICS, ResNet
-from models.siamese import OWN_BACKBONE, build_networks
+from models.heads import OWN_BACKBONE, build_networks
+from models.resnet import BACKBONES, STEMS, ResNet
 from simsiam.config.options import NetworkOptions
-from simsiam.evaluation.features import extract_chunks
+from simsiam.evaluation.features import extract_features
 from utils.checkpoint_io import read_checkpoint
 from utils.console import track_progress
 from utils.errors import UserError, check
@@ -24,27 +24,9 @@ if TYPE_CHECKING:  # at run time, a network is loaded without Lightning, which t
     from simsiam.module import SimSiam
 
 LARGEST_SIZE = 2**14  # of channels, dimensions and pixels: no file makes us allocate more
-Count = Annotated[int, Field(ge=1, le=2**26)]
 Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
 Deviation = Annotated[FiniteFloat, Field(gt=0)]
 OfRGB = Field(min_length=3, max_length=3)
-
-
-class RunSettings(BaseModel, strict=True, extra="allow"):
-    """The settings of the run that evaluation uses; all others are kept unchecked."""
-
-    dataset: str | None = None
-    data_dir: str | None = None
-    cache_dir: str | None = None
-    train_images: Count | None = None
-    test_images: Count | None = None
-    skip_bad_images: bool = False
-    zero_init_residual: bool = True
-
-
-class EpochRow(BaseModel, strict=True, extra="allow"):  # of metrics.jsonl
-    epoch: int | None = None
-    step: int = 0
 
 
 class BackboneFacts(BaseModel, strict=True, extra="allow"):
@@ -52,13 +34,13 @@ class BackboneFacts(BaseModel, strict=True, extra="allow"):
 
     backbone: Annotated[str, Field(pattern=f"^({'|'.join(BACKBONES)})$")]
     width: Size
-    stem: Annotated[str, Field(pattern=f"^({'|'.join(STEMS)})$")]
+    stem: Annotated[str, Field(pattern=f"^({'|'.join(STEMS)})$")] = "cifar"  # as of files that do not say it
     image_size: Size | None  # None, of mean and std too: trained with a loader of one's own, which does not say
     mean: Annotated[Sequence[FiniteFloat], OfRGB] | None
     std: Annotated[Sequence[Deviation], OfRGB] | None
     classes: Sequence[str] = ()
-    settings: RunSettings = RunSettings()
-    row: EpochRow = EpochRow()
+    settings: dict[str, Any] = {}  # of the run; whoever uses one checks it
+    row: dict[str, int | float | None] = {}  # the last of metrics.jsonl
 
 
 ARCHITECTURE = ("backbone", "width", "stem")
@@ -84,9 +66,9 @@ class LoadedCheckpoint(NamedTuple):
         return torch.tensor(self.backbone.mean, device=device), torch.tensor(self.backbone.std, device=device)
 
     def extract_features(self, chunks: Iterable[Tensor], n: int, what: str, unit: bool = True) -> Tensor:
-        """`extract_chunks` of the backbone, with progress that names `what`."""
+        """`extract_features` of `n` images that come in chunks (B, 3, C, C), with progress that names `what`."""
         chunks = track_progress(chunks, n, f"features of {what}")
-        return extract_chunks(self.backbone, chunks, n, *self.statistics, unit)
+        return extract_features(self.backbone, chunks, *self.statistics, unit, n)
 
 
 def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
@@ -113,18 +95,10 @@ def load_backbone(path: str | Path) -> ResNet:
     training, in pixels). Raises ValueError for missing, damaged or foreign files, and for weights that do not fit to
     the last key.
     """
-    return load_networks(path, whole=False).backbone
+    return load_checkpoint(path, whole=False).backbone
 
 
 def load_checkpoint(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
-    """`load_networks`, with a UserError for a file that does not say mean, std and size of its images."""
-    loaded = load_networks(path, whole)
-    known = loaded.backbone.statistics is not None and loaded.facts.image_size is not None
-    check(known, f"{loaded.file}: mean, std and size of its images are unknown: {TELL_STATISTICS}")
-    return loaded
-
-
-def load_networks(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
     """Networks and facts of a file, on the CPU; arguments as of `find_checkpoint`, errors as of `load_backbone`."""
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":
@@ -160,7 +134,7 @@ def load_all_networks(file: Path) -> tuple[nn.ModuleDict, dict[str, Any], Backbo
         check(not unknown, f"it has the hyper-parameters {', '.join(sorted(map(str, unknown)))}")
         largest = max(value for value in hparams.values() if isinstance(value, int))
         check(largest <= LARGEST_SIZE, f"a size of {largest}")
-        parts = build_networks(**{name: hparams[name] for name in network})
+        parts = build_networks(hparams["backbone"], hparams)
         networks = nn.ModuleDict(dict(zip(("backbone", "projector", "predictor"), parts, strict=True)))
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file}: not a checkpoint of this program ({error})") from None
@@ -194,15 +168,10 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> N
         raise UserError(f"{file}: its weights do not fit: {' '.join(str(error).split())[:300]}") from None
 
 
-def backbone_facts(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyper-parameters of a SimSiam that `BackboneFacts` requires."""
-    return {name: hparams[name] for name in FACTS}
-
-
 def validate_facts(said: dict[str, Any], file: Path) -> BackboneFacts:
     """What a file, which may come from anywhere, says of itself; UserError for values that cannot be."""
     try:
-        return BackboneFacts.model_validate({"stem": "cifar"} | said)  # older files have no stem: it was always cifar
+        return BackboneFacts.model_validate(said)
     except ValidationError as error:
         wrong = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
         raise UserError(f"{file}: does not say its {', '.join(wrong)} as a file of this program does") from None
@@ -212,7 +181,8 @@ def build_backbone(facts: BackboneFacts, seed: int = 0) -> ResNet:
     """The network that a file describes, with the random weights of a run of that seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = BACKBONES[facts.backbone](facts.width, facts.settings.zero_init_residual, facts.stem)
+        zero_init = bool(facts.settings.get("zero_init_residual", True))
+        network = BACKBONES[facts.backbone](facts.width, zero_init, facts.stem)
     return attach_facts(network, facts)
 
 

@@ -1,23 +1,25 @@
 """A checkpoint and the data set that it is evaluated on, on one device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.resnet import ResNet
+from models.resnet import TELL_STATISTICS, ResNet
 from simsiam.config.commands import OWN, Evaluation
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import ImageDataset, make_options, place_on_device, why_no_knn
-from simsiam.evaluation.checkpoint import LoadedCheckpoint, RunSettings, load_checkpoint
+from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
 from simsiam.evaluation.features import chunk_size
 from simsiam.evaluation.metrics import accuracy, per_class
 from utils.console import print_line, print_table
 from utils.errors import UserError, check
+
+OF_THE_RUN = ("data_dir", "cache_dir", "train_images", "test_images", "skip_bad_images")  # unless a flag says it
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class EvaluationContext:
     def announce(self) -> None:
         """Print what is about to be measured."""
         facts, splits = self.checkpoint.facts, f"{len(self.train):,} train and {len(self.test):,} test images"
-        epoch = "" if facts.row.epoch is None else f", epoch {facts.row.epoch}"
+        epoch = f", epoch {facts.row['epoch']}" if "epoch" in facts.row else ""
         print_line(f"{self.checkpoint.file}: {facts.backbone}, width {facts.width}{epoch}")
         print_line(f"{self.dataset}: {splits}, {len(self.classes)} classes; {self.device}")
 
@@ -61,8 +63,13 @@ class EvaluationContext:
 
 
 def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoint:
-    """Load the checkpoint of `--checkpoint`; UserError if it cannot be loaded or has a weight that is not finite."""
+    """Load the checkpoint of `--checkpoint`.
+
+    Raises UserError if it cannot be loaded, does not say what its images are, or has a weight that is not finite.
+    """
     checkpoint = load_checkpoint(config.checkpoint.checkpoint)
+    known = checkpoint.backbone.statistics is not None and checkpoint.facts.image_size is not None
+    check(known, f"{checkpoint.file}: mean, std and size of its images are unknown: {TELL_STATISTICS}")
     finite = all(bool(tensor.isfinite().all()) for tensor in checkpoint.backbone.state_dict().values())
     check(finite, f"{checkpoint.file}: a weight is not finite, so nothing can be measured")
     torch.nn.ModuleList(filter(None, checkpoint[1:3])).to(device)
@@ -88,26 +95,20 @@ def open_context(
 
 def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOptions:
     """What no flag says is as in the run, if it had the same data set."""
-    asked, known = config.data, checkpoint.facts.settings
-    dataset = asked.dataset or known.dataset
-    if dataset is None:
-        raise UserError(f"{checkpoint.file} does not say what it was trained on: give --dataset")
-    if dataset != known.dataset:
-        known = RunSettings()
-    data_dir, cache_dir = asked.data_dir or known.data_dir or "./data", asked.cache_dir or known.cache_dir
-    if not asked.data_dir and known.data_dir and not Path(data_dir).expanduser().exists():
-        check(dataset not in OWN, f"{data_dir}, where the run had its images, is not there: give --data-dir")
-        data_dir = "./data"
-    if not asked.cache_dir and cache_dir and not Path(cache_dir).expanduser().is_dir():
-        cache_dir = None  # the run was on another machine
-    return make_options(
-        dataset=dataset,
-        data_dir=data_dir,
-        data_url=asked.data_url,
-        train_images=asked.train_images or known.train_images,
-        test_images=asked.test_images or known.test_images,
-        image_size=asked.image_size or checkpoint.facts.image_size,
-        cache_dir=cache_dir,
-        skip_bad_images=asked.skip_bad_images or known.skip_bad_images,
-        data_memory=asked.data_memory,
-    )
+    given = {name: value for name, value in asdict(config.data).items() if value is not None and value is not False}
+    said = checkpoint.facts.settings
+    dataset = given.get("dataset") or said.get("dataset")
+    check(dataset is not None, f"{checkpoint.file} does not say what it was trained on: give --dataset")
+    if dataset != said.get("dataset"):
+        said = {}
+    known = {name: said[name] for name in OF_THE_RUN if said.get(name) is not None}
+    try:
+        options = make_options(**{"image_size": checkpoint.facts.image_size} | known | given | {"dataset": dataset})
+    except UserError as error:
+        raise UserError(f"{checkpoint.file}: its settings cannot be: {error}") from None
+    if "data_dir" not in given and not options.path.exists():
+        check(dataset not in OWN, f"{options.path}, where the run had its images, is not there: give --data-dir")
+        options = replace(options, data_dir="./data")
+    if "cache_dir" not in given and not Path(options.cache_dir or "").expanduser().is_dir():
+        options = replace(options, cache_dir=None)  # the run was on another machine
+    return options

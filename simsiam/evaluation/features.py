@@ -24,30 +24,32 @@ def center(images: Tensor, size: int | None) -> Tensor:
     return images[..., middle, middle]
 
 
-def extract_features(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor, unit: bool = True) -> Tensor:
+@torch.no_grad()
+def extract_features(
+    network: nn.Module,
+    images: Tensor | Iterable[Tensor],
+    mean: Tensor,
+    std: Tensor,
+    unit: bool = True,
+    n: int | None = None,
+) -> Tensor:
     """Features (N, F) float32 of clean images (N, 3, C, C) uint8, by the network in eval mode.
 
     Args:
         network: (B, 3, S, S) -> (B, F).
+        images: one tensor, or at most `n` images in chunks (B, 3, C, C).
         mean, std: (3,) each, on the scale of 0 to 1, of the images that the network was trained on.
         unit: L2-normalise each row, for cosines.
     """
-    return extract_chunks(network, images.split(chunk_size(images)), len(images), mean, std, unit)
-
-
-@torch.no_grad()
-def extract_chunks(
-    network: nn.Module, chunks: Iterable[Tensor], n: int, mean: Tensor, std: Tensor, unit: bool = True
-) -> Tensor:
-    """`extract_features` of at most `n` images that come a chunk (B, 3, C, C) at a time."""
-    was_training = network.training
+    if isinstance(images, Tensor):
+        images, n = images.split(chunk_size(images)), len(images)
+    was_training, size = network.training, getattr(network, "image_size", None)
     network.eval()
     features, done = torch.empty(0), 0
-    for images in chunks:
-        x = center(images, getattr(network, "image_size", None)).to(mean.device)
-        f = network(normalize(x.float() / 255, mean, std)).float()
+    for chunk in images:
+        f = network(normalize(center(chunk, size).to(mean.device).float() / 255, mean, std)).float()
         if done == 0:
-            features = f.new_empty(n, f.shape[1])  # allocated once: joining a list would take twice the memory
+            features = f.new_empty(n or 0, f.shape[1])  # allocated once: joining a list would take twice the memory
         features[done : done + len(f)] = f
         done += len(f)
     network.train(was_training)

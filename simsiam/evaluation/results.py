@@ -51,7 +51,7 @@ class Results:
     def write(self, figures: dict[str, Any]) -> None:
         """Write figures and their provenance as JSON."""
         origin = {"command": type(self.config).__name__.lower(), "checkpoint": str(self.checkpoint.file)}
-        origin |= {"weights": hash_weights(self.checkpoint.backbone), "epoch": self.checkpoint.facts.row.epoch}
+        origin |= {"weights": hash_weights(self.checkpoint.backbone), "epoch": self.checkpoint.facts.row.get("epoch")}
         how = {"settings": flatten(self.config), "seconds": round(time.perf_counter() - self.started, 1)}
         write_json(self.summary, origin | figures | how | {"versions": versions(), "commit": git_commit()})
         print_line(f"figures   {self.summary}")

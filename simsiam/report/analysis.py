@@ -11,14 +11,13 @@ from torch import Tensor
 from simsiam.config.commands import Evaluation, Report
 from simsiam.config.evaluation_options import CheckpointOptions, EvaluationDataOptions
 from simsiam.data.dataset import why_no_knn
-from simsiam.evaluation.context import EvaluationContext, open_context
+from simsiam.evaluation.context import open_context
 from simsiam.evaluation.gallery import draw_gallery, find_nearest, gallery_rows, select_evenly
 from simsiam.evaluation.metrics import confusion
 from simsiam.report.figures import draw_classes, draw_map, render_chart
 from simsiam.report.records import Run, finite_number, printable
 from utils.console import MANY_CLASSES
 from utils.device import choose_device
-from utils.errors import UserError
 from utils.filesystem import write_atomically
 from utils.knn import knn_predict
 
@@ -30,9 +29,11 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     """`gallery`, `charts`, `epoch` and `source` of a run's checkpoint; figures are saved as STEM + "map.png" and so on.
 
     Queries and points are test images, or train images where there are none. Raises UserError if there is no
-    checkpoint, or its images are not at hand.
+    checkpoint, it is damaged, or its images are not at hand.
     """
-    context = open_newest(run, config)
+    checkpoint = CheckpointOptions(checkpoint=str(run.folder.path))
+    evaluation = Evaluation(checkpoint=checkpoint, data=EvaluationDataOptions(data_dir=config.report.data_dir))
+    context = open_context(evaluation, choose_device(config.device.accelerator), download=False)
     train, test, names = context.train, context.test, [printable(name) for name in context.classes]
     shown, source = (test, "test images") if len(test) else (train, "train images")
     bank = context.extract_features(train.images, f"train images of {run.name}")
@@ -54,21 +55,7 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     caption = f"Map of the features of {len(points):,} {source} by PCA, {len(names)} classes."
     few, labels = names if shown.labelled and len(names) <= MANY_CLASSES else (), shown.labels[:MAP_IMAGES].cpu()
     charts.append(render_chart(partial(draw_map, points, labels.numpy(), few), f"{stem}map.png", caption, caption))
-    return {"gallery": gallery, "charts": charts, "epoch": context.checkpoint.facts.row.epoch, "source": source}
-
-
-def open_newest(run: Run, config: Report) -> EvaluationContext:
-    """The backbone of a finished run, else the newest checkpoint that is not damaged; UserError if there is none."""
-    data, device = EvaluationDataOptions(data_dir=config.report.data_dir), choose_device(config.device.accelerator)
-    problem = UserError("no checkpoint in this folder")
-    for file in (run.folder.backbone, *run.folder.resumable(), run.folder.best):
-        if file.exists():
-            evaluation = Evaluation(checkpoint=CheckpointOptions(checkpoint=str(file)), data=data)
-            try:
-                return open_context(evaluation, device, download=False)
-            except UserError as error:
-                problem = error
-    raise problem
+    return {"gallery": gallery, "charts": charts, "epoch": context.checkpoint.facts.row.get("epoch"), "source": source}
 
 
 def project_features(features: Tensor) -> np.ndarray:

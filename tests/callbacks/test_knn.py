@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from simsiam import KNNMonitor, SimSiam
 from simsiam.config.options import is_collapsed
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.evaluation.features import extract_chunks, extract_features
+from simsiam.evaluation.features import extract_features
 
 
 def trained(
@@ -50,7 +50,7 @@ def test_measuring_changes_nothing_in_the_network() -> None:
     assert model.backbone.training and not features.requires_grad
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     torch.testing.assert_close(features.norm(dim=1), torch.ones(250))
-    whole = extract_chunks(model.backbone, images.split(100), 250, torch.zeros(3), torch.ones(3))
+    whole = extract_features(model.backbone, images.split(100), torch.zeros(3), torch.ones(3), n=250)
     torch.testing.assert_close(features, whole, atol=1e-5, rtol=0)
 
 
@@ -76,7 +76,7 @@ def test_it_measures_each_n_epochs_and_the_last(every: int, measured: list[int])
 
 @pytest.mark.parametrize(
     ("z_std", "rank", "collapsed"),
-    [(0.33, 40.0, False), (0.1, 1.5, True), (0.1, None, True), (0.97, 1.5, False), (0.97, None, False)],
+    [(0.33, 40.0, False), (0.33, 1.5, True), (0.33, None, False), (0.05, None, True), (0.97, 1.5, False)],
 )
 def test_a_collapse_is_low_z_std_and_low_rank_where_that_is_known(
     z_std: float, rank: float | None, collapsed: bool

@@ -12,7 +12,7 @@ from PIL import Image
 from simsiam import load_backbone
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
-from simsiam.evaluation.features import extract_chunks, extract_features
+from simsiam.evaluation.features import extract_features
 from tests.helpers import Program, Started, bad_folder
 
 
@@ -115,7 +115,7 @@ def extract_many(args: list[str]) -> int:
     n = int(args[0])
     network = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten())  # 48 features: it is not what is measured
     chunks = (torch.full((500, 3, 32, 32), i % 255, dtype=torch.uint8) for i in range(n // 500))
-    assert extract_chunks(network, chunks, n, torch.zeros(3), torch.ones(3)).shape == (n, 48)
+    assert extract_features(network, chunks, torch.zeros(3), torch.ones(3), n=n).shape == (n, 48)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return 0
 

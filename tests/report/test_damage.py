@@ -18,7 +18,7 @@ def test_of_a_killed_run_it_says_how_far_it_came(page_of_wrecks: Path) -> None:
     text = words(page_of_wrecks)
     assert "killed (stopped, 2 of 3 epochs)" in text
     section = text[text.index("A killed", text.index("What the features know")) :]
-    assert section.index("Nearest neighbours") < section.index("B damaged")  # of an older checkpoint
+    assert section.index("Nearest neighbours") < section.index("B damaged")
 
 
 def test_damaged_files_are_left_out_and_named(page_of_wrecks: Path) -> None:
