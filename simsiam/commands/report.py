@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
@@ -127,7 +128,7 @@ def describe_features(group: Group, config: Report, folder: Path) -> dict[str, A
     run, stem = group.runs[0], f"{folder}/{group.mark}_" if group.mark else f"{folder}/"
     found = {"group": group, "run": run, "problem": None, "gallery": [], "charts": [], "views": records.read_views(run)}
     if found["views"]:
-        write_atomically(Path(f"{stem}views.png"), partial(found["views"].save, format="PNG"))
+        write_atomically(Path(f"{stem}views.png"), partial(shutil.copyfile, run.folder.views))
     if config.report.pictures:
         try:  # torch is imported only now: a page without pictures does not wait for it
             return found | importlib.import_module("simsiam.report.analysis").analyse_run(run, config, stem)

@@ -56,7 +56,8 @@ def render_chart(draw: Callable[[], Figure], file: str, alt: str, caption: str) 
             chart[name] = data_uri("svg+xml", figure.savefig, format="svg", transparent=True, metadata=metadata)
             figure.set_layout_engine("none")  # it is laid out
             if theme is LIGHT:
-                write_atomically(Path(file), partial(figure.savefig, format="png", dpi=200))
+                fast = {"compress_level": 1}
+                write_atomically(Path(file), partial(figure.savefig, format="png", dpi=200, pil_kwargs=fast))
     return chart
 
 
