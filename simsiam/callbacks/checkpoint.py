@@ -30,31 +30,34 @@ SHARE = 0.01  # of the time, at most, that training may wait for checkpoints
 class BackgroundCheckpointIO(TorchCheckpointIO):
     """Writes copies of the tensors atomically in a thread, so that training does not wait for the disk.
 
-    A failure to write is noted in `failures` (file -> reason, of its latest attempt) and raises nothing.
+    `best.ckpt` is written with the next `last.ckpt`; until then a better one takes its place. The `last.ckpt` before is
+    kept, too. A failure to write is noted in `failures` (file -> reason, of its latest attempt) and raises nothing.
 
     Args:
-        keep: the checkpoint whose predecessor is kept, too.
         about: plain values that every checkpoint holds besides Lightning's own.
     """
 
-    def __init__(self, keep: Path, about: dict[str, Any]) -> None:
-        self.keep, self.about = keep, about
+    def __init__(self, run: RunDirectory, about: dict[str, Any]) -> None:
+        self.run, self.about = run, about
         self.failures: dict[Path, str] = {}
-        self._thread, self._pending = ThreadPoolExecutor(1), list[tuple[Path, Future[None]]]()
+        self._thread, self._writing = ThreadPoolExecutor(1), list[Future[None]]()
+        self._held: dict[Path, dict[str, Any]] = {}  # checkpoints to be written
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         copy = apply_to_collection(checkpoint | self.about, torch.Tensor, lambda tensor: tensor.detach().clone())
-        for queued, future in self._pending:
-            if queued == Path(path):
-                future.cancel()  # unless it has begun: on a slow disk, copies do not queue up in memory
-        self._pending = [(queued, future) for queued, future in self._pending if not future.cancelled()]
-        self._pending.append((Path(path), self._thread.submit(self._write, copy, Path(path))))
+        self._held[Path(path)] = copy
+        if Path(path) != self.run.best:
+            self._write_held()
+
+    def _write_held(self) -> None:
+        self._writing += [self._thread.submit(self._write, copy, path) for path, copy in self._held.items()]
+        self._held.clear()
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         def write(partial: Path) -> None:
             with open(partial, "wb") as file:  # given a path, torch reports a full disk as "unexpected pos"
                 torch.save(checkpoint, file)
-            if path == self.keep and path.exists():
+            if path == self.run.last and path.exists():
                 previous(path).unlink(missing_ok=True)
                 try:
                     os.link(path, previous(path))
@@ -68,11 +71,14 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
             self.failures[path] = error.strerror or str(error)
 
     def wait(self) -> None:
-        """Return when every checkpoint is on the disk, or has failed."""
-        while self._pending:
-            self._pending.pop(0)[1].result()
+        """Return when every checkpoint that is being written is on the disk, or has failed."""
+        while self._writing:
+            self._writing.pop().result()
 
-    teardown = wait  # by Lightning, at the end
+    def teardown(self) -> None:
+        """By Lightning, at the end, and after a failure."""
+        self._write_held()
+        self.wait()
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         return read_checkpoint(Path(path))  # on the CPU; Lightning moves tensors to the device

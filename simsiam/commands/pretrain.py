@@ -207,7 +207,7 @@ def train(context: RunContext) -> None:
     knn = KNNMonitor(monitor.knn_k, monitor.knn_t, monitor.knn_every, report=print_line, compile=config.device.compile)
     knn.track = lambda chunks, n, what: track_progress(chunks, n, what, lines=knn.untrained is None)
     recorder = MetricsRecorder(run, knn)
-    io = BackgroundCheckpointIO(keep=run.last, about=context.provenance)
+    io = BackgroundCheckpointIO(run, about=context.provenance)
     signals = SignalCallback()
     checkpoints = CheckpointCallback(run, recorder, config.run.checkpoint_every, io, signals)
     trainer = pl.Trainer(

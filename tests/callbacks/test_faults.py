@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import main
+from simsiam.callbacks.checkpoint import BackgroundCheckpointIO
 from tests.benchmarks import faults
 from tests.helpers import (
     SMALL,
@@ -25,6 +26,7 @@ from tests.helpers import (
     wait_for,
     wait_for_epochs,
 )
+from utils.run_dir import RunDirectory
 
 SLOW = ("--backbone", "resnet18", "--width", "64", "--batch-size", "200", "--epochs", "1", "--knn-every", "0")
 LONG = (  # six steps an epoch
@@ -267,6 +269,22 @@ def test_checkpoints_by_time_come_in_the_middle_of_an_epoch_too(
 
 
 @pytest.mark.slow("as the removal of its folder, which is a quick test")
+def test_the_best_weights_go_to_the_disk_with_the_last_ones_and_at_the_end(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    io, weight = BackgroundCheckpointIO(run, about={}), torch.zeros(1)
+    for value in (1.0, 2.0):
+        io.save_checkpoint({"weight": weight.fill_(value)}, run.best)
+        io.wait()
+    assert not run.best.exists()
+    io.save_checkpoint({"weight": weight.fill_(3.0)}, run.last)
+    io.save_checkpoint({"weight": weight.fill_(4.0)}, tmp_path / "hpc_ckpt_1.ckpt")
+    io.wait()
+    assert [torch.load(file)["weight"].item() for file in (run.best, run.last)] == [2.0, 3.0]
+    io.save_checkpoint({"weight": weight.fill_(5.0)}, run.best)
+    io.teardown()
+    assert torch.load(run.best)["weight"].item() == 5.0
+
+
 def test_a_run_whose_contents_were_removed_does_not_lock_itself_out(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "run"
     process = start_small("run", tmp_path, *LONG)
