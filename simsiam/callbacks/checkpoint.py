@@ -41,7 +41,7 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         self.run, self.about = run, about
         self.failures: dict[Path, str] = {}
         self._thread, self._writing = ThreadPoolExecutor(1), list[Future[None]]()
-        self._held: dict[Path, dict[str, Any]] = {}  # checkpoints to be written
+        self._held: dict[Path, dict[str, Any]] = {}  # copies that are not being written yet
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         copy = apply_to_collection(checkpoint | self.about, torch.Tensor, lambda tensor: tensor.detach().clone())

@@ -268,7 +268,6 @@ def test_checkpoints_by_time_come_in_the_middle_of_an_epoch_too(
     assert rows(usual) == rows(often) and same_weights(usual, often)
 
 
-@pytest.mark.slow("as the removal of its folder, which is a quick test")
 def test_the_best_weights_go_to_the_disk_with_the_last_ones_and_at_the_end(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     io, weight = BackgroundCheckpointIO(run, about={}), torch.zeros(1)
@@ -285,6 +284,7 @@ def test_the_best_weights_go_to_the_disk_with_the_last_ones_and_at_the_end(tmp_p
     assert torch.load(run.best)["weight"].item() == 5.0
 
 
+@pytest.mark.slow("as the removal of its folder, which is a quick test")
 def test_a_run_whose_contents_were_removed_does_not_lock_itself_out(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "run"
     process = start_small("run", tmp_path, *LONG)
