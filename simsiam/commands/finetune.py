@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -11,12 +12,11 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from simsiam.commands.classifier import CHOICE_EPOCH, measure_accuracy, save_head, train_classifier
 from simsiam.config.commands import Finetune
 from simsiam.evaluation.checkpoint import build_backbone, hash_weights
-from simsiam.evaluation.classifier import Classifier, LabelledViews
+from simsiam.evaluation.classifier import CHOICE_EPOCH, Recipe, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
-from simsiam.evaluation.logistic_regression import adapt_head, fit_logistic, standardise_features
+from simsiam.evaluation.logistic_regression import adapt_head, fit_logistic, make_head, standardise_features
 from simsiam.evaluation.results import Results
 from utils.cli import MAY_CHANGE, flatten, iterate_options, to_flag
 from utils.console import print_line
@@ -103,28 +103,37 @@ def finetune_seed(
     results = Results(config, checkpoint, name, resumes=True)
     chosen = choose_labels(context.train.labels, quotas, seed)
     print_line(f"seed {seed}: {len(chosen):,} labels")
-    rate = options.learning_rate or (0.3 if scratch else 0.03)
-    head_rate = options.head_learning_rate or (0.1 if scratch else 0.03)
     backbone = build_backbone(checkpoint.facts, seed) if scratch else copy.deepcopy(checkpoint.backbone)
-    linear = None
-    model = Classifier(backbone, len(context.classes), head_rate, rate, options.momentum, options.weight_decay)
+    head, linear = make_head(backbone.num_features, len(context.classes)).to(context.device), None
     if not scratch:
         x = context.extract_features(context.train.at(chosen), "labelled images", unit=False)
         scale = standardise_features(x)
-        fit_logistic(model.head.to(x.device), x, context.train.labels[chosen], HEAD_DECAY)
-        adapt_head(model.head, *scale)
-        linear = measure_accuracy(context, model.head)["test_accuracy"]
-    data = LabelledViews(context.train, chosen, backbone, options.batch_size, options.crop_scale, seed)
-    steps = train_classifier(config, model, data, options.epochs, results, None if scratch else LARGEST_GRADIENT)
-    tuned = context.with_backbone(backbone.eval())
-    figures = {"seed": seed, "labels": len(chosen), "learning_rate": rate, "head_learning_rate": head_rate}
-    figures |= {"steps": steps, "linear_accuracy": linear, "labels_digest": digest_of(chosen)}
-    figures |= measure_accuracy(tuned, model.head)
+        fit_logistic(head, x, context.train.labels[chosen], HEAD_DECAY)
+        adapt_head(head, *scale)
+        linear = context.measure_accuracy(head)["test_accuracy"]
+    recipe = Recipe(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        crop_scale=options.crop_scale,
+        seed=seed,
+        precision=choose_precision(config.device.precision, config.device.accelerator),
+        head_rate=options.head_learning_rate or (0.1 if scratch else 0.03),
+        backbone_rate=options.learning_rate or (0.3 if scratch else 0.03),
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        largest_gradient=math.inf if scratch else LARGEST_GRADIENT,
+    )
+    steps = train_classifier(backbone.to(context.device), head, context.train, chosen, recipe)
+    tuned = context.with_backbone(backbone)
+    figures = {"seed": seed, "labels": len(chosen), "learning_rate": recipe.backbone_rate}
+    figures |= {"head_learning_rate": recipe.head_rate, "steps": steps, "linear_accuracy": linear}
+    figures |= {"labels_digest": digest_of(chosen), **tuned.measure_accuracy(head)}
     tuned_on = {key: figures[key] for key in ("seed", "labels", "test_accuracy")}
     tuned_on |= {"from_scratch": scratch, "settings": flatten(config)}
     facts = checkpoint.facts.model_dump(exclude_unset=True, exclude={"row"})  # the row's kNN is the old backbone's
+    results.summary.unlink(missing_ok=True)  # an earlier one is not of this backbone
     write_weights(results.path / "backbone.safetensors", BACKBONE, backbone.state_dict(), facts | {"tuned": tuned_on})
-    save_head(results, tuned, model.head, figures)
+    results.save_head(tuned, head, figures)
     return SeedSummary.model_validate_json(results.summary.read_bytes())
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from simsiam.commands.classifier import CHOICE_EPOCH, measure_accuracy, save_head, train_classifier
 from simsiam.config.commands import Linear
+from simsiam.config.evaluation_options import LinearOptions
 from simsiam.evaluation.checkpoint import build_backbone
-from simsiam.evaluation.classifier import Classifier, LabelledViews
+from simsiam.evaluation.classifier import CHOICE_EPOCH, Recipe, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import chunk_size
 from simsiam.evaluation.logistic_regression import adapt_head, fit_logistic, make_head, standardise_features
@@ -26,7 +26,7 @@ WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # for standardised features, the
 def linear(config: Linear) -> None:
     """Train a linear classifier on frozen features; print and keep its accuracy on all test images, and its weights."""
     options = config.linear
-    choose_precision(config.device.precision, config.device.accelerator)  # an impossible one fails before any work
+    precision = choose_precision(config.device.precision, config.device.accelerator)
     context = open_context(config, choose_device(config.device.accelerator), labels=True)
     if options.from_scratch:
         context = context.with_backbone(build_backbone(context.checkpoint.facts, options.seed).to(context.device))
@@ -37,12 +37,12 @@ def linear(config: Linear) -> None:
     context.announce()
     with results.lock():
         if options.augment:
-            way, (head, figures) = "crops and flips, SGD", fit_by_sgd(config, context, results)
+            way, (head, figures) = "crops and flips, SGD", fit_by_sgd(options, context, precision)
         else:
             head, figures = fit_by_solver(context, options.seed, held_out)
             way = f"L-BFGS, weight decay {figures['weight_decay']:g}"
-        figures = measure_accuracy(context, head) | figures
-        save_head(results, context, head, figures)
+        figures = context.measure_accuracy(head) | figures
+        results.save_head(context, head, figures)
     print_classes(figures["per_class"])
     context.print_accuracies(
         ("classifier", "labels", "accuracy"), [(f"linear ({way})", f"{n:,}", f"{figures['test_accuracy']:.2f}")]
@@ -71,18 +71,23 @@ def fit_by_solver(context: EvaluationContext, seed: int, held_out: int) -> tuple
     return head, {"weight_decay": decay, "held_out": accuracies, "converged": converged}
 
 
-def fit_by_sgd(config: Linear, context: EvaluationContext, results: Results) -> tuple[nn.Linear, dict[str, Any]]:
+def fit_by_sgd(options: LinearOptions, context: EvaluationContext, precision: str) -> tuple[nn.Linear, dict[str, Any]]:
     """A head on a frozen backbone, trained on crops and flips without weight decay, as papers do.
 
     The features are standardised by those of the clean train images, so that one learning rate suits every backbone
     (on raw features papers need 30 or 0.1, depending on their scale); the head that is kept takes raw features.
     """
-    options, backbone, train = config.linear, context.checkpoint.backbone, context.train
+    backbone, train = context.checkpoint.backbone, context.train
     scale = standardise_features(context.extract_features(train.images, "train images", unit=False))
-    rate, everything = options.learning_rate or 0.1, torch.arange(len(train), device=context.device)
-    model = Classifier(backbone, len(context.classes), rate, center=scale[0], spread=scale[1])
-    batch_size, crop_scale = options.batch_size or 256, options.crop_scale or 0.8
-    data = LabelledViews(train, everything, backbone, batch_size, crop_scale, options.seed)
-    steps = train_classifier(config, model, data, options.epochs or 100, results)
-    adapt_head(model.head, *scale)
-    return model.head, {"steps": steps}
+    head = make_head(backbone.num_features, len(context.classes)).to(context.device)
+    recipe = Recipe(
+        epochs=options.epochs or 100,
+        batch_size=options.batch_size or 256,
+        crop_scale=options.crop_scale or 0.8,
+        seed=options.seed,
+        precision=precision,
+        head_rate=options.learning_rate or 0.1,
+    )
+    steps = train_classifier(backbone, head, train, torch.arange(len(train), device=context.device), recipe, *scale)
+    adapt_head(head, *scale)
+    return head, {"steps": steps}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.resnet import TELL_STATISTICS, ResNet
 from simsiam.config.commands import OWN, Evaluation
@@ -15,7 +15,7 @@ from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import ImageDataset, make_options, place_on_device, why_no_knn
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
 from simsiam.evaluation.features import chunk_size
-from simsiam.evaluation.metrics import accuracy, per_class
+from simsiam.evaluation.metrics import accuracy, confusion, per_class
 from utils.console import print_line, print_table
 from utils.errors import UserError, check
 
@@ -52,6 +52,13 @@ class EvaluationContext:
         images = {"dataset": self.dataset, "train_images": len(self.train), "test_images": len(self.test)}
         by_class = {"per_class": per_class(counts, self.classes), "confusion": counts.tolist()}
         return images | {name: accuracy(counts)} | by_class
+
+    @torch.no_grad()
+    def measure_accuracy(self, head: nn.Linear) -> dict[str, Any]:
+        """The figures of backbone and head on all test images, clean."""
+        features = self.extract_features(self.test.images, "test images", unit=False)
+        counts = confusion(head(features).argmax(dim=1), self.test.labels, len(self.classes))
+        return self.describe_accuracy("test_accuracy", counts)
 
     def print_accuracies(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of classifiers, the labels that each has learned from, and accuracies."""

@@ -6,12 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from simsiam.config.commands import Evaluation
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, hash_weights
+from simsiam.evaluation.context import EvaluationContext
 from utils.cli import flatten
 from utils.console import print_line
 from utils.device import git_commit, versions
 from utils.errors import check
+from utils.export import HEAD, write_weights
 from utils.filesystem import check_writable, lock_folder, write_json
 from utils.run_dir import RunDirectory
 
@@ -47,6 +51,14 @@ class Results:
         self.path.mkdir(parents=True, exist_ok=True)
         with lock_folder(self.path, f"another process is at work in {self.path}: wait, or give another --results-dir"):
             yield
+
+    def save_head(self, context: EvaluationContext, head: nn.Linear, figures: dict[str, Any]) -> None:
+        """Write `head.safetensors`, then the figures: `summary.json` marks a measurement as finished."""
+        self.summary.unlink(missing_ok=True)
+        right, file = figures["test_accuracy"], str(context.checkpoint.file)
+        about = {"classes": context.classes, "dataset": context.dataset, "checkpoint": file, "test_accuracy": right}
+        write_weights(self.path / "head.safetensors", HEAD, head.state_dict(), about)
+        self.write(figures)
 
     def write(self, figures: dict[str, Any]) -> None:
         """Write figures and their provenance as JSON."""

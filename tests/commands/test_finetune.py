@@ -8,13 +8,12 @@ from statistics import mean, stdev
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from simsiam import load_backbone
-from simsiam.commands import finetune
 from simsiam.commands.finetune import choose_labels, digest_of, label_quotas
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
-from simsiam.evaluation.classifier import Classifier
 from simsiam.evaluation.features import extract_features
 from tests.helpers import ROOT, Program, summary
 from utils.errors import UserError
@@ -85,14 +84,15 @@ def test_head_and_backbone_have_their_own_rates_and_both_fall_to_zero(
 ) -> None:
     seen = []
 
-    class Watched(Classifier):
-        def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
-            seen.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
+    def note_rates(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        if isinstance(optimizer, torch.optim.SGD):
+            seen.append([group["lr"] for group in optimizer.param_groups])
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune, "Classifier", Watched)
-        flags = ["--results-dir", str(tmp_path), "--learning-rate", "0.2", "--head-learning-rate", "0.5", *FINETUNE]
-        assert program("finetune", "--checkpoint", str(trained), *flags, "--epochs", "20")[0] == 0
+    hook = register_optimizer_step_pre_hook(note_rates)
+    flags = ["--results-dir", str(tmp_path), "--learning-rate", "0.2", "--head-learning-rate", "0.5", *FINETUNE]
+    status = program("finetune", "--checkpoint", str(trained), *flags, "--epochs", "20")[0]
+    hook.remove()
+    assert status == 0
     assert len(seen) == 20 and seen[0] == [0.5, 0.2]
     for head, backbone in seen:
         assert head == pytest.approx(2.5 * backbone)
