@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from simsiam.callbacks.knn import KNNMonitor, parts
-from simsiam.callbacks.tensorboard import ResilientTensorBoardLogger
+from simsiam.callbacks.loggers import ResilientTensorBoardLogger
 from utils import distributed
 from utils.console import print_line
 from utils.errors import RunFailure

@@ -12,11 +12,10 @@ from simsiam.callbacks.checkpoint import BackgroundCheckpointIO, CheckpointCallb
 from simsiam.callbacks.collapse import CollapseMonitor
 from simsiam.callbacks.images import Pictures
 from simsiam.callbacks.knn import KNNMonitor
-from simsiam.callbacks.loggers import check_installed, make_loggers
+from simsiam.callbacks.loggers import ResilientTensorBoardLogger, check_installed, make_loggers
 from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.callbacks.progress import ProgressCallback, about, estimate_seconds
 from simsiam.callbacks.signals import SignalCallback
-from simsiam.callbacks.tensorboard import ResilientTensorBoardLogger
 from simsiam.commands import launch
 from simsiam.commands.resume import Start, count_processes, explain_failures, find_start, validate_run
 from simsiam.config.commands import Pretrain, main_command, settings_to_keep, to_type

@@ -72,10 +72,7 @@ class LoadedCheckpoint(NamedTuple):
 
 
 def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
-    """The file meant by a run folder, a folder of checkpoints, or a file; UserError if there is none.
-
-    In a run folder that is the backbone's own file, or with `whole` the last checkpoint, if both are there.
-    """
+    """The file meant by a file or a folder: of a run the backbone's own, or with `whole` the last checkpoint."""
     path = Path(path).expanduser()
     if not path.is_dir():
         check(path.exists(), f"{path}: no such file or folder")
@@ -143,10 +140,7 @@ def load_all_networks(file: Path) -> tuple[nn.ModuleDict, dict[str, Any], Backbo
 
 
 def load_weights(model: "SimSiam", path: str | Path) -> None:
-    """Start `model` from weights alone: a whole checkpoint's, or a `.safetensors` for the backbone.
-
-    Raises UserError as `load_backbone`, and for another architecture, named setting by setting.
-    """
+    """Start `model` from weights alone: a whole checkpoint's, or a `.safetensors` for the backbone."""
     file = find_checkpoint(path, whole=True)
     if file.suffix == ".safetensors":
         loaded = load_backbone_file(file)

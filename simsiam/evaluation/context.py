@@ -70,10 +70,7 @@ class EvaluationContext:
 
 
 def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoint:
-    """Load the checkpoint of `--checkpoint`.
-
-    Raises UserError if it cannot be loaded, does not say what its images are, or has a weight that is not finite.
-    """
+    """Load the checkpoint of `--checkpoint`; UserError for one on which nothing can be measured."""
     checkpoint = load_checkpoint(config.checkpoint.checkpoint)
     known = checkpoint.backbone.statistics is not None and checkpoint.facts.image_size is not None
     check(known, f"{checkpoint.file}: mean, std and size of its images are unknown: {TELL_STATISTICS}")
@@ -86,10 +83,7 @@ def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoin
 def open_context(
     config: Evaluation, device: torch.device, download: bool = True, labels: bool = False
 ) -> EvaluationContext:
-    """The checkpoint of `--checkpoint`, and the images of its run unless others are asked for.
-
-    Raises UserError if one of them cannot be loaded, or if `labels` are needed and train or test images have none.
-    """
+    """The checkpoint of `--checkpoint`, and its run's images unless others are asked for; with `labels`, if need be."""
     checkpoint = open_checkpoint(config, device)
     spec = choose_dataset(config, checkpoint)
     if download:

@@ -23,8 +23,8 @@ from utils.run_dir import RunDirectory
 class Results:
     """One command's folder below the run's `results/`: `summary.json`, and the files that it makes.
 
-    With `--overwrite` files are replaced one by one, so whatever a person keeps in the folder stays. Raises UserError
-    if it cannot be written, or has an earlier call's figures without `--overwrite`, unless the command `resumes`.
+    With `--overwrite` files are replaced one by one, so whatever a person keeps in the folder stays. Without, a folder
+    with figures is refused, unless the command `resumes`.
     """
 
     def __init__(self, config: Evaluation, checkpoint: LoadedCheckpoint, name: str, resumes: bool = False) -> None:
