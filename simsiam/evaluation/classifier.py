@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -62,31 +63,34 @@ def train_classifier(
         groups.append({"params": list(backbone.parameters()), "lr": recipe.backbone_rate})
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.SGD(groups, recipe.head_rate, recipe.momentum, weight_decay=recipe.weight_decay)
-    steps = recipe.epochs * len(recipe.sampler(len(chosen), 0, device))
+    samplers = [recipe.sampler(len(chosen), epoch, device) for epoch in range(recipe.epochs)]
+    batches = len(samplers[0])  # of an epoch
+    steps, n = batches * recipe.epochs, batches * recipe.epochs * samplers[0].batch_size
     schedule, dtype = warmup_cosine(optimizer, 0, steps), DTYPES[recipe.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    for epoch in range(recipe.epochs):
-        figures, name = torch.zeros(2, device=device), f"epoch {epoch + 1}/{recipe.epochs}"
-        sampler = recipe.sampler(len(chosen), epoch, device)
-        for places in track_progress(sampler, len(chosen), name):
-            indices = chosen[places]
-            labels, x = images.labels[indices], crop_and_flip(images, indices, backbone, recipe, epoch)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits = head((backbone(x).float() - center) / spread).float()
-                loss = cross_entropy(logits, labels)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, recipe.largest_gradient)
-            scaler.step(optimizer)
-            scaler.update()
-            schedule.step()
-            figures += torch.stack([loss.detach(), 100 * (logits.argmax(dim=1) == labels).float().mean()])
-        loss, accuracy = (figures / len(sampler)).tolist()
+    figures = torch.zeros(2, device=device)  # sums over the epoch of the loss and of the train accuracy
+    for step, places in enumerate(track_progress(chain.from_iterable(samplers), n, "images trained on")):
+        epoch, indices = step // batches, chosen[places]
+        labels, x = images.labels[indices], crop_and_flip(images, indices, backbone, recipe, epoch)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = head((backbone(x).float() - center) / spread).float()
+            loss = cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(parameters, recipe.largest_gradient)
+        scaler.step(optimizer)
+        scaler.update()
+        schedule.step()
+        figures += torch.stack([loss.detach(), 100 * (logits.argmax(dim=1) == labels).float().mean()])
+        if (step + 1) % batches:
+            continue
         if not all(bool(value.isfinite().all()) for value in (figures, *parameters)):
             raise RunFailure("the loss or a weight is not finite: lower the learning rates; no figures were kept", 4)
         if (epoch + 1) % max(1, recipe.epochs // LINES) == 0:
-            print_line(f"{name}  loss {loss:.4f}  train {accuracy:.2f} %")
+            mean_loss, accuracy = (figures / batches).tolist()
+            print_line(f"epoch {epoch + 1}/{recipe.epochs}  loss {mean_loss:.4f}  train {accuracy:.2f} %")
+        figures.zero_()
     backbone.eval()
     return steps
 
