@@ -9,6 +9,7 @@ An interrupted decoding goes on; when a source changes, all of them are decoded 
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import warnings
@@ -24,7 +25,7 @@ from torch import Tensor
 from simsiam.data.images import read_images, try_to_read
 from utils.console import print_line, track_progress
 from utils.errors import UserError, check
-from utils.filesystem import check_writable, lock_folder, write_text
+from utils.filesystem import lock_folder, write_text
 
 IMAGES, MANIFEST, UNREADABLE = "images.npy", "manifest.jsonl", "unreadable"
 
@@ -40,10 +41,9 @@ class ImageCache(NamedTuple):
 
 def open_cache(folder: Path) -> ImageCache:
     """Open what `decode_images` has left in a folder; UserError if nothing complete is there."""
-    found = _open(folder, "r")
-    if found is None or len(found[1]) < len(found[0]["sources"]):
-        raise UserError(f"{folder}: no complete cache of images: run this again")
-    manifest, done, _ = found
+    manifest, done = _read_manifest(folder)
+    complete = bool(done) and len(done) == len(manifest["sources"])
+    check(complete, f"{folder}: no complete cache of images: run this again")
     decoded = [i for i, line in enumerate(done) if line != UNREADABLE]
     lines = "\n".join(f"{manifest['sources'][i][0]} {done[i]}" for i in decoded)
     digest = hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:16]
@@ -57,30 +57,26 @@ def map_images(file: Path, n: int) -> Tensor:
         return torch.from_numpy(open_memmap(file, "r")[:n])
 
 
-def _open(folder: Path, mode: Any) -> tuple[dict[str, Any], list[str], np.memmap] | None:
-    """The manifest, its lines for the files that are decoded, and the images; None if they are missing or damaged."""
+def _read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The manifest and its lines for the files that are decoded; nothing if it or the images are missing or damaged."""
     try:
         first, *done = (folder / MANIFEST).read_text().split("\n")[:-1]  # without a line that was cut off
-        if "sources" not in dict(json.loads(first)):
-            return None
         open_memmap(folder / IMAGES, "r")  # which raises for a short file; "r+" would fill it up with zeros
-        return json.loads(first), done, open_memmap(folder / IMAGES, mode)
-    except (OSError, ValueError, TypeError, EOFError, SyntaxError):
-        return None
+        return json.loads(first), done
+    except (OSError, ValueError, EOFError):
+        return {}, []
 
 
-def decode_images(folder: Path, root: Path, files: Sequence[Path], side: int, facts: dict[str, Any]) -> dict[str, str]:
+def decode_images(folder: Path, root: Path, files: Sequence[Path], side: int, facts: dict[str, Any]) -> dict[Path, str]:
     """Make `folder` the cache of some image files below `root`: the central square of each, resized to (3, C, C).
 
     Nothing happens if it is their cache already. A second process waits for the first. `side` is C, `facts` are JSON
-    values to keep in the manifest. Returns the images that cannot be read, and why. Raises UserError if there is not
-    enough disk space, or no permission to write.
+    values to keep in the manifest. Returns the images that cannot be read, and why.
     """
-    check_writable(folder, "--cache-dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(folder, f"another process is decoding the images of {root}: waiting for it", wait=True):
-            return _update(folder, root, {"side": side, "sources": [_stat(root, file) for file in files], **facts})
+            return _update(folder, root, files, side, facts)
     except OSError as error:
         where = os.fsdecode(error.filename or folder)
         raise UserError(f"{where}: {error.strerror}: mend that, or give another --cache-dir") from None
@@ -95,50 +91,51 @@ def _stat(root: Path, file: Path) -> list[str | int]:
     return [str(file), state.st_size, state.st_mtime_ns]
 
 
-def _update(folder: Path, root: Path, manifest: dict[str, Any]) -> dict[str, str]:
+def _update(folder: Path, root: Path, files: Sequence[Path], side: int, facts: dict[str, Any]) -> dict[Path, str]:
     """`decode_images`, by the one process that holds the lock."""
-    paths, side = [path for path, *_ in manifest["sources"]], manifest["side"]
-    n, shape = len(paths), (len(paths), 3, side, side)
-    old, done, images = _open(folder, "r+") or (None, [], None)
-    if old is None and os.listdir(folder):
+    manifest = {"side": side, "sources": [_stat(root, file) for file in files], **facts}
+    old, done = _read_manifest(folder)
+    if not old and os.listdir(folder):
         print_line(f"{folder} is damaged: all images are decoded again")
-    recorded = zip(paths, done, strict=False)  # of an interrupted decoding, the first files alone
-    unreadable = [path for path, line in recorded if line == UNREADABLE]
-    tried = {path: try_to_read(root / path, side) for path in unreadable}  # a permission changes no time of the file
-    bad = {path: why for path, why in tried.items() if isinstance(why, str)}
-    if images is None or old != manifest or images.shape != shape or len(bad) < len(tried):
-        done, bad, images = [], {}, _make_images(folder, shape)
-    start, row = len(done), sum(line != UNREADABLE for line in done)
-    if start == n:
+    if old != manifest:
+        done = []
+    unreadable = [file for file, line in zip(files, done, strict=False) if line == UNREADABLE]
+    bad = {file: why for file in unreadable if isinstance(why := try_to_read(root / file, side), str)}
+    if len(bad) < len(unreadable):  # one is mended, as by a new permission, which changes no time of the file
+        done, bad = [], {}
+    if not done:
+        _make_images(folder, (len(files), 3, side, side))
+    start, row = len(done), len(done) - len(bad)
+    if start == len(files):
         return bad
     if start:
-        print_line(f"{start:,} of {n:,} images are decoded already")
+        print_line(f"{start:,} of {len(files):,} images are decoded already")
     write_text(folder / MANIFEST, "\n".join([json.dumps(manifest), *done, ""]))
-    with open(folder / MANIFEST, "a") as file:
-        chunks = read_images(root, paths[start:], side)
-        for chunk in track_progress(chunks, n - start, f"decoding images of {root}"):
-            for path, read in chunk:
+    images = open_memmap(folder / IMAGES, "r+")
+    with open(folder / MANIFEST, "a") as lines:
+        chunks = read_images(root, files[start:], side)
+        for chunk in track_progress(chunks, len(files) - start, f"decoding images of {root}"):
+            for file, read in chunk:
                 if isinstance(read, str):
-                    bad[path] = read
+                    bad[file] = read
                 else:
                     images[row] = read[0].numpy()
                     row += 1
             images.flush()  # before they are recorded as decoded, whatever is cut off when
-            file.writelines(f"{UNREADABLE if isinstance(read, str) else read[1]}\n" for _, read in chunk)
-            file.flush()
-            os.fsync(file.fileno())
-    print_line(f"decoded {n:,} images to {side} x {side} pixels, in {folder}")
+            lines.writelines(f"{UNREADABLE if isinstance(read, str) else read[1]}\n" for _, read in chunk)
+            lines.flush()
+            os.fsync(lines.fileno())
+    print_line(f"decoded {len(files):,} images to {side} x {side} pixels, in {folder}")
     return bad
 
 
-def _make_images(folder: Path, shape: tuple[int, ...]) -> np.memmap:
+def _make_images(folder: Path, shape: tuple[int, ...]) -> None:
     """Replace what is in the folder by an empty `images.npy`."""
     for file in folder.iterdir():
         file.unlink()  # rather than overwritten: a run that reads it may go on
-    need, free = int(np.prod(shape)) / 2**30, shutil.disk_usage(folder).free / 2**30
+    need, free = math.prod(shape) / 2**30, shutil.disk_usage(folder).free / 2**30
     what = f"{folder}: the decoded images take {need:.1f} GiB, and {free:.1f} are free"
     check(need <= free, f"{what}: make room, or give another --cache-dir")
-    images = open_memmap(folder / IMAGES, "w+", np.uint8, shape)
+    open_memmap(folder / IMAGES, "w+", np.uint8, shape)
     with open(folder / IMAGES, "r+b") as file:  # a full disk is an error now; under a memory map it would be a SIGBUS
         os.posix_fallocate(file.fileno(), 0, os.stat(file.fileno()).st_size)
-    return images

@@ -6,6 +6,7 @@ They are decoded once, into a cache (`image_cache.py`).
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,32 +14,23 @@ import torch
 from simsiam.config.options import DataOptions
 from simsiam.data.dataset import DatasetSource, ImageDataset, Splits, check_counts, make_blank_split, stored_side
 from simsiam.data.image_cache import decode_images, open_cache
-from simsiam.data.images import SUFFIXES, ImageFolder, report_bad
+from simsiam.data.images import ImageFolder, report_bad
 from utils.console import print_line
 from utils.errors import check
 
 DEFAULT_SIZE = 96  # side of the views: small enough for one GPU, and most images have as much to show
-SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 def find_splits(options: DataOptions) -> list[ImageFolder]:
-    """The train and perhaps the test images, labelled alike; as many as are asked for, spread evenly over a split.
-
-    Raises UserError for no such folder, no images, or classes of the test images that the train images do not have.
-    """
+    """The train and perhaps the test images, labelled alike; as many as are asked for, spread evenly over a split."""
     root = Path(os.path.abspath(options.path))
     parts = [root / name for name in ("train", "val", "test") if (root / name).is_dir()]
-    split = root / "train" in parts
-    train, *more = splits = [ImageFolder(part, "--data-dir") for part in (parts[:2] if split else [root])]
+    used = parts[:2] if root / "train" in parts else [root]
+    train, *more = splits = [ImageFolder(part, "--data-dir") for part in used]
     check_counts(options, len(train), sum(map(len, more)))
-    named = [name for name in train.classes if name.lower() in SPLIT_NAMES]
-    check(split or not named, f"{root}: {', '.join(named)}: no class, it seems; a split is named train, val or test")
-    strange = [name for name in train.classes if not name.isprintable()]
-    check(not strange, f"{train.folder}: {strange[:3]!a}: no text, which the name of a class is: rename it")
-    beside = sorted(path for path in root.iterdir() if split and path.is_dir() and path not in parts)
-    if unused := [path.name for path in beside if any(file.suffix.lower() in SUFFIXES for file in path.iterdir())]:
-        print_line(f"{root}: only train/, and val/ or test/, are used; not {', '.join(unused[:5])}")
     classes = train.classes
+    strange = [name for name in classes if not name.isprintable()]
+    check(not strange, f"{train.folder}: {strange[:3]!a}: no text, which the name of a class is: rename it")
     if classes and (loose := int((train.labels < 0).sum())):
         print_line(f"{train.folder}: {loose} of {len(train)} images lie in no class's folder, so none has a label")
         classes = ()
@@ -70,22 +62,16 @@ def prepare_folder(options: DataOptions) -> None:
     facts = {"train": len(splits[0]), "labels": labels, "classes": list(splits[0].classes)}
     cache, side = find_cache(options)
     bad = decode_images(cache, root, files, side, facts)
-    closed = {path: why for folder in splits for path, why in folder.closed.items()}
-    report_bad({**closed, **bad}, len(files) - len(bad), root, options.skip_bad_images)
+    report_bad(bad, len(files) - len(bad), root, options.skip_bad_images)
 
 
 def load_folder(options: DataOptions) -> Splits:
-    """Both splits, on disk, of a cache that `prepare_folder` has made; UserError if no train image could be read."""
+    """Both splits, on disk, of a cache that `prepare_folder` has made."""
     cache = open_cache(find_cache(options)[0])
-    labels = torch.tensor(cache.manifest["labels"])[cache.decoded]
     n = sum(i < cache.manifest["train"] for i in cache.decoded)
-    check(n > 0, f"{options.data_dir}: no train image can be read")
-    classes = tuple(cache.manifest["classes"])
-    train, test = (
-        ImageDataset(cache.images[part], labels[part], classes, on_disk=True, digest=cache.digest)
-        for part in (slice(0, n), slice(n, None))
-    )
-    return train, test if len(test) else make_blank_split(train.side, test.labels, classes)
+    labels, classes = torch.tensor(cache.manifest["labels"])[cache.decoded], tuple(cache.manifest["classes"])
+    both = ImageDataset(cache.images, labels, classes, on_disk=True, digest=cache.digest)
+    return both.first(n), replace(both, images=both.images[n:], labels=labels[n:])
 
 
 def make_placeholders(options: DataOptions) -> Splits:

@@ -122,7 +122,8 @@ def test_bad_images_are_listed_and_tried_again(tmp_path: Path) -> None:
     bad = bad_folder(tmp_path / "photos")
     files = [Path(name) for name in sorted([*bad, "good.png"])]
     for _ in range(2):
-        found = decode_images(tmp_path / "cache", tmp_path / "photos", files, 8, {})
+        listed = decode_images(tmp_path / "cache", tmp_path / "photos", files, 8, {})
+        found = {str(file): why for file, why in listed.items()}
         assert found.keys() == bad.keys() and all(why in found[name] for name, why in bad.items())
     cache = open_cache(tmp_path / "cache")
     assert cache.decoded == [files.index(Path("good.png"))] and len(found) == len(bad)
