@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
 from simsiam.config.options import DataOptions
-from simsiam.data.dataset import DatasetSource, ImageDataset, Splits, make_blank_split, take_first
+from simsiam.data.dataset import ImageDataset, Splits, make_blank_split, take_first
 from utils.console import track_progress
 from utils.errors import UserError, check
 from utils.filesystem import lock_folder, write_atomically
@@ -131,6 +131,3 @@ def read_plain_pickle(path: Path) -> Any:
     """Containers, numbers, strings (Python 2's as latin-1) and numpy arrays; of anything else nothing is run."""
     with open(path, "rb") as file:
         return _PlainUnpickler(file, encoding="latin1").load()
-
-
-SOURCE = DatasetSource(load_cifar, download_cifar, make_placeholders)

@@ -1,8 +1,7 @@
 """The images of a data set (`ImageDataset`), and what follows from their size and number."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -20,7 +19,7 @@ STATISTICS_BYTES = 2**32  # of more images than these, mean and std are measured
 
 
 def make_options(**fields: Any) -> DataOptions:
-    """Raises UserError for an unknown data set or a value out of its range."""
+    """UserError for an unknown data set or a value out of its range."""
     try:
         return DataOptions(**fields)
     except ValidationError as error:
@@ -71,14 +70,6 @@ class ImageDataset:
 Splits = tuple[ImageDataset, ImageDataset]  # train and test; the latter may be empty
 
 
-class DatasetSource(NamedTuple):
-    """How a data set is loaded; see the functions of `simsiam.data`."""
-
-    load: Callable[[DataOptions], Splits]
-    prepare: Callable[[DataOptions], None] = lambda options: None
-    make_placeholders: Callable[[DataOptions], Splits | None] = lambda options: None
-
-
 def stored_side(size: int) -> int:
     """Side of the stored images for views of this size: beyond 64 with a margin, as ImageNet's 256 for 224."""
     return size if size <= SMALL else round(size * 8 / 7)
@@ -95,7 +86,7 @@ def make_blank_split(side: int, labels: Tensor, classes: tuple[str, ...]) -> Ima
 
 
 def check_counts(options: DataOptions, train: int, test: int) -> None:
-    """Raise UserError if more images of a split are asked for than there are."""
+    """UserError if more images of a split are asked for than there are."""
     for split, asked, there in (("train", options.train_images, train), ("test", options.test_images, test)):
         check(asked is None or asked <= there, f"--{split}-images {asked}: the data set has {there}")
 
@@ -122,13 +113,11 @@ def place_on_device(splits: Splits, device: torch.device, memory: float | None) 
     """
     processes = local_world_size() if device.type == "cpu" else 1
     room = free_memory(device) * MEMORY_SHARE / processes if memory is None else memory * 2**30
-    fits = sum(split.images.nbytes for split in splits) <= room
-
-    def place(split: ImageDataset) -> ImageDataset:
-        images = split.images.to(device, copy=split.on_disk) if fits else split.images
-        return replace(split, images=images, labels=split.labels.to(device), on_disk=split.on_disk and not fits)
-
-    return place(splits[0]), place(splits[1])
+    train, test = (replace(split, labels=split.labels.to(device)) for split in splits)
+    if train.images.nbytes + test.images.nbytes > room:
+        return train, test
+    train, test = (replace(x, images=x.images.to(device, copy=x.on_disk), on_disk=False) for x in (train, test))
+    return train, test
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from simsiam.config.options import DataOptions
-from simsiam.data.dataset import DatasetSource, ImageDataset, Splits, check_counts, make_blank_split, stored_side
+from simsiam.data.dataset import ImageDataset, Splits, check_counts, make_blank_split, stored_side
 from simsiam.data.image_cache import decode_images, open_cache
 from simsiam.data.images import ImageFolder, report_bad
 from utils.console import print_line
@@ -79,6 +79,3 @@ def make_placeholders(options: DataOptions) -> Splits:
     train, *more = find_splits(options)
     labels, side = more[0].labels if more else train.labels[:0], find_cache(options)[1]
     return make_blank_split(side, train.labels, train.classes), make_blank_split(side, labels, train.classes)
-
-
-SOURCE = DatasetSource(load_folder, prepare_folder, make_placeholders)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from simsiam.config.options import DataOptions
-from simsiam.data.dataset import DatasetSource, ImageDataset, Splits
+from simsiam.data.dataset import ImageDataset, Splits
 from utils.philox import uniform
 
 SIZE = 32
@@ -125,6 +125,3 @@ def load_patterns(options: DataOptions) -> Splits:
     counts = (options.train_images or 10_000, options.test_images or 2_000)
     train, test = (ImageDataset(*make_patterns(n, split), classes=CLASSES) for split, n in enumerate(counts))
     return train, test
-
-
-SOURCE = DatasetSource(load_patterns)

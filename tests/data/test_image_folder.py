@@ -109,7 +109,7 @@ limit_memory(int(sys.argv[2]))
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[KNNMonitor(5)], **quiet)
 trainer.fit(model, datamodule=data)
-assert data.streamed and trainer.global_step == n // 8
+assert data.train.on_disk and trainer.global_step == n // 8
 """
 
 
