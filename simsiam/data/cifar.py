@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
 from simsiam.config.options import DataOptions
-from simsiam.data.dataset import ImageDataset, Splits, make_blank_split, take_first
+from simsiam.data.dataset import ImageDataset, Splits, make_blank_split
 from utils.console import track_progress
 from utils.errors import UserError, check
 from utils.filesystem import lock_folder, write_atomically
@@ -38,7 +38,8 @@ def load_cifar(options: DataOptions) -> Splits:
             splits.append(ImageDataset(pixels, labels, names))
     except (pickle.UnpicklingError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder}: not readable ({' '.join(str(error).split())})") from None
-    return take_first(options, *splits)
+    train, test = splits
+    return train.first(options.train_images), test.first(options.test_images)
 
 
 def make_placeholders(options: DataOptions) -> Splits | None:
@@ -46,11 +47,8 @@ def make_placeholders(options: DataOptions) -> Splits | None:
     if _locate(options)[1].is_dir():
         return None
     names = tuple(map(str, range(10 if options.dataset == "cifar10" else 100)))
-    labels = (torch.zeros(n, dtype=torch.long) for n in (50_000, 10_000))
-    return take_first(options, *(make_blank_split(32, y, names) for y in labels))
-
-
-# ---------------------------------------------------------------- files
+    train, test = (make_blank_split(32, torch.zeros(n, dtype=torch.long), names) for n in (50_000, 10_000))
+    return train.first(options.train_images), test.first(options.test_images)
 
 
 def _locate(options: DataOptions) -> tuple[type[CIFAR10], Path]:
@@ -83,11 +81,9 @@ def download_cifar(options: DataOptions) -> None:
         with lock_folder(root, waiting, wait=True), tempfile.TemporaryDirectory(prefix=".download-", dir=root) as new:
             if not _find_missing(source, folder):
                 return
-            archive = root / source.filename  # downloaded by hand, perhaps
-            if not check_integrity(archive, source.tgz_md5):
-                archive = Path(new) / source.filename
-                _fetch(url, archive)
-                check(check_integrity(archive, source.tgz_md5), "the archive's MD5 is not the published one")
+            archive = Path(new) / source.filename
+            _fetch(url, archive)
+            check(check_integrity(archive, source.tgz_md5), "the archive's MD5 is not the published one")
             with tarfile.open(archive) as tar:
                 for file in missing:  # and nothing else that the archive contains
                     content = tar.extractfile(f"{source.base_folder}/{file}")
@@ -96,9 +92,9 @@ def download_cifar(options: DataOptions) -> None:
                     write_atomically(folder / file, lambda partial, data=content.read(): partial.write_bytes(data))
     except Exception as error:  # noqa: BLE001  (a network and an archive fail in many ways)
         raise UserError(
-            f"{folder}: {missing[0]} is missing; the download failed ({' '.join(str(error).split())}): put {url} into "
-            f"{root}, name the data's folder with --data-dir or a mirror with --data-url, or go without files by "
-            "--dataset patterns"
+            f"{folder}: {missing[0]} is missing; the download failed ({' '.join(str(error).split())}): name the data's "
+            f"folder with --data-dir, or by --data-url a mirror of {url} or the archive as file:///PATH, or go without "
+            "files by --dataset patterns"
         ) from None
 
 
@@ -111,15 +107,15 @@ def _fetch(url: str, path: Path) -> None:
             file.write(chunk)
 
 
-# ---------------------------------------------------------------- pickles
-
-ALLOWED = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}  # what an array of numbers consists of
-for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # of old and of new numpy
-    ALLOWED[_module, "_reconstruct"] = np.zeros(0).__reduce__()[0]
+ALLOWED = {  # what an array consists of, as the numpy of CIFAR's days wrote it
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
+}
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Refuses every function and class but numpy's arrays."""
+    """Refuses every other function and class."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         if (module_name, global_name) not in ALLOWED:

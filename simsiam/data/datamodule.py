@@ -66,6 +66,7 @@ class ViewsDataModule(pl.LightningDataModule):
     def set_splits(self, splits: Splits) -> None:
         """Take these as the train and the test split, without statistics; UserError if batch or views are too large."""
         self.train, self.test = splits
+        self.classes = self.train.classes  # their names, which a checkpoint keeps
         self.dataset_digest = self.train.digest  # identifies a person's own images; None for a published data set
         self.mean, self.std = torch.zeros(3), torch.ones(3)
         n, side, options = len(self.train), self.train.side, self.options

@@ -50,7 +50,8 @@ class ImageDataset:
         return len(self.classes) > 1 and not bool((self.labels < 0).any())
 
     def first(self, n: int | None) -> "ImageDataset":
-        """The first n images, all if n is None."""
+        """The first n images, all if n is None; UserError if there are fewer."""
+        check(n is None or n <= len(self), f"--train-images or --test-images {n}: the data set has {len(self)}")
         return replace(self, images=self.images[:n], labels=self.labels[:n])
 
     def at(self, places: Tensor) -> Tensor:
@@ -83,18 +84,6 @@ def make_blank_split(side: int, labels: Tensor, classes: tuple[str, ...]) -> Ima
     """An image of zeros for each label; they take no memory."""
     blank = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     return ImageDataset(blank.expand(len(labels), -1, -1, -1), labels, classes)
-
-
-def check_counts(options: DataOptions, train: int, test: int) -> None:
-    """UserError if more images of a split are asked for than there are."""
-    for split, asked, there in (("train", options.train_images, train), ("test", options.test_images, test)):
-        check(asked is None or asked <= there, f"--{split}-images {asked}: the data set has {there}")
-
-
-def take_first(options: DataOptions, train: ImageDataset, test: ImageDataset) -> Splits:
-    """As many images of each split as are asked for, from its beginning."""
-    check_counts(options, len(train), len(test))
-    return train.first(options.train_images), test.first(options.test_images)
 
 
 def why_no_knn(train: ImageDataset, test: ImageDataset) -> str | None:

@@ -1,33 +1,71 @@
 """A folder of one's own images as a data set: torchvision's ImageFolder layout, or images without labels.
 
 `DIR/train/CLASS/*` with `val/` or `test/` beside it, `DIR/CLASS/*`, or images alone, in `DIR/train/` or in `DIR/`.
-They are decoded once, into a cache (`image_cache.py`).
+They are decoded once, into a cache folder of two files:
+
+- `images.npy`: (N, 3, C, C) uint8, of the images that could be read, one after another; the rest of it is unused.
+- `manifest.jsonl`: first the source files (path, size, time of change), C, labels and classes; then, as it is decoded,
+  a line for each file: the SHA-256 of its content, or "unreadable".
+
+An interrupted decoding goes on; when a source changes, all of them are decoded anew.
 """
 
 import hashlib
+import json
+import math
 import os
+import shutil
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor
 
 from simsiam.config.options import DataOptions
-from simsiam.data.dataset import ImageDataset, Splits, check_counts, make_blank_split, stored_side
-from simsiam.data.image_cache import decode_images, open_cache
-from simsiam.data.images import ImageFolder, report_bad
-from utils.console import print_line
-from utils.errors import check
+from simsiam.data.dataset import ImageDataset, Splits, make_blank_split, stored_side
+from simsiam.data.images import ImageFolder, read_images, report_bad, try_to_read
+from utils.console import print_line, track_progress
+from utils.errors import UserError, check
+from utils.filesystem import lock_folder, write_text
 
 DEFAULT_SIZE = 96  # side of the views: small enough for one GPU, and most images have as much to show
+IMAGES, MANIFEST, UNREADABLE = "images.npy", "manifest.jsonl", "unreadable"
 
 
-def find_splits(options: DataOptions) -> list[ImageFolder]:
+def prepare_folder(options: DataOptions) -> None:
+    """Decode what is not decoded yet, and print which images cannot be read: UserError, unless they are skipped."""
+    root, splits = Path(os.path.abspath(options.path)), _find_splits(options)
+    files = [folder.folder.relative_to(root) / file for folder in splits for file in folder.files]
+    labels = torch.cat([folder.labels for folder in splits]).tolist()
+    facts = {"train": len(splits[0]), "labels": labels, "classes": list(splits[0].classes)}
+    cache, side = _find_cache(options)
+    bad = decode_images(cache, root, files, side, facts)
+    report_bad(bad, len(files) - len(bad), root, options.skip_bad_images)
+
+
+def load_folder(options: DataOptions) -> Splits:
+    """Both splits, on disk, once they are prepared."""
+    return open_cache(_find_cache(options)[0])
+
+
+def make_placeholders(options: DataOptions) -> Splits:
+    """As many images as would be decoded."""
+    train, *more = _find_splits(options)
+    labels, side = more[0].labels if more else train.labels[:0], _find_cache(options)[1]
+    return make_blank_split(side, train.labels, train.classes), make_blank_split(side, labels, train.classes)
+
+
+def _find_splits(options: DataOptions) -> list[ImageFolder]:
     """The train and perhaps the test images, labelled alike; as many as are asked for, spread evenly over a split."""
     root = Path(os.path.abspath(options.path))
     parts = [root / name for name in ("train", "val", "test") if (root / name).is_dir()]
     used = parts[:2] if root / "train" in parts else [root]
-    train, *more = splits = [ImageFolder(part, "--data-dir") for part in used]
-    check_counts(options, len(train), sum(map(len, more)))
+    train, *_ = splits = [ImageFolder(part, "--data-dir") for part in used]
     classes = train.classes
     strange = [name for name in classes if not name.isprintable()]
     check(not strange, f"{train.folder}: {strange[:3]!a}: no text, which the name of a class is: rename it")
@@ -41,41 +79,122 @@ def find_splits(options: DataOptions) -> list[ImageFolder]:
         folder.labels = torch.tensor([*(label.get(name, -1) for name in folder.classes), -1])[folder.labels]
         folder.classes = classes
         if n is not None:
+            check(n <= len(folder), f"--train-images or --test-images {n}: {folder.folder} has {len(folder)}")
             folder.keep([i * len(folder) // n for i in range(n)])
     return splits
 
 
-def find_cache(options: DataOptions) -> tuple[Path, int]:
-    """The folder where the decoded images are kept, and their side."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "simsiam"
+def _find_cache(options: DataOptions) -> tuple[Path, int]:
+    """The folder of the decoded images, and C, their side."""
     side = stored_side(options.image_size or DEFAULT_SIZE)
     what = f"{os.path.abspath(options.path)}\n{side}\n{options.train_images}\n{options.test_images}"
     name = hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()[:16]
-    return Path(options.cache_dir or usual).expanduser() / name, side
+    return Path(options.cache_dir or "~/.cache/simsiam").expanduser() / name, side
 
 
-def prepare_folder(options: DataOptions) -> None:
-    """Decode what is not decoded yet, and print which images cannot be read: UserError, unless they are skipped."""
-    root, splits = Path(os.path.abspath(options.path)), find_splits(options)
-    files = [folder.folder.relative_to(root) / file for folder in splits for file in folder.files]
-    labels = torch.cat([folder.labels for folder in splits]).tolist()
-    facts = {"train": len(splits[0]), "labels": labels, "classes": list(splits[0].classes)}
-    cache, side = find_cache(options)
-    bad = decode_images(cache, root, files, side, facts)
-    report_bad(bad, len(files) - len(bad), root, options.skip_bad_images)
+# ---------------------------------------------------------------- the cache
 
 
-def load_folder(options: DataOptions) -> Splits:
-    """Both splits, on disk, of a cache that `prepare_folder` has made."""
-    cache = open_cache(find_cache(options)[0])
-    n = sum(i < cache.manifest["train"] for i in cache.decoded)
-    labels, classes = torch.tensor(cache.manifest["labels"])[cache.decoded], tuple(cache.manifest["classes"])
-    both = ImageDataset(cache.images, labels, classes, on_disk=True, digest=cache.digest)
-    return both.first(n), replace(both, images=both.images[n:], labels=labels[n:])
+def open_cache(folder: Path) -> Splits:
+    """Both splits, of what `decode_images` has left in a folder; UserError if nothing complete is there."""
+    manifest, done = _read_manifest(folder)
+    complete = bool(done) and len(done) == len(manifest["sources"])
+    check(complete, f"{folder}: no complete cache of images: run this again")
+    decoded = [i for i, line in enumerate(done) if line != UNREADABLE]
+    lines = "\n".join(f"{manifest['sources'][i][0]} {done[i]}" for i in decoded)
+    digest = hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:16]
+    images, labels = map_images(folder / IMAGES, len(decoded)), torch.tensor(manifest["labels"])[decoded]
+    both = ImageDataset(images, labels, tuple(manifest["classes"]), on_disk=True, digest=digest)
+    n = sum(i < manifest["train"] for i in decoded)
+    return both.first(n), replace(both, images=images[n:], labels=labels[n:])
 
 
-def make_placeholders(options: DataOptions) -> Splits:
-    """As many images as would be decoded."""
-    train, *more = find_splits(options)
-    labels, side = more[0].labels if more else train.labels[:0], find_cache(options)[1]
-    return make_blank_split(side, train.labels, train.classes), make_blank_split(side, labels, train.classes)
+def map_images(file: Path, n: int) -> Tensor:
+    """The first n images of an .npy file, read only when they are indexed: a memory map, not to be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(open_memmap(file, "r")[:n])
+
+
+def decode_images(folder: Path, root: Path, files: Sequence[Path], side: int, facts: dict[str, Any]) -> dict[Path, str]:
+    """Make `folder` the cache of some image files below `root`: the central square of each, resized to (3, C, C).
+
+    Nothing happens if it is their cache already. A second process waits for the first. `side` is C, `facts` are JSON
+    values to keep in the manifest. Returns the images that cannot be read, and why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock_folder(folder, f"another process is decoding the images of {root}: waiting for it", wait=True):
+            return _update(folder, root, files, side, facts)
+    except OSError as error:
+        where = os.fsdecode(error.filename or folder)
+        raise UserError(f"{where}: {error.strerror}: mend that, or give another --cache-dir") from None
+
+
+def _update(folder: Path, root: Path, files: Sequence[Path], side: int, facts: dict[str, Any]) -> dict[Path, str]:
+    """`decode_images`, by the one process that holds the lock."""
+    manifest = {"side": side, "sources": [_stat(root, file) for file in files], **facts}
+    old, done = _read_manifest(folder)
+    if not old and os.listdir(folder):
+        print_line(f"{folder} is damaged: all images are decoded again")
+    if old != manifest:
+        done = []
+    unreadable = [file for file, line in zip(files, done, strict=False) if line == UNREADABLE]
+    bad = {file: why for file in unreadable if isinstance(why := try_to_read(root / file, side), str)}
+    if len(bad) < len(unreadable):  # one is mended, as by a new permission, which changes no time of the file
+        done, bad = [], {}
+    if not done:
+        _make_images(folder, (len(files), 3, side, side))
+    start, row = len(done), len(done) - len(bad)
+    if start == len(files):
+        return bad
+    if start:
+        print_line(f"{start:,} of {len(files):,} images are decoded already")
+    write_text(folder / MANIFEST, "\n".join([json.dumps(manifest), *done, ""]))
+    images = open_memmap(folder / IMAGES, "r+")
+    with open(folder / MANIFEST, "a") as lines:
+        chunks = read_images(root, files[start:], side)
+        for chunk in track_progress(chunks, len(files) - start, f"decoding images of {root}"):
+            for file, read in chunk:
+                if isinstance(read, str):
+                    bad[file] = read
+                else:
+                    images[row] = read[0].numpy()
+                    row += 1
+            images.flush()  # before they are recorded as decoded, whatever is cut off when
+            lines.writelines(f"{UNREADABLE if isinstance(read, str) else read[1]}\n" for _, read in chunk)
+            lines.flush()
+            os.fsync(lines.fileno())
+    print_line(f"decoded {len(files):,} images to {side} x {side} pixels, in {folder}")
+    return bad
+
+
+def _stat(root: Path, file: Path) -> list[str | int]:
+    """[path, size in bytes, time of change in ns]"""
+    try:
+        state = os.stat(root / file)
+    except OSError:
+        return [str(file), -1, 0]
+    return [str(file), state.st_size, state.st_mtime_ns]
+
+
+def _read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The manifest and its lines for the files that are decoded; nothing if it or the images are missing or damaged."""
+    try:
+        first, *done = (folder / MANIFEST).read_text().split("\n")[:-1]  # without a line that was cut off
+        open_memmap(folder / IMAGES, "r")  # which raises for a short file; "r+" would fill it up with zeros
+        return json.loads(first), done
+    except (OSError, ValueError, EOFError):
+        return {}, []
+
+
+def _make_images(folder: Path, shape: tuple[int, ...]) -> None:
+    """Replace what is in the folder by an empty `images.npy`."""
+    for file in folder.iterdir():
+        file.unlink()  # rather than overwritten: a run that reads it may go on
+    need, free = math.prod(shape) / 2**30, shutil.disk_usage(folder).free / 2**30
+    what = f"{folder}: the decoded images take {need:.1f} GiB, and {free:.1f} are free"
+    check(need <= free, f"{what}: make room, or give another --cache-dir")
+    open_memmap(folder / IMAGES, "w+", np.uint8, shape)
+    with open(folder / IMAGES, "r+b") as file:  # a full disk is an error now; under a memory map it would be a SIGBUS
+        os.posix_fallocate(file.fileno(), 0, os.stat(file.fileno()).st_size)
