@@ -18,13 +18,10 @@ class ViewsDataModule(pl.LightningDataModule):
     """Two (or more) augmented views of each train image; clean images for the monitors.
 
     Args:
-        batch_size: images in a step.
-        views: views of each image.
+        batch_size: images in a step, which come in `accumulate` parts.
         seed: of order and augmentation.
-        policy: the distribution of views.
         compile: compile the augmentation.
         image_schedule: ("PIXELS:EPOCHS", ...), sides S of the views in the first epochs; later ones have full size.
-        accumulate: parts in which the images of a step come.
         options: other fields of `DataOptions`: train_images, test_images, image_size, cache_dir, data_memory, ...
     """
 

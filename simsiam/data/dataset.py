@@ -96,24 +96,17 @@ def why_no_knn(train: ImageDataset, test: ImageDataset) -> str | None:
 
 
 def place_on_device(splits: Splits, device: torch.device, memory: float | None) -> Splits:
-    """Move both splits to the device if they fit into `memory` GiB (None: half of what is free); else the labels alone.
-
-    Processes that compute on the CPU share its memory, each with splits of its own.
-    """
-    processes = local_world_size() if device.type == "cpu" else 1
+    """Move both splits to the device if they fit into `memory` GiB (None: half of what is free); else their labels."""
+    processes = local_world_size() if device.type == "cpu" else 1  # which share the memory, each with its own splits
     room = free_memory(device) * MEMORY_SHARE / processes if memory is None else memory * 2**30
     train, test = (replace(split, labels=split.labels.to(device)) for split in splits)
-    if train.images.nbytes + test.images.nbytes > room:
-        return train, test
-    train, test = (replace(x, images=x.images.to(device, copy=x.on_disk), on_disk=False) for x in (train, test))
+    if train.images.nbytes + test.images.nbytes <= room:
+        train, test = (replace(x, images=x.images.to(device, copy=x.on_disk), on_disk=False) for x in (train, test))
     return train, test
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of (N, 3, C, C) uint8 images, on the scale of 0 to 1.
-
-    Exact, by counting; of more than 4 GiB of images, those are counted that lie evenly spread over them.
-    """
+    """Mean and standard deviation of each channel of (N, 3, C, C) uint8 images, on the scale of 0 to 1, by counting."""
     level = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.zeros(3, 256, dtype=torch.int64)
     row = 3 * images.shape[-1] ** 2  # bytes

@@ -3,7 +3,7 @@
 `DIR/train/CLASS/*` with `val/` or `test/` beside it, `DIR/CLASS/*`, or images alone, in `DIR/train/` or in `DIR/`.
 They are decoded once, into a cache folder of two files:
 
-- `images.npy`: (N, 3, C, C) uint8, of the images that could be read, one after another; the rest of it is unused.
+- `images.uint8`: the pixels (N, 3, C, C) of the images that could be read, one after another, as NumPy maps them.
 - `manifest.jsonl`: first the source files (path, size, time of change), C, labels and classes; then, as it is decoded,
   a line for each file: the SHA-256 of its content, or "unreadable".
 
@@ -12,18 +12,16 @@ An interrupted decoding goes on; when a source changes, all of them are decoded 
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from simsiam.config.options import DataOptions
@@ -34,7 +32,7 @@ from utils.errors import UserError, check
 from utils.filesystem import lock_folder, write_text
 
 DEFAULT_SIZE = 96  # side of the views: small enough for one GPU, and most images have as much to show
-IMAGES, MANIFEST, UNREADABLE = "images.npy", "manifest.jsonl", "unreadable"
+IMAGES, MANIFEST, UNREADABLE = "images.uint8", "manifest.jsonl", "unreadable"
 
 
 def prepare_folder(options: DataOptions) -> None:
@@ -103,25 +101,22 @@ def open_cache(folder: Path) -> Splits:
     decoded = [i for i, line in enumerate(done) if line != UNREADABLE]
     lines = "\n".join(f"{manifest['sources'][i][0]} {done[i]}" for i in decoded)
     digest = hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:16]
-    images, labels = map_images(folder / IMAGES, len(decoded)), torch.tensor(manifest["labels"])[decoded]
+    images = map_images(folder / IMAGES, len(decoded), manifest["side"])
+    labels = torch.tensor(manifest["labels"])[decoded]
     both = ImageDataset(images, labels, tuple(manifest["classes"]), on_disk=True, digest=digest)
-    n = sum(i < manifest["train"] for i in decoded)
-    return both.first(n), replace(both, images=images[n:], labels=labels[n:])
+    first = sum(i < manifest["train"] for i in decoded)
+    return both.first(first), replace(both, images=images[first:], labels=labels[first:])
 
 
-def map_images(file: Path, n: int) -> Tensor:
-    """The first n images of an .npy file, read only when they are indexed: a memory map, not to be written to."""
+def map_images(file: Path, n: int, side: int) -> Tensor:
+    """n images (3, side, side), read only when they are indexed: a memory map, not to be written to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(open_memmap(file, "r")[:n])
+        return torch.from_numpy(np.memmap(file, np.uint8, "r", shape=(n, 3, side, side)))
 
 
 def decode_images(folder: Path, root: Path, files: Sequence[Path], side: int, facts: dict[str, Any]) -> dict[Path, str]:
-    """Make `folder` the cache of some image files below `root`: the central square of each, resized to (3, C, C).
-
-    Nothing happens if it is their cache already. A second process waits for the first. `side` is C, `facts` are JSON
-    values to keep in the manifest. Returns the images that cannot be read, and why.
-    """
+    """Make `folder` the cache of `files` below `root`, if it is not; returns those that cannot be read, and why."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(folder, f"another process is decoding the images of {root}: waiting for it", wait=True):
@@ -141,32 +136,37 @@ def _update(folder: Path, root: Path, files: Sequence[Path], side: int, facts: d
         done = []
     unreadable = [file for file, line in zip(files, done, strict=False) if line == UNREADABLE]
     bad = {file: why for file in unreadable if isinstance(why := try_to_read(root / file, side), str)}
-    if len(bad) < len(unreadable):  # one is mended, as by a new permission, which changes no time of the file
+    if not done or len(bad) < len(unreadable):  # one can be read now, as after a chmod, which changes no time of it
         done, bad = [], {}
-    if not done:
-        _make_images(folder, (len(files), 3, side, side))
-    start, row = len(done), len(done) - len(bad)
-    if start == len(files):
+        for file in folder.iterdir():
+            file.unlink()  # rather than overwritten: a run that reads it may go on
+    if len(done) == len(files):
         return bad
-    if start:
-        print_line(f"{start:,} of {len(files):,} images are decoded already")
+    need, free = (len(files) - len(done)) * 3 * side**2 / 2**30, shutil.disk_usage(folder).free / 2**30
+    what = f"{folder}: the decoded images take {need:.1f} GiB, and {free:.1f} are free"
+    check(need <= free, f"{what}: make room, or give another --cache-dir")
+    if done:
+        print_line(f"{len(done):,} of {len(files):,} images are decoded already")
     write_text(folder / MANIFEST, "\n".join([json.dumps(manifest), *done, ""]))
-    images = open_memmap(folder / IMAGES, "r+")
-    with open(folder / MANIFEST, "a") as lines:
-        chunks = read_images(root, files[start:], side)
-        for chunk in track_progress(chunks, len(files) - start, f"decoding images of {root}"):
+    with open(folder / IMAGES, "ab") as pixels, open(folder / MANIFEST, "a") as lines:
+        pixels.truncate((len(done) - len(bad)) * 3 * side**2)  # without what was not recorded
+        left = files[len(done) :]
+        for chunk in track_progress(read_images(root, left, side), len(left), f"decoding images of {root}"):
             for file, read in chunk:
                 if isinstance(read, str):
                     bad[file] = read
                 else:
-                    images[row] = read[0].numpy()
-                    row += 1
-            images.flush()  # before they are recorded as decoded, whatever is cut off when
+                    pixels.write(read[0].numpy().data)
+            _sync(pixels)  # before they are recorded as decoded, whatever is cut off when
             lines.writelines(f"{UNREADABLE if isinstance(read, str) else read[1]}\n" for _, read in chunk)
-            lines.flush()
-            os.fsync(lines.fileno())
+            _sync(lines)
     print_line(f"decoded {len(files):,} images to {side} x {side} pixels, in {folder}")
     return bad
+
+
+def _sync(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _stat(root: Path, file: Path) -> list[str | int]:
@@ -182,19 +182,8 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """The manifest and its lines for the files that are decoded; nothing if it or the images are missing or damaged."""
     try:
         first, *done = (folder / MANIFEST).read_text().split("\n")[:-1]  # without a line that was cut off
-        open_memmap(folder / IMAGES, "r")  # which raises for a short file; "r+" would fill it up with zeros
-        return json.loads(first), done
-    except (OSError, ValueError, EOFError):
+        manifest, good = json.loads(first), len(done) - done.count(UNREADABLE)
+        whole = os.stat(folder / IMAGES).st_size >= good * 3 * manifest["side"] ** 2
+        return (manifest, done) if whole else ({}, [])
+    except (OSError, ValueError, LookupError, TypeError):
         return {}, []
-
-
-def _make_images(folder: Path, shape: tuple[int, ...]) -> None:
-    """Replace what is in the folder by an empty `images.npy`."""
-    for file in folder.iterdir():
-        file.unlink()  # rather than overwritten: a run that reads it may go on
-    need, free = math.prod(shape) / 2**30, shutil.disk_usage(folder).free / 2**30
-    what = f"{folder}: the decoded images take {need:.1f} GiB, and {free:.1f} are free"
-    check(need <= free, f"{what}: make room, or give another --cache-dir")
-    open_memmap(folder / IMAGES, "w+", np.uint8, shape)
-    with open(folder / IMAGES, "r+b") as file:  # a full disk is an error now; under a memory map it would be a SIGBUS
-        os.posix_fallocate(file.fileno(), 0, os.stat(file.fileno()).st_size)

@@ -57,10 +57,7 @@ class ImageFolder:
         self.files, self.labels = [self.files[i] for i in places], self.labels[places]
 
     def read(self, size: int, skip_bad: bool = False) -> Iterator[Tensor]:
-        """Chunks (B, 3, size, size) uint8, in order; afterwards `files` are those that could be read.
-
-        Raises UserError for images that cannot be read, once all have been tried, unless `skip_bad`; or if none can.
-        """
+        """Chunks (B, 3, size, size) uint8, in order; afterwards `files` are those that could be read (`report_bad`)."""
         bad: dict[Path, str] = {}
         for chunk in read_images(self.folder, self.files, size):
             bad |= {file: read for file, read in chunk if isinstance(read, str)}
@@ -109,11 +106,7 @@ def try_to_read(path: Path, size: int) -> Read:
 
 
 def read_image(path: Path | BinaryIO, size: int) -> Tensor:
-    """An image file as RGB: the central square, resized to (3, size, size) uint8.
-
-    Upright as its EXIF says, of an animation the first frame; grey, palette, CMYK and 16 bits become 8-bit RGB, and
-    transparency is dropped. Raises an Exception of any kind if it is damaged or not an image.
-    """
+    """An image file as RGB: the central square, resized to (3, size, size) uint8; some Exception if it is damaged."""
     with Image.open(path, formats=FORMATS) as file:
         if file.width * file.height > (Image.MAX_IMAGE_PIXELS or float("inf")):  # Pillow only warns up to twice that
             raise ValueError("too large")

@@ -25,9 +25,8 @@ TAU, HALF = 2 * math.pi, math.sqrt(0.5)
 Texture = Callable[[Tensor, Tensor, Tensor], Tensor]
 GEOMETRY, WAVES, PIXELS = range(3)  # streams of random numbers
 
-# ---------------------------------------------------------------- the ten textures
-# x (to the right) and y (down) are (n, S, S) in periods; w is (n, 24, 1, 1) random numbers, which only `maze` needs.
-# Each returns (n, S, S), about 1 in the figure and -1 in the ground; tanh smooths the edges.
+# Ten textures: x (to the right) and y (down) are (n, S, S) in periods; w is (n, 24, 1, 1) random numbers, which only
+# `maze` needs. Each returns (n, S, S), about 1 in the figure and -1 in the ground; tanh smooths the edges.
 
 
 def _line(distance: Tensor, width: float) -> Tensor:

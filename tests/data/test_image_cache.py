@@ -19,7 +19,7 @@ from simsiam.data.images import ImageFolder, read_image
 from tests.helpers import Started, bad_folder, picture, wait_for
 from utils.errors import UserError
 
-FILES = ["images.npy", "manifest.jsonl"]
+FILES = ["images.uint8", "manifest.jsonl"]
 
 
 def photos(folder: Path, n: int) -> list[Path]:
