@@ -19,8 +19,6 @@ from utils.console import track_progress
 from utils.errors import UserError, check
 from utils.filesystem import lock_folder, write_atomically
 
-DOWNLOAD_TIMEOUT = 30  # seconds without a byte
-
 
 def load_cifar(options: DataOptions) -> Splits:
     """Both splits, from files whose checksums are the published ones."""
@@ -77,8 +75,8 @@ def download_cifar(options: DataOptions) -> None:
     if not (missing := _find_missing(source, folder)):
         return
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with lock_folder(root, waiting, wait=True), tempfile.TemporaryDirectory(prefix=".download-", dir=root) as new:
+        above = next(part for part in (root, *root.parents) if part.exists())  # a failure leaves no new folder
+        with lock_folder(above, waiting, wait=True), tempfile.TemporaryDirectory(prefix=".download-", dir=above) as new:
             if not _find_missing(source, folder):
                 return
             archive = Path(new) / source.filename
@@ -99,9 +97,9 @@ def download_cifar(options: DataOptions) -> None:
 
 
 def _fetch(url: str, path: Path) -> None:
-    """Download a file. Not by torchvision's `download_url`, which has no timeout."""
+    """Download a file. Not by torchvision's `download_url`, which has no timeout; here, 30 seconds without a byte."""
     request = urllib.request.Request(url, headers={"User-Agent": "simsiam"})  # noqa: S310  (any URL the person names)
-    with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as reply, open(path, "wb") as file:  # noqa: S310  (likewise)
+    with urllib.request.urlopen(request, timeout=30) as reply, open(path, "wb") as file:  # noqa: S310  (likewise)
         size = int(reply.headers.get("Content-Length") or 0)
         for chunk in track_progress(iter(lambda: reply.read(2**20), b""), size, f"downloading {url}, bytes"):
             file.write(chunk)

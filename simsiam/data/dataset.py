@@ -55,9 +55,8 @@ class ImageDataset:
         return replace(self, images=self.images[:n], labels=self.labels[:n])
 
     def at(self, places: Tensor) -> Tensor:
-        """The images at `places` (any shape, on any device): (*places.shape, 3, C, C), on the device of `places`."""
-        found = self.images.index_select(0, places.flatten().to(self.images.device))
-        return found.to(places.device).unflatten(0, places.shape)
+        """The images at `places` (n,), on any device: (n, 3, C, C), on the device of `places`."""
+        return self.images.index_select(0, places.to(self.images.device)).to(places.device)
 
     def select(self, places: Tensor) -> "ImageDataset":
         """The images at `places` (n,) and their labels."""

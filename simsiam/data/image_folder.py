@@ -130,8 +130,6 @@ def _update(folder: Path, root: Path, files: Sequence[Path], side: int, facts: d
     """`decode_images`, by the one process that holds the lock."""
     manifest = {"side": side, "sources": [_stat(root, file) for file in files], **facts}
     old, done = _read_manifest(folder)
-    if not old and os.listdir(folder):
-        print_line(f"{folder} is damaged: all images are decoded again")
     if old != manifest:
         done = []
     unreadable = [file for file, line in zip(files, done, strict=False) if line == UNREADABLE]
