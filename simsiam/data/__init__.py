@@ -1,15 +1,28 @@
 """Data sets by name, images and their views. To add a data set, write a module and give it a line in `DATASETS`."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from simsiam.config.options import DataOptions
 from simsiam.data import cifar, image_folder, npz, synthetic
-from simsiam.data.dataset import DatasetSource, Splits
+from simsiam.data.dataset import Splits
 
-DATASETS: dict[str, DatasetSource] = {
-    "cifar10": cifar.SOURCE,
-    "cifar100": cifar.SOURCE,
-    "patterns": synthetic.SOURCE,
-    "folder": image_folder.SOURCE,
-    "arrays": npz.SOURCE,
+
+class Source(NamedTuple):
+    """How a data set is loaded; see the functions below."""
+
+    load: Callable[[DataOptions], Splits]
+    prepare: Callable[[DataOptions], None] = lambda options: None
+    make_placeholders: Callable[[DataOptions], Splits | None] = lambda options: None
+
+
+CIFAR = Source(cifar.load_cifar, cifar.download_cifar, cifar.make_placeholders)
+DATASETS = {
+    "cifar10": CIFAR,
+    "cifar100": CIFAR,
+    "patterns": Source(synthetic.load_patterns),
+    "folder": Source(image_folder.load_folder, image_folder.prepare_folder, image_folder.make_placeholders),
+    "arrays": Source(npz.load_arrays),
 }
 
 

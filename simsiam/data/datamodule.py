@@ -18,13 +18,10 @@ class ViewsDataModule(pl.LightningDataModule):
     """Two (or more) augmented views of each train image; clean images for the monitors.
 
     Args:
-        batch_size: images in a step.
-        views: views of each image.
+        batch_size: images in a step, which come in `accumulate` parts.
         seed: of order and augmentation.
-        policy: the distribution of views.
         compile: compile the augmentation.
         image_schedule: ("PIXELS:EPOCHS", ...), sides S of the views in the first epochs; later ones have full size.
-        accumulate: parts in which the images of a step come.
         options: other fields of `DataOptions`: train_images, test_images, image_size, cache_dir, data_memory, ...
     """
 
@@ -54,10 +51,7 @@ class ViewsDataModule(pl.LightningDataModule):
             prepare_dataset(self.options)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load both splits, once, and move them to the training device as soon as there is one, if they fit there.
-
-        Raises UserError for damaged files, or more images in a batch than there are.
-        """
+        """Load both splits, once, and move them to the training device as soon as there is one, if they fit there."""
         if not self.loaded:
             self.set_splits(load_dataset(self.options))
             self.mean, self.std = map(torch.tensor, channel_statistics(self.train.images))
@@ -67,11 +61,9 @@ class ViewsDataModule(pl.LightningDataModule):
             self.mean, self.std = self.mean.to(device), self.std.to(device)
 
     def set_splits(self, splits: Splits) -> None:
-        """Take these as the train and the test split, without statistics.
-
-        Raises UserError for more images in a batch than there are, or views larger than the images.
-        """
+        """Take these as the train and the test split, without statistics; UserError if batch or views are too large."""
         self.train, self.test = splits
+        self.classes = self.train.classes  # their names, which a checkpoint keeps
         self.dataset_digest = self.train.digest  # identifies a person's own images; None for a published data set
         self.mean, self.std = torch.zeros(3), torch.ones(3)
         n, side, options = len(self.train), self.train.side, self.options
@@ -89,21 +81,12 @@ class ViewsDataModule(pl.LightningDataModule):
                 return size
         return self.size
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self.train.classes
-
-    @property
-    def streamed(self) -> bool:
-        """Whether the train images do not live on the training device."""
-        return self.train.on_disk or self.train.images.device.type != self.mean.device.type
-
     def train_dataloader(self) -> "EpochSampler | PrefetchLoader | ViewsLoader":
         """For a Trainer batches of indices, or of images that do not live on its device, with these; else views."""
-        if self.trainer is None:
-            return ViewsLoader(self)
         trainer, images = self.trainer, self.train.images
+        if trainer is None:
+            return ViewsLoader(self)
+        device = trainer.strategy.root_device
         steps = len(images) // self.batch_size  # of an epoch
         sampler = EpochSampler(
             len(images),
@@ -115,8 +98,8 @@ class ViewsDataModule(pl.LightningDataModule):
             part=(trainer.global_rank, trainer.world_size),
             pieces=self.accumulate,
         )
-        pin = trainer.strategy.root_device.type == "cuda"
-        return PrefetchLoader(sampler, images, pin) if self.streamed else sampler
+        streamed = self.train.on_disk or images.device.type != device.type
+        return PrefetchLoader(sampler, images, pin=device.type == "cuda") if streamed else sampler
 
     def on_after_batch_transfer(self, batch: Tensor | list[Tensor], dataloader_idx: int) -> list[Tensor]:
         """Indices (B,), or these and their images, on the device -> V views (B, 3, S, S) each."""
@@ -132,14 +115,13 @@ class ViewsDataModule(pl.LightningDataModule):
         images, found = self.train.at(indices) if images is None else images, []
         # all views of small images in one call, which is faster; of large ones each by itself, for the memory
         together = self.views if images.shape[-1] <= SMALL else 1
-        for first in range(0, self.views, together):
-            views = torch.arange(first, first + together, device=indices.device).repeat_interleave(len(indices))
+        for views in torch.arange(self.views, device=indices.device).split(together):
             x = self._augment(
-                images.repeat(together, 1, 1, 1) if together > 1 else images,
+                images.repeat(together, 1, 1, 1),
                 indices.repeat(together),
                 seed=self.seed,
                 epoch=torch.full((), epoch, device=indices.device),  # a plain number would be compiled anew each time
-                view=views[:, None],
+                view=views.repeat_interleave(len(indices))[:, None],
                 policy=self.policy,
                 mean=self.mean,
                 std=self.std,
@@ -153,14 +135,12 @@ class ViewsLoader:
     """The batches of a data module without a Trainer: V views (B, 3, S, S) each, new ones in each iteration."""
 
     def __init__(self, data: ViewsDataModule) -> None:
-        self.data, self.epoch, train = data, -1, data.train
-        device = train.images.device
-        self.order = EpochSampler(len(train), data.batch_size, data.seed, epoch=lambda: self.epoch, device=device)
+        self.data, self.epoch, n, device = data, -1, len(data.train), data.train.images.device
+        self.order = EpochSampler(n, data.batch_size, data.seed, epoch=lambda: self.epoch, device=device)
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         self.epoch += 1
-        for indices in self.order:
-            yield self.data.make_views(indices, self.epoch)
+        return (self.data.make_views(indices, self.epoch) for indices in self.order)

@@ -1,8 +1,7 @@
 """The images of a data set (`ImageDataset`), and what follows from their size and number."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -20,7 +19,7 @@ STATISTICS_BYTES = 2**32  # of more images than these, mean and std are measured
 
 
 def make_options(**fields: Any) -> DataOptions:
-    """Raises UserError for an unknown data set or a value out of its range."""
+    """UserError for an unknown data set or a value out of its range."""
     try:
         return DataOptions(**fields)
     except ValidationError as error:
@@ -51,13 +50,13 @@ class ImageDataset:
         return len(self.classes) > 1 and not bool((self.labels < 0).any())
 
     def first(self, n: int | None) -> "ImageDataset":
-        """The first n images, all if n is None."""
+        """The first n images, all if n is None; UserError if there are fewer."""
+        check(n is None or n <= len(self), f"--train-images or --test-images {n}: the data set has {len(self)}")
         return replace(self, images=self.images[:n], labels=self.labels[:n])
 
     def at(self, places: Tensor) -> Tensor:
-        """The images at `places` (any shape, on any device): (*places.shape, 3, C, C), on the device of `places`."""
-        found = self.images.index_select(0, places.flatten().to(self.images.device))
-        return found.to(places.device).unflatten(0, places.shape)
+        """The images at `places` (n,), on any device: (n, 3, C, C), on the device of `places`."""
+        return self.images.index_select(0, places.to(self.images.device)).to(places.device)
 
     def select(self, places: Tensor) -> "ImageDataset":
         """The images at `places` (n,) and their labels."""
@@ -69,14 +68,6 @@ class ImageDataset:
 
 
 Splits = tuple[ImageDataset, ImageDataset]  # train and test; the latter may be empty
-
-
-class DatasetSource(NamedTuple):
-    """How a data set is loaded; see the functions of `simsiam.data`."""
-
-    load: Callable[[DataOptions], Splits]
-    prepare: Callable[[DataOptions], None] = lambda options: None
-    make_placeholders: Callable[[DataOptions], Splits | None] = lambda options: None
 
 
 def stored_side(size: int) -> int:
@@ -94,18 +85,6 @@ def make_blank_split(side: int, labels: Tensor, classes: tuple[str, ...]) -> Ima
     return ImageDataset(blank.expand(len(labels), -1, -1, -1), labels, classes)
 
 
-def check_counts(options: DataOptions, train: int, test: int) -> None:
-    """Raise UserError if more images of a split are asked for than there are."""
-    for split, asked, there in (("train", options.train_images, train), ("test", options.test_images, test)):
-        check(asked is None or asked <= there, f"--{split}-images {asked}: the data set has {there}")
-
-
-def take_first(options: DataOptions, train: ImageDataset, test: ImageDataset) -> Splits:
-    """As many images of each split as are asked for, from its beginning."""
-    check_counts(options, len(train), len(test))
-    return train.first(options.train_images), test.first(options.test_images)
-
-
 def why_no_knn(train: ImageDataset, test: ImageDataset) -> str | None:
     """Why kNN accuracy cannot be measured on these splits; None if it can."""
     if not train.labelled:
@@ -116,26 +95,17 @@ def why_no_knn(train: ImageDataset, test: ImageDataset) -> str | None:
 
 
 def place_on_device(splits: Splits, device: torch.device, memory: float | None) -> Splits:
-    """Move both splits to the device if they fit into `memory` GiB (None: half of what is free); else the labels alone.
-
-    Processes that compute on the CPU share its memory, each with splits of its own.
-    """
-    processes = local_world_size() if device.type == "cpu" else 1
+    """Move both splits to the device if they fit into `memory` GiB (None: half of what is free); else their labels."""
+    processes = local_world_size() if device.type == "cpu" else 1  # which share the memory, each with its own splits
     room = free_memory(device) * MEMORY_SHARE / processes if memory is None else memory * 2**30
-    fits = sum(split.images.nbytes for split in splits) <= room
-
-    def place(split: ImageDataset) -> ImageDataset:
-        images = split.images.to(device, copy=split.on_disk) if fits else split.images
-        return replace(split, images=images, labels=split.labels.to(device), on_disk=split.on_disk and not fits)
-
-    return place(splits[0]), place(splits[1])
+    train, test = (replace(split, labels=split.labels.to(device)) for split in splits)
+    if train.images.nbytes + test.images.nbytes <= room:
+        train, test = (replace(x, images=x.images.to(device, copy=x.on_disk), on_disk=False) for x in (train, test))
+    return train, test
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of (N, 3, C, C) uint8 images, on the scale of 0 to 1.
-
-    Exact, by counting; of more than 4 GiB of images, those are counted that lie evenly spread over them.
-    """
+    """Mean and standard deviation of each channel of (N, 3, C, C) uint8 images, on the scale of 0 to 1, by counting."""
     level = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.zeros(3, 256, dtype=torch.int64)
     row = 3 * images.shape[-1] ** 2  # bytes

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -59,20 +58,14 @@ class PrefetchLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator: nothing runs before the first `next`. A Trainer makes its iterator before it restores epoch and
         # step of a resumed run, for which the sampler asks.
-        pool = ThreadPoolExecutor(AHEAD)
-
-        def start(indices: Tensor) -> tuple[Tensor, Future[Tensor]]:
-            # allocated by this thread: each thread that allocates keeps some memory for itself
-            out = torch.empty(len(indices), *self.images.shape[1:], dtype=torch.uint8, pin_memory=self.pin)
-            return indices, pool.submit(torch.index_select, self.images, 0, indices, out=out)
-
-        batches = map(start, self.sampler)
-        waiting = deque(islice(batches, AHEAD))
-        try:
-            while waiting:
-                indices, reading = waiting.popleft()
-                images = reading.result()
-                waiting.extend(islice(batches, 1))
-                yield indices, images
-        finally:
-            pool.shutdown(cancel_futures=True)
+        waiting: deque[tuple[Tensor, Future[Tensor]]] = deque()
+        with ThreadPoolExecutor(AHEAD) as pool:
+            for indices in self.sampler:
+                # allocated by this thread: each thread that allocates keeps some memory for itself
+                out = torch.empty(len(indices), *self.images.shape[1:], dtype=torch.uint8, pin_memory=self.pin)
+                waiting.append((indices, pool.submit(torch.index_select, self.images, 0, indices, out=out)))
+                if len(waiting) > AHEAD:
+                    first, reading = waiting.popleft()
+                    yield first, reading.result()
+            for first, reading in waiting:
+                yield first, reading.result()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from simsiam.config.options import DataOptions
-from simsiam.data.dataset import DatasetSource, ImageDataset, Splits
+from simsiam.data.dataset import ImageDataset, Splits
 from utils.philox import uniform
 
 SIZE = 32
@@ -25,9 +25,8 @@ TAU, HALF = 2 * math.pi, math.sqrt(0.5)
 Texture = Callable[[Tensor, Tensor, Tensor], Tensor]
 GEOMETRY, WAVES, PIXELS = range(3)  # streams of random numbers
 
-# ---------------------------------------------------------------- the ten textures
-# x (to the right) and y (down) are (n, S, S) in periods; w is (n, 24, 1, 1) random numbers, which only `maze` needs.
-# Each returns (n, S, S), about 1 in the figure and -1 in the ground; tanh smooths the edges.
+# Ten textures: x (to the right) and y (down) are (n, S, S) in periods; w is (n, 24, 1, 1) random numbers, which only
+# `maze` needs. Each returns (n, S, S), about 1 in the figure and -1 in the ground; tanh smooths the edges.
 
 
 def _line(distance: Tensor, width: float) -> Tensor:
@@ -125,6 +124,3 @@ def load_patterns(options: DataOptions) -> Splits:
     counts = (options.train_images or 10_000, options.test_images or 2_000)
     train, test = (ImageDataset(*make_patterns(n, split), classes=CLASSES) for split, n in enumerate(counts))
     return train, test
-
-
-SOURCE = DatasetSource(load_patterns)

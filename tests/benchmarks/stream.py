@@ -17,7 +17,7 @@ from timing import DEVICE, in_turn, seconds, table
 
 from simsiam.augment import augment
 from simsiam.data.dataset import stored_side
-from simsiam.data.image_cache import decode_images, map_images
+from simsiam.data.image_folder import decode_images, map_images
 from simsiam.data.sampler import EpochSampler, PrefetchLoader
 
 
@@ -37,12 +37,12 @@ def decoding(size: int, files: int, folder: Path) -> float:
 
 def measure(size: int, n: int, files: int, rounds: int, batch: int, folder: Path) -> list[str]:
     """A row of the table."""
-    side, file, n = stored_side(size), folder / f"{size}.npy", n // batch * batch
-    written = np.lib.format.open_memmap(file, "w+", np.uint8, (n, 3, side, side))
+    side, file, n = stored_side(size), folder / f"{size}.uint8", n // batch * batch
+    written = np.memmap(file, np.uint8, "w+", shape=(n, 3, side, side))
     for start in range(0, n, batch):
         written[start : start + batch] = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8).numpy()
     written.flush()
-    disk, order = map_images(file, n), EpochSampler(n, batch, 0, lambda: 0, torch.device("cpu"))
+    disk, order = map_images(file, n, side), EpochSampler(n, batch, 0, lambda: 0, torch.device("cpu"))
     resident = disk.to(DEVICE, copy=True)
     mean, std, zero = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE), torch.tensor(0, device=DEVICE)
 

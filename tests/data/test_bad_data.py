@@ -115,13 +115,12 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_a_bad_archive_with_the_right_checksum(
     what: str, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fetched by hand into the data folder, as the message recommends."""
+    """Fetched by hand and named by its path, as the message recommends."""
     monkeypatch.chdir(tmp_path)
     make, answer = ARCHIVES[what]
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / CIFAR10.filename).write_bytes(make())
+    (tmp_path / "archive").write_bytes(make())
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(make()).hexdigest())
-    flags = ["--dataset", "cifar10", "--data-dir", "data", "--data-url", "http://127.0.0.1:9/x"]
+    flags = ["--dataset", "cifar10", "--data-dir", "data", "--data-url", (tmp_path / "archive").as_uri()]
     status, out, err = program(*SMALL, *flags)
     assert status == 2 and is_announcement(out) and err.count("\n") == 1 and answer in err, err
     assert not list(tmp_path.rglob("*evil*")) and not Path("/tmp/evil_of_simsiam").exists()

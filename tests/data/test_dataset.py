@@ -52,5 +52,5 @@ def test_images_that_do_not_fit_stay_on_disk(photos: Path, tmp_path: Path) -> No
     prepare_dataset(spec)
     stays, comes = (place_on_device(load_dataset(spec), torch.device("cpu"), gib)[0] for gib in (0, 1))
     assert stays.on_disk and not comes.on_disk and stays.images.data_ptr() != comes.images.data_ptr()
-    places = torch.tensor([[3, 199], [0, 3]])
+    places = torch.tensor([3, 199, 0, 3])
     assert torch.equal(stays.at(places), comes.at(places)) and torch.equal(stays.images, comes.images)

@@ -1,4 +1,4 @@
-"""simsiam/data/image_cache.py: decoded once, complete or noticed."""
+"""The cache of simsiam/data/image_folder.py: decoded once, complete or noticed."""
 
 import hashlib
 import json
@@ -7,18 +7,19 @@ import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from simsiam.data.image_cache import decode_images, open_cache
+from simsiam.data.image_folder import decode_images, open_cache
 from simsiam.data.images import ImageFolder, read_image
 from tests.helpers import Started, bad_folder, picture, wait_for
 from utils.errors import UserError
 
-FILES = ["images.npy", "manifest.jsonl"]
+FILES = ["images.uint8", "manifest.jsonl"]
 
 
 def photos(folder: Path, n: int) -> list[Path]:
@@ -30,9 +31,14 @@ def photos(folder: Path, n: int) -> list[Path]:
     return files
 
 
+def facts(files: list[Path]) -> dict[str, Any]:
+    """As of train images without classes, but numbered."""
+    return {"train": len(files), "labels": list(range(len(files))), "classes": []}
+
+
 def decode(tmp_path: Path, files: list[Path], side: int = 8) -> torch.Tensor:
-    decode_images(tmp_path / "cache", tmp_path / "photos", files, side, {"x": 1})
-    return open_cache(tmp_path / "cache").images
+    decode_images(tmp_path / "cache", tmp_path / "photos", files, side, facts(files))
+    return open_cache(tmp_path / "cache")[0].images
 
 
 def expected(tmp_path: Path, files: list[Path], side: int = 8) -> torch.Tensor:
@@ -66,7 +72,7 @@ def test_the_manifest_says_what_each_image_is_of(tmp_path: Path) -> None:
     first, *done = (tmp_path / "cache" / "manifest.jsonl").read_text().splitlines()
     manifest = json.loads(first)
     state = (tmp_path / "photos" / files[2]).stat()
-    assert manifest["side"] == 8 and manifest["x"] == 1
+    assert manifest["side"] == 8 and manifest["labels"] == [0, 1, 2]
     assert manifest["sources"][2] == ["0002.png", state.st_size, state.st_mtime_ns]
     assert done[2] == hashlib.sha256((tmp_path / "photos" / files[2]).read_bytes()).hexdigest() and len(done) == 3
 
@@ -76,14 +82,14 @@ def test_the_digest_is_of_names_and_contents_wherever_the_folder_lies(tmp_path: 
     decode(tmp_path, files)
     hashes = [hashlib.sha256((tmp_path / "photos" / file).read_bytes()).hexdigest() for file in files]
     lines = "\n".join(f"{file} {content}" for file, content in zip(files, hashes, strict=True))
-    digest = open_cache(tmp_path / "cache").digest
+    digest = open_cache(tmp_path / "cache")[0].digest
     assert digest == hashlib.sha256(lines.encode()).hexdigest()[:16]
     os.rename(tmp_path / "photos", tmp_path / "moved")
-    decode_images(tmp_path / "other", tmp_path / "moved", files, 16, {})
-    assert open_cache(tmp_path / "other").digest == digest
+    decode_images(tmp_path / "other", tmp_path / "moved", files, 16, facts(files))
+    assert open_cache(tmp_path / "other")[0].digest == digest
     (tmp_path / "moved" / files[0]).rename(tmp_path / "moved" / "a.png")
-    decode_images(tmp_path / "other", tmp_path / "moved", [Path("a.png"), *files[1:]], 16, {})
-    assert open_cache(tmp_path / "other").digest != digest
+    decode_images(tmp_path / "other", tmp_path / "moved", [Path("a.png"), *files[1:]], 16, facts(files))
+    assert open_cache(tmp_path / "other")[0].digest != digest
 
 
 @pytest.mark.parametrize("change", ["one is another", "one is new", "one is gone", "touched", "another side"])
@@ -106,7 +112,7 @@ def test_what_changes_is_noticed(change: str, tmp_path: Path, said: Said) -> Non
     said()
     assert torch.equal(decode(tmp_path, files, side), expected(tmp_path, files, side))
     out = said()
-    assert "decoded" in out and "damaged" not in out and sorted(os.listdir(tmp_path / "cache")) == FILES
+    assert "decoded" in out and sorted(os.listdir(tmp_path / "cache")) == FILES
 
 
 def test_a_run_that_reads_the_old_images_keeps_them(tmp_path: Path) -> None:
@@ -122,10 +128,11 @@ def test_bad_images_are_listed_and_tried_again(tmp_path: Path) -> None:
     bad = bad_folder(tmp_path / "photos")
     files = [Path(name) for name in sorted([*bad, "good.png"])]
     for _ in range(2):
-        found = decode_images(tmp_path / "cache", tmp_path / "photos", files, 8, {})
+        listed = decode_images(tmp_path / "cache", tmp_path / "photos", files, 8, facts(files))
+        found = {str(file): why for file, why in listed.items()}
         assert found.keys() == bad.keys() and all(why in found[name] for name, why in bad.items())
-    cache = open_cache(tmp_path / "cache")
-    assert cache.decoded == [files.index(Path("good.png"))] and len(found) == len(bad)
+    cache = open_cache(tmp_path / "cache")[0]
+    assert cache.labels.tolist() == [files.index(Path("good.png"))] and len(found) == len(bad)
     assert torch.equal(cache.images, expected(tmp_path, [Path("good.png")]))
     picture().save(tmp_path / "photos" / "nowhere.png")  # what a link dangled for
     assert len(decode(tmp_path, files)) == 2
@@ -150,7 +157,7 @@ def test_a_bad_file_that_can_be_read_now_is_noticed_though_size_and_time_are_the
 def decode_folder(args: list[str]) -> int:
     """Decode the images in ARGS[1] into ARGS[0]."""
     folder = ImageFolder(args[1])
-    decode_images(Path(args[0]), folder.folder, folder.files, 48, {})
+    decode_images(Path(args[0]), folder.folder, folder.files, 48, facts(folder.files))
     return 0
 
 
@@ -193,7 +200,7 @@ def test_killed_in_the_middle_it_goes_on_and_two_at_once_make_one_cache(tmp_path
     out = "".join(text for text, _ in said)
     assert out.count("images are decoded already") == 1 and out.count("decoded 2,000 images") == 1
     assert out.count("another process is decoding") == 1
-    images = open_cache(tmp_path / "cache").images
+    images = open_cache(tmp_path / "cache")[0].images
     assert len(images) == 2000 and bool((images == read_image(tmp_path / "photos" / files[0], 48)).all())
 
 
@@ -203,8 +210,8 @@ def test_what_changed_after_a_kill_is_not_taken_for_decoded(tmp_path: Path) -> N
     kill_after_a_block(tmp_path)
     (tmp_path / "photos" / files[5]).unlink()
     picture().save(tmp_path / "photos" / files[5])
-    decode_images(tmp_path / "cache", tmp_path / "photos", files, 48, {})
-    images = open_cache(tmp_path / "cache").images
+    decode_images(tmp_path / "cache", tmp_path / "photos", files, 48, facts(files))
+    images = open_cache(tmp_path / "cache")[0].images
     assert torch.equal(images[5], read_image(tmp_path / "photos" / files[5], 48))
 
 
@@ -222,7 +229,7 @@ def test_a_damaged_cache_is_noticed_and_made_anew(damage: str, tmp_path: Path, s
     said()
     with pytest.raises(UserError, match="no complete cache"):
         open_cache(tmp_path / "cache")
-    assert torch.equal(decode(tmp_path, files), good) and said().count("is damaged") == 1
+    assert torch.equal(decode(tmp_path, files), good) and "decoded 30 images" in said()
     assert torch.equal(decode(tmp_path, files), good) and said() == ""
 
 

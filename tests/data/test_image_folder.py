@@ -109,7 +109,7 @@ limit_memory(int(sys.argv[2]))
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[KNNMonitor(5)], **quiet)
 trainer.fit(model, datamodule=data)
-assert data.streamed and trainer.global_step == n // 8
+assert data.train.on_disk and trainer.global_step == n // 8
 """
 
 
@@ -261,7 +261,7 @@ def test_a_class_without_permission_is_named() -> None:
         process = Started(as_nobody, flags)
         _, err = process.communicate()
         assert process.returncode == 2 and err.count("\n") == 1, err
-        assert "zigzag (Permission denied). Mend or remove them" in err
+        assert "zigzag: Permission denied: mend or remove it" in err
 
 
 def test_no_folder_and_an_empty_one_are_answered_in_one_line(own: Program, tmp_path: Path) -> None:

@@ -76,24 +76,10 @@ def test_a_name_that_is_no_text_is_a_name(own: Program, tmp_path: Path) -> None:
     assert own(tmp_path / "photos")[0] == 0
 
 
-def test_splits_of_other_names_are_not_taken_for_classes(own: Program, tmp_path: Path) -> None:
-    for split in ("Train", "Val"):
-        write_images(tmp_path / "photos", patterns(60), "{split}/{name}/{i}.png", split=split)
-    status, _, err = own(tmp_path / "photos")
-    assert status == 2 and err.count("\n") == 1 and "Train, Val: no class, it seems" in err
-
-
 def test_a_run_does_not_write_its_pictures_among_the_images(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path, patterns(60), "{i}.png")
     status, _, err = own(tmp_path)
     assert status == 2 and err.count("\n") == 1 and "its pictures would be taken for images" in err
-
-
-def test_folders_beside_train_are_named_as_unused(own: Program, tmp_path: Path) -> None:
-    write_images(tmp_path / "photos", patterns(60))
-    write_images(tmp_path / "photos", patterns(10), "boat/{i}.png")
-    status, out, _ = own(tmp_path / "photos", "--dry-run")
-    assert status == 0 and "are used; not boat" in out
 
 
 def test_two_processes_read_their_own_parts_of_a_streamed_folder(photos: Path, tmp_path: Path) -> None:
