@@ -19,7 +19,9 @@ class ViewsDataModule(pl.LightningDataModule):
 
     Args:
         batch_size: images in a step, which come in `accumulate` parts.
+        views: views of each image.
         seed: of order and augmentation.
+        policy: the distribution of views.
         compile: compile the augmentation.
         image_schedule: ("PIXELS:EPOCHS", ...), sides S of the views in the first epochs; later ones have full size.
         options: other fields of `DataOptions`: train_images, test_images, image_size, cache_dir, data_memory, ...
@@ -117,7 +119,7 @@ class ViewsDataModule(pl.LightningDataModule):
         together = self.views if images.shape[-1] <= SMALL else 1
         for views in torch.arange(self.views, device=indices.device).split(together):
             x = self._augment(
-                images.repeat(together, 1, 1, 1),
+                images.repeat(together, 1, 1, 1) if together > 1 else images,
                 indices.repeat(together),
                 seed=self.seed,
                 epoch=torch.full((), epoch, device=indices.device),  # a plain number would be compiled anew each time
