@@ -4,6 +4,7 @@ Images are uint8, (N, S, S, 3), (N, 3, S, S) or grey (N, S, S); labels are integ
 """
 
 import hashlib
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ def load_arrays(options: DataOptions) -> Splits:
     try:
         with open(file, "rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
+            check(zipfile.is_zipfile(content), "no zip archive")  # numpy would advise to load it as a pickle
             content.seek(0)
             with np.load(content, allow_pickle=False) as opened:
                 arrays = {name: opened[name] for name in opened.files if name in KEYS}
