@@ -1,10 +1,11 @@
 """The command `report`: one page of a run, or of several side by side."""
 
 import importlib
+import io
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,14 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
-from simsiam.config.ablations import paper_says
-from simsiam.config.commands import DEFAULTS, Report, command_line
+from simsiam.config.ablations import VARIANTS
+from simsiam.config.commands import Report, command_line
 from simsiam.report import figures, records
-from simsiam.report.figures import data_uri
-from simsiam.report.records import Group, Run, get_mapping, summarize
+from simsiam.report.records import Group, Run, summarize
 from utils.console import print_line, print_table
-from utils.errors import UserError, check
+from utils.errors import check
 from utils.filesystem import check_writable, write_atomically, write_text
 from utils.run_dir import PACKAGES
 
@@ -43,7 +44,7 @@ SUMMARY: dict[str, tuple[str, Callable[[Run], list[float]]]] = {  # name: format
     "RankMe": (".1f", lambda run: run.values("rankme")[-1:]),
     "images/s, mean": (",.0f", lambda run: [mean(y)] if (y := run.values("images_per_second")) else []),
 }
-PAPER = "paper (%)"
+TIME, PAPER = "time, in all", "paper (%)"
 MACHINE = {"processor": "cpu", "cores": "cores", "GPU": "gpu", "GPU memory (GiB)": "gpu_memory_gib"}
 MACHINE |= {name: name for name in ("precision", "devices", *PACKAGES)}
 
@@ -51,7 +52,7 @@ MACHINE |= {name: name for name in ("precision", "devices", *PACKAGES)}
 def report(config: Report) -> None:
     """Read the runs, draw the figures, write the page; print where it is and the main figures."""
     runs = records.read_runs(config.report.runs)
-    parent = os.path.commonpath([run.folder.path.absolute() for run in runs])
+    parent = os.path.commonpath([run.folder.path for run in runs])
     output = Path(config.report.output or f"{parent}/report").expanduser()
     index, folder = output / "index.html", output / "figures"
     for needed in (output, folder):
@@ -64,7 +65,7 @@ def report(config: Report) -> None:
 
     groups = records.group_runs(runs)
     runs, summary = [run for group in groups for run in group.runs], summarize_groups(groups)
-    results = dict.fromkeys(name for run in runs for name in records.accuracies(run))
+    measured = dict.fromkeys(name for run in runs for name in run.accuracies)
     page = render_page(
         title=f"SimSiam: {runs[0].name}" if len(runs) == 1 else f"SimSiam: {len(runs)} runs",
         written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
@@ -72,15 +73,19 @@ def report(config: Report) -> None:
         runs=runs,
         summary=summary,
         curves=draw_curves(groups, folder),
-        results=[[name, *(group.accuracy(name) for group in groups)] for name in results],
+        results={name: [group.accuracy(name) for group in groups] for name in measured},
         sections=[describe_features(group, config, folder) for group in groups[:MAX_SECTIONS]],
-        machines=describe_machines(runs),
+        machines={
+            name: [run.facts.get(key, "-") for run in runs]
+            for name, key in MACHINE.items()
+            if any(key in run.facts for run in runs)
+        },
     )
     write_text(index, page)
     for group in groups:
         print_line(f"{group.mark}: {group.label} ({group.status})".removeprefix(": "))
-    names, *columns = zip(*(row for row in summary if row[0] in ("kNN, last (%)", "loss", "z_std", PAPER)), strict=True)
-    print_table("", ["", *names], [[group.mark, *column] for group, column in zip(groups, columns, strict=True)])
+    rows = ([name, *cells] for name, cells in summary.items())
+    print_table("", ["", *(group.mark for group in groups)], rows)
     print_line(f"page      {index}\n          {index.resolve().as_uri()}\nfigures   {folder}")
 
 
@@ -88,31 +93,33 @@ def render_page(**content: Any) -> str:
     """The template, filled; in ASCII, so that no locale can spoil it."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.finalize = lambda value: value if isinstance(value, Markup) else records.printable(value)
-    environment.filters["encode"] = lambda image: data_uri("webp", image.save, format="WEBP", lossless=True, method=0)
+    environment.filters["encode"] = encode_picture
     content |= {"light": figures.LIGHT, "dark": figures.DARK, "generator": records.GENERATOR}
     page = environment.from_string(TEMPLATE.read_text("utf-8")).render(content, command_line=command_line)
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
-def summarize_groups(groups: list[Group]) -> list[list[str]]:
-    """Rows of a table: a name, and a figure for each group."""
-    rows = []
-    for name, (form, get) in SUMMARY.items():
-        rows.append([name, *(summarize([y for run in group.runs for y in get(run)], form) for group in groups)])
-    seconds = [round(sum(sum(run.values("seconds")) for run in group.runs)) for group in groups]
-    paper = paper_says([group.runs[0].settings for group in groups], DEFAULTS)
-    rows.append(["time, in all", *(str(timedelta(seconds=s)) for s in seconds)])
-    return [*rows, [PAPER, *(words or "-" for words in paper)]] if any(paper) else rows
+def encode_picture(picture: Image.Image) -> str:
+    picture.save(out := io.BytesIO(), "WEBP", lossless=True, method=0)
+    return figures.data_uri("webp", out.getvalue())
 
 
-def describe_machines(runs: list[Run]) -> list[list[Any]]:
-    """Rows of a table: processor, GPU, precision, devices and versions of each run."""
-    known = [get_mapping(run.resolved, "hardware") | run.resolved | run.versions for run in runs]
-    rows = [[name, *(facts.get(key, "-") for facts in known)] for name, key in MACHINE.items()]
-    return [row for row in rows if any(value != "-" for value in row[1:])]
+def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """A table: by name, a figure for each group."""
+    table = {
+        name: [summarize([y for run in group.runs for y in get(run)], form) for group in groups]
+        for name, (form, get) in SUMMARY.items()
+    }
+    seconds = [sum(sum(run.values("seconds")) for run in group.runs) for group in groups]
+    table[TIME] = [str(timedelta(seconds=round(s))) for s in seconds]
+    folders = [group.runs[0].folder.path for group in groups]  # named by `ablate`: VARIANT, or VARIANT/seed_N
+    variants = [folder.parent.name if folder.parent.name in VARIANTS else folder.name for folder in folders]
+    if known := set(variants) & VARIANTS.keys():
+        table[PAPER] = [VARIANTS[name][1] if name in known else "-" for name in variants]
+    return table
 
 
-def draw_curves(groups: list[Group], folder: Path) -> list[dict[str, str]]:
+def draw_curves(groups: Sequence[Group], folder: Path) -> list[dict[str, str]]:
     charts = []
     for column, (axis, from_zero, caption) in CURVES.items():
         if shown := [group for group in groups if group.curve(column)[0]]:
@@ -126,12 +133,14 @@ def draw_curves(groups: list[Group], folder: Path) -> list[dict[str, str]]:
 def describe_features(group: Group, config: Report, folder: Path) -> dict[str, Any]:
     """The pictures of a group's first run: of its checkpoint, and the views in its folder."""
     run, stem = group.runs[0], f"{folder}/{group.mark}_" if group.mark else f"{folder}/"
-    found = {"group": group, "run": run, "problem": None, "gallery": [], "charts": [], "views": records.read_views(run)}
-    if found["views"]:
-        write_atomically(Path(f"{stem}views.png"), partial(shutil.copyfile, run.folder.views))
+    found = {"group": group, "run": run, "problem": None, "gallery": [], "charts": [], "views": None}
+    if run.folder.views.exists():
+        with run.note_damage(run.folder.views), Image.open(run.folder.views) as file:
+            found["views"] = file.convert("RGB")
+            write_atomically(Path(f"{stem}views.png"), partial(shutil.copyfile, run.folder.views))
     if config.report.pictures:
         try:  # torch is imported only now: a page without pictures does not wait for it
             return found | importlib.import_module("simsiam.report.analysis").analyse_run(run, config, stem)
-        except UserError as error:
+        except ValueError as error:
             found["problem"] = error
     return found
