@@ -21,7 +21,8 @@ from utils.filesystem import write_atomically
 def embed(config: Embed) -> None:
     """Write features (as the backbone gives them: not normalised), labels, indices and where each image is from."""
     options, device = config.embed, choose_device(config.device.accelerator)
-    if options.images is None:
+    folder = None if options.images is None else ImageFolder(options.images)
+    if folder is None:
         context = open_context(config, device)
         checkpoint, classes = context.checkpoint, context.classes
         splits = {"train": context.train, "test": context.test}
@@ -30,9 +31,8 @@ def embed(config: Embed) -> None:
         what = f"{context.dataset}, {' and '.join(splits)}"
         chunks = chain.from_iterable(split.images.split(chunk_size(split.images)) for split in splits.values())
     else:
-        folder = ImageFolder(options.images)
         checkpoint, classes = open_checkpoint(config, device), folder.classes
-        splits, what = {"folder": folder}, options.images
+        splits, what = {"folder": folder}, str(options.images)
         chunks = folder.read(stored_side(checkpoint.facts.image_size or 0), config.data.skip_bad_images)
     results = Results(config, checkpoint, name_results("embed", options.output))
     output = results.choose_output(options.output, "features.npz")
@@ -47,9 +47,8 @@ def embed(config: Embed) -> None:
         "split": np.repeat(list(sizes), list(sizes.values())),
         "classes": np.array(classes, dtype=np.str_),
     }
-    for split in splits.values():
-        if isinstance(split, ImageFolder):
-            arrays["paths"] = np.array([str(file) for file in split.files])
+    if folder:
+        arrays["paths"] = np.array([str(file) for file in folder.files])
 
     def write_npz(partial: Path) -> None:
         with open(partial, "wb") as file:  # given a name, numpy would add a suffix to it

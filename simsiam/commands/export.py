@@ -1,6 +1,9 @@
 """The command `export`: the backbone alone, in a file for use elsewhere."""
 
 import importlib.util
+import io
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from simsiam.evaluation.features import center
 from simsiam.evaluation.results import Results
 from utils.console import print_line
 from utils.errors import check
-from utils.export import BACKBONE, read_program, write_program, write_weights
+from utils.export import BACKBONE, write_weights
 from utils.filesystem import write_atomically
 
 SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
@@ -46,7 +49,7 @@ def export(config: Export) -> None:
     @torch.no_grad()
     def write_and_compare(path: Path) -> None:
         write_backbone(path, format, checkpoint.backbone, images, metadata)
-        run = load_backbone_file(path).backbone if format == "safetensors" else read_program(path, format)
+        run = read_backbone(path, format)
         for n in sorted({1, len(images) // 2 or 1, len(images)}):
             expected, got = checkpoint.backbone(images[:n]), run(images[:n])
             differences[n] = ((got - expected).abs().max() / expected.abs().max()).item()
@@ -62,7 +65,31 @@ def export(config: Export) -> None:
 
 
 def write_backbone(path: Path, format: str, backbone: ResNet, images: Tensor, metadata: dict[str, Any]) -> None:
+    example = images[:1].repeat(2, 1, 1, 1)  # the exporters take a batch size of 1 for a constant
     if format == "safetensors":
         write_weights(path, BACKBONE, backbone.state_dict(), metadata)
+    elif format == "torch-export":
+        program = torch.export.export(backbone, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        with open(path, "wb") as file:  # given a name, torch insists on its suffix
+            torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
     else:
-        write_program(path, format, backbone, images, metadata)
+        import onnx
+
+        names: dict[str, Any] = {"input_names": ["images"], "output_names": ["features"], "verbose": False}
+        program = torch.onnx.export(backbone, (example,), **names, dynamic_shapes=({0: "batch"},), dynamo=True)
+        assert program is not None
+        model = program.model_proto
+        onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
+        onnx.checker.check_model(model)
+        path.write_bytes(model.SerializeToString())
+
+
+def read_backbone(path: Path, format: str) -> Callable[[Tensor], Tensor]:
+    if format == "safetensors":
+        return load_backbone_file(path).backbone
+    if format == "torch-export":
+        return torch.export.load(io.BytesIO(path.read_bytes())).module()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -23,30 +23,28 @@ from simsiam.report.records import Group, Run, summarize
 from utils.console import print_line, print_table
 from utils.errors import check
 from utils.filesystem import check_writable, write_atomically, write_text
-from utils.run_dir import PACKAGES
 
 TEMPLATE = Path(figures.__file__).with_name("template.html.j2")
 MAX_SECTIONS = 4  # groups whose first run is shown by pictures, which take time and room
 CURVES = {  # column: axis, whether the axis begins at zero, caption
-    "kNN_accuracy": ("kNN accuracy (%)", False, "Top-1 on the test images by weighted kNN; epoch 0 is untrained."),
-    "train_loss": ("loss (negative cosine)", False, "Mean of the epoch's steps."),
-    "z_std": ("z_std", True, "Spread of the projections, mean of the epoch: near 1 is healthy, 0 is collapsed."),
+    "kNN_accuracy": ("kNN accuracy (%)", False, "top-1 on the test images by weighted kNN; epoch 0 is untrained."),
+    "train_loss": ("loss (negative cosine)", False, "mean of the epoch's steps."),
+    "z_std": ("z_std", True, "spread of the projections, mean of the epoch; near 1 is healthy, 0 is collapsed."),
     "rankme": ("effective rank", True, "RankMe of the backbone's features on train images; it needs no labels."),
-    "images_per_second": ("images/s", True, "Train images a second, of training alone, without kNN and checkpoints."),
+    "images_per_second": ("images/s", True, "train images a second, of training alone, without kNN and checkpoints."),
 }
 FILES = re.compile(rf"({'|'.join(CURVES)}|([A-Z]+[0-9]*_)?(classes|confusion|map|neighbours|views))\.png")
 SUMMARY: dict[str, tuple[str, Callable[[Run], list[float]]]] = {  # name: format, none or one figure of a run
     "kNN, last (%)": (".2f", lambda run: run.values("kNN_accuracy")[-1:]),
     "kNN, best (%)": (".2f", lambda run: sorted(run.values("kNN_accuracy"))[-1:]),
-    "kNN, untrained (%)": (".2f", lambda run: [y for epoch, y in run.curve("kNN_accuracy").items() if epoch == 0]),
+    "kNN, untrained (%)": (".2f", lambda run: [y for name, y in run.rows[0].items() if name == "kNN_accuracy"]),
     "loss": (".4f", lambda run: run.values("train_loss")[-1:]),
     "z_std": (".3f", lambda run: run.values("z_std")[-1:]),
     "RankMe": (".1f", lambda run: run.values("rankme")[-1:]),
     "images/s, mean": (",.0f", lambda run: [mean(y)] if (y := run.values("images_per_second")) else []),
+    "minutes": (".1f", lambda run: [sum(run.values("seconds")) / 60]),
 }
-TIME, PAPER = "time, in all", "paper (%)"
-MACHINE = {"processor": "cpu", "cores": "cores", "GPU": "gpu", "GPU memory (GiB)": "gpu_memory_gib"}
-MACHINE |= {name: name for name in ("precision", "devices", *PACKAGES)}
+PAPER = "paper: ImageNet, linear, 100 epochs (%)"
 
 
 def report(config: Report) -> None:
@@ -66,6 +64,7 @@ def report(config: Report) -> None:
     groups = records.group_runs(runs)
     runs, summary = [run for group in groups for run in group.runs], summarize_groups(groups)
     measured = dict.fromkeys(name for run in runs for name in run.accuracies)
+    machine = dict.fromkeys(name for run in runs for name in run.machine)
     page = render_page(
         title=f"SimSiam: {runs[0].name}" if len(runs) == 1 else f"SimSiam: {len(runs)} runs",
         written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
@@ -75,11 +74,7 @@ def report(config: Report) -> None:
         curves=draw_curves(groups, folder),
         results={name: [group.accuracy(name) for group in groups] for name in measured},
         sections=[describe_features(group, config, folder) for group in groups[:MAX_SECTIONS]],
-        machines={
-            name: [run.facts.get(key, "-") for run in runs]
-            for name, key in MACHINE.items()
-            if any(key in run.facts for run in runs)
-        },
+        machines={name: [run.machine.get(name, "-") for run in runs] for name in machine},
     )
     write_text(index, page)
     for group in groups:
@@ -106,12 +101,9 @@ def encode_picture(picture: Image.Image) -> str:
 
 def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
     """A table: by name, a figure for each group."""
-    table = {
-        name: [summarize([y for run in group.runs for y in get(run)], form) for group in groups]
-        for name, (form, get) in SUMMARY.items()
-    }
-    seconds = [sum(sum(run.values("seconds")) for run in group.runs) for group in groups]
-    table[TIME] = [str(timedelta(seconds=round(s))) for s in seconds]
+    table = {}
+    for name, (form, get) in SUMMARY.items():
+        table[name] = [summarize([y for run in group.runs for y in get(run)], form) for group in groups]
     folders = [group.runs[0].folder.path for group in groups]  # named by `ablate`: VARIANT, or VARIANT/seed_N
     variants = [folder.parent.name if folder.parent.name in VARIANTS else folder.name for folder in folders]
     if known := set(variants) & VARIANTS.keys():
@@ -123,10 +115,8 @@ def draw_curves(groups: Sequence[Group], folder: Path) -> list[dict[str, str]]:
     charts = []
     for column, (axis, from_zero, caption) in CURVES.items():
         if shown := [group for group in groups if group.curve(column)[0]]:
-            ends = [f"{group.mark or group.label} ends at {group.curve(column)[1][-1]:.4g}" for group in shown]
             draw = partial(figures.draw_curves, shown, column, axis, from_zero)
-            alt = f"{axis} by epoch: {', '.join(ends)}."
-            charts.append(figures.render_chart(draw, f"{folder}/{column}.png", alt, caption))
+            charts.append(figures.render_chart(draw, f"{folder}/{column}.png", f"{axis} by epoch: {caption}"))
     return charts
 
 
@@ -137,7 +127,8 @@ def describe_features(group: Group, config: Report, folder: Path) -> dict[str, A
     if run.folder.views.exists():
         with run.note_damage(run.folder.views), Image.open(run.folder.views) as file:
             found["views"] = file.convert("RGB")
-            write_atomically(Path(f"{stem}views.png"), partial(shutil.copyfile, run.folder.views))
+    if found["views"]:
+        write_atomically(Path(f"{stem}views.png"), partial(shutil.copyfile, run.folder.views))
     if config.report.pictures:
         try:  # torch is imported only now: a page without pictures does not wait for it
             return found | importlib.import_module("simsiam.report.analysis").analyse_run(run, config, stem)

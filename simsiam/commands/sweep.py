@@ -19,7 +19,6 @@ from utils.console import print_line
 from utils.errors import RunFailure, Stopped, check
 from utils.run_dir import RunDirectory
 
-POLL_SECONDS = 0.05
 SHOWS_SOMETHING = (3, 4)  # statuses of a collapsed or diverged run, which an ablation may be meant to show
 
 
@@ -88,8 +87,14 @@ def run_processes(runs: Mapping[str, Pretrain], gpus: list[str]) -> dict[str, in
             for gpu in [gpu for gpu in places if gpu not in running][: len(waiting)]:
                 name, config = waiting.pop(0)
                 print_line(f"\n{len(runs) - len(waiting)} of {len(runs)}: {name}")
-                running[gpu] = name, start_process(config, gpu if len(places) > 1 else None)
-            time.sleep(POLL_SECONDS)  # between two looks at all processes; a signal ends it
+                environment, silent = {**os.environ, launch.PARENT_VARIABLE: str(os.getpid())}, len(places) > 1
+                if silent:  # the lines of several would be mixed
+                    environment["CUDA_VISIBLE_DEVICES"] = gpu
+                out = subprocess.DEVNULL if silent else None
+                # In a session of its own: a Ctrl-C reaches it by this process alone.
+                process = subprocess.Popen(main_command(config), env=environment, stdout=out, start_new_session=True)
+                running[gpu] = name, process
+            time.sleep(0.05)  # between two looks at all processes; a signal ends it
             for gpu, (name, process) in list(running.items()):
                 if (status := process.poll()) is None:
                     continue
@@ -112,13 +117,3 @@ def run_processes(runs: Mapping[str, Pretrain], gpus: list[str]) -> dict[str, in
             process.send_signal(number)
         for _, process in running.values():
             process.wait()
-
-
-def start_process(config: Pretrain, gpu: str | None) -> subprocess.Popen[bytes]:
-    """A process that trains; with a GPU of its own among several, silently: the lines of all would be mixed."""
-    environment = {**os.environ, launch.PARENT_VARIABLE: str(os.getpid())}
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
-    out = None if gpu is None else subprocess.DEVNULL
-    # In a session of its own: a Ctrl-C reaches it by this process alone.
-    return subprocess.Popen(main_command(config), env=environment, stdout=out, start_new_session=True)

@@ -27,11 +27,7 @@ MAP_IMAGES = 2000  # points of the map
 
 
 def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
-    """`gallery`, `charts`, `epoch` and `source` of a run's checkpoint; figures are saved as STEM + "map.png" and so on.
-
-    Queries and points are test images, or train images where there are none. ValueError if there is no checkpoint, it
-    is damaged, or its images are not at hand.
-    """
+    """`gallery`, `charts`, `epoch` and `source` of a run's checkpoint; figures are saved as STEMmap.png and so on."""
     checkpoint = CheckpointOptions(checkpoint=str(run.folder.path))
     evaluation = Evaluation(checkpoint=checkpoint, data=EvaluationDataOptions(data_dir=config.report.data_dir))
     context = open_context(evaluation, choose_device(config.device.accelerator), download=False)
@@ -54,7 +50,7 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     points, labels = project_features(queries[:MAP_IMAGES]), shown.labels[:MAP_IMAGES].cpu().numpy()
     told = names if shown.labelled and len(names) <= MANY_CLASSES else ()
     caption = f"Map of the features of {len(points):,} {source} by PCA, {len(names)} classes."
-    charts.append(render_chart(partial(draw_map, points, labels, told), f"{stem}map.png", caption, caption))
+    charts.append(render_chart(partial(draw_map, points, labels, told), f"{stem}map.png", caption))
     return {"gallery": gallery, "charts": charts, "epoch": context.checkpoint.facts.row.get("epoch"), "source": source}
 
 

@@ -40,8 +40,8 @@ STYLE: dict[str, Any] = {
 DASHES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X")  # with 5 colours: 140 lines differ
 
 
-def render_chart(draw: Callable[[], Figure], file: str, alt: str, caption: str) -> dict[str, str]:
-    """A figure as `light` and `dark` data URIs, with `alt` (what is seen) and `caption`; also saved as PNG on white."""
+def render_chart(draw: Callable[[], Figure], file: str, caption: str, alt: str | None = None) -> dict[str, str]:
+    """A figure as `light` and `dark` data URIs, with its texts (alt: as the caption); also saved as PNG on white."""
     style, metadata = matplotlib.style.context(["default", STYLE]), dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with style, warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font lacks
         figure, svg = draw(), io.BytesIO()
@@ -51,7 +51,8 @@ def render_chart(draw: Callable[[], Figure], file: str, alt: str, caption: str) 
     light = dark = svg.getvalue()
     for name in LIGHT.keys() - {"paper"}:  # which is transparent, and white stays white
         dark = dark.replace(LIGHT[name].encode(), DARK[name].encode())
-    return {"alt": alt, "caption": caption, "light": data_uri("svg+xml", light), "dark": data_uri("svg+xml", dark)}
+    uris = {"light": data_uri("svg+xml", light), "dark": data_uri("svg+xml", dark)}
+    return uris | {"caption": caption, "alt": alt or caption}
 
 
 def data_uri(kind: str, content: bytes) -> str:
@@ -141,9 +142,8 @@ def draw_classes(counts: np.ndarray, names: list[str], classifier: str, stem: st
     bars = partial(draw_bars, [names[i] for i in shown], right[shown])
     r, c = np.unravel_index(wrong.argmax(), wrong.shape)
     worst = f"most often {names[r]} is taken for {names[c]} ({wrong[r, c]:.1f} %)"
-    caption = f"Confusion, in % of each true class: {worst}."
     matrix = partial(draw_matrix, shares, names if len(names) <= MANY_CLASSES else ())
     return [
-        render_chart(bars, f"{stem}classes.png", alt, f"{title}: {classifier}."),
-        render_chart(matrix, f"{stem}confusion.png", caption, caption),
+        render_chart(bars, f"{stem}classes.png", f"{title}: {classifier}.", alt),
+        render_chart(matrix, f"{stem}confusion.png", f"Confusion, in % of each true class: {worst}."),
     ]

@@ -44,7 +44,7 @@ class Run:
     folder: RunDirectory
     rows: list[dict[str, float]]  # of metrics.jsonl, after epoch 0: the untrained network, known of a finished run
     settings: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)  # hardware, versions and what the program chose
+    machine: dict[str, Any] = field(default_factory=dict)  # hardware, precision, devices and versions
     accuracies: dict[str, list[float]] = field(default_factory=dict)  # top-1 in percent, by what measured it
     notes: list[str] = field(default_factory=list)  # what is damaged
 
@@ -65,7 +65,7 @@ class Run:
 
     def values(self, column: str) -> list[float]:
         """The curve without the untrained network."""
-        return [y for epoch, y in self.curve(column).items() if epoch > 0]
+        return [row[column] for row in self.rows[1:] if column in row]
 
     def comparable_settings(self) -> dict[str, Any]:
         """Those that change what is learned, without the seed; an older run lacks those at their default."""
@@ -92,13 +92,15 @@ def read_run(path: Path) -> Run:
     check(folder.config.exists() or folder.metrics.exists(), f"{path} is not the folder of a run")
     with run.note_damage(folder.config):
         content = yaml.safe_load(folder.config.read_text())
-        run.facts = {**content["resolved"].get("hardware", {}), **content["resolved"], **content["versions"]}
+        resolved = content["resolved"]
+        chosen = {name: resolved[name] for name in ("precision", "devices") if name in resolved}
+        run.machine = {**resolved.get("hardware", {}), **chosen, **content["versions"]}
         run.settings = {str(name): value for name, value in content["settings"].items()}
-        if digest := run.facts.get("images"):  # of a person's own: which they are
+        if digest := resolved.get("images"):  # of a person's own: which they are
             run.settings["images"] = f"of {Path(run.settings['data_dir']).name} ({digest:.8})"
     with run.note_damage(folder.metrics):
-        rows = [{name: number(y) for name, y in row.items() if y is not None} for row in folder.rows()]
-        run.rows += [row for row in rows if row["epoch"] > 0]
+        known = ({name: y for name, y in row.items() if y is not None} for row in folder.rows())
+        run.rows += [{name: number(y) for name, y in row.items()} for row in known if row["epoch"] > 0]
     if folder.summary.exists():
         with run.note_damage(folder.summary):
             untrained = json.loads(folder.summary.read_text()).get("kNN_untrained")
