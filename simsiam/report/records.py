@@ -59,12 +59,8 @@ class Run:
         collapsed = "z_std" in row and is_collapsed(row["z_std"], row.get("rankme"))
         return f"{state}, {row['epoch']:.0f} of {self.settings.get('epochs', '?')} epochs" + ", collapsed" * collapsed
 
-    def curve(self, column: str) -> dict[float, float]:
-        """A column of the rows by epoch."""
-        return {row["epoch"]: row[column] for row in self.rows if column in row}
-
     def values(self, column: str) -> list[float]:
-        """The curve without the untrained network."""
+        """Of the epochs in which it was measured, without the untrained network."""
         return [row[column] for row in self.rows[1:] if column in row]
 
     def comparable_settings(self) -> dict[str, Any]:
@@ -92,10 +88,10 @@ def read_run(path: Path) -> Run:
     check(folder.config.exists() or folder.metrics.exists(), f"{path} is not the folder of a run")
     with run.note_damage(folder.config):
         content = yaml.safe_load(folder.config.read_text())
+        run.settings = {str(name): value for name, value in content["settings"].items()}
         resolved = content["resolved"]
         chosen = {name: resolved[name] for name in ("precision", "devices") if name in resolved}
         run.machine = {**resolved.get("hardware", {}), **chosen, **content["versions"]}
-        run.settings = {str(name): value for name, value in content["settings"].items()}
         if digest := resolved.get("images"):  # of a person's own: which they are
             run.settings["images"] = f"of {Path(run.settings['data_dir']).name} ({digest:.8})"
     with run.note_damage(folder.metrics):
@@ -154,7 +150,8 @@ class Group(NamedTuple):
 
     def curve(self, column: str) -> tuple[list[float], list[float], list[float] | None]:
         """Epochs that all runs have, the mean of their values, and the standard deviation of several."""
-        curves = [curve for run in self.runs if (curve := run.curve(column))]
+        curves = [{row["epoch"]: row[column] for row in run.rows if column in row} for run in self.runs]
+        curves = [curve for curve in curves if curve]
         epochs = sorted(set.intersection(*map(set, curves))) if curves else []
         values = [[curve[epoch] for curve in curves] for epoch in epochs]
         return epochs, [mean(v) for v in values], [stdev(v) for v in values] if len(curves) > 1 else None

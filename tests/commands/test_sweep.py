@@ -10,11 +10,14 @@ import pytest
 import torch
 
 import main
+from simsiam.commands.report import PAPER, summarize_groups
 from simsiam.commands.sweep import expand_seeds, list_gpus
 from simsiam.config import commands
 from simsiam.config.commands import Pretrain
+from simsiam.report.records import Group, Run
 from tests.helpers import SMALL, Program, Started, children, rows, same_weights, start, wait_for, wait_for_epochs
 from utils.cli import from_settings
+from utils.run_dir import RunDirectory
 
 STUB = """
 import json, os, signal, sys
@@ -179,3 +182,12 @@ def test_runs_at_once_take_the_gpus_that_were_given(monkeypatch: pytest.MonkeyPa
     assert list_gpus() == ["4", "5"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert len(list_gpus()) == torch.cuda.device_count()
+
+
+def test_the_papers_results_stand_beside_runs_that_are_named_as_ablate_names_them() -> None:
+    def says(*folders: str) -> list[str] | None:
+        runs = [Run(RunDirectory(Path(folder)), [{"epoch": 0}]) for folder in folders]
+        return summarize_groups([Group([run], i, "", run.name) for i, run in enumerate(runs)]).get(PAPER)
+
+    assert says("x/baseline", "x/no-predictor/seed_1", "x/mine") == ["67.7 (table 1)", "0.1 (table 1)", "-"]
+    assert says("x/mine", "x/seed_1") is None
