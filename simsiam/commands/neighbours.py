@@ -8,7 +8,7 @@ from simsiam.config.commands import Neighbours
 from simsiam.data.dataset import ImageDataset, stored_side
 from simsiam.data.images import ImageFolder
 from simsiam.evaluation.context import open_context
-from simsiam.evaluation.gallery import draw_gallery, find_nearest, gallery_rows, select_evenly
+from simsiam.evaluation.gallery import draw_gallery, find_nearest, select_evenly
 from simsiam.evaluation.results import Results, name_results
 from utils.console import print_line
 from utils.device import choose_device
@@ -36,15 +36,13 @@ def neighbours(config: Neighbours) -> None:
     context.announce()
     queries = context.extract_features(shown.images, "queries")
     bank = context.extract_features(train.images, "train images")
-    similarity, nearest = find_nearest(queries, bank, k, in_bank)
-    rows = gallery_rows(train, shown, nearest, similarity)
+    rows = find_nearest(train, shown, queries, bank, k, in_bank)
 
     heading = f"Left: queries. Right of each: the {k} train images of {context.dataset} nearest to it, by cosine."
     figures: dict[str, int | float | str] = {"queries": len(rows), "k": k, "output": str(output)}
     if not folder and train.labelled:
         heading += " Blue frame: of the same class; orange: of another."
         figures["same_class"] = 100 * sum(tile.same_class is True for row in rows for tile in row) / (k * len(rows))
-    picture = draw_gallery(rows, heading)
-    write_atomically(output, partial(picture.save, format="PNG"))
+    write_atomically(output, partial(draw_gallery(rows, heading).save, format="PNG"))
     print_line(f"picture   {output}")
     results.write(figures)

@@ -1,11 +1,12 @@
 """The command `report`: one page of a run, or of several side by side."""
 
 import importlib
+import io
 import os
 import re
 import shutil
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -13,45 +14,43 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
-from simsiam.config.ablations import paper_says
-from simsiam.config.commands import DEFAULTS, Report, command_line
+from simsiam.config.ablations import VARIANTS
+from simsiam.config.commands import Report, command_line
 from simsiam.report import figures, records
-from simsiam.report.figures import data_uri
-from simsiam.report.records import Group, Run, get_mapping, summarize
+from simsiam.report.records import Group, Run, summarize
 from utils.console import print_line, print_table
-from utils.errors import UserError, check
+from utils.errors import check
 from utils.filesystem import check_writable, write_atomically, write_text
-from utils.run_dir import PACKAGES
 
 TEMPLATE = Path(figures.__file__).with_name("template.html.j2")
 MAX_SECTIONS = 4  # groups whose first run is shown by pictures, which take time and room
 CURVES = {  # column: axis, whether the axis begins at zero, caption
-    "kNN_accuracy": ("kNN accuracy (%)", False, "Top-1 on the test images by weighted kNN; epoch 0 is untrained."),
-    "train_loss": ("loss (negative cosine)", False, "Mean of the epoch's steps."),
-    "z_std": ("z_std", True, "Spread of the projections, mean of the epoch: near 1 is healthy, 0 is collapsed."),
+    "kNN_accuracy": ("kNN accuracy (%)", False, "top-1 on the test images by weighted kNN; epoch 0 is untrained."),
+    "train_loss": ("loss (negative cosine)", False, "mean of the epoch's steps."),
+    "z_std": ("z_std", True, "spread of the projections, mean of the epoch; near 1 is healthy, 0 is collapsed."),
     "rankme": ("effective rank", True, "RankMe of the backbone's features on train images; it needs no labels."),
-    "images_per_second": ("images/s", True, "Train images a second, of training alone, without kNN and checkpoints."),
+    "images_per_second": ("images/s", True, "train images a second, of training alone, without kNN and checkpoints."),
 }
 FILES = re.compile(rf"({'|'.join(CURVES)}|([A-Z]+[0-9]*_)?(classes|confusion|map|neighbours|views))\.png")
 SUMMARY: dict[str, tuple[str, Callable[[Run], list[float]]]] = {  # name: format, none or one figure of a run
     "kNN, last (%)": (".2f", lambda run: run.values("kNN_accuracy")[-1:]),
     "kNN, best (%)": (".2f", lambda run: sorted(run.values("kNN_accuracy"))[-1:]),
-    "kNN, untrained (%)": (".2f", lambda run: [y for epoch, y in run.curve("kNN_accuracy").items() if epoch == 0]),
+    "kNN, untrained (%)": (".2f", lambda run: [y for name, y in run.rows[0].items() if name == "kNN_accuracy"]),
     "loss": (".4f", lambda run: run.values("train_loss")[-1:]),
     "z_std": (".3f", lambda run: run.values("z_std")[-1:]),
     "RankMe": (".1f", lambda run: run.values("rankme")[-1:]),
     "images/s, mean": (",.0f", lambda run: [mean(y)] if (y := run.values("images_per_second")) else []),
+    "minutes": (".1f", lambda run: [sum(run.values("seconds")) / 60]),
 }
-PAPER = "paper (%)"
-MACHINE = {"processor": "cpu", "cores": "cores", "GPU": "gpu", "GPU memory (GiB)": "gpu_memory_gib"}
-MACHINE |= {name: name for name in ("precision", "devices", *PACKAGES)}
+PAPER = "paper: ImageNet, linear, 100 epochs (%)"
 
 
 def report(config: Report) -> None:
     """Read the runs, draw the figures, write the page; print where it is and the main figures."""
     runs = records.read_runs(config.report.runs)
-    parent = os.path.commonpath([run.folder.path.absolute() for run in runs])
+    parent = os.path.commonpath([run.folder.path for run in runs])
     output = Path(config.report.output or f"{parent}/report").expanduser()
     index, folder = output / "index.html", output / "figures"
     for needed in (output, folder):
@@ -64,7 +63,8 @@ def report(config: Report) -> None:
 
     groups = records.group_runs(runs)
     runs, summary = [run for group in groups for run in group.runs], summarize_groups(groups)
-    results = dict.fromkeys(name for run in runs for name in records.accuracies(run))
+    measured = dict.fromkeys(name for run in runs for name in run.accuracies)
+    machine = dict.fromkeys(name for run in runs for name in run.machine)
     page = render_page(
         title=f"SimSiam: {runs[0].name}" if len(runs) == 1 else f"SimSiam: {len(runs)} runs",
         written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
@@ -72,15 +72,15 @@ def report(config: Report) -> None:
         runs=runs,
         summary=summary,
         curves=draw_curves(groups, folder),
-        results=[[name, *(group.accuracy(name) for group in groups)] for name in results],
+        results={name: [group.accuracy(name) for group in groups] for name in measured},
         sections=[describe_features(group, config, folder) for group in groups[:MAX_SECTIONS]],
-        machines=describe_machines(runs),
+        machines={name: [run.machine.get(name, "-") for run in runs] for name in machine},
     )
     write_text(index, page)
     for group in groups:
         print_line(f"{group.mark}: {group.label} ({group.status})".removeprefix(": "))
-    names, *columns = zip(*(row for row in summary if row[0] in ("kNN, last (%)", "loss", "z_std", PAPER)), strict=True)
-    print_table("", ["", *names], [[group.mark, *column] for group, column in zip(groups, columns, strict=True)])
+    rows = ([name, *cells] for name, cells in summary.items())
+    print_table("", ["", *(group.mark for group in groups)], rows)
     print_line(f"page      {index}\n          {index.resolve().as_uri()}\nfigures   {folder}")
 
 
@@ -88,50 +88,50 @@ def render_page(**content: Any) -> str:
     """The template, filled; in ASCII, so that no locale can spoil it."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.finalize = lambda value: value if isinstance(value, Markup) else records.printable(value)
-    environment.filters["encode"] = lambda image: data_uri("webp", image.save, format="WEBP", lossless=True, method=0)
+    environment.filters["encode"] = encode_picture
     content |= {"light": figures.LIGHT, "dark": figures.DARK, "generator": records.GENERATOR}
     page = environment.from_string(TEMPLATE.read_text("utf-8")).render(content, command_line=command_line)
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
-def summarize_groups(groups: list[Group]) -> list[list[str]]:
-    """Rows of a table: a name, and a figure for each group."""
-    rows = []
+def encode_picture(picture: Image.Image) -> str:
+    picture.save(out := io.BytesIO(), "WEBP", lossless=True, method=0)
+    return figures.data_uri("webp", out.getvalue())
+
+
+def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """A table: by name, a figure for each group."""
+    table = {}
     for name, (form, get) in SUMMARY.items():
-        rows.append([name, *(summarize([y for run in group.runs for y in get(run)], form) for group in groups)])
-    seconds = [round(sum(sum(run.values("seconds")) for run in group.runs)) for group in groups]
-    paper = paper_says([group.runs[0].settings for group in groups], DEFAULTS)
-    rows.append(["time, in all", *(str(timedelta(seconds=s)) for s in seconds)])
-    return [*rows, [PAPER, *(words or "-" for words in paper)]] if any(paper) else rows
+        table[name] = [summarize([y for run in group.runs for y in get(run)], form) for group in groups]
+    folders = [group.runs[0].folder.path for group in groups]  # named by `ablate`: VARIANT, or VARIANT/seed_N
+    variants = [folder.parent.name if folder.parent.name in VARIANTS else folder.name for folder in folders]
+    if known := set(variants) & VARIANTS.keys():
+        table[PAPER] = [VARIANTS[name][1] if name in known else "-" for name in variants]
+    return table
 
 
-def describe_machines(runs: list[Run]) -> list[list[Any]]:
-    """Rows of a table: processor, GPU, precision, devices and versions of each run."""
-    known = [get_mapping(run.resolved, "hardware") | run.resolved | run.versions for run in runs]
-    rows = [[name, *(facts.get(key, "-") for facts in known)] for name, key in MACHINE.items()]
-    return [row for row in rows if any(value != "-" for value in row[1:])]
-
-
-def draw_curves(groups: list[Group], folder: Path) -> list[dict[str, str]]:
+def draw_curves(groups: Sequence[Group], folder: Path) -> list[dict[str, str]]:
     charts = []
     for column, (axis, from_zero, caption) in CURVES.items():
         if shown := [group for group in groups if group.curve(column)[0]]:
-            ends = [f"{group.mark or group.label} ends at {group.curve(column)[1][-1]:.4g}" for group in shown]
             draw = partial(figures.draw_curves, shown, column, axis, from_zero)
-            alt = f"{axis} by epoch: {', '.join(ends)}."
-            charts.append(figures.render_chart(draw, f"{folder}/{column}.png", alt, caption))
+            charts.append(figures.render_chart(draw, f"{folder}/{column}.png", f"{axis} by epoch: {caption}"))
     return charts
 
 
 def describe_features(group: Group, config: Report, folder: Path) -> dict[str, Any]:
     """The pictures of a group's first run: of its checkpoint, and the views in its folder."""
     run, stem = group.runs[0], f"{folder}/{group.mark}_" if group.mark else f"{folder}/"
-    found = {"group": group, "run": run, "problem": None, "gallery": [], "charts": [], "views": records.read_views(run)}
+    found = {"group": group, "run": run, "problem": None, "gallery": [], "charts": [], "views": None}
+    if run.folder.views.exists():
+        with run.note_damage(run.folder.views), Image.open(run.folder.views) as file:
+            found["views"] = file.convert("RGB")
     if found["views"]:
         write_atomically(Path(f"{stem}views.png"), partial(shutil.copyfile, run.folder.views))
     if config.report.pictures:
         try:  # torch is imported only now: a page without pictures does not wait for it
             return found | importlib.import_module("simsiam.report.analysis").analyse_run(run, config, stem)
-        except UserError as error:
+        except ValueError as error:
             found["problem"] = error
     return found

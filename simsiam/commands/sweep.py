@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -19,66 +19,52 @@ from utils.console import print_line
 from utils.errors import RunFailure, Stopped, check
 from utils.run_dir import RunDirectory
 
-POLL_SECONDS = 0.05
 SHOWS_SOMETHING = (3, 4)  # statuses of a collapsed or diverged run, which an ablation may be meant to show
 
 
 def sweep(config: Pretrain) -> None:
     """Train once for each of `--seeds`, and write the report of all."""
-    run_all({f"seed {run.run.seed}": run for run in expand_seeds(config)})
+    run_all(config, expand_seeds(config))
 
 
 def ablate(config: Ablate) -> None:
     """Train each variant, for each seed, in a folder of its own, and compare them."""
-    run_all(
-        {name: run for variant in config.ablation.variants for name, run in expand_variant(config, variant).items()}
-    )
+    variants = [make_variant(config, variant) for variant in config.ablation.variants]
+    run_all(config, [run for variant in variants for run in expand_seeds(variant)])
 
 
-def expand_variant(config: Ablate, variant: str) -> dict[str, Pretrain]:
-    """The runs of one variant, one for each seed: all settings but its changes are the baseline's."""
+def make_variant(config: Ablate, variant: str) -> Pretrain:
+    """A variant's run: all settings but its changes are the baseline's."""
     shared = {name: value for name, value in flatten(config).items() if name in DEFAULTS}
-    changes = {"save_dir": str(config.run_dir), "exp_name": variant, "version": None, **VARIANTS[variant].changes}
+    changes = VARIANTS[variant][0]
     if "batch_size" in changes:  # the rate follows it, as in the paper
-        changes["learning_rate"] = config.optimizer.peak_rate * changes["batch_size"] / config.optimizer.batch_size
-    runs = expand_seeds(from_settings(Pretrain, shared | changes))
-    return {f"{variant}, seed {run.run.seed}" if config.run.seeds else variant: run for run in runs}
+        shared["learning_rate"] = config.optimizer.peak_rate * changes["batch_size"] / config.optimizer.batch_size
+    shared |= {"save_dir": str(config.run_dir), "exp_name": variant, "version": None}
+    return from_settings(Pretrain, shared | changes)
 
 
 def expand_seeds(config: Pretrain) -> list[Pretrain]:
     """The run of each of `--seeds`, in a folder `seed_N` of the run's own; without `--seeds` the run itself."""
-    if not config.run.seeds:
-        return [config]
     shared = flatten(config) | {"seeds": (), "save_dir": str(config.run_dir.parent), "exp_name": config.run_dir.name}
     each = ({"seed": seed, "version": f"seed_{seed}"} for seed in config.run.seeds)
-    return [from_settings(type(config), shared | own) for own in each]
+    return [from_settings(Pretrain, shared | own) for own in each] or [config]
 
 
-def run_all(runs: Mapping[str, Pretrain]) -> None:
-    """Train each run that is not finished yet, then write the report of all.
-
-    Args:
-        runs: by the names that are printed.
-
-    Raises:
-        SystemExit: with the status of a run that failed on a mistake, or was told to stop; it has said why.
-        RunFailure: a run was killed; or, after all others are trained, some collapsed or diverged.
-    """
-    first = next(iter(runs.values()))
+def run_all(config: Pretrain, runs: Sequence[Pretrain]) -> None:
+    """Train each run that is not finished yet, then write the report of all."""
     started = launch.cluster_environment()
     alone = started is None or started.world_size() == 1
     check(alone, "several runs: not by torchrun or srun; each has its own processes")
-    one_by_one = first.device.accelerator == "cpu" or (first.device.devices or 1) > 1
-    failed = run_processes(runs, [] if one_by_one else list_gpus())
-    if first.run.dry_run:
-        return
-    trained = tuple(str(config.run_dir) for config in runs.values() if RunDirectory(config.run_dir).rows())
-    if trained:
-        device = AcceleratorOptions(accelerator=first.device.accelerator)
+    one_by_one = config.device.accelerator == "cpu" or (config.device.devices or 1) > 1
+    names = {str(run.run_dir.relative_to(config.run_dir)): run for run in runs}
+    failed = run_processes(names, [] if one_by_one else list_gpus())
+    trained = tuple(str(run.run_dir) for run in runs if RunDirectory(run.run_dir).rows())
+    if trained and not config.run.dry_run:
+        device = AcceleratorOptions(accelerator=config.device.accelerator)
         report(Report(report=ReportOptions(runs=trained), device=device))
     if failed:
-        names = ", ".join(f"{name} (status {status})" for name, status in failed.items())
-        raise RunFailure(f"not brought to their end: {names}", max(failed.values()))
+        told = ", ".join(f"{name} (status {status})" for name, status in failed.items())
+        raise RunFailure(f"not brought to their end: {told}", max(failed.values()))
 
 
 def list_gpus() -> list[str]:
@@ -90,8 +76,8 @@ def list_gpus() -> list[str]:
 def run_processes(runs: Mapping[str, Pretrain], gpus: list[str]) -> dict[str, int]:
     """Train the runs, one at a time on each GPU; with fewer than two, one at a time.
 
-    Returns the statuses of those that collapsed or diverged, once all have ended. A signal to this process, and the
-    failure of a run, end all that still run.
+    Returns the statuses of those that collapsed or diverged, once all have ended. A signal to this process, and any
+    other failure of a run, end all that still run.
     """
     waiting, places = list(runs.items()), gpus[: len(runs)] or [""]
     running: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}  # by GPU
@@ -101,11 +87,16 @@ def run_processes(runs: Mapping[str, Pretrain], gpus: list[str]) -> dict[str, in
             for gpu in [gpu for gpu in places if gpu not in running][: len(waiting)]:
                 name, config = waiting.pop(0)
                 print_line(f"\n{len(runs) - len(waiting)} of {len(runs)}: {name}")
-                running[gpu] = name, start_process(config, gpu if len(places) > 1 else None)
-            time.sleep(POLL_SECONDS)  # between two looks at all processes; a signal ends it
+                environment, silent = {**os.environ, launch.PARENT_VARIABLE: str(os.getpid())}, len(places) > 1
+                if silent:  # the lines of several would be mixed
+                    environment["CUDA_VISIBLE_DEVICES"] = gpu
+                out = subprocess.DEVNULL if silent else None
+                # In a session of its own: a Ctrl-C reaches it by this process alone.
+                process = subprocess.Popen(main_command(config), env=environment, stdout=out, start_new_session=True)
+                running[gpu] = name, process
+            time.sleep(0.05)  # between two looks at all processes; a signal ends it
             for gpu, (name, process) in list(running.items()):
-                status = process.poll()
-                if status is None:
+                if (status := process.poll()) is None:
                     continue
                 del running[gpu]
                 if status in SHOWS_SOMETHING:
@@ -126,13 +117,3 @@ def run_processes(runs: Mapping[str, Pretrain], gpus: list[str]) -> dict[str, in
             process.send_signal(number)
         for _, process in running.values():
             process.wait()
-
-
-def start_process(config: Pretrain, gpu: str | None) -> subprocess.Popen[bytes]:
-    """A process that trains; with a GPU of its own among several, silently: the lines of all would be mixed."""
-    environment = {**os.environ, launch.PARENT_VARIABLE: str(os.getpid())}
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
-    out = None if gpu is None else subprocess.DEVNULL
-    # In a session of its own: a Ctrl-C reaches it by this process alone.
-    return subprocess.Popen(main_command(config), env=environment, stdout=out, start_new_session=True)

@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 from simsiam.augment import apply, draw
 from simsiam.data.dataset import ImageDataset
 from simsiam.evaluation.features import center
-from utils.knn import nearest as search_nearest
+from utils.knn import nearest
 
 if TYPE_CHECKING:  # galleries need no Lightning, which takes seconds to import
     from simsiam.data.datamodule import ViewsDataModule
@@ -24,12 +24,12 @@ TILE, GAP, LINE = 96, 10, 16  # pixels of a thumbnail, between two, of a line of
 SAME, OTHER = (0, 114, 178), (213, 94, 0)  # blue and vermilion: everyone can tell them apart (Okabe & Ito 2008)
 
 
-def draw_views(data: "ViewsDataModule", images: int = 8, epochs: int = 4, first: int = 0) -> Tensor:
-    """(3, H, W) uint8: each of the first train images, and in its row its views in `epochs` epochs from `first` on."""
-    indices = torch.arange(min(images, len(data.train)), device=data.mean.device)
+def draw_views(data: "ViewsDataModule", first: int = 0) -> Tensor:
+    """(3, H, W) uint8: each of the first train images, and in its row its views in four epochs from `first` on."""
+    indices = torch.arange(min(8, len(data.train)), device=data.mean.device)
     originals = data.train.at(indices)
     columns = [center(originals, data.size)]
-    for epoch in range(first, first + epochs):
+    for epoch in range(first, first + 4):
         for view in range(data.views):
             drawn = draw(indices, originals.shape[-1], seed=data.seed, epoch=epoch, view=view, policy=data.policy)
             columns.append((apply(originals, drawn, data.size).clamp(0, 1) * 255).round().to(torch.uint8))
@@ -37,24 +37,16 @@ def draw_views(data: "ViewsDataModule", images: int = 8, epochs: int = 4, first:
     return make_grid(tiles.flatten(0, 1), nrow=len(columns), pad_value=255)
 
 
-def shrink_images(images: Tensor, side: int = TILE) -> Tensor:
-    """(B, 3, C, C) uint8 -> the same on the CPU, with a side of at most `side` pixels."""
+def shrink_images(images: Tensor) -> Tensor:
+    """(B, 3, C, C) uint8 -> the same on the CPU, with a side of at most TILE pixels."""
     images = images.cpu()
-    return images if images.shape[-1] <= side else interpolate(images, (side, side), mode="bilinear", antialias=True)
-
-
-def find_nearest(features: Tensor, bank: Tensor, k: int, in_bank: bool) -> tuple[Tensor, Tensor]:
-    """Cosines and indices (Q, k) of the nearest bank entries, at most as many as there are, of unit features.
-
-    If the queries (Q, F) are `in_bank` (N, F), the nearest of each is itself, and left out.
-    """
-    similarity, index = search_nearest(features, bank, min(k + in_bank, len(bank)))
-    return similarity[:, int(in_bank) :], index[:, int(in_bank) :]
+    return images if images.shape[-1] <= TILE else interpolate(images, (TILE, TILE), mode="bilinear", antialias=True)
 
 
 def select_evenly(n: int, count: int) -> list[int]:
     """`count` of the indices 0 .. n - 1, evenly spread, or all; the offset i meets all classes where they alternate."""
-    return [i * n // count + i % (n // count) for i in range(count)] if count < n else list(range(n))
+    count = min(n, count)
+    return [i * n // count + i % (n // count) for i in range(count)]
 
 
 class Tile(NamedTuple):
@@ -66,18 +58,26 @@ class Tile(NamedTuple):
 
 
 def gallery_rows(
-    train: ImageDataset, queries: ImageDataset, nearest: Tensor, similarity: Tensor | None = None
+    train: ImageDataset, queries: ImageDataset, index: Tensor, similarity: Tensor | None = None
 ) -> list[list[Tile]]:
     """A row for each query: itself, then train images by index (Q, k), with cosines (Q, k) if they are given."""
     rows = []
     for r, (image, label) in enumerate(zip(shrink_images(queries.images), queries.labels.tolist(), strict=True)):
-        found = train.labels[nearest[r]].tolist()
+        found = train.labels[index[r]].tolist()
         cosines = [""] * len(found) if similarity is None else [f" {cosine:.2f}" for cosine in similarity[r].tolist()]
         texts = [f"{name}{cosine}".strip() for name, cosine in zip(train.names(found), cosines, strict=True)]
         same = [other == label if label >= 0 and queries.classes == train.classes else None for other in found]
-        images = map(to_pil_image, [image, *shrink_images(train.at(nearest[r]))])
+        images = map(to_pil_image, [image, *shrink_images(train.at(index[r]))])
         rows.append(list(map(Tile, images, [*queries.names([label]), *texts], [None, *same])))
     return rows
+
+
+def find_nearest(
+    train: ImageDataset, queries: ImageDataset, features: Tensor, bank: Tensor, k: int, in_bank: bool
+) -> list[list[Tile]]:
+    """`gallery_rows` of the nearest by unit features (Q, F) and (N, F); of queries `in_bank` without themselves."""
+    similarity, index = nearest(features, bank, min(k + in_bank, len(bank)))
+    return gallery_rows(train, queries, index[:, in_bank:], similarity[:, in_bank:])
 
 
 def draw_gallery(rows: Sequence[Sequence[Tile]], heading: str = "") -> Image.Image:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from simsiam.config.commands import Evaluation, Report
 from simsiam.config.evaluation_options import CheckpointOptions, EvaluationDataOptions
+from simsiam.config.options import MonitorOptions
 from simsiam.data.dataset import why_no_knn
 from simsiam.evaluation.context import open_context
-from simsiam.evaluation.gallery import draw_gallery, find_nearest, gallery_rows, select_evenly
+from simsiam.evaluation.gallery import draw_gallery, find_nearest, select_evenly
 from simsiam.evaluation.metrics import confusion
 from simsiam.report.figures import draw_classes, draw_map, render_chart
-from simsiam.report.records import Run, finite_number, printable
+from simsiam.report.records import Run, printable
 from utils.console import MANY_CLASSES
 from utils.device import choose_device
 from utils.filesystem import write_atomically
@@ -26,11 +27,7 @@ MAP_IMAGES = 2000  # points of the map
 
 
 def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
-    """`gallery`, `charts`, `epoch` and `source` of a run's checkpoint; figures are saved as STEM + "map.png" and so on.
-
-    Queries and points are test images, or train images where there are none. Raises UserError if there is no
-    checkpoint, it is damaged, or its images are not at hand.
-    """
+    """`gallery`, `charts`, `epoch` and `source` of a run's checkpoint; figures are saved as STEMmap.png and so on."""
     checkpoint = CheckpointOptions(checkpoint=str(run.folder.path))
     evaluation = Evaluation(checkpoint=checkpoint, data=EvaluationDataOptions(data_dir=config.report.data_dir))
     context = open_context(evaluation, choose_device(config.device.accelerator), download=False)
@@ -38,23 +35,22 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     shown, source = (test, "test images") if len(test) else (train, "train images")
     bank = context.extract_features(train.images, f"train images of {run.name}")
     queries = bank if shown is train else context.extract_features(shown.images, f"test images of {run.name}")
-    indices = torch.tensor(select_evenly(len(shown), QUERIES), device=queries.device)
-    similarity, nearest = find_nearest(queries[indices], bank, NEAREST, in_bank=shown is train)
-    gallery = gallery_rows(train, shown.select(indices), nearest, similarity)
-    picture = draw_gallery(gallery, printable(f"{run.name}: {source} and their nearest train images, by cosine"))
+    places = torch.tensor(select_evenly(len(shown), QUERIES), device=queries.device)
+    gallery = find_nearest(train, shown.select(places), queries[places], bank, NEAREST, in_bank=shown is train)
+    picture = draw_gallery(gallery, f"{source.capitalize()} and their nearest train images, by cosine")
     write_atomically(Path(f"{stem}neighbours.png"), partial(picture.save, format="PNG"))
 
     charts = []
     if why_no_knn(train, test) is None:
-        k = max(1, min(int(finite_number(run.settings.get("knn_k")) or 200), len(bank)))
-        temperature = abs(finite_number(run.settings.get("knn_t")) or 0.1)
-        predicted = knn_predict(queries, bank, train.labels, len(names), k, temperature)
+        options = MonitorOptions(**{name: run.settings[name] for name in ("knn_k", "knn_t") if name in run.settings})
+        k = min(options.knn_k, len(bank))
+        predicted = knn_predict(queries, bank, train.labels, len(names), k, options.knn_t)
         counts = confusion(predicted, test.labels, len(names)).numpy()
-        charts = draw_classes(counts, names, f"kNN, k {k}, T {temperature:g}", stem)
-    points = project_features(queries[:MAP_IMAGES])
+        charts = draw_classes(counts, names, f"kNN, k {k}, T {options.knn_t:g}", stem)
+    points, labels = project_features(queries[:MAP_IMAGES]), shown.labels[:MAP_IMAGES].cpu().numpy()
+    told = names if shown.labelled and len(names) <= MANY_CLASSES else ()
     caption = f"Map of the features of {len(points):,} {source} by PCA, {len(names)} classes."
-    few, labels = names if shown.labelled and len(names) <= MANY_CLASSES else (), shown.labels[:MAP_IMAGES].cpu()
-    charts.append(render_chart(partial(draw_map, points, labels.numpy(), few), f"{stem}map.png", caption, caption))
+    charts.append(render_chart(partial(draw_map, points, labels, told), f"{stem}map.png", caption))
     return {"gallery": gallery, "charts": charts, "epoch": context.checkpoint.facts.row.get("epoch"), "source": source}
 
 

@@ -23,47 +23,40 @@ from utils.console import MANY_CLASSES
 from utils.filesystem import write_atomically
 
 logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of fonts that are not installed
+# Of the page and of lines (Okabe & Ito 2008, some darker on white). Contrast to paper: text 4.5, lines 3 (WCAG 2).
+LIGHT = {"ink": "#1b1f24", "muted": "#57606a", "rule": "#d4d9df", "paper": "#ffffff"}
+LIGHT |= {"c0": "#0072b2", "c1": "#d55e00", "c2": "#009e73", "c3": "#b0578a", "c4": "#3d3d3d"}
+DARK = {"ink": "#e6e9ec", "muted": "#a3adb8", "rule": "#3a424b", "paper": "#14171a"}
+DARK |= {"c0": "#56b4e9", "c1": "#e69f00", "c2": "#2fc79c", "c3": "#dc9bc2", "c4": "#f0e442"}
 STYLE: dict[str, Any] = {
     **{"svg.fonttype": "none", "svg.hashsalt": "charts"},  # text stays text; the same figure gives the same file
     **{"text.parse_math": False, "font.sans-serif": ["Segoe UI", "Roboto", "Arial", "DejaVu Sans"], "font.size": 9},
     **{"axes.labelsize": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
     **{"grid.linewidth": 0.6, "lines.linewidth": 1.8, "lines.markersize": 5, "legend.frameon": False},
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), LIGHT["ink"]),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), LIGHT["muted"]),
+    **{"grid.color": LIGHT["rule"], "axes.prop_cycle": cycler(color=[LIGHT[f"c{i}"] for i in range(5)])},
 }
 DASHES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X")  # with 5 colours: 140 lines differ
 
 
-def make_theme(ink: str, muted: str, rule: str, paper: str, *lines: str) -> dict[str, Any]:
-    """matplotlib's parameters; C0 to C4 are the lines. Contrast to paper: text at least 4.5, lines 3 (WCAG 2)."""
-    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), ink)
-    colours |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), muted)
-    return STYLE | colours | {"grid.color": rule, "figure.facecolor": paper, "axes.prop_cycle": cycler(color=lines)}
+def render_chart(draw: Callable[[], Figure], file: str, caption: str, alt: str | None = None) -> dict[str, str]:
+    """A figure as `light` and `dark` data URIs, with its texts (alt: as the caption); also saved as PNG on white."""
+    style, metadata = matplotlib.style.context(["default", STYLE]), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with style, warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font lacks
+        figure, svg = draw(), io.BytesIO()
+        figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
+        figure.set_layout_engine("none")  # it is laid out
+        write_atomically(Path(file), partial(figure.savefig, format="png", dpi=200, pil_kwargs={"compress_level": 1}))
+    light = dark = svg.getvalue()
+    for name in LIGHT.keys() - {"paper"}:  # which is transparent, and white stays white
+        dark = dark.replace(LIGHT[name].encode(), DARK[name].encode())
+    uris = {"light": data_uri("svg+xml", light), "dark": data_uri("svg+xml", dark)}
+    return uris | {"caption": caption, "alt": alt or caption}
 
 
-# The lines are of Okabe & Ito (2008), darker on white where they are too pale for it.
-LIGHT_LINES = ("#0072b2", "#d55e00", "#009e73", "#b0578a", "#3d3d3d")
-LIGHT = make_theme("#1b1f24", "#57606a", "#d4d9df", "#ffffff", *LIGHT_LINES)
-DARK_LINES = ("#56b4e9", "#e69f00", "#2fc79c", "#dc9bc2", "#f0e442")
-DARK = make_theme("#e6e9ec", "#a3adb8", "#3a424b", "#14171a", *DARK_LINES)
-
-
-def render_chart(draw: Callable[[], Figure], file: str, alt: str, caption: str) -> dict[str, str]:
-    """A figure as `light` and `dark` data URIs, with `alt` (what is seen) and `caption`; also saved as PNG on white."""
-    chart, metadata = {"alt": alt, "caption": caption}, dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    for name, theme in (("light", LIGHT), ("dark", DARK)):
-        style = matplotlib.style.context(["default", theme])
-        with style, warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font lacks
-            figure = draw()
-            chart[name] = data_uri("svg+xml", figure.savefig, format="svg", transparent=True, metadata=metadata)
-            figure.set_layout_engine("none")  # it is laid out
-            if theme is LIGHT:
-                fast = {"compress_level": 1}
-                write_atomically(Path(file), partial(figure.savefig, format="png", dpi=200, pil_kwargs=fast))
-    return chart
-
-
-def data_uri(kind: str, save: Callable[..., Any], **options: Any) -> str:
-    save(out := io.BytesIO(), **options)
-    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
+def data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def new_figure(height: float) -> tuple[Figure, Axes]:
@@ -97,11 +90,12 @@ def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: boo
     return figure
 
 
-def draw_bars(names: Sequence[str], values: Sequence[float], label: str) -> Figure:
-    """Values in percent as horizontal bars, the first on top."""
+def draw_bars(names: Sequence[str], values: Sequence[float]) -> Figure:
+    """Accuracies in percent as horizontal bars, the first on top."""
     figure, axes = new_figure(0.7 + 0.24 * len(names))
     axes.bar_label(axes.barh(range(len(names)), values, 0.7, tick_label=names), fmt="%.1f", padding=3)
-    axes.set(xlabel=label, xlim=(0, 108), ylim=(len(names) - 0.4, -0.6), xticks=range(0, 101, 20))
+    axes.set(xlim=(0, 108), ylim=(len(names) - 0.4, -0.6), xticks=range(0, 101, 20))
+    axes.set_xlabel("test images classified rightly (%)")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     return figure
@@ -115,7 +109,7 @@ def draw_matrix(shares: np.ndarray, names: Sequence[str]) -> Figure:
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     for (r, c), share in np.ndenumerate(shares) if names else ():
-        colour = "white" if share > 0.85 * most else matplotlib.rcParams["text.color"]
+        colour = "white" if share > 0.85 * most else LIGHT["ink"]
         axes.text(float(c), float(r), f"{share:.0f}", ha="center", va="center", size=8, color=colour)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -128,7 +122,7 @@ def draw_map(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Fi
     figure, axes = new_figure(4.7)
     for label in np.unique(labels):
         shown = {"color": f"C{label % 5}", "marker": MARKERS[label % 7], "label": names[label] if names else None}
-        axes.scatter(*points[labels == label].T, s=12, linewidths=0, alpha=0.7, rasterized=True, **shown)
+        axes.scatter(*points[labels == label].T, s=12, linewidths=0, alpha=0.7, **shown)
     if names:
         figure.legend(loc="outside lower center", ncols=4, markerscale=1.5)
     axes.set(xticks=[], yticks=[])
@@ -142,15 +136,14 @@ def draw_classes(counts: np.ndarray, names: list[str], classifier: str, stem: st
     shares = 100 * counts / np.maximum(totals, 1)[:, None]
     right, wrong = shares.diagonal(), shares - np.diag(shares.diagonal())
     order = [int(i) for i in np.argsort(-right, kind="stable") if totals[i]]
-    shown = order if len(order) <= MANY_CLASSES else [*order[:10], *order[-10:]]
-    title = "Accuracy of each class" + ", the ten best and the ten worst" * (shown != order)
+    shown = [*order[:10], *order[10:][-10:]]
+    title = "Accuracy of each class" + ", the ten best and the ten worst" * (len(shown) < len(order))
     alt = f"{title} in %: " + ", ".join(f"{names[i]} {right[i]:.1f}" for i in shown)
-    bars = partial(draw_bars, [names[i] for i in shown], right[shown], "test images classified rightly (%)")
+    bars = partial(draw_bars, [names[i] for i in shown], right[shown])
     r, c = np.unravel_index(wrong.argmax(), wrong.shape)
     worst = f"most often {names[r]} is taken for {names[c]} ({wrong[r, c]:.1f} %)"
-    caption = f"Confusion, in % of each true class: {worst}."
     matrix = partial(draw_matrix, shares, names if len(names) <= MANY_CLASSES else ())
     return [
-        render_chart(bars, f"{stem}classes.png", alt, f"{title}: {classifier}."),
-        render_chart(matrix, f"{stem}confusion.png", caption, caption),
+        render_chart(bars, f"{stem}classes.png", f"{title}: {classifier}.", alt),
+        render_chart(matrix, f"{stem}confusion.png", f"Confusion, in % of each true class: {worst}."),
     ]

@@ -1,11 +1,10 @@
-"""Reads what runs left behind. Files may hold anything: what is damaged or missing is left out, and noted."""
+"""Reads what runs left behind. Files may hold anything: one that is damaged or missing is left out, and noted."""
 
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,13 +12,12 @@ from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 import yaml
-from PIL import Image
 
 from simsiam.config.commands import DEFAULTS, settings_that_matter
 from simsiam.config.options import is_collapsed
 from utils.cli import to_flags
 from utils.console import plural
-from utils.errors import UserError, check
+from utils.errors import check
 from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
 
@@ -32,22 +30,11 @@ def printable(value: Any) -> str:
     return UNPRINTABLE.sub("\ufffd", str(value))
 
 
-def finite_number(value: Any) -> float | None:
-    return float(value) if type(value) in (int, float) and abs(value) < 1e12 else None
-
-
-def get_mapping(content: Any, name: str) -> dict[str, Any]:
-    """A mapping inside another; empty where there is none."""
-    found = content.get(name) if isinstance(content, dict) else None
-    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
-
-
-def read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[Any, Any]:
-    """The mapping in a file; empty if it is damaged or missing."""
-    try:
-        return dict(parse(file.read_text(errors="replace")))
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
-        return {}
+def number(value: Any) -> float:
+    """A figure of a file; an exception for what is none, such as text or NaN."""
+    if not abs(figure := float(value)) < 1e12:
+        raise ValueError
+    return figure
 
 
 @dataclass
@@ -55,67 +42,91 @@ class Run:
     """One run's files."""
 
     folder: RunDirectory
-    rows: list[dict[str, Any]]  # of metrics.jsonl, after epoch 0: the untrained network, known of a finished run
-    settings: dict[str, Any]  # of config.yaml, as `resolved` and `versions`
-    resolved: dict[str, Any]
-    versions: dict[str, Any]
-    results: dict[str, dict[str, Any]]  # results/NAME/summary.json by name
-    notes: list[str]  # what is damaged
+    rows: list[dict[str, float]]  # of metrics.jsonl, after epoch 0: the untrained network, known of a finished run
+    settings: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)  # hardware, precision, devices and versions
+    accuracies: dict[str, list[float]] = field(default_factory=dict)  # top-1 in percent, by what measured it
+    notes: list[str] = field(default_factory=list)  # what is damaged
 
     @property
     def name(self) -> str:
-        return self.folder.path.resolve().name
+        return self.folder.path.name
 
     @property
     def status(self) -> str:
-        row = self.rows[-1]
-        open_state = "running" if is_locked(self.folder.path) else "stopped"
-        state = "finished" if self.folder.summary.exists() else open_state
-        collapsed = (z_std := finite_number(row.get("z_std"))) is not None and is_collapsed(
-            z_std, finite_number(row.get("rankme"))
-        )
-        return f"{state}, {row['epoch']} of {self.settings.get('epochs', '?')} epochs" + ", collapsed" * collapsed
+        row, unfinished = self.rows[-1], "running" if is_locked(self.folder.path) else "stopped"
+        state = "finished" if self.folder.summary.exists() else unfinished
+        collapsed = "z_std" in row and is_collapsed(row["z_std"], row.get("rankme"))
+        return f"{state}, {row['epoch']:.0f} of {self.settings.get('epochs', '?')} epochs" + ", collapsed" * collapsed
 
-    def curve(self, name: str) -> dict[int, float]:
-        """A column of the rows by epoch."""
-        return {row["epoch"]: y for row in self.rows if (y := finite_number(row.get(name))) is not None}
-
-    def values(self, name: str) -> list[float]:
-        """The curve without the untrained network."""
-        return [y for epoch, y in self.curve(name).items() if epoch > 0]
+    def values(self, column: str) -> list[float]:
+        """Of the epochs in which it was measured, without the untrained network."""
+        return [row[column] for row in self.rows[1:] if column in row]
 
     def comparable_settings(self) -> dict[str, Any]:
-        """Those that change what is learned, without the seed; of a person's own images also which they are."""
-        known = {name: value for name, value in settings_that_matter(self.settings).items() if name != "seed"}
-        if digest := self.resolved.get("images"):
-            known["images"] = f"of {Path(str(self.settings.get('data_dir'))).name} ({digest!s:.8})"
-        return known
+        """Those that change what is learned, without the seed; an older run lacks those at their default."""
+        return settings_that_matter({**DEFAULTS, **self.settings, "seed": None}) if self.settings else {}
+
+    def is_further_seed(self, runs: "Sequence[Run]") -> bool:
+        """Whether it differs from these in the seed, and in nothing else."""
+        alike = self.comparable_settings() == runs[0].comparable_settings() != {}
+        return alike and self.settings.get("seed") not in [run.settings.get("seed") for run in runs]
+
+    @contextmanager
+    def note_damage(self, file: Path) -> Iterator[None]:
+        try:
+            yield
+        except Exception:  # noqa: BLE001  (a file that holds anything raises whatever comes)
+            self.notes.append(f"{file.relative_to(self.folder.path)} is damaged or missing")
 
 
 def read_run(path: Path) -> Run:
-    """Raises UserError where there is no run."""
+    """UserError where there is no run."""
     folder = RunDirectory(path)
+    run = Run(folder, [{"epoch": 0}])
     check(path.is_dir(), f"{path}: no such folder")
     check(folder.config.exists() or folder.metrics.exists(), f"{path} is not the folder of a run")
-    rows = [{"epoch": 0, "kNN_accuracy": read_mapping(folder.summary, json.loads).get("kNN_untrained")}]
-    rows += [row for row in folder.rows() if isinstance(row, dict) and (finite_number(row.get("epoch")) or 0) > 0]
-    config = read_mapping(folder.config, yaml.safe_load)
-    results = {file: read_mapping(file, json.loads) for file in sorted(folder.results.glob("*/summary.json"))}
-    damaged = [file.relative_to(path) for file, content in {folder.config: config, **results}.items() if not content]
-    settings, resolved, versions = (get_mapping(config, name) for name in ("settings", "resolved", "versions"))
-    named = {file.parent.name: content for file, content in results.items()}
-    notes = [f"{file} is damaged or missing" for file in damaged]
-    return Run(folder, rows, settings, resolved, versions, named, notes)
+    with run.note_damage(folder.config):
+        content = yaml.safe_load(folder.config.read_text())
+        run.settings = {str(name): value for name, value in content["settings"].items()}
+        resolved = content["resolved"]
+        chosen = {name: resolved[name] for name in ("precision", "devices") if name in resolved}
+        run.machine = {**resolved.get("hardware", {}), **chosen, **content["versions"]}
+        if digest := resolved.get("images"):  # of a person's own: which they are
+            run.settings["images"] = f"of {Path(run.settings['data_dir']).name} ({digest:.8})"
+    with run.note_damage(folder.metrics):
+        known = ({name: y for name, y in row.items() if y is not None} for row in folder.rows())
+        run.rows += [{name: number(y) for name, y in row.items()} for row in known if row["epoch"] > 0]
+    if folder.summary.exists():
+        with run.note_damage(folder.summary):
+            untrained = json.loads(folder.summary.read_text()).get("kNN_untrained")
+            run.rows[0] |= {"kNN_accuracy": number(untrained)} if untrained is not None else {}
+    for file in sorted(folder.results.glob("*/summary.json")):
+        with run.note_damage(file):
+            run.accuracies |= read_accuracies(file.parent.name, json.loads(file.read_text()))
+    return run
+
+
+def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[float]]:
+    """What the commands knn, linear and finetune measured, of finetune one for each seed."""
+    found = {}
+    for row in content.get("table", ()):
+        weight = "" if row["k"] == 1 else f", T {row['temperature']}"
+        found[f"kNN, {row['features']} features, k {row['k']}{weight}"] = [number(row["accuracy"])]
+    if "test_accuracy" in content:
+        counts = [plural(content.get("labels") or content["train_images"], "label")]
+        if "seeds" in content:
+            counts.append(plural(content["settings"]["epochs"], "epoch"))
+        measured = content.get("seeds") or {"": content["test_accuracy"]}
+        found[", ".join([name.replace("_", " "), *counts])] = [number(y) for y in measured.values()]
+    return found
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
     """Each run once, without earlier reports (of `runs/*`); UserError where one is no run, or none has an epoch."""
-    folders = {path.resolve(): path for path in (Path(path).expanduser() for path in paths)}
-    kept = [path for path in folders.values() if (path / "config.yaml").exists() or not is_report(path / "index.html")]
-    try:
-        runs = [read_run(path) for path in kept]
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from None
+    folders = dict.fromkeys(Path(path).expanduser().resolve() for path in paths)
+    kept = [path for path in folders if (path / "config.yaml").exists() or not is_report(path / "index.html")]
+    runs = [read_run(path) for path in kept]
     check(any(len(run.rows) > 1 for run in runs), f"{', '.join(paths)}: no epoch is recorded yet")
     return runs
 
@@ -137,16 +148,17 @@ class Group(NamedTuple):
     def status(self) -> str:
         return "; ".join(dict.fromkeys(run.status for run in self.runs))
 
-    def curve(self, column: str) -> tuple[list[int], list[float], list[float] | None]:
+    def curve(self, column: str) -> tuple[list[float], list[float], list[float] | None]:
         """Epochs that all runs have, the mean of their values, and the standard deviation of several."""
-        curves = [curve for run in self.runs if (curve := run.curve(column))]
+        curves = [{row["epoch"]: row[column] for row in run.rows if column in row} for run in self.runs]
+        curves = [curve for curve in curves if curve]
         epochs = sorted(set.intersection(*map(set, curves))) if curves else []
         values = [[curve[epoch] for curve in curves] for epoch in epochs]
         return epochs, [mean(v) for v in values], [stdev(v) for v in values] if len(curves) > 1 else None
 
     def accuracy(self, name: str) -> str:
         """One of `accuracies`: over the runs, or of a single one over its command's seeds."""
-        found = [values for run in self.runs if (values := accuracies(run).get(name))]
+        found = [run.accuracies[name] for run in self.runs if name in run.accuracies]
         return summarize(found[0] if len(found) == 1 else [mean(values) for values in found])
 
 
@@ -157,54 +169,29 @@ def summarize(values: Sequence[float], form: str = ".2f") -> str:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Runs of the same settings and different seeds together; groups are named by the settings that differ."""
-    found: dict[tuple[str, int], list[Run]] = {}
-    times: Counter[tuple[str, str]] = Counter()
+    """Seeds of the same settings together; a group is named by the settings that differ, else by its runs."""
+    found: list[list[Run]] = []
     for run in runs:
-        alike = str(sorted(run.comparable_settings().items())) if run.settings else str(run.folder.path)
-        times[again := (alike, str(run.settings.get("seed")))] += 1  # the same seed again begins another group
-        found.setdefault((alike, times[again]), []).append(run)
-    known = [group[0].comparable_settings() for group in found.values()]
+        group = next((group for group in found if run.is_further_seed(group)), None)
+        if group is None:
+            found.append([run])
+        else:
+            group.append(run)
+    known = [group[0].comparable_settings() for group in found]
     names = [name for name in dict.fromkeys(chain(*known)) if len({str(k.get(name)) for k in known if k}) > 1]
-    labels = [describe_settings(k, names) for k in known]
+    labels = [describe_settings({name: k[name] for name in names if name in k}) for k in known]
     groups = []
-    for i, (runs, label) in enumerate(zip(found.values(), labels, strict=True)):
-        told = [label] * bool(label) + [run.name for run in runs] * (not label or labels.count(label) > 1)
-        seeds = f" (mean of {len(runs)} seeds)" * (len(runs) > 1)
+    for i, members in enumerate(found):
+        told = known[i] and names and labels.count(labels[i]) == 1
+        own = labels[i] if told else ", ".join(run.name for run in members)
+        seeds = f" (mean of {len(members)} seeds)" * (len(members) > 1)
         mark = f"{ascii_uppercase[i % 26]}{i // 26 or ''}" * (len(found) > 1)
-        groups.append(Group(runs, i, mark, printable(", ".join(told) + seeds)))
+        groups.append(Group(members, i, mark, printable(own + seeds)))
     return groups
 
 
-def describe_settings(settings: Mapping[str, Any], names: Sequence[str]) -> str:
-    """These settings in words: figures, and what is not at its default."""
-    known = {name: settings[name] for name in names if name in settings}
-    told = {k: v for k, v in known.items() if type(v) in (int, float) or v != DEFAULTS.get(k)}
+def describe_settings(settings: Mapping[str, Any]) -> str:
+    """Settings in words: figures, and what is not at its default."""
+    told = {k: v for k, v in settings.items() if type(v) in (int, float) or v != DEFAULTS.get(k)}
     flags = (" ".join(to_flags({name: value})) for name, value in told.items())
-    words = ", ".join(flag[2:].replace("=", " ", 1) for flag in flags if flag)
-    return f"{words or 'baseline' * bool(known):.90}"
-
-
-def accuracies(run: Run) -> dict[str, list[float]]:
-    """Top-1 in percent that the commands knn, linear and finetune measured, of finetune one for each seed."""
-    found: dict[str, list[Any]] = {}
-    for name, content in run.results.items():
-        labels, table = finite_number(content.get("labels") or content.get("train_images")), content.get("table")
-        measured = list(get_mapping(content, "seeds").values()) or [content.get("test_accuracy")]
-        epochs = finite_number(get_mapping(content, "settings").get("epochs")) if "finetune" in name else None
-        counts = [plural(round(count), what) for count, what in ((labels, "label"), (epochs, "epoch")) if count]
-        found[", ".join([name.replace("_", " "), *counts])] = measured
-        for row in (row for row in table if isinstance(row, dict)) if isinstance(table, list) else ():
-            weight = "" if row.get("k") == 1 else f", T {row.get('temperature')}"
-            found[f"kNN, {row.get('features')} features, k {row.get('k')}{weight}"] = [row.get("accuracy")]
-    known = {name: [y for value in values if (y := finite_number(value)) is not None] for name, values in found.items()}
-    return {name: values for name, values in known.items() if values}
-
-
-def read_views(run: Run) -> Image.Image | None:
-    """views.png as the run left it, at most 2000 pixels wide or high."""
-    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(run.folder.views) as file:
-        picture = file.convert("RGB")
-        picture.thumbnail((2000, 2000))
-        return picture
-    return None
+    return ", ".join(flag[2:].replace("=", " ", 1) for flag in flags if flag)[:90] or "baseline"

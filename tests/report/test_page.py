@@ -151,7 +151,7 @@ def test_a_run_remembers_its_hardware_and_the_page_tells_it(page_of_one: Path, p
     run = page_of_wrecks.parents[1] / "bare"
     hardware = yaml.safe_load((run / "config.yaml").read_text())["resolved"]["hardware"]
     assert hardware["cpu"] and hardware["cores"] >= 1 and "gpu" not in hardware
-    for name, value in (("processor", hardware["cpu"]), ("cores", str(hardware["cores"]))):
+    for name, value in (("cpu", hardware["cpu"]), ("cores", str(hardware["cores"]))):
         assert cells(page_of_one, name) == [value] and cells(page_of_wrecks, name) == [value, "-", value, value]
 
 
