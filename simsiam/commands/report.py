@@ -16,8 +16,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from simsiam.config.ablations import VARIANTS
-from simsiam.config.commands import Report, command_line
+from simsiam.config.ablations import paper_says
+from simsiam.config.commands import DEFAULTS, Report, command_line
 from simsiam.report import figures, records
 from simsiam.report.records import Group, Run, summarize
 from utils.console import print_line, print_table
@@ -44,7 +44,7 @@ SUMMARY: dict[str, tuple[str, Callable[[Run], list[float]]]] = {  # name: format
     "images/s, mean": (",.0f", lambda run: [mean(y)] if (y := run.values("images_per_second")) else []),
     "minutes": (".1f", lambda run: [sum(run.values("seconds")) / 60]),
 }
-PAPER = "paper: ImageNet, linear, 100 epochs (%)"
+PAPER = "paper (%)"  # of ImageNet, linear, 100 epochs
 
 
 def report(config: Report) -> None:
@@ -79,8 +79,9 @@ def report(config: Report) -> None:
     write_text(index, page)
     for group in groups:
         print_line(f"{group.mark}: {group.label} ({group.status})".removeprefix(": "))
-    rows = ([name, *cells] for name, cells in summary.items())
-    print_table("", ["", *(group.mark for group in groups)], rows)
+    names = [name for name in ("kNN, last (%)", "loss", "z_std", PAPER) if name in summary]
+    rows = [[group.mark, *(summary[name][i] for name in names)] for i, group in enumerate(groups)]
+    print_table("", ["", *names], rows)
     print_line(f"page      {index}\n          {index.resolve().as_uri()}\nfigures   {folder}")
 
 
@@ -104,11 +105,8 @@ def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
     table = {}
     for name, (form, get) in SUMMARY.items():
         table[name] = [summarize([y for run in group.runs for y in get(run)], form) for group in groups]
-    folders = [group.runs[0].folder.path for group in groups]  # named by `ablate`: VARIANT, or VARIANT/seed_N
-    variants = [folder.parent.name if folder.parent.name in VARIANTS else folder.name for folder in folders]
-    if known := set(variants) & VARIANTS.keys():
-        table[PAPER] = [VARIANTS[name][1] if name in known else "-" for name in variants]
-    return table
+    paper = paper_says([group.runs[0].settings for group in groups], DEFAULTS)
+    return table | ({PAPER: [words or "-" for words in paper]} if any(paper) else {})
 
 
 def draw_curves(groups: Sequence[Group], folder: Path) -> list[dict[str, str]]:

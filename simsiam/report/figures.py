@@ -28,31 +28,36 @@ LIGHT = {"ink": "#1b1f24", "muted": "#57606a", "rule": "#d4d9df", "paper": "#fff
 LIGHT |= {"c0": "#0072b2", "c1": "#d55e00", "c2": "#009e73", "c3": "#b0578a", "c4": "#3d3d3d"}
 DARK = {"ink": "#e6e9ec", "muted": "#a3adb8", "rule": "#3a424b", "paper": "#14171a"}
 DARK |= {"c0": "#56b4e9", "c1": "#e69f00", "c2": "#2fc79c", "c3": "#dc9bc2", "c4": "#f0e442"}
-STYLE: dict[str, Any] = {
-    **{"svg.fonttype": "none", "svg.hashsalt": "charts"},  # text stays text; the same figure gives the same file
-    **{"text.parse_math": False, "font.sans-serif": ["Segoe UI", "Roboto", "Arial", "DejaVu Sans"], "font.size": 9},
-    **{"axes.labelsize": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
-    **{"grid.linewidth": 0.6, "lines.linewidth": 1.8, "lines.markersize": 5, "legend.frameon": False},
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), LIGHT["ink"]),
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), LIGHT["muted"]),
-    **{"grid.color": LIGHT["rule"], "axes.prop_cycle": cycler(color=[LIGHT[f"c{i}"] for i in range(5)])},
-}
 DASHES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X")  # with 5 colours: 140 lines differ
+
+
+def make_style(theme: dict[str, str]) -> dict[str, Any]:
+    """matplotlib's parameters; C0 to C4 are the lines."""
+    return {
+        **{"svg.fonttype": "none", "svg.hashsalt": "charts"},  # text stays text; the same figure gives the same file
+        **{"text.parse_math": False, "font.sans-serif": ["Segoe UI", "Roboto", "Arial", "DejaVu Sans"], "font.size": 9},
+        **{"axes.labelsize": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
+        **{"grid.linewidth": 0.6, "lines.linewidth": 1.8, "lines.markersize": 5, "legend.frameon": False},
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), theme["ink"]),
+        **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), theme["muted"]),
+        **{"grid.color": theme["rule"], "axes.prop_cycle": cycler(color=[theme[f"c{i}"] for i in range(5)])},
+    }
 
 
 def render_chart(draw: Callable[[], Figure], file: str, caption: str, alt: str | None = None) -> dict[str, str]:
     """A figure as `light` and `dark` data URIs, with its texts (alt: as the caption); also saved as PNG on white."""
-    style, metadata = matplotlib.style.context(["default", STYLE]), dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with style, warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font lacks
-        figure, svg = draw(), io.BytesIO()
-        figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
-        figure.set_layout_engine("none")  # it is laid out
-        write_atomically(Path(file), partial(figure.savefig, format="png", dpi=200, pil_kwargs={"compress_level": 1}))
-    light = dark = svg.getvalue()
-    for name in LIGHT.keys() - {"paper"}:  # which is transparent, and white stays white
-        dark = dark.replace(LIGHT[name].encode(), DARK[name].encode())
-    uris = {"light": data_uri("svg+xml", light), "dark": data_uri("svg+xml", dark)}
-    return uris | {"caption": caption, "alt": alt or caption}
+    chart, metadata = {"caption": caption, "alt": alt or caption}, dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    for name, theme in (("light", LIGHT), ("dark", DARK)):
+        style = matplotlib.style.context(["default", make_style(theme)])
+        with style, warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font lacks
+            figure, svg = draw(), io.BytesIO()
+            figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
+            chart[name] = data_uri("svg+xml", svg.getvalue())
+            figure.set_layout_engine("none")  # it is laid out
+            if theme is LIGHT:
+                fast = {"compress_level": 1}
+                write_atomically(Path(file), partial(figure.savefig, format="png", dpi=200, pil_kwargs=fast))
+    return chart
 
 
 def data_uri(kind: str, content: bytes) -> str:
@@ -109,7 +114,7 @@ def draw_matrix(shares: np.ndarray, names: Sequence[str]) -> Figure:
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     for (r, c), share in np.ndenumerate(shares) if names else ():
-        colour = "white" if share > 0.85 * most else LIGHT["ink"]
+        colour = "white" if share > 0.85 * most else matplotlib.rcParams["text.color"]
         axes.text(float(c), float(r), f"{share:.0f}", ha="center", va="center", size=8, color=colour)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -122,7 +127,7 @@ def draw_map(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Fi
     figure, axes = new_figure(4.7)
     for label in np.unique(labels):
         shown = {"color": f"C{label % 5}", "marker": MARKERS[label % 7], "label": names[label] if names else None}
-        axes.scatter(*points[labels == label].T, s=12, linewidths=0, alpha=0.7, **shown)
+        axes.scatter(*points[labels == label].T, s=12, linewidths=0, alpha=0.7, rasterized=True, **shown)
     if names:
         figure.legend(loc="outside lower center", ncols=4, markerscale=1.5)
     axes.set(xticks=[], yticks=[])

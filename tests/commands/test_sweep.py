@@ -10,14 +10,12 @@ import pytest
 import torch
 
 import main
-from simsiam.commands.report import PAPER, summarize_groups
 from simsiam.commands.sweep import expand_seeds, list_gpus
 from simsiam.config import commands
+from simsiam.config.ablations import paper_says
 from simsiam.config.commands import Pretrain
-from simsiam.report.records import Group, Run
 from tests.helpers import SMALL, Program, Started, children, rows, same_weights, start, wait_for, wait_for_epochs
 from utils.cli import from_settings
-from utils.run_dir import RunDirectory
 
 STUB = """
 import json, os, signal, sys
@@ -184,10 +182,11 @@ def test_runs_at_once_take_the_gpus_that_were_given(monkeypatch: pytest.MonkeyPa
     assert len(list_gpus()) == torch.cuda.device_count()
 
 
-def test_the_papers_results_stand_beside_runs_that_are_named_as_ablate_names_them() -> None:
-    def says(*folders: str) -> list[str] | None:
-        runs = [Run(RunDirectory(Path(folder)), [{"epoch": 0}]) for folder in folders]
-        return summarize_groups([Group([run], i, "", run.name) for i, run in enumerate(runs)]).get(PAPER)
-
-    assert says("x/baseline", "x/no-predictor/seed_1", "x/mine") == ["67.7 (table 1)", "0.1 (table 1)", "-"]
-    assert says("x/mine", "x/seed_1") is None
+def test_what_the_paper_says_of_a_run_follows_from_its_settings() -> None:
+    usual = {"stop_grad": True, "predictor": True, "fixed_predictor": False, "constant_predictor_lr": False}
+    usual |= {"heads_bn": "paper", "symmetric": True, "batch_size": 512}
+    assert paper_says([usual, usual | {"predictor": False}], usual) == ["67.7 (table 1)", "0.1 (table 1)"]
+    assert paper_says([usual, usual | {"batch_size": 4096}], usual) == ["68.1 (table 2)", "64.0 (table 2)"]
+    both = usual | {"predictor": False, "stop_grad": False}
+    assert paper_says([usual, both], usual) == ["67.7 (table 1)", None]
+    assert paper_says([usual, usual], usual) == [None, None]
