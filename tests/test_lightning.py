@@ -235,13 +235,6 @@ def test_two_devices_in_a_script_learn_what_one_does(tmp_path: Path) -> None:
     assert two == pytest.approx(one, rel=1e-4)
 
 
-def test_a_utils_module_of_ones_own_gives_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "utils.py").write_text("")
-    code = "try:\n    from simsiam import SimSiam\nexcept ImportError as error:\n    print(error)\n"
-    said = run_script(tmp_path, code)
-    assert f"simsiam needs its own package 'utils', but Python finds {tmp_path / 'utils.py'}" in said
-
-
 def test_the_cosine_keeps_float64() -> None:
     p, z = torch.randn(2, 8, 5, dtype=torch.float64)
     expected = -nn.functional.cosine_similarity(p, z, dim=1).mean()

@@ -8,11 +8,11 @@ import difflib
 import itertools
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, asdict, fields, is_dataclass
+from dataclasses import asdict
 from enum import IntEnum
 from inspect import getdoc
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import tyro
 import yaml
@@ -22,16 +22,6 @@ from tyro import _errors  # private, hence req.txt pins tyro
 from utils.errors import UserError, check
 
 Command = TypeVar("Command")
-
-# What other tools call it.
-FLAGS_ELSEWHERE = {
-    **{"--lr": "--learning-rate", "--base-lr": "--learning-rate", "--wd": "--weight-decay", "--bs": "--batch-size"},
-    **{"--gpus": "--devices", "--num-gpus": "--devices", "--nodes": "--num-nodes", "--nnodes": "--num-nodes"},
-    **{"--max-epochs": "--epochs", "--num-epochs": "--epochs", "--warmup": "--warmup-epochs", "--arch": "--backbone"},
-    **{"--model": "--backbone", "--data": "--data-dir", "--resume": "--ckpt-dir", "--output-dir": "--save-dir"},
-    **{"--default-root-dir": "--save-dir", "--accumulate-grad-batches": "--accumulate"},
-}
-VALUES_ELSEWHERE = {"cuda": "gpu", "bf16-mixed": "bf16", "16-mixed": "16", "32-true": "32", "fp16": "16", "fp32": "32"}
 
 
 class Rule(IntEnum):
@@ -55,19 +45,11 @@ def to_flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-# ---------------------------------------------------------------- commands as flat settings
-
-
-def iterate_options(command: type) -> Iterator[tuple[str, Field[Any], Rule, str]]:
-    """(group, field, rule, what happens without it, if that is not its default) of each option of a command."""
-    for group, type_ in get_type_hints(command).items():
-        if is_dataclass(type_):
-            hints = get_type_hints(type_, include_extras=True)
-            for field in fields(type_):
-                known = get_args(hints[field.name]) if get_origin(hints[field.name]) is Annotated else ()
-                rule = next((rule for rule in known if isinstance(rule, Rule)), PLAIN)
-                told = [hint for arg in known if isinstance(hint := getattr(arg, "help_behavior_hint", None), str)]
-                yield group, field, rule, "".join(told).removeprefix("(default: ").removesuffix(")")
+def iterate_options(command: type) -> Iterator[tuple[str, str, Rule]]:
+    """(group, name, rule) of each option of a command."""
+    for group, options in get_type_hints(command).items():
+        for name, hint in get_type_hints(options, include_extras=True).items():
+            yield group, name, next((part for part in get_args(hint) if isinstance(part, Rule)), PLAIN)
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -77,17 +59,13 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def from_settings(command: type[Command], settings: Mapping[str, Any]) -> Command:
-    """The inverse of `flatten`; what is not given has its default.
-
-    Raises:
-        UserError: a value out of its range, or an unknown name.
-    """
-    group_of = {field.name: group for group, field, *_ in iterate_options(command)}
+    """The inverse of `flatten`; what is not given has its default. UserError: a wrong value, or an unknown name."""
+    group_of = {name: group for group, name, _ in iterate_options(command)}
     unknown = sorted(map(str, settings.keys() - group_of.keys()))
     check(not unknown, f"unknown setting {', '.join(unknown)}")
-    groups: dict[str, dict[str, Any]] = {group: {} for group in group_of.values()}
+    groups: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
-        groups[group_of[name]][name] = value
+        groups.setdefault(group_of[name], {})[name] = value
     types = get_type_hints(command)
     try:
         return command(**{group: types[group](**values) for group, values in groups.items()})
@@ -102,30 +80,20 @@ def to_flags(settings: Mapping[str, Any]) -> list[str]:
         flag = to_flag(name)
         if isinstance(value, bool):
             written.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, tuple | list):
-            written += [flag, *map(str, value)] if value else []
-        elif value is not None:
+        elif isinstance(value, list) and value:
+            written += [flag, *map(str, value)]
+        elif value not in (None, []):
             written.append(f"{flag}={value}")
     return written
 
 
-# ---------------------------------------------------------------- parsing
-
-
 def parse(command: type[Command], args: list[str], prog: str) -> Command:
-    """The command from its flags; `--config FILE` puts that file's settings in the place of the defaults.
-
-    Raises:
-        UserError: a flag or a setting that cannot be.
-        SystemExit: after `--help`.
-    """
-    flat = tyro.conf.OmitArgPrefixes[command]
-    if {"-h", "--help"} & set(args):
-        tyro.cli(flat, args=["--help"], prog=prog, description=getdoc(command))
-    rules = {field.name: rule for _, field, rule, _ in iterate_options(command)}
+    """The command from its flags; `--config FILE` puts that file's settings in the place of the defaults."""
+    rules = {name: rule for _, name, rule in iterate_options(command)}
     default = _read_config(command, args, rules) if "config" in rules else None
+    flat = tyro.conf.OmitArgPrefixes[command]
     with _errors.on_parse_error(lambda event: _refuse(event, rules)):
-        parsed: Command = tyro.cli(flat, args=args, prog=prog, default=default)  # pyright: ignore
+        parsed: Command = tyro.cli(flat, args=args, prog=prog, description=getdoc(command), default=default)  # pyright: ignore
     for name, value in flatten(parsed).items():
         check(value != "", f"{to_flag(name)}: an empty name; leave the flag out")
     return parsed
@@ -137,14 +105,13 @@ def _refuse(event: _errors.ParseErrorEvent, rules: dict[str, Rule]) -> NoReturn:
     flag = argument.lowered.name_or_flags[0] if argument is not None else ""
     match event:
         case _errors.UnrecognizedArgs(tokens=tokens):
-            message = _suggest_flag(tokens[0].split("=")[0], rules)
-        case _errors.MissingArgs(missing_arguments=missing):
-            names = (f"{one.arg.lowered.name_or_flags[-1]} {one.arg.lowered.metavar}" for one in missing)
-            message = f"{' and '.join(names)} must be given"
+            flag = tokens[0].split("=")[0]
+            near = difflib.get_close_matches(flag, map(to_flag, rules), 1, cutoff=0.75)
+            message = f"{flag}: " + (f"did you mean {near[0]}?" if near else "no such flag; --help lists them")
+        case _errors.MissingArgs(missing_arguments=[missing, *_]):
+            message = f"{missing.arg.lowered.name_or_flags[-1]} {missing.arg.lowered.metavar} must be given"
         case _errors.InvalidChoice(value=value, choices=choices):
-            near = [VALUES_ELSEWHERE.get(value), *difflib.get_close_matches(value.lower(), choices, 1)]
-            hints = [f"did you mean {choice}? " for choice in near if choice in choices]
-            message = f"{flag} {value}: {''.join(hints[:1])}There are {', '.join(choices)}"
+            message = f"{flag} {value}: there are {', '.join(choices)}"
         case _errors.InstantiationFailure():
             error = sys.exception()
             while error is not None and not isinstance(error, ValidationError):
@@ -154,17 +121,6 @@ def _refuse(event: _errors.ParseErrorEvent, rules: dict[str, Rule]) -> NoReturn:
         case _:
             message = f"{flag}: needs a value"
     raise UserError(message) from None
-
-
-def _suggest_flag(flag: str, rules: dict[str, Rule]) -> str:
-    if not flag.startswith("-"):
-        return f"{flag}: flags begin with --; --help lists them"
-    flags = list(map(to_flag, rules))
-    elsewhere = FLAGS_ELSEWHERE.get(flag.replace("_", "-"))
-    if elsewhere in flags:
-        return f"{flag}: it is called {elsewhere} here"
-    near = difflib.get_close_matches(flag, flags, 1)
-    return f"{flag}: " + (f"did you mean {near[0]}?" if near else "no such flag; --help lists them")
 
 
 def describe_invalid(error: ValidationError) -> str:
@@ -179,7 +135,7 @@ def describe_invalid(error: ValidationError) -> str:
 
 def _read_config(command: type[Command], args: list[str], rules: dict[str, Rule]) -> Command | None:
     """The command with the settings of the file that `--config` names."""
-    values = [a.split("=", 1)[1] for a in args if a.startswith("--config=")]
+    values = [arg.split("=", 1)[1] for arg in args if arg.startswith("--config=")]
     values += [after for flag, after in itertools.pairwise(args) if flag == "--config"]
     if not values:
         return None
@@ -188,7 +144,5 @@ def _read_config(command: type[Command], args: list[str], rules: dict[str, Rule]
         settings = yaml.safe_load(file.read_text())["settings"].items()
         taken = {name: value for name, value in settings if rules.get(name, PLAIN) < NOT_INHERITED}
         return from_settings(command, taken)
-    except (TypeError, KeyError, AttributeError):
-        raise UserError(f"--config {file}: not a config.yaml of a run (it has no `settings`)") from None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"--config {file}: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"--config {file}: gives no settings ({' '.join(str(error).split())})") from None

@@ -28,31 +28,20 @@ def rank() -> int:
 
 def broadcast_result(function: Callable[[], Result]) -> Result:
     """Call `function` on rank 0 and return its result on all ranks, which end with rank 0's status if it raises."""
-    box: list[Any] = [_call_in(rank() == 0, function)]
-    if world_size() > 1:
-        distributed.broadcast_object_list(box)
-    return box[0]
-
-
-def once_per_node(function: Callable[[], object]) -> None:
-    """Call `function` in one process of each machine while the others wait; if it raises in one, all end."""
-    _call_in(int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0, function)
-
-
-def _call_in(chosen: bool, function: Callable[[], Result]) -> Result | None:
     if world_size() == 1:
         return function()
-    result, failure, status = None, None, 0
+    box: list[Any] = [None, 0]  # the result, a status
     try:
-        result = function() if chosen else None
-    except BaseException as error:  # noqa: BLE001  (raised again below, once the others know)
-        failure, status = error, getattr(error, "status", 1)
-    (status,) = all_reduce_max(status)
-    if failure is not None:
-        raise failure
-    if status:
-        raise SystemExit(status)
-    return result
+        if rank() == 0:
+            box[0] = function()
+    except BaseException as error:
+        box[1] = getattr(error, "status", 1)
+        raise
+    finally:
+        distributed.broadcast_object_list(box)
+    if box[1]:
+        raise SystemExit(box[1])
+    return box[0]
 
 
 def all_reduce_max(*numbers: int) -> list[int]:

@@ -79,7 +79,7 @@ def finetune(config: Finetune) -> None:
 
 def read_finished_seeds(config: Finetune, context: EvaluationContext, folder: Path) -> dict[int, SeedSummary]:
     """What earlier calls measured, by seed; UserError if they had other weights or settings, or are damaged."""
-    fixed = {field.name for _, field, rule, _ in iterate_options(Finetune) if rule < MAY_CHANGE}
+    fixed = {name for _, name, rule in iterate_options(Finetune) if rule < MAY_CHANGE}
     settings = {name: value for name, value in flatten(config).items() if name in fixed}
     finished = {}
     for file in sorted(folder.glob("seed_*/summary.json")):

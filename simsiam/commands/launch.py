@@ -3,7 +3,6 @@
 `launch` starts them with torchrun's engine; torchrun and srun may as well. Each process runs the same command.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -24,8 +23,6 @@ from utils.distributed import local_world_size, rank, world_size
 from utils.errors import RunFailure, UserError, check
 
 TIMEOUT = timedelta(hours=2)  # long enough for rank 0 to download or to decode; a dead peer is noticed at once
-PARENT_VARIABLE = "SIMSIAM_PROCESSES_END_WITH"  # environment variable: the id of the process with which this one ends
-PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 def cluster_environment() -> ClusterEnvironment | None:
@@ -38,11 +35,7 @@ def cluster_environment() -> ClusterEnvironment | None:
 
 @contextmanager
 def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator[None]:
-    """Join the run's other processes, if there are any; ranks above 0 print nothing.
-
-    Raises UserError if other numbers of processes a machine (`devices`) and machines were asked for than were started.
-    """
-    end_with_parent()
+    """Join the run's other processes, if there are any; ranks above 0 print nothing."""
     cluster = cluster_environment()
     if cluster is not None and cluster.world_size() > 1:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
@@ -61,12 +54,6 @@ def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator
             distributed.destroy_process_group()
 
 
-def end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when its launcher dies, even by SIGKILL."""
-    if os.environ.get(PARENT_VARIABLE) == str(os.getppid()) and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def needs_launch(devices: int | None) -> bool:
     """Whether this process has to start the others of a run on several devices."""
     started = cluster_environment()
@@ -79,9 +66,7 @@ def launch(processes: int, command: list[str]) -> int:
 
     The end of one ends all; signals are passed on to each.
     """
-    end_with_parent()
     logging.disable(logging.CRITICAL)  # the engine's own log; this process only waits
-    os.environ[PARENT_VARIABLE] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds, to end an epoch and save
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     engine = (f"--nproc-per-node={processes}", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")
@@ -94,9 +79,8 @@ def launch(processes: int, command: list[str]) -> int:
         if worst > 1:  # that process has printed why
             return worst
         number, first = failed.get_first_failure()  # the others were ended because of it
-        killed = first.exitcode < 0
-        cause = f"process {number + 1} of {processes} was ended by "
-        cause += signal.Signals(-first.exitcode).name if killed else "an error"
-        message = f"{cause}, and the others with it; the same command goes on from the last checkpoint"
-        raise RunFailure(message, 128 - first.exitcode if killed else 1) from None
+        cause = signal.Signals(-first.exitcode).name if first.exitcode < 0 else "an error"
+        message = f"process {number + 1} of {processes} was ended by {cause}, and the others with it"
+        status = 128 - first.exitcode if first.exitcode < 0 else 1
+        raise RunFailure(f"{message}; the same command goes on from the last checkpoint", status) from None
     return 0

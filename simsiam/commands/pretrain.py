@@ -105,7 +105,9 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
         absent = f"{config.data.dataset} is not in {config.data.data_dir}: it would be downloaded first"
         print(folder if config.data.dataset == "folder" else absent)
         return data
-    distributed.once_per_node(data.prepare_data)
+    distributed.broadcast_result(data.prepare_data)
+    if distributed.rank() > 0:  # another machine may lack it; on the same one, nothing is left to do
+        data.prepare_data()
     data.setup()
     same = distributed.broadcast_result(lambda: data.dataset_digest) == data.dataset_digest
     check(same, f"{config.data.data_dir}: not the same images as on the first machine")
@@ -236,7 +238,7 @@ def train(context: RunContext) -> None:
     )
     if config.device.compile and on_gpu:
         model.compile_networks(cuda_graphs=config.optimizer.accumulate == 1 and distributed.world_size() == 1)
-    with explain_failures(run, start, checkpoints):
+    with explain_failures(start, checkpoints):
         trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
         if distributed.rank() == 0:
             checkpoints.check_saved()

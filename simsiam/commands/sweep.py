@@ -130,9 +130,7 @@ def run_processes(runs: Mapping[str, Pretrain], gpus: list[str]) -> dict[str, in
 
 def start_process(config: Pretrain, gpu: str | None) -> subprocess.Popen[bytes]:
     """A process that trains; with a GPU of its own among several, silently: the lines of all would be mixed."""
-    environment = {**os.environ, launch.PARENT_VARIABLE: str(os.getpid())}
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
     out = None if gpu is None else subprocess.DEVNULL
     # In a session of its own: a Ctrl-C reaches it by this process alone.
     return subprocess.Popen(main_command(config), env=environment, stdout=out, start_new_session=True)

@@ -7,19 +7,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from simsiam.config.ablations import USUAL, VARIANTS
-from simsiam.config.options import (
-    AtLeast1,
-    BatchSize,
-    DataOptions,
-    Dataset,
-    Momentum,
-    NotNegative,
-    Positive,
-    Seed,
-    Share,
-)
+from simsiam.config.options import AtLeast1, BatchSize, Momentum, NotNegative, Positive, Seed, Share
 from utils.cli import MAY_CHANGE, unset
 from utils.errors import check
+
+Npz = Annotated[str, Field(pattern=r"\.npz$")]
+Png = Annotated[str, Field(pattern=r"\.png$")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,51 +23,25 @@ class CheckpointOptions:
     """A run folder, a .ckpt or a .safetensors of this program; it may also come first, without the flag."""
     results_dir: Annotated[str | None, unset("DIR", "results in the run's folder"), MAY_CHANGE] = None
     """Folder for the figures (JSON) and whatever else the command makes."""
-    overwrite: Annotated[bool, MAY_CHANGE] = False
-    """Replace the results of an earlier call."""
-
-
-@dataclass(frozen=True)
-class EvaluationDataOptions(DataOptions):
-    """Data: the images that the checkpoint was trained on, unless others are given."""
-
-    dataset: Annotated[Dataset | None, unset("NAME", "the checkpoint's")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """cifar10, cifar100, patterns, folder or arrays."""
-    data_dir: Annotated[str | None, unset("DIR", "where the run had it, or ./data"), MAY_CHANGE] = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Folder of the data sets in torchvision's layout; a folder of images; an .npz file."""
-    train_images: Annotated[AtLeast1 | None, unset("N", "as many as the run had")] = None
-    """Use the first N images of the train split (of a folder: N spread evenly)."""
-    test_images: Annotated[AtLeast1 | None, unset("N", "as many as the run had")] = None
-    """Use the first N images of the test split (of a folder: N spread evenly)."""
-    image_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, unset("PIXELS", "the checkpoint's")] = None
-    """Of a folder: the side of the images."""
+    overwrite: Annotated[bool, MAY_CHANGE] = False  # Replace the results of an earlier call.
 
 
 @dataclass(frozen=True)
 class LinearOptions:
     """Linear classifier."""
 
-    augment: bool = False
-    """Train with crops and flips by SGD, as papers do. Without it: on features computed once, by L-BFGS."""
+    augment: bool = False  # Train with crops and flips by SGD, as papers do; else on features computed once, by L-BFGS.
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Without --augment: share of the train images on which the weight decay is chosen; then all are used."""
     epochs: Annotated[AtLeast1 | None, unset("EPOCHS", "100")] = None
     """With --augment: length of the training; the rate decays to 0 along a cosine."""
-    batch_size: Annotated[AtLeast1 | None, unset("N", "256")] = None
-    """With --augment: images in a step."""
+    batch_size: Annotated[AtLeast1 | None, unset("N", "256")] = None  # With --augment: images in a step.
     learning_rate: Annotated[Positive | None, unset("RATE", "0.1")] = None
     """With --augment: the head's initial rate, for standardised features."""
     crop_scale: Annotated[Share | None, unset("SHARE", "0.8")] = None
     """With --augment: smallest area of a crop, as a share of the image."""
-    seed: Seed = 0
-    """Seed of the held-out choice, the order and the crops."""
-    from_scratch: bool = False
-    """Probe the same network with random weights instead, to see what pre-training is worth."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "crop_scale"):
-            value = getattr(self, name)
-            check(value is None or self.augment, f"--{name.replace('_', '-')} {value}: goes with --augment")
+    seed: Seed = 0  # Seed of the held-out choice, the order and the crops.
+    from_scratch: bool = False  # Probe the same network with random weights instead, to see what pre-training is worth.
 
 
 @dataclass(frozen=True)
@@ -87,61 +54,43 @@ class FinetuneOptions:
     """Use N labels instead, equally many of every class."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), MAY_CHANGE] = (0,)
     """One training for each seed (of label choice, order and crops); the table has their mean and deviation."""
-    from_scratch: bool = False
-    """Train the same network from random weights instead, to see what pre-training is worth."""
-    epochs: AtLeast1 = 100
-    """Length of a training, in passes over the labelled images; the rates decay to 0 along a cosine."""
-    batch_size: BatchSize = 256
-    """Images in a step."""
+    from_scratch: bool = False  # Train the same network from random weights instead, to see what pre-training is worth.
+    epochs: AtLeast1 = 100  # Length of a training, in passes over the labelled images; rates decay to 0 along a cosine.
+    batch_size: BatchSize = 256  # Images in a step.
     learning_rate: Annotated[Positive | None, unset("RATE", "0.03; 0.3 from scratch")] = None
     """The backbone's initial rate."""
     head_learning_rate: Annotated[Positive | None, unset("RATE", "0.03; 0.1 from scratch")] = None
     """The head's initial rate."""
-    momentum: Momentum = 0.9
-    """Momentum of SGD."""
-    weight_decay: NotNegative = 5e-4
-    """On all parameters."""
-    crop_scale: Share = 0.5
-    """Smallest area of a crop, as a share of the image."""
+    momentum: Momentum = 0.9  # Momentum of SGD.
+    weight_decay: NotNegative = 5e-4  # On all parameters.
+    crop_scale: Share = 0.5  # Smallest area of a crop, as a share of the image.
 
     def __post_init__(self) -> None:
         check(
             self.label_count is None or self.label_fraction is None,
             "--label-fraction is a share, --label-count a number: give one of them",
         )
-        check(len(set(self.seeds)) == len(self.seeds), f"--seeds {' '.join(map(str, self.seeds))}: one of them twice")
 
 
 @dataclass(frozen=True)
 class EmbedOptions:
     """Embedding."""
 
-    output: Annotated[str | None, unset("FILE", "features.npz in the results folder")] = None
-    """The .npz file to write."""
+    output: Annotated[Npz | None, unset("FILE", "features.npz in the results folder")] = None  # The .npz file to write.
     images: Annotated[str | None, unset("DIR", "the data set")] = None
     """Embed all images in this folder and below it (their central square, resized) instead of the data set."""
-    split: Literal["both", "train", "test"] = "both"
-    """Part of the data set."""
-
-    def __post_init__(self) -> None:
-        check(self.output is None or self.output.endswith(".npz"), f"--output {self.output}: a name that ends in .npz")
+    split: Literal["both", "train", "test"] = "both"  # Part of the data set.
 
 
 @dataclass(frozen=True)
 class NeighboursOptions:
     """Gallery: a row for each query, with its nearest train images."""
 
-    output: Annotated[str | None, unset("FILE", "neighbours.png in the results folder")] = None
-    """The picture to write."""
+    output: Annotated[Png | None, unset("FILE", "neighbours.png in the results folder")] = None  # The picture to write.
     images: Annotated[str | None, unset("DIR", "test images")] = None
     """Take the queries from this folder of images instead of the test images."""
-    queries: Annotated[int, Field(ge=1, le=50)] = 10
-    """Queries, spread evenly over all images."""
-    k: Annotated[int, Field(ge=1, le=50)] = 10
-    """Neighbours of each."""
-
-    def __post_init__(self) -> None:
-        check(self.output is None or self.output.endswith(".png"), f"--output {self.output}: a name that ends in .png")
+    queries: Annotated[int, Field(ge=1, le=50)] = 10  # Queries, spread evenly over all images.
+    k: Annotated[int, Field(ge=1, le=50)] = 10  # Neighbours of each.
 
 
 @dataclass(frozen=True)
@@ -191,4 +140,3 @@ class AblateOptions:
     def __post_init__(self) -> None:
         unknown = [name for name in self.variants if name not in VARIANTS]
         check(not unknown, f"--variants {' '.join(unknown)}: there are {', '.join(VARIANTS)}")
-        check(len(set(self.variants)) == len(self.variants), "--variants: give each variant once")

@@ -151,13 +151,10 @@ def test_a_dry_run_without_the_data_downloads_nothing(program: Program, tmp_path
 BAD_FLAGS = {
     "--bogus 1": "--bogus: no such flag",
     "--bach-size 3": "did you mean --batch-size?",
-    "--lr 0.1": "called --learning-rate",
-    "--gpus 2": "called --devices",
-    "--max-epochs 5": "called --epochs",
-    "--max_epochs 5": "called --epochs",
-    "--accelerator cuda": "did you mean gpu?",
-    "--precision bf16-mixed": "did you mean bf16?",
-    "--dataset CIFAR10": "did you mean cifar10?",
+    "--gpus 2": "--gpus: no such flag",
+    "--max_epochs 5": "did you mean --epochs?",
+    "--accelerator cuda": "there are auto, cpu, gpu",
+    "--precision bf16-mixed": "there are auto, 32, bf16, 16",
     "stray": "stray",
     "--epochs": "--epochs",
     "--epochs 0": "--epochs 0: should be greater than or equal to 1",
@@ -254,11 +251,6 @@ def test_no_run_may_take_the_place_of_our_own_folders(name: str, program: Progra
     for flags in ([], ["--overwrite"]):
         status, _, err = program(*SMALL, "--save-dir", str(ROOT), "--exp-name", name, *flags)
         assert status == 2 and "not a run" in err and sorted((ROOT / name).iterdir()) == before
-
-
-def test_no_run_may_lie_beside_a_module_of_its_name(program: Program) -> None:
-    status, _, err = program(*SMALL, "--save-dir", str(ROOT / "simsiam"), "--exp-name", "loss")
-    assert status == 2 and "loss.py" in err and not (ROOT / "simsiam" / "loss").exists()
 
 
 def test_the_real_program_leaves_with_status_2() -> None:

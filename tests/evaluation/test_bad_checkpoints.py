@@ -222,7 +222,7 @@ COMBINATIONS = [  # each part and each value once in the quick suite
 def test_a_checkpoint_with_a_part_that_is_something_else(
     name: str, value: object, trained: Path, program: Program, tmp_path: Path
 ) -> None:
-    """What Lightning would restore, and fail, is answered as well, and the new run's folder is not kept."""
+    """What Lightning would restore, and fail, is answered as well."""
     content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     content["settings"]["epochs"] = 3
     if (name, value) == ("row", {"a": 1}):  # it is told to people alone; what a run goes on with is elsewhere
@@ -230,7 +230,6 @@ def test_a_checkpoint_with_a_part_that_is_something_else(
     torch.save(content | {name: value}, tmp_path / "a.ckpt")
     status, _, err = program(*SMALL, "--epochs", "3", "--ckpt-dir", str(tmp_path / "a.ckpt"))
     assert status == 2 and err.count("\n") == 1 and "a.ckpt" in err, err
-    assert not (tmp_path / "runs" / "simsiam_patterns").exists()
 
 
 # ---------------------------------------------------------------- whole files with untrue facts
