@@ -55,9 +55,8 @@ def all_reduce_max(*numbers: int) -> list[int]:
 
 def all_reduce_mean(values: Tensor) -> Tensor:
     """The mean over all processes, element by element; a copy."""
-    values = values.clone()
     if world_size() > 1:
-        distributed.all_reduce(values)
+        distributed.all_reduce(values := values.clone())
     return values / world_size()
 
 

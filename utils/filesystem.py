@@ -16,10 +16,7 @@ PARTIAL = ".partial"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a temporary file beside `path`, sync it to the disk and rename it to `path`.
-
-    A kill at any moment leaves either the old file or the new one.
-    """
+    """Have `write` fill a temporary file that becomes `path`: after a kill there is the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-import tyro
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from tyro.conf import Positional, arg
 
 from simsiam.config.ablations import USUAL, VARIANTS
 from simsiam.config.options import AtLeast1, BatchSize, Momentum, NotNegative, Positive, Seed, Share
@@ -19,7 +19,7 @@ Png = Annotated[str, Field(pattern=r"\.png$")]
 class CheckpointOptions:
     """Checkpoint and results."""
 
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="PATH"), MAY_CHANGE]
+    checkpoint: Annotated[str, arg(metavar="PATH"), MAY_CHANGE]
     """A run folder, a .ckpt or a .safetensors of this program; it may also come first, without the flag."""
     results_dir: Annotated[str | None, unset("DIR", "results in the run's folder"), MAY_CHANGE] = None
     """Folder for the figures (JSON) and whatever else the command makes."""
@@ -107,11 +107,7 @@ class ExportOptions:
 class ReportOptions:
     """Report."""
 
-    runs: Annotated[
-        tuple[str, ...],
-        tyro.conf.Positional,
-        tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(one at least)"),
-    ]
+    runs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN [RUN ...]", help_behavior_hint="(one at least)")]
     """Run folders: finished, still training, or killed."""
     output: Annotated[str | None, unset("DIR", "report in the run's folder, or in that which holds the runs")] = None
     """Folder for index.html and figures/*.png. It replaces an earlier report there, and nothing else."""
@@ -128,14 +124,9 @@ class ReportOptions:
 class AblateOptions:
     """Ablation: what is taken away or changed, one thing at a time."""
 
-    variants: Annotated[
-        tuple[str, ...],
-        Field(min_length=1),
-        tyro.conf.arg(
-            help="The paper's: baseline, no-stop-grad, no-predictor, fixed-predictor, constant-predictor-lr, no-bn, "
-            "hidden-bn and all-bn (in the heads), asymmetric, and batch-64 to batch-4096 (the rate follows the batch)."
-        ),
-    ] = USUAL
+    #: The paper's: baseline, no-stop-grad, no-predictor, fixed-predictor, constant-predictor-lr, no-bn, hidden-bn and
+    #: all-bn (in the heads), asymmetric, and batch-64 to batch-4096 (the rate follows the batch).
+    variants: Annotated[tuple[str, ...], Field(min_length=1)] = USUAL
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.variants if name not in VARIANTS]

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from tyro.conf import arg
 
 from utils.cli import MAY_CHANGE, NOT_INHERITED, NOT_KEPT, unset
 from utils.errors import check
@@ -33,14 +33,10 @@ Phase = Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")]
 class DataOptions:
     """Data."""
 
-    dataset: Annotated[
-        Dataset,
-        tyro.conf.arg(
-            help="cifar10 and cifar100 are downloaded if need be; patterns is generated (no file, no network), a "
-            "demonstration. Your own: folder (DIR/train/CLASS/* and DIR/val/CLASS/*, DIR/CLASS/*, or DIR/* without "
-            "labels), and arrays, an .npz file of x_train, y_train, x_test, y_test."
-        ),
-    ] = "cifar10"
+    #: cifar10 and cifar100 are downloaded if need be; patterns is generated (no file, no network), a demonstration.
+    #: Your own: folder (DIR/train/CLASS/* and DIR/val/CLASS/*, DIR/CLASS/*, or DIR/* without labels), and
+    #: arrays, an .npz file of x_train, y_train, x_test, y_test.
+    dataset: Dataset = "cifar10"
     data_dir: Annotated[str, MAY_CHANGE] = "./data"
     """Folder of the data sets in torchvision's layout; or your folder of images; or your .npz file."""
     data_url: Annotated[str | None, unset("URL", "the publisher's"), MAY_CHANGE] = None
@@ -117,11 +113,8 @@ class NetworkOptions:
         return self.width * (32 if self.backbone == "resnet50" else 8)
 
     def __post_init__(self) -> None:
-        check(
-            self.in_dim in (None, self.num_features),
-            f"--in-dim {self.in_dim}: {self.backbone} of width {self.width} has {self.num_features} features; "
-            "change --width, or leave --in-dim out",
-        )
+        known = f"{self.backbone} of width {self.width} has {self.num_features} features; change it, or leave this out"
+        check(self.in_dim in (None, self.num_features), f"--in-dim {self.in_dim}: {known}")
 
 
 @dataclass(frozen=True)
@@ -149,7 +142,7 @@ class OptimizerOptions:
     batch_size: BatchSize = 512  # Images in a step, each with its views; the last partial batch of an epoch is dropped.
     accumulate: AtLeast1 = 1
     """Take each batch in N parts one after another, in 1/N of the memory; BN statistics are those of a part."""
-    learning_rate: Annotated[Positive | Literal["auto"], tyro.conf.arg(metavar="RATE|auto")] = 0.06
+    learning_rate: Annotated[Positive | Literal["auto"], arg(metavar="RATE|auto")] = 0.06
     """Peak rate for this batch size; auto is the paper's 0.03 x batch size / 256. Small runs like more: 0.15."""
     momentum: Momentum = 0.9  # Momentum of SGD.
     weight_decay: NotNegative = 5e-4  # On all parameters, BN included, as in the paper. Ten times more collapses.
@@ -168,11 +161,8 @@ class OptimizerOptions:
         return min(10, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     def __post_init__(self) -> None:
-        check(
-            self.warmup < self.epochs,
-            f"--warmup-epochs {self.warmup_epochs}: must be less than --epochs {self.epochs}, or the rate never comes "
-            f"down; left out it is {min(10, self.epochs / 10):g}",
-        )
+        why = f"must be less than --epochs {self.epochs}, or the rate never comes down"
+        check(self.warmup < self.epochs, f"--warmup-epochs {self.warmup_epochs}: {why}")
 
 
 def is_collapsed(z_std: float, rankme: float | None) -> bool:
@@ -238,7 +228,7 @@ class RunOptions:
     version: Annotated[str | None, unset("NAME", "none"), NOT_INHERITED] = None
     """A further folder below it: SAVE_DIR/EXP_NAME/VERSION."""
     seed: Seed = 0  # Seed of weights, order and augmentation; the same seed gives the same run.
-    seeds: Annotated[tuple[Seed, ...], tyro.conf.arg(help_behavior_hint="(default: --seed alone)"), NOT_KEPT] = ()
+    seeds: Annotated[tuple[Seed, ...], arg(help_behavior_hint="(default: --seed alone)"), NOT_KEPT] = ()
     """Train once for each of these seeds, in folders seed_N of the run's, and write the report of all."""
     ckpt_dir: Annotated[str | None, unset("PATH", "none"), NOT_INHERITED] = None
     """Resume from this checkpoint: a .ckpt, or a folder that holds one. The settings must be the same."""

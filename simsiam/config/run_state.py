@@ -26,11 +26,8 @@ def check_folder(config: Pretrain, run: RunDirectory) -> str:
     if data.dataset == "folder":
         root = data.path.resolve()
         root = root / "train" if (root / "train").is_dir() else root
-        check(
-            root not in run.path.resolve().parents,
-            f"{run.path} lies in --data-dir {data.data_dir}, where its pictures would be taken for images: "
-            "give another --save-dir",
-        )
+        why = f"lies in --data-dir {data.data_dir}, where its pictures would be taken for images"
+        check(root not in run.path.resolve().parents, f"{run.path} {why}: give another --save-dir")
     return state
 
 

@@ -164,7 +164,7 @@ BAD_FLAGS = {
     "--batch-size 0": "greater than or equal to 2",
     "--batch-size 201": "200 train images",
     "--epochs 10 --warmup-epochs 10": "never comes down",
-    "--epochs 10 --warmup-epochs 20": "left out it is 1",
+    "--epochs 10 --warmup-epochs 20": "less than --epochs 10",
     "--backbone resnet19": "resnet18",
     "--dataset mnist": "cifar10",
     "--learning-rate 0": "greater than 0",
