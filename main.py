@@ -44,7 +44,7 @@ def main(args: list[str]) -> int:
             return 0
         gc.disable()  # nothing that is imported is garbage, and to look for it takes a fifth of the time
         command = importlib.import_module(f"simsiam.commands.{'sweep' if name == 'ablate' else name}")  # and torch
-        gc.freeze()  # nor when Python ends, for more than a second
+        gc.freeze()
         gc.enable()
         silence_lightning()
         getattr(command, name)(config)
@@ -96,4 +96,6 @@ def ignore_full_disk(failed: threading.ExceptHookArgs) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    gc.freeze()  # else Python looks for garbage in all of torch, which takes more than a second
+    sys.exit(status)

@@ -63,17 +63,11 @@ def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model
 
 
 def _find_own(config: Pretrain, run: RunDirectory, data: ViewsDataModule) -> Start:
-    unfinished = f"{run.path} holds an unfinished run"
-    check(
-        config.run.ckpt_dir in (None, run.settings().get("ckpt_dir")),
-        f"{unfinished}, which would be resumed instead of --ckpt-dir {config.run.ckpt_dir}: "
-        "leave the flag out, or give another --exp-name",
-    )
-    check(
-        run.settings("resolved").get("images") in (None, data.dataset_digest),
-        f"{unfinished} on other images than are in {config.data.data_dir} now: "
-        "give another --exp-name, or --overwrite to start anew",
-    )
+    given, images = config.run.ckpt_dir, run.settings("resolved").get("images")
+    why = f"would be resumed instead of --ckpt-dir {given}: leave the flag out, or give another --exp-name"
+    check(given in (None, run.settings().get("ckpt_dir")), f"{run.path} holds an unfinished run, which {why}")
+    why = f"on other images than are in {config.data.data_dir} now: give another --exp-name, or --overwrite"
+    check(images in (None, data.dataset_digest), f"{run.path} holds an unfinished run {why} to start anew")
     problems = []
     for path in run.resumable():
         try:
