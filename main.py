@@ -1,6 +1,5 @@
 """SimSiam from the command line: `python main.py` pre-trains; `python main.py --help` says what can be set."""
 
-import atexit
 import gc
 import importlib
 import logging
@@ -29,7 +28,9 @@ DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signa
 
 def main(args: list[str]) -> int:
     """Run one command; the exit status: 0, 2 for a mistake of the user (one line on stderr), see `utils.errors`."""
-    former = {n: signal.signal(n, stop) for n, usual in DEFAULTS.items() if signal.getsignal(n) is usual}  # not nohup's
+    for number, usual in DEFAULTS.items():
+        if signal.getsignal(number) is usual:  # not nohup's
+            signal.signal(number, stop)
     named = bool(args) and not args[0].startswith("-")
     name, rest = (args[0], args[1:]) if named else ("pretrain", args)
     try:
@@ -39,34 +40,30 @@ def main(args: list[str]) -> int:
         config = parse(COMMANDS[name], rest, prog=f"main.py {name}" if named else "main.py")
         if name == "pretrain" and config.run.seeds:
             name = "sweep"
-        elif name == "pretrain" and not announce(config, first=is_first("RANK", "SLURM_PROCID")):
+        elif name == "pretrain" and not announce(config):
             return 0
-        module = "sweep" if name == "ablate" else name
         gc.disable()  # nothing that is imported is garbage, and to look for it takes a fifth of the time
-        command = importlib.import_module(f"simsiam.commands.{module}")  # only now: --help need not wait for torch
+        command = importlib.import_module(f"simsiam.commands.{'sweep' if name == 'ablate' else name}")  # and torch
         gc.freeze()
         gc.enable()
         silence_lightning()
         getattr(command, name)(config)
         return 0
     except (UserError, RunFailure, Stopped) as error:
-        return report_failure(error, error.status)
+        return fail(error, error.status)
     except ModuleNotFoundError as missing:
-        return report_failure(UserError(f"the package {missing.name} is not installed: {INSTALL}"), 2)
+        return fail(f"the package {missing.name} is not installed: {INSTALL}")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         why = " ".join(str(error).split())[:100] or "of the program"
         how = "a smaller --batch-size, --accumulate, or less --data-memory; what is saved stays"
-        return report_failure(UserError(f"out of memory ({why}): give {how}"), 2)
+        return fail(f"out of memory ({why}): give {how}")
     except BrokenPipeError:  # the reader of the output (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # no permission, no space
-        return report_failure(UserError(f"{error.filename or 'a file'}: {error.strerror or error}"), 2)
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        return fail(f"{error.filename or 'a file'}: {error.strerror or error}")
 
 
 def stop(number: int, frame: object) -> None:
@@ -74,17 +71,11 @@ def stop(number: int, frame: object) -> None:
     raise Stopped(number, "; the same command goes on, or begins again")
 
 
-def is_first(*variables: str) -> bool:
-    """Whether none of these environment variables has a number above 0."""
-    return int(next(filter(None, map(os.environ.get, variables)), 0)) == 0
-
-
-def report_failure(error: BaseException, status: int) -> int:
-    """Print one line: of a failure of the whole run in its first process, of a mistake in the first of each machine."""
-    variables = ("RANK", "SLURM_PROCID") if isinstance(error, RunFailure | Stopped) else ("LOCAL_RANK", "SLURM_LOCALID")
-    if is_first(*variables):
+def fail(why: object, status: int = 2) -> int:
+    """Print one line, in the first process of each machine; the status."""
+    if (os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0") == "0":
         with suppress(OSError):  # after a SIGHUP there may be no terminal
-            print(f"main.py: {error}", file=sys.stderr)
+            print(f"main.py: {why}", file=sys.stderr)
     return status
 
 
@@ -105,16 +96,6 @@ def ignore_full_disk(failed: threading.ExceptHookArgs) -> None:
 
 
 if __name__ == "__main__":
-    status: int | None = None
-
-    @atexit.register  # before all others, so that it comes after them
-    def leave() -> None:
-        """End without looking for garbage in all of torch, which takes more than a second."""
-        if status is not None:
-            with suppress(OSError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(status)
-
     status = main(sys.argv[1:])
+    gc.freeze()  # else Python looks for garbage in all of torch, which takes more than a second
     sys.exit(status)

@@ -1,6 +1,7 @@
 """Fixtures of all tests: where CIFAR-10 is, and small runs of the real program. And what is left out of `make test`."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
@@ -87,6 +88,10 @@ def program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
             status = main.main([*flags, *save_dir])
         except SystemExit as stop:
             status = int(stop.code or 0)
+        finally:
+            for number, usual in main.DEFAULTS.items():  # a Ctrl-C is for pytest again
+                if signal.getsignal(number) is main.stop:
+                    signal.signal(number, usual)
         return status, *capsys.readouterr()
 
     return run

@@ -17,10 +17,7 @@ WHY_UNREADABLE = {
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint with `state_dict` and `hyper_parameters`, of tensors and plain values only; checksums are verified.
-
-    Raises UserError if it is missing, damaged, of another program, or holds code.
-    """
+    """A whole checkpoint (its checksums are verified) with `state_dict` and `hyper_parameters`, of plain values."""
     check(path.is_file(), f"{path}: no such checkpoint")
     check(path.stat().st_size > 0, f"{path}: empty")
     try:
@@ -43,10 +40,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_resumable(path: Path, callbacks: tuple[str, ...]) -> dict[str, Any]:
-    """A checkpoint with all that training needs to go on, also of the callbacks with these state keys.
-
-    Raises UserError, as `read_checkpoint`, and for weights alone.
-    """
+    """A checkpoint with all that training needs to go on, also of the callbacks with these state keys."""
     check(path.suffix != ".safetensors", f"{path}: weights alone, which no run goes on from; --model-path starts one")
     content = read_checkpoint(path)
     lists, dicts = ("optimizer_states", "lr_schedulers"), ("loops", "callbacks", "settings")

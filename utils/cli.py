@@ -77,17 +77,13 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def from_settings(command: type[Command], settings: Mapping[str, Any]) -> Command:
-    """The inverse of `flatten`; what is not given has its default.
-
-    Raises:
-        UserError: a value out of its range, or an unknown name.
-    """
+    """The inverse of `flatten`; what is not given has its default. UserError: a wrong value, or an unknown name."""
     group_of = {field.name: group for group, field, *_ in iterate_options(command)}
     unknown = sorted(map(str, settings.keys() - group_of.keys()))
     check(not unknown, f"unknown setting {', '.join(unknown)}")
-    groups: dict[str, dict[str, Any]] = {group: {} for group in group_of.values()}
+    groups: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
-        groups[group_of[name]][name] = value
+        groups.setdefault(group_of[name], {})[name] = value
     types = get_type_hints(command)
     try:
         return command(**{group: types[group](**values) for group, values in groups.items()})
@@ -102,9 +98,9 @@ def to_flags(settings: Mapping[str, Any]) -> list[str]:
         flag = to_flag(name)
         if isinstance(value, bool):
             written.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, tuple | list):
-            written += [flag, *map(str, value)] if value else []
-        elif value is not None:
+        elif isinstance(value, list) and value:
+            written += [flag, *map(str, value)]
+        elif value not in (None, []):
             written.append(f"{flag}={value}")
     return written
 
@@ -113,19 +109,12 @@ def to_flags(settings: Mapping[str, Any]) -> list[str]:
 
 
 def parse(command: type[Command], args: list[str], prog: str) -> Command:
-    """The command from its flags; `--config FILE` puts that file's settings in the place of the defaults.
-
-    Raises:
-        UserError: a flag or a setting that cannot be.
-        SystemExit: after `--help`.
-    """
+    """The command from its flags; `--config FILE` puts that file's settings in the place of the defaults."""
     flat = tyro.conf.OmitArgPrefixes[command]
-    if {"-h", "--help"} & set(args):
-        tyro.cli(flat, args=["--help"], prog=prog, description=getdoc(command))
     rules = {field.name: rule for _, field, rule, _ in iterate_options(command)}
     default = _read_config(command, args, rules) if "config" in rules else None
     with _errors.on_parse_error(lambda event: _refuse(event, rules)):
-        parsed: Command = tyro.cli(flat, args=args, prog=prog, default=default)  # pyright: ignore
+        parsed: Command = tyro.cli(flat, args=args, prog=prog, description=getdoc(command), default=default)  # pyright: ignore
     for name, value in flatten(parsed).items():
         check(value != "", f"{to_flag(name)}: an empty name; leave the flag out")
     return parsed
@@ -138,9 +127,8 @@ def _refuse(event: _errors.ParseErrorEvent, rules: dict[str, Rule]) -> NoReturn:
     match event:
         case _errors.UnrecognizedArgs(tokens=tokens):
             message = _suggest_flag(tokens[0].split("=")[0], rules)
-        case _errors.MissingArgs(missing_arguments=missing):
-            names = (f"{one.arg.lowered.name_or_flags[-1]} {one.arg.lowered.metavar}" for one in missing)
-            message = f"{' and '.join(names)} must be given"
+        case _errors.MissingArgs(missing_arguments=[missing, *_]):
+            message = f"{missing.arg.lowered.name_or_flags[-1]} {missing.arg.lowered.metavar} must be given"
         case _errors.InvalidChoice(value=value, choices=choices):
             near = [VALUES_ELSEWHERE.get(value), *difflib.get_close_matches(value.lower(), choices, 1)]
             hints = [f"did you mean {choice}? " for choice in near if choice in choices]
@@ -188,7 +176,5 @@ def _read_config(command: type[Command], args: list[str], rules: dict[str, Rule]
         settings = yaml.safe_load(file.read_text())["settings"].items()
         taken = {name: value for name, value in settings if rules.get(name, PLAIN) < NOT_INHERITED}
         return from_settings(command, taken)
-    except (TypeError, KeyError, AttributeError):
-        raise UserError(f"--config {file}: not a config.yaml of a run (it has no `settings`)") from None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"--config {file}: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"--config {file}: gives no settings ({' '.join(str(error).split())})") from None

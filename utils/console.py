@@ -1,6 +1,5 @@
 """Printing: lines, progress and tables, on a terminal and in a file."""
 
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TypeVar
@@ -15,13 +14,7 @@ MANY_CLASSES = 20  # of more, a table shows the extremes
 PROGRESS_SECONDS = 5  # between lines of progress, if there is no terminal
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:  # rich would exit with status 1, which Lightning takes for Ctrl-C
-        self.quiet = True
-        raise BrokenPipeError
-
-
-console = _Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def plural(count: int, noun: str) -> str:
@@ -30,9 +23,8 @@ def plural(count: int, noun: str) -> str:
 
 
 def print_line(line: str) -> None:
-    """Print a line as it is, at once."""
-    console.print(line, markup=False)
-    sys.stdout.flush()
+    """Print a line at once; where there is a bar, above it."""
+    print(line, flush=True)
 
 
 def track_progress(chunks: Iterable[Chunk], total: int, what: str, lines: bool = True) -> Iterator[Chunk]:
@@ -59,4 +51,3 @@ def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) 
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    sys.stdout.flush()

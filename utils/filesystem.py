@@ -1,12 +1,11 @@
 """Atomic writing, and locks on folders."""
 
-import errno
 import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,7 @@ PARTIAL = ".partial"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a temporary file beside `path`, sync it to the disk and rename it to `path`.
-
-    A kill at any moment leaves either the old file or the new one.
-    """
+    """Have `write` fill a temporary file that becomes `path`: after a kill there is the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -28,21 +24,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-        sync_folder(path.parent)
+        folder = os.open(path.parent, os.O_RDONLY)
+        with suppress(OSError):  # some network file systems cannot
+            os.fsync(folder)  # without it, a power cut can undo the rename
+        os.close(folder)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Sync the entries of a folder to the disk; without it, a power cut can undo a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,19 +9,10 @@ CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}  # similarities held at once: 64 
 def knn_predict(
     features: Tensor, bank: Tensor, bank_labels: Tensor, num_classes: int, k: int = 200, temperature: float = 0.1
 ) -> Tensor:
-    """The class that the k most similar bank entries vote for, each with weight exp(cosine / temperature).
+    """(Q,) int64 classes, for which the k most similar bank entries vote, each with weight exp(cosine / temperature).
 
-    Queries are processed in chunks, so memory grows with Q x k only.
-
-    Args:
-        features: (Q, F) queries, L2-normalised, as the bank (N, F).
-        bank_labels: (N,) int64, in 0 .. num_classes - 1.
-
-    Returns:
-        (Q,) int64 predicted classes.
-
-    Raises:
-        ValueError: if k is not in 1 .. N, or the temperature is not positive.
+    `features` are (Q, F) queries, L2-normalised, as the bank (N, F); `bank_labels` (N,) int64, in 0 .. num_classes - 1.
+    In chunks, so that memory grows with Q x k only. ValueError unless k is in 1 .. N and the temperature positive.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k = {k} neighbours asked of a bank of {len(bank)} images")

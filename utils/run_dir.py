@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,15 +30,12 @@ class RunDirectory:
         self.views = path / "views.png"
         self.checkpoints, self.results = path / "checkpoints", path / "results"  # of commands that evaluate the run
         self.last, self.best = self.checkpoints / "last.ckpt", self.checkpoints / "best.ckpt"
-        self._locks = ExitStack()
         self._created: dict[str, Any] | None = None  # what `create` wrote
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
-        """Whether a run is there already. Raises UserError if something else is, or nothing can be written there."""
+        """Whether a run is there already; UserError if something else is, or nothing can be written there."""
         for folder in (self.path, self.checkpoints):
             check_writable(folder, "--save-dir")
-        module = self.path.with_name(self.path.name + ".py")
-        check(not module.exists(), f"{self.path} would lie beside the module {module}: give another --exp-name")
         entries = self.path.iterdir() if self.path.exists() else ()
         if all(entry.name.endswith(PARTIAL) for entry in entries):  # empty, or a kill came before the first file
             return "new"
@@ -47,10 +44,7 @@ class RunDirectory:
         return "finished" if self.summary.exists() else "unfinished"
 
     def settings(self, section: str = "settings") -> dict[str, Any]:
-        """The settings with which the run was started; section "resolved": what the program chose.
-
-        Raises UserError if config.yaml is damaged.
-        """
+        """The settings with which the run was started; section "resolved": what the program chose."""
         try:
             return dict(yaml.safe_load(self.config.read_text())[section])
         except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, AttributeError, RecursionError):
@@ -63,15 +57,10 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder and keep other processes from training in it. Raises UserError if one does."""
-        with self._locks:
-            self._lock()
-            yield
-
-    def _lock(self) -> None:
+        """Make the folder and keep other processes from training in it; UserError if one does."""
         self.path.mkdir(parents=True, exist_ok=True)
-        taken = f"another process is training in {self.path}: wait, or give another --exp-name"
-        self._locks.enter_context(lock_folder(self.path, taken))
+        with lock_folder(self.path, f"another process is training in {self.path}: wait, or give another --exp-name"):
+            yield
 
     def delete(self) -> None:
         """Remove what a run writes; other files in the folder stay. A kill in between leaves an unfinished run."""
@@ -107,6 +96,4 @@ class RunDirectory:
         """Write metrics.jsonl, and config.yaml again if someone has removed the folder. Raises OSError if it cannot."""
         if self._created is not None and not self.config.exists():
             self.create(self._created)
-            self._locks.close()
-            self._lock()  # the lock of a removed folder does not protect the new one
         write_text(self.metrics, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))

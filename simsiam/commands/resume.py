@@ -1,6 +1,5 @@
 """Where a pre-training starts: in a new folder, from a checkpoint of its own, or from one that the user names."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from simsiam.evaluation.checkpoint import find_checkpoint, load_strictly, load_w
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.checkpoint_io import read_resumable
+from utils.console import plural
 from utils.errors import RunFailure, UserError, check, is_out_of_memory
 from utils.run_dir import RunDirectory
 
@@ -37,29 +37,19 @@ def count_processes(config: Pretrain) -> int:
 
 
 def validate_run(config: Pretrain, run: RunDirectory) -> str:
-    """The state of the run's folder: new, unfinished or finished.
-
-    Raises:
-        UserError: it holds a run with other settings, or something that is not a run.
-    """
-    processes, optimizer = count_processes(config), config.optimizer
-    parts = processes * optimizer.accumulate
-    times = f", {optimizer.accumulate} times" * (optimizer.accumulate > 1)
+    """The state of the run's folder, as `check_folder`; UserError if the batch does not split among the processes."""
+    processes, batch, accumulate = count_processes(config), config.optimizer.batch_size, config.optimizer.accumulate
+    parts = processes * accumulate
     check(
-        optimizer.batch_size % parts == 0 and optimizer.batch_size >= 2 * parts,
-        f"--batch-size {optimizer.batch_size}: {processes} devices share it in equal parts of at least 2{times}",
+        batch % parts == 0 and batch >= 2 * parts,
+        f"--batch-size {batch}: must split into {parts} equal parts of at least 2, for "
+        f"{plural(processes, 'device')} and --accumulate {accumulate}",
     )
     return check_folder(config, run)
 
 
 def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam, state: str) -> Start | None:
-    """The run's own newest whole checkpoint, else that of `--ckpt-dir`; None for a new run.
-
-    A new run's `model` gets the weights of `--model-path` here.
-
-    Raises:
-        UserError: a damaged or foreign file, a checkpoint of other settings, or settings that do not fit the images.
-    """
+    """The run's own newest whole checkpoint, or that of `--ckpt-dir`; a new run's `model` gets `--model-path` here."""
     images, knn_k = len(data.train), config.monitor.knn_k
     check(
         config.monitor.knn_every == 0 or why_no_knn(data.train, data.test) is not None or knn_k <= images,
@@ -73,17 +63,11 @@ def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model
 
 
 def _find_own(config: Pretrain, run: RunDirectory, data: ViewsDataModule) -> Start:
-    unfinished = f"{run.path} holds an unfinished run"
-    check(
-        config.run.ckpt_dir in (None, run.settings().get("ckpt_dir")),
-        f"{unfinished}, which would be resumed instead of --ckpt-dir {config.run.ckpt_dir}: "
-        "leave the flag out, or give another --exp-name",
-    )
-    check(
-        run.settings("resolved").get("images") in (None, data.dataset_digest),
-        f"{unfinished} on other images than are in {config.data.data_dir} now: "
-        "give another --exp-name, or --overwrite to start anew",
-    )
+    given, images = config.run.ckpt_dir, run.settings("resolved").get("images")
+    why = f"would be resumed instead of --ckpt-dir {given}: leave the flag out, or give another --exp-name"
+    check(given in (None, run.settings().get("ckpt_dir")), f"{run.path} holds an unfinished run, which {why}")
+    why = f"on other images than are in {config.data.data_dir} now: give another --exp-name, or --overwrite"
+    check(images in (None, data.dataset_digest), f"{run.path} holds an unfinished run {why} to start anew")
     problems = []
     for path in run.resumable():
         try:
@@ -119,16 +103,12 @@ def explain_failures(run: RunDirectory, start: Start | None, checkpoints: Checkp
     try:
         yield
     except OSError as error:  # what could be written is written; the rest is done again
-        kept = run.resumable()
-        goes_on = f"the same command goes on from {kept[0]}" if kept else "nothing of the run is kept"
-        file = os.fsdecode(error.filename or run.path)
-        raise UserError(f"{file}: {error.strerror or error}: mend that; {goes_on}") from None
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise
+        goes_on = f"the same command goes on from {kept[0]}" if (kept := run.resumable()) else "nothing of it is kept"
+        raise UserError(f"{error.filename or run.path}: {error.strerror or error}: mend that; {goes_on}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if distributed.is_lost_peer(error):
             raise SystemExit(1) from None
-        if start is None or checkpoints.begun or isinstance(error, UserError | RunFailure):
+        if start is None or checkpoints.begun or is_out_of_memory(error) or isinstance(error, UserError | RunFailure):
             raise
         if run.path.resolve() not in start.path.resolve().parents:  # a new run, with nothing in it
             run.delete()

@@ -39,11 +39,12 @@ class Pretrain:
     method: options.MethodOptions = options.MethodOptions()
     augmentation: options.AugmentOptions = options.AugmentOptions()
     monitor: options.MonitorOptions = options.MonitorOptions()
+    PREFIX = "simsiam"  # of the run's name
 
     @property
     def run_dir(self) -> Path:
-        run = Path(self.run.save_dir).expanduser() / (self.run.exp_name or f"simsiam_{self.data.dataset}")
-        return run / self.run.version if self.run.version else run
+        name = self.run.exp_name or f"{self.PREFIX}_{self.data.dataset}"
+        return Path(self.run.save_dir).expanduser() / name / (self.run.version or "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Evaluation:
     """What the commands that use a checkpoint share."""
 
     checkpoint: evaluation.CheckpointOptions
-    data: evaluation.EvaluationDataOptions = evaluation.EvaluationDataOptions()
+    data: options.EvaluationDataOptions = options.EvaluationDataOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,10 @@ class Linear(Evaluation):
     device: options.PrecisionOptions = options.PrecisionOptions()
 
     def __post_init__(self) -> None:
-        precision = self.device.precision
-        check(self.linear.augment or precision == "auto", f"--precision {precision}: goes with --augment")
+        linear, precision = self.linear, self.device.precision
+        given = linear.epochs or linear.batch_size or linear.learning_rate or linear.crop_scale or precision != "auto"
+        flags = "--epochs, --batch-size, --learning-rate, --crop-scale, --precision"
+        check(linear.augment or not given, f"{flags}: each goes with --augment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +157,7 @@ class Ablate(Pretrain):
     """
 
     ablation: evaluation.AblateOptions = evaluation.AblateOptions()
-
-    @property
-    def run_dir(self) -> Path:
-        name = self.run.exp_name or f"ablation_{self.data.dataset}"
-        return Path(self.run.save_dir).expanduser() / name / (self.run.version or "")
+    PREFIX = "ablation"
 
 
 COMMANDS: dict[str, type] = {
@@ -177,7 +176,7 @@ def settings_to_keep(config: Pretrain) -> dict[str, Any]:
     """What `config.yaml` and a checkpoint hold of a configuration: plain scalars by the options' names."""
     kept = {name: value for name, value in flatten(config).items() if RULES.get(name, PLAIN) < NOT_KEPT}
     if config.data.dataset in OWN:
-        kept["data_dir"] = os.path.abspath(os.path.expanduser(config.data.data_dir))  # wherever it is used from
+        kept["data_dir"] = os.path.abspath(config.data.path)  # wherever it is used from
     return kept
 
 
@@ -186,20 +185,9 @@ def settings_that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if RULES.get(name, PLAIN) < MAY_CHANGE}
 
 
-def command_line(settings: Mapping[str, Any], between: str = " ") -> str:
-    """The shell command that starts a run of these settings; flags at their default are left out.
-
-    Args:
-        between: what stands before each flag.
-    """
-    given = {name: value for name, value in settings.items() if name in DEFAULTS and value != DEFAULTS[name]}
-    return between.join(["python main.py", *map(shlex.quote, to_flags(given))])
-
-
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The settings that matter and differ, as "--flag OLD, now NEW"; an older run lacks those at their default."""
-    before = settings_that_matter({**DEFAULTS, **old})
-    after = settings_that_matter(new)
+    before, after = settings_that_matter({**DEFAULTS, **old}), settings_that_matter(new)
 
     def words(name: str, value: Any) -> str:
         value = " ".join(map(str, value)) or None if isinstance(value, list) else value
@@ -214,17 +202,15 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
 
 def to_type(*args: object) -> str:
     """A command of this program, or with -m of a package's, as a shell in this folder takes it."""
-    python, found = _from_here(sys.executable), shutil.which("python")
-    if found and os.path.abspath(found) == os.path.abspath(sys.executable):
-        python = "python"
-    script = [] if args[0] == "-m" else [_from_here(MAIN)]
+    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    script = [] if args[0] == "-m" else [os.path.relpath(MAIN)]
     return shlex.join(map(str, [python, *script, *args]))
 
 
-def _from_here(path: str | Path) -> str:
-    """The path from the working directory, if it lies in it."""
-    path = os.path.abspath(path)
-    return os.path.relpath(path) if path.startswith(os.path.join(os.getcwd(), "")) else path
+def command_line(settings: Mapping[str, Any], between: str = " ") -> str:
+    """The shell command that starts a run of these settings, with `between` before each flag."""
+    given = {name: value for name, value in settings.items() if name in DEFAULTS and value != DEFAULTS[name]}
+    return between.join(["python main.py", *map(shlex.quote, to_flags(given))])
 
 
 def main_command(config: Pretrain) -> list[str]:

@@ -2,22 +2,12 @@
 
 from typing import Annotated, Literal
 
-import tyro
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from tyro.conf import Positional, arg
 
 from simsiam.config.ablations import USUAL, VARIANTS
-from simsiam.config.options import (
-    AtLeast1,
-    BatchSize,
-    DataOptions,
-    Dataset,
-    Momentum,
-    NotNegative,
-    Positive,
-    Seed,
-    Share,
-)
+from simsiam.config.options import AtLeast1, BatchSize, Momentum, NotNegative, Positive, Seed, Share
 from utils.cli import MAY_CHANGE, unset
 from utils.errors import check
 
@@ -26,55 +16,29 @@ from utils.errors import check
 class CheckpointOptions:
     """Checkpoint and results."""
 
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="PATH"), MAY_CHANGE]
+    checkpoint: Annotated[str, arg(metavar="PATH"), MAY_CHANGE]
     """A run folder, a .ckpt or a .safetensors of this program; it may also come first, without the flag."""
     results_dir: Annotated[str | None, unset("DIR", "results in the run's folder"), MAY_CHANGE] = None
     """Folder for the figures (JSON) and whatever else the command makes."""
-    overwrite: Annotated[bool, MAY_CHANGE] = False
-    """Replace the results of an earlier call."""
-
-
-@dataclass(frozen=True)
-class EvaluationDataOptions(DataOptions):
-    """Data: the images that the checkpoint was trained on, unless others are given."""
-
-    dataset: Annotated[Dataset | None, unset("NAME", "the checkpoint's")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """cifar10, cifar100, patterns, folder or arrays."""
-    data_dir: Annotated[str | None, unset("DIR", "where the run had it, or ./data"), MAY_CHANGE] = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Folder of the data sets in torchvision's layout; a folder of images; an .npz file."""
-    train_images: Annotated[AtLeast1 | None, unset("N", "as many as the run had")] = None
-    """Use the first N images of the train split (of a folder: N spread evenly)."""
-    test_images: Annotated[AtLeast1 | None, unset("N", "as many as the run had")] = None
-    """Use the first N images of the test split (of a folder: N spread evenly)."""
-    image_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, unset("PIXELS", "the checkpoint's")] = None
-    """Of a folder: the side of the images."""
+    overwrite: Annotated[bool, MAY_CHANGE] = False  # Replace the results of an earlier call.
 
 
 @dataclass(frozen=True)
 class LinearOptions:
     """Linear classifier."""
 
-    augment: bool = False
-    """Train with crops and flips by SGD, as papers do. Without it: on features computed once, by L-BFGS."""
+    augment: bool = False  # Train with crops and flips by SGD, as papers do; else on features computed once, by L-BFGS.
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Without --augment: share of the train images on which the weight decay is chosen; then all are used."""
     epochs: Annotated[AtLeast1 | None, unset("EPOCHS", "100")] = None
     """With --augment: length of the training; the rate decays to 0 along a cosine."""
-    batch_size: Annotated[AtLeast1 | None, unset("N", "256")] = None
-    """With --augment: images in a step."""
+    batch_size: Annotated[AtLeast1 | None, unset("N", "256")] = None  # With --augment: images in a step.
     learning_rate: Annotated[Positive | None, unset("RATE", "0.1")] = None
     """With --augment: the head's initial rate, for standardised features."""
     crop_scale: Annotated[Share | None, unset("SHARE", "0.8")] = None
     """With --augment: smallest area of a crop, as a share of the image."""
-    seed: Seed = 0
-    """Seed of the held-out choice, the order and the crops."""
-    from_scratch: bool = False
-    """Probe the same network with random weights instead, to see what pre-training is worth."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "crop_scale"):
-            value = getattr(self, name)
-            check(value is None or self.augment, f"--{name.replace('_', '-')} {value}: goes with --augment")
+    seed: Seed = 0  # Seed of the held-out choice, the order and the crops.
+    from_scratch: bool = False  # Probe the same network with random weights instead, to see what pre-training is worth.
 
 
 @dataclass(frozen=True)
@@ -87,41 +51,32 @@ class FinetuneOptions:
     """Use N labels instead, equally many of every class."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), MAY_CHANGE] = (0,)
     """One training for each seed (of label choice, order and crops); the table has their mean and deviation."""
-    from_scratch: bool = False
-    """Train the same network from random weights instead, to see what pre-training is worth."""
-    epochs: AtLeast1 = 100
-    """Length of a training, in passes over the labelled images; the rates decay to 0 along a cosine."""
-    batch_size: BatchSize = 256
-    """Images in a step."""
+    from_scratch: bool = False  # Train the same network from random weights instead, to see what pre-training is worth.
+    epochs: AtLeast1 = 100  # Length of a training, in passes over the labelled images; rates decay to 0 along a cosine.
+    batch_size: BatchSize = 256  # Images in a step.
     learning_rate: Annotated[Positive | None, unset("RATE", "0.03; 0.3 from scratch")] = None
     """The backbone's initial rate."""
     head_learning_rate: Annotated[Positive | None, unset("RATE", "0.03; 0.1 from scratch")] = None
     """The head's initial rate."""
-    momentum: Momentum = 0.9
-    """Momentum of SGD."""
-    weight_decay: NotNegative = 5e-4
-    """On all parameters."""
-    crop_scale: Share = 0.5
-    """Smallest area of a crop, as a share of the image."""
+    momentum: Momentum = 0.9  # Momentum of SGD.
+    weight_decay: NotNegative = 5e-4  # On all parameters.
+    crop_scale: Share = 0.5  # Smallest area of a crop, as a share of the image.
 
     def __post_init__(self) -> None:
         check(
             self.label_count is None or self.label_fraction is None,
             "--label-fraction is a share, --label-count a number: give one of them",
         )
-        check(len(set(self.seeds)) == len(self.seeds), f"--seeds {' '.join(map(str, self.seeds))}: one of them twice")
 
 
 @dataclass(frozen=True)
 class EmbedOptions:
     """Embedding."""
 
-    output: Annotated[str | None, unset("FILE", "features.npz in the results folder")] = None
-    """The .npz file to write."""
+    output: Annotated[str | None, unset("FILE", "features.npz in the results folder")] = None  # The .npz file to write.
     images: Annotated[str | None, unset("DIR", "the data set")] = None
     """Embed all images in this folder and below it (their central square, resized) instead of the data set."""
-    split: Literal["both", "train", "test"] = "both"
-    """Part of the data set."""
+    split: Literal["both", "train", "test"] = "both"  # Part of the data set.
 
     def __post_init__(self) -> None:
         check(self.output is None or self.output.endswith(".npz"), f"--output {self.output}: a name that ends in .npz")
@@ -131,14 +86,11 @@ class EmbedOptions:
 class NeighboursOptions:
     """Gallery: a row for each query, with its nearest train images."""
 
-    output: Annotated[str | None, unset("FILE", "neighbours.png in the results folder")] = None
-    """The picture to write."""
+    output: Annotated[str | None, unset("FILE", "neighbours.png in the results folder")] = None  # The picture to write.
     images: Annotated[str | None, unset("DIR", "test images")] = None
     """Take the queries from this folder of images instead of the test images."""
-    queries: Annotated[int, Field(ge=1, le=50)] = 10
-    """Queries, spread evenly over all images."""
-    k: Annotated[int, Field(ge=1, le=50)] = 10
-    """Neighbours of each."""
+    queries: Annotated[int, Field(ge=1, le=50)] = 10  # Queries, spread evenly over all images.
+    k: Annotated[int, Field(ge=1, le=50)] = 10  # Neighbours of each.
 
     def __post_init__(self) -> None:
         check(self.output is None or self.output.endswith(".png"), f"--output {self.output}: a name that ends in .png")
@@ -158,11 +110,7 @@ class ExportOptions:
 class ReportOptions:
     """Report."""
 
-    runs: Annotated[
-        tuple[str, ...],
-        tyro.conf.Positional,
-        tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(one at least)"),
-    ]
+    runs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN [RUN ...]", help_behavior_hint="(one at least)")]
     """Run folders: finished, still training, or killed."""
     output: Annotated[str | None, unset("DIR", "report in the run's folder, or in that which holds the runs")] = None
     """Folder for index.html and figures/*.png. It replaces an earlier report there, and nothing else."""
@@ -179,16 +127,10 @@ class ReportOptions:
 class AblateOptions:
     """Ablation: what is taken away or changed, one thing at a time."""
 
-    variants: Annotated[
-        tuple[str, ...],
-        Field(min_length=1),
-        tyro.conf.arg(
-            help="The paper's: baseline, no-stop-grad, no-predictor, fixed-predictor, constant-predictor-lr, no-bn, "
-            "hidden-bn and all-bn (in the heads), asymmetric, and batch-64 to batch-4096 (the rate follows the batch)."
-        ),
-    ] = USUAL
+    #: The paper's: baseline, no-stop-grad, no-predictor, fixed-predictor, constant-predictor-lr, no-bn, hidden-bn and
+    #: all-bn (in the heads), asymmetric, and batch-64 to batch-4096 (the rate follows the batch).
+    variants: Annotated[tuple[str, ...], Field(min_length=1)] = USUAL
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.variants if name not in VARIANTS]
         check(not unknown, f"--variants {' '.join(unknown)}: there are {', '.join(VARIANTS)}")
-        check(len(set(self.variants)) == len(self.variants), "--variants: give each variant once")

@@ -1,4 +1,4 @@
-"""Groups of options of a training: a group is a heading in `--help`, a field a flag, the string below it its help.
+"""Groups of options of a training: a group is a heading in `--help`, a field a flag, what stands at it its help.
 
 The range of an option stands on its field. Nothing here imports torch, so that `--help` answers at once.
 """
@@ -7,15 +7,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from tyro.conf import arg
 
 from utils.cli import MAY_CHANGE, NOT_INHERITED, NOT_KEPT, unset
 from utils.errors import check
 
 Dataset = Literal["cifar10", "cifar100", "patterns", "folder", "arrays"]
 Precision = Literal["auto", "32", "bf16", "16"]
+AtLeast0 = Annotated[int, Field(ge=0)]
 AtLeast1 = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -23,6 +24,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 BatchSize = Annotated[int, Field(ge=2)]  # BN needs a batch
+ImageSize = Annotated[int, Field(ge=8, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -30,14 +32,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 class DataOptions:
     """Data."""
 
-    dataset: Annotated[
-        Dataset,
-        tyro.conf.arg(
-            help="cifar10 and cifar100 are downloaded if need be; patterns is generated (no file, no network), a "
-            "demonstration. Your own: folder (DIR/train/CLASS/* and DIR/val/CLASS/*, DIR/CLASS/*, or DIR/* without "
-            "labels), and arrays, an .npz file of x_train, y_train, x_test, y_test."
-        ),
-    ] = "cifar10"
+    #: cifar10 and cifar100 are downloaded if need be; patterns is generated (no file, no network), a demonstration.
+    #: Your own: folder (DIR/train/CLASS/* and DIR/val/CLASS/*, DIR/CLASS/*, or DIR/* without labels), and
+    #: arrays, an .npz file of x_train, y_train, x_test, y_test.
+    dataset: Dataset = "cifar10"
     data_dir: Annotated[str, MAY_CHANGE] = "./data"
     """Folder of the data sets in torchvision's layout; or your folder of images; or your .npz file."""
     data_url: Annotated[str | None, unset("URL", "the publisher's"), MAY_CHANGE] = None
@@ -46,14 +44,11 @@ class DataOptions:
     """Use the first N images of the train split (of a folder: N spread evenly)."""
     test_images: Annotated[AtLeast1 | None, unset("N", "all")] = None
     """Use the first N images of the test split (of a folder: N spread evenly)."""
-    image_size: Annotated[
-        Annotated[int, Field(ge=8, le=1024)] | None, unset("PIXELS", "the data set's own; 96 of a folder")
-    ] = None
+    image_size: Annotated[ImageSize | None, unset("PIXELS", "the data set's own; 96 of a folder")] = None
     """Side of a view. Above 64, a folder's images are stored with a margin for the crops (256 pixels for 224)."""
     cache_dir: Annotated[str | None, unset("DIR", "~/.cache/simsiam"), MAY_CHANGE] = None
     """Folder for the decoded images of a folder."""
-    skip_bad_images: Annotated[bool, MAY_CHANGE] = False
-    """Leave out images of a folder that cannot be read, instead of an error."""
+    skip_bad_images: Annotated[bool, MAY_CHANGE] = False  # Leave out a folder's unreadable images, instead of an error.
     data_memory: Annotated[NotNegative | None, unset("GIB", "half of what is free"), MAY_CHANGE] = None
     """GiB of device memory for the data set; a larger one is streamed from disk."""
 
@@ -63,25 +58,34 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
+class EvaluationDataOptions(DataOptions):
+    """Data: the images that the checkpoint was trained on, unless others are given."""
+
+    dataset: Annotated[Dataset | None, unset("NAME", "the checkpoint's")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """cifar10, cifar100, patterns, folder or arrays."""
+    data_dir: Annotated[str | None, unset("DIR", "where the run had it, or ./data"), MAY_CHANGE] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Folder of the data sets in torchvision's layout; a folder of images; an .npz file."""
+    train_images: Annotated[AtLeast1 | None, unset("N", "as many as the run had")] = None
+    """Use the first N images of the train split (of a folder: N spread evenly)."""
+    test_images: Annotated[AtLeast1 | None, unset("N", "as many as the run had")] = None
+    """Use the first N images of the test split (of a folder: N spread evenly)."""
+    image_size: Annotated[ImageSize | None, unset("PIXELS", "the checkpoint's")] = None
+    """Of a folder: the side of the images."""
+
+
+@dataclass(frozen=True)
 class AugmentOptions:
     """Augmentation: the paper's pipeline for CIFAR. A strength s draws its factor from 1 - s to 1 + s."""
 
-    crop_scale: Share = 0.2
-    """Smallest area of a crop, as a share of the image."""
-    flip: Probability = 0.5
-    """Probability of a left-right flip."""
+    crop_scale: Share = 0.2  # Smallest area of a crop, as a share of the image.
+    flip: Probability = 0.5  # Probability of a left-right flip.
     jitter: Probability = 0.8
-    """Probability of the colour jitter; its four operations come in a random order for each sample."""
-    brightness: NotNegative = 0.4
-    """Strength of the brightness jitter."""
-    contrast: NotNegative = 0.4
-    """Strength of the contrast jitter."""
-    saturation: NotNegative = 0.4
-    """Strength of the saturation jitter."""
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Largest hue shift, in turns of the colour wheel."""
-    grayscale: Probability = 0.2
-    """Probability of a grayscale view."""
+    """Probability of the colour jitter; its four operations come in a random order per sample."""
+    brightness: NotNegative = 0.4  # Strength of the brightness jitter.
+    contrast: NotNegative = 0.4  # Strength of the contrast jitter.
+    saturation: NotNegative = 0.4  # Strength of the saturation jitter.
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # Largest hue shift, in turns of the colour wheel.
+    grayscale: Probability = 0.2  # Probability of a grayscale view.
 
 
 @dataclass(frozen=True)
@@ -92,33 +96,24 @@ class NetworkOptions:
     """resnet10 is the small one, for a CPU."""
     stem: Annotated[Literal["cifar", "imagenet"] | None, unset("{cifar,imagenet}", "cifar up to 64 pixels")] = None
     """First layers: cifar (3x3 convolution) or imagenet (7x7 of stride 2, max-pooling)."""
-    width: AtLeast1 = 64
-    """Channels of the first stage; a resnet18 has 8 x width features, a resnet50 32 x width."""
+    width: AtLeast1 = 64  # Channels of the first stage; a resnet18 has 8 x width features, a resnet50 32 x width.
     in_dim: Annotated[AtLeast1 | None, unset("N", "follows from backbone and width"), MAY_CHANGE] = None
     """Input dimension of the projector; if given, it must be the number of the backbone's features."""
-    out_dim: AtLeast1 = 1024
-    """Dimension d of the projections z and the predictions p."""
-    h_dim: AtLeast1 = 512
-    """Hidden dimension (bottleneck) of the predictor."""
-    proj_layers: Literal[2, 3] = 2
-    """Layers of the projector: the paper has 2 for CIFAR and 3 for ImageNet."""
-    proj_hidden: Annotated[AtLeast1 | None, unset("N", "--out-dim")] = None
-    """Hidden dimension of the projector."""
+    out_dim: AtLeast1 = 1024  # Dimension d of the projections z and the predictions p.
+    h_dim: AtLeast1 = 512  # Hidden dimension (bottleneck) of the predictor.
+    proj_layers: Literal[2, 3] = 2  # Layers of the projector: the paper has 2 for CIFAR and 3 for ImageNet.
+    proj_hidden: Annotated[AtLeast1 | None, unset("N", "--out-dim")] = None  # Hidden dimension of the projector.
     heads_bn: Literal["paper", "none", "hidden", "all"] = "paper"
     """Layers of the heads with BN (table 3 of the paper): paper's own, none, hidden ones, or h's output too."""
-    zero_init_residual: bool = True
-    """Start each residual block as the identity (its last BN at zero)."""
+    zero_init_residual: bool = True  # Start each residual block as the identity (its last BN at zero).
 
     @property
     def num_features(self) -> int:
         return self.width * (32 if self.backbone == "resnet50" else 8)
 
     def __post_init__(self) -> None:
-        check(
-            self.in_dim in (None, self.num_features),
-            f"--in-dim {self.in_dim}: {self.backbone} of width {self.width} has {self.num_features} features; "
-            "change --width, or leave --in-dim out",
-        )
+        known = f"{self.backbone} of width {self.width} has {self.num_features} features; change it, or leave this out"
+        check(self.in_dim in (None, self.num_features), f"--in-dim {self.in_dim}: {known}")
 
 
 @dataclass(frozen=True)
@@ -129,14 +124,10 @@ class MethodOptions:
     """Views of each image. More than two is FastSiam: each prediction against the mean of the other projections."""
     image_schedule: Annotated[tuple[str, ...], unset("PIXELS:EPOCHS", "none")] = ()
     """Smaller views first, which are cheaper: 16:12 24:6 is 12 epochs of 16 pixels, 6 of 24, the rest of full size."""
-    stop_grad: bool = True
-    """Stop the gradient at z. Without it the representation collapses."""
-    predictor: bool = True
-    """Use the predictor h. Without it the representation collapses."""
-    fixed_predictor: bool = False
-    """Keep h at its random initial weights (section 4.2): nothing is learned then."""
-    symmetric: bool = True
-    """Predict each view from the other; --no-symmetric is D(p1, z2) alone (section 4.6)."""
+    stop_grad: bool = True  # Stop the gradient at z. Without it the representation collapses.
+    predictor: bool = True  # Use the predictor h. Without it the representation collapses.
+    fixed_predictor: bool = False  # Keep h at its random initial weights (section 4.2): nothing is learned then.
+    symmetric: bool = True  # Predict each view from the other; --no-symmetric is D(p1, z2) alone (section 4.6).
 
     def __post_init__(self) -> None:
         for phase in self.image_schedule:
@@ -149,22 +140,17 @@ class MethodOptions:
 class OptimizerOptions:
     """Optimizer: SGD with linear warm-up and cosine decay."""
 
-    epochs: AtLeast1 = 800
-    """Length of the run; the cosine reaches 0 at its end."""
-    batch_size: BatchSize = 512
-    """Images in a step, each with its views; the last partial batch of an epoch is dropped."""
+    epochs: AtLeast1 = 800  # Length of the run; the cosine reaches 0 at its end.
+    batch_size: BatchSize = 512  # Images in a step, each with its views; the last partial batch of an epoch is dropped.
     accumulate: AtLeast1 = 1
     """Take each batch in N parts one after another, in 1/N of the memory; BN statistics are those of a part."""
-    learning_rate: Annotated[Positive | Literal["auto"], tyro.conf.arg(metavar="RATE|auto")] = 0.06
+    learning_rate: Annotated[Positive | Literal["auto"], arg(metavar="RATE|auto")] = 0.06
     """Peak rate for this batch size; auto is the paper's 0.03 x batch size / 256. Small runs like more: 0.15."""
-    momentum: Momentum = 0.9
-    """Momentum of SGD."""
-    weight_decay: NotNegative = 5e-4
-    """On all parameters, BN included, as in the paper. Ten times more collapses."""
+    momentum: Momentum = 0.9  # Momentum of SGD.
+    weight_decay: NotNegative = 5e-4  # On all parameters, BN included, as in the paper. Ten times more collapses.
     warmup_epochs: Annotated[NotNegative | None, unset("EPOCHS", "10, or a tenth of a run below 100 epochs")] = None
     """Epochs of linear warm-up."""
-    constant_predictor_lr: bool = False
-    """Keep the predictor at the peak rate throughout (section 4.2)."""
+    constant_predictor_lr: bool = False  # Keep the predictor at the peak rate throughout (section 4.2).
 
     @property
     def peak_rate(self) -> float:
@@ -177,15 +163,8 @@ class OptimizerOptions:
         return min(10, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     def __post_init__(self) -> None:
-        check(
-            self.batch_size % self.accumulate == 0 and self.batch_size >= 2 * self.accumulate,
-            f"--accumulate {self.accumulate}: --batch-size {self.batch_size} must split into equal parts of at least 2",
-        )
-        check(
-            self.warmup < self.epochs,
-            f"--warmup-epochs {self.warmup_epochs}: must be less than --epochs {self.epochs}, or the rate never comes "
-            f"down; left out it is {min(10, self.epochs / 10):g}",
-        )
+        why = f"must be less than --epochs {self.epochs}, or the rate never comes down"
+        check(self.warmup < self.epochs, f"--warmup-epochs {self.warmup_epochs}: {why}")
 
 
 def is_collapsed(z_std: float, rankme: float | None) -> bool:
@@ -201,15 +180,10 @@ def is_collapsed(z_std: float, rankme: float | None) -> bool:
 class MonitorOptions:
     """Monitoring."""
 
-    knn_k: AtLeast1 = 200
-    """Neighbours that vote in the kNN monitor."""
-    knn_t: Positive = 0.1
-    """Temperature of their votes."""
-    knn_every: Annotated[int, Field(ge=0), MAY_CHANGE] = 1
-    """Epochs between kNN measurements (always after the last epoch); 0 for never."""
-    pictures_every: Annotated[Annotated[int, Field(ge=0)] | None, unset("EPOCHS", "a tenth of the run"), MAY_CHANGE] = (
-        None
-    )
+    knn_k: AtLeast1 = 200  # Neighbours that vote in the kNN monitor.
+    knn_t: Positive = 0.1  # Temperature of their votes.
+    knn_every: Annotated[AtLeast0, MAY_CHANGE] = 1  # Epochs between kNN measurements (always after the last); 0: never.
+    pictures_every: Annotated[AtLeast0 | None, unset("EPOCHS", "a tenth of the run"), MAY_CHANGE] = None
     """Epochs between views and neighbours in TensorBoard; 0 for the first and the last epoch only."""
     logger: Annotated[tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...], MAY_CHANGE] = ("tensorboard",)
     """Where the curves go: into the run's folder; wandb and mlflow to where these packages' own settings say."""
@@ -221,8 +195,7 @@ class MonitorOptions:
 class AcceleratorOptions:
     """Device."""
 
-    accelerator: Annotated[Literal["auto", "cpu", "gpu"], MAY_CHANGE] = "auto"
-    """auto is the GPU if there is one."""
+    accelerator: Annotated[Literal["auto", "cpu", "gpu"], MAY_CHANGE] = "auto"  # auto is the GPU if there is one.
 
 
 @dataclass(frozen=True)
@@ -241,27 +214,23 @@ class DeviceOptions(AcceleratorOptions):
     """GPUs of this machine (on a CPU: processes) that share each batch."""
     num_nodes: Annotated[AtLeast1 | None, unset("M", "as many as torchrun or srun started it on"), MAY_CHANGE] = None
     """Machines that share each batch; torchrun or srun starts the same command on each."""
-    strategy: Annotated[Literal["auto", "ddp"], MAY_CHANGE] = "auto"
-    """Lightning's strategy; auto is ddp for several devices."""
+    strategy: Annotated[Literal["auto", "ddp"], MAY_CHANGE] = "auto"  # Lightning's; auto is ddp for several devices.
     precision: Precision = "auto"
     """auto is bf16 (mixed) on a GPU, and on a CPU that has it (avx512_bf16, amx_bf16); else 32. Kept on resuming."""
-    compile: Annotated[bool, MAY_CHANGE] = True
-    """Compile the step and the augmentation (on a GPU)."""
+    compile: Annotated[bool, MAY_CHANGE] = True  # Compile the step and the augmentation (on a GPU).
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """Run: its folder, seed and checkpoints. The same command again resumes a run that was cut off."""
 
-    save_dir: Annotated[str, MAY_CHANGE] = "./runs"
-    """Folder of all runs."""
+    save_dir: Annotated[str, MAY_CHANGE] = "./runs"  # Folder of all runs.
     exp_name: Annotated[str | None, unset("NAME", "simsiam_DATASET"), NOT_INHERITED] = None
     """Name of the run; its folder is SAVE_DIR/EXP_NAME."""
     version: Annotated[str | None, unset("NAME", "none"), NOT_INHERITED] = None
     """A further folder below it: SAVE_DIR/EXP_NAME/VERSION."""
-    seed: Seed = 0
-    """Seed of weights, order and augmentation; the same seed gives the same run."""
-    seeds: Annotated[tuple[Seed, ...], tyro.conf.arg(help_behavior_hint="(default: --seed alone)"), NOT_KEPT] = ()
+    seed: Seed = 0  # Seed of weights, order and augmentation; the same seed gives the same run.
+    seeds: Annotated[tuple[Seed, ...], arg(help_behavior_hint="(default: --seed alone)"), NOT_KEPT] = ()
     """Train once for each of these seeds, in folders seed_N of the run's, and write the report of all."""
     ckpt_dir: Annotated[str | None, unset("PATH", "none"), NOT_INHERITED] = None
     """Resume from this checkpoint: a .ckpt, or a folder that holds one. The settings must be the same."""
@@ -271,16 +240,12 @@ class RunOptions:
     """Epochs between checkpoints."""
     config: Annotated[str | None, unset("FILE", "none"), NOT_KEPT] = None
     """Start from the settings in the config.yaml of an earlier run (all but its name); flags beside it win."""
-    overwrite: Annotated[bool, NOT_KEPT] = False
-    """Delete an earlier run of this name and start anew."""
-    dry_run: Annotated[bool, NOT_KEPT] = False
-    """Print what would be trained and where it would write, and exit."""
+    overwrite: Annotated[bool, NOT_KEPT] = False  # Delete an earlier run of this name and start anew.
+    dry_run: Annotated[bool, NOT_KEPT] = False  # Print what would be trained and where it would write, and exit.
 
     def __post_init__(self) -> None:
-        check(len(set(self.seeds)) == len(self.seeds), "--seeds: give each seed once")
         check(not self.seeds or self.ckpt_dir is None, "--ckpt-dir resumes one run: drop --seeds")
         check(not (self.ckpt_dir and self.model_path), "--ckpt-dir resumes, --model-path starts anew: give one of them")
-        for flag, value in (("--exp-name", self.exp_name), ("--version", self.version)):
-            plain = value is None or (value not in (".", "..") and "/" not in value and "\\" not in value)
-            check(plain, f"{flag} {value!r}: a plain name, without a slash")
-            check(len(value or "") <= 100, f"{flag}: {len(value or '')} letters are too long for a folder's name")
+        for name in (self.exp_name or "x", self.version or "x"):
+            plain = re.fullmatch(r"(?!\.\.?$)[^/\\]{1,100}", name) is not None
+            check(plain, f"--exp-name, --version: {name!r} is no plain name: too long, or with a slash")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from simsiam.config.commands import Evaluation, Report
-from simsiam.config.evaluation_options import CheckpointOptions, EvaluationDataOptions
-from simsiam.config.options import MonitorOptions
+from simsiam.config.evaluation_options import CheckpointOptions
+from simsiam.config.options import EvaluationDataOptions, MonitorOptions
 from simsiam.data.dataset import why_no_knn
 from simsiam.evaluation.context import open_context
 from simsiam.evaluation.gallery import draw_gallery, find_nearest, select_evenly

@@ -156,8 +156,6 @@ def test_the_death_of_the_command_stops_its_run(tmp_path: Path) -> None:
     ("flags", "answer"),
     [
         (["ablate", "--variants", "no-brain"], "there are baseline, no-stop-grad"),
-        (["ablate", "--variants", "baseline", "baseline"], "each variant once"),
-        (["--seeds", "1", "1"], "each seed once"),
         (["--seeds", "1", "-1"], "greater than or equal to 0"),
         (["--seeds", "1", "2", "--ckpt-dir", "x"], "drop --seeds"),
         pytest.param(

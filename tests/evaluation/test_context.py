@@ -132,7 +132,6 @@ BAD_FLAGS = {
         "--label-count 9": "without a label",
         "--label-count 210": "21 of class horizontal, which has 20",
         "--label-count 50 --label-fraction 0.1": "one of them",
-        "--seeds 0 0": "twice",
         "--seeds": "at least 1 item",
         "--seeds -1": "greater than or equal to 0",
         "--epochs 0": "greater than or equal to 1",

@@ -177,7 +177,7 @@ def test_the_command_that_started_them_says_in_one_line_that_one_was_killed(tmp_
 @pytest.mark.parametrize(
     ("flags", "answer"),
     [
-        ("--batch-size 25", "2 devices share it in equal parts"),
+        ("--batch-size 25", "must split into 2 equal parts of at least 2, for 2 devices"),
         ("--ckpt-dir /etc/passwd", "not a checkpoint"),
     ],
 )
@@ -195,4 +195,4 @@ def test_the_command_that_started_them_leaves_a_mistake_to_be_told_once(tmp_path
     process = start_two("wrong", tmp_path, "--devices", "2", "--batch-size", "25")
     out, err = process.communicate()
     assert process.returncode == 2 and is_announcement(out), out
-    assert err.count("\n") == 1 and "2 devices share it" in err, err
+    assert err.count("\n") == 1 and "for 2 devices" in err, err
