@@ -51,7 +51,7 @@ class ImageDataset:
 
     def first(self, n: int | None) -> "ImageDataset":
         """The first n images, all if n is None; UserError if there are fewer."""
-        check(n is None or n <= len(self), f"--train-images or --test-images {n}: there are {len(self)} of them")
+        check(n is None or n <= len(self), f"--train-images or --test-images {n}: the split has {len(self)}")
         return replace(self, images=self.images[:n], labels=self.labels[:n])
 
     def at(self, places: Tensor) -> Tensor:
