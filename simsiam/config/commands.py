@@ -202,9 +202,9 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
 
 def to_type(*args: object) -> str:
     """A command of this program, or with -m of a package's, as a shell in this folder takes it."""
-    python = "python" if shutil.which("python") == sys.executable else sys.executable
-    script = [] if args[0] == "-m" else [os.path.relpath(MAIN)]
-    return shlex.join(map(str, [python, *script, *args]))
+    python, script = (min(str(file), os.path.relpath(file), key=len) for file in (sys.executable, MAIN))
+    python = "python" if shutil.which("python") == sys.executable else python
+    return shlex.join(map(str, [python, *([] if args[0] == "-m" else [script]), *args]))
 
 
 def command_line(settings: Mapping[str, Any], between: str = " ") -> str:
