@@ -19,8 +19,8 @@ from simsiam.evaluation.features import center
 from simsiam.evaluation.results import Results
 from utils.console import print_line
 from utils.errors import check
-from utils.export import BACKBONE, write_weights
 from utils.filesystem import write_atomically
+from utils.weights import BACKBONE, write_weights
 
 SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")

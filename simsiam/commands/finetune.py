@@ -22,8 +22,8 @@ from utils.cli import MAY_CHANGE, flatten, iterate_options, to_flag
 from utils.console import print_line
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError, check
-from utils.export import BACKBONE, write_weights
 from utils.philox import permutation
+from utils.weights import BACKBONE, write_weights
 
 HEAD_DECAY = 1e-2  # weight decay of the head at the start: strong, since few labels choose one badly
 LARGEST_GRADIENT = 1.0  # its norm: 800 epochs leave small features, whose gradients would throw the backbone away

@@ -28,9 +28,9 @@ from utils import distributed
 from utils.console import plural, print_line, track_progress
 from utils.device import AUTO_PRECISIONS, choose_accelerator, choose_precision, git_commit, hardware, versions
 from utils.errors import check
-from utils.export import BACKBONE, write_weights
 from utils.filesystem import write_json
 from utils.run_dir import RunDirectory, previous
+from utils.weights import BACKBONE, write_weights
 
 LONG = 6 * 3600  # seconds for which nobody would wait without being told
 FOR_A_CPU = "--backbone resnet10 --width 16 --out-dim 512 --h-dim 128 --batch-size 64 --constant-predictor-lr"

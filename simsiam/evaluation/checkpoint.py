@@ -17,8 +17,8 @@ from simsiam.evaluation.features import extract_features
 from utils.checkpoint_io import read_checkpoint
 from utils.console import track_progress
 from utils.errors import UserError, check
-from utils.export import BACKBONE, read_weights
 from utils.run_dir import RunDirectory
+from utils.weights import BACKBONE, read_weights
 
 if TYPE_CHECKING:  # at run time, a network is loaded without Lightning, which takes seconds to import
     from simsiam.module import SimSiam

@@ -15,9 +15,9 @@ from utils.cli import flatten
 from utils.console import print_line
 from utils.device import git_commit, versions
 from utils.errors import check
-from utils.export import HEAD, write_weights
 from utils.filesystem import check_writable, lock_folder, write_json
 from utils.run_dir import RunDirectory
+from utils.weights import HEAD, write_weights
 
 
 class Results:

@@ -17,7 +17,7 @@ from simsiam.data import load_dataset
 from simsiam.evaluation.features import extract_features
 from tests.helpers import ROOT, Program, summary
 from utils.errors import UserError
-from utils.export import BACKBONE, read_weights, write_weights
+from utils.weights import BACKBONE, read_weights, write_weights
 
 FINETUNE = ["--label-fraction", "0.25", "--epochs", "2"]
 

@@ -26,7 +26,7 @@ from simsiam.config.commands import COMMANDS
 from simsiam.evaluation.checkpoint import load_weights
 from tests.helpers import PAGE, SMALL, Bomb, Program, flipped, is_announcement
 from utils.checkpoint_io import read_resumable
-from utils.export import BACKBONE, read_weights, write_weights
+from utils.weights import BACKBONE, read_weights, write_weights
 
 
 class Good(NamedTuple):

@@ -11,7 +11,7 @@ from simsiam import SimSiam, load_backbone
 from simsiam.evaluation.checkpoint import load_weights
 from simsiam.evaluation.features import extract_features
 from tests.helpers import SMALL, Program, cifar_stem
-from utils.export import BACKBONE, read_weights, write_weights
+from utils.weights import BACKBONE, read_weights, write_weights
 
 
 @pytest.fixture(scope="module")
