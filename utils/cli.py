@@ -111,6 +111,7 @@ def to_flags(settings: Mapping[str, Any]) -> list[str]:
 def parse(command: type[Command], args: list[str], prog: str) -> Command:
     """The command from its flags; `--config FILE` puts that file's settings in the place of the defaults."""
     flat = tyro.conf.OmitArgPrefixes[command]
+    args = ["--help"] if {"-h", "--help"} & set(args) else args
     rules = {field.name: rule for _, field, rule, _ in iterate_options(command)}
     default = _read_config(command, args, rules) if "config" in rules else None
     with _errors.on_parse_error(lambda event: _refuse(event, rules)):
@@ -176,5 +177,7 @@ def _read_config(command: type[Command], args: list[str], rules: dict[str, Rule]
         settings = yaml.safe_load(file.read_text())["settings"].items()
         taken = {name: value for name, value in settings if rules.get(name, PLAIN) < NOT_INHERITED}
         return from_settings(command, taken)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"--config {file}: gives no settings ({' '.join(str(error).split())})") from None
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(f"--config {file}: not a config.yaml of a run (it has no `settings`)") from None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"--config {file}: {' '.join(str(error).split())}") from None

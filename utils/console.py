@@ -14,7 +14,13 @@ MANY_CLASSES = 20  # of more, a table shows the extremes
 PROGRESS_SECONDS = 5  # between lines of progress, if there is no terminal
 
 
-console = Console(highlight=False, soft_wrap=True)
+class _Console(Console):
+    def on_broken_pipe(self) -> None:  # rich would exit with status 1, which Lightning takes for Ctrl-C
+        self.quiet = True
+        raise BrokenPipeError
+
+
+console = _Console(highlight=False, soft_wrap=True)
 
 
 def plural(count: int, noun: str) -> str:

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ class RunDirectory:
         self.views = path / "views.png"
         self.checkpoints, self.results = path / "checkpoints", path / "results"  # of commands that evaluate the run
         self.last, self.best = self.checkpoints / "last.ckpt", self.checkpoints / "best.ckpt"
+        self._locks = ExitStack()
         self._created: dict[str, Any] | None = None  # what `create` wrote
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
@@ -58,9 +59,14 @@ class RunDirectory:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Make the folder and keep other processes from training in it; UserError if one does."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with lock_folder(self.path, f"another process is training in {self.path}: wait, or give another --exp-name"):
+        with self._locks:
+            self._lock()
             yield
+
+    def _lock(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        taken = f"another process is training in {self.path}: wait, or give another --exp-name"
+        self._locks.enter_context(lock_folder(self.path, taken))
 
     def delete(self) -> None:
         """Remove what a run writes; other files in the folder stay. A kill in between leaves an unfinished run."""
@@ -96,4 +102,6 @@ class RunDirectory:
         """Write metrics.jsonl, and config.yaml again if someone has removed the folder. Raises OSError if it cannot."""
         if self._created is not None and not self.config.exists():
             self.create(self._created)
+            self._locks.close()
+            self._lock()  # the lock of a removed folder does not protect the new one
         write_text(self.metrics, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))

@@ -21,7 +21,7 @@ from simsiam.config.commands import DEFAULTS, Report, command_line
 from simsiam.report import figures, records
 from simsiam.report.records import Group, Run, summarize
 from utils.console import print_line, print_table
-from utils.errors import check
+from utils.errors import UserError, check
 from utils.filesystem import check_writable, write_atomically, write_text
 
 TEMPLATE = Path(figures.__file__).with_name("template.html.j2")
@@ -42,7 +42,7 @@ SUMMARY: dict[str, tuple[str, Callable[[Run], list[float]]]] = {  # name: format
     "z_std": (".3f", lambda run: run.values("z_std")[-1:]),
     "RankMe": (".1f", lambda run: run.values("rankme")[-1:]),
     "images/s, mean": (",.0f", lambda run: [mean(y)] if (y := run.values("images_per_second")) else []),
-    "minutes": (".1f", lambda run: [sum(run.values("seconds")) / 60]),
+    "minutes": (".1f", lambda run: [sum(y) / 60] if (y := run.values("seconds")) else []),
 }
 PAPER = "paper (%)"  # of ImageNet, linear, 100 epochs
 
@@ -113,8 +113,12 @@ def draw_curves(groups: Sequence[Group], folder: Path) -> list[dict[str, str]]:
     charts = []
     for column, (axis, from_zero, caption) in CURVES.items():
         if shown := [group for group in groups if group.curve(column)[0]]:
-            draw = partial(figures.draw_curves, shown, column, axis, from_zero)
-            charts.append(figures.render_chart(draw, f"{folder}/{column}.png", f"{axis} by epoch: {caption}"))
+            ends = [f"{group.mark or group.label} ends at {group.curve(column)[1][-1]:.4g}" for group in shown]
+            draw, alt = (
+                partial(figures.draw_curves, shown, column, axis, from_zero),
+                f"{axis} by epoch: {', '.join(ends)}.",
+            )
+            charts.append(figures.render_chart(draw, f"{folder}/{column}.png", f"{axis} by epoch: {caption}", alt))
     return charts
 
 
@@ -125,11 +129,12 @@ def describe_features(group: Group, config: Report, folder: Path) -> dict[str, A
     if run.folder.views.exists():
         with run.note_damage(run.folder.views), Image.open(run.folder.views) as file:
             found["views"] = file.convert("RGB")
+            found["views"].thumbnail((2000, 2000))
     if found["views"]:
         write_atomically(Path(f"{stem}views.png"), partial(shutil.copyfile, run.folder.views))
     if config.report.pictures:
         try:  # torch is imported only now: a page without pictures does not wait for it
             return found | importlib.import_module("simsiam.report.analysis").analyse_run(run, config, stem)
-        except ValueError as error:
+        except UserError as error:
             found["problem"] = error
     return found

@@ -134,3 +134,4 @@ class AblateOptions:
     def __post_init__(self) -> None:
         unknown = [name for name in self.variants if name not in VARIANTS]
         check(not unknown, f"--variants {' '.join(unknown)}: there are {', '.join(VARIANTS)}")
+        check(len(set(self.variants)) == len(self.variants), "--variants: give each variant once")

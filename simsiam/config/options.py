@@ -1,4 +1,4 @@
-"""Groups of options of a training: a group is a heading in `--help`, a field a flag, what stands at it its help.
+"""Groups of options: a group is a heading in `--help`, a field a flag, what stands at it its help.
 
 The range of an option stands on its field. Nothing here imports torch, so that `--help` answers at once.
 """
@@ -214,7 +214,8 @@ class DeviceOptions(AcceleratorOptions):
     """GPUs of this machine (on a CPU: processes) that share each batch."""
     num_nodes: Annotated[AtLeast1 | None, unset("M", "as many as torchrun or srun started it on"), MAY_CHANGE] = None
     """Machines that share each batch; torchrun or srun starts the same command on each."""
-    strategy: Annotated[Literal["auto", "ddp"], MAY_CHANGE] = "auto"  # Lightning's; auto is ddp for several devices.
+    strategy: Annotated[Literal["auto", "ddp"], MAY_CHANGE] = "auto"
+    """Lightning's strategy; auto is ddp for several devices."""
     precision: Precision = "auto"
     """auto is bf16 (mixed) on a GPU, and on a CPU that has it (avx512_bf16, amx_bf16); else 32. Kept on resuming."""
     compile: Annotated[bool, MAY_CHANGE] = True  # Compile the step and the augmentation (on a GPU).
@@ -244,8 +245,10 @@ class RunOptions:
     dry_run: Annotated[bool, NOT_KEPT] = False  # Print what would be trained and where it would write, and exit.
 
     def __post_init__(self) -> None:
+        check(len(set(self.seeds)) == len(self.seeds), "--seeds: give each seed once")
         check(not self.seeds or self.ckpt_dir is None, "--ckpt-dir resumes one run: drop --seeds")
         check(not (self.ckpt_dir and self.model_path), "--ckpt-dir resumes, --model-path starts anew: give one of them")
-        for name in (self.exp_name or "x", self.version or "x"):
-            plain = re.fullmatch(r"(?!\.\.?$)[^/\\]{1,100}", name) is not None
-            check(plain, f"--exp-name, --version: {name!r} is no plain name: too long, or with a slash")
+        for flag, value in (("--exp-name", self.exp_name or "x"), ("--version", self.version or "x")):
+            check(len(value) <= 100, f"{flag}: {len(value)} letters are too long for a folder's name")
+            plain = value not in (".", "..") and "/" not in value and "\\" not in value
+            check(plain, f"{flag} {value!r}: a plain name, without a slash")

@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
 from simsiam.config.options import DataOptions
-from simsiam.data.dataset import ImageDataset, Splits, make_blank_split
+from simsiam.data.dataset import ImageDataset, Splits, make_blank_split, take_first
 from utils.console import track_progress
 from utils.errors import UserError, check
 from utils.filesystem import lock_folder, write_atomically
@@ -37,7 +37,7 @@ def load_cifar(options: DataOptions) -> Splits:
     except (pickle.UnpicklingError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder}: not readable ({' '.join(str(error).split())})") from None
     train, test = splits
-    return train.first(options.train_images), test.first(options.test_images)
+    return take_first(options, train, test)
 
 
 def make_placeholders(options: DataOptions) -> Splits | None:
@@ -46,7 +46,7 @@ def make_placeholders(options: DataOptions) -> Splits | None:
         return None
     names = tuple(map(str, range(10 if options.dataset == "cifar10" else 100)))
     train, test = (make_blank_split(32, torch.zeros(n, dtype=torch.long), names) for n in (50_000, 10_000))
-    return train.first(options.train_images), test.first(options.test_images)
+    return take_first(options, train, test)
 
 
 def _locate(options: DataOptions) -> tuple[type[CIFAR10], Path]:
@@ -69,25 +69,28 @@ def _find_missing(source: type[CIFAR10], folder: Path) -> list[str]:
 
 
 def download_cifar(options: DataOptions) -> None:
-    """Download the data set unless it is there: one process at a time, checked, and only then put in place."""
+    """Download the data set unless it is there: under a lock, checked, and only then put in place."""
     root, (source, folder) = options.path, _locate(options)
     url, waiting = options.data_url or source.url, f"another process is downloading to {root}: waiting for it"
     if not (missing := _find_missing(source, folder)):
         return
     try:
         above = next(part for part in (root, *root.parents) if part.exists())  # a failure leaves no new folder
-        with lock_folder(above, waiting, wait=True), tempfile.TemporaryDirectory(prefix=".download-", dir=above) as new:
-            if not _find_missing(source, folder):
+        with lock_folder(above, waiting, wait=True), tempfile.TemporaryDirectory(prefix="simsiam-") as new:
+            if not (missing := _find_missing(source, folder)):
                 return
             archive = Path(new) / source.filename
             _fetch(url, archive)
-            check(check_integrity(archive, source.tgz_md5), "the archive's MD5 is not the published one")
+            if not check_integrity(archive, source.tgz_md5):
+                raise ValueError("the archive's MD5 is not the published one")
             with tarfile.open(archive) as tar:
                 for file in missing:  # and nothing else that the archive contains
                     content = tar.extractfile(f"{source.base_folder}/{file}")
                     if content is None:
                         raise ValueError(f"{file} in the archive is not a file")
                     write_atomically(folder / file, lambda partial, data=content.read(): partial.write_bytes(data))
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001  (a network and an archive fail in many ways)
         raise UserError(
             f"{folder}: {missing[0]} is missing; the download failed ({' '.join(str(error).split())}): name the data's "

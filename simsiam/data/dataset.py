@@ -50,8 +50,7 @@ class ImageDataset:
         return len(self.classes) > 1 and not bool((self.labels < 0).any())
 
     def first(self, n: int | None) -> "ImageDataset":
-        """The first n images, all if n is None; UserError if there are fewer."""
-        check(n is None or n <= len(self), f"--train-images or --test-images {n}: the split has {len(self)}")
+        """The first n images, all if n is None."""
         return replace(self, images=self.images[:n], labels=self.labels[:n])
 
     def at(self, places: Tensor) -> Tensor:
@@ -83,6 +82,15 @@ def make_blank_split(side: int, labels: Tensor, classes: tuple[str, ...]) -> Ima
     """An image of zeros for each label; they take no memory."""
     blank = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     return ImageDataset(blank.expand(len(labels), -1, -1, -1), labels, classes)
+
+
+def take_first(options: DataOptions, *splits: ImageDataset) -> Splits:
+    """As many images of the train and of the test split as are asked for; UserError if there are fewer."""
+    asked = {"--train-images": options.train_images, "--test-images": options.test_images}
+    for (flag, n), split in zip(asked.items(), splits, strict=True):
+        check(n is None or n <= len(split), f"{flag} {n}: the data set has {len(split)}")
+    train, test = (split.first(n) for split, n in zip(splits, asked.values(), strict=True))
+    return train, test
 
 
 def why_no_knn(train: ImageDataset, test: ImageDataset) -> str | None:

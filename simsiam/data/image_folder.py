@@ -32,6 +32,7 @@ from utils.errors import UserError, check
 from utils.filesystem import lock_folder, write_text
 
 DEFAULT_SIZE = 96  # side of the views: small enough for one GPU, and most images have as much to show
+SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 IMAGES, MANIFEST, UNREADABLE = "images.uint8", "manifest.jsonl", "unreadable"
 
 
@@ -43,7 +44,8 @@ def prepare_folder(options: DataOptions) -> None:
     facts = {"train": len(splits[0]), "labels": labels, "classes": list(splits[0].classes)}
     cache, side = _find_cache(options)
     bad = decode_images(cache, root, files, side, facts)
-    report_bad(bad, len(files) - len(bad), root, options.skip_bad_images)
+    closed = {path: why for folder in splits for path, why in folder.closed.items()}
+    report_bad({**closed, **bad}, len(files) - len(bad), root, options.skip_bad_images)
 
 
 def load_folder(options: DataOptions) -> Splits:
@@ -65,6 +67,8 @@ def _find_splits(options: DataOptions) -> list[ImageFolder]:
     used = parts[:2] if root / "train" in parts else [root]
     train, *_ = splits = [ImageFolder(part, "--data-dir") for part in used]
     classes = train.classes
+    named = [name for name in classes if name.lower() in SPLIT_NAMES and root / "train" not in parts]
+    check(not named, f"{root}: {', '.join(named)}: no class, it seems; a split is named train, val or test")
     strange = [name for name in classes if not name.isprintable()]
     check(not strange, f"{train.folder}: {strange[:3]!a}: no text, which the name of a class is: rename it")
     if classes and (loose := int((train.labels < 0).sum())):
@@ -87,7 +91,8 @@ def _find_cache(options: DataOptions) -> tuple[Path, int]:
     side = stored_side(options.image_size or DEFAULT_SIZE)
     what = f"{os.path.abspath(options.path)}\n{side}\n{options.train_images}\n{options.test_images}"
     name = hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()[:16]
-    return Path(options.cache_dir or "~/.cache/simsiam").expanduser() / name, side
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "simsiam"
+    return Path(options.cache_dir or usual).expanduser() / name, side
 
 
 # ---------------------------------------------------------------- the cache
@@ -105,6 +110,7 @@ def open_cache(folder: Path) -> Splits:
     labels = torch.tensor(manifest["labels"])[decoded]
     both = ImageDataset(images, labels, tuple(manifest["classes"]), on_disk=True, digest=digest)
     first = sum(i < manifest["train"] for i in decoded)
+    check(first > 0, f"{folder}: of the train images none can be read")
     return both.first(first), replace(both, images=images[first:], labels=labels[first:])
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from utils.console import print_line
-from utils.errors import UserError, check
+from utils.errors import check
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS: Pillow would run Ghostscript on it
@@ -25,15 +25,16 @@ class ImageFolder:
     """The images in a folder and below it, sorted by path; names that begin with a dot are skipped.
 
     `files` are paths relative to `folder`, `classes` the names of the sub-folders with images, `labels` (N,) the class
-    of each image, or -1 for those beside the sub-folders.
+    of each image, or -1 for those beside the sub-folders, `closed` the sub-folders that cannot be read, and why.
     """
 
     def __init__(self, folder: str | Path, flag: str = "--images") -> None:
         self.folder = Path(folder).expanduser()
         check(self.folder.is_dir(), f"{flag} {self.folder}: no such folder")
         self.files: list[Path] = []
+        self.closed: dict[Path, str] = {}
         seen: set[str] = set()
-        for where, subfolders, names in os.walk(self.folder, onerror=_refuse, followlinks=True):
+        for where, subfolders, names in os.walk(self.folder, onerror=self._note_closed, followlinks=True):
             if (real := os.path.realpath(where)) in seen:  # by a link to a folder that contains it
                 subfolders.clear()
                 continue
@@ -43,11 +44,15 @@ class ImageFolder:
             images = [below / name for name in names if not name.startswith(".")]
             self.files += [image for image in images if image.suffix.lower() in SUFFIXES]
         self.files.sort()
+        report_bad(self.closed if not self.files else {}, 0, self.folder, skip=False)
         check(bool(self.files), f"{flag} {self.folder}: no image in it ({' '.join(sorted(SUFFIXES))})")
         names = [file.parts[0] if len(file.parts) > 1 else "" for file in self.files]
         self.classes = tuple(sorted({*names} - {""}))
         label = {name: i for i, name in enumerate(self.classes)} | {"": -1}
         self.labels = torch.tensor([label[name] for name in names])
+
+    def _note_closed(self, error: OSError) -> None:
+        self.closed[Path(error.filename)] = str(error.strerror)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -62,14 +67,10 @@ class ImageFolder:
         for chunk in read_images(self.folder, self.files, size):
             bad |= {file: read for file, read in chunk if isinstance(read, str)}
             images = [read[0] for _, read in chunk if not isinstance(read, str)]
-            if images and (skip_bad or not bad):
+            if images and (skip_bad or not (bad or self.closed)):
                 yield torch.stack(images)
-        report_bad(bad, len(self) - len(bad), self.folder, skip_bad)
+        report_bad({**self.closed, **bad}, len(self) - len(bad), self.folder, skip_bad)
         self.keep([i for i, file in enumerate(self.files) if file not in bad])
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"{error.filename}: {error.strerror}: mend or remove it")
 
 
 def report_bad(bad: dict[Path, str], good: int, folder: Path, skip: bool) -> None:
@@ -77,7 +78,8 @@ def report_bad(bad: dict[Path, str], good: int, folder: Path, skip: bool) -> Non
     if bad:
         shown = "; ".join([f"{file} ({why})" for file, why in bad.items()][:3]) + "; ..." * (len(bad) > 3)
         what = f"{len(bad)} of {len(bad) + good} images in {folder} cannot be read: {shown}"
-        check(skip and good > 0, f"{what}. Mend or remove them, or give --skip-bad-images")
+        check(skip, f"{what}. Mend or remove them, or give --skip-bad-images")
+        check(good > 0, what)
         print_line(f"left out: {what}")
 
 

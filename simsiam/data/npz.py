@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from simsiam.config.options import DataOptions
-from simsiam.data.dataset import ImageDataset, Splits
+from simsiam.data.dataset import ImageDataset, Splits, take_first
 from utils.errors import UserError, check
 
 KEYS = ("x_train", "y_train", "x_test", "y_test", "classes")
@@ -45,7 +45,7 @@ def load_arrays(options: DataOptions) -> Splits:
     check(train.side == test.side, f"{file}: x_train is {train.side} pixels wide, x_test {test.side}")
     strange = sorted({*test.labels.tolist()} - {*train.labels.tolist(), -1})
     check(not strange, f"{file}: label {strange[:1]} of y_test is not in y_train")
-    return train.first(options.train_images), test.first(options.test_images)
+    return take_first(options, train, test)
 
 
 def _read_images(file: Path, name: str, x: np.ndarray) -> torch.Tensor:

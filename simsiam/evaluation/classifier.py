@@ -86,7 +86,7 @@ def train_classifier(
         if (step + 1) % batches:
             continue
         if not all(bool(value.isfinite().all()) for value in (figures, *parameters)):
-            raise RunFailure("the loss or a weight is not finite: lower the learning rates; no figures were kept", 4)
+            raise RunFailure("the loss or a weight is not finite: lower the learning rates; no figure of it is kept", 4)
         if (epoch + 1) % max(1, recipe.epochs // LINES) == 0:
             mean_loss, accuracy = (figures / batches).tolist()
             print_line(f"epoch {epoch + 1}/{recipe.epochs}  loss {mean_loss:.4f}  train {accuracy:.2f} %")

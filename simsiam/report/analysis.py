@@ -1,11 +1,13 @@
 """What a checkpoint shows: nearest neighbours, accuracy and confusion of classes, a map of its features."""
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from simsiam.config.commands import Evaluation, Report
@@ -42,7 +44,9 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
 
     charts = []
     if why_no_knn(train, test) is None:
-        options = MonitorOptions(**{name: run.settings[name] for name in ("knn_k", "knn_t") if name in run.settings})
+        options = MonitorOptions()
+        with suppress(ValidationError, KeyError):
+            options = MonitorOptions(knn_k=run.settings["knn_k"], knn_t=run.settings["knn_t"])
         k = min(options.knn_k, len(bank))
         predicted = knn_predict(queries, bank, train.labels, len(names), k, options.knn_t)
         counts = confusion(predicted, test.labels, len(names)).numpy()

@@ -1,4 +1,4 @@
-"""Reads what runs left behind. Files may hold anything: one that is damaged or missing is left out, and noted."""
+"""Reads what runs left behind. Files may hold anything: what cannot be read is left out, and noted."""
 
 import json
 import re
@@ -30,11 +30,10 @@ def printable(value: Any) -> str:
     return UNPRINTABLE.sub("\ufffd", str(value))
 
 
-def number(value: Any) -> float:
-    """A figure of a file; an exception for what is none, such as text or NaN."""
-    if not abs(figure := float(value)) < 1e12:
-        raise ValueError
-    return figure
+def numbers(row: Any) -> dict[str, float]:
+    """The figures of a mapping; what is none, such as text or NaN, is left out."""
+    known = row.items() if isinstance(row, dict) else ()
+    return {str(name): y for name, y in known if type(y) in (int, float) and abs(y) < 1e12}
 
 
 @dataclass
@@ -87,39 +86,37 @@ def read_run(path: Path) -> Run:
     check(path.is_dir(), f"{path}: no such folder")
     check(folder.config.exists() or folder.metrics.exists(), f"{path} is not the folder of a run")
     with run.note_damage(folder.config):
-        content = yaml.safe_load(folder.config.read_text())
-        run.settings = {str(name): value for name, value in content["settings"].items()}
-        resolved = content["resolved"]
+        content = yaml.safe_load(folder.config.read_text(errors="replace"))
+        resolved, versions = content.get("resolved") or {}, content.get("versions") or {}
         chosen = {name: resolved[name] for name in ("precision", "devices") if name in resolved}
-        run.machine = {**resolved.get("hardware", {}), **chosen, **content["versions"]}
+        run.machine = {**(resolved.get("hardware") or {}), **chosen, **versions}
+        run.settings = {str(name): value for name, value in content["settings"].items()}
         if digest := resolved.get("images"):  # of a person's own: which they are
             run.settings["images"] = f"of {Path(run.settings['data_dir']).name} ({digest:.8})"
     with run.note_damage(folder.metrics):
-        known = ({name: y for name, y in row.items() if y is not None} for row in folder.rows())
-        run.rows += [{name: number(y) for name, y in row.items()} for row in known if row["epoch"] > 0]
+        run.rows += [row for row in map(numbers, folder.rows()) if row.get("epoch", 0) > 0]
     if folder.summary.exists():
         with run.note_damage(folder.summary):
-            untrained = json.loads(folder.summary.read_text()).get("kNN_untrained")
-            run.rows[0] |= {"kNN_accuracy": number(untrained)} if untrained is not None else {}
+            untrained = json.loads(folder.summary.read_text(errors="replace")).get("kNN_untrained")
+            run.rows[0] |= numbers({"kNN_accuracy": untrained})
     for file in sorted(folder.results.glob("*/summary.json")):
         with run.note_damage(file):
-            run.accuracies |= read_accuracies(file.parent.name, json.loads(file.read_text()))
+            run.accuracies |= read_accuracies(file.parent.name, json.loads(file.read_text(errors="replace")))
     return run
 
 
 def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[float]]:
     """What the commands knn, linear and finetune measured, of finetune one for each seed."""
-    found = {}
-    for row in content.get("table", ()):
-        weight = "" if row["k"] == 1 else f", T {row['temperature']}"
-        found[f"kNN, {row['features']} features, k {row['k']}{weight}"] = [number(row["accuracy"])]
-    if "test_accuracy" in content:
-        counts = [plural(content.get("labels") or content["train_images"], "label")]
-        if "seeds" in content:
-            counts.append(plural(content["settings"]["epochs"], "epoch"))
-        measured = content.get("seeds") or {"": content["test_accuracy"]}
-        found[", ".join([name.replace("_", " "), *counts])] = [number(y) for y in measured.values()]
-    return found
+    measured = {}
+    for row in (row for row in content.get("table", ()) if "accuracy" in numbers(row)):
+        weight = "" if row.get("k") == 1 else f", T {row.get('temperature')}"
+        measured[f"kNN, {row.get('features')} features, k {row.get('k')}{weight}"] = [row["accuracy"]]
+    labels = content.get("labels") or content.get("train_images")
+    epochs = content["settings"].get("epochs") if "finetune" in name else None
+    counts = [plural(count, what) for count, what in ((labels, "label"), (epochs, "epoch")) if count]
+    if seeds := [*numbers(content.get("seeds") or {"": content.get("test_accuracy")}).values()]:
+        measured[", ".join([name.replace("_", " "), *counts])] = seeds
+    return measured
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -169,7 +166,7 @@ def summarize(values: Sequence[float], form: str = ".2f") -> str:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Seeds of the same settings together; a group is named by the settings that differ, else by its runs."""
+    """Seeds of the same settings together; groups are named by the settings that differ, or by their runs."""
     found: list[list[Run]] = []
     for run in runs:
         group = next((group for group in found if run.is_further_seed(group)), None)
@@ -182,11 +179,12 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     labels = [describe_settings({name: k[name] for name in names if name in k}) for k in known]
     groups = []
     for i, members in enumerate(found):
-        told = known[i] and names and labels.count(labels[i]) == 1
-        own = labels[i] if told else ", ".join(run.name for run in members)
+        told = [labels[i]] if known[i] and names else []
+        if not told or labels.count(labels[i]) > 1:
+            told += [run.name for run in members]
         seeds = f" (mean of {len(members)} seeds)" * (len(members) > 1)
         mark = f"{ascii_uppercase[i % 26]}{i // 26 or ''}" * (len(found) > 1)
-        groups.append(Group(members, i, mark, printable(own + seeds)))
+        groups.append(Group(members, i, mark, printable(", ".join(told) + seeds)))
     return groups
 
 

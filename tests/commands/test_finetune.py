@@ -90,9 +90,10 @@ def test_head_and_backbone_have_their_own_rates_and_both_fall_to_zero(
 
     hook = register_optimizer_step_pre_hook(note_rates)
     flags = ["--results-dir", str(tmp_path), "--learning-rate", "0.2", "--head-learning-rate", "0.5", *FINETUNE]
-    status = program("finetune", "--checkpoint", str(trained), *flags, "--epochs", "20")[0]
-    hook.remove()
-    assert status == 0
+    try:
+        assert program("finetune", "--checkpoint", str(trained), *flags, "--epochs", "20")[0] == 0
+    finally:
+        hook.remove()
     assert len(seen) == 20 and seen[0] == [0.5, 0.2]
     for head, backbone in seen:
         assert head == pytest.approx(2.5 * backbone)

@@ -263,7 +263,7 @@ def test_a_class_without_permission_is_named() -> None:
         process = Started(as_nobody, flags)
         _, err = process.communicate()
         assert process.returncode == 2 and err.count("\n") == 1, err
-        assert "zigzag: Permission denied: mend or remove it" in err
+        assert "zigzag (Permission denied). Mend or remove them" in err
 
 
 def test_no_folder_and_an_empty_one_are_answered_in_one_line(own: Program, tmp_path: Path) -> None:

@@ -76,6 +76,22 @@ def test_a_name_that_is_no_text_is_a_name(own: Program, tmp_path: Path) -> None:
     assert own(tmp_path / "photos")[0] == 0
 
 
+def test_splits_of_other_names_are_not_taken_for_classes(own: Program, tmp_path: Path) -> None:
+    for split in ("Train", "Val"):
+        write_images(tmp_path / "photos", patterns(60), "{split}/{name}/{i}.png", split=split)
+    status, _, err = own(tmp_path / "photos")
+    assert status == 2 and err.count("\n") == 1 and "Train, Val: no class, it seems" in err
+
+
+def test_test_images_alone_are_nothing_to_train_on(own: Program, tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", patterns(20), "val/{name}/{i}.png")
+    for folder in (tmp_path / "photos" / "val").iterdir():
+        (tmp_path / "photos" / "train" / folder.name).mkdir(parents=True)
+        (tmp_path / "photos" / "train" / folder.name / "1.png").write_text("no image")
+    status, _, err = own(tmp_path / "photos", "--skip-bad-images")
+    assert status == 2 and err.count("\n") == 1 and "of the train images none can be read" in err
+
+
 def test_a_run_does_not_write_its_pictures_among_the_images(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path, patterns(60), "{i}.png")
     status, _, err = own(tmp_path)

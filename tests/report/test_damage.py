@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from simsiam.report.records import read_run
 from tests.helpers import Program
@@ -112,6 +113,25 @@ def test_a_results_file_may_hold_anything(run: Path) -> None:
     ):
         (run / "results" / "knn" / "summary.json").write_text(json.dumps(content))
         assert read_run(run).accuracies == {}, content
+    rows = [3, {"accuracy": "high"}, {"features": "backbone", "k": 1, "accuracy": 50}]
+    (run / "results" / "knn" / "summary.json").write_text(json.dumps({"table": rows}))
+    assert read_run(run).accuracies == {"kNN, backbone features, k 1": [50]}
+
+
+def test_an_odd_value_costs_no_more_than_itself(run: Path) -> None:
+    rows = [{"epoch": 1, "train_loss": "low", "z_std": 1.0}, ["row"], {"epoch": "2"}, {"epoch": 2, "z_std": 0.9}]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (run / "config.yaml").write_bytes(b"settings:\n  data_dir: d\xe9ta\n  epochs: 2\nversions: 3\n")
+    found = read_run(run)
+    assert found.rows[1:] == [{"epoch": 1, "z_std": 1.0}, {"epoch": 2, "z_std": 0.9}]
+    assert found.settings == {} and found.notes == ["config.yaml is damaged or missing"]
+    (run / "config.yaml").write_bytes(b"settings:\n  data_dir: d\xe9ta\n  epochs: 2\n")
+    assert read_run(run).settings == {"data_dir": "d\ufffdta", "epochs": 2}
+
+
+def test_a_picture_of_views_may_be_of_any_width(run: Path, program: Program) -> None:
+    Image.new("RGB", (17_000, 100)).save(run / "views.png")
+    assert program("report", str(run), "--no-pictures")[0] == 0
 
 
 def test_its_help_teaches(program: Program) -> None:

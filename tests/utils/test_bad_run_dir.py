@@ -10,6 +10,8 @@ import pytest
 
 from simsiam import load_backbone
 from tests.helpers import PAGE, SMALL, Program, is_announcement, rows, same_weights
+from utils.filesystem import is_locked
+from utils.run_dir import RunDirectory
 
 
 def damaged(file: str, content: bytes) -> Callable[[Path], object]:
@@ -98,3 +100,13 @@ def test_what_the_run_mends_by_itself(
     assert summary == json.loads((trained / "summary.json").read_text())
     load_backbone(unfinished)
     assert not list(unfinished.rglob("*.partial"))
+
+
+def test_a_run_whose_folder_was_removed_keeps_others_out_of_the_new_one(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.lock():
+        run.create({"settings": {}})
+        shutil.rmtree(run.path)
+        run.write_rows([])
+        assert is_locked(run.path) and run.config.exists()
+    assert not is_locked(run.path)
