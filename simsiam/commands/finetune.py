@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -121,7 +120,7 @@ def finetune_seed(
         backbone_rate=options.learning_rate or (0.3 if scratch else 0.03),
         momentum=options.momentum,
         weight_decay=options.weight_decay,
-        largest_gradient=math.inf if scratch else LARGEST_GRADIENT,
+        largest_gradient=None if scratch else LARGEST_GRADIENT,
     )
     steps = train_classifier(backbone.to(context.device), head, context.train, chosen, recipe)
     tuned = context.with_backbone(backbone)

@@ -5,6 +5,8 @@ import pickle
 import tarfile
 import tempfile
 import urllib.request
+import zlib
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,7 @@ def download_cifar(options: DataOptions) -> None:
                     write_atomically(folder / file, lambda partial, data=content.read(): partial.write_bytes(data))
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001  (a network and an archive fail in many ways)
+    except (OSError, ValueError, KeyError, EOFError, tarfile.TarError, zlib.error, HTTPException) as error:
         raise UserError(
             f"{folder}: {missing[0]} is missing; the download failed ({' '.join(str(error).split())}): name the data's "
             f"folder with --data-dir, or by --data-url a mirror of {url} or the archive as file:///PATH, or go without "

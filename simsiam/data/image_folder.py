@@ -138,7 +138,8 @@ def _update(folder: Path, root: Path, files: Sequence[Path], side: int, facts: d
     old, done = _read_manifest(folder)
     if old != manifest:
         done = []
-    unreadable = [file for file, line in zip(files, done, strict=False) if line == UNREADABLE]
+    recorded = zip(files, done, strict=False)  # of an interrupted decoding, the first files alone
+    unreadable = [file for file, line in recorded if line == UNREADABLE]
     bad = {file: why for file in unreadable if isinstance(why := try_to_read(root / file, side), str)}
     if not done or len(bad) < len(unreadable):  # one can be read now, as after a chmod, which changes no time of it
         done, bad = [], {}

@@ -35,7 +35,7 @@ class Recipe:
     backbone_rate: float | None = None  # None freezes the backbone: no gradient, and BN keeps its statistics too
     momentum: float = 0.9
     weight_decay: float = 0.0
-    largest_gradient: float = math.inf  # its norm is limited to this
+    largest_gradient: float | None = None  # its norm is limited to this
 
     def sampler(self, n: int, epoch: int, device: torch.device) -> EpochSampler:
         """The batches of an epoch of n images."""
@@ -68,17 +68,20 @@ def train_classifier(
     steps, n = batches * recipe.epochs, batches * recipe.epochs * samplers[0].batch_size
     schedule, dtype = warmup_cosine(optimizer, 0, steps), DTYPES[recipe.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    statistics = torch.tensor(backbone.mean, device=device), torch.tensor(backbone.std, device=device)
     figures = torch.zeros(2, device=device)  # sums over the epoch of the loss and of the train accuracy
     for step, places in enumerate(track_progress(chain.from_iterable(samplers), n, "images trained on")):
         epoch, indices = step // batches, chosen[places]
-        labels, x = images.labels[indices], crop_and_flip(images, indices, backbone, recipe, epoch)
+        x = crop_and_flip(images, indices, *statistics, backbone.image_size, recipe, epoch)
+        labels = images.labels[indices]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = head((backbone(x).float() - center) / spread).float()
             loss = cross_entropy(logits, labels)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(parameters, recipe.largest_gradient)
+        if recipe.largest_gradient is not None:
+            nn.utils.clip_grad_norm_(parameters, recipe.largest_gradient)
         scaler.step(optimizer)
         scaler.update()
         schedule.step()
@@ -95,10 +98,10 @@ def train_classifier(
     return steps
 
 
-def crop_and_flip(images: ImageDataset, indices: Tensor, backbone: ResNet, recipe: Recipe, epoch: int) -> Tensor:
+def crop_and_flip(
+    images: ImageDataset, indices: Tensor, mean: Tensor, std: Tensor, size: int | None, recipe: Recipe, epoch: int
+) -> Tensor:
     """Views (B, 3, S, S) of the images at `indices` (B,), a pure function of (seed, epoch, index)."""
-    assert backbone.image_size is not None
-    policy, size = Policy(crop_scale=recipe.crop_scale, jitter=0, grayscale=0), min(backbone.image_size, images.side)
-    mean, std = (torch.tensor(x, device=indices.device) for x in (backbone.mean, backbone.std))
-    how: dict[str, Any] = {"policy": policy, "mean": mean, "std": std, "size": size}
+    policy = Policy(crop_scale=recipe.crop_scale, jitter=0, grayscale=0)
+    how: dict[str, Any] = {"policy": policy, "mean": mean, "std": std, "size": min(size or images.side, images.side)}
     return augment(images.at(indices), indices, seed=recipe.seed, epoch=epoch, view=0, **how)

@@ -12,6 +12,7 @@ from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 import yaml
+from PIL import Image
 
 from simsiam.config.commands import DEFAULTS, settings_that_matter
 from simsiam.config.options import is_collapsed
@@ -22,6 +23,8 @@ from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
 
 GENERATOR = "SimSiam report"  # of the page's <meta name="generator">
+DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, SyntaxError, yaml.YAMLError)
+DAMAGE += (Image.DecompressionBombError,)  # what reading a file raises that may hold anything
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
@@ -75,7 +78,7 @@ class Run:
     def note_damage(self, file: Path) -> Iterator[None]:
         try:
             yield
-        except Exception:  # noqa: BLE001  (a file that holds anything raises whatever comes)
+        except DAMAGE:
             self.notes.append(f"{file.relative_to(self.folder.path)} is damaged or missing")
 
 

@@ -46,7 +46,7 @@ def test_views_are_crops_and_flips_alone_normalised_as_the_checkpoint_says() -> 
     pixels = torch.randint(0, 256, (200, 1, 1, 1), dtype=torch.uint8).expand(200, 3, 16, 16)  # of one grey each
     images, backbone = ImageDataset(pixels, torch.arange(200), ("a",)), small_backbone(16)
     order = torch.arange(200).flip(0)
-    views = crop_and_flip(images, order, backbone, recipe(200, crop_scale=0.2), epoch=3)
-    mean, std = (torch.tensor(x)[:, None, None] for x in (backbone.mean, backbone.std))
+    mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
+    views = crop_and_flip(images, order, mean, std, backbone.image_size, recipe(200, crop_scale=0.2), epoch=3)
     # no jitter and no grayscale: a grey image stays what it is, whatever the crop
-    torch.testing.assert_close(views, (pixels[order] / 255 - mean) / std)
+    torch.testing.assert_close(views, (pixels[order] / 255 - mean[:, None, None]) / std[:, None, None])
