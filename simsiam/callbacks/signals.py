@@ -20,8 +20,9 @@ REQUEUE = signal.SIGUSR1  # SLURM's, before it takes the machine away
 class SignalCallback(pl.Callback):
     """Notes SIGTERM, SIGINT or SIGHUP in `received`, for the checkpoint callback to save and end the run.
 
-    A second SIGINT ends the process at once. With several processes, a signal to any of them ends all. Lightning's own
-    handler of SIGUSR1, if SLURM runs the job, becomes `requeue`, to be called between two steps.
+    A second SIGINT ends the process at once. With several processes, a signal to any of them ends all. After an
+    exception, which ends the run anyway, signals are still only noted. Lightning's own handler of SIGUSR1, if SLURM
+    runs the job, becomes `requeue`, to be called between two steps.
     """
 
     def __init__(self) -> None:
@@ -43,9 +44,6 @@ class SignalCallback(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         while self.former:
             signal.signal(*self.former.popitem())
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self.on_train_end(trainer, pl_module)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received:
