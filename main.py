@@ -97,8 +97,9 @@ def ignore_full_disk(failed: threading.ExceptHookArgs) -> None:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    for number in DEFAULTS:  # all is said and saved: a signal ends what is left, without a word
-        signal.signal(number, signal.SIG_IGN if signal.getsignal(number) is signal.SIG_IGN else signal.SIG_DFL)
-    gc.freeze()  # else Python looks for garbage in all of torch, which takes more than a second
-    sys.exit(status)
+    try:
+        sys.exit(main(sys.argv[1:]))
+    finally:
+        for number in DEFAULTS:  # all is said and saved: a signal ends what is left, without a word
+            signal.signal(number, signal.SIG_IGN if signal.getsignal(number) is signal.SIG_IGN else signal.SIG_DFL)
+        gc.freeze()  # else Python looks for garbage in all of torch, which takes more than a second

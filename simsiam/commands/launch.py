@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from tempfile import TemporaryDirectory
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -86,7 +87,8 @@ def launch(processes: int, command: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     engine = (f"--nproc-per-node={processes}", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")
     try:
-        run(parse_args([*engine, "--local-addr=127.0.0.1", "--no-python", *command]))
+        with TemporaryDirectory() as logs:  # the engine would leave its empty folders
+            run(parse_args([*engine, f"--log-dir={logs}", "--local-addr=127.0.0.1", "--no-python", *command]))
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:

@@ -114,10 +114,8 @@ def draw_curves(groups: Sequence[Group], folder: Path) -> list[dict[str, str]]:
     for column, (axis, from_zero, caption) in CURVES.items():
         if shown := [group for group in groups if group.curve(column)[0]]:
             ends = [f"{group.mark or group.label} ends at {group.curve(column)[1][-1]:.4g}" for group in shown]
-            draw, alt = (
-                partial(figures.draw_curves, shown, column, axis, from_zero),
-                f"{axis} by epoch: {', '.join(ends)}.",
-            )
+            draw = partial(figures.draw_curves, shown, column, axis, from_zero)
+            alt = f"{axis} by epoch: {', '.join(ends)}."
             charts.append(figures.render_chart(draw, f"{folder}/{column}.png", f"{axis} by epoch: {caption}", alt))
     return charts
 
