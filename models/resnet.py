@@ -19,8 +19,6 @@ from torchvision.models import resnet as torchvision_resnet
 from models.batch_norm import BatchNorm2d
 
 STEMS = ("cifar", "imagenet")
-
-
 TELL_STATISTICS = "train with SimSiam(mean=..., std=..., image_size=...), or set .statistics = mean, std"
 NARROW = 8  # channels: in channels_last, oneDNN's backward of a 1x1 convolution of stride 2 from so few corrupts memory
 

@@ -17,8 +17,6 @@ from utils.philox import uniform
 CROP_TRIES = 10  # as in torchvision: then the largest central crop of a fitting shape
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbers for them
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
-
-
 Policy = AugmentOptions  # the distribution of views
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers import ROOT
 
-MOST_LINES, MOST_FILES, MOST_PROGRAM_LINES = 300, 12, 7067
+MOST_LINES, MOST_FILES, MOST_PROGRAM_LINES = 300, 12, 7066
 
 # From the top down: a module may import from its own room and from those below.
 FLOORS = (

@@ -6,6 +6,7 @@ A group is a field of the command's dataclass and a heading in `--help`; its fie
 
 import difflib
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, fields, is_dataclass
@@ -117,7 +118,10 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
     with _errors.on_parse_error(lambda event: _refuse(event, rules)):
         parsed: Command = tyro.cli(flat, args=args, prog=prog, description=getdoc(command), default=default)  # pyright: ignore
     for name, value in flatten(parsed).items():
-        check(value != "", f"{to_flag(name)}: an empty name; leave the flag out")
+        for text in value if isinstance(value, list) else [value]:
+            check(text != "", f"{to_flag(name)}: an empty name; leave the flag out")
+            lost = str(text).startswith("~") and os.path.expanduser(text) == text
+            check(not lost, f"{to_flag(name)} {text}: there is no such home folder")
     return parsed
 
 
@@ -172,7 +176,7 @@ def _read_config(command: type[Command], args: list[str], rules: dict[str, Rule]
     values += [after for flag, after in itertools.pairwise(args) if flag == "--config"]
     if not values:
         return None
-    file = Path(values[-1]).expanduser()
+    file = Path(os.path.expanduser(values[-1]))
     try:
         settings = yaml.safe_load(file.read_text())["settings"].items()
         taken = {name: value for name, value in settings if rules.get(name, PLAIN) < NOT_INHERITED}

@@ -65,15 +65,13 @@ class MetricsRecorder(pl.Callback):
         if not math.isfinite(loss):
             raise not_finite(f"the loss is {loss}", trainer.current_epoch + 1, self.run)
         rate, speed = trainer.optimizers[0].param_groups[0]["lr"], self.images_per_second
-        metrics = {"learning_rate": rate, "perf/images_per_second": speed}
+        means, metrics = {"train_loss": loss, "z_std": z_std}, {"learning_rate": rate, "perf/images_per_second": speed}
         pl_module.log_dict(metrics)
         for logger in trainer.loggers:
             if isinstance(logger, ResilientTensorBoardLogger):  # Lightning logs only after the epoch's checkpoint
-                logger.log_metrics(
-                    {"train_loss": loss, "z_std": z_std} | self.knn.latest | metrics, trainer.global_step - 1
-                )
-        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "train_loss": loss, "z_std": z_std}
-        row |= self.knn.latest | {"learning_rate": rate}
+                logger.log_metrics(means | self.knn.latest | metrics, trainer.global_step - 1)
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        row |= means | self.knn.latest | {"learning_rate": rate}
         row |= {"images_per_second": round(speed, 1), "seconds": round(self._seconds_of_epoch(), 3)}
         self.rows.append(row)
         try:

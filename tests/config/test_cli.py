@@ -198,8 +198,10 @@ BAD_FLAGS = {
     "--dataset cifar10 --dry-run --train-images 60000 --data-dir /no/such": "has 50000",
     "--ckpt-dir a --model-path b": "one of them",
     "--ckpt-dir /no/such/file": "no such file",
+    "--save-dir ~nosuch/runs": "no such home folder",
     "--model-path /no/such/file": "no such file",
     "--config /no/such/file": "No such file",
+    "--config ~nosuch/file": "No such file",
     "--precision 16": "GPU",
     "--dataset cifar10 --data-dir /no/such --data-url http://127.0.0.1:9/x": "--dataset patterns",
 }
