@@ -121,7 +121,7 @@ def _streams_folder() -> str:
 def _run(function: Callable[[list[str]], int], args: list[str], environment: dict[str, str], files: list[Path]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = ["main.py", *args]
+    sys.argv, tempfile.tempdir = ["main.py", *args], None
     for descriptor, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
     for number, handler in main.DEFAULTS.items():

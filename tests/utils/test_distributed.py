@@ -166,12 +166,14 @@ def test_the_command_that_started_them_passes_a_signal_on_and_one_process_may_go
 
 @pytest.mark.slow("two fresh starts; that the death of one ends the other is a quick test")
 def test_the_command_that_started_them_says_in_one_line_that_one_was_killed(tmp_path: Path) -> None:
-    process = start_two("run", tmp_path, "--devices", "2")
+    (temporary := tmp_path / "temporary").mkdir()
+    process = start_two("run", tmp_path, "--devices", "2", TMPDIR=str(temporary))
     wait_for_epochs(process, tmp_path / "runs" / "run", 3)
     os.kill(children(process)[-1], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL and err.count("\n") == 1, err
     assert "process 2 of 2 was ended by SIGKILL" in err and "the same command goes on" in err
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize(
