@@ -19,20 +19,17 @@ from utils.cli import from_settings
 
 STUB = """
 import json, os, signal, sys
+stopping = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+signal.pthread_sigmask(signal.SIG_BLOCK, stopping)  # one that comes before `sigwait` waits for it
 flags = dict(flag.split("=", 1) for flag in sys.argv[1:] if "=" in flag)
 name, folder = flags["--exp-name"], flags["--save-dir"]
-
-def stop(number, frame):
-    print(f"main.py: {name} stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
-    os._exit(128 + number)
-
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    signal.signal(number, stop)
-open(f"{folder}/{name}.pid", "w").write(str(os.getpid()))
 statuses = json.loads(os.environ["STATUSES"])
-while name not in statuses:
-    signal.pause()
-sys.exit(statuses[name])
+open(f"{folder}/{name}.pid", "w").write(str(os.getpid()))
+if name in statuses:
+    sys.exit(statuses[name])
+number = signal.sigwait(stopping)
+print(f"main.py: {name} stopped by {number.name}", file=sys.stderr)
+sys.exit(128 + number)
 """  # ends with the status that it is given, or waits for a signal
 
 
