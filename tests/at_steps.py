@@ -16,6 +16,10 @@ import main
 from tests.helpers import SMALL, Started
 
 Events = Mapping[int, Sequence[str | Path]]  # by step of SGD, counted from 1
+LONG = (  # beside SMALL: six steps an epoch, a checkpoint every twelve
+    *("--train-images", "60", "--batch-size", "10", "--epochs", "6"),
+    *("--checkpoint-every", "2", "--knn-every", "2", "--image-schedule", "16:2", "24:2"),
+)
 
 
 def run_with_events(args: list[str]) -> int:
@@ -56,3 +60,7 @@ def start_small_with_events(name: str, tmp_path: Path, events: Events, *flags: s
     """A run of SMALL in tmp_path/runs/NAME, with events."""
     where = ("--save-dir", str(tmp_path / "runs"), "--exp-name", name)
     return start_with_events(events, *SMALL, *where, *flags, **environment)
+
+
+def steps_saved(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["global_step"]

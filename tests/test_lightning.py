@@ -21,8 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from simsiam import CollapseMonitor, KNNMonitor, SimSiam, ViewsDataModule, load_backbone
 from simsiam.evaluation.metrics import rankme
-from simsiam.loss import D
-from tests.helpers import ROOT, Program, Started, rows, summary, torchrun_environments
+from tests.helpers import ROOT, Program, Started, summary, torchrun_environments
 from utils.errors import UserError
 from utils.knn import knn_predict
 
@@ -297,55 +296,3 @@ def test_a_utils_module_of_ones_own_gives_a_sentence(tmp_path: Path) -> None:
     code = "try:\n    from simsiam import SimSiam\nexcept ImportError as error:\n    print(error)\n"
     said = run_script(tmp_path, code)
     assert f"simsiam needs its own package 'utils', but Python finds {tmp_path / 'utils.py'}" in said
-
-
-def test_the_cosine_keeps_float64() -> None:
-    p, z = torch.randn(2, 8, 5, dtype=torch.float64)
-    expected = -nn.functional.cosine_similarity(p, z, dim=1).mean()
-    assert D(p, z).dtype == torch.float64 and abs(D(p, z) - expected) < 1e-15
-    assert D(p.bfloat16(), z.bfloat16()).dtype == torch.float32
-
-
-def test_rankme_is_the_effective_rank_by_singular_values() -> None:
-    features = torch.randn(300, 16) @ torch.diag(torch.logspace(0, -2, 16))
-    p = torch.linalg.svdvals(features.double())
-    p = p / p.sum()
-    assert rankme(features) == pytest.approx(float((-(p * p.log()).sum()).exp()), rel=1e-4)
-    assert rankme(torch.randn(300, 1) @ torch.randn(1, 16)) == pytest.approx(1, abs=1e-3)
-
-
-LOGGERS = ["--dataset", "patterns", "--train-images", "100", "--test-images", "50", "--knn-k", "5", "--epochs", "2"]
-LOGGERS += ["--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"]
-LOGGERS += ["--accelerator", "cpu", "--exp-name", "run", "--logger"]
-
-
-@pytest.mark.slow("starts the processes of wandb and mlflow; csv and TensorBoard are quick tests")
-def test_main_logs_to_wandb_and_mlflow_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport main\nsys.exit(main.main(sys.argv[1:]))\n"
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    run_script(tmp_path, code, *LOGGERS, "wandb", "mlflow")
-    run = tmp_path / "runs" / "run"
-    (kNN,) = run.glob("mlruns/*/*/metrics/kNN_accuracy")
-    points = [float(line.split()[1]) for line in kNN.read_text().splitlines()]
-    assert points == [summary(run)["kNN_untrained"], *(row["kNN_accuracy"] for row in rows(run))]
-    (recorded,) = run.glob("wandb/offline-run-*/*.wandb")
-    assert b"kNN_accuracy" in recorded.read_bytes() and not list(run.glob("events*"))
-
-
-def test_main_logs_to_csv_instead_of_tensorboard(tmp_path: Path, program: Program) -> None:
-    status, _, err = program(*LOGGERS, "csv")
-    run = tmp_path / "runs" / "run"
-    table = list(csv.DictReader((run / "csv" / "version_0" / "metrics.csv").read_text().splitlines()))
-    assert (status, err) == (0, "") and not list(run.glob("events*"))
-    assert [float(row["train_loss"]) for row in table if row["train_loss"]] == pytest.approx(
-        [row["train_loss"] for row in rows(run)]
-    )
-
-
-def test_a_logger_that_is_not_installed_says_what_to_install(
-    program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    status, _, err = program(*LOGGERS, "mlflow")
-    assert status == 2 and err == "main.py: --logger mlflow: it is not installed: pip install mlflow\n"
-    assert not (tmp_path / "runs" / "run" / "config.yaml").exists()

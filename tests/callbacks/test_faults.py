@@ -5,9 +5,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,25 +17,10 @@ from simsiam.callbacks.checkpoint import BackgroundCheckpointIO, CheckpointCallb
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.callbacks.signals import SignalCallback
-from tests.at_steps import run_with_events, start_small_with_events
+from tests.at_steps import LONG, run_with_events, start_small_with_events, steps_saved
 from tests.benchmarks import faults
 from tests.helpers import SMALL, Program, Started, rows, same_run, same_weights, start_small, wait_for
 from utils.run_dir import RunDirectory
-
-LONG = (  # six steps an epoch
-    *("--train-images", "60", "--batch-size", "10", "--epochs", "6"),
-    *("--checkpoint-every", "2", "--knn-every", "2", "--image-schedule", "16:2", "24:2"),
-)
-
-
-@pytest.fixture(scope="session")
-def undisturbed(made: Callable[..., Path]) -> Path:
-    def fill(folder: Path) -> None:
-        process = start_small("run", folder, *LONG)
-        _, err = process.communicate()
-        assert (process.returncode, err) == (0, "")
-
-    return made("undisturbed", fill) / "runs" / "run"
 
 
 def killed_in_a_save(args: list[str]) -> int:
@@ -81,10 +64,6 @@ def test_a_run_killed_again_and_again_is_the_same_run(undisturbed: Path, tmp_pat
     out, err = again.communicate()
     assert (again.returncode, err) == (0, "") and "resumed from" in out
     assert same_run(run, undisturbed) and not list(run.rglob("*.partial"))
-
-
-def steps_saved(checkpoint: Path) -> int:
-    return torch.load(checkpoint, weights_only=True)["global_step"]
 
 
 @pytest.mark.slow("kills at random moments, as long as it takes; a quick test kills at the moments that matter")
@@ -166,88 +145,6 @@ def test_slurms_signal_requeues_the_run_which_goes_on(undisturbed: Path, tmp_pat
     out, err = again.communicate()
     assert (again.returncode, err) == (0, "") and "resumed from" in out
     assert same_run(tmp_path / "runs" / "run", undisturbed)
-
-
-# ---------------------------------------------------------------- disks
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this user may not mount a file system")  # only root may; nothing else makes a disk truly full
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Take all the room that is left."""
-    filler = disk / "filler"
-    with open(filler, "wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"x" * 4096)
-        except OSError:
-            return filler
-
-
-def test_a_run_on_a_full_disk_goes_on_and_has_all_later(undisturbed: Path, small_disk: Path, tmp_path: Path) -> None:
-    early, late = tmp_path / "early", tmp_path / "late"  # in the third and in the last epoch
-    on_it = (*LONG, "--save-dir", str(small_disk))
-    process = start_small_with_events("run", tmp_path, {15: [early], 32: [late]}, *on_it)
-    last = small_disk / "run" / "checkpoints" / "last.ckpt"
-    wait_for(process, lambda: early.exists() and last.exists())
-    filler, good = fill(small_disk), last.read_bytes()
-    early.unlink()
-    wait_for(process, late.exists)
-    assert "\nepoch 5/6" in process.printed()[0] and last.read_bytes() == good
-    filler.unlink()
-    late.unlink()
-    out, err = process.communicate()
-    assert (process.returncode, err) == (0, ""), err + out
-    assert "warning: " in out and "No space left on device" in out, out
-    shutil.copytree(small_disk / "run", tmp_path / "copy")
-    assert same_run(tmp_path / "copy", undisturbed)
-
-
-@pytest.mark.slow("four runs; a full disk is a quick test")
-def test_a_run_on_a_disk_that_becomes_read_only_goes_on_later(
-    undisturbed: Path, small_disk: Path, tmp_path: Path
-) -> None:
-    on_it = (*LONG, "--save-dir", str(small_disk))
-    held = tmp_path / "held"
-    process = start_small_with_events("run", tmp_path, {15: [held]}, *on_it)
-    last = small_disk / "run" / "checkpoints" / "last.ckpt"
-    wait_for(process, lambda: held.exists() and last.exists())
-    subprocess.run(["mount", "--bind", str(small_disk), str(small_disk)], check=True)
-    subprocess.run(["mount", "-o", "remount,ro,bind", str(small_disk)], check=True)
-    try:
-        step = steps_saved(last)
-        held.unlink()
-        out, err = process.communicate()
-        assert process.returncode == 2 and err.count("\n") == 1, err
-        assert "Read-only file system" in err and f"the same command goes on from {last}" in err
-        assert "epoch 6/6" in out and out.count("warning: ") >= 2, out
-        assert steps_saved(last) >= step
-        again = start_small("run", tmp_path, *on_it)
-        _, err = again.communicate()
-        assert again.returncode == 2 and err.count("\n") == 1 and "cannot be written" in err
-    finally:
-        subprocess.run(["umount", str(small_disk)], check=True)
-    again = start_small("run", tmp_path, *on_it)
-    _, err = again.communicate()
-    assert (again.returncode, err) == (0, "")
-    shutil.copytree(small_disk / "run", tmp_path / "copy")
-    assert same_run(tmp_path / "copy", undisturbed)
-
-
-def test_on_a_full_disk_a_run_does_not_begin_and_says_so_in_one_line(small_disk: Path, program: Program) -> None:
-    fill(small_disk)
-    status, _, err = program(*SMALL, "--save-dir", str(small_disk))
-    assert status == 2 and err.count("\n") == 1 and "No space left" in err
 
 
 def test_a_folder_that_is_removed_under_the_run_comes_back(undisturbed: Path, tmp_path: Path) -> None:

@@ -74,6 +74,14 @@ def test_it_measures_each_n_epochs_and_the_last(every: int, measured: list[int])
     assert (monitor.untrained is None) == (every == 0)
 
 
+def test_rankme_is_the_effective_rank_by_singular_values() -> None:
+    features = torch.randn(300, 16) @ torch.diag(torch.logspace(0, -2, 16))
+    p = torch.linalg.svdvals(features.double())
+    p = p / p.sum()
+    assert rankme(features) == pytest.approx(float((-(p * p.log()).sum()).exp()), rel=1e-4)
+    assert rankme(torch.randn(300, 1) @ torch.randn(1, 16)) == pytest.approx(1, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("z_std", "rank", "collapsed"),
     [(0.33, 40.0, False), (0.33, 1.5, True), (0.33, None, False), (0.05, None, True), (0.97, 1.5, False)],
