@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import main
+from simsiam.commands import launch
 from simsiam.commands.sweep import expand_seeds, list_gpus
 from simsiam.config import commands
 from simsiam.config.ablations import paper_says
@@ -154,6 +156,20 @@ def test_the_death_of_the_command_stops_its_run(tmp_path: Path) -> None:
     while os.path.exists(f"/proc/{child}") and time.monotonic() < deadline:
         time.sleep(0.01)  # between two polls
     assert "step 9" in process.printed()[1] and "saved: the same command resumes it" in process.printed()[1]
+
+
+def test_a_run_whose_command_has_died_does_not_begin(tmp_path: Path) -> None:
+    """The command was killed while its run was still importing torch."""
+    gone, zombie = (subprocess.Popen(["true"]) for _ in range(2))
+    gone.wait()
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    where = ("--save-dir", str(tmp_path / "runs"))
+    for launcher, status in ((gone.pid, 143), (zombie.pid, 143), (os.getpid(), 0)):  # the last is a grandparent
+        process = start(*SMALL, *where, "--dry-run", **{launch.PARENT_VARIABLE: str(launcher)})
+        _, err = process.communicate()
+        assert process.returncode == status, err
+        assert err.count("\n") == ("the command that started this run has ended" in err) == (status == 143)
+    zombie.wait()
 
 
 @pytest.mark.parametrize(
