@@ -11,6 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from tyro.conf import arg
 
+from simsiam.config.value_types import PairText, PathText, parse_pixel_range
 from utils.cli import MAY_CHANGE, NOT_INHERITED, NOT_KEPT, unset
 from utils.errors import check
 
@@ -34,9 +35,9 @@ class DataOptions:
 
     #: cifar10 and cifar100 are downloaded if need be; patterns is generated (no file, no network), a demonstration.
     #: Your own: folder (DIR/train/CLASS/* and DIR/val/CLASS/*, DIR/CLASS/*, or DIR/* without labels), and
-    #: arrays, an .npz file of x_train, y_train, x_test, y_test.
+    #: arrays, an .npz file of x_train, y_train, x_test, y_test, or MedMNIST's.
     dataset: Dataset = "cifar10"
-    data_dir: Annotated[str, MAY_CHANGE] = "./data"
+    data_dir: Annotated[PathText, MAY_CHANGE] = "./data"
     """Folder of the data sets in torchvision's layout; or your folder of images; or your .npz file."""
     data_url: Annotated[str | None, unset("URL", "the publisher's"), MAY_CHANGE] = None
     """Download the archive from this mirror; its checksum must be the published one."""
@@ -46,11 +47,25 @@ class DataOptions:
     """Use the first N images of the test split (of a folder: N spread evenly)."""
     image_size: Annotated[ImageSize | None, unset("PIXELS", "the data set's own; 96 of a folder")] = None
     """Side of a view. Above 64, a folder's images are stored with a margin for the crops (256 pixels for 224)."""
-    cache_dir: Annotated[str | None, unset("DIR", "~/.cache/simsiam"), MAY_CHANGE] = None
+    cache_dir: Annotated[PathText | None, unset("DIR", "~/.cache/simsiam"), MAY_CHANGE] = None
     """Folder for the decoded images of a folder."""
     skip_bad_images: Annotated[bool, MAY_CHANGE] = False  # Leave out a folder's unreadable images, instead of an error.
     data_memory: Annotated[NotNegative | None, unset("GIB", "half of what is free"), MAY_CHANGE] = None
     """GiB of device memory for the data set; a larger one is streamed from disk."""
+    pixel_range: Annotated[PairText | None, unset("LOW:HIGH", "all of 8 or 16 bits")] = None
+    """Values that become black and white: for your own images of, say, 12 bits in 16 (0:4095)."""
+
+    def __post_init__(self) -> None:
+        if self.pixel_range is not None:
+            flag = f"--pixel-range {self.pixel_range}"
+            own = self.dataset in (None, "folder", "arrays")  # None: the checkpoint's
+            check(own, f"{flag}: not for {self.dataset}, whose pixels have 8 bits")
+            parse_pixel_range(self.pixel_range)
+
+    @property
+    def pixel_limits(self) -> tuple[float, float] | None:
+        """The two values of `pixel_range`."""
+        return None if self.pixel_range is None else parse_pixel_range(self.pixel_range)
 
     @property
     def path(self) -> Path:
@@ -63,7 +78,7 @@ class EvaluationDataOptions(DataOptions):
 
     dataset: Annotated[Dataset | None, unset("NAME", "the checkpoint's")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """cifar10, cifar100, patterns, folder or arrays."""
-    data_dir: Annotated[str | None, unset("DIR", "where the run had it, or ./data"), MAY_CHANGE] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    data_dir: Annotated[PathText | None, unset("DIR", "where the run had it, or ./data"), MAY_CHANGE] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Folder of the data sets in torchvision's layout; a folder of images; an .npz file."""
     train_images: Annotated[AtLeast1 | None, unset("N", "as many as the run had")] = None
     """Use the first N images of the train split (of a folder: N spread evenly)."""

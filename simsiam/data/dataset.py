@@ -1,5 +1,6 @@
 """The images of a data set (`ImageDataset`), and what follows from their size and number."""
 
+import unicodedata
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,12 +10,16 @@ from torch import Tensor
 
 from simsiam.config.options import DataOptions
 from utils.cli import describe_invalid
+from utils.console import print_line
 from utils.device import free_memory
 from utils.distributed import local_world_size
 from utils.errors import UserError, check
+from utils.text import printable
 
 SMALL = 64  # pixels: up to here images are stored as large as they are trained on, as CIFAR's are
 MEMORY_SHARE = 0.5  # of the free memory, for the images, unless --data-memory says otherwise
+LOW_CONTRAST = 32  # levels: images of fewer than these together are nearly flat
+CONTRAST_IMAGES = 256  # on which the contrast is measured, spread evenly
 STATISTICS_BYTES = 2**32  # of more images than these, mean and std are measured on some that are spread evenly
 
 
@@ -69,6 +74,15 @@ class ImageDataset:
 Splits = tuple[ImageDataset, ImageDataset]  # train and test; the latter may be empty
 
 
+def name_class(folder: str) -> str:
+    """Return the name of a class by the name of its folder, or what stands for it.
+
+    Composed and decomposed letters are the same name. What cannot be printed is escaped, because
+    the name goes to the terminal, into checkpoints and onto pages.
+    """
+    return printable(unicodedata.normalize("NFC", folder))
+
+
 def stored_side(size: int) -> int:
     """Side of the stored images for views of this size: beyond 64 with a margin, as ImageNet's 256 for 224."""
     return size if size <= SMALL else round(size * 8 / 7)
@@ -110,6 +124,31 @@ def place_on_device(splits: Splits, device: torch.device, memory: float | None) 
     if train.images.nbytes + test.images.nbytes <= room:
         train, test = (replace(x, images=x.images.to(device, copy=x.on_disk), on_disk=False) for x in (train, test))
     return train, test
+
+
+def warn_of_low_contrast(
+    images: Tensor,
+    where: str,
+    pixel_range: tuple[float, float] | None,
+) -> None:
+    """Print a warning if all images (N, 3, C, C) uint8 of a set are nearly flat.
+
+    Args:
+        where: name of the set.
+        pixel_range: values that became black and white, if `--pixel-range` was given.
+    """
+    n = min(len(images), CONTRAST_IMAGES)
+    if n == 0:
+        return
+    sample = images[torch.arange(n) * len(images) // n]
+    low, high = int(sample.min()), int(sample.max())
+    if high - low >= LOW_CONTRAST or low == high:  # a single value is an error elsewhere
+        return
+    advice = f"If they use no others, --pixel-range {low}:{high} makes {low} black and {high} white"
+    if pixel_range:
+        advice = "Is --pixel-range {:g}:{:g} the right one?".format(*pixel_range)
+    values = f"only the values {low} to {high} of 255, which is hardly any contrast"
+    print_line(f"warning: the images of {where} use {values}. {advice}")
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

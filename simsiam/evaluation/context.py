@@ -18,8 +18,11 @@ from simsiam.evaluation.features import chunk_size
 from simsiam.evaluation.metrics import accuracy, confusion, per_class
 from utils.console import print_line, print_table
 from utils.errors import UserError, check
+from utils.text import printable
 
-OF_THE_RUN = ("data_dir", "cache_dir", "train_images", "test_images", "skip_bad_images")  # unless a flag says it
+# Settings of the run that hold unless a flag says otherwise.
+OF_THE_RUN = ("data_dir", "cache_dir", "train_images", "test_images", "skip_bad_images")
+OF_THE_RUN += ("pixel_range",)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,21 @@ def open_context(
     config: Evaluation, device: torch.device, download: bool = True, labels: bool = False
 ) -> EvaluationContext:
     """The checkpoint of `--checkpoint`, and its run's images unless others are asked for; with `labels`, if need be."""
-    checkpoint = open_checkpoint(config, device)
+    return add_images(config, open_checkpoint(config, device), device, download, labels)
+
+
+def add_images(
+    config: Evaluation,
+    checkpoint: LoadedCheckpoint,
+    device: torch.device,
+    download: bool = True,
+    labels: bool = False,
+) -> EvaluationContext:
+    """Load the images for a checkpoint as `open_context` does.
+
+    Raises:
+        UserError: if they are missing, or lack the labels that are needed.
+    """
     spec = choose_dataset(config, checkpoint)
     if download:
         prepare_dataset(spec)
@@ -108,8 +125,23 @@ def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOpti
     except UserError as error:
         raise UserError(f"{checkpoint.file}: its settings cannot be: {error}") from None
     if "data_dir" not in given and not options.path.exists():
-        check(dataset not in OWN, f"{options.path}, where the run had its images, is not there: give --data-dir")
+        where = f"{printable(options.path)}, where the run had its images, is not there"
+        check(dataset not in OWN, f"{where}: give --data-dir")
         options = replace(options, data_dir="./data")
     if "cache_dir" not in given and not Path(options.cache_dir or "").expanduser().is_dir():
         options = replace(options, cache_dir=None)  # the run was on another machine
     return options
+
+
+def find_pixel_range(
+    config: Evaluation,
+    checkpoint: LoadedCheckpoint,
+) -> tuple[float, float] | None:
+    """Return the range for a folder of further images: `--pixel-range`, or else the run's."""
+    if config.data.pixel_limits is not None:
+        return config.data.pixel_limits
+    said = checkpoint.facts.settings.get("pixel_range")
+    try:
+        return make_options(dataset="folder", pixel_range=said).pixel_limits
+    except UserError as error:
+        raise UserError(f"{checkpoint.file}: its settings cannot be: {error}") from None

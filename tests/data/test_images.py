@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from simsiam.data.images import ImageFolder, read_image, try_to_read
+from simsiam.data.images import read_image, try_to_read
+from simsiam.data.listing import ImageFolder
 from tests.helpers import Started, bad_folder, picture
 from utils.errors import UserError
 
