@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from tyro.conf import arg
 
 from utils.cli import MAY_CHANGE, NOT_INHERITED, NOT_KEPT, unset
 from utils.errors import check
+from utils.option_group import option_group
 
 Dataset = Literal["cifar10", "cifar100", "patterns", "folder", "arrays"]
 Precision = Literal["auto", "32", "bf16", "16"]
@@ -28,7 +28,7 @@ ImageSize = Annotated[int, Field(ge=8, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-@dataclass(frozen=True)
+@option_group()
 class DataOptions:
     """Data."""
 
@@ -57,7 +57,7 @@ class DataOptions:
         return Path(self.data_dir).expanduser()
 
 
-@dataclass(frozen=True)
+@option_group()
 class EvaluationDataOptions(DataOptions):
     """Data: the images that the checkpoint was trained on, unless others are given."""
 
@@ -73,7 +73,7 @@ class EvaluationDataOptions(DataOptions):
     """Of a folder: the side of the images."""
 
 
-@dataclass(frozen=True)
+@option_group()
 class AugmentOptions:
     """Augmentation: the paper's pipeline for CIFAR. A strength s draws its factor from 1 - s to 1 + s."""
 
@@ -88,7 +88,7 @@ class AugmentOptions:
     grayscale: Probability = 0.2  # Probability of a grayscale view.
 
 
-@dataclass(frozen=True)
+@option_group()
 class NetworkOptions:
     """Network: the encoder f (backbone and projector) and the predictor h."""
 
@@ -116,7 +116,7 @@ class NetworkOptions:
         check(self.in_dim in (None, self.num_features), f"--in-dim {self.in_dim}: {known}")
 
 
-@dataclass(frozen=True)
+@option_group()
 class MethodOptions:
     """Method: SimSiam (arXiv 2011.10566) and its ablations."""
 
@@ -136,7 +136,7 @@ class MethodOptions:
         check(self.predictor or not self.fixed_predictor, "--fixed-predictor needs a predictor: drop --no-predictor")
 
 
-@dataclass(frozen=True)
+@option_group()
 class OptimizerOptions:
     """Optimizer: SGD with linear warm-up and cosine decay."""
 
@@ -176,7 +176,7 @@ def is_collapsed(z_std: float, rankme: float | None) -> bool:
     return z_std < 0.1 if rankme is None else z_std < 0.5 and rankme < 12
 
 
-@dataclass(frozen=True)
+@option_group()
 class MonitorOptions:
     """Monitoring."""
 
@@ -191,14 +191,14 @@ class MonitorOptions:
     """End the run with status 3 when the projections collapse, instead of a warning."""
 
 
-@dataclass(frozen=True)
+@option_group()
 class AcceleratorOptions:
     """Device."""
 
     accelerator: Annotated[Literal["auto", "cpu", "gpu"], MAY_CHANGE] = "auto"  # auto is the GPU if there is one.
 
 
-@dataclass(frozen=True)
+@option_group()
 class PrecisionOptions(AcceleratorOptions):
     """Device and precision."""
 
@@ -206,7 +206,7 @@ class PrecisionOptions(AcceleratorOptions):
     """auto is bf16 (mixed) on a GPU, and on a CPU that has it (avx512_bf16, amx_bf16); else 32."""
 
 
-@dataclass(frozen=True)
+@option_group()
 class DeviceOptions(AcceleratorOptions):
     """Devices and precision. The defaults choose themselves."""
 
@@ -221,7 +221,7 @@ class DeviceOptions(AcceleratorOptions):
     compile: Annotated[bool, MAY_CHANGE] = True  # Compile the step and the augmentation (on a GPU).
 
 
-@dataclass(frozen=True)
+@option_group()
 class RunOptions:
     """Run: its folder, seed and checkpoints. The same command again resumes a run that was cut off."""
 
