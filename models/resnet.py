@@ -19,6 +19,7 @@ from torchvision.models import resnet as torchvision_resnet
 from models.batch_norm import BatchNorm2d
 
 STEMS = ("cifar", "imagenet")
+CONV_INITS = ("kaiming", "torch")
 TELL_STATISTICS = "train with SimSiam(mean=..., std=..., image_size=...), or set .statistics = mean, std"
 NARROW = 8  # channels: in channels_last, oneDNN's backward of a 1x1 convolution of stride 2 from so few corrupts memory
 
@@ -75,6 +76,8 @@ class ResNet(nn.Module):
             (Goyal et al. 2017, arXiv 1706.02677, section 5.1). `Bottleneck` keeps its 3x3 convolution at the block's
             own width, as in torchvision.
         stem: cifar (3x3, no max-pooling) or imagenet (7x7 of stride 2, then max-pooling).
+        conv_init: initial weights of convolutions: kaiming (normal, fan-out, as in torchvision) or
+            torch (PyTorch's default for a convolution: uniform, fan-in, several times smaller).
     """
 
     def __init__(
@@ -84,12 +87,15 @@ class ResNet(nn.Module):
         width: int = 64,
         zero_init_residual: bool = True,
         stem: str = "cifar",
+        conv_init: str = "kaiming",
     ) -> None:
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be at least 1, not {width}")
         if stem not in STEMS:
             raise ValueError(f"unknown stem {stem!r}: there are {', '.join(STEMS)}")
+        if conv_init not in CONV_INITS:
+            raise ValueError(f"conv_init must be one of {', '.join(CONV_INITS)}, got {conv_init!r}")
         self.num_features = 8 * width * block.expansion
         self.statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # of a loaded one's training images
         self.image_size: int | None = None
@@ -108,7 +114,8 @@ class ResNet(nn.Module):
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if conv_init == "kaiming":
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, BasicBlock | Bottleneck):
                 *inner, last = (layer for layer in module.children() if isinstance(layer, BatchNorm2d))
                 for bn in inner:
