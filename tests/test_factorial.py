@@ -1,4 +1,4 @@
-"""tests/benchmarks/factorial.py: the design is what its docstring says, and runs survive interruptions."""
+"""tests/benchmarks/factorial.py: the design, its effects, and interruptions."""
 
 import itertools
 import json
@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from simsiam.config.commands import Pretrain
-from tests.benchmarks.factorial import (
+from tests.benchmarks.factorial import make_jobs, parse_args
+from tests.benchmarks.factorial_design import (
     DEFINING_WORDS,
     DEVIATION,
     LETTERS,
@@ -24,8 +25,6 @@ from tests.benchmarks.factorial import (
     estimate_effects,
     find_aliases,
     make_design,
-    make_jobs,
-    parse_args,
 )
 from tests.helpers import ROOT
 from utils.cli import parse
@@ -116,27 +115,34 @@ def test_planted_effects_are_found_with_their_errors() -> None:
     assert estimate_effects([*results(6).values()], LETTERS) is None
 
 
-def test_an_interaction_moves_its_own_row_of_the_table_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["factorial.py", "--root", "runs"])
-    jobs = make_jobs(*parse_args())
-    table = describe_results(results(16, A=2.0, CE=3.0), jobs)
+def test_an_interaction_moves_its_own_row_only() -> None:
+    table = describe_results(results(16, A=2.0, CE=3.0))
     shown = dict(re.findall(r"^  (\w.*?) +([+-]\d\.\d\d) \+-", table, re.MULTILINE))
     groups = [" = ".join(group) for group in find_aliases()]
     expected = dict.fromkeys([*LETTERS, *groups], 0.0) | {"A": 2.0, "AB = CE": 3.0}
     assert {name: float(effect) for name, effect in shown.items()} == expected
 
 
-def test_a_collapsed_run_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["factorial.py", "--root", "runs"])
-    jobs, found = make_jobs(*parse_args()), results(16, A=2.0)
+def test_a_collapsed_run_is_named_and_left_out() -> None:
+    found = results(16, A=2.0)
     found[3] |= {"kNN_accuracy": 10.0, "z_std": 0.01, "rankme": 1.0}
-    table = describe_results(found, jobs)
+    table = describe_results(found)
     assert "Runs [3] have collapsed" in table and "A   +2.00" in table
 
 
 @pytest.mark.slow("three starts of Python with torch, each by the script itself")
 def test_a_killed_script_leaves_no_process_and_continues(tmp_path: Path) -> None:
-    flags = ["--root", str(tmp_path), "--epochs", "80", "--only", "1", "--", "--dataset", "patterns"]
+    flags = [
+        "--root",
+        str(tmp_path),
+        "--epochs",
+        "80",
+        "--only",
+        "1",
+        "--",
+        "--dataset",
+        "patterns",
+    ]
     flags += ["--train-images", "400", "--held-out-images", "100", "--knn-k", "20"]
     command = [sys.executable, "tests/benchmarks/factorial.py", *flags]
     log = tmp_path / "run_01.log"

@@ -52,7 +52,7 @@ class DataOptions:
     data_memory: Annotated[NotNegative | None, unset("GIB", "half of what is free"), MAY_CHANGE] = None
     """GiB of device memory for the data set; a larger one is streamed from disk."""
     held_out_images: AtLeast0 = 0
-    """Take N training images out of training and evaluate on them. The test images are not used then."""
+    """Evaluate on N training images, which are not trained on, instead of the test images."""
 
     def __post_init__(self) -> None:
         check(
@@ -118,7 +118,7 @@ class NetworkOptions:
     """Layers of the heads with BN (table 3 of the paper): paper's own, none, hidden ones, or h's output too."""
     zero_init_residual: bool = True  # Start each residual block as the identity (its last BN at zero).
     conv_init: Literal["kaiming", "torch"] = "kaiming"
-    """Initial weights of convolutions: kaiming (as in torchvision) or torch (PyTorch's default, smaller)."""
+    """Initial weights of convolutions: kaiming (torchvision's) or torch (PyTorch's default)."""
 
     @property
     def num_features(self) -> int:

@@ -1,12 +1,12 @@
-"""A fractional factorial of the 15-minute recipe, 16 runs on single cores, and its table of effects.
+"""A fractional factorial of the 15-minute recipe: 16 runs on single cores and a table of effects.
 
 `python tests/benchmarks/factorial.py --root FOLDER --data-dir DIR` trains what is not finished yet;
 the same command again continues after any interruption. `--table` prints the effects so far.
 Flags after `--` go to main.py, for example for a rehearsal:
 `--epochs 2 -- --train-images 600 --held-out-images 200 --knn-k 20`.
 
-Six factors at two levels each in 2^(6-2) = 16 runs. The first four (A to D) take all 16 combinations;
-the others are products of their signs:
+Six factors at two levels each in 2^(6-2) = 16 runs. The first four (A to D) take all 16
+combinations; the others are products of their signs:
 
     E = ABC, F = BCD; defining relation I = ABCE = BCDF = ADEF; resolution IV
 
@@ -16,8 +16,8 @@ The interactions of two factors are aliases of each other, in seven groups:
     AB = CE, AC = BE, AD = EF, AE = BC = DF, AF = DE, BD = CF, BF = CD
 
 A is the initialisation and B the rate: their interaction (AB) shares its contrast with that of
-grayscale and the predictor's rate (CE), which nobody expects to interact. The runs with ABD = +1 come
-first: these eight alone are a design of resolution III, from which main effects can be read early.
+grayscale and the predictor's rate (CE), which nobody expects to interact. The runs with ABD = +1
+come first: these eight alone are a design of resolution III, so that main effects show early.
 
 Accuracy is kNN (k = 200, T = .1) of 5,000 held-out training images in a bank of the other 45,000,
 after the last epoch. The test images are not used.
@@ -25,7 +25,6 @@ after the last epoch. The test images are not used.
 
 import argparse
 import ctypes
-import itertools
 import json
 import os
 import signal
@@ -36,107 +35,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from simsiam.config.options import is_collapsed
+from tests.benchmarks.factorial_design import Levels, describe_results, flags_of, make_design
 from utils.errors import UserError
 from utils.filesystem import is_locked, lock_folder, write_json, write_text
 from utils.run_dir import RunDirectory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DEVIATION = 0.77  # of one 20-epoch run in points, over seeds: docs/benchmarks.md
 EPOCHS = 20  # of a run with two views
 SEED = 100  # run N has seed SEED + N; seeds 0 to 2 were used to choose the recipe
 SAVE_SECONDS = 300  # that a stopped run has for saving, before it is killed
 TRIES = 3  # starts of one run in one call
 UNFINISHED = 3  # exit status: the same command continues
-
-BASE = (
-    *("--backbone", "resnet10", "--width", "16", "--out-dim", "512", "--h-dim", "128"),
-    *("--knn-every", "1000", "--pictures-every", "0", "--accelerator", "cpu", "--precision", "bf16"),
-)
-
-
-class Factor(NamedTuple):
-    """A setting with two levels: its flags at -1 (today's recipe or the lower rate) and at +1."""
-
-    letter: str
-    name: str
-    low: str
-    high: str
-
-
-# F's flags, which depend on the number of epochs, are in `flags_of`: both levels have the same
-# number of steps and of views, also of each size.
-FACTORS = (
-    Factor("A", "initialisation", "--conv-init kaiming", "--conv-init torch"),
-    Factor("B", "rate", "--learning-rate 0.04", "--learning-rate 0.08"),
-    Factor("C", "grayscale", "--grayscale 0.2", "--grayscale 0.1"),
-    Factor("D", "BN of the projector's output", "--heads-bn paper", "--heads-bn hidden"),
-    Factor("E", "predictor's rate", "--constant-predictor-lr", "--predictor-lr-scale 0.6667"),
-    Factor("F", "views", "--views 2 --batch-size 64", "--views 4 --batch-size 32"),
-)
-LETTERS = "".join(factor.letter for factor in FACTORS)
-GENERATORS = {"E": "ABC", "F": "BCD"}
-DEFINING_WORDS = ("ABCE", "BCDF", "ADEF")
-FIRST_HALF = "ABD"
-
-Levels = Mapping[str, int]  # letter -> -1 or +1
-
-
-# ---------------------------------------------------------------- the design
-
-
-def contrast(levels: Levels, word: str) -> int:
-    """Return the product of the signs of the factors in `word`."""
-    sign = 1
-    for letter in word:
-        sign *= levels[letter]
-    return sign
-
-
-def make_design() -> list[Levels]:
-    """Return the levels of the 16 runs, in the order in which they are trained."""
-    runs = []
-    for signs in itertools.product((-1, 1), repeat=4):
-        levels = dict(zip("ABCD", signs, strict=True))
-        for letter, word in GENERATORS.items():
-            levels[letter] = contrast(levels, word)
-        runs.append(levels)
-    return sorted(runs, key=lambda levels: -contrast(levels, FIRST_HALF))
-
-
-def find_aliases() -> list[tuple[str, ...]]:
-    """Return the groups of two-factor interactions that share a contrast."""
-    left = ["".join(pair) for pair in itertools.combinations(LETTERS, 2)]
-    groups = []
-    while left:
-        first = left[0]
-        same = {"".join(sorted(set(first) ^ set(word))) for word in DEFINING_WORDS}
-        group = tuple(pair for pair in left if pair == first or pair in same)
-        groups.append(group)
-        left = [pair for pair in left if pair not in group]
-    return groups
-
-
-def flags_of(levels: Levels, epochs: int) -> list[str]:
-    """Return the flags of main.py for one run; `epochs` is the length of a run with two views."""
-    flags: list[str] = []
-    for factor in FACTORS:
-        flags += (factor.high if levels[factor.letter] > 0 else factor.low).split()
-    if levels["F"] > 0:
-        epochs = max(1, epochs // 2)  # half the epochs of twice the views, in batches of half the size
-    flags += ["--epochs", str(epochs)]
-    phases = [(16, epochs * 7 // 10), (24, epochs * 2 // 10)]  # the rest has 32 pixels
-    schedule = [f"{pixels}:{count}" for pixels, count in phases if count]
-    if schedule:
-        flags += ["--image-schedule", *schedule]
-    return flags
 
 
 @dataclass(frozen=True)
@@ -161,7 +76,7 @@ class Job:
 def make_jobs(args: argparse.Namespace, extra: Sequence[str]) -> list[Job]:
     jobs = []
     for number, levels in enumerate(make_design(), 1):
-        flags = [*BASE, *flags_of(levels, args.epochs), "--seed", str(SEED + number)]
+        flags = [*flags_of(levels, args.epochs), "--seed", str(SEED + number)]
         flags += ["--data-dir", args.data_dir, "--held-out-images", "5000", *extra]
         jobs.append(Job(number, levels, args.root, tuple(flags)))
     return jobs
@@ -187,7 +102,9 @@ def collect_results(root: Path, jobs: Sequence[Job]) -> dict[int, dict[str, Any]
             results[job.number] = describe_result(job)
     results = dict(sorted(results.items()))
     if len(results) > before:
-        write_text(root / "results.jsonl", "".join(json.dumps(row) + "\n" for row in results.values()))
+        write_text(
+            root / "results.jsonl", "".join(json.dumps(row) + "\n" for row in results.values())
+        )
     return results
 
 
@@ -208,72 +125,6 @@ def describe_result(job: Job) -> dict[str, Any]:
         "resolved": config["resolved"],
         "versions": config["versions"],
     }
-
-
-def estimate_effects(results: Sequence[Mapping[str, Any]], words: Sequence[str]) -> list[tuple[float, float]] | None:
-    """Fit accuracy = mean + the sum of contrasts by least squares.
-
-    Returns:
-        (effect, standard error) of each word, both in points: the mean at +1 minus the mean at -1,
-        and what DEVIATION makes of it. None if the runs do not determine them.
-    """
-    x = np.array([[1, *(contrast(row["levels"], word) for word in words)] for row in results])
-    y = np.array([row["kNN_accuracy"] for row in results])
-    if len(y) == 0 or np.linalg.matrix_rank(x) < x.shape[1]:
-        return None
-    inverse = np.linalg.inv(x.T @ x)
-    coefficients = inverse @ x.T @ y
-    errors = DEVIATION * np.sqrt(np.diag(inverse))
-    return [(2 * float(b), 2 * float(e)) for b, e in zip(coefficients[1:], errors[1:], strict=True)]
-
-
-def lenth_error(effects: Sequence[float]) -> float:
-    """Return the pseudo standard error of Lenth 1989, which takes small effects for noise."""
-    sizes = np.abs(effects)
-    first = 1.5 * np.median(sizes)
-    return float(1.5 * np.median(sizes[sizes <= 2.5 * first]))
-
-
-def describe_results(results: Mapping[int, Mapping[str, Any]], jobs: Sequence[Job]) -> str:
-    """Return the table of the finished runs, main effects and the interactions with their aliases."""
-    lines = ["run  " + "  ".join(LETTERS) + "   kNN %   loss    z_std  rankme  minutes"]
-    for number, row in results.items():
-        signs = "  ".join("+" if row["levels"][letter] > 0 else "-" for letter in LETTERS)
-        veto = "  COLLAPSED" if has_collapsed(row) else ""
-        rank = "-" if row["rankme"] is None else f"{row['rankme']:.1f}"
-        lines.append(
-            f"{number:3}  {signs}  {row['kNN_accuracy']:6.2f}  {row['train_loss']:6.3f}  "
-            f"{row['z_std']:5.3f}  {rank:>6}  {row['seconds'] / 60:7.1f}{veto}"
-        )
-    good = [row for row in results.values() if not has_collapsed(row)]
-    collapsed = [number for number, row in results.items() if has_collapsed(row)]
-    lines.append(f"\n{len(results)} of {len(jobs)} runs are finished.")
-    if collapsed:
-        lines.append(f"Runs {collapsed} have collapsed. They are left out of the effects below.")
-    mains = estimate_effects(good, LETTERS)
-    if mains is None:
-        return "\n".join([*lines, "They do not determine the main effects yet: the first 8 would."])
-    lines.append(f"\nMain effects in points of kNN accuracy; one run has a deviation of {DEVIATION}:")
-    for factor, (effect, error) in zip(FACTORS, mains, strict=True):
-        levels = f"{factor.low} -> {factor.high}"
-        lines.append(f"  {factor.letter}  {effect:+6.2f} +- {error:.2f}  {factor.name}: {levels}")
-    groups = find_aliases()
-    words = [*LETTERS, *(group[0] for group in groups)]
-    both = estimate_effects(good, words)
-    if both is None:
-        lines.append("Interactions of two factors are printed when all runs are finished.")
-        return "\n".join(lines)
-    lines.append("\nInteractions of two factors, each the sum of its aliases:")
-    for group, (effect, error) in zip(groups, both[len(LETTERS) :], strict=True):
-        lines.append(f"  {' = '.join(group):12}  {effect:+6.2f} +- {error:.2f}")
-    pseudo = lenth_error([effect for effect, _ in both])
-    lines.append(f"Standard error estimated from these {len(both)} effects (Lenth): {pseudo:.2f}")
-    lines.append("Every main effect is an alias of interactions of three factors.")
-    return "\n".join(lines)
-
-
-def has_collapsed(row: Mapping[str, Any]) -> bool:
-    return is_collapsed(row["z_std"], row["rankme"])
 
 
 # ---------------------------------------------------------------- running
@@ -315,7 +166,7 @@ def start(job: Job, core: int) -> "subprocess.Popen[bytes]":
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=environment,
-            start_new_session=True,  # a Ctrl-C reaches this script alone, which passes it on as SIGTERM
+            start_new_session=True,  # Ctrl-C reaches this script alone, which stops its runs
             preexec_fn=prepare,
         )
 
@@ -330,7 +181,9 @@ def stop_runs(running: Mapping[int, tuple[Job, "subprocess.Popen[bytes]"]]) -> N
             process.wait(max(0.0, ends - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-            print(f"run {job.number} did not end within {SAVE_SECONDS} s and was killed", flush=True)
+            print(
+                f"run {job.number} did not end within {SAVE_SECONDS} s and was killed", flush=True
+            )
 
 
 def train(jobs: Sequence[Job], cores: Sequence[int], stop: Stop) -> int:
@@ -395,12 +248,16 @@ def check_same_experiment(root: Path, args: argparse.Namespace, extra: Sequence[
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, required=True, help="folder of the runs and results")
     parser.add_argument("--data-dir", default="./data", help="folder of CIFAR-10")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="length of a run with two views")
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="train these runs only")
-    parser.add_argument("--cores", type=int, nargs="+", help="cores to use (default: the first two)")
+    parser.add_argument(
+        "--cores", type=int, nargs="+", help="cores to use (default: the first two)"
+    )
     parser.add_argument("--deadline", type=float, metavar="SECONDS", help="stop after this time")
     parser.add_argument("--table", action="store_true", help="print the effects so far, and exit")
     parser.add_argument("--list", action="store_true", help="print the runs, and exit")
@@ -419,7 +276,7 @@ def main() -> int:
         return 0
     args.root.mkdir(parents=True, exist_ok=True)
     if args.table:
-        print(describe_results(collect_results(args.root, jobs), jobs))
+        print(describe_results(collect_results(args.root, jobs)))
         return 0
     stop = Stop(args.deadline)
     if args.only:

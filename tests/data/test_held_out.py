@@ -1,4 +1,4 @@
-"""--held-out-images: training images that take the place of the test images, for choosing settings."""
+"""--held-out-images: training images in the place of the test images, for choosing settings."""
 
 import json
 import shutil
@@ -29,7 +29,12 @@ def options(photos: Path, tmp_path: Path) -> dict[str, DataOptions]:
     """A small train split of each kind of data set, of which 50 images are held out."""
     images, labels = make_patterns(200)
     arrays = {"x_train": images.numpy(), "y_train": labels.numpy()}
-    np.savez(tmp_path / "images.npz", **arrays, x_test=arrays["x_train"][:9], y_test=arrays["y_train"][:9])
+    np.savez(
+        tmp_path / "images.npz",
+        **arrays,
+        x_test=arrays["x_train"][:9],
+        y_test=arrays["y_train"][:9],
+    )
     folder = {"data_dir": str(photos), "image_size": 32, "cache_dir": str(tmp_path / "cache")}
     return {
         "patterns": DataOptions("patterns", train_images=200, held_out_images=50),
@@ -62,7 +67,9 @@ def test_a_dry_run_counts_held_out_images(options: dict[str, DataOptions], tmp_p
 def test_the_held_out_images_depend_on_no_seed() -> None:
     found = []
     for seed in (0, 7):
-        data = ViewsDataModule("patterns", train_images=200, held_out_images=50, batch_size=10, seed=seed)
+        data = ViewsDataModule(
+            "patterns", train_images=200, held_out_images=50, batch_size=10, seed=seed
+        )
         data.setup()
         found.append(data.test.images)
     assert torch.equal(*found)
@@ -80,13 +87,18 @@ def test_each_class_is_held_out_by_its_share() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--held-out-images 200", "--held-out-images 200: must be less than the 200 training images"),
+        (
+            "--held-out-images 200",
+            "--held-out-images 200: must be less than the 200 training images",
+        ),
         ("--held-out-images 50 --test-images 9", "--test-images 9: with --held-out-images 50"),
         ("--held-out-images -1", "--held-out-images -1: should be greater"),
         ("--held-out 50", "it is called --held-out-images here"),
     ],
 )
-def test_impossible_numbers_are_refused_in_a_line(flags: str, message: str, program: Program, tmp_path: Path) -> None:
+def test_impossible_numbers_are_refused_in_a_line(
+    flags: str, message: str, program: Program, tmp_path: Path
+) -> None:
     given = ["--dataset", "patterns", "--train-images", "200", *flags.split()]
     status, _, err = program(*given)
     assert status == 2 and message in err and err.count("\n") == 1
