@@ -84,9 +84,8 @@ def flags_of(levels: Levels, epochs: int) -> list[str]:
     for factor in FACTORS:
         flags += (factor.high if levels[factor.letter] > 0 else factor.low).split()
     if levels["F"] > 0:
-        epochs = max(
-            1, epochs // 2
-        )  # half the epochs of twice the views, in batches of half the size
+        # Half the epochs of twice the views, in batches of half the size.
+        epochs = max(1, epochs // 2)
     flags += ["--epochs", str(epochs)]
     phases = [(16, epochs * 7 // 10), (24, epochs * 2 // 10)]  # the rest has 32 pixels
     schedule = [f"{pixels}:{count}" for pixels, count in phases if count]
