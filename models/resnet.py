@@ -20,6 +20,7 @@ from torchvision.models import resnet as torchvision_resnet
 from models.batch_norm import BatchNorm2d, batch_norm_relu
 
 STEMS = ("cifar", "imagenet")
+CONV_INITS = ("kaiming", "torch")
 TELL_STATISTICS = "train with SimSiam(mean=..., std=..., image_size=...), or set .statistics = mean, std"
 CHANNEL_MULTIPLE = 8  # cuDNN's fast kernels take a multiple of so many channels
 # With channels_last and at most so many channels, oneDNN's backward pass of a 1x1 convolution of
@@ -112,6 +113,8 @@ class ResNet(nn.Module):
             (Goyal et al. 2017, arXiv 1706.02677, section 5.1). `Bottleneck` keeps its 3x3 convolution at the block's
             own width, as in torchvision.
         stem: cifar (3x3, no max-pooling) or imagenet (7x7 of stride 2, then max-pooling).
+        conv_init: initial weights of convolutions: kaiming (normal, fan-out, as in torchvision) or
+            torch (PyTorch's default for a convolution: uniform, fan-in, several times smaller).
     """
 
     def __init__(
@@ -121,12 +124,15 @@ class ResNet(nn.Module):
         width: int = 64,
         zero_init_residual: bool = True,
         stem: str = "cifar",
+        conv_init: str = "kaiming",
     ) -> None:
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be at least 1, not {width}")
         if stem not in STEMS:
             raise ValueError(f"unknown stem {stem!r}: there are {', '.join(STEMS)}")
+        if conv_init not in CONV_INITS:
+            raise ValueError(f"conv_init must be one of {', '.join(CONV_INITS)}, got {conv_init!r}")
         self.num_features = 8 * width * block.expansion
         # (mean, std) and side of the training images; set when a checkpoint is loaded.
         self.statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
@@ -146,7 +152,8 @@ class ResNet(nn.Module):
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if conv_init == "kaiming":
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
                 last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
                 assert isinstance(last, BatchNorm2d)

@@ -9,7 +9,7 @@ import numbers
 import os
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -155,10 +155,10 @@ def read_image_metadata(datamodule: Any) -> tuple[dict[str, Any], list[str]]:
     """
     metadata: dict[str, Any] = {}
     ignored: list[str] = []
-    mean: Any = _get_plain(datamodule, "mean")
-    std: Any = _get_plain(datamodule, "std")
+    mean = _get_plain(datamodule, "mean")
+    std = _get_plain(datamodule, "std")
     if mean is not None or std is not None:
-        if _is_rgb(mean) and _is_rgb(std) and all(x > 0 for x in std):
+        if _is_rgb(mean) and _is_rgb(std) and min(std) > 0:
             metadata["mean"] = [float(x) for x in mean]
             metadata["std"] = [float(x) for x in std]
         else:
@@ -185,7 +185,7 @@ def _get_plain(owner: Any, name: str) -> Any:
         return value
 
 
-def _is_rgb(value: Any) -> bool:
+def _is_rgb(value: Any) -> TypeGuard[list[float]]:
     if not isinstance(value, list) or len(value) != 3:
         return False
     return all(type(x) in (int, float) and math.isfinite(x) for x in value)

@@ -40,10 +40,12 @@ class SimSiam(pl.LightningModule):
         heads_bn: which layers of the heads have BN (section 4.4): paper, none, hidden or all.
         symmetric: False for D(p1, z2) alone (section 4.6).
         zero_init_residual: start every residual block as the identity.
+        conv_init: initial weights of convolutions: kaiming (torchvision's) or torch (PyTorch's default).
         learning_rate, momentum, weight_decay: of SGD; `learning_rate` is the peak.
         warmup_epochs: of linear warm-up, before the cosine over the rest of the run; None for 10, or a tenth of the run
             if that is shorter.
         constant_predictor_lr: keep the predictor at the peak rate (section 4.2, "h with constant lr").
+        predictor_lr_scale: peak rate of the predictor, as a multiple of `learning_rate`.
         image_size, mean, std, classes: of the images that it is trained on, kept for whoever loads the checkpoint; a
             datamodule that has them sets them.
         stem: of the backbone: cifar or imagenet.
@@ -79,6 +81,8 @@ class SimSiam(pl.LightningModule):
         std: Sequence[float] | None = None,
         classes: Sequence[str] = (),
         stem: str = "cifar",
+        conv_init: str = NetworkOptions.conv_init,
+        predictor_lr_scale: float = OptimizerOptions.predictor_lr_scale,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="backbone", logger=False)

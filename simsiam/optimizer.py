@@ -27,6 +27,7 @@ def make_optimizer(module: pl.LightningModule) -> dict[str, Any]:
         {"params": [*module.backbone.parameters(), *module.projector.parameters()]},  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         {
             "params": list(module.predictor.parameters()),  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+            "lr": hp["learning_rate"] * hp["predictor_lr_scale"],
             "constant_lr": hp["constant_predictor_lr"],
         },
     ]

@@ -123,6 +123,7 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
         momentum=optimizer.momentum,
         weight_decay=optimizer.weight_decay,
         constant_predictor_lr=optimizer.constant_predictor_lr,
+        predictor_lr_scale=optimizer.predictor_lr_scale,
         image_size=data.size,
     )
 
@@ -168,7 +169,7 @@ def describe_run(context: RunContext) -> str:
     margin = f" from {data.train.side} x {data.train.side}" if data.size < data.train.side else ""
     why = why_no_knn(data.train, data.test)
     lines = [
-        f"  images    {len(data.train):,} train and {len(data.test):,} test images, "
+        f"  images    {len(data.train):,} train and {len(data.test):,} {data.test.kind}, "
         + plural(len(data.train.classes), "class"),
         f"            views of {data.size} x {data.size} pixels{margin}",
         *([f"            {why}: kNN is off"] if why and config.monitor.knn_every else []),

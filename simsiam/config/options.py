@@ -51,6 +51,15 @@ class DataOptions:
     skip_bad_images: Annotated[bool, MAY_CHANGE] = False  # Leave out a folder's unreadable images, instead of an error.
     data_memory: Annotated[NotNegative | None, unset("GIB", "half of what is free"), MAY_CHANGE] = None
     """GiB of device memory for the data set; a larger one is streamed from disk."""
+    held_out_images: AtLeast0 = 0
+    """Evaluate on N training images, which are not trained on, instead of the test images."""
+
+    def __post_init__(self) -> None:
+        check(
+            not self.held_out_images or self.test_images is None,
+            f"--test-images {self.test_images}: with --held-out-images {self.held_out_images} the test "
+            "images are not used. Drop one of the two flags",
+        )
 
     @property
     def path(self) -> Path:
@@ -71,6 +80,8 @@ class EvaluationDataOptions(DataOptions):
     """Use the first N images of the test split (of a folder: N spread evenly)."""
     image_size: Annotated[ImageSize | None, unset("PIXELS", "the checkpoint's")] = None
     """Of a folder: the side of the images."""
+    held_out_images: Annotated[AtLeast0 | None, unset("N", "as many as the run had")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Evaluate on N training images that the run held out; 0 for the test images."""
 
 
 @option_group()
@@ -106,6 +117,8 @@ class NetworkOptions:
     heads_bn: Literal["paper", "none", "hidden", "all"] = "paper"
     """Layers of the heads with BN (table 3 of the paper): paper's own, none, hidden ones, or h's output too."""
     zero_init_residual: bool = True  # Start each residual block as the identity (its last BN at zero).
+    conv_init: Literal["kaiming", "torch"] = "kaiming"
+    """Initial weights of convolutions: kaiming (torchvision's) or torch (PyTorch's default)."""
 
     @property
     def num_features(self) -> int:
@@ -151,6 +164,7 @@ class OptimizerOptions:
     warmup_epochs: Annotated[NotNegative | None, unset("EPOCHS", "10, or a tenth of a run below 100 epochs")] = None
     """Epochs of linear warm-up."""
     constant_predictor_lr: bool = False  # Keep the predictor at the peak rate throughout (section 4.2).
+    predictor_lr_scale: Positive = 1.0  # Multiply the predictor's peak rate by this factor.
 
     @property
     def peak_rate(self) -> float:

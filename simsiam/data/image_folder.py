@@ -10,6 +10,7 @@ They are decoded once, into a cache folder of two files:
 An interrupted decoding goes on; when a source changes, all of them are decoded anew.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -25,7 +26,13 @@ import torch
 from torch import Tensor
 
 from simsiam.config.options import DataOptions
-from simsiam.data.dataset import ImageDataset, Splits, make_blank_split, stored_side
+from simsiam.data.dataset import (
+    ImageDataset,
+    Splits,
+    choose_held_out,
+    make_blank_split,
+    stored_side,
+)
 from simsiam.data.images import ImageFolder, read_images, report_bad, try_to_read
 from utils.console import print_line, track_progress
 from utils.errors import UserError, check
@@ -50,14 +57,17 @@ def prepare_folder(options: DataOptions) -> None:
 
 def load_folder(options: DataOptions) -> Splits:
     """Both splits, on disk, once they are prepared."""
-    return open_cache(_find_cache(options)[0])
+    train, test = open_cache(_find_cache(options)[0])
+    return train, replace(test, held_out=options.held_out_images > 0)
 
 
 def make_placeholders(options: DataOptions) -> Splits:
     """As many images as would be decoded."""
     train, *more = _find_splits(options)
     labels, side = more[0].labels if more else train.labels[:0], _find_cache(options)[1]
-    return make_blank_split(side, train.labels, train.classes), make_blank_split(side, labels, train.classes)
+    test = make_blank_split(side, labels, train.classes)
+    test = replace(test, held_out=options.held_out_images > 0)
+    return make_blank_split(side, train.labels, train.classes), test
 
 
 def _find_splits(options: DataOptions) -> list[ImageFolder]:
@@ -65,6 +75,8 @@ def _find_splits(options: DataOptions) -> list[ImageFolder]:
     root = Path(os.path.abspath(options.path))
     parts = [root / name for name in ("train", "val", "test") if (root / name).is_dir()]
     used = parts[:2] if root / "train" in parts else [root]
+    if options.held_out_images:
+        used = used[:1]
     train, *_ = splits = [ImageFolder(part, "--data-dir") for part in used]
     classes = train.classes
     named = [name for name in classes if name.lower() in SPLIT_NAMES and root / "train" not in parts]
@@ -83,6 +95,12 @@ def _find_splits(options: DataOptions) -> list[ImageFolder]:
         if n is not None:
             check(n <= len(folder), f"--train-images or --test-images {n}: {folder.folder} has {len(folder)}")
             folder.keep([i * len(folder) // n for i in range(n)])
+    if options.held_out_images:
+        chosen = choose_held_out(train.labels, options.held_out_images).tolist()
+        held_out = copy.copy(train)
+        held_out.keep(chosen)
+        train.keep(sorted(set(range(len(train))) - set(chosen)))
+        splits = [train, held_out]
     return splits
 
 
@@ -90,6 +108,8 @@ def _find_cache(options: DataOptions) -> tuple[Path, int]:
     """The folder of the decoded images, and C, their side."""
     side = stored_side(options.image_size or DEFAULT_SIZE)
     what = f"{os.path.abspath(options.path)}\n{side}\n{options.train_images}\n{options.test_images}"
+    if options.held_out_images:  # otherwise the name is that of caches made before this option
+        what += f"\nheld out: {options.held_out_images}"
     name = hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()[:16]
     usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "simsiam"
     return Path(options.cache_dir or usual).expanduser() / name, side

@@ -47,7 +47,7 @@ ARCHITECTURE = ("backbone", "width", "stem")
 HEADS = ("out_dim", "h_dim", "proj_layers", "proj_hidden", "heads_bn", "predictor")
 FACTS = (*ARCHITECTURE, "image_size", "mean", "std")  # these are hyper-parameters of SimSiam
 TRAINING = ("stop_grad", "fixed_predictor", "symmetric", "constant_predictor_lr", "learning_rate", "warmup_epochs")
-TRAINING += ("momentum", "weight_decay", "classes")
+TRAINING += ("momentum", "weight_decay", "classes", "predictor_lr_scale")
 PROVENANCE = ("classes", "settings", "versions", "commit", "row")  # these lie beside them in a run's checkpoint
 
 
@@ -211,7 +211,11 @@ def build_backbone(facts: BackboneFacts, seed: int = 0) -> ResNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         zero_init = bool(facts.settings.get("zero_init_residual", True))
-        network = BACKBONES[facts.backbone](facts.width, zero_init, facts.stem)
+        conv_init = str(facts.settings.get("conv_init") or NetworkOptions.conv_init)
+        try:
+            network = BACKBONES[facts.backbone](facts.width, zero_init, facts.stem, conv_init)
+        except ValueError as error:  # the settings in a file may say anything
+            raise UserError(f"cannot build the network of this checkpoint: {error}") from None
     return attach_facts(network, facts)
 
 

@@ -112,6 +112,19 @@ def test_every_block_starts_as_the_identity() -> None:
     assert not torch.equal(plain(x), x)
 
 
+def test_convolutions_start_as_torchvisions_or_as_pytorchs() -> None:
+    def init(conv_init: str) -> nn.Conv2d:
+        torch.manual_seed(0)
+        return resnet18(width=16, conv_init=conv_init).layer2[0].conv2  # 3x3, 32 to 32 channels
+
+    bound = (9 * 32) ** -0.5  # of PyTorch's uniform distribution
+    assert init("torch").weight.abs().max() <= bound
+    assert init("torch").weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
+    assert init("kaiming").weight.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.03)
+    with pytest.raises(ValueError, match="conv_init must be one of kaiming, torch, got 'zero'"):
+        resnet18(conv_init="zero")
+
+
 @pytest.mark.parametrize("stem", STEMS)
 def test_channels_of_zeros_change_nothing(stem: str) -> None:
     conv, x = resnet18(width=16, stem=stem).conv1, torch.randn(2, 3, 32, 32)
