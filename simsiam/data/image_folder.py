@@ -5,16 +5,24 @@ images without labels, in `DIR/train/` or in `DIR/`. They are decoded once, see
 `simsiam.data.image_cache`.
 """
 
+import copy
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from simsiam.config.options import DataOptions
-from simsiam.data.dataset import Splits, make_blank_split, stored_side, warn_of_low_contrast
+from simsiam.data.dataset import (
+    Splits,
+    choose_held_out,
+    make_blank_split,
+    stored_side,
+    warn_of_low_contrast,
+)
 from simsiam.data.image_cache import (
     IMAGES,
     decode_images,
@@ -70,7 +78,8 @@ def prepare_folder(options: DataOptions) -> None:
 
 def load_folder(options: DataOptions) -> Splits:
     """Return both splits, on disk, once they are prepared."""
-    return open_cache(_find_cache(options)[0])
+    train, test = open_cache(_find_cache(options)[0])
+    return train, replace(test, held_out=options.held_out_images > 0)
 
 
 def make_placeholders(options: DataOptions) -> Splits:
@@ -78,10 +87,9 @@ def make_placeholders(options: DataOptions) -> Splits:
     train, *test = _find_splits(options)
     test_labels = test[0].labels if test else train.labels[:0]
     _, side = _find_cache(options)
-    return (
-        make_blank_split(side, train.labels, train.classes),
-        make_blank_split(side, test_labels, train.classes),
-    )
+    blank_test = make_blank_split(side, test_labels, train.classes)
+    blank_test = replace(blank_test, held_out=options.held_out_images > 0)
+    return make_blank_split(side, train.labels, train.classes), blank_test
 
 
 def _find_root(options: DataOptions) -> Path:
@@ -96,7 +104,7 @@ class SplitFolders(NamedTuple):
     unused: list[str]  # what lies beside them, in words
 
 
-def find_split_folders(root: Path) -> SplitFolders:
+def find_split_folders(root: Path, with_test: bool = True) -> SplitFolders:
     """Find `train/` and, for testing, `val/` or else `test/`, by any of their usual names.
 
     Without a folder for training, all images below `root` are for training.
@@ -110,7 +118,7 @@ def find_split_folders(root: Path) -> SplitFolders:
     train = _choose_split(folders, TRAIN_NAMES)
     if train is None:
         return SplitFolders(root, None, [])
-    test = _choose_split(folders, TEST_NAMES)
+    test = _choose_split(folders, TEST_NAMES) if with_test else None
     unused = []
     for name in folders:
         system = name.startswith(".") or name.lower() in SYSTEM_FOLDERS
@@ -153,7 +161,7 @@ def _find_splits(options: DataOptions) -> list[ImageFolder]:
     and what in them is left out.
     """
     root = _find_root(options)
-    found = find_split_folders(root)
+    found = find_split_folders(root, with_test=not options.held_out_images)
     splits = [ImageFolder(found.train, "--data-dir")]
     if found.test is not None:
         splits.append(ImageFolder(found.test, "--data-dir"))
@@ -189,6 +197,12 @@ def _find_splits(options: DataOptions) -> list[ImageFolder]:
             flags = "--train-images or --test-images"
             check(n <= len(folder), f"{flags} {n}: {where} has {len(folder)}")
             folder.keep([i * len(folder) // n for i in range(n)])
+    if options.held_out_images:
+        chosen = choose_held_out(train.labels, options.held_out_images).tolist()
+        held_out = copy.copy(train)
+        held_out.keep(chosen)
+        train.keep(sorted(set(range(len(train))) - set(chosen)))
+        splits = [train, held_out]
     return splits
 
 
@@ -196,6 +210,9 @@ def _find_cache(options: DataOptions) -> tuple[Path, int]:
     """Return the folder of the decoded images, and C, their side."""
     side = stored_side(options.image_size or DEFAULT_SIZE)
     parts = [os.path.abspath(options.path), side, options.train_images, options.test_images]
+    # Without these options the name is that of caches made before there were any.
+    if options.held_out_images:
+        parts.append(f"held out: {options.held_out_images}")
     if options.pixel_range is not None:
         parts.append(options.pixel_range)
     text = "\n".join(map(str, parts))
