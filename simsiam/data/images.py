@@ -2,18 +2,18 @@
 
 import hashlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, features
+from PIL import ExifTags, Image, ImageFile, ImageOps, features
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_png
 
 from utils.text import printable
 
@@ -46,6 +46,8 @@ SUFFIXES = {suffix for format in FORMATS for suffix in FORMAT_SUFFIXES[format]}
 
 CHUNK_IMAGES = 512  # most images that are decoded together
 CHUNK_BYTES = 2**26  # largest size of the images that are decoded together
+# Of the last letter of Pillow's raw modes: big-endian, little-endian, as this machine has it.
+OTHER_BYTE_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 ORIENTATIONS = {  # values of the EXIF tag, and what turns an image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -152,7 +154,7 @@ def _decode(
 
 def _load(
     file: BinaryIO,
-    opened: Image.Image,
+    opened: ImageFile.ImageFile,
     pixel_range: PixelRange,
 ) -> tuple[Image.Image, tuple[int, int] | None]:
     """Load an opened image and reduce it to 8 bits a channel.
@@ -173,9 +175,7 @@ def _load(
             raise ValueError(f"{reason}: give --pixel-range LOW:HIGH")
         return Image.fromarray((values // 257).astype(np.uint8)), (int(low), int(high))
     if colour16 and pixel_range:
-        if opened.format != "PNG":
-            raise ValueError("--pixel-range needs 16-bit colour images to be PNG files")
-        return _read_16_bit_png(file, pixel_range), None
+        return _read_16_bit_colour(file, pixel_range), None
     if colour16:
         upper = np.asarray(opened.convert("RGB"))  # Pillow has kept the upper 8 bits
         return opened, (int(upper.min()) * 256, int(upper.max()) * 256 + 255)
@@ -184,24 +184,54 @@ def _load(
     return opened, None
 
 
-def _is_16_bit_colour(image: Image.Image) -> bool:
+def _is_16_bit_colour(image: ImageFile.ImageFile) -> bool:
     """Return whether Pillow will keep only the upper 8 bits of an image that is not loaded yet."""
-    tiles = getattr(image, "tile", None)
-    if not tiles or image.mode.startswith("I"):
-        return False
-    rawmode = tiles[0][3]  # such as "RGB;16B", alone or before other arguments of the decoder
-    if isinstance(rawmode, tuple) and rawmode:
-        rawmode = rawmode[0]
-    return isinstance(rawmode, str) and ";16" in rawmode
+    return ";16" in _rawmode(image) and not image.mode.startswith("I")
 
 
-def _read_16_bit_png(file: BinaryIO, pixel_range: tuple[float, float]) -> Image.Image:
-    """Read a colour PNG with all its bits, and scale them to 8. Transparency is dropped."""
+def _rawmode(image: ImageFile.ImageFile) -> str:
+    """Return how the pixels of an image that is not loaded yet are stored, such as "RGB;16B"."""
+    if not image.tile:
+        return ""
+    return _rawmode_of(image.tile[0])
+
+
+def _rawmode_of(tile: Any) -> str:
+    args = tile[3]
+    if isinstance(args, tuple) and args:  # further arguments of the decoder follow
+        args = args[0]
+    return args if isinstance(args, str) else ""
+
+
+def _read_16_bit_colour(file: BinaryIO, pixel_range: tuple[float, float]) -> Image.Image:
+    """Read all 16 bits of each colour, and scale them to 8. Transparency is dropped.
+
+    Pillow keeps the upper byte of each value. If it is told that the two bytes come in the other
+    order, it keeps the lower one.
+    """
+    upper = _read_bytes_of_colour(file, swapped=False)
+    lower = _read_bytes_of_colour(file, swapped=True)
+    return Image.fromarray(scale_pixels(upper * 256.0 + lower, pixel_range))
+
+
+def _read_bytes_of_colour(file: BinaryIO, swapped: bool) -> np.ndarray:
+    """Return the upper or, if `swapped`, the lower bytes (H, W, 3) of an image of 16-bit colours."""
     file.seek(0)
-    content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    values = decode_png(content, ImageReadMode.UNCHANGED).numpy()  # (channels, H, W) uint16
-    colours = values[:3] if len(values) >= 3 else values[[0, 0, 0]]
-    return Image.fromarray(scale_pixels(colours, pixel_range).transpose(1, 2, 0))
+    with Image.open(file, formats=FORMATS) as image:
+        if not _rawmode(image).startswith(("RGB;", "RGBA;", "RGBX;")):
+            raise ValueError("--pixel-range scales colours of 16 bits only if they are RGB")
+        if swapped:
+            image.tile = [_swap_bytes(tile) for tile in image.tile]
+        return np.asarray(image)[..., :3]
+
+
+def _swap_bytes(tile: Any) -> Any:
+    """Return Pillow's description of a part of an image with its bytes in the other order."""
+    rawmode = _rawmode_of(tile)
+    other = rawmode[:-1] + OTHER_BYTE_ORDER[rawmode[-1]]
+    if isinstance(tile.args, tuple):
+        return tile._replace(args=(other, *tile.args[1:]))
+    return tile._replace(args=other)
 
 
 def scale_pixels(values: np.ndarray, pixel_range: tuple[float, float]) -> np.ndarray:
@@ -218,7 +248,10 @@ def _read_orientation(image: Image.Image) -> Image.Transpose | None:
     them would make the image unreadable.
     """
     try:
-        return ORIENTATIONS.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if isinstance(value, str):
+            value = value.strip(" \0")
+        return ORIENTATIONS.get(int(value))
     except Exception:  # noqa: BLE001  (of damaged EXIF data Pillow raises whatever comes)
         return None
 

@@ -218,17 +218,17 @@ def warn_of_unused_bits(ranges: Sequence[tuple[int, int] | None], folder: Path) 
 
 
 def _describe_suffixes(counts: Counter[str]) -> str:
-    """Such as "12 .heic (convert them to JPEG or PNG), 3 .txt"."""
-    shown = []
-    for suffix, count in counts.most_common(SHOWN):
+    """Such as "12 .heic (not a format that is read here: convert them), 3 .txt"."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    listed = []
+    for suffix, count in ordered[:SHOWN]:
         kind = printable(suffix) if suffix else "without a suffix"
-        shown.append(f"{count:,} {kind}")
-        if suffix in OTHER_IMAGES:
-            shown[-1] += " (not a format that is read here: convert them)"
-    rest = sum(counts.values()) - sum(count for _, count in counts.most_common(SHOWN))
+        advice = " (not a format that is read here: convert them)"
+        listed.append(f"{count:,} {kind}{advice if suffix in OTHER_IMAGES else ''}")
+    rest = sum(count for _, count in ordered[SHOWN:])
     if rest:
-        shown.append(f"{plural(rest, 'file')} of other kinds")
-    return ", ".join(shown)
+        listed.append(f"{plural(rest, 'file')} of other kinds")
+    return ", ".join(listed)
 
 
 def _describe_folders(folders: Sequence[Path], kind: str) -> str:
