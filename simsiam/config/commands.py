@@ -121,8 +121,8 @@ class Neighbours(Evaluation):
 class Export(Evaluation):
     """Write the backbone alone, for use elsewhere: safetensors, torch.export or ONNX, for batches of any size.
 
-    The file holds its normalisation, image size, class names and provenance. It is loaded back and compared on real
-    images before it is put in place.
+    The file holds its normalisation, image size, class names and provenance. It is loaded back and compared on
+    images of the run, or else on generated ones, before it is put in place.
     """
 
     export: evaluation.ExportOptions = evaluation.ExportOptions()
