@@ -89,6 +89,7 @@ def test_monitors_modules_and_data_can_be_pickled() -> None:
         assert type(pickle.loads(pickle.dumps(part))) is type(part)
 
 
+@pytest.mark.filterwarnings("ignore")  # its own parser warns of itself
 def test_lightnings_command_line_reads_what_it_has_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,10 +97,16 @@ def test_lightnings_command_line_reads_what_it_has_saved(
     flags = "--model.backbone resnet10 --model.width 2 --data.dataset patterns "
     flags += "--trainer.callbacks+=simsiam.KNNMonitor --trainer.callbacks.k=7 "
     flags += "--trainer.callbacks+=simsiam.CollapseMonitor --trainer.callbacks.stop=true"
-    cli = LightningCLI(SimSiam, ViewsDataModule, args=flags.split(), run=False)
+    cli = LightningCLI(
+        SimSiam, ViewsDataModule, args=flags.split(), run=False, seed_everything_default=False
+    )
     cli.parser.save(cli.config, tmp_path / "config.yaml")
     again = LightningCLI(
-        SimSiam, ViewsDataModule, args=[f"--config={tmp_path / 'config.yaml'}"], run=False
+        SimSiam,
+        ViewsDataModule,
+        args=[f"--config={tmp_path / 'config.yaml'}"],
+        run=False,
+        seed_everything_default=False,
     )
     monitors = {type(callback): callback for callback in again.trainer.callbacks}
     assert monitors[KNNMonitor].k == 7 and monitors[CollapseMonitor].stop
