@@ -13,7 +13,6 @@ the files were written, all must be equal to the bit; elsewhere numbers must agr
 import argparse
 import hashlib
 import json
-import os
 import re
 import signal
 import sys
@@ -27,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torchvision.models import resnet18
 
-import main
-from simsiam import SimSiam
+from tests.at_steps import start_with_events
 from tests.helpers import TINY, Started, patterns, rows, start, start_pair, weights, write_images
 
 FOLDER = Path(__file__).parent / "golden"
@@ -36,7 +34,7 @@ TOLERANCE = 1e-5
 FLAGS = [
     *("--dataset", "patterns", "--train-images", "80", "--test-images", "40", "--knn-k", "20"),
     *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "20"),
-    *("--accelerator", "cpu", "--precision", "32", "--epochs", "2"),
+    *("--accelerator", "cpu", "--precision", "32", "--epochs", "2", "--checkpoint-every", "1000"),
 ]
 MASKS = (
     (r"\d+ images/s", "N images/s"),
@@ -58,20 +56,6 @@ def finish(*processes: Started) -> str:
     return printed[0][0]
 
 
-def stop_in_the_middle_of_an_epoch(args: list[str]) -> int:
-    """main.py, which is told to stop in its sixth step, of four an epoch."""
-    steps, step = [], SimSiam.training_step
-
-    def counted(self: SimSiam, *batch: Any) -> Any:
-        steps.append(len(steps))
-        if len(steps) == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *batch)
-
-    SimSiam.training_step = counted
-    return main.main(args)
-
-
 def plain(folder: Path, save: list[str]) -> str:
     return finish(start(*FLAGS, *save))
 
@@ -88,7 +72,7 @@ def streamed_folder(folder: Path, save: list[str]) -> str:
 
 
 def resumed_in_the_middle_of_an_epoch(folder: Path, save: list[str]) -> str:
-    stopped = Started(stop_in_the_middle_of_an_epoch, [*FLAGS, *save])
+    stopped = start_with_events({6: ["SIGTERM"]}, *FLAGS, *save)  # of four steps an epoch
     out, _ = stopped.communicate()
     assert stopped.returncode == 128 + signal.SIGTERM
     return out + finish(start(*FLAGS, *save))

@@ -45,10 +45,11 @@ SMALL = [
     *("--dataset", "patterns", "--train-images", "200", "--test-images", "100", "--knn-k", "20"),
     *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"),
     *("--accelerator", "cpu", "--precision", "32", "--pictures-every", "50"),
+    *("--checkpoint-every", "1000"),  # by default it is every 30 s: which files there are would depend on speed
 ]
 TINY = [
     *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"),
-    *("--accelerator", "cpu", "--precision", "32", "--knn-k", "20", "--epochs", "1"),
+    *("--accelerator", "cpu", "--precision", "32", "--knn-k", "20", "--epochs", "1", "--checkpoint-every", "1000"),
 ]
 
 
@@ -102,7 +103,7 @@ class Started:
         out, err = (stream.read_text() for stream in self._streams)
         return out, err
 
-    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+    def communicate(self, timeout: float = 240) -> tuple[str, str]:
         """stdout and stderr, once it has ended."""
         self._process.join(timeout)
         if self.returncode is None:
@@ -159,8 +160,8 @@ def end_all() -> None:
 
 
 def wait_for(process: Started, there: Callable[[], bool]) -> None:
-    """Return as soon as a condition holds while a process runs; polled every 2 ms, for two minutes."""
-    deadline = time.monotonic() + 120
+    """Return as soon as a condition holds while a process runs; polled every 2 ms, for four minutes."""
+    deadline = time.monotonic() + 240
     while not there():
         assert process.returncode is None, process.printed()
         assert time.monotonic() < deadline

@@ -1,17 +1,21 @@
 """--accumulate: a batch in parts, one after the other, is one step."""
 
+import itertools
+import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 
+import main
 from simsiam import SimSiam
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.sampler import EpochSampler
-from tests.helpers import Program, rows, same_run, start_small, wait_for_epochs
+from tests.helpers import SMALL, Program, Started, rows, same_run, start_small
 
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 
@@ -32,46 +36,57 @@ def test_a_step_follows_the_mean_gradient_of_its_parts() -> None:
     assert trainer.global_step == 1
 
     (whole,) = EpochSampler(40, 40, seed=0, epoch=lambda: 0, device=torch.device("cpu"))
-    for part in whole.split(10):
-        (expected.training_step(data.make_views(part, 0), 0)["loss"] / 4).backward()
+    parts = [expected.training_step(data.make_views(part, 0), 0) for part in whole.split(10)]
+    torch.stack([part["loss"] for part in parts]).mean().backward()
+    for name, logged in (("loss", "train_loss"), ("z_std", "z_std")):
+        mean = sum(part[name].item() for part in parts) / 4
+        assert float(trainer.callback_metrics[logged]) == pytest.approx(mean, rel=1e-5)
     torch.optim.SGD(expected.parameters(), 0.06, 0.9, weight_decay=5e-4).step()
     for (name, ours), theirs in zip(trained.state_dict().items(), expected.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0, msg=name)
 
 
-def test_the_record_counts_steps_and_images_not_parts(program: Program, tmp_path: Path) -> None:
+def test_the_record_counts_steps_and_images_not_parts(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)  # an epoch's steps take a second of it
+    monkeypatch.setattr("simsiam.callbacks.metrics.time", clock)
     small = ["--dataset", "patterns", "--train-images", "80", "--test-images", "20", "--knn-every", "0"]
     small += ["--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "8", "--accelerator", "cpu"]
     for name, flags in (("whole", []), ("parts", ["--accumulate", "2"])):
         status, out, _ = program(*small, "--batch-size", "20", "--epochs", "2", "--exp-name", name, *flags)
         assert status == 0 and "2 epochs of 4 steps" in out and ("20 images in 2 parts" in out) == (name == "parts")
-    whole, parts = rows(tmp_path / "runs" / "whole"), rows(tmp_path / "runs" / "parts")
-    for a, b in zip(whole, parts, strict=True):
-        assert (a["step"], a["learning_rate"]) == (b["step"], b["learning_rate"])
-        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=0.2)  # not half of it
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["images_per_second"] for line in lines] == [80, 80]
+    whole, parts = (
+        [(row["step"], row["learning_rate"]) for row in rows(tmp_path / "runs" / name)] for name in ("whole", "parts")
+    )
+    assert whole == parts and [step for step, _ in whole] == [4, 8]
+
+
+def stopped_in_a_part(args: list[str]) -> int:
+    """main.py, which is told to stop in epoch 2, in the second of the five parts of a step."""
+    step = SimSiam.training_step
+
+    def told_to_stop(self: SimSiam, batch: Any, batch_idx: int) -> Any:
+        if self._trainer is not None and (self.current_epoch, batch_idx) == (1, 6):
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    SimSiam.training_step = told_to_stop
+    return main.main(args)
 
 
 @pytest.mark.slow("three runs; exact resume is a quick test, and that parts make a step")
-def test_told_to_stop_it_ends_a_step_and_goes_on_to_the_bit(tmp_path: Path) -> None:
-    flags = (
-        "--train-images",
-        "60",
-        "--batch-size",
-        "20",
-        "--accumulate",
-        "5",
-        "--epochs",
-        "4",
-        "--checkpoint-every",
-        "1",
-    )
-    whole, stopped = start_small("whole", tmp_path, *flags), start_small("stopped", tmp_path, *flags)
-    wait_for_epochs(stopped, tmp_path / "runs" / "stopped", 1)
-    stopped.send_signal(signal.SIGTERM)
-    for process in (stopped, whole):
-        process.communicate(timeout=120)
-    assert (stopped.returncode, whole.returncode) == (128 + signal.SIGTERM, 0)
+def test_a_stopped_run_ends_its_step_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    few = ("--train-images", "60", "--batch-size", "20", "--accumulate", "5")  # three steps an epoch
+    flags = (*few, "--epochs", "4", "--checkpoint-every", "1")
+    start_small("whole", tmp_path, *flags).communicate()
+    where = ["--save-dir", str(tmp_path / "runs"), "--exp-name", "stopped"]
+    stopped = Started(stopped_in_a_part, [*SMALL, *where, *flags])
+    _, err = stopped.communicate()
+    assert stopped.returncode == 128 + signal.SIGTERM and "in epoch 2, step 5" in err
     resumed = start_small("stopped", tmp_path, *flags)
-    out, err = resumed.communicate(timeout=120)
+    out, err = resumed.communicate()
     assert (resumed.returncode, err) == (0, "") and "resumed from" in out
     assert same_run(tmp_path / "runs" / "stopped", tmp_path / "runs" / "whole")

@@ -70,10 +70,10 @@ def test_the_measurement_for_a_gpu_box_runs_from_end_to_end_in_legs_without_the_
     places = {name: str(tmp_path / name.lower()) for name in ("RUNS", "RESULTS", "WHEELS", "SITE")}
     environment = {**os.environ, **miniature, **places, "PYTHON": sys.executable, "MEASURE": "--accelerator cpu"}
 
-    def leg(*args: str, seconds: int = 60) -> subprocess.CompletedProcess[str]:
+    def leg(*args: str, seconds: int = 540) -> subprocess.CompletedProcess[str]:
         command = ["bash", "tests/benchmarks/h200.sh", *args]
         given = environment | {"LEG_SECONDS": str(seconds)}
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=given)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800, env=given)
 
     done = leg("all", *SMALL, "--epochs", "60")
     printed = done.stdout[-3000:] + done.stderr
@@ -96,19 +96,44 @@ def test_the_measurement_for_a_gpu_box_runs_from_end_to_end_in_legs_without_the_
     assert "finetune 0.1, " in (results / "report.html").read_text()
 
 
-@pytest.mark.slow("two starts that are stopped by time; to stop and to go on are quick tests")
+def write_python(folder: Path, command: str) -> str:
+    """A stand-in for Python, which runs a command of the shell."""
+    folder.mkdir(exist_ok=True)
+    (folder / "python").write_text(f"#!/bin/sh\n{command}\n")
+    (folder / "python").chmod(0o755)
+    return str(folder / "python")
+
+
+def pretrain_leg(tmp_path: Path, python: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "tests/benchmarks/h200.sh", "pretrain", *SMALL, "--epochs", "5", "--exp-name", "h200"]
+    places = {"RUNS": str(tmp_path / "runs"), "RESULTS": str(tmp_path / "results"), "PYTHON": python}
+    given = {**os.environ, **places, **environment}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=given)
+
+
+def test_a_leg_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    done = pretrain_leg(tmp_path, write_python(tmp_path / "bin", "exec sleep 1000"), LEG_SECONDS="1")
+    assert done.returncode == 3 and "call this again" in done.stdout, done.stdout + done.stderr
+
+
+STOPPED = """
+import sys
+sys.path.insert(0, "")
+from tests.at_steps import run_with_events
+sys.exit(run_with_events(['{"9": ["SIGTERM"]}', *sys.argv[2:]]))
+"""  # main.py, which is told to stop in its ninth step
+
+
+@pytest.mark.slow("two fresh starts; that a leg ends, and to stop and to go on, are quick tests")
 def test_a_leg_that_is_over_says_so_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    environment = {**os.environ, "RUNS": str(tmp_path / "runs"), "RESULTS": str(tmp_path / "results")}
-    environment |= {"PYTHON": sys.executable, "LEG_SECONDS": "30"}
-    command = ["bash", "tests/benchmarks/h200.sh", "pretrain", *SMALL, "--epochs", "400", "--exp-name", "h200"]
-    steps = []
-    for _ in range(2):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=130, env=environment)
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    python = write_python(tmp_path / "bin", f'exec {sys.executable} -c "$(cat {tmp_path}/stopped.py)" "$@"')
+    for step in (9, 18):
+        done = pretrain_leg(tmp_path, python)
         assert done.returncode == 3 and "call this again" in done.stdout, done.stdout + done.stderr
         last = tmp_path / "runs" / "h200" / "checkpoints" / "last.ckpt"
-        steps.append(torch.load(last, weights_only=True)["global_step"])
-    assert 0 < steps[0] < steps[1] and "resumed from" in done.stdout
-    assert (tmp_path / "results" / "metrics.jsonl").exists()
+        assert torch.load(last, weights_only=True)["global_step"] == step
+    assert "resumed from" in done.stdout and (tmp_path / "results" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("views", [2, 4])

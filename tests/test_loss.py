@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightly.loss import NegativeCosineSimilarity
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from simsiam.loss import D, siamese_loss, z_std
 
@@ -22,6 +23,13 @@ def test_D_at_hand_made_values() -> None:
 def test_D_is_lightlys() -> None:
     p, z = torch.randn(32, 16), torch.randn(32, 16)
     torch.testing.assert_close(D(p, z), NegativeCosineSimilarity()(p, z))
+
+
+def test_the_cosine_keeps_float64() -> None:
+    p, z = torch.randn(2, 8, 5, dtype=torch.float64)
+    expected = -cosine_similarity(p, z, dim=1).mean()
+    assert D(p, z).dtype == torch.float64 and abs(D(p, z) - expected) < 1e-15
+    assert D(p.bfloat16(), z.bfloat16()).dtype == torch.float32
 
 
 def test_gradient_stops_at_z() -> None:

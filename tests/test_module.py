@@ -103,16 +103,16 @@ class Rates(pl.Callback):
 
 def test_weight_decay_is_on_every_parameter_and_the_rate_on_every_group() -> None:
     rates, quiet = Rates(), {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=10, callbacks=[rates], logger=False, **quiet)
-    module = model(constant_predictor_lr=True, weight_decay=0.123, learning_rate=0.02, warmup_epochs=2)
-    trainer.fit(module, datamodule=ViewsDataModule("patterns", train_images=80, test_images=10, batch_size=8))
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=5, callbacks=[rates], logger=False, **quiet)
+    module = model(constant_predictor_lr=True, weight_decay=0.123, learning_rate=0.02, warmup_epochs=1)
+    trainer.fit(module, datamodule=ViewsDataModule("patterns", train_images=32, test_images=10, batch_size=8))
 
     groups = trainer.optimizers[0].param_groups
     counted = sum(p.numel() for group in groups for p in group["params"])
     assert counted == sum(p.numel() for p in module.parameters())
     assert all(group["weight_decay"] == 0.123 for group in groups)
-    assert len(rates.seen) == 100
-    assert rates.seen[59] == (pytest.approx(0.01), 0.02)  # half-way down the cosine, which takes steps 20 to 100
+    assert len(rates.seen) == 20
+    assert rates.seen[11] == (pytest.approx(0.01), 0.02)  # half-way down the cosine, which takes steps 4 to 20
     assert rates.seen[-1] == (pytest.approx(0, abs=1e-9), 0.02)
 
 

@@ -50,6 +50,7 @@ def test_each_pretraining_is_accepted_and_says_what_it_would_train(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(photos)
     np.savez(tmp_path / "images.npz", x_train=patterns(50).images.numpy())
+    monkeypatch.setattr("simsiam.commands.pretrain.estimate_seconds", lambda *_: 7200.0)  # other tests measure it
     fewer = ["--batch-size", "50", "--cache-dir", str(tmp_path / "cache")] if "--data-dir" in flags else []
     status, out, err = program(*shlex.split(flags), *fewer, "--dry-run")
     assert (status, err) == (0, "")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -22,7 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from utils.distributed import local_world_size, rank, world_size
-from utils.errors import RunFailure, UserError, check
+from utils.errors import RunFailure, Stopped, UserError, check
 
 TIMEOUT = timedelta(hours=2)  # long enough for rank 0 to download or to decode; a dead peer is noticed at once
 PARENT_VARIABLE = "SIMSIAM_PROCESSES_END_WITH"  # environment variable: the id of the process with which this one ends
@@ -63,9 +64,28 @@ def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when its launcher dies, even by SIGKILL."""
-    if os.environ.get(PARENT_VARIABLE) == str(os.getppid()) and sys.platform == "linux":
+    """Have the kernel send SIGTERM to this process when its launcher dies, even by SIGKILL.
+
+    Raises:
+        Stopped: the launcher died before this process could ask for that.
+    """
+    launcher = os.environ.get(PARENT_VARIABLE)
+    if launcher is None or sys.platform != "linux":
+        return
+    if launcher == str(os.getppid()):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if has_ended(launcher):
+        raise Stopped(signal.SIGTERM, ": the command that started this run has ended")
+
+
+def has_ended(process: str) -> bool:
+    """Return whether the process with this id has ended, also if its parent has not asked for its status yet."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return True
+    state = status.rpartition(")")[2].split()[0]  # behind the name, which may contain anything
+    return state in ("Z", "X")
 
 
 def needs_launch(devices: int | None) -> bool:

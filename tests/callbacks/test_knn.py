@@ -1,17 +1,18 @@
-"""simsiam/callbacks/knn.py against scikit-learn on the same network; collapse.py."""
+"""simsiam/callbacks/knn.py against features of the same network; collapse.py."""
 
 from typing import Any
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from sklearn.neighbors import KNeighborsClassifier
+from torch.nn.functional import normalize
 
 from simsiam import KNNMonitor, SimSiam
 from simsiam.config.options import is_collapsed
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.evaluation.features import extract_features
+from simsiam.evaluation.metrics import rankme
+from utils.knn import knn_predict
 
 
 def trained(
@@ -26,20 +27,19 @@ def trained(
     return trainer, model, data
 
 
-def test_the_logged_accuracy_is_scikit_learns_on_clean_images() -> None:
-    trainer, model, data = trained(KNNMonitor(k=20, temperature=0.1))
+def test_what_is_logged_is_of_clean_images() -> None:
+    trainer, model, data = trained(KNNMonitor(k=20, temperature=0.1), images=200, batch_size=50)
     model.eval()
 
-    def features(images: torch.Tensor) -> np.ndarray:
+    def features(images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            x = (images.float() / 255 - data.mean[:, None, None]) / data.std[:, None, None]
-            f = model(x)
-        return (f / f.norm(dim=1, keepdim=True)).numpy()
+            return model((images.float() / 255 - data.mean[:, None, None]) / data.std[:, None, None])
 
-    vote = KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1))
-    vote.fit(features(data.train.images), data.train.labels.numpy())
-    expected = 100 * vote.score(features(data.test.images), data.test.labels.numpy())
-    assert trainer.callback_metrics["kNN_accuracy"].item() == pytest.approx(expected, abs=1e-4)
+    bank, queries = features(data.train.images), features(data.test.images)
+    predicted = knn_predict(normalize(queries), normalize(bank), data.train.labels, 10, k=20, temperature=0.1)
+    right = (predicted == data.test.labels).float().mean().item()
+    assert float(trainer.callback_metrics["kNN_accuracy"]) == pytest.approx(100 * right, abs=1e-4)
+    assert float(trainer.callback_metrics["rankme"]) == pytest.approx(rankme(bank), rel=1e-4)
 
 
 def test_measuring_changes_nothing_in_the_network() -> None:
@@ -72,6 +72,14 @@ def test_it_measures_each_n_epochs_and_the_last(every: int, measured: list[int])
     trained(monitor, after, epochs=5, images=40, batch_size=20)
     assert after.epochs == measured
     assert (monitor.untrained is None) == (every == 0)
+
+
+def test_rankme_is_the_effective_rank_by_singular_values() -> None:
+    features = torch.randn(300, 16) @ torch.diag(torch.logspace(0, -2, 16))
+    p = torch.linalg.svdvals(features.double())
+    p = p / p.sum()
+    assert rankme(features) == pytest.approx(float((-(p * p.log()).sum()).exp()), rel=1e-4)
+    assert rankme(torch.randn(300, 1) @ torch.randn(1, 16)) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize(

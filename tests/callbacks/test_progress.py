@@ -6,8 +6,6 @@ import pty
 import re
 import select
 import struct
-import subprocess
-import sys
 import termios
 from datetime import timedelta
 from pathlib import Path
@@ -15,28 +13,35 @@ from pathlib import Path
 import pytest
 from pytorch_lightning import Trainer
 
+import main
 from simsiam.callbacks.progress import ProgressCallback, about
 from simsiam.data.datamodule import ViewsDataModule
-from tests.helpers import ROOT, SMALL
+from tests.helpers import SMALL, Started
+from utils.console import console
+
+
+def on_a_terminal(args: list[str]) -> int:
+    """main.py with the terminal ARGS[0]."""
+    terminal = os.open(args[0], os.O_RDWR)
+    for stream in range(3):
+        os.dup2(terminal, stream)
+    console.__init__(highlight=False, soft_wrap=True)  # rich looks once what it writes to
+    return main.main(args[1:])
 
 
 def screen(columns: int, tmp_path: Path, *flags: str) -> list[str]:
-    """All lines that a run drew on a terminal, without colours; not forked: rich looks once what it writes to."""
+    """All lines that a run drew on a terminal, without colours."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
-    command = [sys.executable, "main.py", *SMALL, *flags, "--save-dir", str(tmp_path)]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, env=environment)
-    os.close(theirs)
+    args = [os.ttyname(theirs), *SMALL, *flags, "--save-dir", str(tmp_path)]
+    process = Started(on_a_terminal, args, TERM="xterm", COLUMNS=str(columns))
     shown = b""
     while process.poll() is None or select.select([ours], [], [], 0)[0]:
         if select.select([ours], [], [], 0.1)[0]:
-            try:
-                shown += os.read(ours, 65536)
-            except OSError:  # the other end is closed
-                break
+            shown += os.read(ours, 65536)
+    os.close(theirs)
     os.close(ours)
-    assert process.wait() == 0, shown
+    assert process.returncode == 0, shown
     return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()))
 
 

@@ -13,7 +13,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from tests.helpers import SMALL, Program, Started, rows, same_weights, start_small, wait_for_epochs, weights
+from tests.at_steps import start_small_with_events
+from tests.helpers import SMALL, Program, Started, rows, same_weights, wait_for, weights
 
 
 def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_path: Path) -> None:
@@ -93,12 +94,14 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(program: Program, 
 
 
 def test_a_second_process_is_kept_out_of_a_running_run(program: Program, tmp_path: Path) -> None:
-    first = start_small("shared", tmp_path, "--epochs", "200")
-    wait_for_epochs(first, tmp_path / "runs" / "shared", 1)
-    status, _, err = program(*SMALL, "--epochs", "200", "--exp-name", "shared")
-    first.kill()
-    first.communicate()
+    held = tmp_path / "held"
+    first = start_small_with_events("shared", tmp_path, {5: [held]}, "--epochs", "2")
+    wait_for(first, held.exists)
+    status, _, err = program(*SMALL, "--epochs", "2", "--exp-name", "shared")
     assert status == 2 and "another process" in err and err.count("\n") == 1
+    held.unlink()
+    first.communicate()
+    assert first.returncode == 0 and len(rows(tmp_path / "runs" / "shared")) == 2
 
 
 def test_ckpt_dir_resumes_in_a_folder_of_its_own(program: Program, tmp_path: Path) -> None:
@@ -125,7 +128,8 @@ def test_a_run_keeps_the_precision_that_it_began_with(
     def precision(name: str) -> str:
         return yaml.safe_load((tmp_path / "runs" / name / "config.yaml").read_text())["resolved"]["precision"]
 
-    flags = [*SMALL, "--precision", "auto", "--epochs", "3", "--checkpoint-every", "1"]
+    few = ["--train-images", "20", "--test-images", "10", "--batch-size", "10", "--knn-every", "0"]  # bf16 may be slow
+    flags = [*SMALL, *few, "--precision", "auto", "--checkpoint-every", "1", "--epochs", "2"]
     monkeypatch.setattr("utils.device._cpu_has_bf16", lambda: True)
     assert program(*flags, "--exp-name", "whole")[0] == 0
     shutil.copytree(tmp_path / "runs" / "whole", tmp_path / "runs" / "half")
@@ -137,7 +141,7 @@ def test_a_run_keeps_the_precision_that_it_began_with(
     assert program(*flags, "--exp-name", "other", "--ckpt-dir", str(checkpoints / "last.ckpt"))[0] == 0
     assert program(*flags, "--exp-name", "half")[0] == 0 and precision("half") == precision("other") == "bf16-mixed"
     assert program(*flags, "--exp-name", "new")[0] == 0 and precision("new") == "32-true"
-    status, _, err = program(*flags[:-6], "--epochs", "4", "--precision", "32", "--exp-name", "half")
+    status, _, err = program(*flags, "--precision", "32", "--exp-name", "half")
     assert status == 2 and "--precision auto, now 32" in err
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -10,29 +11,27 @@ import pytest
 import torch
 
 import main
+from simsiam.commands import launch
 from simsiam.commands.sweep import expand_seeds, list_gpus
 from simsiam.config import commands
 from simsiam.config.ablations import paper_says
 from simsiam.config.commands import Pretrain
-from tests.helpers import SMALL, Program, Started, children, rows, same_weights, start, wait_for, wait_for_epochs
+from tests.helpers import ROOT, SMALL, Program, Started, children, rows, same_weights, start, wait_for
 from utils.cli import from_settings
 
 STUB = """
 import json, os, signal, sys
+stopping = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+signal.pthread_sigmask(signal.SIG_BLOCK, stopping)  # one that comes before `sigwait` waits for it
 flags = dict(flag.split("=", 1) for flag in sys.argv[1:] if "=" in flag)
 name, folder = flags["--exp-name"], flags["--save-dir"]
-
-def stop(number, frame):
-    print(f"main.py: {name} stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
-    os._exit(128 + number)
-
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    signal.signal(number, stop)
-open(f"{folder}/{name}.pid", "w").write(str(os.getpid()))
 statuses = json.loads(os.environ["STATUSES"])
-while name not in statuses:
-    signal.pause()
-sys.exit(statuses[name])
+open(f"{folder}/{name}.pid", "w").write(str(os.getpid()))
+if name in statuses:
+    sys.exit(statuses[name])
+number = signal.sigwait(stopping)
+print(f"main.py: {name} stopped by {number.name}", file=sys.stderr)
+sys.exit(128 + number)
 """  # ends with the status that it is given, or waits for a signal
 
 
@@ -98,16 +97,24 @@ def test_an_ablation_trains_each_variant_and_compares_them(tmp_path: Path) -> No
     assert "67.7 (table 1)" in page and "0.1 (table 1)" in page
 
 
+def start_held(tmp_path: Path, *flags: str) -> Started:
+    """An ablation whose first run makes the file `held` before its ninth step, and waits there for a signal."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.at_steps import run_with_events\n"
+    code += f"sys.exit(run_with_events([{json.dumps({9: [str(tmp_path / 'held')]})!r}, *sys.argv[1:]]))\n"
+    (tmp_path / "held.py").write_text(code)
+    return Started(with_stubs, [str(tmp_path / "held.py"), *flags])
+
+
 @pytest.mark.slow("three fresh starts and a page; signals to an ablation and resuming are quick tests each")
 def test_an_ablation_told_to_stop_saves_and_goes_on_to_the_report(tmp_path: Path) -> None:
     flags = ["ablate", *SMALL, "--epochs", "5", "--variants", "baseline", "no-predictor", "--save-dir", str(tmp_path)]
     folder = tmp_path / "ablation_patterns"
-    process = start(*flags)
-    wait_for_epochs(process, folder / "baseline", 1)
+    process = start_held(tmp_path, *flags)
+    wait_for(process, (tmp_path / "held").exists)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM and "1 of 2: baseline" in out
-    assert err.count("\n") == 1 and "saved: the same command resumes it" in err
+    assert err.count("\n") == 1 and "step 9" in err and "saved: the same command resumes it" in err
 
     process = start(*flags)
     out, err = process.communicate()
@@ -139,17 +146,30 @@ def test_a_run_for_each_seed_has_its_settings_and_a_folder_of_its_own() -> None:
 
 @pytest.mark.slow("a fresh start of the program; that a run which loses its parent saves is all that is new here")
 def test_the_death_of_the_command_stops_its_run(tmp_path: Path) -> None:
-    flags = ["ablate", *SMALL, "--epochs", "200", "--variants", "baseline", "--save-dir", str(tmp_path)]
-    run = tmp_path / "ablation_patterns" / "baseline"
-    process = start(*flags)
-    wait_for_epochs(process, run, 1)
+    flags = ["ablate", *SMALL, "--epochs", "5", "--variants", "baseline", "--save-dir", str(tmp_path)]
+    process = start_held(tmp_path, *flags)
+    wait_for(process, (tmp_path / "held").exists)
     (child,) = children(process)
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while os.path.exists(f"/proc/{child}") and time.monotonic() < deadline:
         time.sleep(0.01)  # between two polls
-    assert "saved: the same command resumes it" in process.printed()[1]  # by the run
+    assert "step 9" in process.printed()[1] and "saved: the same command resumes it" in process.printed()[1]
+
+
+def test_a_run_whose_command_has_died_does_not_begin(tmp_path: Path) -> None:
+    """The command was killed while its run was still importing torch."""
+    gone, zombie = (subprocess.Popen(["true"]) for _ in range(2))
+    gone.wait()
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    where = ("--save-dir", str(tmp_path / "runs"))
+    for launcher, status in ((gone.pid, 143), (zombie.pid, 143), (os.getpid(), 0)):  # the last is a grandparent
+        process = start(*SMALL, *where, "--dry-run", **{launch.PARENT_VARIABLE: str(launcher)})
+        _, err = process.communicate()
+        assert process.returncode == status, err
+        assert err.count("\n") == ("the command that started this run has ended" in err) == (status == 143)
+    zombie.wait()
 
 
 @pytest.mark.parametrize(
@@ -168,7 +188,7 @@ def test_the_death_of_the_command_stops_its_run(tmp_path: Path) -> None:
 def test_a_mistake_is_answered_in_one_line(flags: list[str], answer: str, tmp_path: Path) -> None:
     command = flags[:1] if flags[0] == "ablate" else []
     process = start(*command, *SMALL, "--save-dir", str(tmp_path / "runs"), *flags[len(command) :])
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 2 and err.count("\n") == 1 and answer in err
     assert not (tmp_path / "runs").exists()
 

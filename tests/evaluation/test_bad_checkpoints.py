@@ -175,7 +175,7 @@ def test_a_bad_checkpoint(
     assert answer in str(error.value)
     with pytest.raises(ValueError) as error:
         load_weights(SimSiam("resnet10", width=4, out_dim=32, h_dim=16), name)
-    assert name in str(error.value) and (answer in str(error.value) or "another architecture" in str(error.value))
+    assert name in str(error.value) and answer in str(error.value)
     if name not in WHOLE:
         with pytest.raises(ValueError) as error:
             read_resumable(Path(name), STATEFUL)
@@ -205,7 +205,9 @@ def test_a_bad_checkpoint_is_answered_in_one_line_by_whatever_takes_one(
     (tmp_path / name).write_bytes(make(good))
     status, out, err = program(*use, name)
     assert status == 2 and is_announcement(out) and err.count("\n") == 1 and name in err, err
-    assert answer in err or use[-1] == "--ckpt-dir"  # which takes no .safetensors
+    if (use[-1], name) == ("--ckpt-dir", "half.safetensors"):
+        answer = "weights alone, which no run goes on from"
+    assert answer in err
     assert os.listdir(tmp_path) == [name]
 
 

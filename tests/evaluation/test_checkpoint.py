@@ -41,8 +41,11 @@ def test_load_from_checkpoint_gives_the_module(run: Path) -> None:
 
 
 def test_the_best_checkpoint_loads_as_well(run: Path) -> None:
-    SimSiam.load_from_checkpoint(run / "checkpoints" / "best.ckpt")
-    load_backbone(run / "checkpoints" / "best.ckpt")
+    """Of this run's only epoch: it has the weights of the last one."""
+    best = run / "checkpoints" / "best.ckpt"
+    expected = load_backbone(run).state_dict()
+    for backbone in (SimSiam.load_from_checkpoint(best).backbone, load_backbone(best)):
+        assert all(torch.equal(expected[name], tensor) for name, tensor in backbone.state_dict().items())
 
 
 def test_the_loaded_features_are_those_that_were_monitored(run: Path) -> None:

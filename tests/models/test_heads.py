@@ -10,7 +10,8 @@ from torch import nn
 from models.heads import prediction_mlp, projection_mlp
 
 
-def same_weights(ours: nn.Module, theirs: nn.Module) -> None:
+def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    """Give the layers of `theirs`, in their order, the weights of `ours`."""
     pairs = list(zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True))
     with torch.no_grad():
         for (_, source), (name, target) in pairs:
@@ -20,14 +21,14 @@ def same_weights(ours: nn.Module, theirs: nn.Module) -> None:
 
 def test_three_layer_projector_is_lightlys() -> None:
     ours, theirs = projection_mlp(32, 48, 24, layers=3), SimSiamProjectionHead(32, 48, 24)
-    same_weights(ours, theirs)
+    copy_weights(ours, theirs)
     x = torch.randn(16, 32)
     torch.testing.assert_close(ours(x), theirs(x))
 
 
 def test_predictor_is_lightlys() -> None:
     ours, theirs = prediction_mlp(24, 8), SimSiamPredictionHead(24, 8, 24)
-    same_weights(ours, theirs)
+    copy_weights(ours, theirs)
     x = torch.randn(16, 24)
     torch.testing.assert_close(ours(x), theirs(x))
 

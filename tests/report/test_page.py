@@ -49,12 +49,17 @@ def test_the_pictures_are_pictures_and_the_curves_are_drawn(page_of_one: Path, r
 def test_the_gallery_tells_the_same_class_from_others(page_of_one: Path) -> None:
     galleries = [e for e in read(page_of_one).iter("div") if e.get("class") == "row"]
     assert len(galleries) == 8 and all(len(row) == 9 for row in galleries)
+    said = {"same": "of the same class", "other": "of another class"}
+    kinds = set()
     for row in galleries:
         query, *neighbours = ("".join(tile.itertext()).strip() for tile in row)
-        for name, tile in zip(neighbours, row[1:], strict=True):
-            kind = "same" if name.split()[0] == query else "other"
-            assert tile.get("class") == f"tile {kind}" and float(name.split()[1]) <= 1
-            assert "same class" in (tile[0].get("alt") or "") if kind == "same" else "another class"
+        for text, tile in zip(neighbours, row[1:], strict=True):
+            name, cosine = text.split()
+            kind = "same" if name == query else "other"
+            assert tile.get("class") == f"tile {kind}" and -1 <= float(cosine) <= 1
+            assert (tile[0].get("alt") or "").endswith(said[kind])
+            kinds.add(kind)
+    assert kinds == {"same", "other"}
 
 
 def test_it_is_valid_small_and_fetches_nothing(page_of_one: Path) -> None:

@@ -1,0 +1,21 @@
+"""A run that nothing happens to."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.at_steps import LONG
+from tests.helpers import start_small
+
+
+@pytest.fixture(scope="session")
+def undisturbed(made: Callable[..., Path]) -> Path:
+    """A finished run of LONG."""
+
+    def fill(folder: Path) -> None:
+        process = start_small("run", folder, *LONG)
+        _, err = process.communicate()
+        assert (process.returncode, err) == (0, "")
+
+    return made("undisturbed", fill) / "runs" / "run"

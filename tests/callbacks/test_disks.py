@@ -1,0 +1,90 @@
+"""A disk that is full or becomes read-only costs a run nothing but time."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.at_steps import LONG, start_small_with_events, steps_saved
+from tests.helpers import SMALL, Program, same_run, start_small, wait_for
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a file system")  # only root may; nothing else makes a disk truly full
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all the room that is left."""
+    filler = disk / "filler"
+    with open(filler, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError:
+            return filler
+
+
+def test_a_run_on_a_full_disk_goes_on_and_has_all_later(undisturbed: Path, small_disk: Path, tmp_path: Path) -> None:
+    early, late = tmp_path / "early", tmp_path / "late"  # in the third and in the last epoch
+    on_it = (*LONG, "--save-dir", str(small_disk))
+    process = start_small_with_events("run", tmp_path, {15: [early], 32: [late]}, *on_it)
+    last = small_disk / "run" / "checkpoints" / "last.ckpt"
+    wait_for(process, lambda: early.exists() and last.exists())
+    filler, good = fill(small_disk), last.read_bytes()
+    early.unlink()
+    wait_for(process, late.exists)
+    assert "\nepoch 5/6" in process.printed()[0] and last.read_bytes() == good
+    filler.unlink()
+    late.unlink()
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, ""), err + out
+    assert "warning: " in out and "No space left on device" in out, out
+    shutil.copytree(small_disk / "run", tmp_path / "copy")
+    assert same_run(tmp_path / "copy", undisturbed)
+
+
+@pytest.mark.slow("four runs; a full disk is a quick test")
+def test_a_run_on_a_disk_that_becomes_read_only_goes_on_later(
+    undisturbed: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    on_it = (*LONG, "--save-dir", str(small_disk))
+    held = tmp_path / "held"
+    process = start_small_with_events("run", tmp_path, {15: [held]}, *on_it)
+    last = small_disk / "run" / "checkpoints" / "last.ckpt"
+    wait_for(process, lambda: held.exists() and last.exists())
+    subprocess.run(["mount", "--bind", str(small_disk), str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(small_disk)], check=True)
+    try:
+        step = steps_saved(last)
+        held.unlink()
+        out, err = process.communicate()
+        assert process.returncode == 2 and err.count("\n") == 1, err
+        assert "Read-only file system" in err and f"the same command goes on from {last}" in err
+        assert "epoch 6/6" in out and out.count("warning: ") >= 2, out
+        assert steps_saved(last) >= step
+        again = start_small("run", tmp_path, *on_it)
+        _, err = again.communicate()
+        assert again.returncode == 2 and err.count("\n") == 1 and "cannot be written" in err
+    finally:
+        subprocess.run(["umount", str(small_disk)], check=True)
+    again = start_small("run", tmp_path, *on_it)
+    _, err = again.communicate()
+    assert (again.returncode, err) == (0, "")
+    shutil.copytree(small_disk / "run", tmp_path / "copy")
+    assert same_run(tmp_path / "copy", undisturbed)
+
+
+def test_on_a_full_disk_a_run_does_not_begin_and_says_so_in_one_line(small_disk: Path, program: Program) -> None:
+    fill(small_disk)
+    status, _, err = program(*SMALL, "--save-dir", str(small_disk))
+    assert status == 2 and err.count("\n") == 1 and "No space left" in err

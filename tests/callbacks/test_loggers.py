@@ -1,0 +1,47 @@
+"""--logger: what main.py records with other loggers than TensorBoard's."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT, Program, rows, summary
+
+LOGGERS = ["--dataset", "patterns", "--train-images", "100", "--test-images", "50", "--knn-k", "5", "--epochs", "2"]
+LOGGERS += ["--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"]
+LOGGERS += ["--accelerator", "cpu", "--exp-name", "run", "--logger"]
+
+
+@pytest.mark.slow("starts the processes of wandb and mlflow; csv and TensorBoard are quick tests")
+def test_main_logs_to_wandb_and_mlflow_instead_of_tensorboard(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "main.py"), *LOGGERS, "wandb", "mlflow"]  # wandb ends as Python does
+    environment = os.environ | {"WANDB_MODE": "offline"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "run"
+    (kNN,) = run.glob("mlruns/*/*/metrics/kNN_accuracy")
+    points = [float(line.split()[1]) for line in kNN.read_text().splitlines()]
+    assert points == [summary(run)["kNN_untrained"], *(row["kNN_accuracy"] for row in rows(run))]
+    (recorded,) = run.glob("wandb/offline-run-*/*.wandb")
+    assert b"kNN_accuracy" in recorded.read_bytes() and not list(run.glob("events*"))
+
+
+def test_main_logs_to_csv_instead_of_tensorboard(tmp_path: Path, program: Program) -> None:
+    status, _, err = program(*LOGGERS, "csv")
+    run = tmp_path / "runs" / "run"
+    table = list(csv.DictReader((run / "csv" / "version_0" / "metrics.csv").read_text().splitlines()))
+    assert (status, err) == (0, "") and not list(run.glob("events*"))
+    recorded = [float(row["train_loss"]) for row in table if row["train_loss"]]
+    assert recorded == pytest.approx([row["train_loss"] for row in rows(run)]) and len(recorded) == 2
+
+
+def test_a_logger_that_is_not_installed_says_what_to_install(
+    program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, _, err = program(*LOGGERS, "mlflow")
+    assert status == 2 and err == "main.py: --logger mlflow: it is not installed: pip install mlflow\n"
+    assert not (tmp_path / "runs" / "run" / "config.yaml").exists()
