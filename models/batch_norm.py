@@ -86,12 +86,14 @@ def _within_view(x: Tensor) -> list[int]:
 
 
 class _BatchNormPerView(_BatchNorm):
-    """torch's BN, except that a batch in training consists of `views` views, and that it may end with a ReLU."""
+    """torch's BN, except that a training batch consists of `views` views."""
 
-    relu = False
     views = 1
-    compiled = False  # then by operations that a compiler joins
-    uncounted = 0  # batches in compiled graphs, which `num_batches_tracked` has once the state is asked for
+    compiled = False  # within a compiled graph: normalise by operations that a compiler fuses
+    uncounted = 0  # batches seen by compiled graphs, not yet added to `num_batches_tracked`
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Check nothing: a network that torch.fx traces has no dimensions yet."""
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if self.uncounted and self.num_batches_tracked is not None:
@@ -105,19 +107,24 @@ class _BatchNormPerView(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and _count_processes() > 1:
-            y = self._normalize_over_processes(input)
-        elif self.training and self.views > 1:
+            return self._normalize_over_processes(input)
+        if self.training and self.views > 1:
             if self.compiled:
                 return self._normalize_views(input)
-            y = torch.cat([super(_BatchNormPerView, self).forward(view) for view in input.chunk(self.views)])
-        else:
-            y = super().forward(input)
-        return y.relu_() if self.relu else y
+            forward = super().forward
+            return torch.cat([forward(view) for view in input.chunk(self.views)])
+        return super().forward(input)
 
-    def _normalize_views(self, input: Tensor) -> Tensor:
-        """On views of the memory, where it is in channels_last: nothing is split, joined or moved."""
+    def forward_relu(self, input: Tensor) -> Tensor:
+        """relu(BN(input)), as one operation in a compiled graph."""
+        if self.training and self.compiled and _count_processes() == 1:
+            return self._normalize_views(input, relu=True)
+        return self.forward(input).relu_()
+
+    def _normalize_views(self, input: Tensor, relu: bool = False) -> Tensor:
+        """Normalise each view on a view of the memory, if it is in channels_last: nothing is moved."""
         x = input.movedim(1, -1).unflatten(0, (self.views, -1))  # (V, B, ..., C)
-        y, mean, var = _NormalizeViews.apply(x, self.weight, self.bias, self.eps, self.relu)
+        y, mean, var = _NormalizeViews.apply(x, self.weight, self.bias, self.eps, relu)
         self._update_running_statistics(mean.flatten(1), var.flatten(1), x[0, ..., 0].numel())
         return y.flatten(0, 1).movedim(-1, 1)
 
@@ -159,9 +166,22 @@ class BatchNorm2d(_BatchNormPerView, nn.BatchNorm2d):
     """(V * B, C, H, W) -> (V * B, C, H, W)."""
 
 
+def batch_norm_relu(bn: nn.Module, relu: nn.Module, x: Tensor) -> Tensor:
+    """Return relu(bn(x)), as one operation in a compiled graph.
+
+    `bn` may be another layer by now: SyncBatchNorm, or none once it is folded into a convolution.
+    """
+    if isinstance(bn, _BatchNormPerView) and bn.compiled:
+        return bn.forward_relu(x)
+    return relu(bn(x))
+
+
 def separates_views(network: nn.Module) -> bool:
     """Whether `expect_views` reaches all BN layers of `network`."""
-    return all(isinstance(module, _BatchNormPerView) for module in network.modules() if isinstance(module, _BatchNorm))
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and not isinstance(module, _BatchNormPerView):
+            return False
+    return True
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def build_networks(backbone: str | nn.Module, hp: Mapping[str, Any]) -> tuple[nn
     else:
         if backbone not in BACKBONES:
             raise ValueError(f"unknown backbone {backbone!r}: there are {', '.join(BACKBONES)}")
-        network = BACKBONES[backbone](hp["width"], hp["zero_init_residual"], hp["stem"])
+        network = BACKBONES[backbone](hp["width"], hp["zero_init_residual"], hp["stem"], hp["conv_init"])
         network.image_size, features = hp["image_size"], network.num_features
     d, bn = hp["out_dim"], hp["heads_bn"]
     projector = projection_mlp(features, hp["proj_hidden"] or d, d, hp["proj_layers"], bn)

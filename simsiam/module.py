@@ -9,15 +9,20 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from models.batch_norm import expect_views, separates_views
 from models.heads import OWN_BACKBONE, build_networks
 from models.resnet import ResNet
 from simsiam.config.options import NetworkOptions, OptimizerOptions
+from simsiam.inputs import get_images, get_views, read_image_metadata, to_plain
 from simsiam.loss import siamese_loss, z_std
+from simsiam.optimizer import make_optimizer
 from utils import distributed
-from utils.schedule import warmup_cosine
+from utils.trainer import is_between_steps
+
+SIZES = ("width", "out_dim", "h_dim", "proj_hidden", "image_size")  # hyper-parameters
 
 
 class SimSiam(pl.LightningModule):
@@ -35,10 +40,12 @@ class SimSiam(pl.LightningModule):
         heads_bn: which layers of the heads have BN (section 4.4): paper, none, hidden or all.
         symmetric: False for D(p1, z2) alone (section 4.6).
         zero_init_residual: start every residual block as the identity.
+        conv_init: initial weights of convolutions: kaiming (torchvision's) or torch (PyTorch's default).
         learning_rate, momentum, weight_decay: of SGD; `learning_rate` is the peak.
         warmup_epochs: of linear warm-up, before the cosine over the rest of the run; None for 10, or a tenth of the run
             if that is shorter.
         constant_predictor_lr: keep the predictor at the peak rate (section 4.2, "h with constant lr").
+        predictor_lr_scale: peak rate of the predictor, as a multiple of `learning_rate`.
         image_size, mean, std, classes: of the images that it is trained on, kept for whoever loads the checkpoint; a
             datamodule that has them sets them.
         stem: of the backbone: cifar or imagenet.
@@ -74,43 +81,100 @@ class SimSiam(pl.LightningModule):
         std: Sequence[float] | None = None,
         classes: Sequence[str] = (),
         stem: str = "cifar",
+        conv_init: str = NetworkOptions.conv_init,
+        predictor_lr_scale: float = OptimizerOptions.predictor_lr_scale,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="backbone", logger=False)
-        own = isinstance(backbone, nn.Module)
-        self.hparams["backbone"] = f"{OWN_BACKBONE} {type(backbone).__name__}" if own else backbone
+        is_custom = isinstance(backbone, nn.Module)
+        name = f"{OWN_BACKBONE} {type(backbone).__name__}" if is_custom else backbone
+        self.hparams["backbone"] = name
+        self._make_hparams_plain()
         self.backbone, self.projector, self.predictor = build_networks(backbone, self.hparams)
         self.predictor.requires_grad_(not fixed_predictor)
-        self._losses = self.losses
-        self.one_pass = None if separates_views(self.backbone) else False  # all views at once; None for where it pays
-        self.sums, self.batches = torch.zeros(2, dtype=torch.float64), 0  # of loss and z_std, over the epoch so far
+        self._losses = self.losses  # or the compiled form of it
+        self.one_pass: bool | None = None  # encode all views at once; None: where it pays
+        self._bn_knows_views: bool | None = None  # None: to be found out
+        # Sums of loss and z_std over the batches of this epoch.
+        self.sums = torch.zeros(2, dtype=torch.float64)
+        self.batches = 0
+        self._means_logged = False
+        self._restored_gradients: dict[str, Tensor] = {}  # of a checkpoint between two steps
+
+    def _make_hparams_plain(self) -> None:
+        """Convert hyper-parameters to values that a checkpoint may hold; leave out what has no such form.
+
+        Only a subclass can have others: SimSiam's own must be plain.
+        """
+        left_out = []
+        for name, value in list(self.hparams.items()):
+            try:
+                self.hparams[name] = to_plain(value)
+            except TypeError:
+                del self.hparams[name]
+                left_out.append(name)
+        for name in SIZES:
+            size = self.hparams.get(name)
+            if size is not None and (type(size) is not int or size < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+        if left_out:
+            rank_zero_warn(f"hyper-parameters that are not plain values are not saved: {', '.join(left_out)}")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled backbone features, which is what one uses after training: (B, 3, S, S) -> (B, F)."""
+        """Return pooled backbone features, which are used after training: (B, 3, S, S) -> (B, F)."""
         return self.backbone(x)
 
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the features (B, F) of a batch of images (B, 3, S, S), or of `(images, ...)`."""
+        return self(get_images(batch))
+
     def setup(self, stage: str) -> None:
-        """Learn from the datamodule what its images are, for whoever loads a checkpoint."""
-        data = getattr(self.trainer, "datamodule", None)
-        if (mean := getattr(data, "mean", None)) is not None and (std := getattr(data, "std", None)) is not None:
-            self.hparams.update(mean=torch.as_tensor(mean).tolist(), std=torch.as_tensor(std).tolist())
-        if (size := getattr(data, "size", None)) is not None:
-            self.hparams["image_size"] = size
-            if isinstance(self.backbone, ResNet):
-                self.backbone.image_size = size
-        self.hparams["classes"] = list(getattr(data, "classes", None) or self.hparams["classes"])
+        """Learn from the datamodule what its images are, so that checkpoints can tell."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        metadata, ignored = read_image_metadata(datamodule)
+        self.hparams.update(metadata)
+        if isinstance(self.backbone, ResNet) and "image_size" in metadata:
+            self.backbone.image_size = metadata["image_size"]
+        if ignored:
+            rank_zero_warn(f"{type(datamodule).__name__}: not taken over: {'; '.join(ignored)}")
+
+    def on_train_start(self) -> None:
+        """Restore the gradients of a checkpoint that was written between two optimizer steps."""
+        self._bn_knows_views = None  # Trainer(sync_batchnorm=True) has replaced the layers by now
+        for name, parameter in self.named_parameters():
+            if name in self._restored_gradients:
+                parameter.grad = self._restored_gradients[name].to(parameter)
+        self._restored_gradients = {}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Algorithm 1. `batch` is the views [x1, x2] or more, (B, 3, S, S) each, or ([x1, x2], labels)."""
-        x: Sequence[Tensor] = batch if isinstance(batch[0], Tensor) else batch[0]
-        one_pass = x[0].is_cuda if self.one_pass is None else self.one_pass
-        with expect_views(self, len(x) if one_pass else 1, compiled=self._losses != self.losses):
-            loss, figures = self._losses(x, one_pass)
-        self._log(figures, len(x[0]))
-        return {"loss": loss, "z_std": figures[1]}  # tensors: nothing here waits for the device
+        """Algorithm 1.
+
+        Args:
+            batch: the views [x1, x2] or more, (B, 3, S, S) each, or ([x1, x2], labels, ...).
+
+        Raises:
+            ValueError: the batch is something else.
+        """
+        x = get_views(batch)
+        one_pass = self._takes_one_pass(x)
+        is_compiled = self._losses != self.losses
+        with expect_views(self, len(x) if one_pass else 1, compiled=is_compiled):
+            loss, metrics = self._losses(x, one_pass)
+        self._record(metrics, len(x[0]))
+        return {"loss": loss, "z_std": metrics[1]}  # tensors: nothing here waits for the device
+
+    def _takes_one_pass(self, x: Sequence[Tensor]) -> bool:
+        """Return whether all views go through the networks at once: on a GPU, if that changes nothing."""
+        if self.one_pass is not None:
+            return self.one_pass
+        if not x[0].is_cuda or any(view.shape != x[0].shape for view in x):
+            return False
+        if self._bn_knows_views is None:
+            self._bn_knows_views = separates_views(self)
+        return self._bn_knows_views
 
     def losses(self, x: Sequence[Tensor], one_pass: bool) -> tuple[Tensor, Tensor]:
-        """The loss; and it and z_std of the first view, without gradient (2,)."""
+        """Return the loss, and a detached tensor (2,): the loss, z_std of the first view."""
         z, p = self.encode(x, one_pass)
         loss = siamese_loss(p, z, self.hparams["stop_grad"], self.hparams["symmetric"])
         return loss, torch.stack([loss.detach(), z_std(z[0])])
@@ -126,32 +190,66 @@ class SimSiam(pl.LightningModule):
         z = self.projector(self.backbone(torch.cat(list(x))))  # (V * B, d)
         return z.chunk(len(x)), self.predictor(z).chunk(len(x))
 
-    def _log(self, figures: Tensor, batch_size: int) -> None:
-        """Log loss and z_std (2,): the means of the epoch with its last batch, exact also after a resume in mid-epoch.
+    def _record(self, metrics: Tensor, batch_size: int) -> None:
+        """Add loss and z_std (2,) of a batch to the epoch's sums; log them now and then.
 
-        Not by `self.log` at each step: it takes half a millisecond of the processor, and forgets what was before a
-        resume.
+        Not by `self.log(on_epoch=True)` at each step, which takes half a millisecond of the
+        processor and forgets what was before a resume.
         """
         if self._trainer is None:
             return
-        self.sums, self.batches = self.sums.to(figures.device) + figures, self.batches + 1
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
-            step = {"train_loss_step": figures[0], "z_std_step": figures[1]}
+        self.sums = self.sums.to(metrics.device) + metrics
+        self.batches += 1
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if every and (self.trainer.global_step + 1) % every == 0:
+            step = {"train_loss_step": metrics[0], "z_std_step": metrics[1]}
             self.log_dict(step, on_step=True, on_epoch=False, batch_size=batch_size)
-        if self.trainer.is_last_batch:
-            self.means = distributed.all_reduce_mean(self.sums) / self.batches
-            means = {"train_loss": self.means[0], "z_std": self.means[1]}
-            self.log_dict(means, on_step=False, on_epoch=True, batch_size=batch_size)
 
-    def on_train_epoch_start(self) -> None:  # not after a resume in mid-epoch
-        self.sums, self.batches = torch.zeros_like(self.sums), 0
+    def epoch_means(self) -> Tensor:
+        """Return the means of loss and z_std (2,) over this epoch so far and over all processes."""
+        return distributed.all_reduce_mean(self.sums) / max(1, self.batches)
+
+    def on_train_epoch_start(self) -> None:
+        # Lightning does not call this after a resume in mid-epoch.
+        self.sums = torch.zeros_like(self.sums)
+        self.batches = 0
+        self._means_logged = False
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the means with the epoch's last batch, so that callbacks have them at its end."""
+        if self.trainer.fit_loop.epoch_loop.done:
+            self._log_means()
+
+    def on_train_epoch_end(self) -> None:
+        if not self._means_logged:  # validation ended the epoch early
+            self._log_means()
+
+    def _log_means(self) -> None:
+        train_loss, z_std_mean = self.epoch_means()
+        means = {"train_loss": train_loss, "z_std": z_std_mean}
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
+        self._means_logged = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["epoch_so_far"] = {"sums": distributed.all_reduce_mean(self.sums), "batches": self.batches}
+        sums = distributed.all_reduce_mean(self.sums)
+        checkpoint["epoch_so_far"] = {"sums": sums, "batches": self.batches}
+        if self._trainer is not None and not is_between_steps(self.trainer):
+            checkpoint["accumulated_gradients"] = {
+                name: distributed.all_reduce_mean(parameter.grad)
+                for name, parameter in self.named_parameters()
+                if parameter.grad is not None
+            }
+        if "hyper_parameters" in checkpoint:  # a subclass may have saved more of its own
+            self._make_hparams_plain()
+            checkpoint["hyper_parameters"] = dict(self.hparams)
+        if type(self) is not SimSiam:  # only the backbone is known to `load_backbone` then
+            checkpoint["subclass"] = type(self).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if so_far := checkpoint.get("epoch_so_far"):
-            self.sums, self.batches = so_far["sums"].to(self.device), so_far["batches"]
+            self.sums = so_far["sums"].to(self.device)
+            self.batches = so_far["batches"]
+        self._restored_gradients = checkpoint.get("accumulated_gradients", {})
 
     def compile_networks(self, cuda_graphs: bool = False) -> None:
         """Compile all of a step but the optimizer's as one graph, for one size of batch.
@@ -165,21 +263,6 @@ class SimSiam(pl.LightningModule):
         alone = distributed.world_size() == 1
         self._losses = torch.compile(self.losses, fullgraph=alone, dynamic=False, options=options)
 
-    def configure_optimizers(self) -> Any:
-        """SGD with weight decay on every parameter, BN's included (as the paper's), stepped along the whole run."""
-        hp = self.hparams
-        groups = [
-            {"params": [*self.backbone.parameters(), *self.projector.parameters()]},
-            {"params": list(self.predictor.parameters()), "constant_lr": hp["constant_predictor_lr"]},
-        ]
-        groups = [g for g in groups if any(p.requires_grad for p in g["params"])]  # an ablated predictor has none
-        optimizer = torch.optim.SGD(
-            groups, hp["learning_rate"], hp["momentum"], weight_decay=hp["weight_decay"], fused=True
-        )
-        steps = int(self.trainer.estimated_stepping_batches)
-        self.trainer.fit_loop.setup_data()  # with `max_steps`, the length of an epoch is not known before
-        epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches  # steps
-        epochs = hp["warmup_epochs"]
-        warmup = min(10 * epoch, steps / 10) if epochs is None else epochs and epochs * epoch
-        schedule = warmup_cosine(optimizer, round(min(warmup, steps - 1)), steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return SGD and its warm-up and cosine, see `simsiam.optimizer`."""
+        return make_optimizer(self)

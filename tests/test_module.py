@@ -116,6 +116,18 @@ def test_weight_decay_is_on_every_parameter_and_the_rate_on_every_group() -> Non
     assert rates.seen[-1] == (pytest.approx(0, abs=1e-9), 0.02)
 
 
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_predictors_rate_is_scaled_throughout(constant: bool) -> None:
+    rates = Rates()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=2, callbacks=[rates], logger=False, **quiet)
+    module = model(constant_predictor_lr=constant, learning_rate=0.02, predictor_lr_scale=0.5)
+    data = ViewsDataModule("patterns", train_images=80, test_images=10, batch_size=8)
+    trainer.fit(module, datamodule=data)
+    expected = [0.01 if constant else 0.5 * encoder for encoder, _ in rates.seen]
+    assert [predictor for _, predictor in rates.seen] == pytest.approx(expected)
+
+
 def test_an_unknown_backbone_is_refused() -> None:
     with pytest.raises(ValueError, match="resnet18"):
         SimSiam(backbone="resnet19")

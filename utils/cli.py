@@ -30,6 +30,7 @@ FLAGS_ELSEWHERE = {
     **{"--gpus": "--devices", "--num-gpus": "--devices", "--nodes": "--num-nodes", "--nnodes": "--num-nodes"},
     **{"--max-epochs": "--epochs", "--num-epochs": "--epochs", "--warmup": "--warmup-epochs", "--arch": "--backbone"},
     **{"--model": "--backbone", "--data": "--data-dir", "--resume": "--ckpt-dir", "--output-dir": "--save-dir"},
+    "--held-out": "--held-out-images",
     **{"--default-root-dir": "--save-dir", "--accumulate-grad-batches": "--accumulate"},
 }
 VALUES_ELSEWHERE = {"cuda": "gpu", "bf16-mixed": "bf16", "16-mixed": "16", "32-true": "32", "fp16": "16", "fp32": "32"}

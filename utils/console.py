@@ -20,7 +20,8 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-console = _Console(highlight=False, soft_wrap=True)
+# Names of classes may look like rich's markup or its codes for emoji.
+console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def plural(count: int, noun: str) -> str:
@@ -35,7 +36,8 @@ def print_line(line: str) -> None:
 
 def track_progress(chunks: Iterable[Chunk], total: int, what: str, lines: bool = True) -> Iterator[Chunk]:
     """Yield `chunks`, `total` items in all, and show the progress: a bar, or `lines` where there is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    title = TextColumn("{task.description}", markup=False)
+    columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     terminal, due = console.is_terminal, time.monotonic() + PROGRESS_SECONDS
     with Progress(*columns, console=console, transient=True, disable=not terminal) as bar:
         task = bar.add_task(what, total=total)

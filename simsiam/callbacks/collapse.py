@@ -5,36 +5,61 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from simsiam.callbacks.knn import KNNMonitor
 from simsiam.config.options import is_collapsed
 from utils.errors import RunFailure
 
 
 class CollapseMonitor(pl.Callback):
-    """Warns once, through `report`, when `z_std` and `rankme` are low; with `stop`, raises RunFailure with status 3.
+    """Warn once when the representation has collapsed: `z_std` and `rankme` are low.
 
-    Without BN in the heads `z_std` is low in a healthy run, too, so the rank of the features decides. Where nobody
-    measures `rankme`, a `z_std` near 0 does.
+    Without BN in the heads `z_std` is low in a healthy run too, so the rank of the features
+    decides. Where nobody measures `rankme`, a `z_std` near 0 does.
+
+    Args:
+        stop: end the run instead of warning.
+        print_fn: takes the warning; None for `print`.
+
+    Raises:
+        RunFailure: a RuntimeError; `stop` is set and the representation has collapsed (exit
+            status 3 of the program).
+        ValueError: at the end of an epoch, if the module logs no `z_std`.
     """
 
-    def __init__(self, stop: bool = False, report: Callable[[str], Any] = print) -> None:
-        self.stop, self.report, self.warned = stop, report, False
+    def __init__(self, stop: bool = False, print_fn: Callable[[str], Any] | None = None) -> None:
+        self.stop = stop
+        self.print_fn = print if print_fn is None else print_fn
+        self.warned = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        figures = trainer.callback_metrics
-        if "z_std" not in figures:
+        metrics = trainer.callback_metrics
+        if "z_std" not in metrics:
+            if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+                return  # validation ended the epoch early: the module logs its means after this
             raise ValueError(
-                f"CollapseMonitor needs a module that logs z_std, as SimSiam does: {type(pl_module).__name__}"
+                f"CollapseMonitor needs a module that logs z_std, as SimSiam does; {type(pl_module).__name__} does not"
             )
-        z_std, rank = float(figures["z_std"]), float(figures["rankme"]) if "rankme" in figures else None
+        z_std = float(metrics["z_std"])
+        rank = self._current_rank(trainer)
         if self.warned or not is_collapsed(z_std, rank):
             return
-        measured = "" if rank is None else f" and the effective rank of the features {rank:.1f} (dozens)"
+        measured = ""
+        if rank is not None:
+            measured = f" and the effective rank of the features {rank:.1f} (dozens)"
         message = (
-            f"the representation has collapsed in epoch {trainer.current_epoch + 1}: z_std is {z_std:.3f} "
-            f"(healthy: near 1){measured}. Usual causes: no stop-gradient, no predictor, no BN in the heads, "
-            "a weight decay or learning rate too high"
+            f"the representation has collapsed in epoch {trainer.current_epoch + 1}: "
+            f"z_std is {z_std:.3f} (healthy: near 1){measured}. Usual causes: no stop-gradient, "
+            "no predictor, no BN in the heads, a weight decay or learning rate too high"
         )
         if self.stop:
             raise RunFailure(message, status=3)
-        self.report(f"warning: {message}")
+        self.print_fn(f"warning: {message}")
         self.warned = True
+
+    def _current_rank(self, trainer: pl.Trainer) -> float | None:
+        """Return the effective rank of the features; None if it was not measured in this epoch."""
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, KNNMonitor):
+                return callback.latest.get("rankme")
+        rank = trainer.callback_metrics.get("rankme")
+        return None if rank is None else float(rank)

@@ -38,7 +38,7 @@ class Pictures(pl.Callback):
         due = epoch == trainer.max_epochs or (self.every and epoch % self.every == 0)
         if due and trainer.is_global_zero:
             self.show("views", draw_views(data, first=epoch), step)
-            if self.knn.latest and self.knn.places is not None:
-                nearest = self.knn.places[:QUERIES, :NEIGHBOURS]
+            if self.knn.latest and self.knn.indices is not None:
+                nearest = self.knn.indices[:QUERIES, :NEIGHBOURS]
                 rows = gallery_rows(data.train, data.test.first(len(nearest)), nearest)
                 self.show("neighbours", pil_to_tensor(draw_gallery(rows)), step)

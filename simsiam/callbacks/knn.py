@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -13,14 +13,23 @@ from torch.nn.functional import normalize
 from models.resnet import ResNet, fold_batch_norm
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset, why_no_knn
-from simsiam.evaluation.features import chunk_size, extract_features
+from simsiam.evaluation.features import chunk_size, compute_dtype, extract_features
 from simsiam.evaluation.metrics import rankme
+from simsiam.inputs import get_labelled_images
 from utils import distributed
 from utils.knn import nearest, vote
+from utils.trainer import is_last_epoch
 
 RANKME_IMAGES = 25_600  # as many as its paper takes
-Batches = Iterable[tuple[Tensor, Tensor]]  # images (B, 3, S, S) and labels (B,)
-Labelled = tuple[Tensor, Tensor]  # features (n, F) and labels (N,)
+Batches = Iterable[Sequence[Any]]  # images (B, 3, S, S), labels (B,), and whatever else
+Progress = Callable[[Iterable[Tensor], int, str], Iterable[Tensor]]
+
+
+class Labelled(NamedTuple):
+    """Features of a split's images on this process, and the labels of all of them."""
+
+    features: Tensor  # (n, F)
+    labels: Tensor  # (N,)
 
 
 def parts(trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[ResNet, ViewsDataModule]:
@@ -31,22 +40,31 @@ def parts(trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[ResNet, V
 
 
 class KNNMonitor(pl.Callback):
-    """Classifies images by their nearest neighbours; logs `kNN_accuracy`, top-1 in percent, and `rankme`.
+    """Measure the backbone's features: log `kNN_accuracy` (top-1 in percent) and `rankme`.
 
-    Of pooled, L2-normalised backbone features of clean images (Wu et al. 2018; the SimSiam paper's monitor, App. D),
-    the train and test split of a `ViewsDataModule` or loaders' images. `rankme` is that of the bank's first 25,600
-    features; it is all that is logged of images without labels. `untrained` is kNN before training.
+    Features are pooled backbone features of clean images, L2-normalised for kNN (Wu et al. 2018;
+    the SimSiam paper's monitor, App. D). The bank and the queries are the train and the test split
+    of a `ViewsDataModule`, or the images of two loaders. `rankme` is that of the bank's first
+    25,600 features; of images without labels it is all that is logged.
+
+    It is measured before training, every so many epochs and after the last one. In an epoch
+    without a measurement, `trainer.callback_metrics` has the latest values, for callbacks such as
+    `EarlyStopping`; loggers get measured values alone.
 
     Args:
-        k, temperature: of `knn_predict`.
-        every: epochs between measurements; the last epoch is always measured. 0 for never.
-        bank, queries: loaders of (images, labels), the images as the network takes them; None for the datamodule's.
-        report: called with a line of text for the user.
-        track: passes on chunks of images, of which there are so many, and shows its progress under that name.
+        k: neighbours that vote; all of a smaller bank.
+        temperature: of their votes, as in `utils.knn.knn_predict`.
+        every: epochs between measurements; 0 for none at all.
+        bank, queries: loaders of (images, labels, ...), with float images (B, 3, S, S) as the
+            network takes them and whole numbers from 0 as labels (B,). None for the datamodule's.
+        print_fn: takes a line of text for the user; None for `print`.
+        progress: takes chunks of images, their number and a label, and yields the chunks while it
+            shows a progress bar; None for no bar.
         compile: compile the network that gives the features, on a GPU.
 
     Raises:
-        ValueError: before training, if there is nothing to measure on.
+        ValueError: before training, if there is nothing to measure on; when measuring, if a loader
+            gives something else.
     """
 
     state_key = "KNNMonitor"  # pyright: ignore[reportAssignmentType]  (in checkpoints)
@@ -58,87 +76,135 @@ class KNNMonitor(pl.Callback):
         every: int = 1,
         bank: Batches | None = None,
         queries: Batches | None = None,
-        report: Callable[[str], Any] = print,
-        track: Callable[[Iterable[Tensor], int, str], Iterable[Tensor]] = lambda chunks, n, what: chunks,
+        print_fn: Callable[[str], Any] | None = None,
+        progress: Progress | None = None,
         compile: bool = False,
     ) -> None:
         if (bank is None) != (queries is None):
             raise ValueError("KNNMonitor: give both bank and queries, loaders of (images, labels), or neither")
-        self.k, self.temperature, self.every = k, temperature, every
-        self.report, self.track, self.compile = report, track, compile
-        self.bank, self.queries = bank, queries
+        self.k = k
+        self.temperature = temperature
+        self.every = every
+        self.bank = bank
+        self.queries = queries
+        self.print_fn = print if print_fn is None else print_fn
+        self.progress = progress
+        self.compile = compile
         self.folded: ResNet | None = None  # on a GPU, the network that gives the features
-        self.untrained: float | None = None
-        self.seconds = 0.0  # that the latest measurement took
-        self.latest: dict[str, float] = {}  # figures of the epoch that just ended; empty if it was not measured
-        self.places: Tensor | None = None  # (Q, k) indices of each query's neighbours in the bank
+        self.untrained: float | None = None  # kNN accuracy before training
+        self.seconds = 0.0  # duration of the latest measurement
+        self.latest: dict[str, float] = {}  # measured in the epoch that just ended
+        self.indices: Tensor | None = None  # (Q, k) each query's neighbours in the bank
+        self._known: dict[str, float] = {}  # the latest measurement, whenever that was
+        self._measured_epoch: int | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
         if self.every and self.bank is None and not isinstance(data, ViewsDataModule):
             raise ValueError(
-                "KNNMonitor has no images: KNNMonitor(bank=..., queries=...) takes loaders of (images, labels), "
-                "clean and normalised; or train with a ViewsDataModule"
+                "KNNMonitor has no images: KNNMonitor(bank=..., queries=...) takes loaders of "
+                "(images, labels), clean and normalised; or train with a ViewsDataModule"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.every and trainer.global_step == 0:
-            self.untrained = self.measure(trainer, pl_module).get("kNN_accuracy")
-            if self.untrained is not None:
-                for logger in trainer.loggers:
-                    logger.log_metrics({"kNN_accuracy": self.untrained}, step=0)
-                self.report(f"kNN of the untrained network: {self.untrained:.2f} %")
+        if not self.every or trainer.global_step > 0:
+            return
+        self._known = self.measure(trainer, pl_module)
+        self.untrained = self._known.get("kNN_accuracy")
+        if self.untrained is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics({"kNN_accuracy": self.untrained}, step=0)
+            self.print_fn(f"kNN of the untrained network: {self.untrained:.2f} %")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        due = self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs)
-        self.latest = self.measure(trainer, pl_module) if due else {}
-        pl_module.log_dict(self.latest)  # pyright: ignore[reportArgumentType]  (a dict of floats)
+        self.latest = {}
+        if self.every and (epoch % self.every == 0 or is_last_epoch(trainer) or not self._known):
+            self.latest = self._known = self.measure(trainer, pl_module)
+            self._measured_epoch = trainer.current_epoch
+            pl_module.log_dict(self.latest)  # pyright: ignore[reportArgumentType]  (a dict of floats)
+        else:
+            self._offer_to_callbacks(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure after the last epoch if `EarlyStopping` and its like have ended it unexpectedly."""
+        last_epoch = trainer.current_epoch - 1  # Lightning counts the epochs that are completed
+        if not self.every or last_epoch < 0 or self._measured_epoch == last_epoch:
+            return
+        self.latest = self._known = self.measure(trainer, pl_module)
+        self._measured_epoch = last_epoch
+        for logger in trainer.loggers:
+            logger.log_metrics(self.latest, step=trainer.global_step - 1)
+        self._offer_to_callbacks(trainer)
+
+    def _offer_to_callbacks(self, trainer: pl.Trainer) -> None:
+        """Let callbacks such as `EarlyStopping` see the latest values, without logging them."""
+        values = {name: torch.tensor(value) for name, value in self._known.items()}
+        trainer.callback_metrics.update(values)
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
-        """The figures of now. Each process extracts and searches its share of the images."""
+        """Return `kNN_accuracy` and `rankme` for the current weights, as far as they can be measured.
+
+        Each process extracts the features of its share of the images and searches among them.
+        """
         started = time.perf_counter()
         with trainer.precision_plugin.forward_context():
-            (bank, labels), (queries, truth), classes = self._extract(trainer, pl_module)
-        figures, rank = dict[str, float](), rankme(bank[: RANKME_IMAGES // distributed.world_size()])
-        if classes:
-            bank, queries = (normalize(features, dim=1, out=features) for features in (bank, queries))
-            queries = distributed.all_gather_rows(queries)
-            start = distributed.shard(len(labels)).start
-            similarity, self.places = nearest_in_shards(queries, bank, min(self.k, len(labels)), start)
-            predicted = vote(similarity, labels[self.places], classes, self.temperature)
-            figures["kNN_accuracy"] = 100 * (predicted == truth).sum().item() / len(truth)
+            bank, queries = self._extract(trainer, pl_module)
+        metrics: dict[str, float] = {}
+        rank = rankme(bank.features[: RANKME_IMAGES // distributed.world_size()])
+        if queries is not None:
+            metrics["kNN_accuracy"] = self._accuracy(bank, queries)
         if math.isfinite(rank):
-            figures["rankme"] = rank
+            metrics["rankme"] = rank
         self.seconds = time.perf_counter() - started
-        return trainer.strategy.broadcast(figures)  # of rank 0: the same for all
+        return trainer.strategy.broadcast(metrics)  # from rank 0, so that all ranks agree
 
-    def seconds_left(self, epoch: int, epochs: int) -> float:
-        """About what the measurements will take that follow when so many epochs are done."""
-        return self.seconds * (-(-epochs // self.every) - epoch // self.every) if self.every and epoch < epochs else 0.0
+    def _accuracy(self, bank: Labelled, queries: Labelled) -> float:
+        """Return top-1 in percent, and keep the neighbours."""
+        # Votes take memory for each class, so count the classes that occur.
+        classes, bank_labels = bank.labels.unique(return_inverse=True)
+        unit_bank = normalize(bank.features, dim=1, out=bank.features)
+        unit_queries = normalize(queries.features, dim=1, out=queries.features)
+        unit_queries = distributed.all_gather_rows(unit_queries)
+        start = distributed.shard(len(bank_labels)).start
+        k = min(self.k, len(bank_labels))
+        similarity, self.indices = nearest_in_shards(unit_queries, unit_bank, k, start)
+        votes = vote(similarity, bank_labels[self.indices], len(classes), self.temperature)
+        correct = (classes[votes] == queries.labels).sum().item()
+        return 100 * correct / len(queries.labels)
 
-    def _extract(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Labelled, Labelled, int]:
-        """Features of this process's share and labels of all, of bank and queries; classes, 0 without labels."""
+    def remaining_seconds(self, epoch: int, epochs: int) -> float:
+        """Estimate how long the measurements after epoch `epoch` of `epochs` will take."""
+        if not self.every or epoch >= epochs:
+            return 0.0
+        measurements = -(-epochs // self.every) - epoch // self.every
+        return self.seconds * measurements
+
+    def _extract(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Labelled, Labelled | None]:
+        """Return bank and queries; no queries where there are no labels to compare."""
         network = getattr(pl_module, "backbone", pl_module)
         if pl_module.device.type == "cuda" and isinstance(network, ResNet):
             network = self._fold(network)
         if self.bank is not None and self.queries is not None:
-            bank, queries = (extract_batches(network, loader, pl_module.device) for loader in (self.bank, self.queries))
-            return bank, queries, int(bank[1].max()) + 1
+            bank = extract_batches(network, self.bank, pl_module.device)
+            return bank, extract_batches(network, self.queries, pl_module.device)
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        assert isinstance(data, ViewsDataModule)  # `setup` has seen to it
+        assert isinstance(data, ViewsDataModule)  # `setup` has checked
+        bank = self._extract_split(network, data, data.train)
+        if why_no_knn(data.train, data.test) is not None:
+            return bank, None
+        return bank, self._extract_split(network, data, data.test)
 
-        def extract(split: ImageDataset) -> Labelled:
-            images = split.images[distributed.shard(len(split))]
-            chunks = self.track(images.split(chunk_size(images)), len(images), f"kNN, {len(split):,} images")
-            return extract_features(network, chunks, data.mean, data.std, False, len(images)), split.labels
-
-        why = why_no_knn(data.train, data.test)
-        bank = extract(data.train)
-        return bank, bank if why else extract(data.test), 0 if why else len(data.train.classes)
+    def _extract_split(self, network: nn.Module, data: ViewsDataModule, split: ImageDataset) -> Labelled:
+        images = split.images[distributed.shard(len(split))]
+        chunks: Iterable[Tensor] = images.split(chunk_size(images))
+        if self.progress is not None:
+            chunks = self.progress(chunks, len(images), f"kNN, {len(split):,} images")
+        features = extract_features(network, chunks, data.mean, data.std, False, len(images))
+        return Labelled(features, split.labels)
 
     def _fold(self, backbone: ResNet) -> ResNet:
-        """The backbone without BN layers, compiled once and given the weights of now each time."""
+        """Return the backbone without BN layers, compiled once, with its current weights."""
         folded = fold_batch_norm(backbone)
         if self.folded is None:
             self.folded = folded
@@ -149,21 +215,31 @@ class KNNMonitor(pl.Callback):
         return self.folded
 
     def state_dict(self) -> dict[str, Any]:
-        return {"untrained": self.untrained, "seconds": self.seconds}
+        return {"untrained": self.untrained, "seconds": self.seconds, "known": self._known}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.untrained, self.seconds = state_dict["untrained"], state_dict.get("seconds", 0.0)
+        self.untrained = state_dict["untrained"]
+        self.seconds = state_dict.get("seconds", 0.0)  # older checkpoints lack it, and `known`
+        self._known = state_dict.get("known", {})
 
 
 @torch.no_grad()
 def extract_batches(network: nn.Module, batches: Batches, device: torch.device) -> Labelled:
-    """Features of this process's share of all images, and labels of all."""
+    """Return features of this process's share of all images, and the labels of all."""
+    dtype = compute_dtype(network)
     was_training = network.training
     network.eval()
-    found = [(network(images.to(device)).float(), labels) for images, labels in batches]
+    features = []
+    labels = []
+    for batch in batches:
+        images, truth = get_labelled_images(batch)
+        features.append(network(images.to(device, dtype)).float())
+        labels.append(truth.to(device))
     network.train(was_training)
-    features, labels = torch.cat([f for f, _ in found]), torch.cat([y for _, y in found]).to(device)
-    return features[distributed.shard(len(features))].clone(), labels
+    if not labels:
+        raise ValueError("KNNMonitor: a loader gives no batch")
+    share = distributed.shard(sum(map(len, labels)))
+    return Labelled(torch.cat(features)[share].clone(), torch.cat(labels))
 
 
 def nearest_in_shards(queries: Tensor, shard: Tensor, k: int, start: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 
 from simsiam.callbacks.knn import KNNMonitor, parts
 from simsiam.callbacks.loggers import ResilientTensorBoardLogger
+from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import print_line
 from utils.errors import RunFailure
@@ -55,7 +56,8 @@ class MetricsRecorder(pl.Callback):
         self.batches += 1
         if trainer.is_last_batch:
             # The epoch's only wait for the device; images_per_second is true only after it.
-            self.means = pl_module.means.tolist()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+            assert isinstance(pl_module, SimSiam)
+            self.means = pl_module.epoch_means().tolist()
             images = self.batches / trainer.accumulate_grad_batches * parts(trainer, pl_module)[1].batch_size
             self.images_per_second = images / (time.perf_counter() - self.started)
 

@@ -8,14 +8,15 @@ import torch
 
 from simsiam.config.commands import Embed
 from simsiam.data.dataset import stored_side
-from simsiam.data.images import ImageFolder
-from simsiam.evaluation.context import open_checkpoint, open_context
+from simsiam.data.listing import ImageFolder
+from simsiam.evaluation.context import find_pixel_range, open_checkpoint, open_context
 from simsiam.evaluation.features import chunk_size
 from simsiam.evaluation.results import Results, name_results
 from utils.console import print_line
 from utils.device import choose_device
 from utils.errors import check
 from utils.filesystem import write_atomically
+from utils.text import printable
 
 
 def embed(config: Embed) -> None:
@@ -33,12 +34,18 @@ def embed(config: Embed) -> None:
     else:
         checkpoint, classes = open_checkpoint(config, device), folder.classes
         splits, what = {"folder": folder}, str(options.images)
-        chunks = folder.read(stored_side(checkpoint.facts.image_size or 0), config.data.skip_bad_images)
+        chunks = folder.read(
+            stored_side(checkpoint.facts.image_size or 0),
+            config.data.skip_bad_images,
+            find_pixel_range(config, checkpoint),
+        )
     results = Results(config, checkpoint, name_results("embed", options.output))
     output = results.choose_output(options.output, "features.npz")
     n = sum(map(len, splits.values()))
-    print_line(f"{checkpoint.file}: of {what}, {n:,} images")
-    features = checkpoint.extract_features(chunks, n, what, unit=False).cpu()
+    print_line(f"{printable(checkpoint.file)}: of {printable(what)}, {n:,} images")
+    if folder is not None:
+        folder.report_skipped()
+    features = checkpoint.extract_features(chunks, n, printable(what), unit=False).cpu()
     sizes = {name: len(split) for name, split in splits.items()}  # without what could not be read
     arrays = {
         "features": features.numpy(),
@@ -48,6 +55,7 @@ def embed(config: Embed) -> None:
         "classes": np.array(classes, dtype=np.str_),
     }
     if folder:
+        # Bytes that are not UTF-8 stay as `os.fsdecode` gives them, so that `open` takes the paths.
         arrays["paths"] = np.array([str(file) for file in folder.files])
 
     def write_npz(partial: Path) -> None:
@@ -56,5 +64,6 @@ def embed(config: Embed) -> None:
 
     write_atomically(output, write_npz)
     figures = {"of": what, "images": len(features), "features": features.shape[1], "classes": list(classes)}
-    print_line(f"features  {output}: {len(features):,} images, {features.shape[1]} features of each")
+    size = f"{len(features):,} images, {features.shape[1]} features of each"
+    print_line(f"features  {printable(output)}: {size}")
     results.write(figures | {"output": str(output)})

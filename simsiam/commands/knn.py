@@ -32,7 +32,7 @@ def knn(config: Knn) -> None:
     names = ("features", "k", "temperature", "accuracy")
     figures["table"] = [dict(zip(names, (*protocol, right), strict=True)) for protocol, right in found.items()]
 
-    title = f"kNN accuracy in % on {len(context.test):,} test images of {context.dataset}"
+    title = f"kNN accuracy in % on {len(context.test):,} {context.test.kind} of {context.dataset}"
     lines = dict.fromkeys((kind, k) for kind, k, _ in counts)
     rows = [(kind, str(k), *(f"{found[kind, k, t]:.2f}" for t in TEMPERATURES)) for kind, k in lines]
     head = ("features", "k", *(f"T {t:g}" for t in TEMPERATURES))
@@ -46,7 +46,7 @@ def count_by_protocol(context: EvaluationContext) -> dict[tuple[str, int, float]
     train, test = context.train, context.test
     protocols = [(k, t) for k, t in itertools.product(KS, TEMPERATURES) if k <= len(train)]
     bank = extract_all(context, train.images, "train images")
-    queries = extract_all(context, test.images, "test images")
+    queries = extract_all(context, test.images, test.kind)
     counts = {}
     for kind in bank:
         parts = track_progress(queries[kind].split(CHUNK), len(test), f"neighbours by {kind}")

@@ -6,14 +6,15 @@ import torch
 
 from simsiam.config.commands import Neighbours
 from simsiam.data.dataset import ImageDataset, stored_side
-from simsiam.data.images import ImageFolder
-from simsiam.evaluation.context import open_context
+from simsiam.data.listing import ImageFolder
+from simsiam.evaluation.context import find_pixel_range, open_context
 from simsiam.evaluation.gallery import draw_gallery, find_nearest, select_evenly
 from simsiam.evaluation.results import Results, name_results
 from utils.console import print_line
 from utils.device import choose_device
 from utils.errors import check
 from utils.filesystem import write_atomically
+from utils.text import printable
 
 
 def neighbours(config: Neighbours) -> None:
@@ -28,8 +29,11 @@ def neighbours(config: Neighbours) -> None:
     if folder:
         folder.keep(select_evenly(len(folder), options.queries))
         size = stored_side(context.checkpoint.backbone.image_size or train.side)
-        images = torch.cat(list(folder.read(size, config.data.skip_bad_images)))
-        shown = ImageDataset(images, torch.arange(len(images)), tuple(file.name for file in folder.files))
+        folder.report_skipped()
+        pixel_range = find_pixel_range(config, context.checkpoint)
+        images = torch.cat(list(folder.read(size, config.data.skip_bad_images, pixel_range)))
+        names = tuple(printable(file.name) for file in folder.files)
+        shown = ImageDataset(images, torch.arange(len(images)), names)
     else:
         source = train if in_bank else context.test
         shown = source.select(torch.tensor(select_evenly(len(source), options.queries)))
@@ -44,5 +48,5 @@ def neighbours(config: Neighbours) -> None:
         heading += " Blue frame: of the same class; orange: of another."
         figures["same_class"] = 100 * sum(tile.same_class is True for row in rows for tile in row) / (k * len(rows))
     write_atomically(output, partial(draw_gallery(rows, heading).save, format="PNG"))
-    print_line(f"picture   {output}")
+    print_line(f"picture   {printable(output)}")
     results.write(figures)

@@ -123,6 +123,7 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
         momentum=optimizer.momentum,
         weight_decay=optimizer.weight_decay,
         constant_predictor_lr=optimizer.constant_predictor_lr,
+        predictor_lr_scale=optimizer.predictor_lr_scale,
         image_size=data.size,
     )
 
@@ -168,7 +169,7 @@ def describe_run(context: RunContext) -> str:
     margin = f" from {data.train.side} x {data.train.side}" if data.size < data.train.side else ""
     why = why_no_knn(data.train, data.test)
     lines = [
-        f"  images    {len(data.train):,} train and {len(data.test):,} test images, "
+        f"  images    {len(data.train):,} train and {len(data.test):,} {data.test.kind}, "
         + plural(len(data.train.classes), "class"),
         f"            views of {data.size} x {data.size} pixels{margin}",
         *([f"            {why}: kNN is off"] if why and config.monitor.knn_every else []),
@@ -203,8 +204,15 @@ def train(context: RunContext) -> None:
     monitor, epochs = config.monitor, config.optimizer.epochs
     pictures_every = max(1, epochs // 10) if monitor.pictures_every is None else monitor.pictures_every
     on_gpu = context.accelerator == "gpu"
-    knn = KNNMonitor(monitor.knn_k, monitor.knn_t, monitor.knn_every, report=print_line, compile=config.device.compile)
-    knn.track = lambda chunks, n, what: track_progress(chunks, n, what, lines=knn.untrained is None)
+    knn = KNNMonitor(
+        monitor.knn_k,
+        monitor.knn_t,
+        monitor.knn_every,
+        print_fn=print_line,
+        compile=config.device.compile,
+    )
+    # The untrained kNN prints lines where there is no terminal; later ones have an epoch's line.
+    knn.progress = lambda chunks, n, what: track_progress(chunks, n, what, lines=knn.untrained is None)
     recorder = MetricsRecorder(run, knn)
     io = BackgroundCheckpointIO(run, about=context.provenance)
     signals = SignalCallback()
@@ -221,9 +229,12 @@ def train(context: RunContext) -> None:
         max_epochs=epochs,
         logger=loggers,
         callbacks=[
-            *(signals, knn, recorder, ProgressCallback(recorder.words, lambda epoch: knn.seconds_left(epoch, epochs))),
+            signals,
+            knn,
+            recorder,
+            ProgressCallback(recorder.words, lambda epoch: knn.remaining_seconds(epoch, epochs)),
             Pictures(run, knn, pictures_every, board.log_picture if board else lambda *picture: None),
-            CollapseMonitor(monitor.stop_on_collapse, report=print_line),
+            CollapseMonitor(monitor.stop_on_collapse, print_fn=print_line),
             checkpoints,
         ],
         plugins=[io],

@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic.dataclasses import dataclass
-
 from simsiam.config import evaluation_options as evaluation
 from simsiam.config import options
 from utils.cli import MAY_CHANGE, NOT_KEPT, PLAIN, flatten, iterate_options, to_flag, to_flags
 from utils.errors import check
+from utils.option_group import option_group
 
 
-@dataclass(frozen=True)
+@option_group()
 class Pretrain:
     """Pre-train a network with SimSiam (arXiv 2011.10566).
 
@@ -47,7 +46,7 @@ class Pretrain:
         return Path(self.run.save_dir).expanduser() / name / (self.run.version or "")
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group(kw_only=True)
 class Evaluation:
     """What the commands that use a checkpoint share."""
 
@@ -55,7 +54,7 @@ class Evaluation:
     data: options.EvaluationDataOptions = options.EvaluationDataOptions()
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group(kw_only=True)
 class Knn(Evaluation):
     """Classify all test images by their nearest train images: k = 1, 20, 200 and T = .07, .1, .2.
 
@@ -65,7 +64,7 @@ class Knn(Evaluation):
     device: options.AcceleratorOptions = options.AcceleratorOptions()
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group(kw_only=True)
 class Linear(Evaluation):
     """Train a linear classifier on the frozen backbone's features, and measure it on all test images.
 
@@ -86,7 +85,7 @@ class Linear(Evaluation):
         check(linear.augment or not given, f"{flags}: each goes with --augment")
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group(kw_only=True)
 class Finetune(Evaluation):
     """Train the whole network, backbone and a new head, on a share of the labels; measure it on all test images.
 
@@ -98,7 +97,7 @@ class Finetune(Evaluation):
     device: options.PrecisionOptions = options.PrecisionOptions()
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group(kw_only=True)
 class Embed(Evaluation):
     """Write the backbone's features of the data set, or of any folder of images, into a file that numpy reads.
 
@@ -110,7 +109,7 @@ class Embed(Evaluation):
     device: options.AcceleratorOptions = options.AcceleratorOptions()
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group(kw_only=True)
 class Neighbours(Evaluation):
     """Draw a gallery of nearest neighbours: for some images, the train images that the backbone finds most similar."""
 
@@ -118,18 +117,18 @@ class Neighbours(Evaluation):
     device: options.AcceleratorOptions = options.AcceleratorOptions()
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group(kw_only=True)
 class Export(Evaluation):
     """Write the backbone alone, for use elsewhere: safetensors, torch.export or ONNX, for batches of any size.
 
-    The file holds its normalisation, image size, class names and provenance. It is loaded back and compared on real
-    images before it is put in place.
+    The file holds its normalisation, image size, class names and provenance. It is loaded back and compared on
+    images of the run, or else on generated ones, before it is put in place.
     """
 
     export: evaluation.ExportOptions = evaluation.ExportOptions()
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group(kw_only=True)
 class Report:
     """Write one HTML page of a run, or of several side by side, and its figures as PNG.
 
@@ -147,7 +146,7 @@ class Report:
     device: options.AcceleratorOptions = options.AcceleratorOptions()
 
 
-@dataclass(frozen=True)
+@option_group()
 class Ablate(Pretrain):
     """See what each part of SimSiam is for: the same run without one or the other, and the report of them all.
 

@@ -3,16 +3,16 @@
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from tyro.conf import Positional, arg
 
 from simsiam.config.ablations import USUAL, VARIANTS
 from simsiam.config.options import AtLeast1, BatchSize, Momentum, NotNegative, Positive, Seed, Share
 from utils.cli import MAY_CHANGE, unset
 from utils.errors import check
+from utils.option_group import option_group
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group(kw_only=True)
 class CheckpointOptions:
     """Checkpoint and results."""
 
@@ -23,7 +23,7 @@ class CheckpointOptions:
     overwrite: Annotated[bool, MAY_CHANGE] = False  # Replace the results of an earlier call.
 
 
-@dataclass(frozen=True)
+@option_group()
 class LinearOptions:
     """Linear classifier."""
 
@@ -41,7 +41,7 @@ class LinearOptions:
     from_scratch: bool = False  # Probe the same network with random weights instead, to see what pre-training is worth.
 
 
-@dataclass(frozen=True)
+@option_group()
 class FinetuneOptions:
     """Fine-tuning."""
 
@@ -69,7 +69,7 @@ class FinetuneOptions:
         )
 
 
-@dataclass(frozen=True)
+@option_group()
 class EmbedOptions:
     """Embedding."""
 
@@ -82,7 +82,7 @@ class EmbedOptions:
         check(self.output is None or self.output.endswith(".npz"), f"--output {self.output}: a name that ends in .npz")
 
 
-@dataclass(frozen=True)
+@option_group()
 class NeighboursOptions:
     """Gallery: a row for each query, with its nearest train images."""
 
@@ -96,7 +96,7 @@ class NeighboursOptions:
         check(self.output is None or self.output.endswith(".png"), f"--output {self.output}: a name that ends in .png")
 
 
-@dataclass(frozen=True)
+@option_group()
 class ExportOptions:
     """File."""
 
@@ -106,7 +106,7 @@ class ExportOptions:
     """Where to write it: a name that ends in .safetensors, .pt2 or .onnx, as the format has it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group(kw_only=True)
 class ReportOptions:
     """Report."""
 
@@ -123,7 +123,7 @@ class ReportOptions:
         check(len(self.runs) > 0, "give the folder of a run, or of several: main.py report RUN [RUN ...]")
 
 
-@dataclass(frozen=True)
+@option_group()
 class AblateOptions:
     """Ablation: what is taken away or changed, one thing at a time."""
 

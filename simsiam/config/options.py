@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from tyro.conf import arg
 
+from simsiam.config.value_types import PairText, PathText, parse_pixel_range
 from utils.cli import MAY_CHANGE, NOT_INHERITED, NOT_KEPT, unset
 from utils.errors import check
+from utils.option_group import option_group
 
 Dataset = Literal["cifar10", "cifar100", "patterns", "folder", "arrays"]
 Precision = Literal["auto", "32", "bf16", "16"]
@@ -28,15 +29,15 @@ ImageSize = Annotated[int, Field(ge=8, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-@dataclass(frozen=True)
+@option_group()
 class DataOptions:
     """Data."""
 
     #: cifar10 and cifar100 are downloaded if need be; patterns is generated (no file, no network), a demonstration.
     #: Your own: folder (DIR/train/CLASS/* and DIR/val/CLASS/*, DIR/CLASS/*, or DIR/* without labels), and
-    #: arrays, an .npz file of x_train, y_train, x_test, y_test.
+    #: arrays, an .npz file of x_train, y_train, x_test, y_test, or MedMNIST's.
     dataset: Dataset = "cifar10"
-    data_dir: Annotated[str, MAY_CHANGE] = "./data"
+    data_dir: Annotated[PathText, MAY_CHANGE] = "./data"
     """Folder of the data sets in torchvision's layout; or your folder of images; or your .npz file."""
     data_url: Annotated[str | None, unset("URL", "the publisher's"), MAY_CHANGE] = None
     """Download the archive from this mirror; its checksum must be the published one."""
@@ -46,24 +47,45 @@ class DataOptions:
     """Use the first N images of the test split (of a folder: N spread evenly)."""
     image_size: Annotated[ImageSize | None, unset("PIXELS", "the data set's own; 96 of a folder")] = None
     """Side of a view. Above 64, a folder's images are stored with a margin for the crops (256 pixels for 224)."""
-    cache_dir: Annotated[str | None, unset("DIR", "~/.cache/simsiam"), MAY_CHANGE] = None
+    cache_dir: Annotated[PathText | None, unset("DIR", "~/.cache/simsiam"), MAY_CHANGE] = None
     """Folder for the decoded images of a folder."""
     skip_bad_images: Annotated[bool, MAY_CHANGE] = False  # Leave out a folder's unreadable images, instead of an error.
     data_memory: Annotated[NotNegative | None, unset("GIB", "half of what is free"), MAY_CHANGE] = None
     """GiB of device memory for the data set; a larger one is streamed from disk."""
+    held_out_images: AtLeast0 = 0
+    """Evaluate on N training images, which are not trained on, instead of the test images."""
+    pixel_range: Annotated[PairText | None, unset("LOW:HIGH", "all of 8 or 16 bits")] = None
+    """Values that become black and white: for your own images of, say, 12 bits in 16 (0:4095)."""
+
+    def __post_init__(self) -> None:
+        check(
+            not self.held_out_images or self.test_images is None,
+            f"--test-images {self.test_images}: with --held-out-images {self.held_out_images} the test "
+            "images are not used. Drop one of the two flags",
+        )
+        if self.pixel_range is not None:
+            flag = f"--pixel-range {self.pixel_range}"
+            own = self.dataset in (None, "folder", "arrays")  # None: the checkpoint's
+            check(own, f"{flag}: not for {self.dataset}, whose pixels have 8 bits")
+            parse_pixel_range(self.pixel_range)
+
+    @property
+    def pixel_limits(self) -> tuple[float, float] | None:
+        """The two values of `pixel_range`."""
+        return None if self.pixel_range is None else parse_pixel_range(self.pixel_range)
 
     @property
     def path(self) -> Path:
         return Path(self.data_dir).expanduser()
 
 
-@dataclass(frozen=True)
+@option_group()
 class EvaluationDataOptions(DataOptions):
     """Data: the images that the checkpoint was trained on, unless others are given."""
 
     dataset: Annotated[Dataset | None, unset("NAME", "the checkpoint's")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """cifar10, cifar100, patterns, folder or arrays."""
-    data_dir: Annotated[str | None, unset("DIR", "where the run had it, or ./data"), MAY_CHANGE] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    data_dir: Annotated[PathText | None, unset("DIR", "where the run had it, or ./data"), MAY_CHANGE] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Folder of the data sets in torchvision's layout; a folder of images; an .npz file."""
     train_images: Annotated[AtLeast1 | None, unset("N", "as many as the run had")] = None
     """Use the first N images of the train split (of a folder: N spread evenly)."""
@@ -71,9 +93,11 @@ class EvaluationDataOptions(DataOptions):
     """Use the first N images of the test split (of a folder: N spread evenly)."""
     image_size: Annotated[ImageSize | None, unset("PIXELS", "the checkpoint's")] = None
     """Of a folder: the side of the images."""
+    held_out_images: Annotated[AtLeast0 | None, unset("N", "as many as the run had")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Evaluate on N training images that the run held out; 0 for the test images."""
 
 
-@dataclass(frozen=True)
+@option_group()
 class AugmentOptions:
     """Augmentation: the paper's pipeline for CIFAR. A strength s draws its factor from 1 - s to 1 + s."""
 
@@ -88,7 +112,7 @@ class AugmentOptions:
     grayscale: Probability = 0.2  # Probability of a grayscale view.
 
 
-@dataclass(frozen=True)
+@option_group()
 class NetworkOptions:
     """Network: the encoder f (backbone and projector) and the predictor h."""
 
@@ -106,6 +130,8 @@ class NetworkOptions:
     heads_bn: Literal["paper", "none", "hidden", "all"] = "paper"
     """Layers of the heads with BN (table 3 of the paper): paper's own, none, hidden ones, or h's output too."""
     zero_init_residual: bool = True  # Start each residual block as the identity (its last BN at zero).
+    conv_init: Literal["kaiming", "torch"] = "kaiming"
+    """Initial weights of convolutions: kaiming (torchvision's) or torch (PyTorch's default)."""
 
     @property
     def num_features(self) -> int:
@@ -116,7 +142,7 @@ class NetworkOptions:
         check(self.in_dim in (None, self.num_features), f"--in-dim {self.in_dim}: {known}")
 
 
-@dataclass(frozen=True)
+@option_group()
 class MethodOptions:
     """Method: SimSiam (arXiv 2011.10566) and its ablations."""
 
@@ -136,7 +162,7 @@ class MethodOptions:
         check(self.predictor or not self.fixed_predictor, "--fixed-predictor needs a predictor: drop --no-predictor")
 
 
-@dataclass(frozen=True)
+@option_group()
 class OptimizerOptions:
     """Optimizer: SGD with linear warm-up and cosine decay."""
 
@@ -151,6 +177,7 @@ class OptimizerOptions:
     warmup_epochs: Annotated[NotNegative | None, unset("EPOCHS", "10, or a tenth of a run below 100 epochs")] = None
     """Epochs of linear warm-up."""
     constant_predictor_lr: bool = False  # Keep the predictor at the peak rate throughout (section 4.2).
+    predictor_lr_scale: Positive = 1.0  # Multiply the predictor's peak rate by this factor.
 
     @property
     def peak_rate(self) -> float:
@@ -176,7 +203,7 @@ def is_collapsed(z_std: float, rankme: float | None) -> bool:
     return z_std < 0.1 if rankme is None else z_std < 0.5 and rankme < 12
 
 
-@dataclass(frozen=True)
+@option_group()
 class MonitorOptions:
     """Monitoring."""
 
@@ -191,14 +218,14 @@ class MonitorOptions:
     """End the run with status 3 when the projections collapse, instead of a warning."""
 
 
-@dataclass(frozen=True)
+@option_group()
 class AcceleratorOptions:
     """Device."""
 
     accelerator: Annotated[Literal["auto", "cpu", "gpu"], MAY_CHANGE] = "auto"  # auto is the GPU if there is one.
 
 
-@dataclass(frozen=True)
+@option_group()
 class PrecisionOptions(AcceleratorOptions):
     """Device and precision."""
 
@@ -206,7 +233,7 @@ class PrecisionOptions(AcceleratorOptions):
     """auto is bf16 (mixed) on a GPU, and on a CPU that has it (avx512_bf16, amx_bf16); else 32."""
 
 
-@dataclass(frozen=True)
+@option_group()
 class DeviceOptions(AcceleratorOptions):
     """Devices and precision. The defaults choose themselves."""
 
@@ -221,7 +248,7 @@ class DeviceOptions(AcceleratorOptions):
     compile: Annotated[bool, MAY_CHANGE] = True  # Compile the step and the augmentation (on a GPU).
 
 
-@dataclass(frozen=True)
+@option_group()
 class RunOptions:
     """Run: its folder, seed and checkpoints. The same command again resumes a run that was cut off."""
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from simsiam.config.options import DataOptions
 from simsiam.data import cifar, image_folder, npz, synthetic
-from simsiam.data.dataset import Splits
+from simsiam.data.dataset import Splits, hold_out
 
 
 class Source(NamedTuple):
@@ -14,6 +14,7 @@ class Source(NamedTuple):
     load: Callable[[DataOptions], Splits]
     prepare: Callable[[DataOptions], None] = lambda options: None
     make_placeholders: Callable[[DataOptions], Splits | None] = lambda options: None
+    holds_out: bool = False  # whether these functions apply --held-out-images themselves
 
 
 CIFAR = Source(cifar.load_cifar, cifar.download_cifar, cifar.make_placeholders)
@@ -21,7 +22,7 @@ DATASETS = {
     "cifar10": CIFAR,
     "cifar100": CIFAR,
     "patterns": Source(synthetic.load_patterns),
-    "folder": Source(image_folder.load_folder, image_folder.prepare_folder, image_folder.make_placeholders),
+    "folder": Source(image_folder.load_folder, image_folder.prepare_folder, image_folder.make_placeholders, True),
     "arrays": Source(npz.load_arrays),
 }
 
@@ -33,9 +34,17 @@ def prepare_dataset(options: DataOptions) -> None:
 
 def load_dataset(options: DataOptions) -> Splits:
     """Both splits, once they are prepared; UserError for damaged files, or more images asked for than there are."""
-    return DATASETS[options.dataset].load(options)
+    source = DATASETS[options.dataset]
+    train, test = source.load(options)
+    if options.held_out_images and not source.holds_out:
+        return hold_out(train, options.held_out_images)
+    return train, test
 
 
 def make_placeholders(options: DataOptions) -> Splits | None:
     """For a dry run: blank splits of the sizes that a download or decoding would give; None if all is there."""
-    return DATASETS[options.dataset].make_placeholders(options)
+    source = DATASETS[options.dataset]
+    splits = source.make_placeholders(options)
+    if splits and options.held_out_images and not source.holds_out:
+        return hold_out(splits[0], options.held_out_images)
+    return splits

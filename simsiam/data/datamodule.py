@@ -1,17 +1,23 @@
 """From a data set to views: images live on the training device, or are read ahead; augmented there, batch by batch."""
 
+import inspect
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from simsiam.augment import Policy, augment
+from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import SMALL, Splits, channel_statistics, make_options, place_on_device
 from simsiam.data.sampler import EpochSampler, PrefetchLoader
 from utils.errors import check
+from utils.option_group import reject_unknown
+from utils.trainer import count_batches_done
 
 
 class ViewsDataModule(pl.LightningDataModule):
@@ -41,11 +47,37 @@ class ViewsDataModule(pl.LightningDataModule):
         **options: Any,
     ) -> None:
         super().__init__()
+        parameters = inspect.signature(ViewsDataModule.__init__).parameters
+        known = [*parameters, *(field.name for field in fields(DataOptions))]
+        reject_unknown(options, known, "ViewsDataModule")
         self.options = make_options(dataset=dataset, data_dir=data_dir, **options)
-        self.batch_size, self.views, self.seed, self.policy = batch_size, views, seed, policy
-        self.accumulate, self.loaded = accumulate, False
-        self.phases = [tuple(map(int, phase.split(":"))) for phase in image_schedule]  # (pixels, epochs) each
-        self._augment = torch.compile(augment, fullgraph=True, dynamic=False) if compile else augment
+        self.loaded = False
+        self._batch_size = batch_size
+        self.views = views
+        self.seed = seed
+        self.policy = policy
+        self.accumulate = accumulate
+        # (side of the views, number of epochs) of each phase but the last
+        self.phases = [tuple(map(int, phase.split(":"))) for phase in image_schedule]
+        self._augment = augment
+        if compile:
+            self._augment = torch.compile(augment, fullgraph=True, dynamic=False)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a step, over all devices; never more than there are once they are loaded.
+
+        Lightning's `Tuner.scale_batch_size` tries larger and larger ones.
+        """
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        if self.loaded and size > len(self.train):
+            n = len(self.train)
+            rank_zero_warn(f"batch_size {size} is more than the {n} train images: {n} is used")
+            size = n
+        self._batch_size = size
 
     def prepare_data(self) -> None:
         """Download or decode what is missing, unless all is loaded already: a Trainer asks again."""
@@ -84,30 +116,69 @@ class ViewsDataModule(pl.LightningDataModule):
         return self.size
 
     def train_dataloader(self) -> "EpochSampler | PrefetchLoader | ViewsLoader":
-        """For a Trainer batches of indices, or of images that do not live on its device, with these; else views."""
-        trainer, images = self.trainer, self.train.images
-        if trainer is None:
+        """Return the batches of an epoch: for a Trainer without their views yet, else views.
+
+        A Trainer gets indices, with their images where these do not live on its device;
+        `on_after_batch_transfer` makes views of them.
+
+        Raises:
+            ValueError: the batch does not split evenly among the processes and `accumulate` parts.
+        """
+        if self.trainer is None:
             return ViewsLoader(self)
+        trainer = self.trainer
+        self._check_parts(trainer)
+        images = self.train.images
         device = trainer.strategy.root_device
-        steps = len(images) // self.batch_size  # of an epoch
+        # `overfit_batches` asks for the same images in each epoch.
+        overfits = trainer.overfit_batches > 0  # pyright: ignore[reportAttributeAccessIssue]
         sampler = EpochSampler(
             len(images),
             self.batch_size,
             self.seed,
-            epoch=lambda: trainer.current_epoch,
-            done=lambda: trainer.global_step % steps,
+            epoch=lambda: 0 if overfits else trainer.current_epoch,
             device=images.device,
-            part=(trainer.global_rank, trainer.world_size),
-            pieces=self.accumulate,
+            batches_done=lambda: count_batches_done(trainer),
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            accumulate=self.accumulate,
         )
-        streamed = self.train.on_disk or images.device.type != device.type
-        return PrefetchLoader(sampler, images, pin=device.type == "cuda") if streamed else sampler
+        if self.train.on_disk or images.device.type != device.type:
+            return PrefetchLoader(sampler, images, pin=device.type == "cuda")
+        return sampler
 
-    def on_after_batch_transfer(self, batch: Tensor | list[Tensor], dataloader_idx: int) -> list[Tensor]:
-        """Indices (B,), or these and their images, on the device -> V views (B, 3, S, S) each."""
-        assert self.trainer is not None
-        indices, images = (batch, self.train.at(batch)) if isinstance(batch, Tensor) else batch
-        return self.make_views(indices, self.trainer.current_epoch, images)
+    def _check_parts(self, trainer: pl.Trainer) -> None:
+        """Raise ValueError for a batch that processes and accumulation cannot share equally."""
+        parts = trainer.world_size * self.accumulate
+        if self.batch_size % parts or self.batch_size < 2 * parts:
+            below = max(2 * parts, self.batch_size // parts * parts)
+            raise ValueError(
+                f"batch_size {self.batch_size}: must split into {parts} equal parts of at least 2 "
+                f"images ({trainer.world_size} devices x accumulate {self.accumulate}). "
+                f"Try {below} or {below + parts}."
+            )
+        if self.accumulate > 1 and trainer.accumulate_grad_batches != self.accumulate:
+            raise ValueError(
+                f"accumulate {self.accumulate}: also give Trainer(accumulate_grad_batches={self.accumulate})"
+            )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Turn a training batch on the device into V views (B, 3, S, S) each.
+
+        Args:
+            batch: indices (B,), or indices and their images. What other loops bring, such as
+                validation batches of a subclass, is returned as it is.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        if not trainer.training:
+            return batch
+        if isinstance(batch, Tensor):
+            indices, images = batch, self.train.at(batch)
+        else:
+            indices, images = batch
+        views = self.make_views(indices, trainer.current_epoch, images)
+        return trainer.precision_plugin.convert_input(views)  # the dtype in which the module computes
 
     def make_views(self, indices: Tensor, epoch: int, images: Tensor | None = None) -> list[Tensor]:
         """V views (B, 3, S, S) float32 of the train images at `indices` (B,), as epoch `epoch` sees them.

@@ -1,5 +1,6 @@
 """The images of a data set (`ImageDataset`), and what follows from their size and number."""
 
+import unicodedata
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,12 +10,18 @@ from torch import Tensor
 
 from simsiam.config.options import DataOptions
 from utils.cli import describe_invalid
+from utils.console import print_line
 from utils.device import free_memory
 from utils.distributed import local_world_size
 from utils.errors import UserError, check
+from utils.philox import permutation
+from utils.text import printable
 
 SMALL = 64  # pixels: up to here images are stored as large as they are trained on, as CIFAR's are
+HELD_OUT_EPOCH = 2**32 - 2  # epoch of the permutation that chooses held-out images; no training gets here
 MEMORY_SHARE = 0.5  # of the free memory, for the images, unless --data-memory says otherwise
+LOW_CONTRAST = 32  # levels: images of fewer than these together are nearly flat
+CONTRAST_IMAGES = 256  # on which the contrast is measured, spread evenly
 STATISTICS_BYTES = 2**32  # of more images than these, mean and std are measured on some that are spread evenly
 
 
@@ -35,6 +42,7 @@ class ImageDataset:
     classes: tuple[str, ...]
     on_disk: bool = False  # `images` is a memory map, read when it is indexed
     digest: str | None = None  # of names and contents of one's own images, to recognise them by
+    held_out: bool = False  # training images that take the place of the test images
 
     def __len__(self) -> int:
         return len(self.images)
@@ -43,6 +51,11 @@ class ImageDataset:
     def side(self) -> int:
         """C."""
         return self.images.shape[-1]
+
+    @property
+    def kind(self) -> str:
+        """What the images that a run is evaluated on are called."""
+        return "held-out training images" if self.held_out else "test images"
 
     @property
     def labelled(self) -> bool:
@@ -69,6 +82,15 @@ class ImageDataset:
 Splits = tuple[ImageDataset, ImageDataset]  # train and test; the latter may be empty
 
 
+def name_class(folder: str) -> str:
+    """Return the name of a class by the name of its folder, or what stands for it.
+
+    Composed and decomposed letters are the same name. What cannot be printed is escaped, because
+    the name goes to the terminal, into checkpoints and onto pages.
+    """
+    return printable(unicodedata.normalize("NFC", folder))
+
+
 def stored_side(size: int) -> int:
     """Side of the stored images for views of this size: beyond 64 with a margin, as ImageNet's 256 for 224."""
     return size if size <= SMALL else round(size * 8 / 7)
@@ -93,13 +115,47 @@ def take_first(options: DataOptions, *splits: ImageDataset) -> Splits:
     return train, test
 
 
+def choose_held_out(labels: Tensor, n: int) -> Tensor:
+    """Choose n images to hold out, of each class in proportion to its size, always the same ones.
+
+    Images are ordered by a fixed permutation within their class; image r of the m in its class gets
+    the number (r + 1/2) / m, and the n smallest numbers are taken.
+
+    Args:
+        labels: (N,) int64; -1 counts as a class of its own.
+
+    Returns:
+        (n,) indices, ascending.
+    """
+    check(
+        n < len(labels),
+        f"--held-out-images {n}: must be less than the {len(labels)} training images",
+    )
+    order = permutation(len(labels), HELD_OUT_EPOCH, seed=0)
+    quantile = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        quantile[members] = (torch.arange(len(members)) + 0.5).double() / len(members)
+    first = torch.argsort(quantile[order], stable=True)[:n]
+    return order[first].sort().values
+
+
+def hold_out(train: ImageDataset, n: int) -> Splits:
+    """Split n images off the train split (`choose_held_out`), to take the place of the test split."""
+    chosen = choose_held_out(train.labels, n)
+    rest = torch.ones(len(train), dtype=torch.bool)
+    rest[chosen] = False
+    held_out = replace(train.select(chosen), held_out=True)
+    return train.select(rest.nonzero().flatten()), held_out
+
+
 def why_no_knn(train: ImageDataset, test: ImageDataset) -> str | None:
     """Why kNN accuracy cannot be measured on these splits; None if it can."""
     if not train.labelled:
         return "one class only" if len(train.classes) == 1 else "no labels"
     if len(test) == 0:
         return "no test images"
-    return None if test.labelled else "no labels of the test images"
+    return None if test.labelled else f"no labels of the {test.kind}"
 
 
 def place_on_device(splits: Splits, device: torch.device, memory: float | None) -> Splits:
@@ -110,6 +166,31 @@ def place_on_device(splits: Splits, device: torch.device, memory: float | None) 
     if train.images.nbytes + test.images.nbytes <= room:
         train, test = (replace(x, images=x.images.to(device, copy=x.on_disk), on_disk=False) for x in (train, test))
     return train, test
+
+
+def warn_of_low_contrast(
+    images: Tensor,
+    where: str,
+    pixel_range: tuple[float, float] | None,
+) -> None:
+    """Print a warning if all images (N, 3, C, C) uint8 of a set are nearly flat.
+
+    Args:
+        where: name of the set.
+        pixel_range: values that became black and white, if `--pixel-range` was given.
+    """
+    n = min(len(images), CONTRAST_IMAGES)
+    if n == 0:
+        return
+    sample = images[torch.arange(n) * len(images) // n]
+    low, high = int(sample.min()), int(sample.max())
+    if high - low >= LOW_CONTRAST or low == high:  # a single value is an error elsewhere
+        return
+    advice = f"If they use no others, --pixel-range {low}:{high} makes {low} black and {high} white"
+    if pixel_range:
+        advice = "Is --pixel-range {:g}:{:g} the right one?".format(*pixel_range)
+    values = f"only the values {low} to {high} of 255, which is hardly any contrast"
+    print_line(f"warning: the images of {where} use {values}. {advice}")
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

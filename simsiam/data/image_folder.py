@@ -1,194 +1,221 @@
-"""A folder of one's own images as a data set: torchvision's ImageFolder layout, or images without labels.
+"""A folder of your own images as a data set, with labels if its sub-folders are classes.
 
-`DIR/train/CLASS/*` with `val/` or `test/` beside it, `DIR/CLASS/*`, or images alone, in `DIR/train/` or in `DIR/`.
-They are decoded once, into a cache folder of two files:
-
-- `images.uint8`: the pixels (N, 3, C, C) of the images that could be read, one after another, as NumPy maps them.
-- `manifest.jsonl`: first the source files (path, size, time of change), C, labels and classes; then, as it is decoded,
-  a line for each file: the SHA-256 of its content, or "unreadable".
-
-An interrupted decoding goes on; when a source changes, all of them are decoded anew.
+`DIR/train/CLASS/*` with `val/` or `test/` beside it, as torchvision has it; `DIR/CLASS/*`; or
+images without labels, in `DIR/train/` or in `DIR/`. They are decoded once, see
+`simsiam.data.image_cache`.
 """
 
+import copy
 import hashlib
-import json
 import os
-import shutil
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from simsiam.config.options import DataOptions
-from simsiam.data.dataset import ImageDataset, Splits, make_blank_split, stored_side
-from simsiam.data.images import ImageFolder, read_images, report_bad, try_to_read
-from utils.console import print_line, track_progress
-from utils.errors import UserError, check
-from utils.filesystem import lock_folder, write_text
+from simsiam.data.dataset import (
+    Splits,
+    choose_held_out,
+    make_blank_split,
+    stored_side,
+    warn_of_low_contrast,
+)
+from simsiam.data.image_cache import (
+    IMAGES,
+    decode_images,
+    map_images,
+    open_cache,
+    read_deep_ranges,
+)
+from simsiam.data.images import SUFFIXES
+from simsiam.data.listing import (
+    SYSTEM_FOLDERS,
+    ImageFolder,
+    report_bad,
+    warn_of_unused_bits,
+)
+from utils.console import plural, print_line
+from utils.errors import check
+from utils.text import printable
 
 DEFAULT_SIZE = 96  # side of the views: small enough for one GPU, and most images have as much to show
-SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
-IMAGES, MANIFEST, UNREADABLE = "images.uint8", "manifest.jsonl", "unreadable"
+# Names of the folders of splits, in upper or lower case. The first one that is there is used.
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("val", "valid", "validation", "test", "testing")
+
+MAX_UNUSED = 5  # most folders that are listed as not used
 
 
 def prepare_folder(options: DataOptions) -> None:
-    """Decode what is not decoded yet, and print which images cannot be read: UserError, unless they are skipped."""
-    root, splits = Path(os.path.abspath(options.path)), _find_splits(options)
+    """Decode what is not decoded yet, and print what a person should know about the images.
+
+    Raises:
+        UserError: if there are images that cannot be read, unless they are to be skipped.
+    """
+    root = _find_root(options)
+    splits = _find_splits(options)
     files = [folder.folder.relative_to(root) / file for folder in splits for file in folder.files]
     labels = torch.cat([folder.labels for folder in splits]).tolist()
-    facts = {"train": len(splits[0]), "labels": labels, "classes": list(splits[0].classes)}
+    facts: dict[str, Any] = {
+        "train": len(splits[0]),
+        "labels": labels,
+        "classes": list(splits[0].classes),
+    }
+    if options.pixel_limits is not None:
+        facts["pixel_range"] = list(options.pixel_limits)
     cache, side = _find_cache(options)
     bad = decode_images(cache, root, files, side, facts)
-    closed = {path: why for folder in splits for path, why in folder.closed.items()}
+    closed = {path: reason for folder in splits for path, reason in folder.closed.items()}
     report_bad({**closed, **bad}, len(files) - len(bad), root, options.skip_bad_images)
+    ranges = read_deep_ranges(cache)
+    if not warn_of_unused_bits(ranges, root):
+        images = map_images(cache / IMAGES, len(ranges), side)
+        warn_of_low_contrast(images, printable(root), options.pixel_limits)
 
 
 def load_folder(options: DataOptions) -> Splits:
-    """Both splits, on disk, once they are prepared."""
-    return open_cache(_find_cache(options)[0])
+    """Return both splits, on disk, once they are prepared."""
+    train, test = open_cache(_find_cache(options)[0])
+    return train, replace(test, held_out=options.held_out_images > 0)
 
 
 def make_placeholders(options: DataOptions) -> Splits:
-    """As many images as would be decoded."""
-    train, *more = _find_splits(options)
-    labels, side = more[0].labels if more else train.labels[:0], _find_cache(options)[1]
-    return make_blank_split(side, train.labels, train.classes), make_blank_split(side, labels, train.classes)
+    """Return blank splits of as many images as would be decoded."""
+    train, *test = _find_splits(options)
+    test_labels = test[0].labels if test else train.labels[:0]
+    _, side = _find_cache(options)
+    blank_test = make_blank_split(side, test_labels, train.classes)
+    blank_test = replace(blank_test, held_out=options.held_out_images > 0)
+    return make_blank_split(side, train.labels, train.classes), blank_test
+
+
+def _find_root(options: DataOptions) -> Path:
+    return Path(os.path.abspath(options.path))
+
+
+class SplitFolders(NamedTuple):
+    """Which folders hold the images to train and to test on."""
+
+    train: Path
+    test: Path | None
+    unused: list[str]  # what lies beside them, in words
+
+
+def find_split_folders(root: Path, with_test: bool = True) -> SplitFolders:
+    """Find `train/` and, for testing, `val/` or else `test/`, by any of their usual names.
+
+    Without a folder for training, all images below `root` are for training.
+    """
+    try:
+        with os.scandir(root) as entries:
+            is_folder = {entry.name: entry.is_dir() for entry in entries}
+    except OSError:  # `ImageFolder` says what is wrong
+        return SplitFolders(root, None, [])
+    folders = sorted(name for name in is_folder if is_folder[name])
+    train = _choose_split(folders, TRAIN_NAMES)
+    if train is None:
+        return SplitFolders(root, None, [])
+    test = _choose_split(folders, TEST_NAMES) if with_test else None
+    unused = []
+    for name in folders:
+        system = name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+        if name not in (train, test) and not system:
+            unused.append(f"{printable(name)}/")
+    files = is_folder.keys() - {*folders}
+    images = sum(Path(name).suffix.lower() in SUFFIXES for name in files)
+    if images:
+        unused.append(f"{plural(images, 'image')} beside these folders")
+    return SplitFolders(root / train, root / test if test else None, unused)
+
+
+def _choose_split(folders: Sequence[str], names: Sequence[str]) -> str | None:
+    """Return the folder with the first of these names; lower case is preferred."""
+    for name in names:
+        matches = [folder for folder in folders if folder.lower() == name]
+        if matches:
+            return name if name in matches else matches[0]
+    return None
+
+
+def _announce_splits(root: Path, found: SplitFolders) -> None:
+    if found.test is None and not found.unused:
+        return
+    used = f"training on {printable(found.train.name)}/"
+    if found.test is not None:
+        used += f", testing on {printable(found.test.name)}/"
+    if found.unused:
+        unused = found.unused
+        if len(unused) > MAX_UNUSED:
+            unused = [*unused[:MAX_UNUSED], "..."]
+        used += f"; not used: {', '.join(unused)}"
+    print_line(f"{printable(root)}: {used}")
 
 
 def _find_splits(options: DataOptions) -> list[ImageFolder]:
-    """The train and perhaps the test images, labelled alike; as many as are asked for, spread evenly over a split."""
-    root = Path(os.path.abspath(options.path))
-    parts = [root / name for name in ("train", "val", "test") if (root / name).is_dir()]
-    used = parts[:2] if root / "train" in parts else [root]
-    train, *_ = splits = [ImageFolder(part, "--data-dir") for part in used]
+    """Return the train and perhaps the test images, labelled alike.
+
+    There are as many as are asked for, spread evenly over a split. Prints which folders are used,
+    and what in them is left out.
+    """
+    root = _find_root(options)
+    found = find_split_folders(root, with_test=not options.held_out_images)
+    splits = [ImageFolder(found.train, "--data-dir")]
+    if found.test is not None:
+        splits.append(ImageFolder(found.test, "--data-dir"))
+    train = splits[0]
     classes = train.classes
-    named = [name for name in classes if name.lower() in SPLIT_NAMES and root / "train" not in parts]
-    check(not named, f"{root}: {', '.join(named)}: no class, it seems; a split is named train, val or test")
-    strange = [name for name in classes if not name.isprintable()]
-    check(not strange, f"{train.folder}: {strange[:3]!a}: no text, which the name of a class is: rename it")
-    if classes and (loose := int((train.labels < 0).sum())):
-        print_line(f"{train.folder}: {loose} of {len(train)} images lie in no class's folder, so none has a label")
+    if found.train == root:
+        named = [name for name in classes if name.lower() in TEST_NAMES]
+        check(
+            not named,
+            f"{printable(root)}: {', '.join(named)}: no class, it seems, but a split, and there is "
+            "no train/. Move the images to train on into train/, or rename the class",
+        )
+    _announce_splits(root, found)
+    for folder in splits:
+        folder.report_skipped()
+    loose = int((train.labels < 0).sum())
+    if classes and loose:
+        images = f"{loose} of {len(train)} images lie in no class's folder, so none has a label"
+        print_line(f"{printable(train.folder)}: {images}")
         classes = ()
     label = {name: i for i, name in enumerate(classes)}
-    for folder, n in zip(splits, (options.train_images, options.test_images), strict=False):  # a test split or none
+    asked = (options.train_images, options.test_images)
+    for folder, n in zip(splits, asked, strict=False):  # there may be no test split
+        where = printable(folder.folder)
         strange = [name for name in folder.classes if classes and name not in label]
-        check(not strange, f"{folder.folder}: {', '.join(strange[:3])} is no class of {train.folder}")
-        folder.labels = torch.tensor([*(label.get(name, -1) for name in folder.classes), -1])[folder.labels]
+        unknown = f"{where}: {', '.join(strange[:3])} is no class of {printable(train.folder)}"
+        check(not strange, unknown)
+        # The last entry is for the label -1.
+        new_labels = torch.tensor([*(label.get(name, -1) for name in folder.classes), -1])
+        folder.labels = new_labels[folder.labels]
         folder.classes = classes
         if n is not None:
-            check(n <= len(folder), f"--train-images or --test-images {n}: {folder.folder} has {len(folder)}")
+            flags = "--train-images or --test-images"
+            check(n <= len(folder), f"{flags} {n}: {where} has {len(folder)}")
             folder.keep([i * len(folder) // n for i in range(n)])
+    if options.held_out_images:
+        chosen = choose_held_out(train.labels, options.held_out_images).tolist()
+        held_out = copy.copy(train)
+        held_out.keep(chosen)
+        train.keep(sorted(set(range(len(train))) - set(chosen)))
+        splits = [train, held_out]
     return splits
 
 
 def _find_cache(options: DataOptions) -> tuple[Path, int]:
-    """The folder of the decoded images, and C, their side."""
+    """Return the folder of the decoded images, and C, their side."""
     side = stored_side(options.image_size or DEFAULT_SIZE)
-    what = f"{os.path.abspath(options.path)}\n{side}\n{options.train_images}\n{options.test_images}"
-    name = hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()[:16]
+    parts = [os.path.abspath(options.path), side, options.train_images, options.test_images]
+    # Without these options the name is that of caches made before there were any.
+    if options.held_out_images:
+        parts.append(f"held out: {options.held_out_images}")
+    if options.pixel_range is not None:
+        parts.append(options.pixel_range)
+    text = "\n".join(map(str, parts))
+    name = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
     usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "simsiam"
     return Path(options.cache_dir or usual).expanduser() / name, side
-
-
-# ---------------------------------------------------------------- the cache
-
-
-def open_cache(folder: Path) -> Splits:
-    """Both splits, of what `decode_images` has left in a folder; UserError if nothing complete is there."""
-    manifest, done = _read_manifest(folder)
-    complete = bool(done) and len(done) == len(manifest["sources"])
-    check(complete, f"{folder}: no complete cache of images: run this again")
-    decoded = [i for i, line in enumerate(done) if line != UNREADABLE]
-    lines = "\n".join(f"{manifest['sources'][i][0]} {done[i]}" for i in decoded)
-    digest = hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:16]
-    images = map_images(folder / IMAGES, len(decoded), manifest["side"])
-    labels = torch.tensor(manifest["labels"])[decoded]
-    both = ImageDataset(images, labels, tuple(manifest["classes"]), on_disk=True, digest=digest)
-    first = sum(i < manifest["train"] for i in decoded)
-    check(first > 0, f"{folder}: of the train images none can be read")
-    return both.first(first), replace(both, images=images[first:], labels=labels[first:])
-
-
-def map_images(file: Path, n: int, side: int) -> Tensor:
-    """n images (3, side, side), read only when they are indexed: a memory map, not to be written to."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.memmap(file, np.uint8, "r", shape=(n, 3, side, side)))
-
-
-def decode_images(folder: Path, root: Path, files: Sequence[Path], side: int, facts: dict[str, Any]) -> dict[Path, str]:
-    """Make `folder` the cache of `files` below `root`, if it is not; returns those that cannot be read, and why."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock_folder(folder, f"another process is decoding the images of {root}: waiting for it", wait=True):
-            return _update(folder, root, files, side, facts)
-    except OSError as error:
-        where = os.fsdecode(error.filename or folder)
-        raise UserError(f"{where}: {error.strerror}: mend that, or give another --cache-dir") from None
-
-
-def _update(folder: Path, root: Path, files: Sequence[Path], side: int, facts: dict[str, Any]) -> dict[Path, str]:
-    """`decode_images`, by the one process that holds the lock."""
-    manifest = {"side": side, "sources": [_stat(root, file) for file in files], **facts}
-    old, done = _read_manifest(folder)
-    if old != manifest:
-        done = []
-    recorded = zip(files, done, strict=False)  # of an interrupted decoding, the first files alone
-    unreadable = [file for file, line in recorded if line == UNREADABLE]
-    bad = {file: why for file in unreadable if isinstance(why := try_to_read(root / file, side), str)}
-    if not done or len(bad) < len(unreadable):  # one can be read now, as after a chmod, which changes no time of it
-        done, bad = [], {}
-        for file in folder.iterdir():
-            file.unlink()  # rather than overwritten: a run that reads it may go on
-    if len(done) == len(files):
-        return bad
-    need, free = (len(files) - len(done)) * 3 * side**2 / 2**30, shutil.disk_usage(folder).free / 2**30
-    what = f"{folder}: the decoded images take {need:.1f} GiB, and {free:.1f} are free"
-    check(need <= free, f"{what}: make room, or give another --cache-dir")
-    if done:
-        print_line(f"{len(done):,} of {len(files):,} images are decoded already")
-    write_text(folder / MANIFEST, "\n".join([json.dumps(manifest), *done, ""]))
-    with open(folder / IMAGES, "ab") as pixels, open(folder / MANIFEST, "a") as lines:
-        pixels.truncate((len(done) - len(bad)) * 3 * side**2)  # without what was not recorded
-        left = files[len(done) :]
-        for chunk in track_progress(read_images(root, left, side), len(left), f"decoding images of {root}"):
-            for file, read in chunk:
-                if isinstance(read, str):
-                    bad[file] = read
-                else:
-                    pixels.write(read[0].numpy().data)
-            _sync(pixels)  # before they are recorded as decoded, whatever is cut off when
-            lines.writelines(f"{UNREADABLE if isinstance(read, str) else read[1]}\n" for _, read in chunk)
-            _sync(lines)
-    print_line(f"decoded {len(files):,} images to {side} x {side} pixels, in {folder}")
-    return bad
-
-
-def _sync(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _stat(root: Path, file: Path) -> list[str | int]:
-    """[path, size in bytes, time of change in ns]"""
-    try:
-        state = os.stat(root / file)
-    except OSError:
-        return [str(file), -1, 0]
-    return [str(file), state.st_size, state.st_mtime_ns]
-
-
-def _read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The manifest and its lines for the files that are decoded; nothing if it or the images are missing or damaged."""
-    try:
-        first, *done = (folder / MANIFEST).read_text().split("\n")[:-1]  # without a line that was cut off
-        manifest, good = json.loads(first), len(done) - done.count(UNREADABLE)
-        whole = os.stat(folder / IMAGES).st_size >= good * 3 * manifest["side"] ** 2
-        return (manifest, done) if whole else ({}, [])
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}, []

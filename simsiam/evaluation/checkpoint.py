@@ -47,7 +47,7 @@ ARCHITECTURE = ("backbone", "width", "stem")
 HEADS = ("out_dim", "h_dim", "proj_layers", "proj_hidden", "heads_bn", "predictor")
 FACTS = (*ARCHITECTURE, "image_size", "mean", "std")  # these are hyper-parameters of SimSiam
 TRAINING = ("stop_grad", "fixed_predictor", "symmetric", "constant_predictor_lr", "learning_rate", "warmup_epochs")
-TRAINING += ("momentum", "weight_decay", "classes")
+TRAINING += ("momentum", "weight_decay", "classes", "predictor_lr_scale")
 PROVENANCE = ("classes", "settings", "versions", "commit", "row")  # these lie beside them in a run's checkpoint
 
 
@@ -100,10 +100,24 @@ def load_checkpoint(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":
         return load_backbone_file(file)
-    networks, _, facts = load_all_networks(file)
+    content = read_checkpoint(file)
+    if "subclass" in content:
+        return load_backbone_of_subclass(file, content)
+    networks, _, facts = load_all_networks(file, content)
     backbone, projector = networks["backbone"], networks["projector"].eval()
     assert isinstance(backbone, ResNet) and isinstance(projector, nn.Sequential)  # of their names
     return LoadedCheckpoint(file, attach_facts(backbone, facts), projector, facts)
+
+
+def load_backbone_of_subclass(file: Path, content: dict[str, Any]) -> LoadedCheckpoint:
+    """The backbone alone of a module that extends SimSiam, whose other parts only its own code knows."""
+    facts = read_facts(file, content)
+    backbone = build_backbone(facts)
+    prefix = "backbone."
+    weights = content["state_dict"].items()
+    state = {str(key).removeprefix(prefix): x for key, x in weights if str(key).startswith(prefix)}
+    load_strictly(backbone, state, file)
+    return LoadedCheckpoint(file, backbone, None, facts)
 
 
 def load_backbone_file(file: Path) -> LoadedCheckpoint:
@@ -115,14 +129,28 @@ def load_backbone_file(file: Path) -> LoadedCheckpoint:
     return LoadedCheckpoint(file, backbone, None, facts)
 
 
-def load_all_networks(file: Path) -> tuple[nn.ModuleDict, dict[str, Any], BackboneFacts]:
-    """Backbone, projector and predictor of a `.ckpt`, and their hyper-parameters."""
-    content = read_checkpoint(file)
-    said = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}  # the CLI's
-    own = str(said.get("backbone")).startswith(OWN_BACKBONE)
-    check(not own, f"{file}: of {said.get('backbone')}: build it, and load the weights that begin with 'backbone.'")
+def read_facts(file: Path, content: dict[str, Any]) -> BackboneFacts:
+    """What a `.ckpt` says of its backbone, from its hyper-parameters and what lies beside them."""
+    said = content["hyper_parameters"]
+    name = said.get("backbone")
+    is_custom = str(name).startswith(OWN_BACKBONE)
+    check(not is_custom, f"{file}: of {name}: build it, and load the weights that begin with 'backbone.'")
     known = {**content, **said}
-    facts = validate_facts({name: known[name] for name in (*FACTS, *PROVENANCE) if name in known}, file)
+    return validate_facts({name: known[name] for name in (*FACTS, *PROVENANCE) if name in known}, file)
+
+
+def load_all_networks(
+    file: Path, content: dict[str, Any] | None = None
+) -> tuple[nn.ModuleDict, dict[str, Any], BackboneFacts]:
+    """Return backbone, projector and predictor of a `.ckpt`, its hyper-parameters and metadata.
+
+    `content` is what `read_checkpoint` gives, if that was read already.
+    """
+    if content is None:
+        content = read_checkpoint(file)
+    # Names that begin with an underscore are LightningCLI's.
+    said = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
+    facts = read_facts(file, content)
     network: dict[str, Any] = asdict(NetworkOptions()) | {"predictor": True, "image_size": None}
     del network["in_dim"]
     hparams: dict[str, Any] = network | said | {"stem": facts.stem}
@@ -140,14 +168,21 @@ def load_all_networks(file: Path) -> tuple[nn.ModuleDict, dict[str, Any], Backbo
 
 
 def load_weights(model: "SimSiam", path: str | Path) -> None:
-    """Start `model` from weights alone: a whole checkpoint's, or a `.safetensors` for the backbone."""
+    """Start `model` from weights alone: a whole checkpoint's, or those of a backbone."""
     file = find_checkpoint(path, whole=True)
+    content = {} if file.suffix == ".safetensors" else read_checkpoint(file)
     if file.suffix == ".safetensors":
         loaded = load_backbone_file(file)
-        names, hparams, ours, theirs = ARCHITECTURE, loaded.facts.model_dump(), model.backbone, loaded.backbone
+    elif "subclass" in content:
+        loaded = load_backbone_of_subclass(file, content)
     else:
-        ours, (theirs, hparams, _) = model, load_all_networks(file)
-        names = (*ARCHITECTURE, *HEADS)
+        loaded = None
+    if loaded is not None:
+        names, ours, theirs = ARCHITECTURE, model.backbone, loaded.backbone
+        hparams = loaded.facts.model_dump()
+    else:
+        names, ours = (*ARCHITECTURE, *HEADS), model
+        theirs, hparams, _ = load_all_networks(file, content)
     have, want = ({**hp, "proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")} for hp in (hparams, model.hparams))
     wrong = [f"{name} {have[name]}, not {want[name]}" for name in names if have[name] != want[name]]
     check(not wrong, f"{file}: another architecture: {'; '.join(wrong)}")
@@ -176,7 +211,11 @@ def build_backbone(facts: BackboneFacts, seed: int = 0) -> ResNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         zero_init = bool(facts.settings.get("zero_init_residual", True))
-        network = BACKBONES[facts.backbone](facts.width, zero_init, facts.stem)
+        conv_init = str(facts.settings.get("conv_init") or NetworkOptions.conv_init)
+        try:
+            network = BACKBONES[facts.backbone](facts.width, zero_init, facts.stem, conv_init)
+        except ValueError as error:  # the settings in a file may say anything
+            raise UserError(f"cannot build the network of this checkpoint: {error}") from None
     return attach_facts(network, facts)
 
 

@@ -18,8 +18,17 @@ from simsiam.evaluation.features import chunk_size
 from simsiam.evaluation.metrics import accuracy, confusion, per_class
 from utils.console import print_line, print_table
 from utils.errors import UserError, check
+from utils.text import printable
 
-OF_THE_RUN = ("data_dir", "cache_dir", "train_images", "test_images", "skip_bad_images")  # unless a flag says it
+OF_THE_RUN = (  # unless a flag says it
+    "data_dir",
+    "cache_dir",
+    "train_images",
+    "test_images",
+    "held_out_images",
+    "skip_bad_images",
+    "pixel_range",
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class EvaluationContext:
 
     def announce(self) -> None:
         """Print what is about to be measured."""
-        facts, splits = self.checkpoint.facts, f"{len(self.train):,} train and {len(self.test):,} test images"
+        facts, splits = self.checkpoint.facts, f"{len(self.train):,} train and {len(self.test):,} {self.test.kind}"
         epoch = f", epoch {facts.row['epoch']}" if "epoch" in facts.row else ""
         print_line(f"{self.checkpoint.file}: {facts.backbone}, width {facts.width}{epoch}")
         print_line(f"{self.dataset}: {splits}, {len(self.classes)} classes; {self.device}")
@@ -50,19 +59,21 @@ class EvaluationContext:
     def describe_accuracy(self, name: str, counts: Tensor) -> dict[str, Any]:
         """The figures of a confusion matrix (C, C) of the test images; the accuracy under `name`."""
         images = {"dataset": self.dataset, "train_images": len(self.train), "test_images": len(self.test)}
+        if self.test.held_out:
+            images["held_out_images"] = len(self.test)
         by_class = {"per_class": per_class(counts, self.classes), "confusion": counts.tolist()}
         return images | {name: accuracy(counts)} | by_class
 
     @torch.no_grad()
     def measure_accuracy(self, head: nn.Linear) -> dict[str, Any]:
         """The figures of backbone and head on all test images, clean."""
-        features = self.extract_features(self.test.images, "test images", unit=False)
+        features = self.extract_features(self.test.images, self.test.kind, unit=False)
         counts = confusion(head(features).argmax(dim=1), self.test.labels, len(self.classes))
         return self.describe_accuracy("test_accuracy", counts)
 
     def print_accuracies(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of classifiers, the labels that each has learned from, and accuracies."""
-        print_table(f"accuracy in % on {len(self.test):,} test images of {self.dataset}", head, rows)
+        print_table(f"accuracy in % on {len(self.test):,} {self.test.kind} of {self.dataset}", head, rows)
 
     def with_backbone(self, backbone: ResNet) -> "EvaluationContext":
         """The same data with another backbone of the same architecture; the projector does not belong to it."""
@@ -84,7 +95,21 @@ def open_context(
     config: Evaluation, device: torch.device, download: bool = True, labels: bool = False
 ) -> EvaluationContext:
     """The checkpoint of `--checkpoint`, and its run's images unless others are asked for; with `labels`, if need be."""
-    checkpoint = open_checkpoint(config, device)
+    return add_images(config, open_checkpoint(config, device), device, download, labels)
+
+
+def add_images(
+    config: Evaluation,
+    checkpoint: LoadedCheckpoint,
+    device: torch.device,
+    download: bool = True,
+    labels: bool = False,
+) -> EvaluationContext:
+    """Load the images for a checkpoint as `open_context` does.
+
+    Raises:
+        UserError: if they are missing, or lack the labels that are needed.
+    """
     spec = choose_dataset(config, checkpoint)
     if download:
         prepare_dataset(spec)
@@ -103,13 +128,30 @@ def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOpti
     if dataset != said.get("dataset"):
         said = {}
     known = {name: said[name] for name in OF_THE_RUN if said.get(name) is not None}
+    if given.get("held_out_images"):
+        known.pop("test_images", None)
     try:
         options = make_options(**{"image_size": checkpoint.facts.image_size} | known | given | {"dataset": dataset})
     except UserError as error:
         raise UserError(f"{checkpoint.file}: its settings cannot be: {error}") from None
     if "data_dir" not in given and not options.path.exists():
-        check(dataset not in OWN, f"{options.path}, where the run had its images, is not there: give --data-dir")
+        where = f"{printable(options.path)}, where the run had its images, is not there"
+        check(dataset not in OWN, f"{where}: give --data-dir")
         options = replace(options, data_dir="./data")
     if "cache_dir" not in given and not Path(options.cache_dir or "").expanduser().is_dir():
         options = replace(options, cache_dir=None)  # the run was on another machine
     return options
+
+
+def find_pixel_range(
+    config: Evaluation,
+    checkpoint: LoadedCheckpoint,
+) -> tuple[float, float] | None:
+    """Return the range for a folder of further images: `--pixel-range`, or else the run's."""
+    if config.data.pixel_limits is not None:
+        return config.data.pixel_limits
+    said = checkpoint.facts.settings.get("pixel_range")
+    try:
+        return make_options(dataset="folder", pixel_range=said).pixel_limits
+    except UserError as error:
+        raise UserError(f"{checkpoint.file}: its settings cannot be: {error}") from None

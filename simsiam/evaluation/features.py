@@ -24,6 +24,12 @@ def center(images: Tensor, size: int | None) -> Tensor:
     return images[..., middle, middle]
 
 
+def compute_dtype(network: nn.Module) -> torch.dtype:
+    """Return the dtype of the images that a network takes: that of its weights."""
+    parameter = next(network.parameters(), None)
+    return torch.float32 if parameter is None else parameter.dtype
+
+
 @torch.no_grad()
 def extract_features(
     network: nn.Module,
@@ -43,11 +49,15 @@ def extract_features(
     """
     if isinstance(images, Tensor):
         images, n = images.split(chunk_size(images)), len(images)
-    was_training, size = network.training, getattr(network, "image_size", None)
+    dtype = compute_dtype(network)
+    size = getattr(network, "image_size", None)
+    was_training = network.training
     network.eval()
-    features, done = torch.empty(0), 0
+    features = torch.empty(0)
+    done = 0
     for chunk in images:
-        f = network(normalize(center(chunk, size).to(mean.device).float() / 255, mean, std)).float()
+        x = center(chunk, size).to(mean.device).float() / 255
+        f = network(normalize(x, mean, std).to(dtype)).float()
         if done == 0:
             features = f.new_empty(n or 0, f.shape[1])  # allocated once: joining a list would take twice the memory
         features[done : done + len(f)] = f

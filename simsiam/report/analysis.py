@@ -34,9 +34,9 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     evaluation = Evaluation(checkpoint=checkpoint, data=EvaluationDataOptions(data_dir=config.report.data_dir))
     context = open_context(evaluation, choose_device(config.device.accelerator), download=False)
     train, test, names = context.train, context.test, [printable(name) for name in context.classes]
-    shown, source = (test, "test images") if len(test) else (train, "train images")
+    shown, source = (test, test.kind) if len(test) else (train, "train images")
     bank = context.extract_features(train.images, f"train images of {run.name}")
-    queries = bank if shown is train else context.extract_features(shown.images, f"test images of {run.name}")
+    queries = bank if shown is train else context.extract_features(shown.images, f"{test.kind} of {run.name}")
     places = torch.tensor(select_evenly(len(shown), QUERIES), device=queries.device)
     gallery = find_nearest(train, shown.select(places), queries[places], bank, NEAREST, in_bank=shown is train)
     picture = draw_gallery(gallery, f"{source.capitalize()} and their nearest train images, by cosine")

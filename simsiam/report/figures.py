@@ -28,6 +28,7 @@ LIGHT = {"ink": "#1b1f24", "muted": "#57606a", "rule": "#d4d9df", "paper": "#fff
 LIGHT |= {"c0": "#0072b2", "c1": "#d55e00", "c2": "#009e73", "c3": "#b0578a", "c4": "#3d3d3d"}
 DARK = {"ink": "#e6e9ec", "muted": "#a3adb8", "rule": "#3a424b", "paper": "#14171a"}
 DARK |= {"c0": "#56b4e9", "c1": "#e69f00", "c2": "#2fc79c", "c3": "#dc9bc2", "c4": "#f0e442"}
+MAX_LABEL = 40  # letters of a class's name on a chart
 DASHES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X")  # with 5 colours: 140 lines differ
 
 
@@ -95,8 +96,16 @@ def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: boo
     return figure
 
 
+def label_of(name: str) -> str:
+    """Return the name of a class as a chart shows it: cut, so that it leaves room for the chart."""
+    if len(name) > MAX_LABEL:
+        name = name[: MAX_LABEL - 3] + "..."
+    return f" {name}" if name.startswith("_") else name  # matplotlib hides what begins with "_"
+
+
 def draw_bars(names: Sequence[str], values: Sequence[float]) -> Figure:
     """Accuracies in percent as horizontal bars, the first on top."""
+    names = [label_of(name) for name in names]
     figure, axes = new_figure(0.7 + 0.24 * len(names))
     axes.bar_label(axes.barh(range(len(names)), values, 0.7, tick_label=names), fmt="%.1f", padding=3)
     axes.set(xlim=(0, 108), ylim=(len(names) - 0.4, -0.6), xticks=range(0, 101, 20))
@@ -108,6 +117,7 @@ def draw_bars(names: Sequence[str], values: Sequence[float]) -> Figure:
 
 def draw_matrix(shares: np.ndarray, names: Sequence[str]) -> Figure:
     """Confusion (C, C) in percent as tints; with names also as figures."""
+    names = [label_of(name) for name in names]
     figure, axes = new_figure(4.7)
     most, tint = max(1.0, shares.max()), LinearSegmentedColormap.from_list("tint", ["#0072b200", "#0072b2"])
     axes.imshow(shares, tint, vmin=0, vmax=most, interpolation="none", aspect="auto")
@@ -125,6 +135,7 @@ def draw_matrix(shares: np.ndarray, names: Sequence[str]) -> Figure:
 def draw_map(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
     """Points (N, 2) of classes (N,), a colour and a marker for each, and a legend if there are names."""
     figure, axes = new_figure(4.7)
+    names = [label_of(name) for name in names]
     for label in np.unique(labels):
         shown = {"color": f"C{label % 5}", "marker": MARKERS[label % 7], "label": names[label] if names else None}
         axes.scatter(*points[labels == label].T, s=12, linewidths=0, alpha=0.7, rasterized=True, **shown)

@@ -17,7 +17,7 @@ from timing import DEVICE, in_turn, seconds, table
 
 from simsiam.augment import augment
 from simsiam.data.dataset import stored_side
-from simsiam.data.image_folder import decode_images, map_images
+from simsiam.data.image_cache import decode_images, map_images
 from simsiam.data.sampler import EpochSampler, PrefetchLoader
 
 

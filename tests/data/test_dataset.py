@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from simsiam.config.commands import OWN
-from simsiam.config.options import DataOptions, Dataset
+from simsiam.config.options import DataOptions, Dataset, EvaluationDataOptions
 from simsiam.data import DATASETS, load_dataset, make_placeholders, prepare_dataset
+from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import channel_statistics, make_options, place_on_device
 from simsiam.data.synthetic import make_patterns
 from utils.device import free_memory
@@ -21,6 +22,31 @@ def test_the_options_name_the_data_sets_that_there_are() -> None:
     assert DATASETS.keys() - set(OWN) == {"cifar10", "cifar100", "patterns"}  # of all others a run keeps the folder
     with pytest.raises(UserError, match=r"--dataset mnist: should be 'cifar10', .*'arrays'"):
         make_options(dataset="mnist")
+
+
+def test_paths_of_any_kind_are_held_as_strings(tmp_path: Path) -> None:
+    class Folder:
+        def __fspath__(self) -> str:
+            return str(tmp_path)
+
+    odd = os.fsdecode(b"/caf\xe9")
+    for path, text in ((tmp_path, str(tmp_path)), (Folder(), str(tmp_path)), (Path(odd), odd)):
+        options = DataOptions("folder", path, cache_dir=path)
+        assert type(options.data_dir) is type(options.cache_dir) is str
+        assert options.data_dir == options.cache_dir == text
+        images = EvaluationDataOptions(data_dir=path, cache_dir=path)
+        assert images.data_dir == images.cache_dir == text
+    data = ViewsDataModule("patterns", data_dir=tmp_path, cache_dir=tmp_path, batch_size=8)
+    assert data.options.data_dir == str(tmp_path)
+    for wrong in (3, ["a"]):
+        with pytest.raises(UserError, match=r"--data-dir .*should be a valid string"):
+            make_options(data_dir=wrong)
+
+
+def test_a_pair_of_numbers_is_a_range() -> None:
+    for pair in ((0, 4095), [0, 4095], "0:4095"):
+        options = DataOptions("folder", pixel_range=pair)
+        assert options.pixel_range == "0:4095" and options.pixel_limits == (0, 4095)
 
 
 def test_placeholders_are_as_many_as_the_images_will_be(cifar10_dir: Path, photos: Path, tmp_path: Path) -> None:

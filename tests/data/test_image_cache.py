@@ -1,4 +1,4 @@
-"""The cache of simsiam/data/image_folder.py: decoded once, complete or noticed."""
+"""simsiam/data/image_cache.py: decoded once, complete or noticed."""
 
 import hashlib
 import json
@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from simsiam.data.image_folder import decode_images, open_cache
-from simsiam.data.images import ImageFolder, read_image
+from simsiam.data.image_cache import decode_images, open_cache
+from simsiam.data.images import read_image
+from simsiam.data.listing import ImageFolder
 from tests.helpers import Started, bad_folder, picture, wait_for
 from utils.errors import UserError
 

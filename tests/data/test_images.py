@@ -1,6 +1,7 @@
 """simsiam/data/images.py: every kind of image that a folder may hold, and every way for one to be bad."""
 
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from simsiam.data.images import ImageFolder, read_image, try_to_read
+from simsiam.data.images import FORMATS, read_image, silence_pillow, try_to_read
+from simsiam.data.listing import ImageFolder
 from tests.helpers import Started, bad_folder, picture
 from utils.errors import UserError
 
@@ -20,9 +22,9 @@ def saved(image: Image.Image, path: Path, **options: object) -> torch.Tensor:
     return read_image(path, 40).float()
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "jpg", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "jp2", "jpg", "jfif", "webp", "avif"])
 def test_every_format_gives_the_same_picture(suffix: str, tmp_path: Path) -> None:
-    options = {"quality": 95} if suffix in ("jpg", "webp") else {}
+    options = {"quality": 95} if suffix in ("jpg", "jfif", "webp", "avif") else {}
     found = saved(picture(), tmp_path / f"a.{suffix}", **options)
     expected = torch.from_numpy(np.array(picture())[:, 4:44].copy()).permute(2, 0, 1).float()  # the central square
     assert found.shape == (3, 40, 40)
@@ -75,6 +77,59 @@ def test_exif_says_where_up_is(tmp_path: Path) -> None:
     turned = picture((40, 40)).transpose(Image.Transpose.ROTATE_90)
     upright = saved(picture((40, 40)), tmp_path / "a.png")
     assert torch.equal(saved(turned, tmp_path / "b.png", exif=exif), upright)
+
+
+def tiff_entry(tag: int, kind: int, value: int | bytes) -> bytes:
+    """A value of EXIF data that is stored in its entry: of kind 2 text of three letters, else a number."""
+    if isinstance(value, bytes):
+        return struct.pack("<HHI4s", tag, 2, 4, value)
+    return struct.pack("<HHII", tag, kind, 1, value)
+
+
+BROKEN_EXIF = {  # entries, and whether they say how to turn the image
+    "text for a resolution": (tiff_entry(0x0112, 3, 6) + tiff_entry(0x011A, 2, b"dpi"), True),
+    "a float for a pointer": (tiff_entry(0x0112, 3, 6) + tiff_entry(0x8769, 11, 7), True),
+    "a pointer to nowhere": (tiff_entry(0x0112, 3, 6) + tiff_entry(0x8769, 4, 99_999), True),
+    "a number as text": (tiff_entry(0x0112, 2, b"6"), True),
+    "a word for a number": (tiff_entry(0x0112, 2, b"top"), False),
+    "no such number": (tiff_entry(0x0112, 3, 99), False),
+    "cut off": (tiff_entry(0x0112, 3, 6)[:7], False),
+}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("what", BROKEN_EXIF)
+def test_broken_exif_data_do_not_hide_the_pixels(what: str, suffix: str, tmp_path: Path) -> None:
+    entries, turned = BROKEN_EXIF[what]
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, max(1, len(entries) // 12)) + entries + bytes(4)
+    image = picture((40, 40))
+    options = {"quality": 95} if suffix == "jpg" else {"lossless": True}
+    image.save(tmp_path / f"a.{suffix}", exif=exif, **options)
+    image.save(tmp_path / f"b.{suffix}", **options)
+    with silence_pillow():
+        found = try_to_read(tmp_path / f"a.{suffix}", 40)
+    assert not isinstance(found, str), found
+    expected = read_image(tmp_path / f"b.{suffix}", 40)
+    assert torch.equal(found.pixels, expected.rot90(-1, (1, 2)) if turned else expected)
+
+
+def test_exif_data_that_are_none_do_not_hide_the_pixels(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "a.webp"):
+        picture((40, 40)).save(tmp_path / name, exif=b"Exif\0\0garbage")
+        assert not isinstance(try_to_read(tmp_path / name, 40), str), name
+
+
+def test_warnings_of_pillow_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    """They are errors in this test suite."""
+    palette = picture().convert("P", palette=Image.Palette.ADAPTIVE)
+    palette.save(tmp_path / "a.png", transparency=bytes(range(256)))
+    picture().save(tmp_path / "b.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01")
+    assert [chunk.shape for chunk in ImageFolder(tmp_path).read(8)] == [(2, 3, 8, 8)]
+
+
+def test_a_heic_image_under_another_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert try_to_read(tmp_path / "a.jpg", 8) == "a HEIC image: convert it"
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
@@ -159,3 +214,7 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     out, err = Started(read_as_nobody, [str(tmp_path / "a.png")]).communicate()
     assert out == "Permission denied\n", err
+
+
+def test_no_format_that_runs_another_program_is_read() -> None:
+    assert not {"EPS", "WMF", "FPX", "MIC", "PDF"} & {*FORMATS}

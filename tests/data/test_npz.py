@@ -10,7 +10,7 @@ import torch
 from simsiam.config.options import DataOptions
 from simsiam.data.dataset import Splits, why_no_knn
 from simsiam.data.npz import load_arrays
-from tests.helpers import TINY, Program
+from tests.helpers import TINY, Program, summary
 from utils.errors import UserError
 
 X, Y = np.random.default_rng(0).integers(0, 256, (30, 12, 12, 3), dtype=np.uint8), np.arange(30) % 3
@@ -27,8 +27,59 @@ def test_every_order_of_the_axes_is_the_same_picture(tmp_path: Path) -> None:
     assert train.classes == ("0", "1", "2") and why_no_knn(train, test) is None
     grey, _ = read(tmp_path, x_train=X[..., 0])
     assert all(torch.equal(grey.images[:][:, c], torch.from_numpy(X[..., 0])) for c in range(3))
-    names = read(tmp_path, x_train=X, y_train=Y[:, None], classes=np.array(["a", "b", "c", "d"]))[0].classes
-    assert names == ("a", "b", "c", "d")
+    classes = np.array(["a", "b", "c", "d"])  # of the last one there is no image
+    assert read(tmp_path, x_train=X, y_train=Y[:, None], classes=classes)[0].classes == ("a", "b", "c")
+
+
+def test_the_names_of_medmnist_are_known_and_the_split_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = (Y[:, None] % 2).astype(np.uint8)  # (N, 1)
+    for images in (X, X[..., 0]):
+        arrays = {}
+        for split, n in (("train", 30), ("val", 20), ("test", 10)):
+            arrays |= {f"{split}_images": images[:n], f"{split}_labels": labels[:n]}
+        train, test = read(tmp_path, **arrays)
+        assert (len(train), len(test), train.classes) == (30, 20, ("0", "1"))
+        assert test.labels.tolist() == labels[:20, 0].tolist()
+        used = "training on train_images, testing on val_images; not used: test_images, test_labels"
+        assert f"x.npz: {used}\n" in capsys.readouterr().out
+        del arrays["val_images"], arrays["val_labels"]
+        assert len(read(tmp_path, **arrays)[1]) == 10
+        assert "training on train_images, testing on test_images\n" in capsys.readouterr().out
+
+
+def test_several_labels_of_an_image_are_none_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = np.zeros((30, 14), np.uint8)  # as of MedMNIST's chests
+    splits = read(tmp_path, x_train=X, y_train=several, x_test=X, y_test=several)
+    assert why_no_knn(*splits) == "no labels"
+    assert "y_train has 14 labels for each image" in capsys.readouterr().out
+
+
+def test_only_labels_that_occur_are_classes(program: Program, tmp_path: Path) -> None:
+    """Labels may be any numbers: what follows takes memory for the classes that there are."""
+    numbers = np.array([0, 5000, 10**15])
+    train, test = read(tmp_path, x_train=X, y_train=numbers[Y], x_test=X[:9], y_test=numbers[Y[:9]])
+    assert train.classes == test.classes == ("0", "5000", "1000000000000000")
+    assert train.labels.tolist() == Y.tolist() and test.labels.tolist() == Y[:9].tolist()
+    given = ("--dataset", "arrays", "--data-dir", str(tmp_path / "x.npz"), "--batch-size", "10")
+    assert program(*TINY, *given)[0] == 0
+    run = tmp_path / "runs" / "simsiam_arrays"
+    finetune = ("finetune", "--epochs", "1", "--label-fraction", "1")
+    for command, *flags in (("knn",), ("linear",), finetune, ("report",), ("embed",)):
+        status, _, err = program(command, str(run), *flags)
+        assert (status, err) == (0, "")
+    assert summary(run / "results" / "knn")["per_class"].keys() == {*train.classes}
+
+
+def test_names_belong_to_the_numbers_of_the_labels(tmp_path: Path) -> None:
+    names = np.array([f"class {i}" for i in range(5001)])
+    labels = np.where(Y == 0, 5000, Y)
+    train, _ = read(tmp_path, x_train=X, y_train=labels, classes=names)
+    assert train.classes == ("class 1", "class 2", "class 5000")
+    assert train.names(train.labels.tolist()) == names[labels].tolist()
 
 
 def test_what_arrays_lack_is_said(tmp_path: Path) -> None:
@@ -41,7 +92,8 @@ def test_what_arrays_lack_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"images": X}, "no x_train"),
+        ({"images": X, "labels": Y}, "no x_train or train_images in it; there are images, labels"),
+        ({"x_train": X, "y_train": Y, "classes": np.array(["a", "b", "a"])}, "more than once"),
         ({"x_train": X.astype(np.float32)}, "is float32: images are uint8"),
         ({"x_train": X[:, :8]}, r"shape \(30, 8, 12, 3\)"),
         ({"x_train": X[0, 0]}, "shape"),

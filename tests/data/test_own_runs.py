@@ -6,8 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from simsiam import SimSiam
-from tests.helpers import TINY, Program, Started, patterns, rows, start, start_pair, write_images
+from simsiam import SimSiam, load_backbone
+from simsiam.config.options import DataOptions
+from tests.helpers import (
+    TINY,
+    Program,
+    Started,
+    patterns,
+    rows,
+    start,
+    start_pair,
+    summary,
+    write_images,
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +80,55 @@ def test_the_images_of_a_run_are_never_others_that_lie_in_data(
     assert "200 train and 60 test images" in program("knn", "--checkpoint", str(own_run), *results)[1]
 
 
+@pytest.mark.parametrize("format", ["safetensors", "torch-export"])
+def test_a_run_is_exported_after_its_photos_have_moved(
+    format: str, own: Program, program: Program, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "photos", patterns(60))
+    assert own(tmp_path / "photos")[0] == 0
+    run = tmp_path / "runs" / "simsiam_folder"
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    status, out, err = program("export", str(run), "--format", format)
+    assert (status, err) == (0, "")
+    assert "without the images of the run" in out and "comparing it on generated images" in out
+    assert summary(run / "results" / f"export_{format}")["compared_on"] == "generated images"
+    backbone = load_backbone(run)
+    if format == "safetensors":
+        file = run / "results" / f"export_{format}" / "backbone.safetensors"
+        images = torch.randn(2, 3, 32, 32)
+        assert torch.equal(load_backbone(file)(images), backbone(images))
+    given = ("--data-dir", str(tmp_path / "nowhere"), "--overwrite")  # what is asked for is needed
+    status, _, err = program("export", str(run), *given)
+    assert status == 2 and err.count("\n") == 1 and "no such folder" in err
+
+
+def test_an_export_downloads_nothing(
+    cifar10_run: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DataOptions, "path", tmp_path / "nowhere")  # as on another machine
+    flags = ("--results-dir", str(tmp_path / "results"))
+    status, out, err = program("export", str(cifar10_run), *flags)
+    assert (status, err) == (0, "") and "data_batch_1 is missing" in out
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("command", ["embed", "report"])
+def test_what_needs_no_train_images_goes_without_them(
+    command: str, own: Program, program: Program, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "photos", patterns(60))
+    assert own(tmp_path / "photos")[0] == 0
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    flags = ("--images", str(tmp_path / "moved")) if command == "embed" else ()
+    status, _, err = program(command, str(tmp_path / "runs" / "simsiam_folder"), *flags)
+    assert (status, err) == (0, "")
+
+
 def test_a_name_that_is_no_text_is_a_name(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(60))
     first = next((tmp_path / "photos" / "train").rglob("*.png"))
     os.rename(first, os.fsencode(first.parent) + b"/\xff\xfe.png")
     assert own(tmp_path / "photos")[0] == 0
-
-
-def test_splits_of_other_names_are_not_taken_for_classes(own: Program, tmp_path: Path) -> None:
-    for split in ("Train", "Val"):
-        write_images(tmp_path / "photos", patterns(60), "{split}/{name}/{i}.png", split=split)
-    status, _, err = own(tmp_path / "photos")
-    assert status == 2 and err.count("\n") == 1 and "Train, Val: no class, it seems" in err
 
 
 def test_test_images_alone_are_nothing_to_train_on(own: Program, tmp_path: Path) -> None:

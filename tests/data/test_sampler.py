@@ -14,7 +14,7 @@ IMAGES = torch.randint(0, 256, (50, 3, 6, 6), dtype=torch.uint8)
 
 
 def make_sampler(n: int, done: int = 0) -> EpochSampler:
-    return EpochSampler(n, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), done=lambda: done)
+    return EpochSampler(n, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), batches_done=lambda: done)
 
 
 def test_an_epoch_shuffles_all_images_and_drops_the_last_partial_batch() -> None:
@@ -41,7 +41,7 @@ def test_batches_read_ahead_are_those_of_the_sampler_in_its_order(done: int) -> 
 def test_what_is_done_is_asked_when_the_first_batch_is_waited_for() -> None:
     """A Trainer makes its iterator before it has taken up a run's state."""
     done = [0]
-    sampler = EpochSampler(50, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), done=lambda: done[0])
+    sampler = EpochSampler(50, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), batches_done=lambda: done[0])
     batches = iter(PrefetchLoader(sampler, IMAGES, pin=False))
     done[0] = 4
     assert [indices.tolist() for indices, _ in batches] == [indices.tolist() for indices in make_sampler(50, 4)]

@@ -7,7 +7,15 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from models.resnet import BACKBONES, fold_batch_norm, resnet10, resnet18, resnet50
+from models.resnet import (
+    BACKBONES,
+    STEMS,
+    append_zero_channels,
+    fold_batch_norm,
+    resnet10,
+    resnet18,
+    resnet50,
+)
 from tests.helpers import cifar_stem
 
 LAYERS = {
@@ -113,10 +121,26 @@ def test_convolutions_start_as_he_et_al_propose() -> None:
             assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
 
 
-def test_channels_of_zeros_change_nothing() -> None:
-    for network in (resnet18(width=16), resnet18(width=16, stem="imagenet")):
-        x = torch.randn(2, 3, 32, 32)
-        torch.testing.assert_close(network.first_convolution(x), network.conv1(x), atol=1e-5, rtol=0)
+def test_convolutions_start_as_torchvisions_or_as_pytorchs() -> None:
+    def init(conv_init: str) -> nn.Conv2d:
+        torch.manual_seed(0)
+        return resnet18(width=16, conv_init=conv_init).layer2[0].conv2  # 3x3, 32 to 32 channels
+
+    bound = (9 * 32) ** -0.5  # of PyTorch's uniform distribution
+    assert init("torch").weight.abs().max() <= bound
+    assert init("torch").weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
+    assert init("kaiming").weight.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.03)
+    with pytest.raises(ValueError, match="conv_init must be one of kaiming, torch, got 'zero'"):
+        resnet18(conv_init="zero")
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_channels_of_zeros_change_nothing(stem: str) -> None:
+    conv, x = resnet18(width=16, stem=stem).conv1, torch.randn(2, 3, 32, 32)
+    padded = append_zero_channels(x), append_zero_channels(conv.weight)
+    assert [tensor.shape[1] for tensor in padded] == [8, 8]
+    found = nn.functional.conv2d(*padded, None, conv.stride, conv.padding)
+    torch.testing.assert_close(found, conv(x), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

@@ -54,6 +54,17 @@ def test_a_band_is_a_deviation_to_each_side_of_the_mean(runs: Path) -> None:
     assert edges <= corners and drawn.lines[0].get_ydata().tolist() == middle
 
 
+def test_any_class_name_leaves_room_and_is_in_the_legend() -> None:
+    names = ["n" * 200, "_background", "cat"]
+    labels = np.arange(3)
+    figure = figures.draw_map(np.zeros((3, 2)), labels, names)
+    legend = [text.get_text().strip() for text in figure.legends[0].get_texts()]
+    assert legend == ["n" * 37 + "...", "_background", "cat"]
+    for chart in (figures.draw_bars(names, [1, 2, 3]), figures.draw_matrix(np.eye(3), names)):
+        ticks = [tick.get_text().strip() for tick in chart.axes[0].get_yticklabels()]
+        assert ticks == legend
+
+
 def test_hostile_names_in_charts_stay_text(tmp_path: Path) -> None:
     name = printable(HOSTILE)
     for chart in draw_classes(np.ones((2, 2), dtype=int), [name, "b"], "kNN", f"{tmp_path}/"):

@@ -1,0 +1,120 @@
+"""simsiam/data/image_folder.py: which folders are training and test images, and that it is said."""
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from simsiam.config.options import DataOptions
+from simsiam.data import load_dataset, prepare_dataset
+from simsiam.data.dataset import Splits
+from tests.helpers import Program, patterns, picture, summary, write_images
+
+Printed = pytest.CaptureFixture[str]
+
+
+def put(folder: Path, *names: str) -> None:
+    """An image with each of these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture((8, 8)).save(folder / name)
+
+
+def load(folder: Path) -> Splits:
+    """Decode a folder and load it."""
+    options = DataOptions("folder", folder, image_size=8, cache_dir=folder.parent / "cache")
+    prepare_dataset(options)
+    return load_dataset(options)
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (("train", "valid", "test"), "training on train/, testing on valid/; not used: test/"),
+        (("train", "validation"), "training on train/, testing on validation/"),
+        (("training", "testing"), "training on training/, testing on testing/"),
+        (("Train", "Test", "Valid"), "training on Train/, testing on Valid/; not used: Test/"),
+        (("train", "val", "valid"), "training on train/, testing on val/; not used: valid/"),
+        (("train", "bus", "car"), "training on train/; not used: bus/, car/"),
+        (("train", "Training"), "training on train/; not used: Training/"),
+    ],
+)
+def test_splits_have_any_usual_name_and_are_named(
+    folders: tuple[str, ...], said: str, tmp_path: Path, capsys: Printed
+) -> None:
+    for i, folder in enumerate(folders):
+        put(tmp_path / "photos", *(f"{folder}/a/{j}.png" for j in range(i + 1)))
+    train, test = load(tmp_path / "photos")
+    used = said.split("; ")[0].split(", ")
+    names = [part.split()[-1].rstrip("/") for part in used]
+    assert len(train) == folders.index(names[0]) + 1
+    assert len(test) == (folders.index(names[1]) + 1 if len(names) > 1 else 0)
+    assert f"photos: {said}\n" in capsys.readouterr().out
+
+
+def test_images_beside_the_splits_are_said_to_be_unused(tmp_path: Path, capsys: Printed) -> None:
+    put(tmp_path / "photos", "train/0.png", "loose.png", ".hidden/0.png", "@eaDir/0.png")
+    load(tmp_path / "photos")
+    assert "not used: 1 image beside these folders\n" in capsys.readouterr().out
+
+
+def test_a_split_without_training_images_is_no_class(own: Program, tmp_path: Path) -> None:
+    put(tmp_path / "photos", "Val/a/0.png", "test/a/0.png")
+    status, _, err = own(tmp_path / "photos")
+    assert status == 2 and err.count("\n") == 1
+    assert "Val, test: no class, it seems" in err and "there is no train/" in err
+
+
+def test_forms_of_one_name_are_one_class_in_both_splits(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "école") for form in ("NFC", "NFD"))
+    put(tmp_path / "photos", f"train/{composed}/0.png", "train/zoo/0.png")
+    put(tmp_path / "photos", "val/zoo/0.png", f"val/{decomposed}/0.png")
+    train, test = load(tmp_path / "photos")
+    assert train.classes == test.classes == ("zoo", composed)
+    assert sorted(train.names(train.labels.tolist())) == sorted(train.classes)
+    assert sorted(test.names(test.labels.tolist())) == sorted(train.classes)
+
+
+def test_what_is_left_out_is_printed_by_each_start(own: Program, tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", patterns(60))
+    (tmp_path / "photos" / "train" / "dots" / "x.heic").write_text("")
+    for flags in (("--dry-run",), (), ("--overwrite",)):
+        status, out, err = own(tmp_path / "photos", *flags)
+        assert (status, err) == (0, "") and "left out 1 .heic" in out
+
+
+def test_names_of_bad_images_are_escaped(own: Program, program: Program, tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", patterns(60), "new\nline {i}.png")
+    for name in (b"caf\xe9.jpg", b"two\nlines.jpg"):
+        with open(os.fsencode(tmp_path) + b"/photos/" + name, "wb") as file:
+            file.write(b"no image")
+    listed = "2 of 62 images in {} cannot be read: caf\\xe9.jpg (not an image); two\\nlines.jpg"
+    status, _, err = own(tmp_path / "photos")
+    assert status == 2 and err.count("\n") == 1 and listed.format(tmp_path / "photos") in err
+    status, out, err = own(tmp_path / "photos", "--skip-bad-images")
+    assert (status, err) == (0, "") and listed.format(tmp_path / "photos") in out
+    run = tmp_path / "runs" / "simsiam_folder"
+    flags = ("--images", str(tmp_path / "photos"), "--skip-bad-images")
+    for command in ("embed", "neighbours"):
+        status, out, err = program(command, str(run), *flags)
+        assert (status, err) == (0, "") and "caf\\xe9.jpg (not an image)" in out
+
+
+def test_folders_whose_names_are_no_text_work(own: Program, program: Program, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    classes = {"dots": os.fsdecode(b"\xff"), "zigzag": "[bold]", "rings": "new\nline"}
+    classes["net"] = ":cat:"  # this and [bold] mean something else to what prints tables
+    for split, n in (("train", 60), ("val", 20)):
+        write_images(odd, patterns(n), split=split)
+        for old, new in classes.items():
+            if (odd / split / old).exists():
+                (odd / split / old).rename(odd / split / new)
+    assert own(odd)[0] == 0
+    run = tmp_path / "runs" / "simsiam_folder"
+    for command in ("knn", "linear", "embed", "neighbours", "report"):
+        status, out, err = program(command, str(run))
+        assert (status, err) == (0, "")
+        if command == "knn":
+            assert all(f" {name} " in out for name in ("\\xff", "[bold]", "new\\nline", ":cat:"))
+    assert {"\\xff", "[bold]", "new\\nline"} <= summary(run / "results" / "knn")["per_class"].keys()

@@ -1,0 +1,29 @@
+"""utils/text.py: what is printed of names that people and other programs have chosen."""
+
+import os
+
+import pytest
+
+from utils.text import printable
+
+READABLE = ("cat", "école", "a\u3000b", "a\u200cb", "a\u00a0b", "数据", "e\u0301", "")
+READABLE += ("\U0001f469\u200d\U0001f467", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645")
+ESCAPED = {
+    "a\nb": "a\\nb",
+    "\x1b[31mred": "\\x1b[31mred",
+    "a\u2028b": "a\\u2028b",
+    "a\u202eb": "a\\u202eb",
+    os.fsdecode(b"caf\xe9.jpg"): "caf\\xe9.jpg",
+    "a\ud800b": "a\\ud800b",
+}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_letters_and_spaces_of_every_script_stay(name: str) -> None:
+    assert printable(name) == name
+
+
+@pytest.mark.parametrize("name", ESCAPED)
+def test_what_would_break_a_terminal_is_escaped(name: str) -> None:
+    assert printable(name) == ESCAPED[name]
+    printable(name).encode()
