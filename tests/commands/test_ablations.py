@@ -9,8 +9,6 @@ import pytorch_lightning as pl
 from simsiam import KNNMonitor, SimSiam
 from simsiam.data.datamodule import ViewsDataModule
 
-EPOCHS = 8  # of 20 steps
-
 
 @dataclass
 class Outcome:
@@ -20,14 +18,17 @@ class Outcome:
     z_std: float
 
 
-def outcome(**switches: Any) -> Outcome:
+def outcome(epochs: int, **switches: Any) -> Outcome:
+    """Train for so many epochs of 20 steps, on views of 16 pixels."""
     pl.seed_everything(0, verbose=False)
-    data = ViewsDataModule("patterns", train_images=400, test_images=200, batch_size=20)
-    model = SimSiam("resnet10", width=4, out_dim=32, h_dim=16, learning_rate=0.2, warmup_epochs=0, **switches)
-    monitor = KNNMonitor(k=20, every=EPOCHS)
+    data = ViewsDataModule(
+        "patterns", train_images=1000, test_images=500, batch_size=50, image_schedule=(f"16:{epochs}",)
+    )
+    model = SimSiam("resnet10", width=8, out_dim=32, h_dim=16, learning_rate=0.2, warmup_epochs=0, **switches)
+    monitor = KNNMonitor(k=20, every=epochs)
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     last = LastStep()
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=EPOCHS, callbacks=[monitor, last], logger=False, **quiet)
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs, callbacks=[monitor, last], logger=False, **quiet)
     trainer.fit(model, datamodule=data)
     assert monitor.untrained is not None and monitor.latest
     return Outcome(monitor.untrained, monitor.latest["kNN_accuracy"], last.loss, last.z_std)
@@ -40,22 +41,34 @@ class LastStep(pl.Callback):
         self.loss, self.z_std = outputs["loss"].item(), outputs["z_std"].item()
 
 
+# Measured on two kinds of processors, with learning rates that differ in the last digits: from such differences a run
+# on so few images soon is another run.
+
+
 @pytest.fixture(scope="module")
 def healthy() -> Outcome:
-    return outcome()
+    return outcome(epochs=4)
 
 
 def test_simsiam_learns_and_stays_healthy(healthy: Outcome) -> None:
-    assert healthy.knn > healthy.untrained + 8  # measured: 26.5 -> 43.0; seed 1: 23.0 -> 47.0
-    assert healthy.z_std > 0.9 and healthy.loss > -0.6  # measured: 1.01 and -.35
+    assert healthy.knn > healthy.untrained + 4  # 40.6 to 41.2, from 32.0
+    assert healthy.z_std > 0.85 and healthy.loss > -0.45  # .94, -.36
 
 
 @pytest.mark.parametrize(
     "switch", ["stop_grad", pytest.param("predictor", marks=pytest.mark.slow("a training more, as the one beside it"))]
 )
-def test_without_either_part_it_collapses_and_learns_less(switch: str, healthy: Outcome) -> None:
-    """The collapse is under way: the loss falls faster, the projections spread less. How far is up to rounding."""
-    ablated = outcome(**{switch: False})
-    assert ablated.z_std < 0.85  # measured with three seeds: .46 to .50 without stop-gradient, .45 to .73 without h
-    assert ablated.loss < healthy.loss - 0.15  # measured: -.90 to -.89, -.80 to -.60
-    assert ablated.knn < healthy.knn - 5  # measured: 15.5 and 21.5 against 43.0
+def test_without_either_part_it_begins_to_collapse(switch: str, healthy: Outcome) -> None:
+    """The loss falls faster, and the projections spread less."""
+    ablated = outcome(epochs=4, **{switch: False})
+    assert ablated.z_std < healthy.z_std - 0.2  # .32 to .48 without stop-gradient, .62 to .65 without h
+    assert ablated.loss < healthy.loss - 0.1  # -.93 to -.88, -.56 to -.54
+
+
+@pytest.mark.slow("three trainings of 16 epochs; that the collapse begins is a quick test")
+def test_without_either_part_it_learns_less() -> None:
+    healthy = outcome(epochs=16)
+    ablated = [outcome(epochs=16, stop_grad=False), outcome(epochs=16, predictor=False)]
+    assert healthy.knn > healthy.untrained + 20  # 67.4, from 32.0
+    for one in ablated:
+        assert one.knn < healthy.knn - 15 and one.z_std < 0.5  # 30.2 and 38.6; .29 and .30

@@ -11,8 +11,11 @@ from safetensors.torch import load_file
 from simsiam import load_backbone
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
+from simsiam.evaluation.classifier import CHOICE_EPOCH
 from simsiam.evaluation.features import extract_features
+from simsiam.evaluation.logistic_regression import adapt_head, fit_logistic, make_head, standardise_features
 from tests.helpers import Program, summary
+from utils.philox import permutation
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,37 @@ def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
     assert right > 0.2  # measured: .30 and .27
     after = load_file(cifar10_run / "backbone.safetensors")
     assert all(torch.equal(weights[name], after[name]) for name in weights)
+
+
+def test_held_out_images_choose_and_all_train_images_teach(trained: Path, program: Program, tmp_path: Path) -> None:
+    """Each held-out accuracy is of a head that has not seen these images; the head that is kept has seen all."""
+    flags = ["--results-dir", str(tmp_path), "--held-out", "0.25", "--seed", "3"]
+    assert program("linear", "--checkpoint", str(trained), *flags)[0] == 0
+    figures = summary(tmp_path / "linear")
+
+    train, _ = load_dataset(DataOptions("patterns", "", train_images=200, test_images=100))
+    backbone = load_backbone(trained)
+    statistics = torch.tensor(backbone.mean), torch.tensor(backbone.std)
+    features = extract_features(backbone, train.images, *statistics, unit=False)
+    order = permutation(200, CHOICE_EPOCH, seed=3)
+    labels, x = train.labels[order], features[order]
+    scale = standardise_features(x)
+
+    def fit(decay: float, first: int) -> torch.nn.Linear:
+        head = make_head(32, 10)
+        fit_logistic(head, x[first:], labels[first:], decay)
+        return head
+
+    for decay in (1e-1, 1e-3):
+        right = (fit(decay, 50)(x[:50]).argmax(dim=1) == labels[:50]).float().mean().item()
+        assert figures["held_out"][f"{decay:g}"] == pytest.approx(100 * right, abs=4)  # two images, by rounding
+    assert figures["held_out"][f"{figures['weight_decay']:g}"] == max(figures["held_out"].values()) < 80
+    expected = fit(figures["weight_decay"], 0)
+    adapt_head(expected, *scale)
+    kept = torch.nn.Linear(32, 10)
+    kept.load_state_dict(load_file(tmp_path / "linear" / "head.safetensors"))
+    ours, theirs = (head(features).softmax(dim=1) for head in (kept, expected))
+    torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
 
 
 @pytest.mark.slow("a probe twice")
