@@ -13,7 +13,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import main
-from tests.helpers import SMALL, Started
+from simsiam.config import commands
+from tests.helpers import ROOT, SMALL, Started
 
 Events = Mapping[int, Sequence[str | Path]]  # by step of SGD, counted from 1
 LONG = (  # beside SMALL: six steps an epoch, a checkpoint every twelve
@@ -52,8 +53,26 @@ def run_with_events(args: list[str]) -> int:
 
 def start_with_events(events: Events, *args: str, **environment: str) -> Started:
     """`python main.py ARGS`, with events."""
-    written = {step: list(map(str, some)) for step, some in events.items()}
-    return Started(run_with_events, [json.dumps(written), *args], **environment)
+    return Started(run_with_events, [to_json(events), *args], **environment)
+
+
+def to_json(events: Events) -> str:
+    return json.dumps({step: list(map(str, some)) for step, some in events.items()})
+
+
+def run_with_main(args: list[str]) -> int:
+    """main.py with the rest of ARGS, whose own processes run the script ARGS[0] in its place."""
+    commands.MAIN = Path(args[0])
+    return main.main(args[1:])
+
+
+def start_with_events_below(tmp_path: Path, events: Events, *args: str, **environment: str) -> Started:
+    """A command that starts processes of its own (`ablate`, `--devices 2`), with events in each."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    code += "from tests.at_steps import run_with_events\n"
+    code += f"sys.exit(run_with_events([{to_json(events)!r}, *sys.argv[1:]]))\n"
+    (tmp_path / "with_events.py").write_text(code)
+    return Started(run_with_main, [str(tmp_path / "with_events.py"), *args], **environment)
 
 
 def start_small_with_events(name: str, tmp_path: Path, events: Events, *flags: str, **environment: str) -> Started:

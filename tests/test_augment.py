@@ -130,6 +130,27 @@ def test_parameters_have_torchvisions_distribution() -> None:
     assert len(counts) == 24 and (counts - n / 24).abs().max() < 5 * (n / 24) ** 0.5
 
 
+def test_the_parameters_of_a_view_are_independent() -> None:
+    n = 20_000
+    v = draws(n)
+    rows, columns = ((start + 0.5) / (33 - length) for start, length in ((v.top, v.height), (v.left, v.width)))
+    area, aspect = (v.height * v.width).float(), (v.width / v.height).log()
+    drawn = [rows, columns, area, aspect, v.flip, v.jitter, v.grayscale, *v.factor.T, *v.turn[:, :3].T]
+    correlation = torch.corrcoef(torch.stack([x.float() for x in drawn]))
+    correlation[-3:, -3:] = 0  # the turns are a permutation
+    assert (correlation.fill_diagonal_(0)).abs().max() < 5 / n**0.5
+
+
+def test_each_strength_is_that_of_its_operation() -> None:
+    policy = Policy(brightness=0.1, contrast=0.2, saturation=0.3, hue=0.4, flip=0.6, jitter=0.7, grayscale=0.8)
+    v = draws(5000, policy)
+    for column, (low, high) in enumerate([(0.9, 1.1), (0.8, 1.2), (0.7, 1.3), (-0.4, 0.4)]):
+        factor = v.factor[:, column]
+        assert low <= factor.min() < low + 0.01 and high - 0.01 < factor.max() <= high
+    for drawn, share in ((v.flip, 0.6), (v.jitter, 0.7), (v.grayscale, 0.8)):
+        assert drawn.float().mean().item() == pytest.approx(share, abs=0.03)
+
+
 @pytest.mark.parametrize("n", [2500, pytest.param(10_000, marks=pytest.mark.slow("40 s of PIL; finer, not other"))])
 def test_views_are_distributed_as_torchvisions_pipeline(n: int, real_images: Tensor) -> None:
     """The distributions of simple statistics of real images' views, ours and PIL's."""

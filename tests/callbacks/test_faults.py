@@ -74,37 +74,37 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     assert tally.resumes >= 3  # after each kill that came just after a checkpoint
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_each_signal_saves_the_step_it_came_in(number: signal.Signals, tmp_path: Path) -> None:
+    stop_in_step_9(number, tmp_path)
+    assert steps_saved(tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt") == 9
+
+
 @pytest.mark.parametrize(
     "number",
     [
         signal.SIGTERM,
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow("as SIGTERM; the quick test below stops all three")),
-        pytest.param(signal.SIGHUP, marks=pytest.mark.slow("as SIGTERM; the quick test below stops all three")),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow("as SIGTERM; that each of them saves is a quick test")),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow("as SIGTERM; that each of them saves is a quick test")),
     ],
 )
 def test_a_run_stopped_in_mid_epoch_goes_on_to_the_bit(
     number: signal.Signals, undisturbed: Path, tmp_path: Path
 ) -> None:
-    stop_in_step_9(number, tmp_path).communicate()
+    stop_in_step_9(number, tmp_path)
     again = start_small("run", tmp_path, *LONG)
     out, err = again.communicate()
     assert (again.returncode, err) == (0, "") and "resumed from" in out
     assert same_run(tmp_path / "runs" / "run", undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_each_signal_saves_the_step_it_came_in(number: signal.Signals, tmp_path: Path) -> None:
-    process = stop_in_step_9(number, tmp_path)
+def stop_in_step_9(number: signal.Signals, tmp_path: Path) -> None:
+    """A run that gets a signal in the middle of its second epoch, saves and says so."""
+    process = start_small_with_events("run", tmp_path, {9: [number.name]}, *LONG)
     _, err = process.communicate()
     assert process.returncode == 128 + number and err.count("\n") == 1, err
     assert f"stopped by {number.name} in epoch 2, step 9" in err
     assert "saved: the same command resumes it" in err
-    assert steps_saved(tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt") == 9
-
-
-def stop_in_step_9(number: signal.Signals, tmp_path: Path) -> Started:
-    """A run that gets a signal in the middle of its second epoch."""
-    return start_small_with_events("run", tmp_path, {9: [number.name]}, *LONG)
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:

@@ -122,12 +122,12 @@ def extract_many(args: list[str]) -> int:
 
 def test_memory_is_that_of_the_features() -> None:
     peaks = []
-    for n in (5_000, 105_000):
+    for n in (5_000, 55_000):
         process = Started(extract_many, [str(n)])
         out, err = process.communicate()
         assert process.returncode == 0, err
         peaks.append(int(out) / 1024)
-    features, images = 100_000 * 48 * 4 / 2**20, 100_000 * 3 * 32 * 32 / 2**20  # 18 and 293 MiB
+    features, images = 50_000 * 48 * 4 / 2**20, 50_000 * 3 * 32 * 32 / 2**20  # 9 and 146 MiB
     assert peaks[1] - peaks[0] < features + 40 < images
 
 

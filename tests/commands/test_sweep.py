@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import main
 from simsiam.commands import launch
 from simsiam.commands.sweep import expand_seeds, list_gpus
-from simsiam.config import commands
 from simsiam.config.ablations import paper_says
 from simsiam.config.commands import Pretrain
-from tests.helpers import ROOT, SMALL, Program, Started, children, rows, same_weights, start, wait_for
+from tests.at_steps import run_with_main, start_with_events_below
+from tests.helpers import SMALL, Program, Started, children, rows, same_weights, start, wait_for
 from utils.cli import from_settings
 
 STUB = """
@@ -35,17 +34,11 @@ sys.exit(128 + number)
 """  # ends with the status that it is given, or waits for a signal
 
 
-def with_stubs(args: list[str]) -> int:
-    """main.py, whose runs are processes that train nothing."""
-    commands.MAIN = Path(args[0])
-    return main.main(args[1:])
-
-
 def begin_stubs(tmp_path: Path, variants: list[str], **statuses: int) -> Started:
     (tmp_path / "stub.py").write_text(STUB)
     (tmp_path / "ablation_patterns").mkdir()
     flags = ["ablate", *SMALL, "--variants", *variants, "--save-dir", str(tmp_path)]
-    return Started(with_stubs, [str(tmp_path / "stub.py"), *flags], STATUSES=json.dumps(statuses))
+    return Started(run_with_main, [str(tmp_path / "stub.py"), *flags], STATUSES=json.dumps(statuses))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -97,20 +90,13 @@ def test_an_ablation_trains_each_variant_and_compares_them(tmp_path: Path) -> No
     assert "67.7 (table 1)" in page and "0.1 (table 1)" in page
 
 
-def start_held(tmp_path: Path, *flags: str) -> Started:
-    """An ablation whose first run makes the file `held` before its ninth step, and waits there for a signal."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.at_steps import run_with_events\n"
-    code += f"sys.exit(run_with_events([{json.dumps({9: [str(tmp_path / 'held')]})!r}, *sys.argv[1:]]))\n"
-    (tmp_path / "held.py").write_text(code)
-    return Started(with_stubs, [str(tmp_path / "held.py"), *flags])
-
-
 @pytest.mark.slow("three fresh starts and a page; signals to an ablation and resuming are quick tests each")
 def test_an_ablation_told_to_stop_saves_and_goes_on_to_the_report(tmp_path: Path) -> None:
     flags = ["ablate", *SMALL, "--epochs", "5", "--variants", "baseline", "no-predictor", "--save-dir", str(tmp_path)]
     folder = tmp_path / "ablation_patterns"
-    process = start_held(tmp_path, *flags)
-    wait_for(process, (tmp_path / "held").exists)
+    held = tmp_path / "held"
+    process = start_with_events_below(tmp_path, {9: [held]}, *flags)
+    wait_for(process, held.exists)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM and "1 of 2: baseline" in out
@@ -147,8 +133,9 @@ def test_a_run_for_each_seed_has_its_settings_and_a_folder_of_its_own() -> None:
 @pytest.mark.slow("a fresh start of the program; that a run which loses its parent saves is all that is new here")
 def test_the_death_of_the_command_stops_its_run(tmp_path: Path) -> None:
     flags = ["ablate", *SMALL, "--epochs", "5", "--variants", "baseline", "--save-dir", str(tmp_path)]
-    process = start_held(tmp_path, *flags)
-    wait_for(process, (tmp_path / "held").exists)
+    held = tmp_path / "held"
+    process = start_with_events_below(tmp_path, {9: [held]}, *flags)
+    wait_for(process, held.exists)
     (child,) = children(process)
     process.kill()
     process.communicate()

@@ -112,6 +112,15 @@ def test_every_block_starts_as_the_identity() -> None:
     assert not torch.equal(plain(x), x)
 
 
+def test_convolutions_start_as_he_et_al_propose() -> None:
+    """By the fan-out: the deviation of a weight is sqrt(2 / outputs of an input pixel), as torchvision's."""
+    torch.manual_seed(0)
+    for module in resnet50(width=32).modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
 def test_convolutions_start_as_torchvisions_or_as_pytorchs() -> None:
     def init(conv_init: str) -> nn.Conv2d:
         torch.manual_seed(0)

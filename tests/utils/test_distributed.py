@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from models import resnet10
 from simsiam.callbacks.knn import nearest_in_shards
 from simsiam.commands import launch
 from simsiam.evaluation.features import extract_features
+from tests.at_steps import Events, start_with_events, start_with_events_below, steps_saved
 from tests.helpers import (
     SMALL,
     Started,
@@ -21,10 +21,9 @@ from tests.helpers import (
     is_announcement,
     rows,
     same_run,
-    start_pair,
     start_small,
     torchrun_environments,
-    wait_for_epochs,
+    wait_for,
 )
 from utils import distributed
 
@@ -36,10 +35,11 @@ def start_two(name: str, tmp_path: Path, *flags: str, **environment: str) -> Sta
 
 
 @contextmanager
-def both(name: str, tmp_path: Path, *flags: str) -> Iterator[list[Started]]:
-    """Two processes as torchrun starts them, without torchrun, to see what each of them does."""
-    where = ("--save-dir", str(tmp_path / "runs"), "--exp-name", name)
-    processes = start_pair(*SMALL, *SHORT, *where, *flags)
+def both(name: str, tmp_path: Path, *flags: str, events: tuple[Events, Events] = ({}, {})) -> Iterator[list[Started]]:
+    """Two processes as torchrun starts them, without torchrun, to see what each of them does; events by rank."""
+    command = (*SMALL, *SHORT, "--save-dir", str(tmp_path / "runs"), "--exp-name", name, *flags)
+    each = zip(events, torchrun_environments(), strict=True)
+    processes = [start_with_events(some, *command, **told) for some, told in each]
     try:
         yield processes
     finally:
@@ -120,33 +120,32 @@ def test_a_signal_to_one_process_saves_and_ends_both(
     number: signal.Signals, rank: int, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "run"
-    with both("run", tmp_path) as pair:
-        wait_for_epochs(pair[0], run, 1)
-        pair[rank].send_signal(number)
+    with both("run", tmp_path, events=in_step(6, number.name, rank)) as pair:
         said = [process.communicate()[1] for process in pair]
         assert [process.returncode for process in pair] == [128 + number] * 2, said
-    assert said[1] == "" and said[0].count("\n") == 1 and f"stopped by {number.name}" in said[0]
-    step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert f"step {step}" in said[0] and 4 <= step < 16
+    assert said[1] == "" and said[0].count("\n") == 1 and f"stopped by {number.name} in epoch 2, step 6" in said[0]
+    assert steps_saved(run / "checkpoints" / "last.ckpt") == 6
     assert "resumed from" in to_its_end("run", tmp_path)[0] and same_run(run, undisturbed)
+
+
+def in_step(step: int, event: str, rank: int) -> tuple[Events, Events]:
+    """An event in one of two processes."""
+    return ({step: [event]}, {}) if rank == 0 else ({}, {step: [event]})
 
 
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=ANOTHER)])
 def test_a_process_that_is_killed_takes_the_other_along(rank: int, tmp_path: Path) -> None:
-    run = tmp_path / "runs" / "run"
-    with both("run", tmp_path) as pair:
-        wait_for_epochs(pair[0], run, 2)
-        pair[rank].kill()
-        begun = time.monotonic()
-        _, err = pair[1 - rank].communicate(timeout=60)
-        assert pair[1 - rank].returncode == 1 and err == "" and time.monotonic() - begun < 30
+    with both("run", tmp_path, events=in_step(10, "SIGKILL", rank)) as pair:
+        _, err = pair[1 - rank].communicate()
+        assert pair[1 - rank].returncode == 1 and err == ""
 
 
 @pytest.mark.slow("two more runs of two; that one which was stopped goes on is a quick test")
 def test_a_run_whose_processes_died_goes_on_as_the_same_run(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "run"
-    with both("run", tmp_path) as pair:
-        wait_for_epochs(pair[0], run, 3)  # a checkpoint is there, of two
+    held = tmp_path / "held"
+    with both("run", tmp_path, events=in_step(11, str(held), 1)) as pair:  # in epoch 3; the other waits for this one
+        wait_for(pair[0], lambda: held.exists() and (run / "checkpoints" / "last.ckpt").exists())
         pair[1].kill()
         pair[0].communicate()
     assert "resumed from" in to_its_end("run", tmp_path)[0] and same_run(run, undisturbed)
@@ -154,23 +153,28 @@ def test_a_run_whose_processes_died_goes_on_as_the_same_run(undisturbed: Path, t
 
 @pytest.mark.slow("five fresh starts; that a signal ends all and saves, and that the command tells, are quick tests")
 def test_the_command_that_started_them_passes_a_signal_on_and_one_process_may_go_on_alone(tmp_path: Path) -> None:
-    process = start_two("run", tmp_path, "--devices", "2")
-    wait_for_epochs(process, tmp_path / "runs" / "run", 1)
+    held = tmp_path / "held"
+    where = ("--save-dir", str(tmp_path / "runs"), "--exp-name", "run")
+    process = start_with_events_below(tmp_path, {6: [held]}, *SMALL, *SHORT, *where, "--devices", "2")
+    wait_for(process, held.exists)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 143 and err.count("\n") == 1 and "saved: the same command resumes it" in err
     alone = start_two("run", tmp_path)
-    out, err = alone.communicate(timeout=120)
+    out, err = alone.communicate()
     assert (alone.returncode, err) == (0, "") and "resumed from" in out and len(rows(tmp_path / "runs" / "run")) == 4
 
 
 @pytest.mark.slow("two fresh starts; that the death of one ends the other is a quick test")
 def test_the_command_that_started_them_says_in_one_line_that_one_was_killed(tmp_path: Path) -> None:
     (temporary := tmp_path / "temporary").mkdir()
-    process = start_two("run", tmp_path, "--devices", "2", TMPDIR=str(temporary))
-    wait_for_epochs(process, tmp_path / "runs" / "run", 3)
+    where = ("--save-dir", str(tmp_path / "runs"), "--exp-name", "run")
+    flags = (*SMALL, *SHORT, *where, "--devices", "2")
+    held = tmp_path / "held"
+    process = start_with_events_below(tmp_path, {11: [held]}, *flags, TMPDIR=str(temporary))
+    wait_for(process, held.exists)
     os.kill(children(process)[-1], signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGKILL and err.count("\n") == 1, err
     assert "process 2 of 2 was ended by SIGKILL" in err and "the same command goes on" in err
     assert list(temporary.iterdir()) == []
