@@ -141,9 +141,10 @@ def measure_seconds(step: Callable[[int], object], count: int) -> float:
     """
 
     def time_step(n: int) -> float:
-        started = time.perf_counter()
+        started, started_computing = time.perf_counter(), time.process_time()
         step(n)
-        return time.perf_counter() - started
+        computed = time.process_time() - started_computing  # by all threads together
+        return min(time.perf_counter() - started, computed)  # less than it took where other programs held it up
 
     def time_again(n: int, first: float) -> float:
         """The first call with so many images also allocates memory and compiles kernels; of a long one that is little."""
@@ -157,7 +158,11 @@ def measure_seconds(step: Callable[[int], object], count: int) -> float:
         taken = time_step(images)
     if images == few:
         return taken * count / few
-    per_image = max(0.0, time_again(images, taken) - taken_by_few) / (images - few)
+    taken = time_again(images, taken)
+    if taken <= taken_by_few:  # another program has disturbed the calls with few images
+        return taken * count / images
+    per_image = (taken - taken_by_few) / (images - few)
+    per_image = min(per_image, taken_by_few / few)  # more would be a disturbed call: no fixed time is negative
     return taken_by_few + per_image * (count - few)
 
 
