@@ -87,6 +87,7 @@ def silence_lightning() -> None:
     warnings.filterwarnings("ignore", message="TensorFloat32")  # its three digits are too few for crops and cosines
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # refused by `read_image`
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")  # fp16's first steps may be skipped
+    warnings.filterwarnings("ignore", message="CUDA initialization")  # `utils.nvidia` explains it
     threading.excepthook = ignore_full_disk
 
 
