@@ -1,7 +1,7 @@
 """SimSiam from the command line: `python main.py` pre-trains; `python main.py --help` says what can be set."""
 
 import gc
-import importlib
+import importlib.util
 import logging
 import os
 import signal
@@ -14,6 +14,9 @@ if sys.version_info < (3, 11):  # noqa: UP036  (who has an older one shall read 
     print(f"main.py: needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}", file=sys.stderr)
     sys.exit(2)
 INSTALL = f"{sys.executable} -m pip install -r {os.path.join(os.path.dirname(os.path.abspath(__file__)), 'req.txt')}"
+if importlib.util.find_spec("fcntl") is None:  # before anything that needs it, or SIGHUP, is imported
+    print("main.py: needs Linux or macOS; on Windows, run it in WSL (wsl --install)", file=sys.stderr)
+    sys.exit(2)
 try:
     from simsiam.config.commands import COMMANDS, Evaluation
     from simsiam.config.run_state import announce
@@ -87,6 +90,7 @@ def silence_lightning() -> None:
     warnings.filterwarnings("ignore", message="TensorFloat32")  # its three digits are too few for crops and cosines
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # refused by `read_image`
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")  # fp16's first steps may be skipped
+    warnings.filterwarnings("ignore", message="CUDA initialization")  # `utils.nvidia` explains it
     threading.excepthook = ignore_full_disk
 
 
