@@ -87,7 +87,7 @@ def read_run(path: Path) -> Run:
     folder = RunDirectory(path)
     run = Run(folder, [{"epoch": 0}])
     check(path.is_dir(), f"{path}: no such folder")
-    check(folder.config.exists() or folder.metrics.exists(), f"{path} is not the folder of a run")
+    check(is_run(path), f"{path} is not the folder of a run")
     with run.note_damage(folder.config):
         content = yaml.safe_load(folder.config.read_text(errors="replace"))
         resolved, versions = content.get("resolved") or {}, content.get("versions") or {}
@@ -123,12 +123,40 @@ def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[flo
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
-    """Each run once, without earlier reports (of `runs/*`); UserError where one is no run, or none has an epoch."""
-    folders = dict.fromkeys(Path(path).expanduser().resolve() for path in paths)
-    kept = [path for path in folders if (path / "config.yaml").exists() or not is_report(path / "index.html")]
-    runs = [read_run(path) for path in kept]
+    """Read each run once, also those of sweeps and ablations.
+
+    Earlier reports among the paths (of `runs/*`) are left out.
+
+    Raises:
+        UserError: a path holds no run, or no run has an epoch.
+    """
+    folders: list[Path] = []
+    for path in paths:
+        folders += find_runs(Path(path).expanduser().resolve())
+    runs = [read_run(folder) for folder in dict.fromkeys(folders)]
     check(any(len(run.rows) > 1 for run in runs), f"{', '.join(paths)}: no epoch is recorded yet")
     return runs
+
+
+def find_runs(path: Path) -> list[Path]:
+    """Return the run folders that a path means: itself, or the runs of a sweep or an ablation in it.
+
+    A sweep has a run in each of its sub-folders, an ablation also a level below. Of a path that
+    holds none, itself is returned, for `read_run` to refuse.
+    """
+    if is_run(path) or not path.is_dir():
+        return [path]
+    patterns = ("*/", "*/*/")
+    inner = [folder for pattern in patterns for folder in path.glob(pattern) if is_run(folder)]
+    if inner:
+        return sorted(inner)
+    return [] if is_report(path / "index.html") else [path]
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a pre-training has written to this folder."""
+    run = RunDirectory(folder)
+    return run.config.exists() or run.metrics.exists()
 
 
 def is_report(index: Path) -> bool:
