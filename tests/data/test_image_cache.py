@@ -5,7 +5,7 @@ import json
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from simsiam.data import image_cache
 from simsiam.data.image_cache import decode_images, open_cache
-from simsiam.data.images import read_image
+from simsiam.data.images import CHUNK_IMAGES, read_image
 from simsiam.data.listing import ImageFolder
 from tests.helpers import Started, bad_folder, picture, wait_for
 from utils.errors import UserError
+from utils.filesystem import lock_folder
 
 FILES = ["images.uint8", "manifest.jsonl"]
 
@@ -166,8 +168,8 @@ def start(tmp_path: Path) -> Started:
     return Started(decode_folder, [str(tmp_path / "cache"), str(tmp_path / "photos")])
 
 
-def noise(tmp_path: Path, n: int = 2000) -> list[Path]:
-    """Images that take a while, for a moment in between to be found."""
+def noise(tmp_path: Path, n: int = 600) -> list[Path]:
+    """Equal images; more than are decoded together, unless fewer are asked for."""
     (tmp_path / "photos").mkdir()
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
     image.save(tmp_path / "photos" / "0000.png", compress_level=1)
@@ -176,36 +178,43 @@ def noise(tmp_path: Path, n: int = 2000) -> list[Path]:
     return [Path(f"{i:04d}.png") for i in range(n)]
 
 
+def decode_a_block(args: list[str]) -> int:
+    """The same, in a process that is killed when it asks for the second block."""
+    read = image_cache.read_images
+
+    def read_a_block(*given: Any) -> Iterator[Any]:
+        yield next(read(*given))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    image_cache.read_images = read_a_block
+    return decode_folder(args)
+
+
 def kill_after_a_block(tmp_path: Path) -> None:
-    process = start(tmp_path)
-
-    def recorded() -> bool:
-        try:
-            return (tmp_path / "cache" / "manifest.jsonl").read_text().count("\n") > 1
-        except OSError:  # not there yet
-            return False
-
-    wait_for(process, recorded)
-    process.send_signal(signal.SIGKILL)
+    process = Started(decode_a_block, [str(tmp_path / "cache"), str(tmp_path / "photos")])
     process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert (tmp_path / "cache" / "manifest.jsonl").read_text().count("\n") == 1 + CHUNK_IMAGES
 
 
-def test_killed_in_the_middle_it_goes_on_and_two_at_once_make_one_cache(tmp_path: Path) -> None:
+def test_a_killed_decoding_goes_on_and_two_at_once_make_one_cache(tmp_path: Path) -> None:
     files = noise(tmp_path)
     kill_after_a_block(tmp_path)
     with pytest.raises(UserError, match="no complete cache"):
         open_cache(tmp_path / "cache")
-    both = [start(tmp_path), start(tmp_path)]
-    said = [process.communicate(timeout=100) for process in both]
+    with lock_folder(tmp_path / "cache", ""):  # until both are waiting
+        both = [start(tmp_path), start(tmp_path)]
+        for process in both:
+            wait_for(process, lambda process=process: "another process is decoding" in process.printed()[0])
+    said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     out = "".join(text for text, _ in said)
-    assert out.count("images are decoded already") == 1 and out.count("decoded 2,000 images") == 1
-    assert out.count("another process is decoding") == 1
+    assert out.count("512 of 600 images are decoded already") == 1 and out.count("decoded 600 images") == 1
     images = open_cache(tmp_path / "cache")[0].images
-    assert len(images) == 2000 and bool((images == read_image(tmp_path / "photos" / files[0], 48)).all())
+    assert len(images) == 600 and bool((images == read_image(tmp_path / "photos" / files[0], 48)).all())
 
 
-@pytest.mark.slow("decodes 2,000 images; what changes without a kill is a quick test")
+@pytest.mark.slow("decodes 600 images; what changes without a kill is a quick test")
 def test_what_changed_after_a_kill_is_not_taken_for_decoded(tmp_path: Path) -> None:
     files = noise(tmp_path)
     kill_after_a_block(tmp_path)

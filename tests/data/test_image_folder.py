@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import yaml
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.data.dataset import ImageDataset
+from tests.at_steps import start_with_events
 from tests.helpers import (
     ROOT,
     TINY,
@@ -29,7 +29,6 @@ from tests.helpers import (
     rows,
     same_weights,
     start,
-    wait_for_epochs,
     write_images,
 )
 
@@ -76,16 +75,12 @@ def test_a_streamed_run_cut_off_in_the_middle_of_an_epoch_ends_as_one_left_alone
     ]
     flags += ["--save-dir", str(tmp_path / "runs")]
 
-    def begin(name: str) -> Started:
-        return start(*flags, "--exp-name", name)
-
-    alone, cut = begin("alone"), begin("cut")  # at once: the second waits for the decoding of the first, or finds it
-    wait_for_epochs(cut, tmp_path / "runs" / "cut", 1)
-    cut.send_signal(signal.SIGTERM)
-    _, err = cut.communicate(timeout=60)
-    assert cut.returncode == 143 and err.count("\n") == 1 and "saved" in err
-    assert alone.communicate(timeout=120)[1] == ""
-    out, err = begin("cut").communicate(timeout=120)
+    alone = start(*flags, "--exp-name", "alone")
+    cut = start_with_events({9: ["SIGTERM"]}, *flags, "--exp-name", "cut")  # waits for the decoding, or finds it
+    _, err = cut.communicate()
+    assert cut.returncode == 143 and err.count("\n") == 1 and "in epoch 2, step 9" in err and "saved" in err
+    assert alone.communicate()[1] == ""
+    out, err = start(*flags, "--exp-name", "cut").communicate()
     assert err == "" and "resumed from" in out
     runs = [tmp_path / "runs" / name for name in ("alone", "cut")]
     assert rows(runs[0]) == rows(runs[1]) and same_weights(*runs)
