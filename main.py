@@ -21,7 +21,7 @@ try:
     from simsiam.config.commands import COMMANDS, Evaluation
     from simsiam.config.run_state import announce
     from utils.cli import parse
-    from utils.errors import RunFailure, Stopped, UserError, check, is_out_of_memory
+    from utils.errors import RunFailure, Stopped, UserError, check, is_missing_home, is_out_of_memory
 except ModuleNotFoundError as missing:
     print(f"main.py: the package {missing.name} is not installed: {INSTALL}", file=sys.stderr)
     sys.exit(2)
@@ -45,6 +45,7 @@ def main(args: list[str]) -> int:
             name = "sweep"
         elif name == "pretrain" and not announce(config):
             return 0
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells where its caches are, and why
         gc.disable()  # nothing that is imported is garbage, and to look for it takes a fifth of the time
         command = importlib.import_module(f"simsiam.commands.{'sweep' if name == 'ablate' else name}")  # and torch
         gc.freeze()
@@ -57,6 +58,9 @@ def main(args: list[str]) -> int:
     except ModuleNotFoundError as missing:
         return fail(f"the package {missing.name} is not installed: {INSTALL}")
     except (MemoryError, RuntimeError) as error:
+        if is_missing_home(error):
+            how = "set HOME, or give --cache-dir (without it ~/.cache/simsiam)"
+            return fail(f"this user has no home folder, for which ~ stands: {how}")
         if not is_out_of_memory(error):
             raise
         why = " ".join(str(error).split())[:100] or "of the program"
