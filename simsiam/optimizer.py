@@ -43,7 +43,8 @@ def make_optimizer(module: pl.LightningModule) -> dict[str, Any]:
         weight_decay=hp["weight_decay"],
         fused=not clips,
     )
-    optimizer.register_step_pre_hook(_add_missing_momentum)
+    if any(not p.requires_grad for group in groups for p in group["params"]):
+        optimizer.register_step_pre_hook(_add_missing_momentum)
     total_steps = _count_total_steps(module.trainer)
     warmup_steps = _count_warmup_steps(module.trainer, hp["warmup_epochs"], total_steps)
     schedule = warmup_cosine(optimizer, warmup_steps, total_steps)

@@ -214,13 +214,8 @@ def train(context: RunContext) -> None:
     monitor, epochs = config.monitor, config.optimizer.epochs
     pictures_every = max(1, epochs // 10) if monitor.pictures_every is None else monitor.pictures_every
     on_gpu = context.accelerator == "gpu"
-    knn = KNNMonitor(
-        monitor.knn_k,
-        monitor.knn_t,
-        monitor.knn_every,
-        print_fn=print_line,
-        compile=config.device.compile,
-    )
+    knn = KNNMonitor(monitor.knn_k, monitor.knn_t, monitor.knn_every, print_fn=print_line)
+    knn.compile = config.device.compile
     # The untrained kNN prints lines where there is no terminal; later ones have an epoch's line.
     knn.progress = lambda chunks, n, what: track_progress(chunks, n, what, lines=knn.untrained is None)
     recorder = MetricsRecorder(run, knn)
