@@ -20,12 +20,18 @@ if importlib.util.find_spec("fcntl") is None:  # before anything that needs it, 
 try:
     from simsiam.config.commands import COMMANDS, Evaluation
     from simsiam.config.run_state import announce
-    from utils.cli import parse
+    from utils.cli import iterate_options, parse
     from utils.errors import RunFailure, Stopped, UserError, check, is_missing_home, is_out_of_memory
 except ModuleNotFoundError as missing:
     print(f"main.py: the package {missing.name} is not installed: {INSTALL}", file=sys.stderr)
     sys.exit(2)
 
+# An option that saves memory -> how to use it.
+LESS_MEMORY = {
+    "batch_size": "a smaller --batch-size",
+    "accumulate": "a larger --accumulate",
+    "data_memory": "less --data-memory",
+}
 DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
@@ -63,14 +69,21 @@ def main(args: list[str]) -> int:
             return fail(f"this user has no home folder, for which ~ stands: {how}")
         if not is_out_of_memory(error):
             raise
-        why = " ".join(str(error).split())[:100] or "of the program"
-        how = "a smaller --batch-size, --accumulate, or less --data-memory; what is saved stays"
-        return fail(f"out of memory ({why}): give {how}")
+        reason = " ".join(str(error).split())[:100] or "of the program"
+        return fail(f"out of memory ({reason}): {suggest_less_memory(name)}; what is saved stays")
     except BrokenPipeError:  # the reader of the output (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # no permission, no space
         return fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+
+
+def suggest_less_memory(name: str) -> str:
+    """Return what a command can do with less memory: the flags that it has for that."""
+    command = COMMANDS.get(name, COMMANDS["pretrain"])  # a sweep has the flags of a pre-training
+    options = {field.name for _, field, _, _ in iterate_options(command)}
+    ways = [way for option, way in LESS_MEMORY.items() if option in options]
+    return f"give {', or '.join(ways)}" if ways else "free some memory"
 
 
 def stop(number: int, frame: object) -> None:
