@@ -34,8 +34,9 @@ class ProgressCallback(pl.Callback):
 
     def __init__(self, words: Callable[[], str], pause: Callable[[int], float] = lambda epoch: 0.0) -> None:
         self.words, self.pause = words, pause
-        columns = (TextColumn("{task.fields[head]}"), BarColumn(None), TextColumn("{task.fields[tail]}"))
-        options: dict[str, Any] = {"refresh_per_second": 4, "transient": True, "disable": not console.is_terminal}
+        head, tail = (TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("head", "tail"))
+        columns = (head, BarColumn(None), tail)
+        options: dict[str, Any] = {"refresh_per_second": 4, "transient": True, "disable": not console.draws_bars}
         self.bar = Progress(*columns, console=console, expand=True, **options)
         self.steps, self.seconds = 0, 0.0  # of training alone, since the first step, which may compile
         self.work = 0.0  # of these steps, in pixels of a view

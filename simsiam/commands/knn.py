@@ -36,7 +36,7 @@ def knn(config: Knn) -> None:
     lines = dict.fromkeys((kind, k) for kind, k, _ in counts)
     rows = [(kind, str(k), *(f"{found[kind, k, t]:.2f}" for t in TEMPERATURES)) for kind, k in lines]
     head = ("features", "k", *(f"T {t:g}" for t in TEMPERATURES))
-    print_table(f"{title}, bank of {len(context.train):,} train images", head, rows)
+    print_table(f"{title}, bank of {len(context.train):,} train images", head, rows, names=2)
     print_classes(figures["per_class"])
     results.write(figures)
 
