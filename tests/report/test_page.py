@@ -13,11 +13,9 @@ import yaml
 from PIL import Image
 
 from simsiam.config.commands import Pretrain, command_line, settings_to_keep
-from simsiam.report import records
 from tests.helpers import Program
 from tests.report.conftest import cells, charts, read, rows, words
 from utils.cli import parse
-from utils.errors import UserError
 
 CURVES = ["images_per_second", "kNN_accuracy", "rankme", "train_loss", "z_std"]
 PICTURES = ["classes", "confusion", "map", "neighbours", "views"]
@@ -96,29 +94,6 @@ def test_it_is_for_everyone(page_of_one: Path, page_of_four: Path) -> None:
         assert levels[0] == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
         for alt in charts(index):
             assert len(alt) > 10
-
-
-def test_the_runs_of_a_sweep_are_taken_in(runs: Path, tmp_path: Path) -> None:
-    """As `report runs/*` names it, beside a run and an earlier report."""
-    sweep = tmp_path / "runs" / "sweep"
-    for i, name in enumerate("abc"):
-        shutil.copytree(runs / name, sweep / f"seed_{i}")
-    shutil.copytree(runs / "d", tmp_path / "runs" / "d")
-    shutil.copytree(runs / "d", tmp_path / "runs" / "ablation" / "baseline" / "seed_0")
-    folders = sorted(str(folder) for folder in (tmp_path / "runs").iterdir())
-    found = [run.folder.path.relative_to(tmp_path / "runs") for run in records.read_runs(folders)]
-    assert [str(path) for path in found] == [
-        "ablation/baseline/seed_0",
-        "d",
-        "sweep/seed_0",
-        "sweep/seed_1",
-        "sweep/seed_2",
-    ]
-    assert records.read_runs([str(sweep), str(sweep / "seed_0")])[0].name == "seed_0"
-    assert len(records.read_runs([str(sweep), str(sweep / "seed_0")])) == 3
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="is not the folder of a run"):
-        records.read_runs([str(tmp_path / "empty")])
 
 
 def test_seeds_become_mean_and_deviation_and_other_runs_are_named_by_what_differs(
