@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from simsiam.augment import Policy, apply, augment, color_jitter, draw, luma, normalize, resized_crop, shift_hue
+from utils.philox import permutation
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
 JITTER = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
@@ -139,6 +140,16 @@ def test_the_parameters_of_a_view_are_independent() -> None:
     correlation = torch.corrcoef(torch.stack([x.float() for x in drawn]))
     correlation[-3:, -3:] = 0  # the turns are a permutation
     assert (correlation.fill_diagonal_(0)).abs().max() < 5 / n**0.5
+
+
+def test_the_order_of_an_epoch_says_nothing_of_its_views() -> None:
+    n = 20_000
+    place = permutation(n, 0, seed=0).argsort().float()
+    for view in range(2):
+        v = draw(torch.arange(n), 32, seed=0, epoch=0, view=view, policy=Policy())
+        drawn = [v.top, v.left, v.height, v.width, v.flip, v.jitter, v.grayscale, *v.factor.T]
+        correlation = torch.corrcoef(torch.stack([place, *(x.float() for x in drawn)]))
+        assert correlation[0, 1:].abs().max() < 5 / n**0.5
 
 
 def test_each_strength_is_that_of_its_operation() -> None:

@@ -166,6 +166,7 @@ def test_a_loss_that_is_not_finite_ends_with_status_4(program: Program, tmp_path
 
 
 COLLAPSING = ["--epochs", "3", "--knn-every", "0", "--no-stop-grad", "--heads-bn", "none"]  # z_std is .1, then .02
+COLLAPSING += ["--image-schedule", "32:3"]
 
 
 def test_a_loss_that_blows_up_later_names_the_last_good_checkpoint(program: Program, tmp_path: Path) -> None:
