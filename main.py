@@ -1,7 +1,7 @@
 """SimSiam from the command line: `python main.py` pre-trains; `python main.py --help` says what can be set."""
 
 import gc
-import importlib
+import importlib.util
 import logging
 import os
 import signal
@@ -14,15 +14,24 @@ if sys.version_info < (3, 11):  # noqa: UP036  (who has an older one shall read 
     print(f"main.py: needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}", file=sys.stderr)
     sys.exit(2)
 INSTALL = f"{sys.executable} -m pip install -r {os.path.join(os.path.dirname(os.path.abspath(__file__)), 'req.txt')}"
+if importlib.util.find_spec("fcntl") is None:  # before anything that needs it, or SIGHUP, is imported
+    print("main.py: needs Linux or macOS; on Windows, run it in WSL (wsl --install)", file=sys.stderr)
+    sys.exit(2)
 try:
     from simsiam.config.commands import COMMANDS, Evaluation
     from simsiam.config.run_state import announce
-    from utils.cli import parse
-    from utils.errors import RunFailure, Stopped, UserError, check, is_out_of_memory
+    from utils.cli import iterate_options, parse
+    from utils.errors import RunFailure, Stopped, UserError, check, is_missing_home, is_out_of_memory
 except ModuleNotFoundError as missing:
     print(f"main.py: the package {missing.name} is not installed: {INSTALL}", file=sys.stderr)
     sys.exit(2)
 
+# An option that saves memory -> how to use it.
+LESS_MEMORY = {
+    "batch_size": "a smaller --batch-size",
+    "accumulate": "a larger --accumulate",
+    "data_memory": "less --data-memory",
+}
 DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
@@ -42,6 +51,7 @@ def main(args: list[str]) -> int:
             name = "sweep"
         elif name == "pretrain" and not announce(config):
             return 0
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells where its caches are, and why
         gc.disable()  # nothing that is imported is garbage, and to look for it takes a fifth of the time
         command = importlib.import_module(f"simsiam.commands.{'sweep' if name == 'ablate' else name}")  # and torch
         gc.freeze()
@@ -54,16 +64,26 @@ def main(args: list[str]) -> int:
     except ModuleNotFoundError as missing:
         return fail(f"the package {missing.name} is not installed: {INSTALL}")
     except (MemoryError, RuntimeError) as error:
+        if is_missing_home(error):
+            how = "set HOME, or give --cache-dir (without it ~/.cache/simsiam)"
+            return fail(f"this user has no home folder, for which ~ stands: {how}")
         if not is_out_of_memory(error):
             raise
-        why = " ".join(str(error).split())[:100] or "of the program"
-        how = "a smaller --batch-size, --accumulate, or less --data-memory; what is saved stays"
-        return fail(f"out of memory ({why}): give {how}")
+        reason = " ".join(str(error).split())[:100] or "of the program"
+        return fail(f"out of memory ({reason}): {suggest_less_memory(name)}; what is saved stays")
     except BrokenPipeError:  # the reader of the output (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # no permission, no space
         return fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+
+
+def suggest_less_memory(name: str) -> str:
+    """Return what a command can do with less memory: the flags that it has for that."""
+    command = COMMANDS.get(name, COMMANDS["pretrain"])  # a sweep has the flags of a pre-training
+    options = {field.name for _, field, _, _ in iterate_options(command)}
+    ways = [way for option, way in LESS_MEMORY.items() if option in options]
+    return f"give {', or '.join(ways)}" if ways else "free some memory"
 
 
 def stop(number: int, frame: object) -> None:
@@ -87,6 +107,7 @@ def silence_lightning() -> None:
     warnings.filterwarnings("ignore", message="TensorFloat32")  # its three digits are too few for crops and cosines
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # refused by `read_image`
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")  # fp16's first steps may be skipped
+    warnings.filterwarnings("ignore", message="CUDA initialization")  # `utils.nvidia` explains it
     threading.excepthook = ignore_full_disk
 
 

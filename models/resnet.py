@@ -81,17 +81,19 @@ def append_zero_channels(x: Tensor) -> Tensor:
 
 
 @torch.fx.wrap  # recorded as one call, since what is traced has no device yet
-def pad_channels_on_gpu(x: Tensor) -> Tensor:
-    """Append channels of zeros where cuDNN needs them for its fast kernels."""
-    return append_zero_channels(x) if x.is_cuda else x
+def pad_channels_on_gpu(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Give input and weight of a convolution the channels that cuDNN needs for its fast kernels."""
+    if not x.is_cuda:
+        return x, weight
+    return append_zero_channels(x), append_zero_channels(weight)
 
 
 class FirstConv2d(nn.Conv2d):
     """A convolution of 3 channels, computed as one of 8 on a GPU: (B, 3, H, W) -> (B, C, H', W')."""
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = pad_channels_on_gpu(self.weight)
-        return self._conv_forward(pad_channels_on_gpu(input), weight, self.bias)
+        padded = pad_channels_on_gpu(input, self.weight)
+        return self._conv_forward(padded[0], padded[1], self.bias)
 
 
 class UnknownStatisticsError(AttributeError, ValueError):

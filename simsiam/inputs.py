@@ -121,8 +121,12 @@ def to_plain(value: Any) -> Any:
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
+    if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
+        raise TypeError("a tensor without values at hand is not plain")
     if isinstance(value, np.ndarray | np.generic | Tensor):
-        return value.tolist()
+        if value.dtype == np.longdouble and value.ndim == 0:  # Python has no number of this size
+            return float(value)
+        return to_plain(value.tolist())  # what NumPy holds may be anything
     if isinstance(value, Enum):
         return to_plain(value.value)
     if isinstance(value, str):

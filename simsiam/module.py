@@ -20,7 +20,7 @@ from simsiam.inputs import get_images, get_views, read_image_metadata, to_plain
 from simsiam.loss import siamese_loss, z_std
 from simsiam.optimizer import make_optimizer
 from utils import distributed
-from utils.trainer import is_between_steps
+from utils.trainer import follow_accumulation_schedule, is_between_steps
 
 SIZES = ("width", "out_dim", "h_dim", "proj_hidden", "image_size")  # hyper-parameters
 
@@ -89,7 +89,12 @@ class SimSiam(pl.LightningModule):
         is_custom = isinstance(backbone, nn.Module)
         name = f"{OWN_BACKBONE} {type(backbone).__name__}" if is_custom else backbone
         self.hparams["backbone"] = name
-        self._make_hparams_plain()
+        plain, left_out = self._plain_hparams()
+        self.hparams.update(plain)
+        if left_out:
+            names = ", ".join(left_out)
+            rank_zero_warn(f"hyper-parameters that are not plain values are not saved: {names}")
+        self._check_sizes()
         self.backbone, self.projector, self.predictor = build_networks(backbone, self.hparams)
         self.predictor.requires_grad_(not fixed_predictor)
         self._losses = self.losses  # or the compiled form of it
@@ -101,24 +106,25 @@ class SimSiam(pl.LightningModule):
         self._means_logged = False
         self._restored_gradients: dict[str, Tensor] = {}  # of a checkpoint between two steps
 
-    def _make_hparams_plain(self) -> None:
-        """Convert hyper-parameters to values that a checkpoint may hold; leave out what has no such form.
+    def _plain_hparams(self) -> tuple[dict[str, Any], list[str]]:
+        """Return the hyper-parameters that a checkpoint may hold, and the names of the others.
 
-        Only a subclass can have others: SimSiam's own must be plain.
+        Only a subclass has others, which stay in `self.hparams` for its own use.
         """
-        left_out = []
-        for name, value in list(self.hparams.items()):
+        plain: dict[str, Any] = {}
+        left_out: list[str] = []
+        for name, value in self.hparams.items():
             try:
-                self.hparams[name] = to_plain(value)
+                plain[name] = to_plain(value)
             except TypeError:
-                del self.hparams[name]
                 left_out.append(name)
+        return plain, left_out
+
+    def _check_sizes(self) -> None:
         for name in SIZES:
             size = self.hparams.get(name)
             if size is not None and (type(size) is not int or size < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
-        if left_out:
-            rank_zero_warn(f"hyper-parameters that are not plain values are not saved: {', '.join(left_out)}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return pooled backbone features, which are used after training: (B, 3, S, S) -> (B, F)."""
@@ -129,7 +135,9 @@ class SimSiam(pl.LightningModule):
         return self(get_images(batch))
 
     def setup(self, stage: str) -> None:
-        """Learn from the datamodule what its images are, so that checkpoints can tell."""
+        """Learn from the datamodule what the training images are, so that checkpoints can tell."""
+        if stage != "fit":  # images to predict or to test may be others
+            return
         datamodule = getattr(self.trainer, "datamodule", None)
         metadata, ignored = read_image_metadata(datamodule)
         self.hparams.update(metadata)
@@ -141,6 +149,7 @@ class SimSiam(pl.LightningModule):
     def on_train_start(self) -> None:
         """Restore the gradients of a checkpoint that was written between two optimizer steps."""
         self._bn_knows_views = None  # Trainer(sync_batchnorm=True) has replaced the layers by now
+        follow_accumulation_schedule(self.trainer)
         for name, parameter in self.named_parameters():
             if name in self._restored_gradients:
                 parameter.grad = self._restored_gradients[name].to(parameter)
@@ -160,7 +169,7 @@ class SimSiam(pl.LightningModule):
         is_compiled = self._losses != self.losses
         with expect_views(self, len(x) if one_pass else 1, compiled=is_compiled):
             loss, metrics = self._losses(x, one_pass)
-        self._record(metrics, len(x[0]))
+        self._record(metrics, len(x[0]), batch_idx)
         return {"loss": loss, "z_std": metrics[1]}  # tensors: nothing here waits for the device
 
     def _takes_one_pass(self, x: Sequence[Tensor]) -> bool:
@@ -190,7 +199,7 @@ class SimSiam(pl.LightningModule):
         z = self.projector(self.backbone(torch.cat(list(x))))  # (V * B, d)
         return z.chunk(len(x)), self.predictor(z).chunk(len(x))
 
-    def _record(self, metrics: Tensor, batch_size: int) -> None:
+    def _record(self, metrics: Tensor, batch_size: int, batch_idx: int) -> None:
         """Add loss and z_std (2,) of a batch to the epoch's sums; log them now and then.
 
         Not by `self.log(on_epoch=True)` at each step, which takes half a millisecond of the
@@ -198,6 +207,10 @@ class SimSiam(pl.LightningModule):
         """
         if self._trainer is None:
             return
+        if batch_idx == 0:  # of a new epoch; after a resume in mid-epoch, the sums go on
+            self.sums = torch.zeros_like(self.sums)
+            self.batches = 0
+            self._means_logged = False
         self.sums = self.sums.to(metrics.device) + metrics
         self.batches += 1
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
@@ -208,12 +221,6 @@ class SimSiam(pl.LightningModule):
     def epoch_means(self) -> Tensor:
         """Return the means of loss and z_std (2,) over this epoch so far and over all processes."""
         return distributed.all_reduce_mean(self.sums) / max(1, self.batches)
-
-    def on_train_epoch_start(self) -> None:
-        # Lightning does not call this after a resume in mid-epoch.
-        self.sums = torch.zeros_like(self.sums)
-        self.batches = 0
-        self._means_logged = False
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means with the epoch's last batch, so that callbacks have them at its end."""
@@ -233,15 +240,15 @@ class SimSiam(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         sums = distributed.all_reduce_mean(self.sums)
         checkpoint["epoch_so_far"] = {"sums": sums, "batches": self.batches}
-        if self._trainer is not None and not is_between_steps(self.trainer):
+        resumable = "optimizer_states" in checkpoint  # not of weights alone
+        if resumable and not is_between_steps(self.trainer):
             checkpoint["accumulated_gradients"] = {
                 name: distributed.all_reduce_mean(parameter.grad)
                 for name, parameter in self.named_parameters()
                 if parameter.grad is not None
             }
-        if "hyper_parameters" in checkpoint:  # a subclass may have saved more of its own
-            self._make_hparams_plain()
-            checkpoint["hyper_parameters"] = dict(self.hparams)
+        if "hyper_parameters" in checkpoint:
+            checkpoint["hyper_parameters"] = self._plain_hparams()[0]
         if type(self) is not SimSiam:  # only the backbone is known to `load_backbone` then
             checkpoint["subclass"] = type(self).__name__
 

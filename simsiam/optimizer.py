@@ -43,10 +43,32 @@ def make_optimizer(module: pl.LightningModule) -> dict[str, Any]:
         weight_decay=hp["weight_decay"],
         fused=not clips,
     )
+    if any(not p.requires_grad for group in groups for p in group["params"]):
+        optimizer.register_step_pre_hook(_add_missing_momentum)
     total_steps = _count_total_steps(module.trainer)
     warmup_steps = _count_warmup_steps(module.trainer, hp["warmup_epochs"], total_steps)
     schedule = warmup_cosine(optimizer, warmup_steps, total_steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _add_missing_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Give parameters that start to learn after the first step a momentum of 0.
+
+    They may have been frozen, as by BackboneFinetuning. torch's fused SGD fails where some
+    parameters of a group have a momentum and some have none.
+    """
+    for group in optimizer.param_groups:
+        if not group["momentum"]:
+            continue
+        missing: list[torch.Tensor] = []
+        for parameter in group["params"]:
+            if optimizer.state.get(parameter, {}).get("momentum_buffer") is None:
+                missing.append(parameter)
+        if len(missing) == len(group["params"]):
+            continue  # no step was made yet
+        for parameter in missing:
+            if parameter.requires_grad:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _count_total_steps(trainer: pl.Trainer) -> int:

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+import warnings
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -11,17 +12,55 @@ from typing import Any
 
 import torch
 
-from utils.errors import check
+from utils.errors import UserError, check
+from utils.nvidia import find_missing_kernels, find_problem
 from utils.run_dir import PACKAGES
 
 AUTO_PRECISIONS = ("32-true", "bf16-mixed")  # what "auto" comes to
 
 
 def choose_accelerator(accelerator: str) -> str:
-    """Lightning's name, "gpu" or "cpu", for auto, gpu or cpu. Raises UserError if there is no GPU."""
-    gpu = torch.cuda.is_available()
-    check(gpu or accelerator != "gpu", "--accelerator gpu: torch finds no GPU here; leave the flag out for the CPU")
-    return "gpu" if gpu and accelerator != "cpu" else "cpu"
+    """Return Lightning's name, "gpu" or "cpu", for auto, gpu or cpu.
+
+    Raises:
+        UserError: for gpu if torch finds none; for auto if there is a GPU that torch cannot use.
+    """
+    if accelerator == "cpu":
+        return "cpu"
+    problem = None
+    available, message = _ask_torch_for_gpu()
+    if not available:
+        problem = find_problem(torch.__version__, torch.version.cuda, message)
+    if problem is not None and (accelerator == "gpu" or not problem.intended):
+        raise UserError(f"{problem.message}. Or go on without it: --accelerator cpu")
+    check(
+        available or accelerator != "gpu", "--accelerator gpu: torch finds no GPU here; leave the flag out for the CPU"
+    )
+    if available and torch.version.cuda is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own words on a GPU that is too old
+            capability = torch.cuda.get_device_capability()
+            name = torch.cuda.get_device_name()
+        too_old = find_missing_kernels(name, capability, torch.__version__, torch.cuda.get_arch_list())
+        check(too_old is None, f"{too_old}. Or go on without it: --accelerator cpu")
+    return "gpu" if available else "cpu"
+
+
+def hidden_gpu(accelerator: str) -> str | None:
+    """Return why "auto" has chosen the CPU of a machine with a GPU, such as an empty CUDA_VISIBLE_DEVICES."""
+    if accelerator != "auto" or torch.cuda.is_available():
+        return None
+    problem = find_problem(torch.__version__, torch.version.cuda, "")
+    return problem.message if problem is not None else None
+
+
+def _ask_torch_for_gpu() -> tuple[bool, str]:
+    """Whether torch can use a GPU; if not, the warning in which it says why."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    messages = [str(warning.message).partition(" (Triggered")[0] for warning in caught]
+    return available, " ".join(messages)
 
 
 def choose_device(accelerator: str) -> torch.device:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from utils.waiting import call_interruptibly
+
 Result = TypeVar("Result")
 
 
@@ -30,7 +32,7 @@ def broadcast_result(function: Callable[[], Result]) -> Result:
     """Call `function` on rank 0 and return its result on all ranks, which end with rank 0's status if it raises."""
     box: list[Any] = [_call_in(rank() == 0, function)]
     if world_size() > 1:
-        distributed.broadcast_object_list(box)
+        call_interruptibly(lambda: distributed.broadcast_object_list(box))
     return box[0]
 
 
@@ -47,7 +49,7 @@ def _call_in(chosen: bool, function: Callable[[], Result]) -> Result | None:
         result = function() if chosen else None
     except BaseException as error:  # noqa: BLE001  (raised again below, once the others know)
         failure, status = error, getattr(error, "status", 1)
-    (status,) = all_reduce_max(status)
+    (status,) = call_interruptibly(lambda: all_reduce_max(status))  # rank 0 may download for an hour
     if failure is not None:
         raise failure
     if status:

@@ -30,6 +30,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(s in str(error) for s in ("out of memory", "allocate memory"))
 
 
+def is_missing_home(error: BaseException) -> bool:
+    """Whether pathlib could not expand "~": HOME is not set, and the user's id is in no passwd."""
+    return isinstance(error, RuntimeError) and str(error) == "Could not determine home directory."
+
+
 def check(ok: bool, message: str) -> None:
     """Raise UserError(message) unless ok."""
     if not ok:

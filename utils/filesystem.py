@@ -1,6 +1,5 @@
 """Atomic writing, and locks on folders."""
 
-import fcntl
 import json
 import os
 import tempfile
@@ -11,6 +10,11 @@ from typing import Any
 
 from utils.console import print_line
 from utils.errors import UserError, check
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    raise ImportError("needs Linux or macOS, whose file locks it uses; on Windows, use WSL") from None
 
 PARTIAL = ".partial"
 

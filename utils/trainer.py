@@ -1,7 +1,7 @@
 """What a Lightning Trainer knows of its run: which batch comes next, how many steps there are."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # Lightning takes seconds to import
     import pytorch_lightning as pl
@@ -22,9 +22,25 @@ def count_batches_done(trainer: "pl.Trainer") -> int:
 
 def is_between_steps(trainer: "pl.Trainer") -> bool:
     """Return whether no gradient is waiting for further batches to become an optimizer step."""
-    if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    batches: Any = progress.current  # of this epoch
+    # After an exception within a batch, that batch is ready but not processed.
+    if progress.is_last_batch and batches.processed == batches.ready:
         return True
-    return count_batches_done(trainer) % trainer.accumulate_grad_batches == 0
+    return batches.processed % trainer.accumulate_grad_batches == 0
+
+
+def follow_accumulation_schedule(trainer: "pl.Trainer") -> None:
+    """Accumulate as a GradientAccumulationScheduler says for the current epoch.
+
+    Its own hook is not called after a resume in mid-epoch.
+    """
+    from pytorch_lightning.callbacks import GradientAccumulationScheduler
+
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, GradientAccumulationScheduler):
+            epoch = trainer.current_epoch
+            trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(epoch)
 
 
 def is_last_epoch(trainer: "pl.Trainer") -> bool:

@@ -31,13 +31,28 @@ class CollapseMonitor(pl.Callback):
         self.print_fn = print if print_fn is None else print_fn
         self.warned = False
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the place behind a KNNMonitor, which measures the rank of the same epoch."""
+        callbacks: list[Any] = list(trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
+        own_place = callbacks.index(self)
+        for place, callback in enumerate(callbacks):
+            if isinstance(callback, KNNMonitor) and place > own_place:
+                callbacks.insert(place, callbacks.pop(own_place))
+                own_place = place
+        trainer.callbacks = callbacks  # pyright: ignore[reportAttributeAccessIssue]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.warned = False  # may be of an earlier `fit`
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = trainer.callback_metrics
         if "z_std" not in metrics:
             if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
                 return  # validation ended the epoch early: the module logs its means after this
             raise ValueError(
-                f"CollapseMonitor needs a module that logs z_std, as SimSiam does; {type(pl_module).__name__} does not"
+                "CollapseMonitor needs a module that logs z_std, as SimSiam does; "
+                f"{type(pl_module).__name__} does not. The hooks of a subclass of SimSiam must "
+                "call super()"
             )
         z_std = float(metrics["z_std"])
         rank = self._current_rank(trainer)

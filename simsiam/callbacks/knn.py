@@ -100,6 +100,8 @@ class KNNMonitor(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
+        if stage != "fit":
+            return
         if self.every and self.bank is None and not isinstance(data, ViewsDataModule):
             raise ValueError(
                 "KNNMonitor has no images: KNNMonitor(bank=..., queries=...) takes loaders of "
@@ -107,6 +109,8 @@ class KNNMonitor(pl.Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.latest = {}
+        self._measured_epoch = None  # may be that of an earlier `fit`
         if not self.every or trainer.global_step > 0:
             return
         self._known = self.measure(trainer, pl_module)

@@ -19,6 +19,9 @@ from utils.console import console, print_line
 REFRESH = 1.0  # seconds between looks at the loss, each of which waits for the device
 LINES = 40  # of finished epochs that stay on a terminal, about; a file has all
 NARROWEST = 8  # columns of the bar
+LONG_ENOUGH = 0.1  # seconds of a call that estimates well how long a run takes
+LONG = 0.6  # seconds of a call that is not worth repeating
+MOST_MEASURED = 128  # images of such a call
 
 
 class ProgressCallback(pl.Callback):
@@ -31,8 +34,9 @@ class ProgressCallback(pl.Callback):
 
     def __init__(self, words: Callable[[], str], pause: Callable[[int], float] = lambda epoch: 0.0) -> None:
         self.words, self.pause = words, pause
-        columns = (TextColumn("{task.fields[head]}"), BarColumn(None), TextColumn("{task.fields[tail]}"))
-        options: dict[str, Any] = {"refresh_per_second": 4, "transient": True, "disable": not console.is_terminal}
+        head, tail = (TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("head", "tail"))
+        columns = (head, BarColumn(None), tail)
+        options: dict[str, Any] = {"refresh_per_second": 4, "transient": True, "disable": not console.draws_bars}
         self.bar = Progress(*columns, console=console, expand=True, **options)
         self.steps, self.seconds = 0, 0.0  # of training alone, since the first step, which may compile
         self.work = 0.0  # of these steps, in pixels of a view
@@ -103,23 +107,64 @@ def count_pixels(trainer: pl.Trainer, epoch: int) -> int:
 
 
 def estimate_seconds(model: SimSiam, data: ViewsDataModule, bf16: bool, epochs: int, knn_every: int) -> float:
-    """What a run of one process will take on this processor, measured on a few steps of a copy of its `model`."""
-    twin, n = copy.deepcopy(model), min(data.batch_size, 128)
-    sizes, seconds, taken = Counter(map(data.view_size, range(epochs))), 0.0, 0.0
+    """Return about how many seconds a run of one process takes on this processor.
+
+    A copy of the run's `model` trains on a few images of each size of its views, for a second or so in all.
+    """
+    twin = copy.deepcopy(model)
+    steps_per_epoch = len(data.train) // data.batch_size
+    seconds = 0.0
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        for size, count in sizes.items():
+        for size, epochs_of_size in Counter(map(data.view_size, range(epochs))).items():
             epoch = next(e for e in range(epochs) if data.view_size(e) == size)
-            for _ in range(2):  # the first one also makes room
-                started = time.perf_counter()
-                twin.training_step(data.make_views(torch.arange(n), epoch), 0)["loss"].backward()
-                taken = time.perf_counter() - started
-            seconds += count * taken * (len(data.train) // data.batch_size * data.batch_size) / n
+
+            def step(n: int, epoch: int = epoch) -> None:
+                views = data.make_views(torch.arange(n), epoch)
+                twin.training_step(views, 0)["loss"].backward()
+
+            seconds += epochs_of_size * steps_per_epoch * measure_seconds(step, data.batch_size)
         if knn_every:
-            started = time.perf_counter()
-            extract_features(twin.backbone, data.train.images[:n], data.mean, data.std)
-            images = (len(data.train) + len(data.test)) * (1 - -epochs // knn_every)  # and once untrained
-            seconds += (time.perf_counter() - started) * images / n
+            images = len(data.train) + len(data.test)
+            chunk = min(images, MOST_MEASURED)
+            taken = measure_seconds(
+                lambda n: extract_features(twin.backbone, data.train.images[:n], data.mean, data.std), chunk
+            )
+            measurements = 1 + -(-epochs // knn_every)  # one of them before training
+            seconds += measurements * taken * images / chunk
     return seconds
+
+
+def measure_seconds(step: Callable[[int], object], count: int) -> float:
+    """Return about how many seconds `step(count)` takes, a function of a number of images, by calls with fewer.
+
+    A call takes a fixed time and a time per image. Two numbers of images give both: 2 (batch normalisation needs as
+    many), and the first larger one that takes long enough to be measured well.
+    """
+
+    def time_step(n: int) -> float:
+        started, started_computing = time.perf_counter(), time.process_time()
+        step(n)
+        computed = time.process_time() - started_computing  # by all threads together
+        return min(time.perf_counter() - started, computed)  # less than it took where other programs held it up
+
+    def time_again(n: int, first: float) -> float:
+        """Time a short call twice: the first one also allocates memory and compiles kernels."""
+        return min(first, time_step(n)) if first < LONG else first
+
+    few = min(2, count)
+    taken_by_few = time_again(few, time_step(few))
+    images, taken = few, taken_by_few
+    while images < min(count, MOST_MEASURED) and (images == few or taken < LONG_ENOUGH):
+        images = min(4 * images, count, MOST_MEASURED)
+        taken = time_step(images)
+    if images == few:
+        return taken * count / few
+    taken = time_again(images, taken)
+    if taken <= taken_by_few:  # another program has disturbed the calls with few images
+        return taken * count / images
+    per_image = (taken - taken_by_few) / (images - few)
+    per_image = min(per_image, taken_by_few / few)  # more would be a disturbed call: no fixed time is negative
+    return taken_by_few + per_image * (count - few)
 
 
 def about(seconds: float) -> str:

@@ -24,6 +24,8 @@ from torch.distributed.run import parse_args, run
 
 from utils.distributed import local_world_size, rank, world_size
 from utils.errors import RunFailure, Stopped, UserError, check
+from utils.slurm import match_environment_to_started_tasks
+from utils.waiting import call_interruptibly
 
 TIMEOUT = timedelta(hours=2)  # long enough for rank 0 to download or to decode; a dead peer is noticed at once
 PARENT_VARIABLE = "SIMSIAM_PROCESSES_END_WITH"  # environment variable: the id of the process with which this one ends
@@ -32,8 +34,11 @@ PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 def cluster_environment() -> ClusterEnvironment | None:
     """Lightning's view of torchrun or SLURM; None if neither started this process."""
+    if TorchElasticEnvironment.detect():  # also inside a job of SLURM
+        return TorchElasticEnvironment()
+    match_environment_to_started_tasks()
     try:
-        return next((kind() for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
+        return SLURMEnvironment() if SLURMEnvironment.detect() else None
     except RuntimeError as error:  # srun with half of its flags
         raise UserError(" ".join(str(error).split())) from None
 
@@ -47,9 +52,7 @@ def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator
     end_with_parent()
     cluster = cluster_environment()
     if cluster is not None and cluster.world_size() > 1:
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
-        backend, ranks = "cpu:gloo,cuda:nccl" if gpu else "gloo", cluster.world_size()
-        distributed.init_process_group(backend, timeout=TIMEOUT, world_size=ranks, rank=cluster.global_rank())
+        join_processes(cluster, gpu)
     try:
         here, machines = local_world_size(), world_size() // local_world_size()
         check(devices in (None, here), f"--devices {devices}: {here} started on this machine; leave the flag out")
@@ -61,6 +64,32 @@ def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def join_processes(cluster: ClusterEnvironment, gpu: bool) -> None:
+    """Wait until all processes of the run have met at MASTER_ADDR:MASTER_PORT. A signal ends the wait.
+
+    Raises:
+        UserError: if they cannot meet there.
+    """
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    processes = cluster.world_size()
+
+    def join() -> None:
+        distributed.init_process_group(backend, timeout=TIMEOUT, world_size=processes, rank=cluster.global_rank())
+
+    try:
+        os.environ["MASTER_ADDR"] = cluster.main_address
+        os.environ["MASTER_PORT"] = str(cluster.main_port)
+        place = f"{cluster.main_address}:{cluster.main_port}"
+        notice = f"waiting for all {processes} processes of the run to meet at {place}"
+        call_interruptibly(join, notice if cluster.local_rank() == 0 else None)
+    except (RuntimeError, ValueError, OSError) as error:  # torch's DistNetworkError and its like are RuntimeErrors
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the {processes} processes of the run could not meet at MASTER_ADDR:MASTER_PORT ({reason}): "
+            "set them to an address that each machine reaches and a free port"
+        ) from None
 
 
 def end_with_parent() -> None:

@@ -26,7 +26,15 @@ from simsiam.evaluation.checkpoint import FACTS, load_backbone
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import plural, print_line, track_progress
-from utils.device import AUTO_PRECISIONS, choose_accelerator, choose_precision, git_commit, hardware, versions
+from utils.device import (
+    AUTO_PRECISIONS,
+    choose_accelerator,
+    choose_precision,
+    git_commit,
+    hardware,
+    hidden_gpu,
+    versions,
+)
 from utils.errors import check
 from utils.filesystem import write_json
 from utils.run_dir import RunDirectory, previous
@@ -168,6 +176,7 @@ def describe_run(context: RunContext) -> str:
     device = f"{count_processes(config)} x {context.accelerator}"
     margin = f" from {data.train.side} x {data.train.side}" if data.size < data.train.side else ""
     why = why_no_knn(data.train, data.test)
+    hidden = hidden_gpu(config.device.accelerator)
     lines = [
         f"  images    {len(data.train):,} train and {len(data.test):,} {data.test.kind}, "
         + plural(len(data.train.classes), "class"),
@@ -177,6 +186,7 @@ def describe_run(context: RunContext) -> str:
         f"            projector {sizes['projector']:.2f} M, predictor {sizes.get('predictor', 0):.2f} M",
         f"  steps     {plural(epochs, 'epoch')} of {plural(steps, 'step')} = {epochs * steps:,}",
         f"  device    {device.removeprefix('1 x ')}, precision {context.precision}",
+        *([f"            {hidden}"] if hidden else []),
         *([f"  start     resumed from {context.start.path}"] if context.start else []),
         *(describe_time(context) if device == "1 x cpu" and not context.start else []),
         f"  watch     {to_type('-m', 'tensorboard.main', '--logdir', context.run.path.parent)}",
@@ -204,13 +214,8 @@ def train(context: RunContext) -> None:
     monitor, epochs = config.monitor, config.optimizer.epochs
     pictures_every = max(1, epochs // 10) if monitor.pictures_every is None else monitor.pictures_every
     on_gpu = context.accelerator == "gpu"
-    knn = KNNMonitor(
-        monitor.knn_k,
-        monitor.knn_t,
-        monitor.knn_every,
-        print_fn=print_line,
-        compile=config.device.compile,
-    )
+    knn = KNNMonitor(monitor.knn_k, monitor.knn_t, monitor.knn_every, print_fn=print_line)
+    knn.compile = config.device.compile
     # The untrained kNN prints lines where there is no terminal; later ones have an epoch's line.
     knn.progress = lambda chunks, n, what: track_progress(chunks, n, what, lines=knn.untrained is None)
     recorder = MetricsRecorder(run, knn)

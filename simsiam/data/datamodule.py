@@ -166,17 +166,19 @@ class ViewsDataModule(pl.LightningDataModule):
         """Turn a training batch on the device into V views (B, 3, S, S) each.
 
         Args:
-            batch: indices (B,), or indices and their images. What other loops bring, such as
-                validation batches of a subclass, is returned as it is.
+            batch: indices (B,), or indices and their images. What a subclass's loaders bring,
+                such as validation batches or views of its own, is returned as it is.
         """
         trainer = self.trainer
         assert trainer is not None
         if not trainer.training:
             return batch
-        if isinstance(batch, Tensor):
+        if _are_indices(batch):
             indices, images = batch, self.train.at(batch)
-        else:
+        elif _are_indices_and_images(batch):
             indices, images = batch
+        else:
+            return batch
         views = self.make_views(indices, trainer.current_epoch, images)
         return trainer.precision_plugin.convert_input(views)  # the dtype in which the module computes
 
@@ -202,6 +204,17 @@ class ViewsDataModule(pl.LightningDataModule):
             )
             found += x.chunk(together)
         return found
+
+
+def _are_indices(batch: Any) -> bool:
+    return isinstance(batch, Tensor) and batch.dim() == 1 and batch.dtype == torch.int64
+
+
+def _are_indices_and_images(batch: Any) -> bool:
+    if not isinstance(batch, list | tuple) or len(batch) != 2 or not _are_indices(batch[0]):
+        return False
+    images = batch[1]
+    return isinstance(images, Tensor) and images.dim() == 4 and images.dtype == torch.uint8
 
 
 class ViewsLoader:

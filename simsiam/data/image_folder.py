@@ -141,7 +141,8 @@ def _choose_split(folders: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def _announce_splits(root: Path, found: SplitFolders) -> None:
-    if found.test is None and not found.unused:
+    usual = found.test is None or (found.train.name, found.test.name) == ("train", "val")
+    if usual and not found.unused:
         return
     used = f"training on {printable(found.train.name)}/"
     if found.test is not None:

@@ -54,10 +54,11 @@ class ImageFolder:
         formats = " ".join(sorted(SUFFIXES))
         missing = f"no image in it{others}. Images end in {formats}"
         check(bool(self.files), f"{flag} {printable(self.folder)}: {missing}")
-        names = [name_class(file.parts[0]) if len(file.parts) > 1 else "" for file in self.files]
-        self.classes = tuple(sorted({*names} - {""}))
+        folders = [file.parts[0] if len(file.parts) > 1 else "" for file in self.files]
+        class_of = {folder: name_class(folder) for folder in {*folders}}
+        self.classes = tuple(sorted({*class_of.values()} - {""}))
         label = {name: i for i, name in enumerate(self.classes)} | {"": -1}
-        self.labels = torch.tensor([label[name] for name in names])
+        self.labels = torch.tensor([label[class_of[folder]] for folder in folders])
 
     def _scan(self) -> None:
         real_paths: dict[str, str] = {}  # of the folders that were entered
@@ -73,7 +74,8 @@ class ImageFolder:
             if not below.parts:
                 class_folders = list(subfolders)
             for name in names:
-                self._add_file(below / name)
+                if self._is_image(name):
+                    self.files.append(below / name)
         self.files.sort()
         known = {file.parts[0] for file in self.files}
         known |= {part for path in self.closed for part in path.relative_to(self.folder).parts[:1]}
@@ -102,17 +104,19 @@ class ImageFolder:
                 chosen.append(name)
         return chosen
 
-    def _add_file(self, file: Path) -> None:
-        suffix = file.suffix.lower()
-        if file.name.lower() in SYSTEM_FILES or file.name.startswith("._"):
-            return  # nobody has put it there, so nobody misses it
-        if file.name.startswith("."):
-            if suffix in SUFFIXES:
-                self._hidden_images += 1
-        elif suffix in SUFFIXES:
-            self.files.append(file)
-        else:
+    def _is_image(self, name: str) -> bool:
+        """Return whether a file is to be read, by its name; others are counted."""
+        suffix = os.path.splitext(name)[1].lower()
+        hidden = name.startswith(".")
+        if suffix in SUFFIXES and not hidden:
+            return True
+        if name.lower() in SYSTEM_FILES or name.startswith("._"):
+            return False  # nobody has put it there, so nobody misses it
+        if not hidden:
             self._other_suffixes[suffix] += 1
+        elif suffix in SUFFIXES:
+            self._hidden_images += 1
+        return False
 
     def __len__(self) -> int:
         return len(self.files)

@@ -134,7 +134,8 @@ def _find_split(split: str, there: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _announce_arrays(where: str, names: ArrayNames, unused: Sequence[str]) -> None:
-    if names.test is None and not unused:
+    usual = names.test is None or (names.train, names.test) == ("x_train", "x_test")
+    if usual and not unused:
         return
     used = f"training on {names.train}"
     if names.test is not None:

@@ -114,10 +114,20 @@ def load_backbone_of_subclass(file: Path, content: dict[str, Any]) -> LoadedChec
     facts = read_facts(file, content)
     backbone = build_backbone(facts)
     prefix = "backbone."
-    weights = content["state_dict"].items()
+    weights = rename_compiled(content["state_dict"]).items()
     state = {str(key).removeprefix(prefix): x for key, x in weights if str(key).startswith(prefix)}
     load_strictly(backbone, state, file)
     return LoadedCheckpoint(file, backbone, None, facts)
+
+
+def rename_compiled(state: dict[str, Any]) -> dict[str, Any]:
+    """Return weights under the names that they have in a network without `torch.compile`."""
+    renamed: dict[str, Any] = {}
+    for name, weight in state.items():
+        # `model.backbone = torch.compile(model.backbone)` wraps it in a module with this name.
+        key = name.replace("_orig_mod.", "") if isinstance(name, str) else name
+        renamed[key] = weight
+    return renamed
 
 
 def load_backbone_file(file: Path) -> LoadedCheckpoint:
@@ -156,14 +166,19 @@ def load_all_networks(
     hparams: dict[str, Any] = network | said | {"stem": facts.stem}
     try:
         unknown = hparams.keys() - {*network, *FACTS, *TRAINING}
-        check(not unknown, f"it has the hyper-parameters {', '.join(sorted(map(str, unknown)))}")
+        check(
+            not unknown,
+            f"it has the hyper-parameters {', '.join(sorted(map(str, unknown)))}; if it is of a "
+            "subclass whose on_save_checkpoint does not call super(), load it by "
+            "SUBCLASS.load_from_checkpoint",
+        )
         largest = max(value for value in hparams.values() if isinstance(value, int))
         check(largest <= LARGEST_SIZE, f"a size of {largest}")
         parts = build_networks(hparams["backbone"], hparams)
         networks = nn.ModuleDict(dict(zip(("backbone", "projector", "predictor"), parts, strict=True)))
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file}: not a checkpoint of this program ({error})") from None
-    load_strictly(networks, content["state_dict"], file)
+    load_strictly(networks, rename_compiled(content["state_dict"]), file)
     return networks, hparams, facts
 
 

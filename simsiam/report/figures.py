@@ -28,7 +28,7 @@ LIGHT = {"ink": "#1b1f24", "muted": "#57606a", "rule": "#d4d9df", "paper": "#fff
 LIGHT |= {"c0": "#0072b2", "c1": "#d55e00", "c2": "#009e73", "c3": "#b0578a", "c4": "#3d3d3d"}
 DARK = {"ink": "#e6e9ec", "muted": "#a3adb8", "rule": "#3a424b", "paper": "#14171a"}
 DARK |= {"c0": "#56b4e9", "c1": "#e69f00", "c2": "#2fc79c", "c3": "#dc9bc2", "c4": "#f0e442"}
-MAX_LABEL = 40  # letters of a class's name on a chart
+MAX_LABEL = 48  # letters of a class's name on a chart
 DASHES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X")  # with 5 colours: 140 lines differ
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from simsiam.config.commands import DEFAULTS, settings_that_matter
 from simsiam.config.options import is_collapsed
 from utils.cli import to_flags
-from utils.console import plural
+from utils.console import plural, print_line
 from utils.errors import check
 from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
@@ -25,6 +25,7 @@ from utils.run_dir import RunDirectory
 GENERATOR = "SimSiam report"  # of the page's <meta name="generator">
 DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, SyntaxError, yaml.YAMLError)
 DAMAGE += (Image.DecompressionBombError,)  # what reading a file raises that may hold anything
+DEEPEST = 3  # levels below a named folder, where runs are looked for: ablation/VARIANT/seed_N
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
@@ -49,10 +50,11 @@ class Run:
     machine: dict[str, Any] = field(default_factory=dict)  # hardware, precision, devices and versions
     accuracies: dict[str, list[float]] = field(default_factory=dict)  # top-1 in percent, by what measured it
     notes: list[str] = field(default_factory=list)  # what is damaged
+    title: str = ""
 
     @property
     def name(self) -> str:
-        return self.folder.path.name
+        return self.title or self.folder.path.name
 
     @property
     def status(self) -> str:
@@ -82,12 +84,13 @@ class Run:
             self.notes.append(f"{file.relative_to(self.folder.path)} is damaged or missing")
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, title: str = "") -> Run:
     """UserError where there is no run."""
     folder = RunDirectory(path)
-    run = Run(folder, [{"epoch": 0}])
-    check(path.is_dir(), f"{path}: no such folder")
-    check(folder.config.exists() or folder.metrics.exists(), f"{path} is not the folder of a run")
+    run = Run(folder, [{"epoch": 0}], title=title)
+    check(path.exists(), f"{path}: no such folder")
+    check(path.is_dir(), f"{path} is a file, not the folder of a run")
+    check(is_run(path), f"{path} is not the folder of a run, and holds none")
     with run.note_damage(folder.config):
         content = yaml.safe_load(folder.config.read_text(errors="replace"))
         resolved, versions = content.get("resolved") or {}, content.get("versions") or {}
@@ -122,11 +125,49 @@ def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[flo
     return measured
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder has the files of a run."""
+    folder = RunDirectory(path)
+    return folder.config.exists() or folder.metrics.exists()
+
+
+def find_runs_below(path: Path, depth: int = DEEPEST) -> list[Path]:
+    """Return the folders of runs inside a folder, as --seeds, --version and ablate make them, seed_2 before seed_10."""
+    if depth == 0 or not path.is_dir():
+        return []
+    found: list[Path] = []
+    for folder in sorted(path.iterdir(), key=lambda folder: split_numbers(folder.name)):
+        if not folder.is_dir() or folder.name.startswith(".") or is_report(folder / "index.html"):
+            continue
+        if is_run(folder):
+            found.append(folder)
+        else:
+            found += find_runs_below(folder, depth - 1)
+    return found
+
+
+def split_numbers(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts names by the numbers in them."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
 def read_runs(paths: Sequence[str]) -> list[Run]:
-    """Each run once, without earlier reports (of `runs/*`); UserError where one is no run, or none has an epoch."""
-    folders = dict.fromkeys(Path(path).expanduser().resolve() for path in paths)
-    kept = [path for path in folders if (path / "config.yaml").exists() or not is_report(path / "index.html")]
-    runs = [read_run(path) for path in kept]
+    """Read each run once, without earlier reports (of `runs/*`); of a folder that holds runs, all of these.
+
+    Raises:
+        UserError: where there is no run, or none has an epoch.
+    """
+    named = dict.fromkeys(Path(path).expanduser().resolve() for path in paths)
+    titles: dict[Path, str] = {}  # by folder of a run
+    for path in named:
+        if is_run(path) or not (is_report(path / "index.html") or find_runs_below(path)):
+            titles[path] = ""
+            if further := [str(run.relative_to(path)) for run in find_runs_below(path) if run not in named]:
+                print_line(f"{path.name}: its own run; left out are {', '.join(further)} in it, which can be named too")
+        else:
+            for run in find_runs_below(path):
+                titles.setdefault(run, str(run.relative_to(path.parent)))
+    runs = [read_run(path, title) for path, title in titles.items()]
     check(any(len(run.rows) > 1 for run in runs), f"{', '.join(paths)}: no epoch is recorded yet")
     return runs
 

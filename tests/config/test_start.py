@@ -33,6 +33,26 @@ def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs
     assert "is not installed" in done.stderr and f"{sys.executable} -m pip install -r" in done.stderr
 
 
+WINDOWS = """
+import signal, sys
+sys.modules.update(fcntl=None, resource=None, pwd=None, termios=None)
+del signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
+"""
+
+
+def test_windows_is_told_what_to_use_instead() -> None:
+    code = WINDOWS + "import runpy; sys.argv = ['main.py']; runpy.run_path('main.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "main.py: needs Linux or macOS; on Windows, run it in WSL (wsl --install)\n"
+
+
+def test_windows_gets_a_sentence_for_the_parts_too() -> None:
+    code = WINDOWS + "import utils.filesystem"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: needs Linux or macOS")
+
+
 @pytest.mark.parametrize(("word", "said"), [("nosuch", 1), ("--help", 0)])
 def test_a_signal_after_the_last_line_ends_the_process_without_a_word(word: str, said: int) -> None:
     code = "import atexit, os, runpy, sys; sys.path.insert(0, ''); atexit.register(os.kill, os.getpid(), 15); "

@@ -89,7 +89,7 @@ def test_wrong_paths_are_answered_in_one_line(run: Path, program: Program, tmp_p
         ([], "RUN"),
         (["/no/such"], "no such folder"),
         ([str(run), "/no/such"], "no such folder"),
-        ([str(tmp_path / "file")], "no such folder"),
+        ([str(tmp_path / "file")], "is a file, not the folder of a run"),
         ([str(tmp_path / "empty")], "not the folder of a run"),
         ([str(young)], "no epoch"),
         ([str(run), "--output", str(tmp_path / "file")], "is a file"),

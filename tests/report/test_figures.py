@@ -59,7 +59,7 @@ def test_any_class_name_leaves_room_and_is_in_the_legend() -> None:
     labels = np.arange(3)
     figure = figures.draw_map(np.zeros((3, 2)), labels, names)
     legend = [text.get_text().strip() for text in figure.legends[0].get_texts()]
-    assert legend == ["n" * 37 + "...", "_background", "cat"]
+    assert legend == ["n" * 45 + "...", "_background", "cat"]
     for chart in (figures.draw_bars(names, [1, 2, 3]), figures.draw_matrix(np.eye(3), names)):
         ticks = [tick.get_text().strip() for tick in chart.axes[0].get_yticklabels()]
         assert ticks == legend

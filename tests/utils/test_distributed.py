@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,6 +111,40 @@ def test_the_neighbours_in_a_shared_bank_are_those_of_one_process(images: int, t
         torch.testing.assert_close(other_features, features, atol=1e-6, rtol=0)
         torch.testing.assert_close(other_similarity, similarity, atol=1e-6, rtol=0)
         assert torch.equal(other_index[~tied], index[~tied])
+
+
+def is_served(address: tuple[str, int]) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(address) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_wait_for_a_missing_process(number: signal.Signals, tmp_path: Path) -> None:
+    first, _ = torchrun_environments()  # the second process is never started
+    process = start_two("run", tmp_path, **first)
+    wait_for(process, lambda: is_served((first["MASTER_ADDR"], int(first["MASTER_PORT"]))))  # it waits in C++ code
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert err == f"main.py: stopped by {number.name}; the same command goes on, or begins again\n"
+
+
+def test_a_signal_ends_the_wait_for_a_missing_first_process(tmp_path: Path) -> None:
+    _, second = torchrun_environments()
+    with socket.create_server((second["MASTER_ADDR"], int(second["MASTER_PORT"]))) as server:
+        process = start_two("run", tmp_path, **second)
+        connection, _ = server.accept()  # never answered
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60) == ("", "") and process.returncode == 143
+        connection.close()
+
+
+def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
+    first, _ = torchrun_environments()
+    with socket.create_server((first["MASTER_ADDR"], int(first["MASTER_PORT"]))):
+        process = start_two("run", tmp_path, **first)
+        _, err = process.communicate()
+    assert process.returncode == 2 and err.count("\n") == 1 and "MASTER_PORT" in err and "in use" in err, err
 
 
 ANOTHER = pytest.mark.slow("the other process, two more runs of two")

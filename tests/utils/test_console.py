@@ -1,0 +1,66 @@
+"""utils/console.py: figures are never cut, however narrow the terminal is said to be."""
+
+import io
+import re
+
+import pytest
+
+from utils import console as module
+from utils.console import console, print_table, track_progress
+
+HEAD = ("features", "k", "T 0.07", "T 0.1", "T 0.2")
+ROWS = [("backbone", "200", "76.31", "75.22", "74.10"), ("projector", "1", "66.31", "65.22", "64.10")]
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "20", "40", "80", "200"])
+def test_a_table_has_all_its_figures(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    print_table("accuracy in %", HEAD, ROWS)
+    lines = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()) for line in lines[-3:-1]] == [" ".join(row) for row in ROWS]
+    assert [" ".join(HEAD)] == [line for line in (" ".join(x.split()) for x in lines) if "T 0.1" in line]
+
+
+def test_a_terminal_of_no_columns_counts_as_80(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    assert console.width == 80
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb", "unknown"])
+def test_a_dumb_terminal_gets_lines_instead_of_a_bar(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", term)
+    screen = Terminal()
+    terminal = module._Console(file=screen, width=80)
+    monkeypatch.setattr(module, "console", terminal)
+    monkeypatch.setattr(module, "PROGRESS_SECONDS", 0)
+    lines: list[str] = []
+    monkeypatch.setattr(module, "print_line", lines.append)
+    assert list(track_progress([[0], [1], [2]], 3, "[/a] of [b]")) == [[0], [1], [2]]
+    if term == "xterm":
+        assert "[/a] of [b]" in screen.getvalue() and lines == []
+    else:
+        assert screen.getvalue().strip() == "" and lines == ["[/a] of [b]: 1 of 3", "[/a] of [b]: 2 of 3"]
+
+
+@pytest.mark.parametrize("columns", [120, 80, 40, 30, 20])
+def test_the_figures_of_a_bar_are_not_cut(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(module, "console", module._Console(file=screen, width=columns))
+    url = "downloading https://example.org/a/long/path/to/an/archive-of-images.tar.gz, bytes"
+    list(track_progress([range(85_249_035)] * 2, 170_498_070, url))
+    drawn = screen.getvalue()
+    assert "170498070/170498070" in drawn and not re.search(r"\d\u2026", drawn)
+    assert ("0:00:00" in drawn) == (columns >= 30)
+    assert ("\u2501" in drawn) == (columns >= 120)
+
+
+def test_forced_colours_make_no_bar_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not module._Console(file=io.StringIO()).draws_bars
