@@ -41,17 +41,15 @@ def limit_memory(room: int) -> None:
 
 # ---------------------------------------------------------------- small runs
 
+CHEAP = ("--image-schedule", "8:1000", "--checkpoint-every", "1000")  # small views; no checkpoint by the clock
 SMALL = [
     *("--dataset", "patterns", "--train-images", "200", "--test-images", "100", "--knn-k", "20"),
     *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"),
-    *("--accelerator", "cpu", "--precision", "32", "--pictures-every", "50"),
-    *("--image-schedule", "8:1000"),  # views of 8 pixels: a step takes milliseconds
-    *("--checkpoint-every", "1000"),  # by default it is every 30 s: which files there are would depend on speed
+    *("--accelerator", "cpu", "--precision", "32", "--pictures-every", "50", *CHEAP),
 ]
 TINY = [
     *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"),
-    *("--accelerator", "cpu", "--precision", "32", "--knn-k", "20", "--epochs", "1"),
-    *("--image-schedule", "8:1000", "--checkpoint-every", "1000"),
+    *("--accelerator", "cpu", "--precision", "32", "--knn-k", "20", "--epochs", "1", *CHEAP),
 ]
 
 
