@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from simsiam import load_backbone
 from simsiam.commands import export as export_command
-from tests.helpers import Program, cifar_stem
+from tests.helpers import Program, cifar_stem, summary
 
 BATCHES = (1, 3, 64)
 FORMATS = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
@@ -26,6 +26,8 @@ def exported(format: str, run: Path, program: Program, folder: Path) -> Path:
     flags = ["--format", format, "--output", str(output), "--results-dir", str(folder / "results")]
     status, out, err = program("export", "--checkpoint", str(run), *flags)
     assert (status, err) == (0, "") and str(output) in out, err
+    compared = summary(folder / "results" / f"export_{format}")["largest_difference"]
+    assert list(compared) == ["1", "32", "64"]  # by size of the batch
     return output
 
 

@@ -91,10 +91,10 @@ def test_head_and_backbone_have_their_own_rates_and_both_fall_to_zero(
     hook = register_optimizer_step_pre_hook(note_rates)
     flags = ["--results-dir", str(tmp_path), "--learning-rate", "0.2", "--head-learning-rate", "0.5", *FINETUNE]
     try:
-        assert program("finetune", "--checkpoint", str(trained), *flags, "--epochs", "20")[0] == 0
+        assert program("finetune", "--checkpoint", str(trained), *flags, "--epochs", "10", "--batch-size", "25")[0] == 0
     finally:
         hook.remove()
-    assert len(seen) == 20 and seen[0] == [0.5, 0.2]
+    assert len(seen) == 20 and seen[0] == [0.5, 0.2]  # of 50 labels two steps an epoch
     for head, backbone in seen:
         assert head == pytest.approx(2.5 * backbone)
     assert seen[-1][0] < 0.01 and seen == sorted(seen, reverse=True)
@@ -166,13 +166,19 @@ def test_from_scratch_begins_with_random_weights(trained: Path, program: Program
         flags = ["--results-dir", str(tmp_path / name), "--seeds", "3"]
         flags += ["--learning-rate", "1e-12", "--head-learning-rate", "1e-12"]
         assert program("finetune", "--checkpoint", str(trained), *FINETUNE, *flags, *rest)[0] == 0
-    tuned = load_backbone(tmp_path / "a" / "finetune_0.25" / "seed_3" / "backbone.safetensors").conv1.weight
-    scratch = load_backbone(
-        tmp_path / "b" / "finetune_0.25_from_scratch" / "seed_3" / "backbone.safetensors"
-    ).conv1.weight
-    old = load_backbone(trained).conv1.weight
-    torch.testing.assert_close(tuned, old)  # at this rate nothing moves
-    assert (scratch - old).abs().max() > 0.05
+    tuned, scratch = (tmp_path / name / "seed_3" for name in ("a/finetune_0.25", "b/finetune_0.25_from_scratch"))
+    old = load_backbone(trained)
+    torch.testing.assert_close(load_backbone(tuned / "backbone.safetensors").conv1.weight, old.conv1.weight)
+    assert (load_backbone(scratch / "backbone.safetensors").conv1.weight - old.conv1.weight).abs().max() > 0.05
+
+    # At this rate nothing moves: the heads are as they began, as the linear probe of the labelled images and as zero.
+    _, test = load_dataset(DataOptions("patterns", "", train_images=200, test_images=100))
+    features = extract_features(old, test.images, torch.tensor(old.mean), torch.tensor(old.std), unit=False)
+    probe = load_file(tuned / "head.safetensors")
+    right = (features @ probe["weight"].T + probe["bias"]).argmax(dim=1) == test.labels
+    assert summary(tuned)["linear_accuracy"] == pytest.approx(100 * right.float().mean().item(), abs=1e-4)
+    assert summary(tuned)["linear_accuracy"] > 14 and summary(scratch)["linear_accuracy"] is None  # measured: 17
+    assert load_file(scratch / "head.safetensors")["weight"].abs().max() < 1e-9
 
 
 def test_the_same_seed_gives_the_same_network(trained: Path, program: Program, tmp_path: Path) -> None:

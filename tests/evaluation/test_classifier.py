@@ -1,7 +1,11 @@
 """A classifier on a backbone: what is frozen stays, and views are crops and flips alone."""
 
+import copy
+import math
+
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from models import resnet10
 from models.resnet import ResNet
@@ -34,6 +38,32 @@ def test_frozen_means_that_nothing_of_the_backbone_changes_and_tuned_that_all_do
         assert head.weight.abs().sum() > 0 and steps == 8 and not backbone.training
 
 
+def test_a_training_is_sgd_on_views_of_the_chosen_images() -> None:
+    pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    images = ImageDataset(pixels, torch.arange(64) % 4, tuple("abcd"))
+    chosen, how = torch.randperm(64)[:24], recipe(12, backbone_rate=0.1)  # two steps in each of two epochs
+    center, spread = torch.rand(32), 1 + torch.rand(32)
+    backbone, head = small_backbone(), make_head(32, 4)
+    twin, other = copy.deepcopy(backbone).train(), copy.deepcopy(head)
+    assert train_classifier(backbone, head, images, chosen, how, center, spread) == 4
+
+    groups = [{"params": other.parameters(), "lr": 1.0}, {"params": twin.parameters(), "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups, momentum=how.momentum, weight_decay=how.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / 4)) / 2)
+    statistics = torch.tensor(twin.mean), torch.tensor(twin.std)
+    for epoch in range(2):
+        for places in how.sampler(24, epoch, torch.device("cpu")):
+            indices = chosen[places]
+            logits = other((twin(crop_and_flip(images, indices, *statistics, 32, how, epoch)) - center) / spread)
+            optimizer.zero_grad()
+            cross_entropy(logits, images.labels[indices]).backward()
+            optimizer.step()
+            schedule.step()
+    for ours, theirs in ((head, other), (backbone, twin)):
+        for name, tensor in theirs.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], tensor, msg=name)
+
+
 @pytest.mark.parametrize(
     ("labels", "batch", "expected"), [(500, 256, 250), (511, 256, 255), (100, 256, 100), (5000, 256, 250)]
 )
@@ -50,3 +80,16 @@ def test_views_are_crops_and_flips_alone_normalised_as_the_checkpoint_says() -> 
     views = crop_and_flip(images, order, mean, std, backbone.image_size, recipe(200, crop_scale=0.2), epoch=3)
     # no jitter and no grayscale: a grey image stays what it is, whatever the crop
     torch.testing.assert_close(views, (pixels[order] / 255 - mean[:, None, None]) / std[:, None, None])
+
+
+def test_a_view_shows_a_share_of_its_image_and_half_are_flipped() -> None:
+    """Of images whose red tells the column and whose green tells the row."""
+    ramp = torch.arange(32, dtype=torch.uint8) * 8
+    pixels = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32), ramp.expand(32, 32)])
+    images = ImageDataset(pixels.expand(500, 3, 32, 32), torch.zeros(500, dtype=torch.int64), ("a",))
+    statistics = torch.zeros(3), torch.ones(3)
+    views = crop_and_flip(images, torch.arange(500), *statistics, 32, recipe(500, crop_scale=0.2), epoch=0)
+    red, green = views[:, 0, 0, :] * 255 / 8, views[:, 1, :, 0] * 255 / 8  # the column and the row of each pixel
+    area = (red[:, -1] - red[:, 0]).abs() * (green[:, -1] - green[:, 0]) / 31**2
+    assert 0.1 < area.min() < 0.3 and area.max() > 0.9 and area.mean().item() == pytest.approx(0.58, abs=0.05)
+    assert (red[:, -1] < red[:, 0]).float().mean().item() == pytest.approx(0.5, abs=0.1)
