@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from simsiam.data import load_dataset, make_placeholders, prepare_dataset
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset, choose_held_out
 from simsiam.data.synthetic import make_patterns
-from tests.helpers import SMALL, Program, same_run, start, wait_for_epochs
+from tests.at_steps import start_with_events
+from tests.helpers import SMALL, Program, same_run, start
 
 AT = SMALL.index("--test-images")
 FLAGS = SMALL[:AT] + SMALL[AT + 2 :]
@@ -132,9 +134,9 @@ def test_a_killed_run_on_held_out_images_resumes_exactly(tmp_path: Path) -> None
     flags = [*FLAGS, "--held-out-images", "50", "--epochs", "4", "--checkpoint-every", "1"]
     flags += ["--conv-init", "torch", "--predictor-lr-scale", "0.5", "--save-dir", str(tmp_path)]
     start(*flags, "--exp-name", "whole").communicate()
-    killed = start(*flags, "--exp-name", "killed")
-    wait_for_epochs(killed, tmp_path / "killed", 2)
-    killed.kill()
+    killed = start_with_events({8: ["SIGKILL"]}, *flags, "--exp-name", "killed")  # of three steps an epoch
     killed.communicate()
-    start(*flags, "--exp-name", "killed").communicate()
+    assert killed.returncode == -signal.SIGKILL
+    out, _ = start(*flags, "--exp-name", "killed").communicate()
+    assert "resumed from" in out
     assert same_run(tmp_path / "killed", tmp_path / "whole")

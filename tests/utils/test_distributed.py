@@ -124,7 +124,7 @@ def test_a_signal_ends_the_wait_for_a_missing_process(number: signal.Signals, tm
     process = start_two("run", tmp_path, **first)
     wait_for(process, lambda: is_served((first["MASTER_ADDR"], int(first["MASTER_PORT"]))))  # it waits in C++ code
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 128 + number
     assert err == f"main.py: stopped by {number.name}; the same command goes on, or begins again\n"
 
@@ -135,7 +135,7 @@ def test_a_signal_ends_the_wait_for_a_missing_first_process(tmp_path: Path) -> N
         process = start_two("run", tmp_path, **second)
         connection, _ = server.accept()  # never answered
         process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=60) == ("", "") and process.returncode == 143
+        assert process.communicate() == ("", "") and process.returncode == 143
         connection.close()
 
 
