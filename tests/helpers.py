@@ -168,12 +168,6 @@ def wait_for(process: Started, there: Callable[[], bool]) -> None:
         time.sleep(0.002)  # between two polls
 
 
-def wait_for_epochs(process: Started, run: Path, epochs: int) -> None:
-    """Return as soon as a running program has recorded so many epochs."""
-    metrics = run / "metrics.jsonl"
-    wait_for(process, lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= epochs)
-
-
 def children(process: Started) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
