@@ -27,15 +27,16 @@ import torch
 from torchvision.models import resnet18
 
 from tests.at_steps import start_with_events
-from tests.helpers import TINY, Started, patterns, rows, start, start_pair, weights, write_images
+from tests.helpers import Started, patterns, rows, start, start_pair, weights, write_images
 
 FOLDER = Path(__file__).parent / "golden"
 TOLERANCE = 1e-5
-FLAGS = [
-    *("--dataset", "patterns", "--train-images", "80", "--test-images", "40", "--knn-k", "20"),
+NETWORK = [
     *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "20"),
-    *("--accelerator", "cpu", "--precision", "32", "--epochs", "2", "--checkpoint-every", "1000"),
+    *("--accelerator", "cpu", "--precision", "32", "--knn-k", "20", "--checkpoint-every", "1000"),
 ]
+PATTERNS = ["--dataset", "patterns", "--train-images", "80", "--test-images", "40"]
+FLAGS = [*PATTERNS, *NETWORK, "--epochs", "2"]
 MASKS = (
     (r"\d+ images/s", "N images/s"),
     (r"\b\d:\d\d:\d\d\b", "H:MM:SS"),
@@ -68,7 +69,8 @@ def streamed_folder(folder: Path, save: list[str]) -> str:
     write_images(folder / "photos", patterns(80))
     write_images(folder / "photos", patterns(40, 1), split="val")
     images = ["--dataset", "folder", "--data-dir", str(folder / "photos"), "--cache-dir", str(folder / "cache")]
-    return finish(start(*TINY, *images, "--image-size", "32", "--data-memory", "0", "--batch-size", "20", *save))
+    streamed = ("--image-size", "32", "--data-memory", "0", "--epochs", "1")
+    return finish(start(*NETWORK, *images, *streamed, *save))
 
 
 def resumed_in_the_middle_of_an_epoch(folder: Path, save: list[str]) -> str:

@@ -197,7 +197,7 @@ def on_a_terminal(args: list[str]) -> int:
 def test_on_a_terminal_the_bar_gives_way_to_the_error(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     flags = ["--epochs", "3", "--warmup-epochs", "0", "--learning-rate", "1e30", "--save-dir", str(tmp_path)]
-    process = Started(on_a_terminal, [os.ttyname(theirs), *SMALL, *flags])
+    process = Started(on_a_terminal, [os.ttyname(theirs), *SMALL, *flags], TERM="xterm")
     shown = b""
     while process.returncode is None or select.select([ours], [], [], 0)[0]:
         if select.select([ours], [], [], 0.1)[0]:
