@@ -54,6 +54,22 @@ class Pairs(torch.utils.data.Dataset[Any]):
         return [x[0], x[1]], i % 4
 
 
+class Figures(pl.Callback):
+    """The loss of each step; of each epoch their mean, and what a kNN monitor before this callback measured."""
+
+    def __init__(self, knn: KNNMonitor) -> None:
+        self.knn, self.steps, self.ended = knn, list[float](), 0
+        self.epochs: dict[str, list[float]] = {"train_loss": [], "kNN_accuracy": []}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+        self.steps.append(float(outputs["loss"]))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epochs["train_loss"].append(float(np.mean(self.steps[self.ended :])))
+        self.epochs["kNN_accuracy"].append(self.knn.latest["kNN_accuracy"])
+        self.ended = len(self.steps)
+
+
 def test_a_plain_trainers_checkpoint_knows_its_images(tmp_path: Path, program: Program) -> None:
     """So `main.py knn` measures what the monitor did."""
     module, views = SimSiam(**SIZES), data()
@@ -76,44 +92,22 @@ def test_a_plain_trainers_checkpoint_knows_its_images(tmp_path: Path, program: P
 
 def test_any_logger_has_the_epochs_means_and_now_and_then_a_step(tmp_path: Path) -> None:
     loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "tb")]
-    callbacks = [KNNMonitor(k=20), CollapseMonitor(), LearningRateMonitor(), RichProgressBar()]
+    knn, bar = KNNMonitor(k=20), RichProgressBar()
+    figures = Figures(knn)
+    callbacks = [knn, figures, CollapseMonitor(), LearningRateMonitor(), bar]
     trainer = fit(SimSiam(**SIZES), data(), logger=loggers, callbacks=callbacks, enable_progress_bar=True)
     table = list(csv.DictReader((Path(str(loggers[0].log_dir)) / "metrics.csv").read_text().splitlines()))
     for name, points in (("train_loss", 2), ("z_std", 2), ("kNN_accuracy", 3), ("rankme", 2), ("train_loss_step", 4)):
         assert len([row for row in table if row[name]]) == points, name
+    steps = {int(row["step"]): float(row["train_loss_step"]) for row in table if row["train_loss_step"]}
+    assert steps == pytest.approx({step: figures.steps[step] for step in (1, 3, 5, 7)})
     events = EventAccumulator(str(loggers[1].log_dir))
     events.Reload()
     assert {"train_loss", "z_std", "kNN_accuracy", "rankme", "z_std_step", "lr-SGD/pg1"} <= set(
         events.Tags()["scalars"]
     )
-    assert events.Scalars("train_loss")[-1].value == pytest.approx(float(trainer.callback_metrics["train_loss"]))
-
-
-def test_the_mean_of_an_epoch_is_that_of_its_steps() -> None:
-    seen: list[float] = []
-
-    class Watch(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *_: Any) -> None:
-            seen.append(outputs["loss"].item())
-
-    trainer = fit(SimSiam(**SIZES), data(), callbacks=[Watch()], max_epochs=1)
-    assert len(seen) == 4 and float(trainer.callback_metrics["train_loss"]) == pytest.approx(np.mean(seen), rel=1e-6)
-
-
-class Figures(pl.Callback):
-    """What each epoch came to: the mean of its steps' losses, and what a kNN monitor before this callback measured."""
-
-    def __init__(self, knn: KNNMonitor) -> None:
-        self.knn, self.losses = knn, list[float]()
-        self.seen: dict[str, list[float]] = {"train_loss": [], "kNN_accuracy": []}
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *_: Any) -> None:
-        self.losses.append(float(outputs["loss"]))
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seen["train_loss"].append(float(np.mean(self.losses)))
-        self.seen["kNN_accuracy"].append(self.knn.latest["kNN_accuracy"])
-        self.losses.clear()
+    assert [point.value for point in events.Scalars("train_loss")] == pytest.approx(figures.epochs["train_loss"])
+    assert float(trainer.callback_metrics["train_loss"]) == pytest.approx(figures.epochs["train_loss"][-1])
 
 
 @pytest.mark.parametrize(
@@ -126,7 +120,7 @@ def test_a_stock_model_checkpoint_keeps_the_best_epoch(
     kept, knn = ModelCheckpoint(tmp_path, monitor=monitor, mode=mode), KNNMonitor(k=5)
     figures = Figures(knn)
     fit(SimSiam(**SIZES), data(60, 20), callbacks=[knn, figures, kept], enable_checkpointing=True, max_epochs=4)
-    values = figures.seen[monitor]
+    values = figures.epochs[monitor]
     assert len(set(values)) > 1 and float(kept.best_model_score or 0) == pytest.approx(best(values))
     saved = torch.load(kept.best_model_path, weights_only=True)
     assert saved["epoch"] == values.index(best(values)) and load_backbone(kept.best_model_path).image_size == 32

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from simsiam import SimSiam
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.loss import D
+from simsiam.loss import D, z_std
+from simsiam.optimizer import _count_warmup_steps
 
 SIZES: dict[str, Any] = {"backbone": "resnet10", "width": 4, "out_dim": 32, "h_dim": 8}
 
@@ -27,17 +28,25 @@ def model(**changes: Any) -> SimSiam:
 def test_a_step_is_algorithm_1() -> None:
     a, b = model(), model()
     x1, x2 = views()
-    loss = a.training_step([x1, x2], 0)["loss"]
+    step = a.training_step([x1, x2], 0)
+    loss = step["loss"]
 
     f = torch.nn.Sequential(b.backbone, b.projector)
     z1, z2 = f(x1), f(x2)
     p1, p2 = b.predictor(z1), b.predictor(z2)
     expected = D(p1, z2) / 2 + D(p2, z1) / 2
-    assert torch.equal(loss, expected)
+    assert torch.equal(loss, expected) and torch.equal(step["z_std"], z_std(z1))
     loss.backward()
     expected.backward()
     for (name, ours), theirs in zip(a.named_parameters(), b.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad), name
+
+
+def test_without_symmetry_one_view_is_predicted() -> None:
+    a, b = model(symmetric=False), model()
+    x1, x2 = views()
+    z1, z2 = (b.projector(b.backbone(x)) for x in (x1, x2))
+    assert torch.equal(a.training_step([x1, x2], 0)["loss"], D(b.predictor(z1), z2))
 
 
 def test_each_view_has_batch_statistics_of_its_own() -> None:
@@ -104,13 +113,13 @@ class Rates(pl.Callback):
 def test_weight_decay_is_on_every_parameter_and_the_rate_on_every_group() -> None:
     rates, quiet = Rates(), {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = pl.Trainer(accelerator="cpu", max_epochs=5, callbacks=[rates], logger=False, **quiet)
-    module = model(constant_predictor_lr=True, weight_decay=0.123, learning_rate=0.02, warmup_epochs=1)
+    module = model(constant_predictor_lr=True, weight_decay=0.123, momentum=0.7, learning_rate=0.02, warmup_epochs=1)
     trainer.fit(module, datamodule=ViewsDataModule("patterns", train_images=32, test_images=10, batch_size=8))
 
     groups = trainer.optimizers[0].param_groups
     counted = sum(p.numel() for group in groups for p in group["params"])
     assert counted == sum(p.numel() for p in module.parameters())
-    assert all(group["weight_decay"] == 0.123 for group in groups)
+    assert [(group["weight_decay"], group["momentum"]) for group in groups] == [(0.123, 0.7)] * 2
     assert len(rates.seen) == 20
     assert rates.seen[11] == (pytest.approx(0.01), 0.02)  # half-way down the cosine, which takes steps 4 to 20
     assert rates.seen[-1] == (pytest.approx(0, abs=1e-9), 0.02)
@@ -126,6 +135,17 @@ def test_the_predictors_rate_is_scaled_throughout(constant: bool) -> None:
     trainer.fit(module, datamodule=data)
     expected = [0.01 if constant else 0.5 * encoder for encoder, _ in rates.seen]
     assert [predictor for _, predictor in rates.seen] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("warmup_epochs", "epochs", "steps"), [(None, 800, 970), (None, 50, 485), (2, 50, 194), (0, 50, 0), (60, 50, 4849)]
+)
+def test_the_warm_up_takes_ten_epochs_or_a_tenth(
+    warmup_epochs: int | None, epochs: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 97 steps an epoch; a longer one than the run leaves a step to the cosine."""
+    monkeypatch.setattr("simsiam.optimizer.count_steps", lambda trainer, epochs: 97 * epochs)
+    assert _count_warmup_steps(pl.Trainer(logger=False), warmup_epochs, 97 * epochs) == steps
 
 
 def test_an_unknown_backbone_is_refused() -> None:

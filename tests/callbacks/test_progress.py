@@ -29,7 +29,7 @@ def on_a_terminal(args: list[str]) -> int:
     terminal = os.open(args[0], os.O_RDWR)
     for stream in range(3):
         os.dup2(terminal, stream)
-    console.__init__(highlight=False, soft_wrap=True)  # rich looks once what it writes to
+    console.is_interactive = True  # rich looks once what it writes to
     return main.main(args[1:])
 
 

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main
 from tests.at_steps import start_small_with_events
 from tests.helpers import SMALL, Program, Started, rows, same_weights, wait_for, weights
+from utils.console import console
 
 
 def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_path: Path) -> None:
@@ -191,6 +192,7 @@ def test_a_collapse_is_warned_of_once(program: Program, tmp_path: Path) -> None:
 def on_a_terminal(args: list[str]) -> int:
     """main.py, whose stdout is the terminal ARGS[0]; its stderr is not."""
     os.dup2(os.open(args[0], os.O_RDWR), 1)
+    console.is_interactive = True  # rich looks once what it writes to
     return main.main(args[1:])
 
 

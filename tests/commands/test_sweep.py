@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from simsiam.commands import launch
-from simsiam.commands.sweep import expand_seeds, list_gpus
+from simsiam.commands.sweep import expand_seeds, list_gpus, make_variant
 from simsiam.config.ablations import paper_says
-from simsiam.config.commands import Pretrain
+from simsiam.config.commands import Ablate, Pretrain
 from tests.at_steps import run_with_main, start_with_events_below
 from tests.helpers import SMALL, Program, Started, children, rows, same_weights, start, wait_for
 from utils.cli import from_settings
 
 STUB = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 stopping = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 signal.pthread_sigmask(signal.SIG_BLOCK, stopping)  # one that comes before `sigwait` waits for it
 flags = dict(flag.split("=", 1) for flag in sys.argv[1:] if "=" in flag)
@@ -29,6 +29,7 @@ open(f"{folder}/{name}.pid", "w").write(str(os.getpid()))
 if name in statuses:
     sys.exit(statuses[name])
 number = signal.sigwait(stopping)
+time.sleep(0.2)  # to save takes time, for which the command has to wait
 print(f"main.py: {name} stopped by {number.name}", file=sys.stderr)
 sys.exit(128 + number)
 """  # ends with the status that it is given, or waits for a signal
@@ -185,6 +186,12 @@ def test_runs_at_once_take_the_gpus_that_were_given(monkeypatch: pytest.MonkeyPa
     assert list_gpus() == ["4", "5"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert len(list_gpus()) == torch.cuda.device_count()
+
+
+def test_the_rate_of_a_batch_variant_follows_the_batch() -> None:
+    given = from_settings(Ablate, {"learning_rate": 0.1, "batch_size": 256})
+    assert make_variant(given, "batch-1024").optimizer.peak_rate == pytest.approx(0.4)
+    assert make_variant(given, "no-bn").optimizer.peak_rate == 0.1
 
 
 def test_what_the_paper_says_of_a_run_follows_from_its_settings() -> None:

@@ -123,6 +123,10 @@ CHECKPOINTS: dict[str, tuple[Made, str]] = {
         lambda g: saved(g.content | {"hyper_parameters": g.content["hyper_parameters"] | {"bogus": 8}}),
         "not a checkpoint of this program",
     ),
+    "huge.ckpt": (
+        lambda g: saved(g.content | {"hyper_parameters": g.content["hyper_parameters"] | {"out_dim": 2**40}}),
+        "a size of 1099511627776",
+    ),
     "weightless.ckpt": (lambda g: saved(g.content | {"state_dict": {}}), "do not fit"),
     "without_one_weight.ckpt": (
         lambda g: saved(g.content | {"state_dict": dict(list(g.content["state_dict"].items())[1:])}),
@@ -154,7 +158,14 @@ CHECKPOINTS: dict[str, tuple[Made, str]] = {
     ),
 }
 WHOLE = {  # as far as resuming reads them; what does not fit is found when it is loaded
-    *("wider.ckpt", "unknown_setting.ckpt", "weightless.ckpt", "without_one_weight.ckpt", "numbers_for_weights.ckpt"),
+    *(
+        "wider.ckpt",
+        "huge.ckpt",
+        "unknown_setting.ckpt",
+        "weightless.ckpt",
+        "without_one_weight.ckpt",
+        "numbers_for_weights.ckpt",
+    ),
 }
 EVALUATIONS = ("knn", "linear", "finetune", "embed", "neighbours", "export")
 USES = [[command, "--checkpoint"] for command in EVALUATIONS]
