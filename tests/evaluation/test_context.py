@@ -104,11 +104,11 @@ def test_a_command_changes_nothing_of_the_run(copy: Path, program: Program) -> N
 
 BAD_FLAGS = {
     "knn": {
-        "--bogus": "bogus",
+        "--bogus": "no such flag",
         "--dataset mnist": "cifar10",
         "--train-images 0": "greater than or equal to 1",
         "--dataset cifar10 --data-dir /no/such --data-url http://127.0.0.1:9/x": "data_batch_1 is missing",
-        "--results-dir /proc/nowhere": "/proc",
+        "--results-dir /proc/nowhere": "cannot be written",
         "--results-dir /etc/passwd": "is a file",
     },
     "linear": {
@@ -127,7 +127,7 @@ BAD_FLAGS = {
     "finetune": {
         "--label-fraction 0": "greater than 0",
         "--label-fraction 1.5": "less than or equal to 1",
-        "--label-fraction nan": "--label-fraction nan",
+        "--label-fraction nan": "less than or equal to 1",
         "--label-fraction 0.01": "without a label",
         "--label-count 0": "greater than or equal to 1",
         "--label-count 9": "without a label",
@@ -147,7 +147,7 @@ BAD_FLAGS = {
         "--output /proc/nowhere/f.npz": "cannot be written",
         "--images /no/such": "no such folder",
         "--images /etc/passwd": "no such folder",
-        "--split all": "--split",
+        "--split all": "There are both, train, test",
         f"--output /tmp/{'x' * 300}.npz": "too long",
         "--images=": "an empty name",
     },
@@ -159,7 +159,7 @@ BAD_FLAGS = {
         "--images /no/such": "no such folder",
     },
     "export": {
-        "--format tflite": "--format",
+        "--format tflite": "There are safetensors, torch-export, onnx",
         "--output backbone.onnx": "ends in .safetensors",
         "--format onnx --output backbone.pt2": "ends in .onnx",
         "--output /": "ends in .safetensors",
