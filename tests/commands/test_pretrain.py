@@ -13,13 +13,17 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
+from simsiam.commands.pretrain import build_model
+from simsiam.config.commands import Pretrain
+from simsiam.data.datamodule import ViewsDataModule
 from tests.at_steps import start_small_with_events
 from tests.helpers import SMALL, Program, Started, rows, same_weights, wait_for, weights
+from utils.cli import from_settings
 from utils.console import console
 
 
 def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_path: Path) -> None:
-    status, out, err = program(*SMALL, "--epochs", "2", "--seed", "3", "--pictures-every", "1")
+    status, out, err = program(*SMALL, "--epochs", "3", "--seed", "3", "--pictures-every", "2")
     assert (status, err) == (0, "")
     run = tmp_path / "runs" / "simsiam_patterns"
     assert sorted({"events" if file.startswith("events.out.tfevents") else file for file in os.listdir(run)}) == [
@@ -28,7 +32,7 @@ def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_p
     ]
     assert sorted(os.listdir(run / "checkpoints")) == ["best.ckpt", "last.ckpt"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [list(line) for line in lines] == 2 * [
+    assert [list(line) for line in lines] == 3 * [
         [
             "epoch",
             "step",
@@ -41,23 +45,26 @@ def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_p
             "seconds",
         ]
     ]
-    assert [line["step"] for line in lines] == [4, 8] and lines[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
+    assert [line["step"] for line in lines] == [4, 8, 12] and lines[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["kNN_accuracy"] == lines[-1]["kNN_accuracy"] and summary["epochs"] == 2
+    assert summary["kNN_accuracy"] == lines[-1]["kNN_accuracy"] and summary["epochs"] == 3
     assert summary["kNN_best"] == max(line["kNN_accuracy"] for line in lines)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["settings"]["seed"] == 3 and config["settings"]["batch_size"] == 50 and "torch" in config["versions"]
-    assert config["resolved"]["precision"] == "32-true" and config["resolved"]["warmup_epochs"] == 0.2
+    assert config["resolved"]["precision"] == "32-true" and config["resolved"]["warmup_epochs"] == 0.3
 
     assert f"main.py linear {run}" in out and f"main.py report {run}" in out
     assert f"-m tensorboard.main --logdir {run.parent}" in out
-    assert "kNN of the untrained network" in out and out.count("\nepoch ") == 2
+    assert "kNN of the untrained network" in out and out.count("\nepoch ") == 3
     events = EventAccumulator(str(run))
     events.Reload()
     scalars = {"train_loss", "kNN_accuracy", "learning_rate", "z_std", "perf/images_per_second"}
     assert scalars <= set(events.Tags()["scalars"])
     steps = {tag: [event.step for event in events.Images(tag)] for tag in ("views", "neighbours")}
-    assert steps == {"views": [0, 3, 7], "neighbours": [3, 7]}  # of 4 steps an epoch: after the first, and in the end
+    assert steps == {
+        "views": [0, 7, 11],
+        "neighbours": [7, 11],
+    }  # of 4 steps an epoch: every second, and the last
     recorded = b"".join(file.read_bytes() for file in run.glob("events*"))
     assert b"h_dim" in recorded and b"momentum" not in recorded  # of the settings, those that differ from the defaults
 
@@ -68,6 +75,17 @@ def test_same_seed_same_bits_and_another_seed_others(trained: Path, program: Pro
     again, other = tmp_path / "runs" / "again", tmp_path / "runs" / "other"
     assert rows(again) == rows(trained) and same_weights(again, trained)
     assert rows(other) != rows(trained) and not same_weights(other, trained)
+
+
+def test_the_seed_decides_the_initial_weights() -> None:
+    data = ViewsDataModule("patterns", train_images=20, test_images=10, batch_size=10)
+    data.setup()
+    settings = {"backbone": "resnet10", "width": 4, "out_dim": 32, "h_dim": 16}
+    first, again, other = (
+        build_model(from_settings(Pretrain, settings | {"seed": seed}), data).state_dict() for seed in (0, 0, 2)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["backbone.conv1.weight"], other["backbone.conv1.weight"])
 
 
 def test_the_same_command_again_says_finished_and_does_nothing(program: Program, tmp_path: Path) -> None:
