@@ -92,7 +92,7 @@ def read_run(path: Path, title: str = "") -> Run:
     check(path.is_dir(), f"{path} is a file, not the folder of a run")
     check(is_run(path), f"{path} is not the folder of a run, and holds none")
     with run.note_damage(folder.config):
-        content = yaml.safe_load(folder.config.read_text(errors="replace"))
+        content = yaml.safe_load(folder.config.read_text(encoding="utf-8", errors="replace"))
         resolved, versions = content.get("resolved") or {}, content.get("versions") or {}
         chosen = {name: resolved[name] for name in ("precision", "devices") if name in resolved}
         run.machine = {**(resolved.get("hardware") or {}), **chosen, **versions}
@@ -103,11 +103,11 @@ def read_run(path: Path, title: str = "") -> Run:
         run.rows += [row for row in map(numbers, folder.rows()) if row.get("epoch", 0) > 0]
     if folder.summary.exists():
         with run.note_damage(folder.summary):
-            untrained = json.loads(folder.summary.read_text(errors="replace")).get("kNN_untrained")
+            untrained = json.loads(folder.summary.read_text(encoding="utf-8", errors="replace")).get("kNN_untrained")
             run.rows[0] |= numbers({"kNN_accuracy": untrained})
     for file in sorted(folder.results.glob("*/summary.json")):
         with run.note_damage(file):
-            run.accuracies |= read_accuracies(file.parent.name, json.loads(file.read_text(errors="replace")))
+            run.accuracies |= read_accuracies(file.parent.name, json.loads(file.read_text(encoding="utf-8", errors="replace")))
     return run
 
 
@@ -174,7 +174,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
 def is_report(index: Path) -> bool:
     """Whether an HTML file is a report of this program."""
-    return index.is_file() and f'content="{GENERATOR}"' in index.read_text(errors="replace")[:2000]
+    return index.is_file() and f'content="{GENERATOR}"' in index.read_text(encoding="utf-8", errors="replace")[:2000]
 
 
 class Group(NamedTuple):
