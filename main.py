@@ -16,9 +16,10 @@ if sys.version_info < (3, 11):  # noqa: UP036  (who has an older one shall read 
     sys.exit(2)
 INSTALL = f"{sys.executable} -m pip install -r {os.path.join(os.path.dirname(os.path.abspath(__file__)), 'req.txt')}"
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while packages are imported, a Ctrl-C needs no traceback
-if importlib.util.find_spec("fcntl") is None:  # before anything that needs it, or SIGHUP, is imported
-    print("main.py: needs Linux or macOS; on Windows, run it in WSL (wsl --install)", file=sys.stderr)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C during the imports needs no traceback
+if importlib.util.find_spec("fcntl") is None:  # Windows, which lacks SIGHUP too
+    needs = "needs Linux or macOS; on Windows, run it in WSL (wsl --install)"
+    print(f"main.py: {needs}", file=sys.stderr)
     sys.exit(2)
 try:
     from simsiam.config.commands import COMMANDS, Evaluation
@@ -60,7 +61,7 @@ def main(args: list[str]) -> int:
             name = "sweep"
         elif name == "pretrain" and not announce(config):
             return 0
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells where its caches are, and why
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not on where its caches are
         gc.disable()  # nothing that is imported is garbage, and to look for it takes a fifth of the time
         command = importlib.import_module(f"simsiam.commands.{'sweep' if name == 'ablate' else name}")  # and torch
         gc.freeze()
@@ -94,7 +95,7 @@ def stop(number: int, frame: object) -> None:
     stopped = Stopped(number, "; the same command goes on, or begins again")
     if may_unwind.is_set():
         raise stopped
-    # Packages are being imported. Some would take an exception for a package that is missing, and go on without it.
+    # Packages are being imported. Some would take an exception for a missing package and go on.
     fail(stopped)
     with suppress(Exception):  # the signal may have come while something was printed
         sys.stdout.flush()
@@ -110,14 +111,16 @@ def fail(why: object, status: int = 2) -> int:
 
 
 def prepare_streams() -> None:
-    """Make printing safe: open the standard streams that are closed, and escape letters that they cannot encode."""
+    """Open the standard streams that are closed, and escape letters that stdout cannot encode."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # a file opened later would get this number, and with it what C code prints
+        if getattr(sys, name) is None:
+            # A file opened later would get this number, and with it all that C code prints.
             null = os.open(os.devnull, os.O_RDWR)
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
-            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr does by itself
         sys.stdout.reconfigure(errors="backslashreplace")
 

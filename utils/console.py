@@ -32,7 +32,7 @@ NARROWEST_NAMES = 12  # columns of a table's first column, before its names are 
 class _Console(Console):
     @property
     def draws_bars(self) -> bool:
-        """Whether lines can be drawn over. FORCE_COLOR, which rich takes for a terminal, makes none of a file."""
+        """Whether lines can be drawn over. FORCE_COLOR, which satisfies rich, is not enough."""
         return self.is_interactive and self.file.isatty()
 
     def on_broken_pipe(self) -> None:  # rich would exit with status 1, which Lightning takes for Ctrl-C
@@ -73,7 +73,7 @@ def track_progress(chunks: Iterable[Chunk], total: int, what: str, lines: bool =
 
 
 def choose_bar_columns(text: str, total: int, width: int) -> tuple[str, list[ProgressColumn]]:
-    """Return the text of a progress bar and the columns that fit a terminal, so that no figure is cut.
+    """Return the text of a progress bar and the columns that fit without cutting a figure.
 
     The count is worth most, then the time left, the text, which may be shortened, and the bar.
     """
@@ -95,10 +95,15 @@ def choose_bar_columns(text: str, total: int, width: int) -> tuple[str, list[Pro
     return text, columns
 
 
-def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> None:
+def print_table(
+    title: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    names: int = 1,
+) -> None:
     """Print a table: the columns of names to the left, the others to the right.
 
-    No cell is cut. A table that is wider than the terminal is printed in parts, each with the columns of names.
+    No cell is cut. A table wider than the terminal is printed in parts, each with the names.
 
     Args:
         title: a line above the table; may be empty.
@@ -122,12 +127,12 @@ def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], 
             else:
                 table.add_column(head[i], justify="right", no_wrap=True)
         for row in rows:
-            table.add_row(*(Text(row[i]) for i in part))  # Text: a name may contain [brackets], rich's markup
+            table.add_row(*(Text(row[i]) for i in part))  # as text: [brackets] are rich's markup
         _Console(highlight=False, width=measure_width(widths, part), height=1).print(table)
 
 
 def split_columns(widths: Sequence[int], names: int, room: int | None) -> list[list[int]]:
-    """Return the columns of each part of a table: those of the names, and as many others as fit, at least one."""
+    """Return the columns of each part: the names, and as many others as fit, at least one."""
     first = list(range(min(names, len(widths))))
     parts = [first]
     for i in range(len(first), len(widths)):
@@ -145,7 +150,7 @@ def measure_width(widths: Sequence[int], part: Sequence[int]) -> int:
 
 
 def find_columns() -> int | None:
-    """Return the columns of the terminal, or what COLUMNS says; None for a file, which has room for any line."""
+    """Return the width of the terminal, or COLUMNS; None for a file, where any line fits."""
     given = os.environ.get("COLUMNS", "")
     if given.isdecimal() and int(given) > 0:
         return int(given)

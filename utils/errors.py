@@ -43,7 +43,9 @@ def describe_os_error(error: OSError) -> str:
         return f"{reason}: free some space in one of them, or set TMPDIR to another folder"
     if not error.filename:
         return reason
-    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+    name = error.filename
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
     return f"{name}: {reason}"
 
 

@@ -14,7 +14,8 @@ from utils.errors import UserError, check
 try:
     import fcntl
 except ModuleNotFoundError:
-    raise ImportError("needs Linux or macOS, whose file locks it uses; on Windows, use WSL") from None
+    needs = "needs Linux or macOS, whose file locks it uses; on Windows, use WSL"
+    raise ImportError(needs) from None
 
 PARTIAL = ".partial"
 

@@ -91,7 +91,9 @@ class RunDirectory:
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, up to the first damaged one."""
         rows = []
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if self.metrics.exists() else ():
+        if not self.metrics.exists():
+            return rows
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:

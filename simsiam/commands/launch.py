@@ -66,18 +66,16 @@ def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator
 
 
 def join_processes(cluster: ClusterEnvironment, gpu: bool) -> None:
-    """Wait until all processes of the run have met at MASTER_ADDR:MASTER_PORT. A signal ends the wait.
+    """Wait until all processes of the run have met at MASTER_ADDR:MASTER_PORT, or a signal comes.
 
     Raises:
         UserError: if they cannot meet there.
     """
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-    processes = cluster.world_size()
+    processes, rank = cluster.world_size(), cluster.global_rank()
 
     def join() -> None:
-        distributed.init_process_group(
-            backend, timeout=TIMEOUT, world_size=processes, rank=cluster.global_rank()
-        )
+        distributed.init_process_group(backend, timeout=TIMEOUT, world_size=processes, rank=rank)
 
     try:
         os.environ["MASTER_ADDR"] = cluster.main_address
@@ -85,11 +83,11 @@ def join_processes(cluster: ClusterEnvironment, gpu: bool) -> None:
         place = f"{cluster.main_address}:{cluster.main_port}"
         notice = f"waiting for all {processes} processes of the run to meet at {place}"
         call_interruptibly(join, notice if cluster.local_rank() == 0 else None)
-    except (RuntimeError, ValueError, OSError) as error:  # torch's DistNetworkError and its like are RuntimeErrors
+    except (RuntimeError, ValueError, OSError) as error:  # torch's own are RuntimeErrors
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the {processes} processes of the run could not meet at MASTER_ADDR:MASTER_PORT ({reason}): "
-            "set them to an address that each machine reaches and a free port"
+            f"the {processes} processes of the run could not meet at MASTER_ADDR:MASTER_PORT "
+            f"({reason}): set them to an address that each machine reaches and a free port"
         ) from None
 
 

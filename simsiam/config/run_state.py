@@ -13,7 +13,7 @@ def check_folder(config: Pretrain, run: RunDirectory) -> str:
     name = str(run.path)
     check(
         name.encode(errors="replace").decode() == name,
-        f"--save-dir, --exp-name or --version: {name!a} is not UTF-8, which TensorBoard needs: give another name",
+        f"--save-dir, --exp-name or --version: {name!a} is not UTF-8: give another name",
     )
     state, data = run.state(), config.data
     if state != "new" and not config.run.overwrite:

@@ -78,20 +78,21 @@ def test_the_time_left_knows_that_later_views_are_larger() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A clock that only moves when a test says so."""
     clock = SimpleNamespace(now=0.0)
-    stub = SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: 2 * clock.now)  # two threads
-    monkeypatch.setattr(progress, "time", stub)
+    times = SimpleNamespace(perf_counter=lambda: clock.now)
+    times.process_time = lambda: 2 * clock.now  # of two threads
+    monkeypatch.setattr(progress, "time", times)
     return clock
 
 
 @pytest.mark.parametrize("count", [2, 50, 512])
 @pytest.mark.parametrize("per_image", [1e-3, 0.02, 3.0])
-def test_the_time_of_a_step_is_known_from_few_images(
-    per_image: float, count: int, clock: SimpleNamespace
-) -> None:
+def test_the_time_of_a_step_is_known_from_few_images(per_image, count, clock) -> None:
     calls: list[int] = []
 
     def step(n: int) -> None:
-        clock.now += 0.25 + per_image * n + (0.1 if n not in calls else 0)  # the first call of a size takes longer
+        clock.now += 0.25 + per_image * n
+        if n not in calls:  # the first call with so many images
+            clock.now += 0.1
         calls.append(n)
 
     expected = 0.25 + per_image * count
@@ -110,7 +111,7 @@ def test_one_slow_call_does_not_spoil_the_estimate(disturbed: int, clock: Simple
     assert 0.5 * 51.3 < progress.measure_seconds(step, 512) < 2 * 51.3
 
 
-def test_the_estimate_computes_few_images_of_a_slow_network(clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_computes_few_images_of_a_slow_network(clock, monkeypatch) -> None:
     data = ViewsDataModule("patterns", train_images=400, test_images=40, batch_size=100)
     data.setup()
     model = SimSiam("resnet10", width=4, out_dim=32, h_dim=16)
@@ -129,7 +130,8 @@ def test_the_estimate_computes_few_images_of_a_slow_network(clock, monkeypatch: 
     monkeypatch.setattr(progress, "extract_features", make_slow(progress.extract_features))
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     seconds = progress.estimate_seconds(model, data, bf16=False, epochs=10, knn_every=5)
-    assert seconds == pytest.approx(0.5 * (10 * 400 + 3 * 440))  # kNN: untrained, and after epochs 5 and 10
+    # kNN is measured of the untrained network, and after epochs 5 and 10.
+    assert seconds == pytest.approx(0.5 * (10 * 400 + 3 * 440))
     assert sum(images) <= 40
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 

@@ -1,4 +1,4 @@
-"""utils/console.py: no figure of a table is cut, however narrow the terminal; bars only where they can be drawn."""
+"""utils/console.py: no figure is cut, however narrow the terminal; bars only on a real one."""
 
 import io
 import re
@@ -12,11 +12,14 @@ from utils import console as module
 from utils.console import print_table, split_columns, track_progress
 
 HEAD = ("features", "k", "T 0.07", "T 0.1", "T 0.2")
-ROWS = [("backbone", "1", "76.12", "77.00", "76.99"), ("projector", "200", "7.00", "100.00", "1.00")]
+ROWS = [
+    ("backbone", "1", "76.12", "77.00", "76.99"),
+    ("projector", "200", "7.00", "100.00", "1.00"),
+]
 
 
 @pytest.mark.parametrize("columns", ["", "0", "120", "80", "40", "25", "5", "nonsense"])
-def test_no_cell_of_a_table_is_cut(columns: str, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_cell_of_a_table_is_cut(columns: str, monkeypatch, capsys) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     print_table("kNN", HEAD, ROWS, names=2)
     out = capsys.readouterr().out
@@ -25,12 +28,12 @@ def test_no_cell_of_a_table_is_cut(columns: str, monkeypatch, capsys: pytest.Cap
     assert all(words.count(cell) >= 1 for row in ROWS for cell in row), out
     parts = out.count("features")
     assert parts == {"40": 2, "25": 3, "5": 3}.get(columns, 1)
-    assert words.count("backbone") == words.count("200") == parts  # each part says what its rows are
+    assert words.count("backbone") == words.count("200") == parts  # names are in each part
     if columns in ("40", "80", "120"):
         assert max(map(len, out.splitlines())) <= int(columns)
 
 
-def test_a_long_name_is_wrapped_beside_its_figure(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_name_is_wrapped_beside_its_figure(monkeypatch, capsys) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     name = "a very long name of a class that is more than forty letters long"
     print_table("", ("class", "accuracy %"), [(name, "76.12"), ("short", "1.00")])
@@ -57,7 +60,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("term", ["xterm", "dumb", "unknown"])
-def test_a_dumb_terminal_gets_lines_instead_of_a_bar(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dumb_terminal_gets_lines_instead_of_a_bar(term: str, monkeypatch) -> None:
     monkeypatch.setenv("TERM", term)
     screen = Terminal()
     terminal = module._Console(file=screen, width=80)
@@ -69,7 +72,10 @@ def test_a_dumb_terminal_gets_lines_instead_of_a_bar(term: str, monkeypatch: pyt
     if term == "xterm":
         assert "[/a] of [b]" in screen.getvalue() and lines == []
     else:
-        assert screen.getvalue().strip() == "" and lines == ["[/a] of [b]: 1 of 3", "[/a] of [b]: 2 of 3"]
+        assert screen.getvalue().strip() == "" and lines == [
+            "[/a] of [b]: 1 of 3",
+            "[/a] of [b]: 2 of 3",
+        ]
 
 
 @pytest.mark.parametrize("columns", [120, 80, 40, 30, 20])
@@ -92,5 +98,6 @@ def test_forced_colours_make_no_bar_in_a_file(monkeypatch: pytest.MonkeyPatch) -
 def test_columns_of_zero_are_those_of_a_usual_terminal() -> None:
     code = "from utils.console import console; print(console.width, console.height)"
     environment = {"COLUMNS": "0", "LINES": "0", "PATH": ""}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", code], **options)
     assert done.stdout == "80 25\n", done.stderr
