@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import io
 import logging
 import os
 import signal
@@ -14,14 +15,25 @@ if sys.version_info < (3, 11):  # noqa: UP036  (who has an older one shall read 
     print(f"main.py: needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}", file=sys.stderr)
     sys.exit(2)
 INSTALL = f"{sys.executable} -m pip install -r {os.path.join(os.path.dirname(os.path.abspath(__file__)), 'req.txt')}"
-if importlib.util.find_spec("fcntl") is None:  # before anything that needs it, or SIGHUP, is imported
-    print("main.py: needs Linux or macOS; on Windows, run it in WSL (wsl --install)", file=sys.stderr)
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C during the imports needs no traceback
+if importlib.util.find_spec("fcntl") is None:  # Windows, which lacks SIGHUP too
+    needs = "needs Linux or macOS; on Windows, run it in WSL (wsl --install)"
+    print(f"main.py: {needs}", file=sys.stderr)
     sys.exit(2)
 try:
     from simsiam.config.commands import COMMANDS, Evaluation
     from simsiam.config.run_state import announce
     from utils.cli import iterate_options, parse
-    from utils.errors import RunFailure, Stopped, UserError, check, is_missing_home, is_out_of_memory
+    from utils.errors import (
+        RunFailure,
+        Stopped,
+        UserError,
+        check,
+        describe_os_error,
+        is_missing_home,
+        is_out_of_memory,
+    )
 except ModuleNotFoundError as missing:
     print(f"main.py: the package {missing.name} is not installed: {INSTALL}", file=sys.stderr)
     sys.exit(2)
@@ -34,11 +46,15 @@ LESS_MEMORY = {
 }
 DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
+may_unwind = threading.Event()  # set once a signal may raise an exception
+
 
 def main(args: list[str]) -> int:
     """Run one command; the exit status: 0, 2 for a mistake of the user (one line on stderr), see `utils.errors`."""
+    prepare_streams()
+    may_unwind.clear()
     for number, usual in DEFAULTS.items():
-        if signal.getsignal(number) is usual:  # not nohup's
+        if signal.getsignal(number) in (usual, signal.SIG_DFL):  # not nohup's
             signal.signal(number, stop)
     named = bool(args) and not args[0].startswith("-")
     name, rest = (args[0], args[1:]) if named else ("pretrain", args)
@@ -51,12 +67,13 @@ def main(args: list[str]) -> int:
             name = "sweep"
         elif name == "pretrain" and not announce(config):
             return 0
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells where its caches are, and why
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not on where its caches are
         gc.disable()  # nothing that is imported is garbage, and to look for it takes a fifth of the time
         command = importlib.import_module(f"simsiam.commands.{'sweep' if name == 'ablate' else name}")  # and torch
         gc.freeze()
         gc.enable()
         silence_lightning()
+        may_unwind.set()
         getattr(command, name)(config)
         return 0
     except (UserError, RunFailure, Stopped) as error:
@@ -75,7 +92,7 @@ def main(args: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # no permission, no space
-        return fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+        return fail(describe_os_error(error))
 
 
 def suggest_less_memory(name: str) -> str:
@@ -88,7 +105,14 @@ def suggest_less_memory(name: str) -> str:
 
 def stop(number: int, frame: object) -> None:
     """Signal handler of commands that have nothing to save; pre-training installs its own."""
-    raise Stopped(number, "; the same command goes on, or begins again")
+    stopped = Stopped(number, "; the same command goes on, or begins again")
+    if may_unwind.is_set():
+        raise stopped
+    # Packages are being imported. Some would take an exception for a missing package and go on.
+    fail(stopped)
+    with suppress(Exception):  # the signal may have come while something was printed
+        sys.stdout.flush()
+    os._exit(stopped.status)
 
 
 def fail(why: object, status: int = 2) -> int:
@@ -97,6 +121,21 @@ def fail(why: object, status: int = 2) -> int:
         with suppress(OSError):  # after a SIGHUP there may be no terminal
             print(f"main.py: {why}", file=sys.stderr)
     return status
+
+
+def prepare_streams() -> None:
+    """Open the standard streams that are closed, and escape letters that stdout cannot encode."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # A file opened later would get this number, and with it all that C code prints.
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr does by itself
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def silence_lightning() -> None:

@@ -179,7 +179,7 @@ def _read_config(command: type[Command], args: list[str], rules: dict[str, Rule]
         return None
     file = Path(os.path.expanduser(values[-1]))
     try:
-        settings = yaml.safe_load(file.read_text())["settings"].items()
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))["settings"].items()
         taken = {name: value for name, value in settings if rules.get(name, PLAIN) < NOT_INHERITED}
         return from_settings(command, taken)
     except (TypeError, KeyError, AttributeError):

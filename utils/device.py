@@ -33,21 +33,21 @@ def choose_accelerator(accelerator: str) -> str:
         problem = find_problem(torch.__version__, torch.version.cuda, message)
     if problem is not None and (accelerator == "gpu" or not problem.intended):
         raise UserError(f"{problem.message}. Or go on without it: --accelerator cpu")
-    check(
-        available or accelerator != "gpu", "--accelerator gpu: torch finds no GPU here; leave the flag out for the CPU"
-    )
+    missing = "--accelerator gpu: torch finds no GPU here; leave the flag out for the CPU"
+    check(available or accelerator != "gpu", missing)
     if available and torch.version.cuda is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own words on a GPU that is too old
             capability = torch.cuda.get_device_capability()
             name = torch.cuda.get_device_name()
-        too_old = find_missing_kernels(name, capability, torch.__version__, torch.cuda.get_arch_list())
+        built_for = torch.cuda.get_arch_list()
+        too_old = find_missing_kernels(name, capability, torch.__version__, built_for)
         check(too_old is None, f"{too_old}. Or go on without it: --accelerator cpu")
     return "gpu" if available else "cpu"
 
 
 def hidden_gpu(accelerator: str) -> str | None:
-    """Return why "auto" has chosen the CPU of a machine with a GPU, such as an empty CUDA_VISIBLE_DEVICES."""
+    """Return why "auto" takes the CPU though the machine has a GPU; None if it has none."""
     if accelerator != "auto" or torch.cuda.is_available():
         return None
     problem = find_problem(torch.__version__, torch.version.cuda, "")

@@ -49,7 +49,8 @@ def _call_in(chosen: bool, function: Callable[[], Result]) -> Result | None:
         result = function() if chosen else None
     except BaseException as error:  # noqa: BLE001  (raised again below, once the others know)
         failure, status = error, getattr(error, "status", 1)
-    (status,) = call_interruptibly(lambda: all_reduce_max(status))  # rank 0 may download for an hour
+    # Interruptibly, because rank 0 may download for an hour.
+    (status,) = call_interruptibly(lambda: all_reduce_max(status))
     if failure is not None:
         raise failure
     if status:

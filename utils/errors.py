@@ -1,5 +1,6 @@
 """The failures that end the program with one line on stderr instead of a traceback."""
 
+import os
 import signal
 
 
@@ -33,6 +34,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_missing_home(error: BaseException) -> bool:
     """Whether pathlib could not expand "~": HOME is not set, and the user's id is in no passwd."""
     return isinstance(error, RuntimeError) and str(error) == "Could not determine home directory."
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return what failed and why, in one line."""
+    reason = error.strerror or str(error)
+    if error.filename is None and reason.startswith("No usable temporary directory"):
+        return f"{reason}: free some space in one of them, or set TMPDIR to another folder"
+    if not error.filename:
+        return reason
+    name = error.filename
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    return f"{name}: {reason}"
 
 
 def check(ok: bool, message: str) -> None:

@@ -14,7 +14,8 @@ from utils.errors import UserError, check
 try:
     import fcntl
 except ModuleNotFoundError:
-    raise ImportError("needs Linux or macOS, whose file locks it uses; on Windows, use WSL") from None
+    needs = "needs Linux or macOS, whose file locks it uses; on Windows, use WSL"
+    raise ImportError(needs) from None
 
 PARTIAL = ".partial"
 
@@ -37,7 +38,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda partial: partial.write_text(text))
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ class RunDirectory:
     def settings(self, section: str = "settings") -> dict[str, Any]:
         """The settings with which the run was started; section "resolved": what the program chose."""
         try:
-            return dict(yaml.safe_load(self.config.read_text())[section])
+            return dict(yaml.safe_load(self.config.read_text(encoding="utf-8"))[section])
         except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, AttributeError, RecursionError):
             raise UserError(f"{self.config} is damaged: start anew with --overwrite") from None
 
@@ -91,7 +91,9 @@ class RunDirectory:
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, up to the first damaged one."""
         rows = []
-        for line in self.metrics.read_text(errors="replace").splitlines() if self.metrics.exists() else ():
+        if not self.metrics.exists():
+            return rows
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:

@@ -34,9 +34,11 @@ class ProgressCallback(pl.Callback):
 
     def __init__(self, words: Callable[[], str], pause: Callable[[int], float] = lambda epoch: 0.0) -> None:
         self.words, self.pause = words, pause
-        head, tail = (TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("head", "tail"))
+        head = TextColumn("{task.fields[head]}", markup=False)
+        tail = TextColumn("{task.fields[tail]}", markup=False)
         columns = (head, BarColumn(None), tail)
-        options: dict[str, Any] = {"refresh_per_second": 4, "transient": True, "disable": not console.draws_bars}
+        options: dict[str, Any] = {"refresh_per_second": 4, "transient": True}
+        options["disable"] = not console.draws_bars
         self.bar = Progress(*columns, console=console, expand=True, **options)
         self.steps, self.seconds = 0, 0.0  # of training alone, since the first step, which may compile
         self.work = 0.0  # of these steps, in pixels of a view
@@ -109,7 +111,7 @@ def count_pixels(trainer: pl.Trainer, epoch: int) -> int:
 def estimate_seconds(model: SimSiam, data: ViewsDataModule, bf16: bool, epochs: int, knn_every: int) -> float:
     """Return about how many seconds a run of one process takes on this processor.
 
-    A copy of the run's `model` trains on a few images of each size of its views, for a second or so in all.
+    A copy of the run's `model` trains on a few images of each size of its views.
     """
     twin = copy.deepcopy(model)
     steps_per_epoch = len(data.train) // data.batch_size
@@ -126,30 +128,38 @@ def estimate_seconds(model: SimSiam, data: ViewsDataModule, bf16: bool, epochs: 
         if knn_every:
             images = len(data.train) + len(data.test)
             chunk = min(images, MOST_MEASURED)
-            taken = measure_seconds(
-                lambda n: extract_features(twin.backbone, data.train.images[:n], data.mean, data.std), chunk
-            )
+
+            def extract(n: int) -> None:
+                extract_features(twin.backbone, data.train.images[:n], data.mean, data.std)
+
+            taken = measure_seconds(extract, chunk)
             measurements = 1 + -(-epochs // knn_every)  # one of them before training
             seconds += measurements * taken * images / chunk
     return seconds
 
 
 def measure_seconds(step: Callable[[int], object], count: int) -> float:
-    """Return about how many seconds `step(count)` takes, a function of a number of images, by calls with fewer.
+    """Return about how many seconds `step(count)` takes, measured by calls with fewer images.
 
-    A call takes a fixed time and a time per image. Two numbers of images give both: 2 (batch normalisation needs as
-    many), and the first larger one that takes long enough to be measured well.
+    A call takes a fixed time and a time per image. Two numbers of images give both: 2, as many as
+    batch normalisation needs, and the first larger one that takes long enough to be measured well.
+
+    Args:
+        step: computes on the given number of images.
+        count: the number of images whose time is asked for.
     """
 
     def time_step(n: int) -> float:
         started, started_computing = time.perf_counter(), time.process_time()
         step(n)
         computed = time.process_time() - started_computing  # by all threads together
-        return min(time.perf_counter() - started, computed)  # less than it took where other programs held it up
+        # If other programs held this one up, that is less than it took.
+        return min(time.perf_counter() - started, computed)
 
     def time_again(n: int, first: float) -> float:
-        """Time a short call twice: the first one also allocates memory and compiles kernels."""
-        return min(first, time_step(n)) if first < LONG else first
+        if first >= LONG:
+            return first
+        return min(first, time_step(n))  # the first one also allocated memory and compiled kernels
 
     few = min(2, count)
     taken_by_few = time_again(few, time_step(few))
@@ -163,7 +173,7 @@ def measure_seconds(step: Callable[[int], object], count: int) -> float:
     if taken <= taken_by_few:  # another program has disturbed the calls with few images
         return taken * count / images
     per_image = (taken - taken_by_few) / (images - few)
-    per_image = min(per_image, taken_by_few / few)  # more would be a disturbed call: no fixed time is negative
+    per_image = min(per_image, taken_by_few / few)  # more is a disturbed call
     return taken_by_few + per_image * (count - few)
 
 

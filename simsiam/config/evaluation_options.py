@@ -111,7 +111,7 @@ class ReportOptions:
     """Report."""
 
     runs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN [RUN ...]", help_behavior_hint="(one at least)")]
-    """Run folders: finished, still training, or killed; or folders that hold some, as of --seeds and ablate."""
+    """Folders of runs (finished, training, or killed), or of several, as --seeds makes them."""
     output: Annotated[str | None, unset("DIR", "report in the run's folder, or in that which holds the runs")] = None
     """Folder for index.html and figures/*.png. It replaces an earlier report there, and nothing else."""
     pictures: bool = True

@@ -10,6 +10,11 @@ from utils.run_dir import RunDirectory
 
 def check_folder(config: Pretrain, run: RunDirectory) -> str:
     """The state of the run's folder: new, unfinished or finished; UserError if it holds another run, or none."""
+    name = str(run.path)
+    check(
+        name.encode(errors="replace").decode() == name,
+        f"--save-dir, --exp-name or --version: {name!a} is not UTF-8: give another name",
+    )
     state, data = run.state(), config.data
     if state != "new" and not config.run.overwrite:
         changed, weights = describe_differences(run.settings(), settings_to_keep(config)), f"--model-path {run.path}"

@@ -34,6 +34,11 @@ def printable(value: Any) -> str:
     return UNPRINTABLE.sub("\ufffd", str(value))
 
 
+def read_damaged(file: Path) -> str:
+    """Return the text of a file; bytes that are not UTF-8 become U+FFFD."""
+    return file.read_text(encoding="utf-8", errors="replace")
+
+
 def numbers(row: Any) -> dict[str, float]:
     """The figures of a mapping; what is none, such as text or NaN, is left out."""
     known = row.items() if isinstance(row, dict) else ()
@@ -92,7 +97,7 @@ def read_run(path: Path, title: str = "") -> Run:
     check(path.is_dir(), f"{path} is a file, not the folder of a run")
     check(is_run(path), f"{path} is not the folder of a run, and holds none")
     with run.note_damage(folder.config):
-        content = yaml.safe_load(folder.config.read_text(errors="replace"))
+        content = yaml.safe_load(read_damaged(folder.config))
         resolved, versions = content.get("resolved") or {}, content.get("versions") or {}
         chosen = {name: resolved[name] for name in ("precision", "devices") if name in resolved}
         run.machine = {**(resolved.get("hardware") or {}), **chosen, **versions}
@@ -103,11 +108,11 @@ def read_run(path: Path, title: str = "") -> Run:
         run.rows += [row for row in map(numbers, folder.rows()) if row.get("epoch", 0) > 0]
     if folder.summary.exists():
         with run.note_damage(folder.summary):
-            untrained = json.loads(folder.summary.read_text(errors="replace")).get("kNN_untrained")
+            untrained = json.loads(read_damaged(folder.summary)).get("kNN_untrained")
             run.rows[0] |= numbers({"kNN_accuracy": untrained})
     for file in sorted(folder.results.glob("*/summary.json")):
         with run.note_damage(file):
-            run.accuracies |= read_accuracies(file.parent.name, json.loads(file.read_text(errors="replace")))
+            run.accuracies |= read_accuracies(file.parent.name, json.loads(read_damaged(file)))
     return run
 
 
@@ -132,7 +137,7 @@ def is_run(path: Path) -> bool:
 
 
 def find_runs_below(path: Path, depth: int = DEEPEST) -> list[Path]:
-    """Return the folders of runs inside a folder, as --seeds, --version and ablate make them, seed_2 before seed_10."""
+    """Return the folders of runs inside a folder, as --seeds and ablate make them."""
     if depth == 0 or not path.is_dir():
         return []
     found: list[Path] = []
@@ -147,25 +152,31 @@ def find_runs_below(path: Path, depth: int = DEEPEST) -> list[Path]:
 
 
 def split_numbers(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts names by the numbers in them."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    """Return a key that sorts seed_2 before seed_10."""
+    key: list[tuple[int, str]] = []
+    for part in re.split(r"(\d+)", name):
+        key.append((int(part), "") if part.isdecimal() else (-1, part))
+    return key
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
-    """Read each run once, without earlier reports (of `runs/*`); of a folder that holds runs, all of these.
+    """Read each run once; of a folder that holds runs, all of these. Earlier reports are ignored.
 
     Raises:
         UserError: where there is no run, or none has an epoch.
     """
     named = dict.fromkeys(Path(path).expanduser().resolve() for path in paths)
-    titles: dict[Path, str] = {}  # by folder of a run
+    titles: dict[Path, str] = {}  # by the folder of a run; empty for one that is named itself
     for path in named:
-        if is_run(path) or not (is_report(path / "index.html") or find_runs_below(path)):
+        below = find_runs_below(path)
+        if is_run(path) or (not below and not is_report(path / "index.html")):
             titles[path] = ""
-            if further := [str(run.relative_to(path)) for run in find_runs_below(path) if run not in named]:
-                print_line(f"{path.name}: its own run; left out are {', '.join(further)} in it, which can be named too")
+            left_out = [str(run.relative_to(path)) for run in below if run not in named]
+            if left_out:
+                names = ", ".join(left_out)
+                print_line(f"{path.name}: the runs inside this run are left out: {names}")
         else:
-            for run in find_runs_below(path):
+            for run in below:
                 titles.setdefault(run, str(run.relative_to(path.parent)))
     runs = [read_run(path, title) for path, title in titles.items()]
     check(any(len(run.rows) > 1 for run in runs), f"{', '.join(paths)}: no epoch is recorded yet")
@@ -174,7 +185,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
 def is_report(index: Path) -> bool:
     """Whether an HTML file is a report of this program."""
-    return index.is_file() and f'content="{GENERATOR}"' in index.read_text(errors="replace")[:2000]
+    return index.is_file() and f'content="{GENERATOR}"' in read_damaged(index)[:2000]
 
 
 class Group(NamedTuple):

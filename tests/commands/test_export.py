@@ -75,7 +75,7 @@ def test_onnx(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
 def test_torchvision_and_timm_take_the_safetensors_file_strictly(program: Program, tmp_path: Path) -> None:
     import torchvision
 
-    flags = ["--dataset", "patterns", "--train-images", "4", "--test-images", "2", "--knn-every", "0", "--epochs", "1"]
+    flags = ["--dataset", "patterns", "--train-images", "4", "--test-images", "64", "--knn-every", "0", "--epochs", "1"]
     flags += ["--batch-size", "2", "--accelerator", "cpu", "--save-dir", str(tmp_path), "--exp-name", "run"]
     assert program(*flags)[0] == 0
     output = exported("safetensors", tmp_path / "run", program, tmp_path)

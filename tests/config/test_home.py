@@ -1,4 +1,4 @@
-"""A user without a home folder: no HOME, and an id without an entry in passwd, as in many containers."""
+"""A user without a home folder: no HOME, and an id without an entry in passwd."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_without_a_home_the_cache_dir_is_asked_for(photos: Path, program: Program, tmp_path: Path) -> None:
+def test_without_a_home_cache_dir_is_named(photos: Path, program: Program, tmp_path: Path) -> None:
     status, _, err = program(*TINY, *FOLDER, "--data-dir", str(photos))
     assert status == 2 and err.count("\n") == 1 and "give --cache-dir" in err, err
     assert list(tmp_path.iterdir()) == []

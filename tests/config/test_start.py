@@ -40,16 +40,19 @@ del signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
 """
 
 
+def run_code(code: str) -> subprocess.CompletedProcess[str]:
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 60}
+    return subprocess.run([sys.executable, "-c", code], **options)
+
+
 def test_windows_is_told_what_to_use_instead() -> None:
-    code = WINDOWS + "import runpy; sys.argv = ['main.py']; runpy.run_path('main.py', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "main.py: needs Linux or macOS; on Windows, run it in WSL (wsl --install)\n"
+    done = run_code(WINDOWS + "import runpy; runpy.run_path('main.py', run_name='__main__')")
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("main.py: needs Linux or macOS; on Windows, run it in WSL")
 
 
 def test_windows_gets_a_sentence_for_the_parts_too() -> None:
-    code = WINDOWS + "import utils.filesystem"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_code(WINDOWS + "import utils.filesystem")
     assert done.stderr.splitlines()[-1].startswith("ImportError: needs Linux or macOS")
 
 

@@ -119,10 +119,11 @@ def is_served(address: tuple[str, int]) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_wait_for_a_missing_process(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_ends_the_wait_for_a_missing_process(number, tmp_path: Path) -> None:
     first, _ = torchrun_environments()  # the second process is never started
     process = start_two("run", tmp_path, **first)
-    wait_for(process, lambda: is_served((first["MASTER_ADDR"], int(first["MASTER_PORT"]))))  # it waits in C++ code
+    address = (first["MASTER_ADDR"], int(first["MASTER_PORT"]))
+    wait_for(process, lambda: is_served(address))  # from then on it waits in C++ code
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == 128 + number
@@ -144,7 +145,8 @@ def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
     with socket.create_server((first["MASTER_ADDR"], int(first["MASTER_PORT"]))):
         process = start_two("run", tmp_path, **first)
         _, err = process.communicate()
-    assert process.returncode == 2 and err.count("\n") == 1 and "MASTER_PORT" in err and "in use" in err, err
+    assert process.returncode == 2 and err.count("\n") == 1, err
+    assert "MASTER_PORT" in err and "in use" in err
 
 
 ANOTHER = pytest.mark.slow("the other process, two more runs of two")

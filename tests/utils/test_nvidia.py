@@ -1,4 +1,4 @@
-"""utils/nvidia.py: a GPU that torch cannot use is named with what helps; no run takes the CPU in its place silently."""
+"""utils/nvidia.py: a GPU that torch cannot use is named, with what helps."""
 
 import errno
 import os
@@ -11,26 +11,37 @@ import torch
 from tests.helpers import SMALL, Program
 from utils import nvidia
 
-VERSION = "NVRM version: NVIDIA UNIX {}x86_64 Kernel Module  {}  Sat Aug 23 15:11:57 UTC 2025\nGCC version: 12.2.0\n"
+VERSION = "NVRM version: NVIDIA UNIX {}x86_64 Kernel Module  {}  Sat Aug 23 15:11:57 UTC 2025\n"
 TOO_OLD = "CUDA initialization: The NVIDIA driver on your system is too old (found version 12020)."
+BUILT_FOR = ["sm_75", "sm_80", "sm_90a", "compute_120"]
 AUTO = [*SMALL, "--accelerator", "auto", "--epochs", "1", "--dry-run"]
+
+
+def warn_and_find_none() -> bool:
+    warnings.warn(TOO_OLD, stacklevel=1)
+    return False
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Make this machine one with a GPU that torch does not find."""
 
-    def make(driver: str = "535.104.05", name: str = "NVIDIA A100-SXM4-40GB", cuda: str | None = "13.0") -> Path:
-        (tmp_path / "proc" / "gpus" / "0000:3b:00.0").mkdir(parents=True)
+    def make(
+        driver: str = "535.104.05",
+        name: str = "NVIDIA A100-SXM4-40GB",
+        cuda: str | None = "13.0",
+    ) -> Path:
+        gpu = tmp_path / "proc" / "gpus" / "0000:3b:00.0"
+        gpu.mkdir(parents=True)
         (tmp_path / "dev").mkdir()
-        (tmp_path / "proc" / "version").write_text(VERSION.format("Open " if driver > "6" else "", driver))
-        (tmp_path / "proc" / "gpus" / "0000:3b:00.0" / "information").write_text(f"Model: \t\t {name}\nIRQ:  \t 59\n")
+        (tmp_path / "proc" / "version").write_text(VERSION.format("", driver))
+        (gpu / "information").write_text(f"Model: \t\t {name}\nIRQ:  \t 59\n")
         for device in ("nvidia0", "nvidiactl"):
             (tmp_path / "dev" / device).touch()
         monkeypatch.setattr(nvidia, "PROC", tmp_path / "proc")
         monkeypatch.setattr(nvidia, "DEV", tmp_path / "dev")
         monkeypatch.setattr(torch.version, "cuda", cuda)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(warnings.warn(TOO_OLD, stacklevel=1)))
+        monkeypatch.setattr(torch.cuda, "is_available", warn_and_find_none)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         return tmp_path / "dev"
 
@@ -66,31 +77,31 @@ def test_a_driver_too_old_for_torch_is_named(machine, program: Program) -> None:
         ("595.10", "NVIDIA H200", "13.0", f"cannot use it ({TOO_OLD[:20]}"),
     ],
 )
-def test_the_advice_fits_the_driver(driver: str, name: str, cuda, advice: str, machine, program: Program) -> None:
+def test_the_advice_fits_the_driver(driver, name, cuda, advice, machine, program: Program) -> None:
     machine(driver, name, cuda)
     assert advice in refuse(program)
 
 
-def test_a_gpu_too_old_for_torch_is_named(monkeypatch: pytest.MonkeyPatch, program: Program) -> None:
+def test_a_gpu_too_old_for_torch_is_named(monkeypatch, program: Program) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100-SXM2-16GB")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "compute_120"])
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: BUILT_FOR)
     err = refuse(program)
-    assert "Tesla V100-SXM2-16GB has compute capability 7.0, but torch" in err and "built for 7.5 and newer" in err
-    assert "/whl/cu126" in err
+    assert "Tesla V100-SXM2-16GB has compute capability 7.0, but torch" in err
+    assert "built for 7.5 and newer" in err and "/whl/cu126" in err
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 6), (12, 1)])
 def test_a_newer_gpu_than_torchs_first_is_taken(capability: tuple[int, int]) -> None:
-    assert nvidia.find_missing_kernels("GPU", capability, "2.14", ["sm_75", "sm_90", "compute_120"]) is None
+    assert nvidia.find_missing_kernels("GPU", capability, "2.14", BUILT_FOR) is None
 
 
-def test_a_gpu_without_permission_is_named(machine, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_permission_is_named(machine, program: Program, monkeypatch) -> None:
     dev = machine()
     refuse_to_open(monkeypatch, errno.EACCES)
-    assert f"no permission to open {dev}/nvidia0: ask for the group" in refuse(program)
+    assert f"no permission to open {dev}/nvidia0: ask for its group" in refuse(program)
 
 
 def refuse_to_open(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -136,7 +147,7 @@ def test_nvidia_smi_is_asked_where_the_kernel_says_nothing(
     assert "NVIDIA GeForce RTX 3090 (driver 566.36)" in refuse(program)
 
 
-def test_a_machine_without_a_gpu_takes_the_cpu(program: Program, machine, tmp_path: Path, monkeypatch) -> None:
+def test_a_machine_without_a_gpu_takes_the_cpu(program, machine, tmp_path, monkeypatch) -> None:
     machine()
     monkeypatch.setattr(nvidia, "PROC", tmp_path / "nothing")
     monkeypatch.setattr("shutil.which", lambda name: None)

@@ -10,11 +10,21 @@ from utils import slurm
 from utils.errors import UserError
 
 JOB = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_NODELIST": "n[1-2]"}
-BATCH = {**JOB, "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+BATCH = {
+    **JOB,
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
 STEP = {
     **BATCH,
     **{"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"},
-    **{"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "n1", "SLURM_TASK_PID": str(os.getpid())},
+    **{
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NODELIST": "n1",
+        "SLURM_TASK_PID": str(os.getpid()),
+    },
 }
 TYPED = {**STEP, "SLURM_TASK_PID": "1", "SLURM_PTY_PORT": "40000"}
 
@@ -38,13 +48,20 @@ def started_with(monkeypatch: pytest.MonkeyPatch) -> object:
 
 @pytest.mark.parametrize(
     "variables",
-    [JOB, BATCH, {**BATCH, "SLURM_STEP_ID": str(0xFFFFFFFA)}, {**BATCH, "SLURM_JOB_NAME": "bash"}, TYPED],
+    [
+        JOB,
+        BATCH,
+        {**BATCH, "SLURM_STEP_ID": str(0xFFFFFFFA)},
+        {**BATCH, "SLURM_JOB_NAME": "bash"},
+        TYPED,
+    ],
     ids=["salloc", "sbatch", "interactive step", "named bash", "typed in srun --pty bash"],
 )
 def test_without_srun_a_process_is_alone(variables, started_with, capsys) -> None:
     assert started_with(variables) == 1
     assert "2 tasks, but this command was not started by srun" in capsys.readouterr().out
-    assert launch.cluster_environment() is None or launch.cluster_environment().world_size() == 1  # type: ignore
+    again = launch.cluster_environment()
+    assert again is None or again.world_size() == 1
     assert capsys.readouterr().out == ""  # said once
 
 
@@ -55,7 +72,11 @@ def test_srun_starts_the_tasks_of_its_step(name: str, started_with, capsys) -> N
 
 
 def test_a_step_may_be_smaller_than_its_job(started_with) -> None:
-    step = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
+    step = {
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    }
     assert started_with({**STEP, "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", **step}) == 4
     assert os.environ["SLURM_NTASKS_PER_NODE"] == os.environ["SLURM_NNODES"] == "2"
     assert os.environ["SLURM_NODELIST"] == "n1"
@@ -83,8 +104,9 @@ def test_without_slurm_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(os.environ) == before
 
 
-def test_a_run_in_sbatch_without_srun_ends(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_sbatch_without_srun_ends(program: Program, monkeypatch) -> None:
     for name, value in {**dict.fromkeys(STEP, ""), **BATCH}.items():
         monkeypatch.setenv(name, value)
     status, out, err = program(*SMALL, "--epochs", "1")
-    assert (status, err) == (0, "") and "Put srun before the command" in out and "device    cpu" in out
+    assert (status, err) == (0, "")
+    assert "Put srun before the command" in out and "device    cpu" in out
