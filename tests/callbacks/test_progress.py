@@ -1,12 +1,6 @@
 """simsiam/callbacks/progress.py: what a person sees on a terminal while a run goes on, and what it will take."""
 
-import fcntl
-import os
-import pty
 import re
-import select
-import struct
-import termios
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,37 +9,18 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-import main
 from simsiam.callbacks import progress
 from simsiam.callbacks.progress import ProgressCallback, about
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.module import SimSiam
-from tests.helpers import SMALL, Started
-from utils.console import console
-
-
-def on_a_terminal(args: list[str]) -> int:
-    """main.py with the terminal ARGS[0]."""
-    terminal = os.open(args[0], os.O_RDWR)
-    for stream in range(3):
-        os.dup2(terminal, stream)
-    console.is_interactive = True  # rich looks once what it writes to
-    return main.main(args[1:])
+from tests.helpers import SMALL
+from tests.terminal import run_on_a_terminal
 
 
 def screen(columns: int, tmp_path: Path, *flags: str) -> list[str]:
     """All lines that a run drew on a terminal, without colours."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    args = [os.ttyname(theirs), *SMALL, *flags, "--save-dir", str(tmp_path)]
-    process = Started(on_a_terminal, args, TERM="xterm", COLUMNS=str(columns))
-    shown = b""
-    while process.poll() is None or select.select([ours], [], [], 0)[0]:
-        if select.select([ours], [], [], 0.1)[0]:
-            shown += os.read(ours, 65536)
-    os.close(theirs)
-    os.close(ours)
-    assert process.returncode == 0, shown
+    status, shown, err = run_on_a_terminal(columns, *SMALL, *flags, "--save-dir", str(tmp_path))
+    assert (status, err) == (0, ""), shown
     return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()))
 
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import pty
-import select
 import shutil
 from pathlib import Path
 
@@ -12,14 +10,13 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import main
 from simsiam.commands.pretrain import build_model
 from simsiam.config.commands import Pretrain
 from simsiam.data.datamodule import ViewsDataModule
 from tests.at_steps import start_small_with_events
-from tests.helpers import SMALL, Program, Started, rows, same_weights, wait_for, weights
+from tests.helpers import SMALL, Program, rows, same_weights, wait_for, weights
+from tests.terminal import run_on_a_terminal
 from utils.cli import from_settings
-from utils.console import console
 
 
 def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_path: Path) -> None:
@@ -207,25 +204,10 @@ def test_a_collapse_is_warned_of_once(program: Program, tmp_path: Path) -> None:
     assert sum(row["z_std"] < 0.5 for row in rows(tmp_path / "runs" / "simsiam_patterns")) > 1
 
 
-def on_a_terminal(args: list[str]) -> int:
-    """main.py, whose stdout is the terminal ARGS[0]; its stderr is not."""
-    os.dup2(os.open(args[0], os.O_RDWR), 1)
-    console.is_interactive = True  # rich looks once what it writes to
-    return main.main(args[1:])
-
-
 def test_on_a_terminal_the_bar_gives_way_to_the_error(tmp_path: Path) -> None:
-    ours, theirs = pty.openpty()
     flags = ["--epochs", "3", "--warmup-epochs", "0", "--learning-rate", "1e30", "--save-dir", str(tmp_path)]
-    process = Started(on_a_terminal, [os.ttyname(theirs), *SMALL, *flags], TERM="xterm")
-    shown = b""
-    while process.returncode is None or select.select([ours], [], [], 0)[0]:
-        if select.select([ours], [], [], 0.1)[0]:
-            shown += os.read(ours, 65536)
-    _, err = process.communicate()
-    os.close(theirs)
-    os.close(ours)
-    assert process.returncode == 4 and err.count("\n") == 1 and "loss is nan" in err
+    status, shown, err = run_on_a_terminal(80, *SMALL, *flags)
+    assert status == 4 and err.count("\n") == 1 and "loss is nan" in err
     assert b"steps" in shown and shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") > 0  # the cursor is back
 
 
