@@ -11,8 +11,11 @@ import threading
 import warnings
 from contextlib import suppress
 
-if sys.version_info < (3, 11):  # noqa: UP036  (who has an older one shall read it)
-    print(f"main.py: needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}", file=sys.stderr)
+if sys.version_info < (3, 11):
+    print(
+        f"main.py: needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}",
+        file=sys.stderr,
+    )
     sys.exit(2)
 INSTALL = f"{sys.executable} -m pip install -r {os.path.join(os.path.dirname(os.path.abspath(__file__)), 'req.txt')}"
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -44,7 +47,11 @@ LESS_MEMORY = {
     "accumulate": "a larger --accumulate",
     "data_memory": "less --data-memory",
 }
-DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+DEFAULTS = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
 
 may_unwind = threading.Event()  # set once a signal may raise an exception
 
@@ -59,7 +66,10 @@ def main(args: list[str]) -> int:
     named = bool(args) and not args[0].startswith("-")
     name, rest = (args[0], args[1:]) if named else ("pretrain", args)
     try:
-        check(name in COMMANDS, f"{name}: no such command; there are {', '.join(COMMANDS)}, each with --help")
+        check(
+            name in COMMANDS,
+            f"{name}: no such command; there are {', '.join(COMMANDS)}, each with --help",
+        )
         if rest and not rest[0].startswith("-") and issubclass(COMMANDS[name], Evaluation):
             rest = ["--checkpoint", *rest]
         config = parse(COMMANDS[name], rest, prog=f"main.py {name}" if named else "main.py")
@@ -69,7 +79,9 @@ def main(args: list[str]) -> int:
             return 0
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not on where its caches are
         gc.disable()  # nothing that is imported is garbage, and to look for it takes a fifth of the time
-        command = importlib.import_module(f"simsiam.commands.{'sweep' if name == 'ablate' else name}")  # and torch
+        command = importlib.import_module(
+            f"simsiam.commands.{'sweep' if name == 'ablate' else name}"
+        )  # and torch
         gc.freeze()
         gc.enable()
         silence_lightning()
@@ -143,9 +155,15 @@ def silence_lightning() -> None:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-    warnings.filterwarnings("ignore", message="TensorFloat32")  # its three digits are too few for crops and cosines
-    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # refused by `read_image`
-    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")  # fp16's first steps may be skipped
+    warnings.filterwarnings(
+        "ignore", message="TensorFloat32"
+    )  # its three digits are too few for crops and cosines
+    warnings.filterwarnings(
+        "ignore", message="Image size .* exceeds limit"
+    )  # refused by `read_image`
+    warnings.filterwarnings(
+        "ignore", message="Detected call of `lr_scheduler"
+    )  # fp16's first steps may be skipped
     warnings.filterwarnings("ignore", message="CUDA initialization")  # `utils.nvidia` explains it
     threading.excepthook = ignore_full_disk
 
@@ -161,5 +179,8 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     finally:
         for number in DEFAULTS:  # all is said and saved: a signal ends what is left, without a word
-            signal.signal(number, signal.SIG_IGN if signal.getsignal(number) is signal.SIG_IGN else signal.SIG_DFL)
+            signal.signal(
+                number,
+                signal.SIG_IGN if signal.getsignal(number) is signal.SIG_IGN else signal.SIG_DFL,
+            )
         gc.freeze()  # else Python looks for garbage in all of torch, which takes more than a second

@@ -32,7 +32,11 @@ class _AllGather(torch.autograd.Function):
 
 
 def _count_processes() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return (
+        distributed.get_world_size()
+        if distributed.is_available() and distributed.is_initialized()
+        else 1
+    )
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -69,10 +73,18 @@ class _NormalizeViews(torch.autograd.Function):
             g = torch.where(_scale(centered, rstd, weight, bias) > 0, g, 0.0)
         g_sum = g.sum(dims, keepdim=True)
         gx_sum = (g * centered).sum(dims, keepdim=True) * rstd  # of g times the normalised x
-        dx = (g - g_sum / n - centered * (rstd * gx_sum / n)) * (rstd if weight is None else rstd * weight)
+        dx = (g - g_sum / n - centered * (rstd * gx_sum / n)) * (
+            rstd if weight is None else rstd * weight
+        )
         if weight is None:
             return dx.to(x.dtype), None, None, None, None
-        return dx.to(x.dtype), gx_sum.sum_to_size(weight.shape), g_sum.sum_to_size(weight.shape), None, None
+        return (
+            dx.to(x.dtype),
+            gx_sum.sum_to_size(weight.shape),
+            g_sum.sum_to_size(weight.shape),
+            None,
+            None,
+        )
 
 
 def _scale(centered: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -136,10 +148,14 @@ class _BatchNormPerView(_BatchNorm):
         x = _widen(input).unflatten(0, (self.views, -1))  # (V, B, C, ...)
         dims = [d for d in range(x.dim()) if d not in (0, 2)]
         var, mean = torch.var_mean(x, dims, correction=0)  # (V, C) each
-        means, variances = _AllGather.apply(torch.stack([mean, var])).unbind(1)  # (processes, V, C) each
+        means, variances = _AllGather.apply(torch.stack([mean, var])).unbind(
+            1
+        )  # (processes, V, C) each
         mean = means.mean(0)
         var = (variances + (means - mean).square()).mean(0)
-        self._update_running_statistics(mean.detach(), var.detach(), x[0].numel() // x.shape[2] * len(means))
+        self._update_running_statistics(
+            mean.detach(), var.detach(), x[0].numel() // x.shape[2] * len(means)
+        )
         shape = (self.views, 1, -1, *[1] * (x.dim() - 3))
         x = (x - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
         if self.affine:
@@ -148,7 +164,11 @@ class _BatchNormPerView(_BatchNorm):
 
     def _update_running_statistics(self, mean: Tensor, var: Tensor, n: int) -> None:
         """As torch does, view after view, with moments (V, C) of n numbers each."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+        if (
+            self.running_mean is None
+            or self.running_var is None
+            or self.num_batches_tracked is None
+        ):
             return
         with torch.no_grad():
             if not self.compiled:

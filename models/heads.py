@@ -16,10 +16,14 @@ from models.batch_norm import BatchNorm1d
 from models.resnet import BACKBONES
 
 BN = ("paper", "none", "hidden", "all")
-OWN_BACKBONE = "an own"  # what hyper-parameters say of a backbone that was not built here, before its class
+OWN_BACKBONE = (
+    "an own"  # what hyper-parameters say of a backbone that was not built here, before its class
+)
 
 
-def build_networks(backbone: str | nn.Module, hp: Mapping[str, Any]) -> tuple[nn.Module, nn.Sequential, nn.Module]:
+def build_networks(
+    backbone: str | nn.Module, hp: Mapping[str, Any]
+) -> tuple[nn.Module, nn.Sequential, nn.Module]:
     """Backbone (B, 3, S, S) -> (B, F), projector (B, F) -> (B, d), predictor (B, d) -> (B, d), by those of `SimSiam`.
 
     Raises ValueError for an unknown name, or a backbone of one's own that gives something else.
@@ -31,11 +35,17 @@ def build_networks(backbone: str | nn.Module, hp: Mapping[str, Any]) -> tuple[nn
     else:
         if backbone not in BACKBONES:
             raise ValueError(f"unknown backbone {backbone!r}: there are {', '.join(BACKBONES)}")
-        network = BACKBONES[backbone](hp["width"], hp["zero_init_residual"], hp["stem"], hp["conv_init"])
+        network = BACKBONES[backbone](
+            hp["width"], hp["zero_init_residual"], hp["stem"], hp["conv_init"]
+        )
         network.image_size, features = hp["image_size"], network.num_features
     d, bn = hp["out_dim"], hp["heads_bn"]
     projector = projection_mlp(features, hp["proj_hidden"] or d, d, hp["proj_layers"], bn)
-    return network, projector, prediction_mlp(d, hp["h_dim"], bn) if hp["predictor"] else nn.Identity()
+    return (
+        network,
+        projector,
+        prediction_mlp(d, hp["h_dim"], bn) if hp["predictor"] else nn.Identity(),
+    )
 
 
 @torch.no_grad()
@@ -49,7 +59,9 @@ def count_features(network: nn.Module, size: int) -> int:
     return out.shape[1]
 
 
-def projection_mlp(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2, bn: str = "paper") -> nn.Sequential:
+def projection_mlp(
+    in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2, bn: str = "paper"
+) -> nn.Sequential:
     """The projector g: (B, in_dim) -> (B, out_dim).
 
     "The projection MLP (in f) has BN applied to each fully-connected (fc) layer, including its output fc. Its output fc
@@ -73,7 +85,11 @@ def prediction_mlp(dim: int, hidden_dim: int, bn: str = "paper") -> nn.Sequentia
     "The prediction MLP (h) has BN applied to its hidden fc layers. Its output fc does not have BN (ablation in Sec.
     4.4) or ReLU. This MLP has 2 layers."
     """
-    return nn.Sequential(*_fc(dim, hidden_dim, bn != "none"), nn.ReLU(inplace=True), *_fc(hidden_dim, dim, bn == "all"))
+    return nn.Sequential(
+        *_fc(dim, hidden_dim, bn != "none"),
+        nn.ReLU(inplace=True),
+        *_fc(hidden_dim, dim, bn == "all"),
+    )
 
 
 def _fc(i: int, o: int, bn: bool, affine: bool = True) -> list[nn.Module]:

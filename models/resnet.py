@@ -21,7 +21,9 @@ from models.batch_norm import BatchNorm2d, batch_norm_relu
 
 STEMS = ("cifar", "imagenet")
 CONV_INITS = ("kaiming", "torch")
-TELL_STATISTICS = "train with SimSiam(mean=..., std=..., image_size=...), or set .statistics = mean, std"
+TELL_STATISTICS = (
+    "train with SimSiam(mean=..., std=..., image_size=...), or set .statistics = mean, std"
+)
 CHANNEL_MULTIPLE = 8  # cuDNN's fast kernels take a multiple of so many channels
 # With channels_last and at most so many channels, oneDNN's backward pass of a 1x1 convolution of
 # stride 2 corrupts memory.
@@ -183,7 +185,9 @@ class ResNet(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         if name in ("mean", "std"):
-            raise UnknownStatisticsError(f"the mean and std of its training images are not known: {TELL_STATISTICS}")
+            raise UnknownStatisticsError(
+                f"the mean and std of its training images are not known: {TELL_STATISTICS}"
+            )
         return super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -218,9 +222,13 @@ def _stage(
     out = planes * block.expansion
     downsample = None
     if stride != 1 or channels != out:
-        downsample = nn.Sequential(torchvision_resnet.conv1x1(channels, out, stride), BatchNorm2d(out))
+        downsample = nn.Sequential(
+            torchvision_resnet.conv1x1(channels, out, stride), BatchNorm2d(out)
+        )
     first = block(channels, planes, stride, downsample, norm_layer=BatchNorm2d)
-    return nn.Sequential(first, *(block(out, planes, norm_layer=BatchNorm2d) for _ in range(blocks - 1)))
+    return nn.Sequential(
+        first, *(block(out, planes, norm_layer=BatchNorm2d) for _ in range(blocks - 1))
+    )
 
 
 resnet10 = partial(ResNet, BasicBlock, (1, 1, 1, 1))  # the small one, for a CPU

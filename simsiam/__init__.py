@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from simsiam.module import SimSiam
 
 __all__ = ["CollapseMonitor", "KNNMonitor", "SimSiam", "ViewsDataModule", "load_backbone"]
-MODULES = ("callbacks.collapse", "callbacks.knn", "module", "data.datamodule", "evaluation.checkpoint")
+MODULES = (
+    "callbacks.collapse",
+    "callbacks.knn",
+    "module",
+    "data.datamodule",
+    "evaluation.checkpoint",
+)
 
 
 def check_packages() -> None:

@@ -70,7 +70,15 @@ def normalize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 # ---------------------------------------------------------------- drawing
 
 
-def draw(indices: Tensor, size: int, *, seed: int, epoch: int | Tensor, view: int | Tensor, policy: Policy) -> Views:
+def draw(
+    indices: Tensor,
+    size: int,
+    *,
+    seed: int,
+    epoch: int | Tensor,
+    view: int | Tensor,
+    policy: Policy,
+) -> Views:
     """The parameters of one view of each sample, distributed as torchvision's transforms draw theirs.
 
     Args:
@@ -79,7 +87,9 @@ def draw(indices: Tensor, size: int, *, seed: int, epoch: int | Tensor, view: in
     u = uniform(indices, epoch, view, 2 * CROP_TRIES + 13, seed=seed)  # (B, 33)
     crop, rest = u[:, : 2 * CROP_TRIES], u[:, 2 * CROP_TRIES :]
     height, width = _crop_shape(crop, size, policy)
-    ranges = [(max(0.0, 1 - s), 1 + s) for s in (policy.brightness, policy.contrast, policy.saturation)]
+    ranges = [
+        (max(0.0, 1 - s), 1 + s) for s in (policy.brightness, policy.contrast, policy.saturation)
+    ]
     ranges.append((-policy.hue, policy.hue))
     factors = [low + rest[:, 8 + i] * (high - low) for i, (low, high) in enumerate(ranges)]
     return Views(
@@ -107,7 +117,9 @@ def _crop_shape(u: Tensor, size: int, policy: Policy) -> tuple[Tensor, Tensor]:
 
     A square image always holds itself, so torchvision's central fall-back is the whole image.
     """
-    area = size * size * (policy.crop_scale + u[:, :CROP_TRIES] * (1 - policy.crop_scale))  # (B, 10)
+    area = (
+        size * size * (policy.crop_scale + u[:, :CROP_TRIES] * (1 - policy.crop_scale))
+    )  # (B, 10)
     ratio = torch.exp((2 * u[:, CROP_TRIES:] - 1) * math.log(4 / 3))
     width = torch.round(torch.sqrt(area * ratio)).long()
     height = torch.round(torch.sqrt(area / ratio)).long()
@@ -134,7 +146,13 @@ def _column(per_sample: Tensor) -> Tensor:
 
 
 def resized_crop(
-    x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, size: int | None = None
+    x: Tensor,
+    top: Tensor,
+    left: Tensor,
+    height: Tensor,
+    width: Tensor,
+    flip: Tensor,
+    size: int | None = None,
 ) -> Tensor:
     """Crop each image to its box, resize to S x S bilinearly (antialiased where that shrinks), flip left to right.
 
@@ -152,7 +170,9 @@ def _resize_matrix(start: Tensor, length: Tensor, flip: Tensor, side: int, size:
     output = torch.where(flip[:, None], size - 1 - place, place)  # (B, S)
     scale = (length.float() / size)[:, None]  # input pixels per output pixel
     center = start[:, None] + (output + 0.5) * scale  # (B, S)
-    distance = (pixel + 0.5 - center[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]  # (B, S, C)
+    distance = (pixel + 0.5 - center[:, :, None]).abs() / scale.clamp(min=1)[
+        :, :, None
+    ]  # (B, S, C)
     inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])  # (B, C)
     weight = (1 - distance).clamp(min=0) * inside[:, None]
     return weight / weight.sum(dim=2, keepdim=True)

@@ -41,7 +41,11 @@ def get_views(batch: Any) -> list[Tensor]:
     views = batch
     if isinstance(batch, list | tuple) and batch and isinstance(batch[0], list | tuple):
         views = batch[0]
-    if not isinstance(views, list | tuple) or len(views) < 2 or not all(map(_is_image_batch, views)):
+    if (
+        not isinstance(views, list | tuple)
+        or len(views) < 2
+        or not all(map(_is_image_batch, views))
+    ):
         raise ValueError(f"{VIEWS_NEEDED}; this one is {describe_batch(batch)}")
     if len({len(view) for view in views}) > 1:
         raise ValueError(f"{VIEWS_NEEDED}; these views differ in B: {describe_batch(views)}")

@@ -20,7 +20,9 @@ def D(p: Tensor, z: Tensor, stop_grad: bool = True) -> Tensor:
     return -cosine_similarity(p.to(wide), z.to(wide), dim=1).mean()
 
 
-def siamese_loss(p: Sequence[Tensor], z: Sequence[Tensor], stop_grad: bool = True, symmetric: bool = True) -> Tensor:
+def siamese_loss(
+    p: Sequence[Tensor], z: Sequence[Tensor], stop_grad: bool = True, symmetric: bool = True
+) -> Tensor:
     """L = D(p1, z2)/2 + D(p2, z1)/2 for two views (B, d); for V views, each p_i against the mean of the other z_j.
 
     The generalisation is FastSiam's (Pototzky et al. 2022, DAGM GCPR). Not symmetric: D(p1, z2) alone (section 4.6).
@@ -43,6 +45,8 @@ def z_std(z: Tensor) -> Tensor:
         spread = unit.std(dim=0)
     else:
         n = len(z) * distributed.world_size()
-        mean, square = distributed.all_reduce_mean(torch.stack([unit.double().mean(0), unit.double().square().mean(0)]))
+        mean, square = distributed.all_reduce_mean(
+            torch.stack([unit.double().mean(0), unit.double().square().mean(0)])
+        )
         spread = ((square - mean.square()).clamp(min=0) * n / (n - 1)).sqrt().float()
     return spread.mean() * z.shape[1] ** 0.5

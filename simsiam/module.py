@@ -188,7 +188,9 @@ class SimSiam(pl.LightningModule):
         loss = siamese_loss(p, z, self.hparams["stop_grad"], self.hparams["symmetric"])
         return loss, torch.stack([loss.detach(), z_std(z[0])])
 
-    def encode(self, x: Sequence[Tensor], one_pass: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    def encode(
+        self, x: Sequence[Tensor], one_pass: bool
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """z = f(x) and p = h(z) of each view, each with BN statistics of its own.
 
         On a GPU in one pass, which gives the same numbers; a CPU would be 5 to 10 % slower for it.

@@ -75,7 +75,9 @@ def _count_total_steps(trainer: pl.Trainer) -> int:
     try:
         return max(1, int(count_steps(trainer)))
     except UnknownLengthError as error:
-        raise ValueError(f"SimSiam's learning rate falls along a cosine to the end of the run, but {error}") from None
+        raise ValueError(
+            f"SimSiam's learning rate falls along a cosine to the end of the run, but {error}"
+        ) from None
 
 
 def _count_warmup_steps(trainer: pl.Trainer, epochs: float | None, total_steps: int) -> int:

@@ -66,7 +66,9 @@ def run_with_main(args: list[str]) -> int:
     return main.main(args[1:])
 
 
-def start_with_events_below(tmp_path: Path, events: Events, *args: str, **environment: str) -> Started:
+def start_with_events_below(
+    tmp_path: Path, events: Events, *args: str, **environment: str
+) -> Started:
     """A command that starts processes of its own (`ablate`, `--devices 2`), with events in each."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
     code += "from tests.at_steps import run_with_events\n"
@@ -75,7 +77,9 @@ def start_with_events_below(tmp_path: Path, events: Events, *args: str, **enviro
     return Started(run_with_main, [str(tmp_path / "with_events.py"), *args], **environment)
 
 
-def start_small_with_events(name: str, tmp_path: Path, events: Events, *flags: str, **environment: str) -> Started:
+def start_small_with_events(
+    name: str, tmp_path: Path, events: Events, *flags: str, **environment: str
+) -> Started:
     """A run of SMALL in tmp_path/runs/NAME, with events."""
     where = ("--save-dir", str(tmp_path / "runs"), "--exp-name", name)
     return start_with_events(events, *SMALL, *where, *flags, **environment)

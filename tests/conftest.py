@@ -27,7 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark in item.iter_markers("slow"):
             if not (len(mark.args) == 1 and isinstance(mark.args[0], str)):
-                raise pytest.UsageError(f"{item.nodeid}: a reason must stand beside the mark `slow`")
+                raise pytest.UsageError(
+                    f"{item.nodeid}: a reason must stand beside the mark `slow`"
+                )
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -42,9 +44,13 @@ def pytest_testnodedown(node: Any) -> None:
     node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     if left_out := config.stash.get(LEFT_OUT, 0):
-        terminalreporter.write_line(f"{left_out} tests were left out; `make test-all` runs them too")
+        terminalreporter.write_line(
+            f"{left_out} tests were left out; `make test-all` runs them too"
+        )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,7 +70,9 @@ def warm_process() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cifar10_dir() -> Path:
     if not (CIFAR10 / "cifar-10-batches-py").is_dir():
-        pytest.skip(NO_CIFAR10)  # the images are nobody's to commit; `-rs` prints this line, and CI unpacks them
+        pytest.skip(
+            NO_CIFAR10
+        )  # the images are nobody's to commit; `-rs` prints this line, and CI unpacks them
     return CIFAR10.absolute()
 
 
@@ -73,11 +81,17 @@ def real_images(cifar10_dir: Path) -> torch.Tensor:
     """(10,000, 3, 32, 32) uint8: the test split of CIFAR-10."""
     from torchvision.datasets import CIFAR10
 
-    return torch.from_numpy(CIFAR10(str(cifar10_dir), train=False).data).permute(0, 3, 1, 2).contiguous()
+    return (
+        torch.from_numpy(CIFAR10(str(cifar10_dir), train=False).data)
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
 
 
 @pytest.fixture
-def program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
     """Run main.py in this process, with runs below tmp_path/runs: (exit status, stdout, stderr)."""
 
     def run(*flags: str) -> tuple[int, str, str]:
@@ -136,8 +150,19 @@ def trained(made: Made) -> Path:
 @pytest.fixture(scope="session")
 def cifar10_run(made: Made, cifar10_dir: Path) -> Path:
     """A finished run on a part of the real CIFAR-10, as small as SMALL."""
-    images = ["--dataset", "cifar10", "--data-dir", str(cifar10_dir), "--train-images", "1000", "--test-images", "500"]
-    return made("cifar10_run", train(*images, "--epochs", "2", "--knn-k", "200")) / "simsiam_cifar10"
+    images = [
+        "--dataset",
+        "cifar10",
+        "--data-dir",
+        str(cifar10_dir),
+        "--train-images",
+        "1000",
+        "--test-images",
+        "500",
+    ]
+    return (
+        made("cifar10_run", train(*images, "--epochs", "2", "--knn-k", "200")) / "simsiam_cifar10"
+    )
 
 
 # ---------------------------------------------------------------- one's own images
@@ -158,7 +183,14 @@ def own(program: Program, tmp_path: Path) -> Program:
 
     def run(folder: Path, *flags: str) -> tuple[int, str, str]:
         flags = ("--image-size", "32", *flags) if "--image-size" not in flags else flags
-        given = ("--dataset", "folder", "--data-dir", str(folder), "--cache-dir", str(tmp_path / "cache"))
+        given = (
+            "--dataset",
+            "folder",
+            "--data-dir",
+            str(folder),
+            "--cache-dir",
+            str(tmp_path / "cache"),
+        )
         return program(*TINY, *given, *flags)
 
     return run
@@ -167,7 +199,16 @@ def own(program: Program, tmp_path: Path) -> Program:
 @pytest.fixture(scope="session")
 def own_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("own_run")
-    given = ["--dataset", "folder", "--data-dir", str(photos), "--image-size", "32", "--exp-name", "run"]
+    given = [
+        "--dataset",
+        "folder",
+        "--data-dir",
+        str(photos),
+        "--image-size",
+        "32",
+        "--exp-name",
+        "run",
+    ]
     given += ["--cache-dir", str(where / "cache"), "--data-memory", "0"]
     assert main.main([*TINY, *given, "--save-dir", str(where)]) == 0
     return where / "run"

@@ -32,7 +32,18 @@ from tests.helpers import Started, patterns, rows, start, start_pair, weights, w
 FOLDER = Path(__file__).parent / "golden"
 TOLERANCE = 1e-5
 NETWORK = [
-    *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "20"),
+    *(
+        "--backbone",
+        "resnet10",
+        "--width",
+        "4",
+        "--out-dim",
+        "32",
+        "--h-dim",
+        "16",
+        "--batch-size",
+        "20",
+    ),
     *("--accelerator", "cpu", "--precision", "32", "--knn-k", "20", "--checkpoint-every", "1000"),
 ]
 PATTERNS = ["--dataset", "patterns", "--train-images", "80", "--test-images", "40"]
@@ -68,7 +79,14 @@ def three_views_without_predictor(folder: Path, save: list[str]) -> str:
 def streamed_folder(folder: Path, save: list[str]) -> str:
     write_images(folder / "photos", patterns(80))
     write_images(folder / "photos", patterns(40, 1), split="val")
-    images = ["--dataset", "folder", "--data-dir", str(folder / "photos"), "--cache-dir", str(folder / "cache")]
+    images = [
+        "--dataset",
+        "folder",
+        "--data-dir",
+        str(folder / "photos"),
+        "--cache-dir",
+        str(folder / "cache"),
+    ]
     streamed = ("--image-size", "32", "--data-memory", "0", "--epochs", "1")
     return finish(start(*NETWORK, *images, *streamed, *save))
 
@@ -142,8 +160,12 @@ def write(name: str, content: Any) -> None:
 
 
 def command_line() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", required=True, help="replace the files in tests/golden/")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--write", action="store_true", required=True, help="replace the files in tests/golden/"
+    )
     parser.parse_args()
     write("machine", {"torch": torch.__version__, "rounding": rounding()})
     for name in RUNS:

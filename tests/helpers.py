@@ -30,7 +30,10 @@ from simsiam.data.synthetic import CLASSES, make_patterns
 ROOT = Path(__file__).parent.parent
 Program = Callable[..., tuple[int, str, str]]
 TIMES = ("seconds", "images_per_second")
-TAGS, CIFAR_FOLDER = ("kNN_accuracy", "rankme", "train_loss", "z_std", "learning_rate"), "cifar-10-batches-py"
+TAGS, CIFAR_FOLDER = (
+    ("kNN_accuracy", "rankme", "train_loss", "z_std", "learning_rate"),
+    "cifar-10-batches-py",
+)
 
 
 def limit_memory(room: int) -> None:
@@ -41,14 +44,41 @@ def limit_memory(room: int) -> None:
 
 # ---------------------------------------------------------------- small runs
 
-CHEAP = ("--image-schedule", "8:1000", "--checkpoint-every", "1000")  # small views; no checkpoint by the clock
+CHEAP = (
+    "--image-schedule",
+    "8:1000",
+    "--checkpoint-every",
+    "1000",
+)  # small views; no checkpoint by the clock
 SMALL = [
     *("--dataset", "patterns", "--train-images", "200", "--test-images", "100", "--knn-k", "20"),
-    *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"),
+    *(
+        "--backbone",
+        "resnet10",
+        "--width",
+        "4",
+        "--out-dim",
+        "32",
+        "--h-dim",
+        "16",
+        "--batch-size",
+        "50",
+    ),
     *("--accelerator", "cpu", "--precision", "32", "--pictures-every", "50", *CHEAP),
 ]
 TINY = [
-    *("--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"),
+    *(
+        "--backbone",
+        "resnet10",
+        "--width",
+        "4",
+        "--out-dim",
+        "32",
+        "--h-dim",
+        "16",
+        "--batch-size",
+        "50",
+    ),
     *("--accelerator", "cpu", "--precision", "32", "--knn-k", "20", "--epochs", "1", *CHEAP),
 ]
 
@@ -75,10 +105,14 @@ class Started:
         environment: variables beside those of this process.
     """
 
-    def __init__(self, function: Callable[[list[str]], int], args: list[str], **environment: str) -> None:
+    def __init__(
+        self, function: Callable[[list[str]], int], args: list[str], **environment: str
+    ) -> None:
         self._streams = [Path(tempfile.mkstemp(dir=_streams_folder())[1]) for _ in ("out", "err")]
         self._process = WARM.Process(
-            target=_run, args=(function, args, {**os.environ, **environment}, self._streams), daemon=False
+            target=_run,
+            args=(function, args, {**os.environ, **environment}, self._streams),
+            daemon=False,
         )
         self._process.start()
         assert self._process.pid is not None
@@ -119,7 +153,12 @@ def _streams_folder() -> str:
     return folder
 
 
-def _run(function: Callable[[list[str]], int], args: list[str], environment: dict[str, str], files: list[Path]) -> None:
+def _run(
+    function: Callable[[list[str]], int],
+    args: list[str],
+    environment: dict[str, str],
+    files: list[Path],
+) -> None:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv, tempfile.tempdir = ["main.py", *args], None
@@ -145,7 +184,9 @@ def as_nobody(args: list[str]) -> int:
 
 def start_small(name: str, tmp_path: Path, *flags: str, **environment: str) -> Started:
     """A run of SMALL in tmp_path/runs/NAME."""
-    return start(*SMALL, "--save-dir", str(tmp_path / "runs"), "--exp-name", name, *flags, **environment)
+    return start(
+        *SMALL, "--save-dir", str(tmp_path / "runs"), "--exp-name", name, *flags, **environment
+    )
 
 
 def start_pair(*args: str) -> list[Started]:
@@ -169,7 +210,10 @@ def wait_for(process: Started, there: Callable[[], bool]) -> None:
 
 
 def children(process: Started) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    return [
+        int(child)
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
 
 
 def torchrun_environments() -> list[dict[str, str]]:
@@ -177,7 +221,12 @@ def torchrun_environments() -> list[dict[str, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+    }
     shared |= {"MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
 
@@ -225,7 +274,10 @@ def patterns(n: int, split: int = 0) -> ImageDataset:
 
 
 def write_images(
-    folder: Path, images: ImageDataset, layout: str = "{split}/{name}/{i:05d}.png", split: str = "train"
+    folder: Path,
+    images: ImageDataset,
+    layout: str = "{split}/{name}/{i:05d}.png",
+    split: str = "train",
 ) -> None:
     """A PNG file of each image."""
     names = images.names(images.labels.tolist())
@@ -245,14 +297,20 @@ def bad_folder(folder: Path) -> dict[str, str]:
     """Bad file -> what is said of it; among them lies one good image."""
     picture().save(folder / "good.png")
     whole = (folder / "good.png").read_bytes()
-    content = {"empty.png": b"", "text.jpg": b"not an image at all", "truncated.png": whole[: len(whole) // 2]}
+    content = {
+        "empty.png": b"",
+        "text.jpg": b"not an image at all",
+        "truncated.png": whole[: len(whole) // 2],
+    }
     content["page.webp"] = b"<!DOCTYPE html><html></html>"
     content["script.png"] = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
     for name, data in content.items():
         (folder / name).write_bytes(data)
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
     (folder / "folder.png").mkdir()
-    Image.fromarray(np.random.default_rng(0).random((9, 9)).astype(np.float32)).save(folder / "float.tif")
+    Image.fromarray(np.random.default_rng(0).random((9, 9)).astype(np.float32)).save(
+        folder / "float.tif"
+    )
     return {
         **dict.fromkeys(("empty.png", "text.jpg", "page.webp", "script.png"), "not an image"),
         "truncated.png": "truncated",
@@ -275,7 +333,9 @@ def cifar_stem(network: nn.Module) -> nn.Module:
     network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
     network.fc = nn.Identity()
-    return network.to(memory_format=torch.channels_last)  # ours has it: the same kernels, the same order of sums
+    return network.to(
+        memory_format=torch.channels_last
+    )  # ours has it: the same kernels, the same order of sums
 
 
 # ---------------------------------------------------------------- bad files

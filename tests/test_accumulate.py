@@ -17,7 +17,11 @@ from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.sampler import EpochSampler
 from tests.helpers import SMALL, Program, Started, rows, same_run, start_small
 
-QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+QUIET: dict[str, Any] = {
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
 
 
 def untrained() -> SimSiam:
@@ -30,7 +34,12 @@ def test_a_step_follows_the_mean_gradient_of_its_parts() -> None:
     trained, expected = untrained(), untrained()
     data = ViewsDataModule("patterns", train_images=40, test_images=10, batch_size=40, accumulate=4)
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=1, accumulate_grad_batches=4, logger=False, log_every_n_steps=1, **QUIET
+        accelerator="cpu",
+        max_epochs=1,
+        accumulate_grad_batches=4,
+        logger=False,
+        log_every_n_steps=1,
+        **QUIET,
     )
     trainer.fit(trained, datamodule=data)
     assert trainer.global_step == 1
@@ -42,24 +51,55 @@ def test_a_step_follows_the_mean_gradient_of_its_parts() -> None:
         mean = sum(part[name].item() for part in parts) / 4
         assert float(trainer.callback_metrics[logged]) == pytest.approx(mean, rel=1e-5)
     torch.optim.SGD(expected.parameters(), 0.06, 0.9, weight_decay=5e-4).step()
-    for (name, ours), theirs in zip(trained.state_dict().items(), expected.state_dict().values(), strict=True):
+    for (name, ours), theirs in zip(
+        trained.state_dict().items(), expected.state_dict().values(), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0, msg=name)
 
 
 def test_the_record_counts_steps_and_images_not_parts(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = SimpleNamespace(perf_counter=itertools.count().__next__)  # an epoch's steps take a second of it
+    clock = SimpleNamespace(
+        perf_counter=itertools.count().__next__
+    )  # an epoch's steps take a second of it
     monkeypatch.setattr("simsiam.callbacks.metrics.time", clock)
-    small = ["--dataset", "patterns", "--train-images", "80", "--test-images", "20", "--knn-every", "0"]
-    small += ["--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "8", "--accelerator", "cpu"]
+    small = [
+        "--dataset",
+        "patterns",
+        "--train-images",
+        "80",
+        "--test-images",
+        "20",
+        "--knn-every",
+        "0",
+    ]
+    small += [
+        "--backbone",
+        "resnet10",
+        "--width",
+        "4",
+        "--out-dim",
+        "32",
+        "--h-dim",
+        "8",
+        "--accelerator",
+        "cpu",
+    ]
     for name, flags in (("whole", []), ("parts", ["--accumulate", "2"])):
-        status, out, _ = program(*small, "--batch-size", "20", "--epochs", "2", "--exp-name", name, *flags)
-        assert status == 0 and "2 epochs of 4 steps" in out and ("20 images in 2 parts" in out) == (name == "parts")
+        status, out, _ = program(
+            *small, "--batch-size", "20", "--epochs", "2", "--exp-name", name, *flags
+        )
+        assert (
+            status == 0
+            and "2 epochs of 4 steps" in out
+            and ("20 images in 2 parts" in out) == (name == "parts")
+        )
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["images_per_second"] for line in lines] == [80, 80]
     whole, parts = (
-        [(row["step"], row["learning_rate"]) for row in rows(tmp_path / "runs" / name)] for name in ("whole", "parts")
+        [(row["step"], row["learning_rate"]) for row in rows(tmp_path / "runs" / name)]
+        for name in ("whole", "parts")
     )
     assert whole == parts and [step for step, _ in whole] == [4, 8]
 
@@ -79,7 +119,14 @@ def stopped_in_a_part(args: list[str]) -> int:
 
 @pytest.mark.slow("three runs; exact resume is a quick test, and that parts make a step")
 def test_a_stopped_run_ends_its_step_and_resumes_to_the_bit(tmp_path: Path) -> None:
-    few = ("--train-images", "60", "--batch-size", "20", "--accumulate", "5")  # three steps an epoch
+    few = (
+        "--train-images",
+        "60",
+        "--batch-size",
+        "20",
+        "--accumulate",
+        "5",
+    )  # three steps an epoch
     flags = (*few, "--epochs", "4", "--checkpoint-every", "1")
     start_small("whole", tmp_path, *flags).communicate()
     where = ["--save-dir", str(tmp_path / "runs"), "--exp-name", "stopped"]

@@ -31,7 +31,10 @@ APART = (
     ("utils", "models"),
 )
 OURS = ("main", "simsiam", "models", "utils", "tests")
-PROGRAM = [ROOT / "main.py", *(file for room in OURS[1:4] for file in sorted((ROOT / room).rglob("*.py")))]
+PROGRAM = [
+    ROOT / "main.py",
+    *(file for room in OURS[1:4] for file in sorted((ROOT / room).rglob("*.py"))),
+]
 
 
 def name_of(file: Path) -> str:
@@ -48,13 +51,21 @@ def imports(file: Path) -> Iterator[tuple[str, bool]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             below = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if (ROOT / f"{name.replace('.', '/')}.py").exists() else str(node.module) for name in below]
+            names = [
+                name if (ROOT / f"{name.replace('.', '/')}.py").exists() else str(node.module)
+                for name in below
+            ]
         yield from ((name, node in inner) for name in names if name.split(".")[0] in OURS)
 
 
 def floor_of(module: str) -> tuple[int, str]:
     """How far down a module is, and its room."""
-    return next((i, room) for i, rooms in enumerate(FLOORS) for room in rooms if f"{module}.".startswith(f"{room}."))
+    return next(
+        (i, room)
+        for i, rooms in enumerate(FLOORS)
+        for room in rooms
+        if f"{module}.".startswith(f"{room}.")
+    )
 
 
 @pytest.mark.parametrize("file", PROGRAM, ids=name_of)
@@ -73,7 +84,11 @@ def test_no_import_hides_inside_a_function(file: Path) -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    graph = {name_of(file): {module for module, _ in imports(file)} for file in PROGRAM if name_of(file) != "simsiam"}
+    graph = {
+        name_of(file): {module for module, _ in imports(file)}
+        for file in PROGRAM
+        if name_of(file) != "simsiam"
+    }
     while leaves := [name for name, below in graph.items() if not below & graph.keys()]:
         for name in leaves:
             del graph[name]
@@ -90,5 +105,7 @@ def test_no_file_is_too_long_and_no_folder_too_full() -> None:
 
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, main\ntry: main.main(['--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and "--learning-rate" in done.stdout

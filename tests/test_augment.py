@@ -7,7 +7,17 @@ import torchvision.transforms.functional as F
 from PIL import Image
 from torch import Tensor
 
-from simsiam.augment import Policy, apply, augment, color_jitter, draw, luma, normalize, resized_crop, shift_hue
+from simsiam.augment import (
+    Policy,
+    apply,
+    augment,
+    color_jitter,
+    draw,
+    luma,
+    normalize,
+    resized_crop,
+    shift_hue,
+)
 from utils.philox import permutation
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
@@ -15,7 +25,9 @@ JITTER = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_
 
 
 def noise(n: int, size: int = 32) -> Tensor:
-    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def draws(n: int, policy: Policy = Policy(), size: int = 32):
@@ -55,7 +67,9 @@ def test_each_colour_operation_is_torchvisions(operation: int, real_images: Tens
     factor[:, operation] = v.factor[:, operation]
     ours = color_jitter(x, v.turn, factor, torch.ones(200, dtype=torch.bool))
     for i in range(200):
-        torch.testing.assert_close(ours[i], JITTER[operation](x[i], float(factor[i, operation])), rtol=0, atol=2e-6)
+        torch.testing.assert_close(
+            ours[i], JITTER[operation](x[i], float(factor[i, operation])), rtol=0, atol=2e-6
+        )
 
 
 def test_grayscale_is_torchvisions(real_images: Tensor) -> None:
@@ -101,7 +115,9 @@ def test_a_view_is_a_pure_function_of_seed_epoch_index_and_view() -> None:
 
     whole, some = view(), torch.tensor([5, 63, 0])
     assert torch.equal(whole, view())
-    torch.testing.assert_close(view(some), whole[some], rtol=0, atol=1e-6)  # whatever batch it sits in
+    torch.testing.assert_close(
+        view(some), whole[some], rtol=0, atol=1e-6
+    )  # whatever batch it sits in
     for other in (view(seed=1), view(epoch=1), view(view=1)):
         assert (whole - other).abs().mean() > 0.1
 
@@ -112,20 +128,26 @@ def test_parameters_have_torchvisions_distribution() -> None:
     crop = T.RandomResizedCrop(32, scale=(0.2, 1))
     image = torch.zeros(3, 32, 32)
     torch.manual_seed(0)
-    theirs = torch.tensor([crop.get_params(image, list(crop.scale), list(crop.ratio)) for _ in range(n)])
+    theirs = torch.tensor(
+        [crop.get_params(image, list(crop.scale), list(crop.ratio)) for _ in range(n)]
+    )
     ours = torch.stack([v.top, v.left, v.height, v.width], dim=1)
     for column in range(4):
         a, b = (torch.bincount(x[:, column], minlength=33).double() for x in (ours, theirs))
         seen = (a + b) > 0
         chi2 = ((a - b)[seen] ** 2 / (a + b)[seen]).sum().item()
-        assert chi2 < 2.2 * seen.sum().item(), column  # expected: the number of bins, deviation sqrt(2 x bins)
+        assert chi2 < 2.2 * seen.sum().item(), (
+            column
+        )  # expected: the number of bins, deviation sqrt(2 x bins)
     assert v.flip.float().mean().item() == pytest.approx(0.5, abs=0.015)
     assert v.jitter.float().mean().item() == pytest.approx(0.8, abs=0.015)
     assert v.grayscale.float().mean().item() == pytest.approx(0.2, abs=0.015)
     for column, (low, high) in enumerate([(0.6, 1.4)] * 3 + [(-0.1, 0.1)]):
         factor = v.factor[:, column]
         assert low <= factor.min() < low + 0.001 and high - 0.001 < factor.max() <= high
-        assert factor.mean().item() == pytest.approx((low + high) / 2, abs=0.005 * (high - low) / 0.2)
+        assert factor.mean().item() == pytest.approx(
+            (low + high) / 2, abs=0.005 * (high - low) / 0.2
+        )
     orders = (v.turn * torch.tensor([64, 16, 4, 1])).sum(1)
     counts = torch.unique(orders, return_counts=True)[1]
     assert len(counts) == 24 and (counts - n / 24).abs().max() < 5 * (n / 24) ** 0.5
@@ -134,9 +156,21 @@ def test_parameters_have_torchvisions_distribution() -> None:
 def test_the_parameters_of_a_view_are_independent() -> None:
     n = 20_000
     v = draws(n)
-    rows, columns = ((start + 0.5) / (33 - length) for start, length in ((v.top, v.height), (v.left, v.width)))
+    rows, columns = (
+        (start + 0.5) / (33 - length) for start, length in ((v.top, v.height), (v.left, v.width))
+    )
     area, aspect = (v.height * v.width).float(), (v.width / v.height).log()
-    drawn = [rows, columns, area, aspect, v.flip, v.jitter, v.grayscale, *v.factor.T, *v.turn[:, :3].T]
+    drawn = [
+        rows,
+        columns,
+        area,
+        aspect,
+        v.flip,
+        v.jitter,
+        v.grayscale,
+        *v.factor.T,
+        *v.turn[:, :3].T,
+    ]
     correlation = torch.corrcoef(torch.stack([x.float() for x in drawn]))
     correlation[-3:, -3:] = 0  # the turns are a permutation
     assert (correlation.fill_diagonal_(0)).abs().max() < 5 / n**0.5
@@ -153,7 +187,9 @@ def test_the_order_of_an_epoch_says_nothing_of_its_views() -> None:
 
 
 def test_each_strength_is_that_of_its_operation() -> None:
-    policy = Policy(brightness=0.1, contrast=0.2, saturation=0.3, hue=0.4, flip=0.6, jitter=0.7, grayscale=0.8)
+    policy = Policy(
+        brightness=0.1, contrast=0.2, saturation=0.3, hue=0.4, flip=0.6, jitter=0.7, grayscale=0.8
+    )
     v = draws(5000, policy)
     for column, (low, high) in enumerate([(0.9, 1.1), (0.8, 1.2), (0.7, 1.3), (-0.4, 0.4)]):
         factor = v.factor[:, column]
@@ -162,7 +198,9 @@ def test_each_strength_is_that_of_its_operation() -> None:
         assert drawn.float().mean().item() == pytest.approx(share, abs=0.03)
 
 
-@pytest.mark.parametrize("n", [2500, pytest.param(10_000, marks=pytest.mark.slow("40 s of PIL; finer, not other"))])
+@pytest.mark.parametrize(
+    "n", [2500, pytest.param(10_000, marks=pytest.mark.slow("40 s of PIL; finer, not other"))]
+)
 def test_views_are_distributed_as_torchvisions_pipeline(n: int, real_images: Tensor) -> None:
     """The distributions of simple statistics of real images' views, ours and PIL's."""
     real_images = real_images[:n]
@@ -176,7 +214,9 @@ def test_views_are_distributed_as_torchvisions_pipeline(n: int, real_images: Ten
         ]
     )
     torch.manual_seed(0)
-    theirs = torch.stack([pipeline(Image.fromarray(image)) for image in real_images.permute(0, 2, 3, 1).numpy()])
+    theirs = torch.stack(
+        [pipeline(Image.fromarray(image)) for image in real_images.permute(0, 2, 3, 1).numpy()]
+    )
     ours = apply(real_images, draws(len(real_images)))
 
     def statistics(x: Tensor) -> dict[str, Tensor]:
@@ -193,7 +233,10 @@ def test_views_are_distributed_as_torchvisions_pipeline(n: int, real_images: Ten
     for name in a:
         # two-sample Kolmogorov-Smirnov: the largest distance of the two distributions; 1.95 sqrt(2/n) is p = .001
         points = torch.cat([a[name], b[name]]).sort().values
-        distance = [(torch.searchsorted(s[name].sort().values, points, right=True) / len(ours)) for s in (a, b)]
+        distance = [
+            (torch.searchsorted(s[name].sort().values, points, right=True) / len(ours))
+            for s in (a, b)
+        ]
         assert (distance[0] - distance[1]).abs().max().item() < 1.95 * (2 / len(ours)) ** 0.5, name
 
 
@@ -201,10 +244,14 @@ def test_switched_off_it_only_normalises() -> None:
     off = Policy(1.0, flip=0, jitter=0, grayscale=0)
     images = noise(32)
     v = draws(32, off)
-    square = v.height == v.width  # a crop of full area is the whole image unless its aspect ratio fits exactly
+    square = (
+        v.height == v.width
+    )  # a crop of full area is the whole image unless its aspect ratio fits exactly
     whole = (v.height == 32) & (v.width == 32)
     assert square.any() and torch.equal(square, whole)
-    torch.testing.assert_close(apply(images, v)[whole], images[whole].float() / 255, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        apply(images, v)[whole], images[whole].float() / 255, rtol=0, atol=1e-6
+    )
 
 
 def test_it_is_compiled_once_for_all_epochs_and_views() -> None:
@@ -214,5 +261,13 @@ def test_it_is_compiled_once_for_all_epochs_and_views() -> None:
     compiled = torch.compile(augment, fullgraph=True, backend="eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for epoch, view in ((0, 0), (0, 1), (1, 0), (2, 1), (700, 3)):
-            given = {"seed": 0, "epoch": torch.tensor(epoch), "view": torch.tensor(view), "mean": MEAN, "std": STD}
-            torch.testing.assert_close(compiled(images, indices, **given), augment(images, indices, **given))
+            given = {
+                "seed": 0,
+                "epoch": torch.tensor(epoch),
+                "view": torch.tensor(view),
+                "mean": MEAN,
+                "std": STD,
+            }
+            torch.testing.assert_close(
+                compiled(images, indices, **given), augment(images, indices, **given)
+            )

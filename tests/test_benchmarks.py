@@ -34,13 +34,17 @@ SHOWN = {
 }
 
 
-@pytest.mark.slow("a start of Python with the peers that are compared; what is timed is held by other tests")
+@pytest.mark.slow(
+    "a start of Python with the peers that are compared; what is timed is held by other tests"
+)
 @pytest.mark.parametrize("name", MINIATURE)
 def test_each_benchmark_prints_its_table(name: str) -> None:
     command = [sys.executable, f"tests/benchmarks/{name}.py", *MINIATURE[name].split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    assert all(part in done.stdout for part in [*SHOWN[name], f"torch {torch.__version__}"]), done.stdout
+    assert all(part in done.stdout for part in [*SHOWN[name], f"torch {torch.__version__}"]), (
+        done.stdout
+    )
 
 
 BARE = """import sys
@@ -57,34 +61,63 @@ def write_wheel(folder: Path) -> None:
     folder.mkdir()
     with zipfile.ZipFile(folder / "bare-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("sitecustomize.py", BARE)
-        wheel.writestr("bare-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: bare\nVersion: 1\n")
-        wheel.writestr("bare-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            "bare-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: bare\nVersion: 1\n"
+        )
+        wheel.writestr(
+            "bare-1.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         wheel.writestr("bare-1.dist-info/RECORD", "")
 
 
 @pytest.mark.timeout(850)
-@pytest.mark.slow("all benchmarks in miniature, pre-trainings in legs, a probe, fine-tunings and a page")
-def test_the_measurement_for_a_gpu_box_runs_from_end_to_end_in_legs_without_the_peers(tmp_path: Path) -> None:
+@pytest.mark.slow(
+    "all benchmarks in miniature, pre-trainings in legs, a probe, fine-tunings and a page"
+)
+def test_the_measurement_for_a_gpu_box_runs_from_end_to_end_in_legs_without_the_peers(
+    tmp_path: Path,
+) -> None:
     write_wheel(tmp_path / "wheels")
-    miniature = {f"BENCH_{name}": flags for name, flags in MINIATURE.items()} | {"BENCH_ceilings": "--no-such-flag"}
+    miniature = {f"BENCH_{name}": flags for name, flags in MINIATURE.items()} | {
+        "BENCH_ceilings": "--no-such-flag"
+    }
     places = {name: str(tmp_path / name.lower()) for name in ("RUNS", "RESULTS", "WHEELS", "SITE")}
-    environment = {**os.environ, **miniature, **places, "PYTHON": sys.executable, "MEASURE": "--accelerator cpu"}
+    environment = {
+        **os.environ,
+        **miniature,
+        **places,
+        "PYTHON": sys.executable,
+        "MEASURE": "--accelerator cpu",
+    }
 
     def leg(*args: str, seconds: int = 540) -> subprocess.CompletedProcess[str]:
         command = ["bash", "tests/benchmarks/h200.sh", *args]
         given = environment | {"LEG_SECONDS": str(seconds)}
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800, env=given)
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=800, env=given
+        )
 
     done = leg("all", *SMALL, "--epochs", "60")
     printed = done.stdout[-3000:] + done.stderr
-    assert done.returncode == 1 and done.stderr.count("failed with") == 1, printed  # ceilings, by its flag
+    assert done.returncode == 1 and done.stderr.count("failed with") == 1, (
+        printed
+    )  # ceilings, by its flag
     results = tmp_path / "results"
-    for name, peers in {"step": ["lightly"], "augment": ["lightly", "kornia"], "knn": ["lightly", "faiss"]}.items():
+    for name, peers in {
+        "step": ["lightly"],
+        "augment": ["lightly", "kornia"],
+        "knn": ["lightly", "faiss"],
+    }.items():
         told = (results / f"{name}.txt").read_text()
-        assert "ours" in told and all(f"{peer} is not installed: left out" in told for peer in peers), told
+        assert "ours" in told and all(
+            f"{peer} is not installed: left out" in told for peer in peers
+        ), told
     assert leg("measure", seconds=1).returncode == 0  # all is there already
     (tmp_path / "runs/h200/results/linear/summary.json").unlink()
-    assert leg("measure", seconds=1).returncode == 1  # too short for what is to do, and no call would mend that
+    assert (
+        leg("measure", seconds=1).returncode == 1
+    )  # too short for what is to do, and no call would mend that
     raced = leg("race", *SMALL, "--epochs", "2")
     assert raced.returncode == 0 and "stops (legs: 1)" in raced.stdout, raced.stdout + raced.stderr
     assert json.loads((results / "summary.json").read_text())["epochs"] == 60
@@ -104,15 +137,32 @@ def write_python(folder: Path, command: str) -> str:
     return str(folder / "python")
 
 
-def pretrain_leg(tmp_path: Path, python: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = ["bash", "tests/benchmarks/h200.sh", "pretrain", *SMALL, "--epochs", "5", "--exp-name", "h200"]
-    places = {"RUNS": str(tmp_path / "runs"), "RESULTS": str(tmp_path / "results"), "PYTHON": python}
+def pretrain_leg(
+    tmp_path: Path, python: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    command = [
+        "bash",
+        "tests/benchmarks/h200.sh",
+        "pretrain",
+        *SMALL,
+        "--epochs",
+        "5",
+        "--exp-name",
+        "h200",
+    ]
+    places = {
+        "RUNS": str(tmp_path / "runs"),
+        "RESULTS": str(tmp_path / "results"),
+        "PYTHON": python,
+    }
     given = {**os.environ, **places, **environment}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=given)
 
 
 def test_a_leg_ends_when_its_time_is_over(tmp_path: Path) -> None:
-    done = pretrain_leg(tmp_path, write_python(tmp_path / "bin", "exec sleep 1000"), LEG_SECONDS="1")
+    done = pretrain_leg(
+        tmp_path, write_python(tmp_path / "bin", "exec sleep 1000"), LEG_SECONDS="1"
+    )
     assert done.returncode == 3 and "call this again" in done.stdout, done.stdout + done.stderr
 
 
@@ -127,7 +177,9 @@ sys.exit(run_with_events(['{"9": ["SIGTERM"]}', *sys.argv[2:]]))
 @pytest.mark.slow("two fresh starts; that a leg ends, and to stop and to go on, are quick tests")
 def test_a_leg_that_is_over_says_so_and_the_next_one_goes_on(tmp_path: Path) -> None:
     (tmp_path / "stopped.py").write_text(STOPPED)
-    python = write_python(tmp_path / "bin", f'exec {sys.executable} -c "$(cat {tmp_path}/stopped.py)" "$@"')
+    python = write_python(
+        tmp_path / "bin", f'exec {sys.executable} -c "$(cat {tmp_path}/stopped.py)" "$@"'
+    )
     for step in (9, 18):
         done = pretrain_leg(tmp_path, python)
         assert done.returncode == 3 and "call this again" in done.stdout, done.stdout + done.stderr

@@ -65,10 +65,14 @@ def test_a_checkpoint_from_before_the_classes_were_renamed_is_gone_on_from(tmp_p
     ]
     goldens.finish(start(*small, "left_alone"))
     small[small.index("--precision") + 1] = "auto"  # which it was on every processor
-    goldens.finish(start(*small, "resumed", "--ckpt-dir", str(goldens.FOLDER / "before_the_move.ckpt")))
+    goldens.finish(
+        start(*small, "resumed", "--ckpt-dir", str(goldens.FOLDER / "before_the_move.ckpt"))
+    )
     alone, resumed = rows(tmp_path / "left_alone"), rows(tmp_path / "resumed")
     for mine, theirs in zip(resumed, alone, strict=True):
-        check_close(mine, {name: theirs[name] for name in mine})  # its first epoch was before `rankme`
+        check_close(
+            mine, {name: theirs[name] for name in mine}
+        )  # its first epoch was before `rankme`
     assert "rankme" in resumed[-1]
     trained, kept = weights(tmp_path / "resumed"), weights(tmp_path / "left_alone")
     check_close(

@@ -70,7 +70,9 @@ def test_views_come_alone_or_before_labels_and_names(arrange: Any) -> None:
     ],
 )
 def test_a_batch_that_is_no_views_is_described(arrange: Any, described: str) -> None:
-    message = rf"a training batch must be views of the same images, \[x1, x2\].*this one is {described}"
+    message = (
+        rf"a training batch must be views of the same images, \[x1, x2\].*this one is {described}"
+    )
     with pytest.raises(ValueError, match=message):
         fit(data=views(arrange), max_epochs=1)
 
@@ -126,7 +128,9 @@ def make_trained(model: SimSiam) -> pl.Trainer:
 )
 def test_a_batch_that_knn_cannot_use_is_described(loader: Any, described: str) -> None:
     monitor = KNNMonitor(k=3, bank=loader, queries=loader)
-    with pytest.raises(ValueError, match=rf"must give \(images, labels\).*this batch is .*{described}"):
+    with pytest.raises(
+        ValueError, match=rf"must give \(images, labels\).*this batch is .*{described}"
+    ):
         fit(monitor, data=views(), max_epochs=1)
 
 
@@ -175,7 +179,9 @@ def test_numbers_of_every_library_become_plain_hyper_parameters(tmp_path: Path) 
     assert backbone.mean == (0.5,) * 3 and backbone.std == (0.25,) * 3 and backbone.image_size == 16
 
 
-@pytest.mark.parametrize(("name", "value"), [("width", 4.0), ("out_dim", 0), ("h_dim", "8"), ("image_size", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("width", 4.0), ("out_dim", 0), ("h_dim", "8"), ("image_size", -1)]
+)
 def test_a_size_is_a_whole_number(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1"):
         make_model(**{name: value})
@@ -199,8 +205,12 @@ class Rotating(SimSiam):
 
 
 @pytest.mark.filterwarnings("ignore:Attribute 'head' is an instance of")
-@pytest.mark.parametrize(("kind", "arguments"), [(Hot, {"temperature": 0.1}), (Rotating, {"head": nn.Linear(2, 2)})])
-def test_a_checkpoint_of_a_subclass_gives_its_backbone(kind: Any, arguments: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "arguments"), [(Hot, {"temperature": 0.1}), (Rotating, {"head": nn.Linear(2, 2)})]
+)
+def test_a_checkpoint_of_a_subclass_gives_its_backbone(
+    kind: Any, arguments: dict[str, Any], tmp_path: Path
+) -> None:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         module = kind(backbone="resnet10", width=2, out_dim=16, h_dim=8, **arguments)

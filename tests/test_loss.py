@@ -52,7 +52,9 @@ def test_two_views_give_algorithm_1() -> None:
 
 def test_more_views_predict_the_mean_of_the_others() -> None:
     p, z = torch.randn(3, 8, 4), torch.randn(3, 8, 4)
-    expected = (D(p[0], (z[1] + z[2]) / 2) + D(p[1], (z[0] + z[2]) / 2) + D(p[2], (z[0] + z[1]) / 2)) / 3
+    expected = (
+        D(p[0], (z[1] + z[2]) / 2) + D(p[1], (z[0] + z[2]) / 2) + D(p[2], (z[0] + z[1]) / 2)
+    ) / 3
     torch.testing.assert_close(siamese_loss(list(p), list(z)), expected)
 
 

@@ -53,7 +53,10 @@ def test_each_view_has_batch_statistics_of_its_own() -> None:
     x1, x2 = views()
     # the first BN takes a view's scale out, up to eps, unless the views share statistics
     torch.testing.assert_close(
-        model().training_step([x1, 3 * x2], 0)["loss"], model().training_step([x1, x2], 0)["loss"], atol=1e-3, rtol=0
+        model().training_step([x1, 3 * x2], 0)["loss"],
+        model().training_step([x1, x2], 0)["loss"],
+        atol=1e-3,
+        rtol=0,
     )
 
 
@@ -73,16 +76,26 @@ def test_without_predictor_p_is_z() -> None:
     module = model(predictor=False)
     x1, x2 = views()
     z = [module.projector(module.backbone(x)) for x in (x1, x2)]
-    torch.testing.assert_close(module.training_step([x1, x2], 0)["loss"], D(z[0], z[1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        module.training_step([x1, x2], 0)["loss"], D(z[0], z[1]), atol=1e-5, rtol=0
+    )
 
 
 def test_a_fixed_predictor_stays_as_it_began() -> None:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=False, **quiet)
     module, began = model(fixed_predictor=True, warmup_epochs=0), model(fixed_predictor=True)
-    trainer.fit(module, datamodule=ViewsDataModule("patterns", train_images=40, test_images=10, batch_size=8))
+    trainer.fit(
+        module,
+        datamodule=ViewsDataModule("patterns", train_images=40, test_images=10, batch_size=8),
+    )
     assert all(
-        torch.equal(a, b) for a, b in zip(module.predictor.parameters(), began.predictor.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(module.predictor.parameters(), began.predictor.parameters(), strict=True)
     )
     assert not torch.equal(module.projector[0].weight, began.projector[0].weight)
 
@@ -111,24 +124,47 @@ class Rates(pl.Callback):
 
 
 def test_weight_decay_is_on_every_parameter_and_the_rate_on_every_group() -> None:
-    rates, quiet = Rates(), {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    rates, quiet = (
+        Rates(),
+        {
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+        },
+    )
     trainer = pl.Trainer(accelerator="cpu", max_epochs=5, callbacks=[rates], logger=False, **quiet)
-    module = model(constant_predictor_lr=True, weight_decay=0.123, momentum=0.7, learning_rate=0.02, warmup_epochs=1)
-    trainer.fit(module, datamodule=ViewsDataModule("patterns", train_images=32, test_images=10, batch_size=8))
+    module = model(
+        constant_predictor_lr=True,
+        weight_decay=0.123,
+        momentum=0.7,
+        learning_rate=0.02,
+        warmup_epochs=1,
+    )
+    trainer.fit(
+        module,
+        datamodule=ViewsDataModule("patterns", train_images=32, test_images=10, batch_size=8),
+    )
 
     groups = trainer.optimizers[0].param_groups
     counted = sum(p.numel() for group in groups for p in group["params"])
     assert counted == sum(p.numel() for p in module.parameters())
     assert [(group["weight_decay"], group["momentum"]) for group in groups] == [(0.123, 0.7)] * 2
     assert len(rates.seen) == 20
-    assert rates.seen[11] == (pytest.approx(0.01), 0.02)  # half-way down the cosine, which takes steps 4 to 20
+    assert rates.seen[11] == (
+        pytest.approx(0.01),
+        0.02,
+    )  # half-way down the cosine, which takes steps 4 to 20
     assert rates.seen[-1] == (pytest.approx(0, abs=1e-9), 0.02)
 
 
 @pytest.mark.parametrize("constant", [False, True])
 def test_the_predictors_rate_is_scaled_throughout(constant: bool) -> None:
     rates = Rates()
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     trainer = pl.Trainer(accelerator="cpu", max_epochs=2, callbacks=[rates], logger=False, **quiet)
     module = model(constant_predictor_lr=constant, learning_rate=0.02, predictor_lr_scale=0.5)
     data = ViewsDataModule("patterns", train_images=80, test_images=10, batch_size=8)
@@ -138,7 +174,8 @@ def test_the_predictors_rate_is_scaled_throughout(constant: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("warmup_epochs", "epochs", "steps"), [(None, 800, 970), (None, 50, 485), (2, 50, 194), (0, 50, 0), (60, 50, 4849)]
+    ("warmup_epochs", "epochs", "steps"),
+    [(None, 800, 970), (None, 50, 485), (2, 50, 194), (0, 50, 0), (60, 50, 4849)],
 )
 def test_the_warm_up_takes_ten_epochs_or_a_tenth(
     warmup_epochs: int | None, epochs: int, steps: int, monkeypatch: pytest.MonkeyPatch

@@ -22,7 +22,9 @@ Learned = tuple[list[float], dict[str, torch.Tensor], torch.Tensor]
 def learned(compiled: bool) -> Learned:
     """Losses of three steps, the weights after them, and features in eval mode; as on a GPU, or as on a CPU."""
     torch.manual_seed(0)
-    module = SimSiam("resnet10", width=16, out_dim=32, h_dim=8).train()  # narrower: oneDNN, see models/resnet.py
+    module = SimSiam(
+        "resnet10", width=16, out_dim=32, h_dim=8
+    ).train()  # narrower: oneDNN, see models/resnet.py
     module.one_pass = compiled
     if compiled:
         module.compile_networks()
@@ -38,11 +40,18 @@ def learned(compiled: bool) -> Learned:
         return losses, module.state_dict(), module.eval()(torch.randn(8, 3, 32, 32))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it, and says so to itself
-@pytest.mark.slow("waits for a C++ compiler; that views in one pass equal views one by one is a quick test")
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # dynamo looks at it, and says so to itself
+@pytest.mark.slow(
+    "waits for a C++ compiler; that views in one pass equal views one by one is a quick test"
+)
 def test_compiled_networks_in_one_pass_learn_what_eager_ones_do_view_by_view() -> None:
     """To 1e-5 of each weight and running statistic after three steps; the keys of the state dict stay the same."""
-    (losses, weights, features), (theirs, their_weights, their_features) = learned(True), learned(False)
+    (losses, weights, features), (theirs, their_weights, their_features) = (
+        learned(True),
+        learned(False),
+    )
     assert losses == pytest.approx(theirs, abs=1e-5)
     assert weights.keys() == their_weights.keys()
     for name in weights:
@@ -54,7 +63,9 @@ def test_compiled_networks_in_one_pass_learn_what_eager_ones_do_view_by_view() -
 def test_a_step_is_one_graph_without_a_break() -> None:
     module = SimSiam("resnet10", width=16, out_dim=32, h_dim=8)
     with expect_views(module, 2, compiled=True):
-        found = torch._dynamo.explain(module.losses)([torch.randn(4, 3, 32, 32) for _ in range(2)], True)
+        found = torch._dynamo.explain(module.losses)(
+            [torch.randn(4, 3, 32, 32) for _ in range(2)], True
+        )
     assert (found.graph_count, found.graph_break_count) == (1, 0)
 
 
@@ -66,10 +77,17 @@ class Copies(TorchDispatchMode):
         self.seen: list[str] = []
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if any(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in tree_leaves((args, kwargs, out))):
+        if any(
+            isinstance(x, torch.Tensor) and x.device.type == "cpu"
+            for x in tree_leaves((args, kwargs, out))
+        ):
             self.seen.append(str(func))
         return out
 
@@ -85,9 +103,9 @@ def test_nothing_in_a_step_waits_for_the_device_or_copies_to_it() -> None:
     optimizer = torch.optim.SGD(module.parameters(), 0.06, 0.9, weight_decay=5e-4)
     with Copies() as copies:
         for epoch in (0, 7):
-            loss = module.training_step(data.make_views(torch.empty(16, dtype=torch.int64, device="meta"), epoch), 0)[
-                "loss"
-            ]
+            loss = module.training_step(
+                data.make_views(torch.empty(16, dtype=torch.int64, device="meta"), epoch), 0
+            )["loss"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -99,7 +117,9 @@ def test_compiled_views_are_those_of_eager_augmentation() -> None:
     """To 1e-4 of a deviation, in all epochs and views from one compilation."""
     views = []
     for compiled in (True, False):
-        data = ViewsDataModule("patterns", train_images=100, test_images=10, batch_size=50, compile=compiled)
+        data = ViewsDataModule(
+            "patterns", train_images=100, test_images=10, batch_size=50, compile=compiled
+        )
         data.setup()
         places = torch.arange(0, 100, 2)
         views.append(data.make_views(places, 0) + data.make_views(places, 7))
@@ -110,14 +130,40 @@ def test_compiled_views_are_those_of_eager_augmentation() -> None:
 @pytest.mark.slow("processors without bf16 emulate it, a hundred times slower")
 def test_bf16_learns_what_fp32_does(program: Program, tmp_path: Path) -> None:
     """bf16 has 8 bits: over three epochs loss and z_std stay within .01; kNN of the same weights within 2 %."""
-    flags = ["--dataset", "patterns", "--train-images", "200", "--test-images", "200", "--batch-size", "50"]
-    flags += ["--backbone", "resnet10", "--width", "8", "--out-dim", "64", "--h-dim", "16", "--epochs", "3"]
+    flags = [
+        "--dataset",
+        "patterns",
+        "--train-images",
+        "200",
+        "--test-images",
+        "200",
+        "--batch-size",
+        "50",
+    ]
+    flags += [
+        "--backbone",
+        "resnet10",
+        "--width",
+        "8",
+        "--out-dim",
+        "64",
+        "--h-dim",
+        "16",
+        "--epochs",
+        "3",
+    ]
     runs, untrained = [], []
     for precision in ("32", "bf16"):
-        status, _, err = program(*flags, "--accelerator", "cpu", "--precision", precision, "--exp-name", precision)
+        status, _, err = program(
+            *flags, "--accelerator", "cpu", "--precision", precision, "--exp-name", precision
+        )
         assert (status, err) == (0, "")
         runs.append(rows(tmp_path / "runs" / precision))
-        untrained.append(json.loads((tmp_path / "runs" / precision / "summary.json").read_text())["kNN_untrained"])
+        untrained.append(
+            json.loads((tmp_path / "runs" / precision / "summary.json").read_text())[
+                "kNN_untrained"
+            ]
+        )
     assert untrained[0] == pytest.approx(untrained[1], abs=2)
     for fp32, bf16 in zip(*runs, strict=True):
         assert bf16["train_loss"] == pytest.approx(fp32["train_loss"], abs=0.01)
@@ -126,6 +172,8 @@ def test_bf16_learns_what_fp32_does(program: Program, tmp_path: Path) -> None:
 
 @pytest.mark.slow("a further run; on a CPU nothing is compiled unless asked for")
 def test_a_cpu_without_a_compiler_trains(tmp_path: Path) -> None:
-    process = start_small("run", tmp_path, "--epochs", "1", PATH=str(tmp_path), CXX="none", CC="none")
+    process = start_small(
+        "run", tmp_path, "--epochs", "1", PATH=str(tmp_path), CXX="none", CC="none"
+    )
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "") and "finished 1 epoch " in out

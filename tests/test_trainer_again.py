@@ -134,7 +134,9 @@ class Failing(SimSiam):
     ("fails_at", "accumulate"),
     [(4, 2), (5, 2), (8, 2), (3, 1)],  # with a gradient waiting, without, in the last batch
 )
-def test_a_resume_after_an_error_in_a_batch_is_exact(fails_at: int, accumulate: int, tmp_path: Path) -> None:
+def test_a_resume_after_an_error_in_a_batch_is_exact(
+    fails_at: int, accumulate: int, tmp_path: Path
+) -> None:
     flags: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": accumulate}
     whole, failing, resumed = make_model(), Failing(**SIZES), make_model(learning_rate=1.0)
     fit(model=whole, **flags)

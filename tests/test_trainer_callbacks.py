@@ -50,14 +50,20 @@ def test_a_checkpoint_of_every_few_steps_resumes(tmp_path: Path) -> None:
         accumulate_grad_batches=2,
     )
     again = make_model()
-    trainer = make_trainer(saved, max_epochs=2, enable_checkpointing=True, accumulate_grad_batches=2)
+    trainer = make_trainer(
+        saved, max_epochs=2, enable_checkpointing=True, accumulate_grad_batches=2
+    )
     trainer.fit(again, datamodule=make_data(), ckpt_path=tmp_path / "epoch=0-step=3.ckpt")
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True)
+    )
 
 
 def test_the_rate_finder_suggests_a_rate_for_a_negative_loss(tmp_path: Path) -> None:
     trainer, model = make_trainer(max_epochs=10, default_root_dir=tmp_path), make_model()
-    finder = Tuner(trainer).lr_find(model, datamodule=make_data(), num_training=25, early_stop_threshold=None)
+    finder = Tuner(trainer).lr_find(
+        model, datamodule=make_data(), num_training=25, early_stop_threshold=None
+    )
     assert finder is not None and len(finder.results["lr"]) == 25
     assert model.hparams["learning_rate"] == finder.suggestion() != 0.06
     trainer.fit(model, datamodule=make_data())
@@ -84,12 +90,16 @@ def test_monitors_modules_and_data_can_be_pickled() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # its own parser warns of itself
-def test_lightnings_command_line_reads_what_it_has_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lightnings_command_line_reads_what_it_has_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.argv", ["script.py"])
     flags = "--model.backbone resnet10 --model.width 2 --data.dataset patterns "
     flags += "--trainer.callbacks+=simsiam.KNNMonitor --trainer.callbacks.k=7 "
     flags += "--trainer.callbacks+=simsiam.CollapseMonitor --trainer.callbacks.stop=true"
-    cli = LightningCLI(SimSiam, ViewsDataModule, args=flags.split(), run=False, seed_everything_default=False)
+    cli = LightningCLI(
+        SimSiam, ViewsDataModule, args=flags.split(), run=False, seed_everything_default=False
+    )
     cli.parser.save(cli.config, tmp_path / "config.yaml")
     again = LightningCLI(
         SimSiam,
@@ -104,7 +114,9 @@ def test_lightnings_command_line_reads_what_it_has_saved(tmp_path: Path, monkeyp
 
 def test_a_batch_that_processes_cannot_share_names_one_that_they_can() -> None:
     data = make_data(batch_size=9, accumulate=2)
-    with pytest.raises(ValueError, match=r"batch_size 9: must split into 2 equal parts.*Try 8 or 10"):
+    with pytest.raises(
+        ValueError, match=r"batch_size 9: must split into 2 equal parts.*Try 8 or 10"
+    ):
         fit(data=data, max_epochs=1, accumulate_grad_batches=2)
     with pytest.raises(ValueError, match=r"give Trainer\(accumulate_grad_batches=2\)"):
         fit(data=make_data(accumulate=2), max_epochs=1)

@@ -111,7 +111,9 @@ class SaveAt(pl.Callback):
     ],
     ids=str,
 )
-def test_a_resume_in_mid_epoch_is_exact(batches: int, flags: dict[str, Any], tmp_path: Path) -> None:
+def test_a_resume_in_mid_epoch_is_exact(
+    batches: int, flags: dict[str, Any], tmp_path: Path
+) -> None:
     """Weights and the epoch's mean equal those of a run that was left alone, to the bit."""
     whole, resumed = make_model(), make_model(learning_rate=1.0)
     left_alone = fit(SaveAt(batches, tmp_path / "a.ckpt"), model=whole, max_epochs=3, **flags)
@@ -142,7 +144,9 @@ class Endless(IterableDataset[Any]):
         (DataLoader(Endless(), 8), {"max_epochs": 1}, "the loader has no length"),
     ],
 )
-def test_a_run_of_unknown_length_is_told_to_give_max_steps(data: Any, flags: dict[str, Any], reason: str) -> None:
+def test_a_run_of_unknown_length_is_told_to_give_max_steps(
+    data: Any, flags: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(ValueError, match=f"{reason}: give Trainer\\(max_steps="):
         fit(data=data, **flags)
 
@@ -153,23 +157,31 @@ def test_a_loader_without_length_trains_for_max_steps() -> None:
     assert final_rate(trainer) == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("flags", [{"max_steps": 3}, {"max_epochs": 2, "max_steps": 11}, {"max_time": {"seconds": 1}}])
+@pytest.mark.parametrize(
+    "flags", [{"max_steps": 3}, {"max_epochs": 2, "max_steps": 11}, {"max_time": {"seconds": 1}}]
+)
 def test_an_epoch_that_is_cut_short_has_its_means(flags: dict[str, Any]) -> None:
     """CollapseMonitor and the last kNN measurement need them."""
     monitor = KNNMonitor(k=5, every=100)
-    trainer = fit(monitor, CollapseMonitor(), **{"max_epochs": -1 if "max_steps" in flags else 500, **flags})
+    trainer = fit(
+        monitor, CollapseMonitor(), **{"max_epochs": -1 if "max_steps" in flags else 500, **flags}
+    )
     assert trainer.global_step > 0
     assert {"train_loss", "z_std", "kNN_accuracy", "rankme"} <= set(trainer.callback_metrics)
     assert monitor.latest  # the last epoch was measured
 
 
-@pytest.mark.parametrize("flags", [{"max_epochs": 0}, {"max_steps": 0}, {"max_epochs": 2, "limit_train_batches": 0}])
+@pytest.mark.parametrize(
+    "flags", [{"max_epochs": 0}, {"max_steps": 0}, {"max_epochs": 2, "limit_train_batches": 0}]
+)
 def test_a_run_without_a_step_ends_normally(flags: dict[str, Any]) -> None:
     assert fit(KNNMonitor(k=5), CollapseMonitor(), **flags).global_step == 0
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # barebones
-@pytest.mark.parametrize("flags", [{"fast_dev_run": True}, {"fast_dev_run": 3}, {"barebones": True, "max_epochs": 1}])
+@pytest.mark.parametrize(
+    "flags", [{"fast_dev_run": True}, {"fast_dev_run": 3}, {"barebones": True, "max_epochs": 1}]
+)
 def test_debugging_runs_end_normally(flags: dict[str, Any]) -> None:
     if "barebones" in flags:
         trainer = pl.Trainer(accelerator="cpu", **flags)

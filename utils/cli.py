@@ -26,14 +26,41 @@ Command = TypeVar("Command")
 
 # What other tools call it.
 FLAGS_ELSEWHERE = {
-    **{"--lr": "--learning-rate", "--base-lr": "--learning-rate", "--wd": "--weight-decay", "--bs": "--batch-size"},
-    **{"--gpus": "--devices", "--num-gpus": "--devices", "--nodes": "--num-nodes", "--nnodes": "--num-nodes"},
-    **{"--max-epochs": "--epochs", "--num-epochs": "--epochs", "--warmup": "--warmup-epochs", "--arch": "--backbone"},
-    **{"--model": "--backbone", "--data": "--data-dir", "--resume": "--ckpt-dir", "--output-dir": "--save-dir"},
+    **{
+        "--lr": "--learning-rate",
+        "--base-lr": "--learning-rate",
+        "--wd": "--weight-decay",
+        "--bs": "--batch-size",
+    },
+    **{
+        "--gpus": "--devices",
+        "--num-gpus": "--devices",
+        "--nodes": "--num-nodes",
+        "--nnodes": "--num-nodes",
+    },
+    **{
+        "--max-epochs": "--epochs",
+        "--num-epochs": "--epochs",
+        "--warmup": "--warmup-epochs",
+        "--arch": "--backbone",
+    },
+    **{
+        "--model": "--backbone",
+        "--data": "--data-dir",
+        "--resume": "--ckpt-dir",
+        "--output-dir": "--save-dir",
+    },
     "--held-out": "--held-out-images",
     **{"--default-root-dir": "--save-dir", "--accumulate-grad-batches": "--accumulate"},
 }
-VALUES_ELSEWHERE = {"cuda": "gpu", "bf16-mixed": "bf16", "16-mixed": "16", "32-true": "32", "fp16": "16", "fp32": "32"}
+VALUES_ELSEWHERE = {
+    "cuda": "gpu",
+    "bf16-mixed": "bf16",
+    "16-mixed": "16",
+    "32-true": "32",
+    "fp16": "16",
+    "fp32": "32",
+}
 
 
 class Rule(IntEnum):
@@ -66,9 +93,17 @@ def iterate_options(command: type) -> Iterator[tuple[str, Field[Any], Rule, str]
         if is_dataclass(type_):
             hints = get_type_hints(type_, include_extras=True)
             for field in fields(type_):
-                known = get_args(hints[field.name]) if get_origin(hints[field.name]) is Annotated else ()
+                known = (
+                    get_args(hints[field.name])
+                    if get_origin(hints[field.name]) is Annotated
+                    else ()
+                )
                 rule = next((rule for rule in known if isinstance(rule, Rule)), PLAIN)
-                told = [hint for arg in known if isinstance(hint := getattr(arg, "help_behavior_hint", None), str)]
+                told = [
+                    hint
+                    for arg in known
+                    if isinstance(hint := getattr(arg, "help_behavior_hint", None), str)
+                ]
                 yield group, field, rule, "".join(told).removeprefix("(default: ").removesuffix(")")
 
 
@@ -117,7 +152,9 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
     rules = {field.name: rule for _, field, rule, _ in iterate_options(command)}
     default = _read_config(command, args, rules) if "config" in rules else None
     with _errors.on_parse_error(lambda event: _refuse(event, rules)):
-        parsed: Command = tyro.cli(flat, args=args, prog=prog, description=getdoc(command), default=default)  # pyright: ignore
+        parsed: Command = tyro.cli(
+            flat, args=args, prog=prog, description=getdoc(command), default=default
+        )  # pyright: ignore
     for name, value in flatten(parsed).items():
         for text in value if isinstance(value, list) else [value]:
             check(text != "", f"{to_flag(name)}: an empty name; leave the flag out")
@@ -136,7 +173,10 @@ def _refuse(event: _errors.ParseErrorEvent, rules: dict[str, Rule]) -> NoReturn:
         case _errors.MissingArgs(missing_arguments=[missing, *_]):
             message = f"{missing.arg.lowered.name_or_flags[-1]} {missing.arg.lowered.metavar} must be given"
         case _errors.InvalidChoice(value=value, choices=choices):
-            near = [VALUES_ELSEWHERE.get(value), *difflib.get_close_matches(value.lower(), choices, 1)]
+            near = [
+                VALUES_ELSEWHERE.get(value),
+                *difflib.get_close_matches(value.lower(), choices, 1),
+            ]
             hints = [f"did you mean {choice}? " for choice in near if choice in choices]
             message = f"{flag} {value}: {''.join(hints[:1])}There are {', '.join(choices)}"
         case _errors.InstantiationFailure():
@@ -183,6 +223,8 @@ def _read_config(command: type[Command], args: list[str], rules: dict[str, Rule]
         taken = {name: value for name, value in settings if rules.get(name, PLAIN) < NOT_INHERITED}
         return from_settings(command, taken)
     except (TypeError, KeyError, AttributeError):
-        raise UserError(f"--config {file}: not a config.yaml of a run (it has no `settings`)") from None
+        raise UserError(
+            f"--config {file}: not a config.yaml of a run (it has no `settings`)"
+        ) from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"--config {file}: {' '.join(str(error).split())}") from None

@@ -43,7 +43,9 @@ class _Console(Console):
         """
         return self.is_interactive and self.file.isatty()
 
-    def on_broken_pipe(self) -> None:  # rich would exit with status 1, which Lightning takes for Ctrl-C
+    def on_broken_pipe(
+        self,
+    ) -> None:  # rich would exit with status 1, which Lightning takes for Ctrl-C
         self.quiet = True
         raise BrokenPipeError
 
@@ -54,7 +56,11 @@ console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 def plural(count: int, noun: str) -> str:
     """ "1 epoch", "2 epochs"; "2 classes"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}{'es' if noun.endswith('s') else 's'}"
+    return (
+        f"{count:,} {noun}"
+        if count == 1
+        else f"{count:,} {noun}{'es' if noun.endswith('s') else 's'}"
+    )
 
 
 def print_line(line: str) -> None:
@@ -62,7 +68,9 @@ def print_line(line: str) -> None:
     print(line, flush=True)
 
 
-def track_progress(chunks: Iterable[Chunk], total: int, what: str, lines: bool = True) -> Iterator[Chunk]:
+def track_progress(
+    chunks: Iterable[Chunk], total: int, what: str, lines: bool = True
+) -> Iterator[Chunk]:
     """Yield `chunks`, `total` items in all, and show the progress: a bar, or `lines` where there is no terminal."""
     text, columns = choose_bar_columns(what, total, console.width)
     terminal = console.draws_bars

@@ -85,9 +85,14 @@ def _cpu_has_bf16() -> bool:
 
 def hardware(accelerator: str) -> dict[str, Any]:
     """The processor and the cores that this process may use; for "gpu" also the GPU's name and memory."""
-    names = re.findall(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)  # platform knows few names
+    names = re.findall(
+        r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE
+    )  # platform knows few names
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    about: dict[str, Any] = {"cpu": [*names, platform.processor() or platform.machine()][0], "cores": cores}
+    about: dict[str, Any] = {
+        "cpu": [*names, platform.processor() or platform.machine()][0],
+        "cores": cores,
+    }
     if accelerator == "gpu":
         gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
         about |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1)}
@@ -114,7 +119,9 @@ def _read(file: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of PACKAGES."""
-    return {name: platform.python_version() if name == "python" else version(name) for name in PACKAGES}
+    return {
+        name: platform.python_version() if name == "python" else version(name) for name in PACKAGES
+    }
 
 
 def git_commit() -> str | None:
@@ -122,6 +129,18 @@ def git_commit() -> str | None:
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():  # git would find a checkout that the program merely lies in
         return None
-    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    describe = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     with suppress(OSError, subprocess.TimeoutExpired):
-        return subprocess.run(describe, capture_output=True, text=True, timeout=10).stdout.strip() or None
+        return (
+            subprocess.run(describe, capture_output=True, text=True, timeout=10).stdout.strip()
+            or None
+        )

@@ -19,8 +19,14 @@ def world_size() -> int:
 
 def local_world_size() -> int:
     """Number of the run's processes on this machine."""
-    started = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or world_size()
-    return min(int(started), world_size())  # SLURM's variable is also there if srun has started none
+    started = (
+        os.environ.get("LOCAL_WORLD_SIZE")
+        or os.environ.get("SLURM_NTASKS_PER_NODE")
+        or world_size()
+    )
+    return min(
+        int(started), world_size()
+    )  # SLURM's variable is also there if srun has started none
 
 
 def rank() -> int:
@@ -38,7 +44,9 @@ def broadcast_result(function: Callable[[], Result]) -> Result:
 
 def once_per_node(function: Callable[[], object]) -> None:
     """Call `function` in one process of each machine while the others wait; if it raises in one, all end."""
-    _call_in(int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0, function)
+    _call_in(
+        int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0, function
+    )
 
 
 def _call_in(chosen: bool, function: Callable[[], Result]) -> Result | None:
@@ -47,7 +55,7 @@ def _call_in(chosen: bool, function: Callable[[], Result]) -> Result | None:
     result, failure, status = None, None, 0
     try:
         result = function() if chosen else None
-    except BaseException as error:  # noqa: BLE001  (raised again below, once the others know)
+    except BaseException as error:
         failure, status = error, getattr(error, "status", 1)
     # Interruptibly, because rank 0 may download for an hour.
     (status,) = call_interruptibly(lambda: all_reduce_max(status))
@@ -84,7 +92,9 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     """The rows of all processes, in the order of the ranks; each may have another number of them."""
     if world_size() == 1:
         return rows
-    from torchmetrics.utilities.distributed import gather_all_tensors  # 2 s, which one process need not wait for
+    from torchmetrics.utilities.distributed import (
+        gather_all_tensors,
+    )  # 2 s, which one process need not wait for
 
     return torch.cat(gather_all_tensors(rows))
 

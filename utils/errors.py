@@ -18,7 +18,9 @@ class RunFailure(RuntimeError):
         self.status = status
 
 
-class Stopped(BaseException):  # not an Exception, so that no `except Exception` around a file takes it for a bad file
+class Stopped(
+    BaseException
+):  # not an Exception, so that no `except Exception` around a file takes it for a bad file
     """Ended by a signal: exit status 128 + its number. The message says where, and whether the work was saved."""
 
     def __init__(self, number: int, where: str) -> None:
@@ -28,7 +30,9 @@ class Stopped(BaseException):  # not an Exception, so that no `except Exception`
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Python's error, a GPU's, or that of torch's allocator on a CPU."""
-    return isinstance(error, MemoryError) or any(s in str(error) for s in ("out of memory", "allocate memory"))
+    return isinstance(error, MemoryError) or any(
+        s in str(error) for s in ("out of memory", "allocate memory")
+    )
 
 
 def is_missing_home(error: BaseException) -> bool:

@@ -53,7 +53,9 @@ def check_writable(folder: Path, flag: str) -> None:
         with tempfile.TemporaryFile(dir=above):  # os.access would say yes to root everywhere
             pass
     except OSError as error:
-        raise UserError(f"{above} cannot be written ({error.strerror}): give another {flag}") from None
+        raise UserError(
+            f"{above} cannot be written ({error.strerror}): give another {flag}"
+        ) from None
 
 
 @contextmanager

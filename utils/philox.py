@@ -13,7 +13,9 @@ _MASK = 0xFFFFFFFF
 _ORDER_STREAM = _MASK  # the last stream; views use the first ones
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ten rounds of Philox4x32 on int64 tensors of 32-bit words that broadcast, with a 64-bit key: uniform words."""
     c0, c1, c2, c3 = counter
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
@@ -32,7 +34,9 @@ def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
     return upper >> 16, ((upper & 0xFFFF) << 16) | (lower & 0xFFFF)
 
 
-def uniform(index: Tensor, epoch: int | Tensor, stream: int | Tensor, count: int, *, seed: int) -> Tensor:
+def uniform(
+    index: Tensor, epoch: int | Tensor, stream: int | Tensor, count: int, *, seed: int
+) -> Tensor:
     """(B, count) float32 in [0, 1), multiples of 2**-24; of sample indices (B,) and a stream, or (B, 1) streams."""
     block = torch.arange((count + 3) // 4, device=index.device)  # each counter yields four words
     zero = torch.zeros_like(block)

@@ -26,9 +26,15 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config, self.metrics = path / "config.yaml", path / "metrics.jsonl"
-        self.summary, self.backbone = path / "summary.json", path / "backbone.safetensors"  # only of a finished run
+        self.summary, self.backbone = (
+            path / "summary.json",
+            path / "backbone.safetensors",
+        )  # only of a finished run
         self.views = path / "views.png"
-        self.checkpoints, self.results = path / "checkpoints", path / "results"  # of commands that evaluate the run
+        self.checkpoints, self.results = (
+            path / "checkpoints",
+            path / "results",
+        )  # of commands that evaluate the run
         self.last, self.best = self.checkpoints / "last.ckpt", self.checkpoints / "best.ckpt"
         self._locks = ExitStack()
         self._created: dict[str, Any] | None = None  # what `create` wrote
@@ -38,9 +44,13 @@ class RunDirectory:
         for folder in (self.path, self.checkpoints):
             check_writable(folder, "--save-dir")
         entries = self.path.iterdir() if self.path.exists() else ()
-        if all(entry.name.endswith(PARTIAL) for entry in entries):  # empty, or a kill came before the first file
+        if all(
+            entry.name.endswith(PARTIAL) for entry in entries
+        ):  # empty, or a kill came before the first file
             return "new"
-        ours = self.config.is_file() and (self.metrics.exists() or b"settings:" in self.config.read_bytes())
+        ours = self.config.is_file() and (
+            self.metrics.exists() or b"settings:" in self.config.read_bytes()
+        )
         check(ours, f"{self.path} holds something that is not a run: give another --exp-name")
         return "finished" if self.summary.exists() else "unfinished"
 
@@ -48,7 +58,15 @@ class RunDirectory:
         """The settings with which the run was started; section "resolved": what the program chose."""
         try:
             return dict(yaml.safe_load(self.config.read_text(encoding="utf-8"))[section])
-        except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError, AttributeError, RecursionError):
+        except (
+            OSError,
+            yaml.YAMLError,
+            TypeError,
+            KeyError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+        ):
             raise UserError(f"{self.config} is damaged: start anew with --overwrite") from None
 
     def create(self, config: dict[str, Any]) -> None:
@@ -70,7 +88,13 @@ class RunDirectory:
 
     def delete(self) -> None:
         """Remove what a run writes; other files in the folder stay. A kill in between leaves an unfinished run."""
-        for file in (self.summary, self.metrics, self.backbone, self.views, *self.path.glob("events.out.tfevents.*")):
+        for file in (
+            self.summary,
+            self.metrics,
+            self.backbone,
+            self.views,
+            *self.path.glob("events.out.tfevents.*"),
+        ):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.results):
             shutil.rmtree(folder, ignore_errors=True)
@@ -84,7 +108,9 @@ class RunDirectory:
     def resumable(self) -> list[Path]:
         """Checkpoints to resume from, the newest first."""
         kept = [path for path in (self.last, previous(self.last)) if path.exists()]
-        times = {path: path.stat().st_mtime for path in self.checkpoints.glob("hpc_ckpt_*.ckpt")}  # when SLURM requeued
+        times = {
+            path: path.stat().st_mtime for path in self.checkpoints.glob("hpc_ckpt_*.ckpt")
+        }  # when SLURM requeued
         newer = [path for path in times if not kept or times[path] > kept[0].stat().st_mtime]
         return sorted(newer, key=lambda path: times[path], reverse=True) + kept
 

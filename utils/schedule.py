@@ -15,9 +15,14 @@ class WarmupCosine(LinearWarmupCosineAnnealingLR):
 
     def get_lr(self) -> list[float]:
         starts_at_peak = self.last_epoch == 0 and self.warmup_epochs == 0
-        rates = zip(self.base_lrs, self.base_lrs if starts_at_peak else super().get_lr(), strict=True)
+        rates = zip(
+            self.base_lrs, self.base_lrs if starts_at_peak else super().get_lr(), strict=True
+        )
         constant = [group.get("constant_lr") for group in self.optimizer.param_groups]
-        return [base if is_constant else rate for (base, rate), is_constant in zip(rates, constant, strict=True)]
+        return [
+            base if is_constant else rate
+            for (base, rate), is_constant in zip(rates, constant, strict=True)
+        ]
 
 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> WarmupCosine:
@@ -28,5 +33,7 @@ def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> 
     keeps its rate throughout. Raises ValueError if the warm-up leaves no step for the cosine.
     """
     if not 0 <= warmup_steps < total_steps:
-        raise ValueError(f"a warm-up of {warmup_steps} steps does not fit into a run of {total_steps}")
+        raise ValueError(
+            f"a warm-up of {warmup_steps} steps does not fit into a run of {total_steps}"
+        )
     return WarmupCosine(optimizer, warmup_epochs=warmup_steps, max_epochs=total_steps)

@@ -14,7 +14,9 @@ from utils.filesystem import write_atomically
 BACKBONE, HEAD = "simsiam-backbone", "simsiam-head"
 
 
-def write_weights(path: Path, kind: str, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+def write_weights(
+    path: Path, kind: str, state: dict[str, Tensor], metadata: dict[str, Any]
+) -> None:
     """Write weights with `metadata`: values as JSON, which is how safetensors' text-only metadata keeps numbers."""
     text = {"kind": kind, **{key: json.dumps(value) for key, value in metadata.items()}}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -26,8 +28,14 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
     check(path.is_file(), f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            text, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        check(text.get("kind") == kind, f"{path}: a safetensors file, but not a {kind.split('-')[1]} of this program")
+            text, state = (
+                file.metadata() or {},
+                {name: file.get_tensor(name) for name in file},
+            )
+        check(
+            text.get("kind") == kind,
+            f"{path}: a safetensors file, but not a {kind.split('-')[1]} of this program",
+        )
         return {key: json.loads(value) for key, value in text.items() if key != "kind"}, state
     except (SafetensorError, OSError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from None

@@ -43,19 +43,27 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         self._thread, self._writing = ThreadPoolExecutor(1), list[Future[None]]()
         self._held: dict[Path, dict[str, Any]] = {}  # copies that are not being written yet
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        copy = apply_to_collection(checkpoint | self.about, torch.Tensor, lambda tensor: tensor.detach().clone())
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        copy = apply_to_collection(
+            checkpoint | self.about, torch.Tensor, lambda tensor: tensor.detach().clone()
+        )
         self._held[Path(path)] = copy
         if Path(path) != self.run.best:
             self._write_held()
 
     def _write_held(self) -> None:
-        self._writing += [self._thread.submit(self._write, copy, path) for path, copy in self._held.items()]
+        self._writing += [
+            self._thread.submit(self._write, copy, path) for path, copy in self._held.items()
+        ]
         self._held.clear()
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         def write(partial: Path) -> None:
-            with open(partial, "wb") as file:  # given a path, torch reports a full disk as "unexpected pos"
+            with open(
+                partial, "wb"
+            ) as file:  # given a path, torch reports a full disk as "unexpected pos"
                 torch.save(checkpoint, file)
             if path == self.run.last and path.exists():
                 previous(path).unlink(missing_ok=True)
@@ -80,7 +88,9 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         self._write_held()
         self.wait()
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> Any:
         return read_checkpoint(Path(path))  # on the CPU; Lightning moves tensors to the device
 
 
@@ -104,7 +114,13 @@ class CheckpointCallback(Checkpoint):
         io: BackgroundCheckpointIO,
         signals: SignalCallback,
     ) -> None:
-        self.run, self.recorder, self.every, self.io, self.signals = run, recorder, every, io, signals
+        self.run, self.recorder, self.every, self.io, self.signals = (
+            run,
+            recorder,
+            every,
+            io,
+            signals,
+        )
         self.best: float | None = None  # kNN accuracy in percent
         self.best_epoch: int | None = None
         self.begun = False  # whether training has, which means that all state was restored
@@ -114,21 +130,34 @@ class CheckpointCallback(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         schedule = trainer.lr_scheduler_configs[0].scheduler
         if schedule.last_epoch != trainer.global_step:
-            raise ValueError(f"its schedule is at step {schedule.last_epoch}, its training at {trainer.global_step}")
+            raise ValueError(
+                f"its schedule is at step {schedule.last_epoch}, its training at {trainer.global_step}"
+            )
         self.begun = self.signals.to_save = True
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # accumulated gradients are not saved
+        stepped = (
+            batch_idx + 1
+        ) % trainer.accumulate_grad_batches == 0  # accumulated gradients are not saved
         if stepped and not trainer.is_last_batch:  # after the last one, the end of the epoch saves
-            self._save_or_stop(trainer, self.signals.received, self.every is None and self._is_due())
+            self._save_or_stop(
+                trainer, self.signals.received, self.every is None and self._is_due()
+            )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = self.recorder.row
         accuracy, epoch = row.get("kNN_accuracy"), row["epoch"]
         self._warn_of_failures()
-        if self.run.best in self.io.failures:  # the best epoch's weights were not kept: take the next best
+        if (
+            self.run.best in self.io.failures
+        ):  # the best epoch's weights were not kept: take the next best
             self.best = None
         if accuracy is not None and (self.best is None or accuracy > self.best):
             self.best, self.best_epoch = accuracy, epoch
@@ -158,11 +187,15 @@ class CheckpointCallback(Checkpoint):
         failure, kept = self.io.failures.get(self.run.last), self.run.resumable()
         saved = f"not saved ({failure})" if failure else "saved: the same command resumes it"
         saved += f": the same command goes on from {kept[0]}" if failure and kept else ""
-        where = f"in epoch {trainer.current_epoch + 1}, step {trainer.global_step}, in {self.run.path}"
+        where = (
+            f"in epoch {trainer.current_epoch + 1}, step {trainer.global_step}, in {self.run.path}"
+        )
         raise Stopped(number, f" {where}; {saved}")
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if not all(parameter.isfinite().all() for parameter in trainer.lightning_module.parameters()):
+        if not all(
+            parameter.isfinite().all() for parameter in trainer.lightning_module.parameters()
+        ):
             raise not_finite("a weight is not finite", trainer.current_epoch + 1, self.run)
         started = time.monotonic()
         self.io.wait()  # for the checkpoint before: on a slow disk none may queue up in memory
@@ -175,7 +208,9 @@ class CheckpointCallback(Checkpoint):
         """Warn once per file that could not be written; the next checkpoint tries again."""
         failures = dict(self.io.failures)
         for path in failures.keys() - self.warned.keys():
-            print_line(f"warning: {path} could not be written ({failures[path]}): make room; the one before it is kept")
+            print_line(
+                f"warning: {path} could not be written ({failures[path]}): make room; the one before it is kept"
+            )
         self.warned = failures
 
     def check_saved(self) -> None:

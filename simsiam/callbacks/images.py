@@ -22,19 +22,29 @@ class Pictures(pl.Callback):
     """
 
     def __init__(
-        self, run: RunDirectory, knn: KNNMonitor, every: int, show: Callable[[str, Tensor, int], object]
+        self,
+        run: RunDirectory,
+        knn: KNNMonitor,
+        every: int,
+        show: Callable[[str, Tensor, int], object],
     ) -> None:
         self.run, self.knn, self.every, self.show = run, knn, every, show
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0 and trainer.is_global_zero:
             views = draw_views(parts(trainer, pl_module)[1])
-            to_pil_image(views.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)).save(self.run.views)
+            to_pil_image(views.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)).save(
+                self.run.views
+            )
             self.show("views", views, 0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs after the kNN monitor, whose neighbours are shown."""
-        epoch, step, data = trainer.current_epoch + 1, trainer.global_step - 1, parts(trainer, pl_module)[1]
+        epoch, step, data = (
+            trainer.current_epoch + 1,
+            trainer.global_step - 1,
+            parts(trainer, pl_module)[1],
+        )
         due = epoch == trainer.max_epochs or (self.every and epoch % self.every == 0)
         if due and trainer.is_global_zero:
             self.show("views", draw_views(data, first=epoch), step)

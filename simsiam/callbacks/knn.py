@@ -81,7 +81,9 @@ class KNNMonitor(pl.Callback):
         compile: bool = False,
     ) -> None:
         if (bank is None) != (queries is None):
-            raise ValueError("KNNMonitor: give both bank and queries, loaders of (images, labels), or neither")
+            raise ValueError(
+                "KNNMonitor: give both bank and queries, loaders of (images, labels), or neither"
+            )
         self.k = k
         self.temperature = temperature
         self.every = every
@@ -184,7 +186,9 @@ class KNNMonitor(pl.Callback):
         measurements = -(-epochs // self.every) - epoch // self.every
         return self.seconds * measurements
 
-    def _extract(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Labelled, Labelled | None]:
+    def _extract(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> tuple[Labelled, Labelled | None]:
         """Return bank and queries; no queries where there are no labels to compare."""
         network = getattr(pl_module, "backbone", pl_module)
         if pl_module.device.type == "cuda" and isinstance(network, ResNet):
@@ -199,7 +203,9 @@ class KNNMonitor(pl.Callback):
             return bank, None
         return bank, self._extract_split(network, data, data.test)
 
-    def _extract_split(self, network: nn.Module, data: ViewsDataModule, split: ImageDataset) -> Labelled:
+    def _extract_split(
+        self, network: nn.Module, data: ViewsDataModule, split: ImageDataset
+    ) -> Labelled:
         images = split.images[distributed.shard(len(split))]
         chunks: Iterable[Tensor] = images.split(chunk_size(images))
         if self.progress is not None:
@@ -255,6 +261,8 @@ def nearest_in_shards(queries: Tensor, shard: Tensor, k: int, start: int) -> tup
     index = index + start
     if distributed.world_size() == 1:
         return similarity, index
-    similarity, index = (distributed.all_gather_rows(x.T).T for x in (similarity, index))  # (Q, processes * k)
+    similarity, index = (
+        distributed.all_gather_rows(x.T).T for x in (similarity, index)
+    )  # (Q, processes * k)
     similarity, best = similarity.topk(k, dim=1)
     return similarity, index.gather(1, best)

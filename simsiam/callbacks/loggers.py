@@ -6,7 +6,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import (
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
@@ -30,7 +36,11 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
         self.latest: dict[str, int | None] = {}  # step of each curve's latest point
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        new = {name: value for name, value in metrics.items() if name != "epoch" and self.latest.get(name, -1) != step}
+        new = {
+            name: value
+            for name, value in metrics.items()
+            if name != "epoch" and self.latest.get(name, -1) != step
+        }
         self.latest |= dict.fromkeys(new, step)
         if new:
             self.waiting.append((new, step))
@@ -60,7 +70,9 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
     def log_settings(self, settings: dict[str, Any]) -> None:
         """Fill the HPARAMS tab with these and the latest values of the main curves."""
         known = {name: "default" if value is None else value for name, value in settings.items()}
-        known |= {name: " ".join(value) for name, value in settings.items() if isinstance(value, list)}
+        known |= {
+            name: " ".join(value) for name, value in settings.items() if isinstance(value, list)
+        }
         for summary in hparams(known, dict.fromkeys(("kNN_accuracy", "train_loss", "z_std"), 0.0)):
             self.experiment._get_file_writer().add_summary(summary)
 
@@ -68,21 +80,30 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
 def check_installed(names: Iterable[str]) -> None:
     """Raise UserError for a logger whose package is not there."""
     for name in {"wandb", "mlflow"}.intersection(names):
-        check(importlib.util.find_spec(name) is not None, f"--logger {name}: it is not installed: pip install {name}")
+        check(
+            importlib.util.find_spec(name) is not None,
+            f"--logger {name}: it is not installed: pip install {name}",
+        )
 
 
 def make_loggers(config: Pretrain, run: RunDirectory, resumed_at: int | None) -> list[Logger]:
     """In the order of `--logger`; `resumed_at` is a step. Raises UserError for one that does not start."""
     loggers: list[Logger] = []
     settings = settings_that_matter(settings_to_keep(config))
-    name = "_".join(filter(None, (config.run.exp_name or f"simsiam_{config.data.dataset}", config.run.version)))
+    name = "_".join(
+        filter(None, (config.run.exp_name or f"simsiam_{config.data.dataset}", config.run.version))
+    )
     for kind in dict.fromkeys(config.monitor.logger):
         if kind == "tensorboard":
             # It drops what it has from the step on that is resumed from.
             where: dict[str, Any] = {"name": "", "version": "", "purge_step": resumed_at or 0}
-            loggers.append(board := ResilientTensorBoardLogger(run.path, default_hp_metric=False, **where))
+            loggers.append(
+                board := ResilientTensorBoardLogger(run.path, default_hp_metric=False, **where)
+            )
             if resumed_at is None and distributed.rank() == 0:
-                differing = {key: value for key, value in settings.items() if value != DEFAULTS.get(key)}
+                differing = {
+                    key: value for key, value in settings.items() if value != DEFAULTS.get(key)
+                }
                 board.log_settings({"seed": config.run.seed} | differing)
         elif kind == "csv":
             loggers.append(CSVLogger(run.path, name="csv"))
@@ -98,8 +119,12 @@ def make_remote_logger(kind: str, name: str, run: RunDirectory, settings: dict[s
             logger = WandbLogger(name, run.path, project="simsiam")
         else:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-            logger = MLFlowLogger("simsiam", name, os.environ.get("MLFLOW_TRACKING_URI", f"file:{run.path / 'mlruns'}"))
+            logger = MLFlowLogger(
+                "simsiam",
+                name,
+                os.environ.get("MLFLOW_TRACKING_URI", f"file:{run.path / 'mlruns'}"),
+            )
         logger.log_hyperparams(settings)
-    except Exception as error:  # noqa: BLE001  (theirs, of any kind: no login, no network)
+    except Exception as error:
         raise UserError(f"--logger {kind}: {' '.join(str(error).split())[:300]}") from None
     return logger

@@ -31,7 +31,9 @@ class MetricsRecorder(pl.Callback):
         self.run, self.knn = run, knn
         self.rows: list[dict[str, Any]] = []
         self.batches, self.seconds = 0, 0.0  # of this epoch; the latter before an interruption
-        self.so_far: dict[str, Any] | None = None  # the module's sums, from checkpoints of when they were kept here
+        self.so_far: dict[str, Any] | None = (
+            None  # the module's sums, from checkpoints of when they were kept here
+        )
 
     @property
     def row(self) -> dict[str, Any]:
@@ -51,14 +53,23 @@ class MetricsRecorder(pl.Callback):
         self.batches, self.seconds, self.started = 0, 0.0, time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         self.batches += 1
         if trainer.is_last_batch:
             # The epoch's only wait for the device; images_per_second is true only after it.
             assert isinstance(pl_module, SimSiam)
             self.means = pl_module.epoch_means().tolist()
-            images = self.batches / trainer.accumulate_grad_batches * parts(trainer, pl_module)[1].batch_size
+            images = (
+                self.batches
+                / trainer.accumulate_grad_batches
+                * parts(trainer, pl_module)[1].batch_size
+            )
             self.images_per_second = images / (time.perf_counter() - self.started)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -67,10 +78,15 @@ class MetricsRecorder(pl.Callback):
         if not math.isfinite(loss):
             raise not_finite(f"the loss is {loss}", trainer.current_epoch + 1, self.run)
         rate, speed = trainer.optimizers[0].param_groups[0]["lr"], self.images_per_second
-        means, metrics = {"train_loss": loss, "z_std": z_std}, {"learning_rate": rate, "perf/images_per_second": speed}
+        means, metrics = (
+            {"train_loss": loss, "z_std": z_std},
+            {"learning_rate": rate, "perf/images_per_second": speed},
+        )
         pl_module.log_dict(metrics)
         for logger in trainer.loggers:
-            if isinstance(logger, ResilientTensorBoardLogger):  # Lightning logs only after the epoch's checkpoint
+            if isinstance(
+                logger, ResilientTensorBoardLogger
+            ):  # Lightning logs only after the epoch's checkpoint
                 logger.log_metrics(means | self.knn.latest | metrics, trainer.global_step - 1)
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         row |= means | self.knn.latest | {"learning_rate": rate}

@@ -32,7 +32,9 @@ class ProgressCallback(pl.Callback):
         pause: seconds that the Trainer will still spend between epochs, of which the given number is done.
     """
 
-    def __init__(self, words: Callable[[], str], pause: Callable[[int], float] = lambda epoch: 0.0) -> None:
+    def __init__(
+        self, words: Callable[[], str], pause: Callable[[int], float] = lambda epoch: 0.0
+    ) -> None:
         self.words, self.pause = words, pause
         head = TextColumn("{task.fields[head]}", markup=False)
         tail = TextColumn("{task.fields[tail]}", markup=False)
@@ -40,7 +42,10 @@ class ProgressCallback(pl.Callback):
         options: dict[str, Any] = {"refresh_per_second": 4, "transient": True}
         options["disable"] = not console.draws_bars
         self.bar = Progress(*columns, console=console, expand=True, **options)
-        self.steps, self.seconds = 0, 0.0  # of training alone, since the first step, which may compile
+        self.steps, self.seconds = (
+            0,
+            0.0,
+        )  # of training alone, since the first step, which may compile
         self.work = 0.0  # of these steps, in pixels of a view
         self.step_ended: float | None = None
 
@@ -55,7 +60,12 @@ class ProgressCallback(pl.Callback):
         self._show(trainer, 0)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         now = time.perf_counter()
         if self.step_ended is not None:
@@ -72,9 +82,14 @@ class ProgressCallback(pl.Callback):
         head, speed, left = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", "", ""
         if self.steps:
             images *= self.steps / trainer.accumulate_grad_batches
-            speed, left = f"{images / self.seconds:,.0f} images/s", f"left {self._left(trainer, done)}"
+            speed, left = (
+                f"{images / self.seconds:,.0f} images/s",
+                f"left {self._left(trainer, done)}",
+            )
         told = list(filter(None, (f"{done}/{batches}", loss, speed, left)))
-        for least in filter(None, (speed, loss, told[0], left)):  # what a narrow terminal can do without
+        for least in filter(
+            None, (speed, loss, told[0], left)
+        ):  # what a narrow terminal can do without
             if len(head) + NARROWEST + len("  ".join(told)) > console.width - 4:
                 told.remove(least)
         tail = "  ".join(told)
@@ -84,7 +99,11 @@ class ProgressCallback(pl.Callback):
         """Time until the end of training, when `done` batches of this epoch are."""
         now, batches = trainer.current_epoch, int(trainer.num_training_batches)
         pixels = [count_pixels(trainer, epoch) for epoch in range(now, trainer.max_epochs or now)]
-        steps = self.seconds / self.work * (batches * sum(pixels) - done * sum(pixels[:1])) if self.work else 0.0
+        steps = (
+            self.seconds / self.work * (batches * sum(pixels) - done * sum(pixels[:1]))
+            if self.work
+            else 0.0
+        )
         return timedelta(seconds=round(steps + self.pause(now + (done == batches))))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -95,10 +114,14 @@ class ProgressCallback(pl.Callback):
         elif epoch % max(1, epochs // LINES) == 0 or epoch == epochs:
             print_line(line)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str = "fit") -> None:
+    def teardown(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str = "fit"
+    ) -> None:
         self.bar.stop()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self.bar.stop()  # Lightning does not call teardown then; a running bar would hide the error's line
 
 
@@ -108,7 +131,9 @@ def count_pixels(trainer: pl.Trainer, epoch: int) -> int:
     return data.view_size(epoch) ** 2 if isinstance(data, ViewsDataModule) else 1
 
 
-def estimate_seconds(model: SimSiam, data: ViewsDataModule, bf16: bool, epochs: int, knn_every: int) -> float:
+def estimate_seconds(
+    model: SimSiam, data: ViewsDataModule, bf16: bool, epochs: int, knn_every: int
+) -> float:
     """Return about how many seconds a run of one process takes on this processor.
 
     A copy of the run's `model` trains on a few images of each size of its views.

@@ -33,7 +33,9 @@ class SignalCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the handlers, over Lightning's. An ignored signal stays ignored (`nohup`)."""
-        self.former = {n: signal.getsignal(n) for n in STOPPING if signal.getsignal(n) is not signal.SIG_IGN}
+        self.former = {
+            n: signal.getsignal(n) for n in STOPPING if signal.getsignal(n) is not signal.SIG_IGN
+        }
         slurm = signal.getsignal(REQUEUE)
         if callable(slurm):
             self.former[REQUEUE] = slurm

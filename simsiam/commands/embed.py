@@ -27,10 +27,16 @@ def embed(config: Embed) -> None:
         context = open_context(config, device)
         checkpoint, classes = context.checkpoint, context.classes
         splits = {"train": context.train, "test": context.test}
-        splits = {name: split for name, split in splits.items() if options.split in ("both", name) and len(split)}
+        splits = {
+            name: split
+            for name, split in splits.items()
+            if options.split in ("both", name) and len(split)
+        }
         check(bool(splits), f"--split {options.split}: {context.dataset} has no such images")
         what = f"{context.dataset}, {' and '.join(splits)}"
-        chunks = chain.from_iterable(split.images.split(chunk_size(split.images)) for split in splits.values())
+        chunks = chain.from_iterable(
+            split.images.split(chunk_size(split.images)) for split in splits.values()
+        )
     else:
         checkpoint, classes = open_checkpoint(config, device), folder.classes
         splits, what = {"folder": folder}, str(options.images)
@@ -63,7 +69,12 @@ def embed(config: Embed) -> None:
             np.savez(file, allow_pickle=False, **arrays)
 
     write_atomically(output, write_npz)
-    figures = {"of": what, "images": len(features), "features": features.shape[1], "classes": list(classes)}
+    figures = {
+        "of": what,
+        "images": len(features),
+        "features": features.shape[1],
+        "classes": list(classes),
+    }
     size = f"{len(features):,} images, {features.shape[1]} features of each"
     print_line(f"features  {printable(output)}: {size}")
     results.write(figures | {"output": str(output)})

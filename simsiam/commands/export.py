@@ -34,7 +34,9 @@ def export(config: Export) -> None:
     """Write the file, load it back, compare it on images, and only then put it in place."""
     format, given = config.export.format, config.export.output
     suffix = SUFFIXES[format]
-    missing = [name for name in ONNX_NEEDS if format == "onnx" and importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ONNX_NEEDS if format == "onnx" and importlib.util.find_spec(name) is None
+    ]
     check(not missing, f"--format onnx needs {' '.join(missing)}: pip install {' '.join(missing)}")
     named = given is None or given.endswith(suffix)
     check(named, f"--output {given}: with --format {format} a name that ends in {suffix}")
@@ -57,7 +59,10 @@ def export(config: Export) -> None:
             expected, got = checkpoint.backbone(images[:n]), run(images[:n])
             differences[n] = ((got - expected).abs().max() / expected.abs().max()).item()
         worst = max(differences.values())
-        check(worst <= TOLERANCE, f"{format}: features differ by {worst:.1e} of the largest; nothing was written")
+        check(
+            worst <= TOLERANCE,
+            f"{format}: features differ by {worst:.1e} of the largest; nothing was written",
+        )
 
     if context is not None:
         context.announce()
@@ -103,22 +108,34 @@ def choose_images(context: EvaluationContext | None, checkpoint: LoadedCheckpoin
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
-def write_backbone(path: Path, format: str, backbone: ResNet, images: Tensor, metadata: dict[str, Any]) -> None:
+def write_backbone(
+    path: Path, format: str, backbone: ResNet, images: Tensor, metadata: dict[str, Any]
+) -> None:
     example = images[:1].repeat(2, 1, 1, 1)  # the exporters take a batch size of 1 for a constant
     if format == "safetensors":
         write_weights(path, BACKBONE, backbone.state_dict(), metadata)
     elif format == "torch-export":
-        program = torch.export.export(backbone, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(
+            backbone, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+        )
         with open(path, "wb") as file:  # given a name, torch insists on its suffix
             torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
     else:
         import onnx
 
-        names: dict[str, Any] = {"input_names": ["images"], "output_names": ["features"], "verbose": False}
-        program = torch.onnx.export(backbone, (example,), **names, dynamic_shapes=({0: "batch"},), dynamo=True)
+        names: dict[str, Any] = {
+            "input_names": ["images"],
+            "output_names": ["features"],
+            "verbose": False,
+        }
+        program = torch.onnx.export(
+            backbone, (example,), **names, dynamic_shapes=({0: "batch"},), dynamo=True
+        )
         assert program is not None
         model = program.model_proto
-        onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
+        onnx.helper.set_model_props(
+            model, {name: json.dumps(value) for name, value in metadata.items()}
+        )
         onnx.checker.check_model(model)
         path.write_bytes(model.SerializeToString())
 

@@ -15,7 +15,12 @@ from simsiam.config.commands import Finetune
 from simsiam.evaluation.checkpoint import build_backbone, hash_weights
 from simsiam.evaluation.classifier import CHOICE_EPOCH, Recipe, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
-from simsiam.evaluation.logistic_regression import adapt_head, fit_logistic, make_head, standardise_features
+from simsiam.evaluation.logistic_regression import (
+    adapt_head,
+    fit_logistic,
+    make_head,
+    standardise_features,
+)
 from simsiam.evaluation.results import Results
 from utils.cli import MAY_CHANGE, flatten, iterate_options, to_flag
 from utils.console import print_line
@@ -24,8 +29,12 @@ from utils.errors import UserError, check
 from utils.philox import permutation
 from utils.weights import BACKBONE, write_weights
 
-HEAD_DECAY = 1e-2  # weight decay of the head at the start: strong, since few labels choose one badly
-LARGEST_GRADIENT = 1.0  # its norm: 800 epochs leave small features, whose gradients would throw the backbone away
+HEAD_DECAY = (
+    1e-2  # weight decay of the head at the start: strong, since few labels choose one badly
+)
+LARGEST_GRADIENT = (
+    1.0  # its norm: 800 epochs leave small features, whose gradients would throw the backbone away
+)
 
 
 class SeedSummary(BaseModel):
@@ -35,7 +44,9 @@ class SeedSummary(BaseModel):
     settings: dict[str, Any]
     weights: str
     test_accuracy: float
-    linear_accuracy: float | None = None  # with the backbone frozen; not from scratch, nor of older calls
+    linear_accuracy: float | None = (
+        None  # with the backbone frozen; not from scratch, nor of older calls
+    )
 
 
 def finetune(config: Finetune) -> None:
@@ -45,14 +56,18 @@ def finetune(config: Finetune) -> None:
     (Kumar et al. 2022, arXiv 2202.10054); from scratch it starts at zero.
     """
     options, scratch = config.finetune, config.finetune.from_scratch
-    choose_precision(config.device.precision, config.device.accelerator)  # an impossible one fails before any work
+    choose_precision(
+        config.device.precision, config.device.accelerator
+    )  # an impossible one fails before any work
     context = open_context(config, choose_device(config.device.accelerator), labels=True)
     fraction = options.label_fraction or 0.1
     amount = f"{options.label_count}_labels" if options.label_count else f"{fraction:g}"
     name = f"finetune_{amount}" + "_from_scratch" * options.from_scratch
     quotas = label_quotas(context.train.labels, context.classes, fraction, options.label_count)
     results = Results(config, context.checkpoint, name, resumes=True)
-    found = {} if config.checkpoint.overwrite else read_finished_seeds(config, context, results.path)
+    found = (
+        {} if config.checkpoint.overwrite else read_finished_seeds(config, context, results.path)
+    )
     context.announce()
     with results.lock():
         for seed in options.seeds:
@@ -68,15 +83,28 @@ def finetune(config: Finetune) -> None:
             frozen = "-" if one.linear_accuracy is None else f"{one.linear_accuracy:.2f}"
             rows.append((f"seed {seed}", f"{labels:,}", frozen, f"{one.test_accuracy:.2f}"))
         if len(found) > 1:
-            spread = (f"{mean(y):.2f} +- {stdev(y):.2f}" if len(y) > 1 else "-" for y in (linear, [*tuned.values()]))
+            spread = (
+                f"{mean(y):.2f} +- {stdev(y):.2f}" if len(y) > 1 else "-"
+                for y in (linear, [*tuned.values()])
+            )
             rows += [("mean, deviation", "", *spread)]
-        context.print_accuracies(("", "labels", "linear, frozen", "from scratch" if scratch else "fine-tuned"), rows)
-        figures = {"dataset": context.dataset, "labels": labels, "test_accuracy": mean(tuned.values())}
+        context.print_accuracies(
+            ("", "labels", "linear, frozen", "from scratch" if scratch else "fine-tuned"), rows
+        )
+        figures = {
+            "dataset": context.dataset,
+            "labels": labels,
+            "test_accuracy": mean(tuned.values()),
+        }
         figures |= {"deviation": stdev(tuned.values()) if len(tuned) > 1 else None}
-        results.write(figures | {"linear_accuracy": mean(linear) if linear else None, "seeds": tuned})
+        results.write(
+            figures | {"linear_accuracy": mean(linear) if linear else None, "seeds": tuned}
+        )
 
 
-def read_finished_seeds(config: Finetune, context: EvaluationContext, folder: Path) -> dict[int, SeedSummary]:
+def read_finished_seeds(
+    config: Finetune, context: EvaluationContext, folder: Path
+) -> dict[int, SeedSummary]:
     """What earlier calls measured, by seed; UserError if they had other weights or settings, or are damaged."""
     fixed = {field.name for _, field, rule, _ in iterate_options(Finetune) if rule < MAY_CHANGE}
     settings = {name: value for name, value in flatten(config).items() if name in fixed}
@@ -89,7 +117,10 @@ def read_finished_seeds(config: Finetune, context: EvaluationContext, folder: Pa
         changed = [name for name, value in settings.items() if found.settings.get(name) != value]
         changed += ["checkpoint"] * (found.weights != hash_weights(context.checkpoint.backbone))
         flags = ", ".join(map(to_flag, changed))
-        check(not changed, f"{file} was made with another {flags}: give --overwrite, or another --results-dir")
+        check(
+            not changed,
+            f"{file} was made with another {flags}: give --overwrite, or another --results-dir",
+        )
         finished[found.seed] = found
     return finished
 
@@ -102,7 +133,9 @@ def finetune_seed(
     results = Results(config, checkpoint, name, resumes=True)
     chosen = choose_labels(context.train.labels, quotas, seed)
     print_line(f"seed {seed}: {len(chosen):,} labels")
-    backbone = build_backbone(checkpoint.facts, seed) if scratch else copy.deepcopy(checkpoint.backbone)
+    backbone = (
+        build_backbone(checkpoint.facts, seed) if scratch else copy.deepcopy(checkpoint.backbone)
+    )
     head, linear = make_head(backbone.num_features, len(context.classes)).to(context.device), None
     if not scratch:
         x = context.extract_features(context.train.at(chosen), "labelled images", unit=False)
@@ -129,14 +162,23 @@ def finetune_seed(
     figures |= {"labels_digest": digest_of(chosen), **tuned.measure_accuracy(head)}
     tuned_on = {key: figures[key] for key in ("seed", "labels", "test_accuracy")}
     tuned_on |= {"from_scratch": scratch, "settings": flatten(config)}
-    facts = checkpoint.facts.model_dump(exclude_unset=True, exclude={"row"})  # the row's kNN is the old backbone's
+    facts = checkpoint.facts.model_dump(
+        exclude_unset=True, exclude={"row"}
+    )  # the row's kNN is the old backbone's
     results.summary.unlink(missing_ok=True)  # an earlier one is not of this backbone
-    write_weights(results.path / "backbone.safetensors", BACKBONE, backbone.state_dict(), facts | {"tuned": tuned_on})
+    write_weights(
+        results.path / "backbone.safetensors",
+        BACKBONE,
+        backbone.state_dict(),
+        facts | {"tuned": tuned_on},
+    )
     results.save_head(tuned, head, figures)
     return SeedSummary.model_validate_json(results.summary.read_bytes())
 
 
-def label_quotas(labels: Tensor, classes: tuple[str, ...], fraction: float, count: int | None) -> list[int]:
+def label_quotas(
+    labels: Tensor, classes: tuple[str, ...], fraction: float, count: int | None
+) -> list[int]:
     """How many labels each class keeps: a share of its own, or an equal part of `count`.
 
     Their sum is `count`, or the share of all labels, to the nearest whole number; what does not divide goes to the

@@ -30,11 +30,15 @@ def knn(config: Knn) -> None:
     figures = context.describe_accuracy("kNN_accuracy", counts["backbone", k, HEADLINE_T])
     figures |= {"knn_k": k, "knn_t": HEADLINE_T}
     names = ("features", "k", "temperature", "accuracy")
-    figures["table"] = [dict(zip(names, (*protocol, right), strict=True)) for protocol, right in found.items()]
+    figures["table"] = [
+        dict(zip(names, (*protocol, right), strict=True)) for protocol, right in found.items()
+    ]
 
     title = f"kNN accuracy in % on {len(context.test):,} {context.test.kind} of {context.dataset}"
     lines = dict.fromkeys((kind, k) for kind, k, _ in counts)
-    rows = [(kind, str(k), *(f"{found[kind, k, t]:.2f}" for t in TEMPERATURES)) for kind, k in lines]
+    rows = [
+        (kind, str(k), *(f"{found[kind, k, t]:.2f}" for t in TEMPERATURES)) for kind, k in lines
+    ]
     head = ("features", "k", *(f"T {t:g}" for t in TEMPERATURES))
     print_table(f"{title}, bank of {len(context.train):,} train images", head, rows)
     print_classes(figures["per_class"])
@@ -50,7 +54,9 @@ def count_by_protocol(context: EvaluationContext) -> dict[tuple[str, int, float]
     counts = {}
     for kind in bank:
         parts = track_progress(queries[kind].split(CHUNK), len(test), f"neighbours by {kind}")
-        similarity, found = map(torch.cat, zip(*(nearest(q, bank[kind], protocols[-1][0]) for q in parts), strict=True))
+        similarity, found = map(
+            torch.cat, zip(*(nearest(q, bank[kind], protocols[-1][0]) for q in parts), strict=True)
+        )
         for k, t in protocols:
             predicted = vote(similarity[:, :k], train.labels[found[:, :k]], len(context.classes), t)
             counts[kind, k, t] = confusion(predicted, test.labels, len(context.classes))
@@ -62,5 +68,7 @@ def extract_all(context: EvaluationContext, images: Tensor, what: str) -> dict[s
     """L2-normalised features (N, F) of the backbone and, if there is one, of the projector."""
     features = {"backbone": context.extract_features(images, what, unit=False)}
     if projector := context.checkpoint.projector:
-        features["projector"] = torch.cat([projector(chunk) for chunk in features["backbone"].split(10_000)])
+        features["projector"] = torch.cat(
+            [projector(chunk) for chunk in features["backbone"].split(10_000)]
+        )
     return {kind: normalize(x, dim=1, out=x) for kind, x in features.items()}

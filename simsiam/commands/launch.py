@@ -27,7 +27,9 @@ from utils.errors import RunFailure, Stopped, UserError, check
 from utils.slurm import match_environment_to_started_tasks
 from utils.waiting import call_interruptibly
 
-TIMEOUT = timedelta(hours=2)  # long enough for rank 0 to download or to decode; a dead peer is noticed at once
+TIMEOUT = timedelta(
+    hours=2
+)  # long enough for rank 0 to download or to decode; a dead peer is noticed at once
 PARENT_VARIABLE = "SIMSIAM_PROCESSES_END_WITH"  # environment variable: the id of the process with which this one ends
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
@@ -55,9 +57,15 @@ def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator
         join_processes(cluster, gpu)
     try:
         here, machines = local_world_size(), world_size() // local_world_size()
-        check(devices in (None, here), f"--devices {devices}: {here} started on this machine; leave the flag out")
+        check(
+            devices in (None, here),
+            f"--devices {devices}: {here} started on this machine; leave the flag out",
+        )
         how = "torchrun --nnodes M --nproc-per-node N --rdzv-endpoint HOST:PORT main.py ... on each machine"
-        check(nodes in (None, machines), f"--num-nodes {nodes}: started on {machines}; {how} starts it on M")
+        check(
+            nodes in (None, machines),
+            f"--num-nodes {nodes}: started on {machines}; {how} starts it on M",
+        )
         if rank() > 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         yield
@@ -76,7 +84,9 @@ def join_processes(cluster: ClusterEnvironment, gpu: bool) -> None:
     processes = cluster.world_size()
 
     def join() -> None:
-        distributed.init_process_group(backend, timeout=TIMEOUT, world_size=processes, rank=cluster.global_rank())
+        distributed.init_process_group(
+            backend, timeout=TIMEOUT, world_size=processes, rank=cluster.global_rank()
+        )
 
     try:
         os.environ["MASTER_ADDR"] = cluster.main_address
@@ -84,7 +94,11 @@ def join_processes(cluster: ClusterEnvironment, gpu: bool) -> None:
         place = f"{cluster.main_address}:{cluster.main_port}"
         notice = f"waiting for all {processes} processes of the run to meet at {place}"
         call_interruptibly(join, notice if cluster.local_rank() == 0 else None)
-    except (RuntimeError, ValueError, OSError) as error:  # torch's DistNetworkError and its like are RuntimeErrors
+    except (
+        RuntimeError,
+        ValueError,
+        OSError,
+    ) as error:  # torch's DistNetworkError and its like are RuntimeErrors
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"the {processes} processes of the run could not meet at MASTER_ADDR:MASTER_PORT ({reason}): "
@@ -120,7 +134,9 @@ def has_ended(process: str) -> bool:
 def needs_launch(devices: int | None) -> bool:
     """Whether this process has to start the others of a run on several devices."""
     started = cluster_environment()
-    alone = started is None or (started.world_size() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ)
+    alone = started is None or (
+        started.world_size() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
+    )
     return alone and (devices or 1) > 1
 
 
@@ -132,12 +148,24 @@ def launch(processes: int, command: list[str]) -> int:
     end_with_parent()
     logging.disable(logging.CRITICAL)  # the engine's own log; this process only waits
     os.environ[PARENT_VARIABLE] = str(os.getpid())
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds, to end an epoch and save
+    os.environ.setdefault(
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600"
+    )  # seconds, to end an epoch and save
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     engine = (f"--nproc-per-node={processes}", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")
     try:
         with TemporaryDirectory() as logs:  # the engine would leave its empty folders
-            run(parse_args([*engine, f"--log-dir={logs}", "--local-addr=127.0.0.1", "--no-python", *command]))
+            run(
+                parse_args(
+                    [
+                        *engine,
+                        f"--log-dir={logs}",
+                        "--local-addr=127.0.0.1",
+                        "--no-python",
+                        *command,
+                    ]
+                )
+            )
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
@@ -148,6 +176,8 @@ def launch(processes: int, command: list[str]) -> int:
         killed = first.exitcode < 0
         cause = f"process {number + 1} of {processes} was ended by "
         cause += signal.Signals(-first.exitcode).name if killed else "an error"
-        message = f"{cause}, and the others with it; the same command goes on from the last checkpoint"
+        message = (
+            f"{cause}, and the others with it; the same command goes on from the last checkpoint"
+        )
         raise RunFailure(message, 128 - first.exitcode if killed else 1) from None
     return 0

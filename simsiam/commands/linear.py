@@ -12,7 +12,12 @@ from simsiam.evaluation.checkpoint import build_backbone
 from simsiam.evaluation.classifier import CHOICE_EPOCH, Recipe, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import chunk_size
-from simsiam.evaluation.logistic_regression import adapt_head, fit_logistic, make_head, standardise_features
+from simsiam.evaluation.logistic_regression import (
+    adapt_head,
+    fit_logistic,
+    make_head,
+    standardise_features,
+)
 from simsiam.evaluation.metrics import print_classes
 from simsiam.evaluation.results import Results
 from utils.console import print_table, track_progress
@@ -29,7 +34,9 @@ def linear(config: Linear) -> None:
     precision = choose_precision(config.device.precision, config.device.accelerator)
     context = open_context(config, choose_device(config.device.accelerator), labels=True)
     if options.from_scratch:
-        context = context.with_backbone(build_backbone(context.checkpoint.facts, options.seed).to(context.device))
+        context = context.with_backbone(
+            build_backbone(context.checkpoint.facts, options.seed).to(context.device)
+        )
     name = "linear" + "_augment" * options.augment + "_from_scratch" * options.from_scratch
     results = Results(config, context.checkpoint, name)
     held_out, n = round(options.held_out * len(context.train)), len(context.train)
@@ -45,11 +52,14 @@ def linear(config: Linear) -> None:
         results.save_head(context, head, figures)
     print_classes(figures["per_class"])
     context.print_accuracies(
-        ("classifier", "labels", "accuracy"), [(f"linear ({way})", f"{n:,}", f"{figures['test_accuracy']:.2f}")]
+        ("classifier", "labels", "accuracy"),
+        [(f"linear ({way})", f"{n:,}", f"{figures['test_accuracy']:.2f}")],
     )
 
 
-def fit_by_solver(context: EvaluationContext, seed: int, held_out: int) -> tuple[nn.Linear, dict[str, Any]]:
+def fit_by_solver(
+    context: EvaluationContext, seed: int, held_out: int
+) -> tuple[nn.Linear, dict[str, Any]]:
     """Logistic regression on features of clean images, with the weight decay that does best on held-out ones."""
     train = context.train
     order = permutation(len(train), CHOICE_EPOCH, seed=seed, device=context.device)
@@ -71,7 +81,9 @@ def fit_by_solver(context: EvaluationContext, seed: int, held_out: int) -> tuple
     return head, {"weight_decay": decay, "held_out": accuracies, "converged": converged}
 
 
-def fit_by_sgd(options: LinearOptions, context: EvaluationContext, precision: str) -> tuple[nn.Linear, dict[str, Any]]:
+def fit_by_sgd(
+    options: LinearOptions, context: EvaluationContext, precision: str
+) -> tuple[nn.Linear, dict[str, Any]]:
     """A head on a frozen backbone, trained on crops and flips without weight decay, as papers do.
 
     The features are standardised by those of the clean train images, so that one learning rate suits every backbone
@@ -88,6 +100,8 @@ def fit_by_sgd(options: LinearOptions, context: EvaluationContext, precision: st
         precision=precision,
         head_rate=options.learning_rate or 0.1,
     )
-    steps = train_classifier(backbone, head, train, torch.arange(len(train), device=context.device), recipe, *scale)
+    steps = train_classifier(
+        backbone, head, train, torch.arange(len(train), device=context.device), recipe, *scale
+    )
     adapt_head(head, *scale)
     return head, {"steps": steps}

@@ -46,7 +46,9 @@ def neighbours(config: Neighbours) -> None:
     figures: dict[str, int | float | str] = {"queries": len(rows), "k": k, "output": str(output)}
     if not folder and train.labelled:
         heading += " Blue frame: of the same class; orange: of another."
-        figures["same_class"] = 100 * sum(tile.same_class is True for row in rows for tile in row) / (k * len(rows))
+        figures["same_class"] = (
+            100 * sum(tile.same_class is True for row in rows for tile in row) / (k * len(rows))
+        )
     write_atomically(output, partial(draw_gallery(rows, heading).save, format="PNG"))
     print_line(f"picture   {printable(output)}")
     results.write(figures)

@@ -17,7 +17,13 @@ from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.callbacks.progress import ProgressCallback, about, estimate_seconds
 from simsiam.callbacks.signals import SignalCallback
 from simsiam.commands import launch
-from simsiam.commands.resume import Start, count_processes, explain_failures, find_start, validate_run
+from simsiam.commands.resume import (
+    Start,
+    count_processes,
+    explain_failures,
+    find_start,
+    validate_run,
+)
 from simsiam.config.commands import Pretrain, main_command, settings_to_keep, to_type
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
@@ -43,7 +49,9 @@ from utils.weights import BACKBONE, write_weights
 LONG = 6 * 3600  # seconds for which nobody would wait without being told
 FOR_A_CPU = "--backbone resnet10 --width 16 --out-dim 512 --h-dim 128 --batch-size 64 --constant-predictor-lr"
 FOR_A_CPU += " --epochs 20 --image-schedule 16:15 24:4"  # kNN 60 %: docs/benchmarks.md
-LOG_EVERY = 100  # steps between points of a curve; epochs shorter than two of these have their means alone
+LOG_EVERY = (
+    100  # steps between points of a curve; epochs shorter than two of these have their means alone
+)
 
 
 @dataclass
@@ -61,9 +69,14 @@ class RunContext:
     @property
     def provenance(self) -> dict[str, Any]:
         """What every checkpoint and exported file says of its origin."""
-        about = {"classes": list(self.data.train.classes), "settings": settings_to_keep(self.config)}
+        about = {
+            "classes": list(self.data.train.classes),
+            "settings": settings_to_keep(self.config),
+        }
         about |= {"versions": versions(), "commit": git_commit(), "precision": self.precision}
-        return about | ({"images": self.data.dataset_digest} if self.data.dataset_digest else {})  # a person's own
+        return about | (
+            {"images": self.data.dataset_digest} if self.data.dataset_digest else {}
+        )  # a person's own
 
 
 def pretrain(config: Pretrain) -> None:
@@ -74,7 +87,9 @@ def pretrain(config: Pretrain) -> None:
     precision = choose_precision(config.device.precision, accelerator)
     check_installed(config.monitor.logger)
     run = RunDirectory(config.run_dir)
-    started = (None, None) if config.run.dry_run else (config.device.devices, config.device.num_nodes)
+    started = (
+        (None, None) if config.run.dry_run else (config.device.devices, config.device.num_nodes)
+    )
     with launch.process_group(*started, accelerator == "gpu"), ExitStack() as held:
         state = distributed.broadcast_result(lambda: validate_run(config, run))
         if state == "finished" and not config.run.overwrite:  # since `main.py` has looked
@@ -82,15 +97,23 @@ def pretrain(config: Pretrain) -> None:
         data = load_data(config, accelerator)
         context = RunContext(config, run, accelerator, precision, data, build_model(config, data))
         found = run.resumable()
-        context.start = distributed.broadcast_result(lambda: find_start(config, run, data, context.model, state))
-        if context.start and config.device.precision == "auto":  # on another device it may be another
-            older = "32-true" if accelerator == "cpu" else precision  # what it was when checkpoints did not say
+        context.start = distributed.broadcast_result(
+            lambda: find_start(config, run, data, context.model, state)
+        )
+        if (
+            context.start and config.device.precision == "auto"
+        ):  # on another device it may be another
+            older = (
+                "32-true" if accelerator == "cpu" else precision
+            )  # what it was when checkpoints did not say
             kept = context.start.precision or older
             context.precision = kept if kept in AUTO_PRECISIONS else precision
         if config.run.dry_run:
             print(describe_run(context))
             return
-        context.start = distributed.broadcast_result(lambda: acquire_run(context, (state, found), held))
+        context.start = distributed.broadcast_result(
+            lambda: acquire_run(context, (state, found), held)
+        )
         train(context)
 
 
@@ -109,7 +132,9 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
         data.set_splits(placeholders)
         count, side = sum(map(len, placeholders)), data.train.side
         folder = f"{count:,} images would be decoded, {count * 3 * side**2 / 2**30:.2f} GiB, unless they are already"
-        absent = f"{config.data.dataset} is not in {config.data.data_dir}: it would be downloaded first"
+        absent = (
+            f"{config.data.dataset} is not in {config.data.data_dir}: it would be downloaded first"
+        )
         print(folder if config.data.dataset == "folder" else absent)
         return data
     distributed.once_per_node(data.prepare_data)
@@ -120,7 +145,9 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
 
 
 def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
-    pl.seed_everything(config.run.seed % 2**32, verbose=False)  # initial weights; nothing later uses this generator
+    pl.seed_everything(
+        config.run.seed % 2**32, verbose=False
+    )  # initial weights; nothing later uses this generator
     network, method, optimizer = asdict(config.network), asdict(config.method), config.optimizer
     del network["in_dim"], method["views"], method["image_schedule"]
     return SimSiam(
@@ -140,7 +167,9 @@ def acquire_run(context: RunContext, seen: tuple[str, list[Any]], held: ExitStac
     """Lock the run's folder until `held` is closed, and write its config; the checkpoint to start from."""
     config, run, data, start = context.config, context.run, context.data, context.start
     held.enter_context(run.lock())
-    check((run.state(), run.resumable()) == seen, f"{run.path} has changed meanwhile: run this again")
+    check(
+        (run.state(), run.resumable()) == seen, f"{run.path} has changed meanwhile: run this again"
+    )
     print(describe_run(context), flush=True)
     if config.run.overwrite:
         run.delete()
@@ -160,9 +189,13 @@ def acquire_run(context: RunContext, seen: tuple[str, list[Any]], held: ExitStac
         "images": data.dataset_digest,
     }
     settings = settings_to_keep(config)
-    run.create({"command": "pretrain", "settings": settings, "resolved": resolved, "versions": versions()})
+    run.create(
+        {"command": "pretrain", "settings": settings, "resolved": resolved, "versions": versions()}
+    )
     run.remove_partial_files()
-    if start and start.path == previous(run.last):  # the damaged one must not take the place of the whole one
+    if start and start.path == previous(
+        run.last
+    ):  # the damaged one must not take the place of the whole one
         os.replace(start.path, run.last)
         start = start._replace(path=run.last)
     return start
@@ -171,7 +204,10 @@ def acquire_run(context: RunContext, seen: tuple[str, list[Any]], held: ExitStac
 def describe_run(context: RunContext) -> str:
     """What is known of the run once its images are loaded; `announce` has said the rest."""
     config, data, model = context.config, context.data, context.model
-    sizes = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in model.named_children()}
+    sizes = {
+        name: sum(p.numel() for p in part.parameters()) / 1e6
+        for name, part in model.named_children()
+    }
     epochs, steps = config.optimizer.epochs, len(data.train) // config.optimizer.batch_size
     device = f"{count_processes(config)} x {context.accelerator}"
     margin = f" from {data.train.side} x {data.train.side}" if data.size < data.train.side else ""
@@ -197,7 +233,9 @@ def describe_run(context: RunContext) -> str:
 def describe_time(context: RunContext) -> list[str]:
     """How long a run will take on this processor; for a long one, what suits it better."""
     epochs, every = context.config.optimizer.epochs, context.config.monitor.knn_every
-    seconds = estimate_seconds(context.model, context.data, context.precision == "bf16-mixed", epochs, every)
+    seconds = estimate_seconds(
+        context.model, context.data, context.precision == "bf16-mixed", epochs, every
+    )
     lines = [f"  time      {about(seconds)} on this CPU"]
     if seconds > LONG:
         lines[0] += ": it wants a GPU."
@@ -208,16 +246,28 @@ def describe_time(context: RunContext) -> list[str]:
 
 def train(context: RunContext) -> None:
     """Run the Trainer, and write what a finished run consists of."""
-    config, run, data, model, start = context.config, context.run, context.data, context.model, context.start
+    config, run, data, model, start = (
+        context.config,
+        context.run,
+        context.data,
+        context.model,
+        context.start,
+    )
     loggers = make_loggers(config, run, start.step if start else None)
-    board = next((logger for logger in loggers if isinstance(logger, ResilientTensorBoardLogger)), None)
+    board = next(
+        (logger for logger in loggers if isinstance(logger, ResilientTensorBoardLogger)), None
+    )
     monitor, epochs = config.monitor, config.optimizer.epochs
-    pictures_every = max(1, epochs // 10) if monitor.pictures_every is None else monitor.pictures_every
+    pictures_every = (
+        max(1, epochs // 10) if monitor.pictures_every is None else monitor.pictures_every
+    )
     on_gpu = context.accelerator == "gpu"
     knn = KNNMonitor(monitor.knn_k, monitor.knn_t, monitor.knn_every, print_fn=print_line)
     knn.compile = config.device.compile
     # The untrained kNN prints lines where there is no terminal; later ones have an epoch's line.
-    knn.progress = lambda chunks, n, what: track_progress(chunks, n, what, lines=knn.untrained is None)
+    knn.progress = lambda chunks, n, what: track_progress(
+        chunks, n, what, lines=knn.untrained is None
+    )
     recorder = MetricsRecorder(run, knn)
     io = BackgroundCheckpointIO(run, about=context.provenance)
     signals = SignalCallback()
@@ -238,19 +288,25 @@ def train(context: RunContext) -> None:
             knn,
             recorder,
             ProgressCallback(recorder.words, lambda epoch: knn.remaining_seconds(epoch, epochs)),
-            Pictures(run, knn, pictures_every, board.log_picture if board else lambda *picture: None),
+            Pictures(
+                run, knn, pictures_every, board.log_picture if board else lambda *picture: None
+            ),
             CollapseMonitor(monitor.stop_on_collapse, print_fn=print_line),
             checkpoints,
         ],
         plugins=[io],
         enable_progress_bar=False,
         enable_model_summary=False,
-        log_every_n_steps=LOG_EVERY if len(data.train) // config.optimizer.batch_size >= 2 * LOG_EVERY else 1_000_000,
+        log_every_n_steps=LOG_EVERY
+        if len(data.train) // config.optimizer.batch_size >= 2 * LOG_EVERY
+        else 1_000_000,
         num_sanity_val_steps=0,
         default_root_dir=run.checkpoints,  # where Lightning's SLURM plugin writes, see `RunDirectory.resumable`
     )
     if config.device.compile and on_gpu:
-        model.compile_networks(cuda_graphs=config.optimizer.accumulate == 1 and distributed.world_size() == 1)
+        model.compile_networks(
+            cuda_graphs=config.optimizer.accumulate == 1 and distributed.world_size() == 1
+        )
     with explain_failures(run, start, checkpoints):
         trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
         if distributed.rank() == 0:
@@ -265,7 +321,9 @@ def finish_run(
     run, rows, data = context.run, recorder.rows, context.data
     run.write_rows(rows)  # once more: perhaps nothing was left to train, and the file was damaged
     last = rows[-1]
-    facts = {name: context.model.hparams[name] for name in FACTS} | context.provenance | {"row": last}
+    facts = (
+        {name: context.model.hparams[name] for name in FACTS} | context.provenance | {"row": last}
+    )
     write_weights(run.backbone, BACKBONE, context.model.backbone.state_dict(), facts)
     load_backbone(run.backbone)  # a file that does not load is found now
     summary = {

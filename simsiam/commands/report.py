@@ -27,21 +27,47 @@ from utils.filesystem import check_writable, write_atomically, write_text
 TEMPLATE = Path(figures.__file__).with_name("template.html.j2")
 MAX_SECTIONS = 4  # groups whose first run is shown by pictures, which take time and room
 CURVES = {  # column: axis, whether the axis begins at zero, caption
-    "kNN_accuracy": ("kNN accuracy (%)", False, "top-1 on the test images by weighted kNN; epoch 0 is untrained."),
+    "kNN_accuracy": (
+        "kNN accuracy (%)",
+        False,
+        "top-1 on the test images by weighted kNN; epoch 0 is untrained.",
+    ),
     "train_loss": ("loss (negative cosine)", False, "mean of the epoch's steps."),
-    "z_std": ("z_std", True, "spread of the projections, mean of the epoch; near 1 is healthy, 0 is collapsed."),
-    "rankme": ("effective rank", True, "RankMe of the backbone's features on train images; it needs no labels."),
-    "images_per_second": ("images/s", True, "train images a second, of training alone, without kNN and checkpoints."),
+    "z_std": (
+        "z_std",
+        True,
+        "spread of the projections, mean of the epoch; near 1 is healthy, 0 is collapsed.",
+    ),
+    "rankme": (
+        "effective rank",
+        True,
+        "RankMe of the backbone's features on train images; it needs no labels.",
+    ),
+    "images_per_second": (
+        "images/s",
+        True,
+        "train images a second, of training alone, without kNN and checkpoints.",
+    ),
 }
-FILES = re.compile(rf"({'|'.join(CURVES)}|([A-Z]+[0-9]*_)?(classes|confusion|map|neighbours|views))\.png")
-SUMMARY: dict[str, tuple[str, Callable[[Run], list[float]]]] = {  # name: format, none or one figure of a run
+FILES = re.compile(
+    rf"({'|'.join(CURVES)}|([A-Z]+[0-9]*_)?(classes|confusion|map|neighbours|views))\.png"
+)
+SUMMARY: dict[
+    str, tuple[str, Callable[[Run], list[float]]]
+] = {  # name: format, none or one figure of a run
     "kNN, last (%)": (".2f", lambda run: run.values("kNN_accuracy")[-1:]),
     "kNN, best (%)": (".2f", lambda run: sorted(run.values("kNN_accuracy"))[-1:]),
-    "kNN, untrained (%)": (".2f", lambda run: [y for name, y in run.rows[0].items() if name == "kNN_accuracy"]),
+    "kNN, untrained (%)": (
+        ".2f",
+        lambda run: [y for name, y in run.rows[0].items() if name == "kNN_accuracy"],
+    ),
     "loss": (".4f", lambda run: run.values("train_loss")[-1:]),
     "z_std": (".3f", lambda run: run.values("z_std")[-1:]),
     "RankMe": (".1f", lambda run: run.values("rankme")[-1:]),
-    "images/s, mean": (",.0f", lambda run: [mean(y)] if (y := run.values("images_per_second")) else []),
+    "images/s, mean": (
+        ",.0f",
+        lambda run: [mean(y)] if (y := run.values("images_per_second")) else [],
+    ),
     "minutes": (".1f", lambda run: [sum(y) / 60] if (y := run.values("seconds")) else []),
 }
 PAPER = "paper (%)"  # of ImageNet, linear, 100 epochs
@@ -88,10 +114,14 @@ def report(config: Report) -> None:
 def render_page(**content: Any) -> str:
     """The template, filled; in ASCII, so that no locale can spoil it."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.finalize = lambda value: value if isinstance(value, Markup) else records.printable(value)
+    environment.finalize = lambda value: (
+        value if isinstance(value, Markup) else records.printable(value)
+    )
     environment.filters["encode"] = encode_picture
     content |= {"light": figures.LIGHT, "dark": figures.DARK, "generator": records.GENERATOR}
-    page = environment.from_string(TEMPLATE.read_text("utf-8")).render(content, command_line=command_line)
+    page = environment.from_string(TEMPLATE.read_text("utf-8")).render(
+        content, command_line=command_line
+    )
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
@@ -104,7 +134,9 @@ def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
     """A table: by name, a figure for each group."""
     table = {}
     for name, (form, get) in SUMMARY.items():
-        table[name] = [summarize([y for run in group.runs for y in get(run)], form) for group in groups]
+        table[name] = [
+            summarize([y for run in group.runs for y in get(run)], form) for group in groups
+        ]
     paper = paper_says([group.runs[0].settings for group in groups], DEFAULTS)
     return table | ({PAPER: [words or "-" for words in paper]} if any(paper) else {})
 
@@ -113,17 +145,31 @@ def draw_curves(groups: Sequence[Group], folder: Path) -> list[dict[str, str]]:
     charts = []
     for column, (axis, from_zero, caption) in CURVES.items():
         if shown := [group for group in groups if group.curve(column)[0]]:
-            ends = [f"{group.mark or group.label} ends at {group.curve(column)[1][-1]:.4g}" for group in shown]
+            ends = [
+                f"{group.mark or group.label} ends at {group.curve(column)[1][-1]:.4g}"
+                for group in shown
+            ]
             draw = partial(figures.draw_curves, shown, column, axis, from_zero)
             alt = f"{axis} by epoch: {', '.join(ends)}."
-            charts.append(figures.render_chart(draw, f"{folder}/{column}.png", f"{axis} by epoch: {caption}", alt))
+            charts.append(
+                figures.render_chart(
+                    draw, f"{folder}/{column}.png", f"{axis} by epoch: {caption}", alt
+                )
+            )
     return charts
 
 
 def describe_features(group: Group, config: Report, folder: Path) -> dict[str, Any]:
     """The pictures of a group's first run: of its checkpoint, and the views in its folder."""
     run, stem = group.runs[0], f"{folder}/{group.mark}_" if group.mark else f"{folder}/"
-    found = {"group": group, "run": run, "problem": None, "gallery": [], "charts": [], "views": None}
+    found = {
+        "group": group,
+        "run": run,
+        "problem": None,
+        "gallery": [],
+        "charts": [],
+        "views": None,
+    }
     if run.folder.views.exists():
         with run.note_damage(run.folder.views), Image.open(run.folder.views) as file:
             found["views"] = file.convert("RGB")
@@ -132,7 +178,9 @@ def describe_features(group: Group, config: Report, folder: Path) -> dict[str, A
         write_atomically(Path(f"{stem}views.png"), partial(shutil.copyfile, run.folder.views))
     if config.report.pictures:
         try:  # torch is imported only now: a page without pictures does not wait for it
-            return found | importlib.import_module("simsiam.report.analysis").analyse_run(run, config, stem)
+            return found | importlib.import_module("simsiam.report.analysis").analyse_run(
+                run, config, stem
+            )
         except UserError as error:
             found["problem"] = error
     return found

@@ -38,7 +38,11 @@ def count_processes(config: Pretrain) -> int:
 
 def validate_run(config: Pretrain, run: RunDirectory) -> str:
     """The state of the run's folder, as `check_folder`; UserError if the batch does not split among the processes."""
-    processes, batch, accumulate = count_processes(config), config.optimizer.batch_size, config.optimizer.accumulate
+    processes, batch, accumulate = (
+        count_processes(config),
+        config.optimizer.batch_size,
+        config.optimizer.accumulate,
+    )
     parts = processes * accumulate
     check(
         batch % parts == 0 and batch >= 2 * parts,
@@ -48,11 +52,15 @@ def validate_run(config: Pretrain, run: RunDirectory) -> str:
     return check_folder(config, run)
 
 
-def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam, state: str) -> Start | None:
+def find_start(
+    config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam, state: str
+) -> Start | None:
     """The run's own newest whole checkpoint, or that of `--ckpt-dir`; a new run's `model` gets `--model-path` here."""
     images, knn_k = len(data.train), config.monitor.knn_k
     check(
-        config.monitor.knn_every == 0 or why_no_knn(data.train, data.test) is not None or knn_k <= images,
+        config.monitor.knn_every == 0
+        or why_no_knn(data.train, data.test) is not None
+        or knn_k <= images,
         f"--knn-k {knn_k} is more than the {images} train images: give fewer, or --knn-every 0",
     )
     if state == "unfinished" and not config.run.overwrite and run.resumable():
@@ -65,9 +73,15 @@ def find_start(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model
 def _find_own(config: Pretrain, run: RunDirectory, data: ViewsDataModule) -> Start:
     given, images = config.run.ckpt_dir, run.settings("resolved").get("images")
     why = f"would be resumed instead of --ckpt-dir {given}: leave the flag out, or give another --exp-name"
-    check(given in (None, run.settings().get("ckpt_dir")), f"{run.path} holds an unfinished run, which {why}")
+    check(
+        given in (None, run.settings().get("ckpt_dir")),
+        f"{run.path} holds an unfinished run, which {why}",
+    )
     why = f"on other images than are in {config.data.data_dir} now: give another --exp-name, or --overwrite"
-    check(images in (None, data.dataset_digest), f"{run.path} holds an unfinished run {why} to start anew")
+    check(
+        images in (None, data.dataset_digest),
+        f"{run.path} holds an unfinished run {why} to start anew",
+    )
     problems = []
     for path in run.resumable():
         try:
@@ -76,21 +90,34 @@ def _find_own(config: Pretrain, run: RunDirectory, data: ViewsDataModule) -> Sta
             problems.append(str(error))
             continue
         if problems:
-            print(f"warning: {problems[0]}; going back to the checkpoint before it", file=sys.stderr)
-        return Start(path, content["global_step"], content.get("precision", run.settings("resolved").get("precision")))
+            print(
+                f"warning: {problems[0]}; going back to the checkpoint before it", file=sys.stderr
+            )
+        return Start(
+            path,
+            content["global_step"],
+            content.get("precision", run.settings("resolved").get("precision")),
+        )
     raise UserError(f"{'; '.join(problems)}; --overwrite starts anew")
 
 
-def _find_given(config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam) -> Start:
+def _find_given(
+    config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam
+) -> Start:
     file = find_checkpoint(str(config.run.ckpt_dir), whole=True)
     content = read_resumable(file, STATEFUL)
     anew = "--model-path starts a new run from its weights"
-    changed = describe_differences(content["settings"] | {"model_path": None}, settings_to_keep(config))
+    changed = describe_differences(
+        content["settings"] | {"model_path": None}, settings_to_keep(config)
+    )
     check(not changed, f"{file} is of a run with other settings ({'; '.join(changed)}): {anew}")
     finished = content["row"].get("epoch", 0) >= config.optimizer.epochs
     check(not finished, f"{file} is of a finished run: nothing is left to train; {anew}")
     inside = run.path.resolve() in file.resolve().parents
-    check(not inside, f"{file} lies in {run.path}, which --overwrite would delete: give another --exp-name")
+    check(
+        not inside,
+        f"{file} lies in {run.path}, which --overwrite would delete: give another --exp-name",
+    )
     same = content.get("images") in (None, data.dataset_digest)
     check(same, f"{file} is of a run on other images than are in {config.data.data_dir}: {anew}")
     load_strictly(model, content["state_dict"], file)
@@ -98,17 +125,30 @@ def _find_given(config: Pretrain, run: RunDirectory, data: ViewsDataModule, mode
 
 
 @contextmanager
-def explain_failures(run: RunDirectory, start: Start | None, checkpoints: CheckpointCallback) -> Iterator[None]:
+def explain_failures(
+    run: RunDirectory, start: Start | None, checkpoints: CheckpointCallback
+) -> Iterator[None]:
     """Turn what a full disk or a strange checkpoint makes a Trainer raise into one line that says what to do."""
     try:
         yield
     except OSError as error:  # what could be written is written; the rest is done again
-        goes_on = f"the same command goes on from {kept[0]}" if (kept := run.resumable()) else "nothing of it is kept"
-        raise UserError(f"{error.filename or run.path}: {error.strerror or error}: mend that; {goes_on}") from None
+        goes_on = (
+            f"the same command goes on from {kept[0]}"
+            if (kept := run.resumable())
+            else "nothing of it is kept"
+        )
+        raise UserError(
+            f"{error.filename or run.path}: {error.strerror or error}: mend that; {goes_on}"
+        ) from None
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if distributed.is_lost_peer(error):
             raise SystemExit(1) from None
-        if start is None or checkpoints.begun or is_out_of_memory(error) or isinstance(error, UserError | RunFailure):
+        if (
+            start is None
+            or checkpoints.begun
+            or is_out_of_memory(error)
+            or isinstance(error, UserError | RunFailure)
+        ):
             raise
         if run.path.resolve() not in start.path.resolve().parents:  # a new run, with nothing in it
             run.delete()

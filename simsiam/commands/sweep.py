@@ -19,7 +19,10 @@ from utils.console import print_line
 from utils.errors import RunFailure, Stopped, check
 from utils.run_dir import RunDirectory
 
-SHOWS_SOMETHING = (3, 4)  # statuses of a collapsed or diverged run, which an ablation may be meant to show
+SHOWS_SOMETHING = (
+    3,
+    4,
+)  # statuses of a collapsed or diverged run, which an ablation may be meant to show
 
 
 def sweep(config: Pretrain) -> None:
@@ -38,14 +41,20 @@ def make_variant(config: Ablate, variant: str) -> Pretrain:
     shared = {name: value for name, value in flatten(config).items() if name in DEFAULTS}
     changes = VARIANTS[variant][0]
     if "batch_size" in changes:  # the rate follows it, as in the paper
-        shared["learning_rate"] = config.optimizer.peak_rate * changes["batch_size"] / config.optimizer.batch_size
+        shared["learning_rate"] = (
+            config.optimizer.peak_rate * changes["batch_size"] / config.optimizer.batch_size
+        )
     shared |= {"save_dir": str(config.run_dir), "exp_name": variant, "version": None}
     return from_settings(Pretrain, shared | changes)
 
 
 def expand_seeds(config: Pretrain) -> list[Pretrain]:
     """The run of each of `--seeds`, in a folder `seed_N` of the run's own; without `--seeds` the run itself."""
-    shared = flatten(config) | {"seeds": (), "save_dir": str(config.run_dir.parent), "exp_name": config.run_dir.name}
+    shared = flatten(config) | {
+        "seeds": (),
+        "save_dir": str(config.run_dir.parent),
+        "exp_name": config.run_dir.name,
+    }
     each = ({"seed": seed, "version": f"seed_{seed}"} for seed in config.run.seeds)
     return [from_settings(Pretrain, shared | own) for own in each] or [config]
 
@@ -70,7 +79,11 @@ def run_all(config: Pretrain, runs: Sequence[Pretrain]) -> None:
 def list_gpus() -> list[str]:
     """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [name.strip() for name in named.split(",")] if named else list(map(str, range(torch.cuda.device_count())))
+    return (
+        [name.strip() for name in named.split(",")]
+        if named
+        else list(map(str, range(torch.cuda.device_count())))
+    )
 
 
 def run_processes(runs: Mapping[str, Pretrain], gpus: list[str]) -> dict[str, int]:
@@ -87,12 +100,17 @@ def run_processes(runs: Mapping[str, Pretrain], gpus: list[str]) -> dict[str, in
             for gpu in [gpu for gpu in places if gpu not in running][: len(waiting)]:
                 name, config = waiting.pop(0)
                 print_line(f"\n{len(runs) - len(waiting)} of {len(runs)}: {name}")
-                environment, silent = {**os.environ, launch.PARENT_VARIABLE: str(os.getpid())}, len(places) > 1
+                environment, silent = (
+                    {**os.environ, launch.PARENT_VARIABLE: str(os.getpid())},
+                    len(places) > 1,
+                )
                 if silent:  # the lines of several would be mixed
                     environment["CUDA_VISIBLE_DEVICES"] = gpu
                 out = subprocess.DEVNULL if silent else None
                 # In a session of its own: a Ctrl-C reaches it by this process alone.
-                process = subprocess.Popen(main_command(config), env=environment, stdout=out, start_new_session=True)
+                process = subprocess.Popen(
+                    main_command(config), env=environment, stdout=out, start_new_session=True
+                )
                 running[gpu] = name, process
             time.sleep(0.05)  # between two looks at all processes; a signal ends it
             for gpu, (name, process) in list(running.items()):
@@ -105,7 +123,9 @@ def run_processes(runs: Mapping[str, Pretrain], gpus: list[str]) -> dict[str, in
                     raise SystemExit(status)
                 elif status < 0:
                     how = signal.Signals(-status).name
-                    raise RunFailure(f"{name} was ended by {how}; the same command goes on", 128 - status)
+                    raise RunFailure(
+                        f"{name} was ended by {how}; the same command goes on", 128 - status
+                    )
                 elif len(places) > 1:
                     print_line(f"done: {name}")
         return failed

@@ -26,8 +26,12 @@ def paper_says(runs: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -
     batches = {run.get("batch_size") for run in runs}
     said = []
     for run in runs:
-        changes = {name: run[name] for name in SWITCHES if run.get(name, defaults[name]) != defaults[name]}
+        changes = {
+            name: run[name] for name in SWITCHES if run.get(name, defaults[name]) != defaults[name]
+        }
         if not changes and len(batches) > 1:
             changes = {"batch_size": run.get("batch_size")}
-        said.append(next((paper for variant, paper in VARIANTS.values() if variant == changes), None))
+        said.append(
+            next((paper for variant, paper in VARIANTS.values() if variant == changes), None)
+        )
     return said if len(set(said)) > 1 else [None] * len(runs)

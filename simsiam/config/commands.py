@@ -80,7 +80,13 @@ class Linear(Evaluation):
 
     def __post_init__(self) -> None:
         linear, precision = self.linear, self.device.precision
-        given = linear.epochs or linear.batch_size or linear.learning_rate or linear.crop_scale or precision != "auto"
+        given = (
+            linear.epochs
+            or linear.batch_size
+            or linear.learning_rate
+            or linear.crop_scale
+            or precision != "auto"
+        )
         flags = "--epochs, --batch-size, --learning-rate, --crop-scale, --precision"
         check(linear.augment or not given, f"{flags}: each goes with --augment")
 
@@ -168,12 +174,16 @@ MAIN = Path(__file__).parents[2] / "main.py"
 OWN = ("folder", "arrays")  # a person's own images
 RULES = {field.name: rule for _, field, rule, _ in iterate_options(Pretrain)}
 DEFAULTS = flatten(Pretrain())
-UNSET = {field.name: words for _, field, _, words in iterate_options(Pretrain) if words}  # what is done without a flag
+UNSET = {
+    field.name: words for _, field, _, words in iterate_options(Pretrain) if words
+}  # what is done without a flag
 
 
 def settings_to_keep(config: Pretrain) -> dict[str, Any]:
     """What `config.yaml` and a checkpoint hold of a configuration: plain scalars by the options' names."""
-    kept = {name: value for name, value in flatten(config).items() if RULES.get(name, PLAIN) < NOT_KEPT}
+    kept = {
+        name: value for name, value in flatten(config).items() if RULES.get(name, PLAIN) < NOT_KEPT
+    }
     if config.data.dataset in OWN:
         kept["data_dir"] = os.path.abspath(config.data.path)  # wherever it is used from
     return kept
@@ -201,18 +211,28 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
 
 def to_type(*args: object) -> str:
     """A command of this program, or with -m of a package's, as a shell in this folder takes it."""
-    python, script = (min(str(file), os.path.relpath(file), key=len) for file in (sys.executable, MAIN))
+    python, script = (
+        min(str(file), os.path.relpath(file), key=len) for file in (sys.executable, MAIN)
+    )
     python = "python" if shutil.which("python") == sys.executable else python
     return shlex.join(map(str, [python, *([] if args[0] == "-m" else [script]), *args]))
 
 
 def command_line(settings: Mapping[str, Any], between: str = " ") -> str:
     """The shell command that starts a run of these settings, with `between` before each flag."""
-    given = {name: value for name, value in settings.items() if name in DEFAULTS and value != DEFAULTS[name]}
+    given = {
+        name: value
+        for name, value in settings.items()
+        if name in DEFAULTS and value != DEFAULTS[name]
+    }
     return between.join(["python main.py", *map(shlex.quote, to_flags(given))])
 
 
 def main_command(config: Pretrain) -> list[str]:
     """The arguments of a process that runs `config`; the settings of `--config` are among its flags."""
-    given = {name: value for name, value in flatten(config).items() if value != DEFAULTS[name] and name != "config"}
+    given = {
+        name: value
+        for name, value in flatten(config).items()
+        if value != DEFAULTS[name] and name != "config"
+    }
     return [sys.executable, str(MAIN), *to_flags(given)]

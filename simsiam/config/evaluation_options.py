@@ -18,7 +18,9 @@ class CheckpointOptions:
 
     checkpoint: Annotated[str, arg(metavar="PATH"), MAY_CHANGE]
     """A run folder, a .ckpt or a .safetensors of this program; it may also come first, without the flag."""
-    results_dir: Annotated[str | None, unset("DIR", "results in the run's folder"), MAY_CHANGE] = None
+    results_dir: Annotated[str | None, unset("DIR", "results in the run's folder"), MAY_CHANGE] = (
+        None
+    )
     """Folder for the figures (JSON) and whatever else the command makes."""
     overwrite: Annotated[bool, MAY_CHANGE] = False  # Replace the results of an earlier call.
 
@@ -32,7 +34,9 @@ class LinearOptions:
     """Without --augment: share of the train images on which the weight decay is chosen; then all are used."""
     epochs: Annotated[AtLeast1 | None, unset("EPOCHS", "100")] = None
     """With --augment: length of the training; the rate decays to 0 along a cosine."""
-    batch_size: Annotated[AtLeast1 | None, unset("N", "256")] = None  # With --augment: images in a step.
+    batch_size: Annotated[AtLeast1 | None, unset("N", "256")] = (
+        None  # With --augment: images in a step.
+    )
     learning_rate: Annotated[Positive | None, unset("RATE", "0.1")] = None
     """With --augment: the head's initial rate, for standardised features."""
     crop_scale: Annotated[Share | None, unset("SHARE", "0.8")] = None
@@ -73,27 +77,37 @@ class FinetuneOptions:
 class EmbedOptions:
     """Embedding."""
 
-    output: Annotated[str | None, unset("FILE", "features.npz in the results folder")] = None  # The .npz file to write.
+    output: Annotated[str | None, unset("FILE", "features.npz in the results folder")] = (
+        None  # The .npz file to write.
+    )
     images: Annotated[str | None, unset("DIR", "the data set")] = None
     """Embed all images in this folder and below it (their central square, resized) instead of the data set."""
     split: Literal["both", "train", "test"] = "both"  # Part of the data set.
 
     def __post_init__(self) -> None:
-        check(self.output is None or self.output.endswith(".npz"), f"--output {self.output}: a name that ends in .npz")
+        check(
+            self.output is None or self.output.endswith(".npz"),
+            f"--output {self.output}: a name that ends in .npz",
+        )
 
 
 @option_group()
 class NeighboursOptions:
     """Gallery: a row for each query, with its nearest train images."""
 
-    output: Annotated[str | None, unset("FILE", "neighbours.png in the results folder")] = None  # The picture to write.
+    output: Annotated[str | None, unset("FILE", "neighbours.png in the results folder")] = (
+        None  # The picture to write.
+    )
     images: Annotated[str | None, unset("DIR", "test images")] = None
     """Take the queries from this folder of images instead of the test images."""
     queries: Annotated[int, Field(ge=1, le=50)] = 10  # Queries, spread evenly over all images.
     k: Annotated[int, Field(ge=1, le=50)] = 10  # Neighbours of each.
 
     def __post_init__(self) -> None:
-        check(self.output is None or self.output.endswith(".png"), f"--output {self.output}: a name that ends in .png")
+        check(
+            self.output is None or self.output.endswith(".png"),
+            f"--output {self.output}: a name that ends in .png",
+        )
 
 
 @option_group()
@@ -110,9 +124,15 @@ class ExportOptions:
 class ReportOptions:
     """Report."""
 
-    runs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN [RUN ...]", help_behavior_hint="(one at least)")]
+    runs: Annotated[
+        tuple[str, ...],
+        Positional,
+        arg(metavar="RUN [RUN ...]", help_behavior_hint="(one at least)"),
+    ]
     """Folders of runs (finished, training, or killed), or of several, as --seeds makes them."""
-    output: Annotated[str | None, unset("DIR", "report in the run's folder, or in that which holds the runs")] = None
+    output: Annotated[
+        str | None, unset("DIR", "report in the run's folder, or in that which holds the runs")
+    ] = None
     """Folder for index.html and figures/*.png. It replaces an earlier report there, and nothing else."""
     pictures: bool = True
     """Draw what needs a checkpoint and its images: neighbours, classes, the map of features. Of four runs at most."""
@@ -120,7 +140,10 @@ class ReportOptions:
     """Folder of the data sets. Nothing is downloaded: without its images a run has no such pictures."""
 
     def __post_init__(self) -> None:
-        check(len(self.runs) > 0, "give the folder of a run, or of several: main.py report RUN [RUN ...]")
+        check(
+            len(self.runs) > 0,
+            "give the folder of a run, or of several: main.py report RUN [RUN ...]",
+        )
 
 
 @option_group()

@@ -45,12 +45,18 @@ class DataOptions:
     """Use the first N images of the train split (of a folder: N spread evenly)."""
     test_images: Annotated[AtLeast1 | None, unset("N", "all")] = None
     """Use the first N images of the test split (of a folder: N spread evenly)."""
-    image_size: Annotated[ImageSize | None, unset("PIXELS", "the data set's own; 96 of a folder")] = None
+    image_size: Annotated[
+        ImageSize | None, unset("PIXELS", "the data set's own; 96 of a folder")
+    ] = None
     """Side of a view. Above 64, a folder's images are stored with a margin for the crops (256 pixels for 224)."""
     cache_dir: Annotated[PathText | None, unset("DIR", "~/.cache/simsiam"), MAY_CHANGE] = None
     """Folder for the decoded images of a folder."""
-    skip_bad_images: Annotated[bool, MAY_CHANGE] = False  # Leave out a folder's unreadable images, instead of an error.
-    data_memory: Annotated[NotNegative | None, unset("GIB", "half of what is free"), MAY_CHANGE] = None
+    skip_bad_images: Annotated[bool, MAY_CHANGE] = (
+        False  # Leave out a folder's unreadable images, instead of an error.
+    )
+    data_memory: Annotated[NotNegative | None, unset("GIB", "half of what is free"), MAY_CHANGE] = (
+        None
+    )
     """GiB of device memory for the data set; a larger one is streamed from disk."""
     held_out_images: AtLeast0 = 0
     """Evaluate on N training images, which are not trained on, instead of the test images."""
@@ -85,7 +91,9 @@ class EvaluationDataOptions(DataOptions):
 
     dataset: Annotated[Dataset | None, unset("NAME", "the checkpoint's")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """cifar10, cifar100, patterns, folder or arrays."""
-    data_dir: Annotated[PathText | None, unset("DIR", "where the run had it, or ./data"), MAY_CHANGE] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    data_dir: Annotated[
+        PathText | None, unset("DIR", "where the run had it, or ./data"), MAY_CHANGE
+    ] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Folder of the data sets in torchvision's layout; a folder of images; an .npz file."""
     train_images: Annotated[AtLeast1 | None, unset("N", "as many as the run had")] = None
     """Use the first N images of the train split (of a folder: N spread evenly)."""
@@ -108,7 +116,9 @@ class AugmentOptions:
     brightness: NotNegative = 0.4  # Strength of the brightness jitter.
     contrast: NotNegative = 0.4  # Strength of the contrast jitter.
     saturation: NotNegative = 0.4  # Strength of the saturation jitter.
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # Largest hue shift, in turns of the colour wheel.
+    hue: Annotated[float, Field(ge=0, le=0.5)] = (
+        0.1  # Largest hue shift, in turns of the colour wheel.
+    )
     grayscale: Probability = 0.2  # Probability of a grayscale view.
 
 
@@ -118,18 +128,30 @@ class NetworkOptions:
 
     backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50"] = "resnet18"
     """resnet10 is the small one, for a CPU."""
-    stem: Annotated[Literal["cifar", "imagenet"] | None, unset("{cifar,imagenet}", "cifar up to 64 pixels")] = None
+    stem: Annotated[
+        Literal["cifar", "imagenet"] | None, unset("{cifar,imagenet}", "cifar up to 64 pixels")
+    ] = None
     """First layers: cifar (3x3 convolution) or imagenet (7x7 of stride 2, max-pooling)."""
-    width: AtLeast1 = 64  # Channels of the first stage; a resnet18 has 8 x width features, a resnet50 32 x width.
-    in_dim: Annotated[AtLeast1 | None, unset("N", "follows from backbone and width"), MAY_CHANGE] = None
+    width: AtLeast1 = (
+        64  # Channels of the first stage; a resnet18 has 8 x width features, a resnet50 32 x width.
+    )
+    in_dim: Annotated[
+        AtLeast1 | None, unset("N", "follows from backbone and width"), MAY_CHANGE
+    ] = None
     """Input dimension of the projector; if given, it must be the number of the backbone's features."""
     out_dim: AtLeast1 = 1024  # Dimension d of the projections z and the predictions p.
     h_dim: AtLeast1 = 512  # Hidden dimension (bottleneck) of the predictor.
-    proj_layers: Literal[2, 3] = 2  # Layers of the projector: the paper has 2 for CIFAR and 3 for ImageNet.
-    proj_hidden: Annotated[AtLeast1 | None, unset("N", "--out-dim")] = None  # Hidden dimension of the projector.
+    proj_layers: Literal[2, 3] = (
+        2  # Layers of the projector: the paper has 2 for CIFAR and 3 for ImageNet.
+    )
+    proj_hidden: Annotated[AtLeast1 | None, unset("N", "--out-dim")] = (
+        None  # Hidden dimension of the projector.
+    )
     heads_bn: Literal["paper", "none", "hidden", "all"] = "paper"
     """Layers of the heads with BN (table 3 of the paper): paper's own, none, hidden ones, or h's output too."""
-    zero_init_residual: bool = True  # Start each residual block as the identity (its last BN at zero).
+    zero_init_residual: bool = (
+        True  # Start each residual block as the identity (its last BN at zero).
+    )
     conv_init: Literal["kaiming", "torch"] = "kaiming"
     """Initial weights of convolutions: kaiming (torchvision's) or torch (PyTorch's default)."""
 
@@ -152,14 +174,24 @@ class MethodOptions:
     """Smaller views first, which are cheaper: 16:12 24:6 is 12 epochs of 16 pixels, 6 of 24, the rest of full size."""
     stop_grad: bool = True  # Stop the gradient at z. Without it the representation collapses.
     predictor: bool = True  # Use the predictor h. Without it the representation collapses.
-    fixed_predictor: bool = False  # Keep h at its random initial weights (section 4.2): nothing is learned then.
-    symmetric: bool = True  # Predict each view from the other; --no-symmetric is D(p1, z2) alone (section 4.6).
+    fixed_predictor: bool = (
+        False  # Keep h at its random initial weights (section 4.2): nothing is learned then.
+    )
+    symmetric: bool = (
+        True  # Predict each view from the other; --no-symmetric is D(p1, z2) alone (section 4.6).
+    )
 
     def __post_init__(self) -> None:
         for phase in self.image_schedule:
             well = re.fullmatch(r"[1-9]\d{0,3}:[1-9]\d{0,5}", phase) is not None
-            check(well, f"--image-schedule {phase}: PIXELS:EPOCHS, as 16:12 for 16 pixels in the first 12 epochs")
-        check(self.predictor or not self.fixed_predictor, "--fixed-predictor needs a predictor: drop --no-predictor")
+            check(
+                well,
+                f"--image-schedule {phase}: PIXELS:EPOCHS, as 16:12 for 16 pixels in the first 12 epochs",
+            )
+        check(
+            self.predictor or not self.fixed_predictor,
+            "--fixed-predictor needs a predictor: drop --no-predictor",
+        )
 
 
 @option_group()
@@ -167,22 +199,34 @@ class OptimizerOptions:
     """Optimizer: SGD with linear warm-up and cosine decay."""
 
     epochs: AtLeast1 = 800  # Length of the run; the cosine reaches 0 at its end.
-    batch_size: BatchSize = 512  # Images in a step, each with its views; the last partial batch of an epoch is dropped.
+    batch_size: BatchSize = (
+        512  # Images in a step, each with its views; the last partial batch of an epoch is dropped.
+    )
     accumulate: AtLeast1 = 1
     """Take each batch in N parts one after another, in 1/N of the memory; BN statistics are those of a part."""
     learning_rate: Annotated[Positive | Literal["auto"], arg(metavar="RATE|auto")] = 0.06
     """Peak rate for this batch size; auto is the paper's 0.03 x batch size / 256. Small runs like more: 0.15."""
     momentum: Momentum = 0.9  # Momentum of SGD.
-    weight_decay: NotNegative = 5e-4  # On all parameters, BN included, as in the paper. Ten times more collapses.
-    warmup_epochs: Annotated[NotNegative | None, unset("EPOCHS", "10, or a tenth of a run below 100 epochs")] = None
+    weight_decay: NotNegative = (
+        5e-4  # On all parameters, BN included, as in the paper. Ten times more collapses.
+    )
+    warmup_epochs: Annotated[
+        NotNegative | None, unset("EPOCHS", "10, or a tenth of a run below 100 epochs")
+    ] = None
     """Epochs of linear warm-up."""
-    constant_predictor_lr: bool = False  # Keep the predictor at the peak rate throughout (section 4.2).
+    constant_predictor_lr: bool = (
+        False  # Keep the predictor at the peak rate throughout (section 4.2).
+    )
     predictor_lr_scale: Positive = 1.0  # Multiply the predictor's peak rate by this factor.
 
     @property
     def peak_rate(self) -> float:
         """The learning rate, with "auto" resolved."""
-        return 0.03 * self.batch_size / 256 if self.learning_rate == "auto" else float(self.learning_rate)
+        return (
+            0.03 * self.batch_size / 256
+            if self.learning_rate == "auto"
+            else float(self.learning_rate)
+        )
 
     @property
     def warmup(self) -> float:
@@ -209,10 +253,16 @@ class MonitorOptions:
 
     knn_k: AtLeast1 = 200  # Neighbours that vote in the kNN monitor.
     knn_t: Positive = 0.1  # Temperature of their votes.
-    knn_every: Annotated[AtLeast0, MAY_CHANGE] = 1  # Epochs between kNN measurements (always after the last); 0: never.
-    pictures_every: Annotated[AtLeast0 | None, unset("EPOCHS", "a tenth of the run"), MAY_CHANGE] = None
+    knn_every: Annotated[AtLeast0, MAY_CHANGE] = (
+        1  # Epochs between kNN measurements (always after the last); 0: never.
+    )
+    pictures_every: Annotated[
+        AtLeast0 | None, unset("EPOCHS", "a tenth of the run"), MAY_CHANGE
+    ] = None
     """Epochs between views and neighbours in TensorBoard; 0 for the first and the last epoch only."""
-    logger: Annotated[tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...], MAY_CHANGE] = ("tensorboard",)
+    logger: Annotated[tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...], MAY_CHANGE] = (
+        "tensorboard",
+    )
     """Where the curves go: into the run's folder; wandb and mlflow to where these packages' own settings say."""
     stop_on_collapse: Annotated[bool, MAY_CHANGE] = False
     """End the run with status 3 when the projections collapse, instead of a warning."""
@@ -222,7 +272,9 @@ class MonitorOptions:
 class AcceleratorOptions:
     """Device."""
 
-    accelerator: Annotated[Literal["auto", "cpu", "gpu"], MAY_CHANGE] = "auto"  # auto is the GPU if there is one.
+    accelerator: Annotated[Literal["auto", "cpu", "gpu"], MAY_CHANGE] = (
+        "auto"  # auto is the GPU if there is one.
+    )
 
 
 @option_group()
@@ -237,9 +289,13 @@ class PrecisionOptions(AcceleratorOptions):
 class DeviceOptions(AcceleratorOptions):
     """Devices and precision. The defaults choose themselves."""
 
-    devices: Annotated[AtLeast1 | None, unset("N", "1, or as many as torchrun or srun started"), MAY_CHANGE] = None
+    devices: Annotated[
+        AtLeast1 | None, unset("N", "1, or as many as torchrun or srun started"), MAY_CHANGE
+    ] = None
     """GPUs of this machine (on a CPU: processes) that share each batch."""
-    num_nodes: Annotated[AtLeast1 | None, unset("M", "as many as torchrun or srun started it on"), MAY_CHANGE] = None
+    num_nodes: Annotated[
+        AtLeast1 | None, unset("M", "as many as torchrun or srun started it on"), MAY_CHANGE
+    ] = None
     """Machines that share each batch; torchrun or srun starts the same command on each."""
     strategy: Annotated[Literal["auto", "ddp"], MAY_CHANGE] = "auto"
     """Lightning's strategy; auto is ddp for several devices."""
@@ -258,24 +314,40 @@ class RunOptions:
     version: Annotated[str | None, unset("NAME", "none"), NOT_INHERITED] = None
     """A further folder below it: SAVE_DIR/EXP_NAME/VERSION."""
     seed: Seed = 0  # Seed of weights, order and augmentation; the same seed gives the same run.
-    seeds: Annotated[tuple[Seed, ...], arg(help_behavior_hint="(default: --seed alone)"), NOT_KEPT] = ()
+    seeds: Annotated[
+        tuple[Seed, ...], arg(help_behavior_hint="(default: --seed alone)"), NOT_KEPT
+    ] = ()
     """Train once for each of these seeds, in folders seed_N of the run's, and write the report of all."""
     ckpt_dir: Annotated[str | None, unset("PATH", "none"), NOT_INHERITED] = None
     """Resume from this checkpoint: a .ckpt, or a folder that holds one. The settings must be the same."""
     model_path: Annotated[str | None, unset("PATH", "none")] = None
     """Start from these weights alone: a .ckpt, a run folder, or a backbone's .safetensors."""
-    checkpoint_every: Annotated[AtLeast1 | None, unset("EPOCHS", "every 30 seconds"), MAY_CHANGE] = None
+    checkpoint_every: Annotated[
+        AtLeast1 | None, unset("EPOCHS", "every 30 seconds"), MAY_CHANGE
+    ] = None
     """Epochs between checkpoints."""
     config: Annotated[str | None, unset("FILE", "none"), NOT_KEPT] = None
     """Start from the settings in the config.yaml of an earlier run (all but its name); flags beside it win."""
-    overwrite: Annotated[bool, NOT_KEPT] = False  # Delete an earlier run of this name and start anew.
-    dry_run: Annotated[bool, NOT_KEPT] = False  # Print what would be trained and where it would write, and exit.
+    overwrite: Annotated[bool, NOT_KEPT] = (
+        False  # Delete an earlier run of this name and start anew.
+    )
+    dry_run: Annotated[bool, NOT_KEPT] = (
+        False  # Print what would be trained and where it would write, and exit.
+    )
 
     def __post_init__(self) -> None:
         check(len(set(self.seeds)) == len(self.seeds), "--seeds: give each seed once")
         check(not self.seeds or self.ckpt_dir is None, "--ckpt-dir resumes one run: drop --seeds")
-        check(not (self.ckpt_dir and self.model_path), "--ckpt-dir resumes, --model-path starts anew: give one of them")
-        for flag, value in (("--exp-name", self.exp_name or "x"), ("--version", self.version or "x")):
-            check(len(value) <= 100, f"{flag}: {len(value)} letters are too long for a folder's name")
+        check(
+            not (self.ckpt_dir and self.model_path),
+            "--ckpt-dir resumes, --model-path starts anew: give one of them",
+        )
+        for flag, value in (
+            ("--exp-name", self.exp_name or "x"),
+            ("--version", self.version or "x"),
+        ):
+            check(
+                len(value) <= 100, f"{flag}: {len(value)} letters are too long for a folder's name"
+            )
             plain = value not in (".", "..") and "/" not in value and "\\" not in value
             check(plain, f"{flag} {value!r}: a plain name, without a slash")

@@ -17,7 +17,10 @@ def check_folder(config: Pretrain, run: RunDirectory) -> str:
     )
     state, data = run.state(), config.data
     if state != "new" and not config.run.overwrite:
-        changed, weights = describe_differences(run.settings(), settings_to_keep(config)), f"--model-path {run.path}"
+        changed, weights = (
+            describe_differences(run.settings(), settings_to_keep(config)),
+            f"--model-path {run.path}",
+        )
         check(
             not (len(changed) == 1 and changed[0].startswith("--epochs ")),
             f"{run.path} holds a run of {run.settings().get('epochs')} epochs, for which its learning rate was planned "
@@ -30,7 +33,9 @@ def check_folder(config: Pretrain, run: RunDirectory) -> str:
         )
         began = run.settings().get("data_dir") or ""
         check(
-            state == "unfinished" or data.dataset not in OWN or os.path.realpath(began) == os.path.realpath(data.path),
+            state == "unfinished"
+            or data.dataset not in OWN
+            or os.path.realpath(began) == os.path.realpath(data.path),
             f"{run.path} holds a finished run on the images in {began}: give another --exp-name, or --overwrite",
         )
     if data.dataset == "folder":

@@ -22,7 +22,9 @@ DATASETS = {
     "cifar10": CIFAR,
     "cifar100": CIFAR,
     "patterns": Source(synthetic.load_patterns),
-    "folder": Source(image_folder.load_folder, image_folder.prepare_folder, image_folder.make_placeholders, True),
+    "folder": Source(
+        image_folder.load_folder, image_folder.prepare_folder, image_folder.make_placeholders, True
+    ),
     "arrays": Source(npz.load_arrays),
 }
 

@@ -91,21 +91,34 @@ class ViewsDataModule(pl.LightningDataModule):
             self.mean, self.std = map(torch.tensor, channel_statistics(self.train.images))
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
-            self.train, self.test = place_on_device((self.train, self.test), device, self.options.data_memory)
+            self.train, self.test = place_on_device(
+                (self.train, self.test), device, self.options.data_memory
+            )
             self.mean, self.std = self.mean.to(device), self.std.to(device)
 
     def set_splits(self, splits: Splits) -> None:
         """Take these as the train and the test split, without statistics; UserError if batch or views are too large."""
         self.train, self.test = splits
         self.classes = self.train.classes  # their names, which a checkpoint keeps
-        self.dataset_digest = self.train.digest  # identifies a person's own images; None for a published data set
+        self.dataset_digest = (
+            self.train.digest
+        )  # identifies a person's own images; None for a published data set
         self.mean, self.std = torch.zeros(3), torch.ones(3)
         n, side, options = len(self.train), self.train.side, self.options
         self.size = options.image_size or side
-        check(self.size <= side, f"--image-size {self.size}: the images of {options.dataset} are {side} pixels wide")
+        check(
+            self.size <= side,
+            f"--image-size {self.size}: the images of {options.dataset} are {side} pixels wide",
+        )
         for size, _ in self.phases:
-            check(8 <= size <= self.size, f"--image-schedule {size}: from 8 to the full {self.size} pixels")
-        check(self.batch_size <= n, f"--batch-size {self.batch_size} is more than the {n} train images")
+            check(
+                8 <= size <= self.size,
+                f"--image-schedule {size}: from 8 to the full {self.size} pixels",
+            )
+        check(
+            self.batch_size <= n,
+            f"--batch-size {self.batch_size} is more than the {n} train images",
+        )
         self.loaded = True
 
     def view_size(self, epoch: int) -> int:
@@ -180,7 +193,9 @@ class ViewsDataModule(pl.LightningDataModule):
         else:
             return batch
         views = self.make_views(indices, trainer.current_epoch, images)
-        return trainer.precision_plugin.convert_input(views)  # the dtype in which the module computes
+        return trainer.precision_plugin.convert_input(
+            views
+        )  # the dtype in which the module computes
 
     def make_views(self, indices: Tensor, epoch: int, images: Tensor | None = None) -> list[Tensor]:
         """V views (B, 3, S, S) float32 of the train images at `indices` (B,), as epoch `epoch` sees them.
@@ -195,7 +210,9 @@ class ViewsDataModule(pl.LightningDataModule):
                 images.repeat(together, 1, 1, 1) if together > 1 else images,
                 indices.repeat(together),
                 seed=self.seed,
-                epoch=torch.full((), epoch, device=indices.device),  # a plain number would be compiled anew each time
+                epoch=torch.full(
+                    (), epoch, device=indices.device
+                ),  # a plain number would be compiled anew each time
                 view=views.repeat_interleave(len(indices))[:, None],
                 policy=self.policy,
                 mean=self.mean,
@@ -222,7 +239,9 @@ class ViewsLoader:
 
     def __init__(self, data: ViewsDataModule) -> None:
         self.data, self.epoch, n, device = data, -1, len(data.train), data.train.images.device
-        self.order = EpochSampler(n, data.batch_size, data.seed, epoch=lambda: self.epoch, device=device)
+        self.order = EpochSampler(
+            n, data.batch_size, data.seed, epoch=lambda: self.epoch, device=device
+        )
 
     def __len__(self) -> int:
         return len(self.order)

@@ -18,11 +18,15 @@ from utils.philox import permutation
 from utils.text import printable
 
 SMALL = 64  # pixels: up to here images are stored as large as they are trained on, as CIFAR's are
-HELD_OUT_EPOCH = 2**32 - 2  # epoch of the permutation that chooses held-out images; no training gets here
+HELD_OUT_EPOCH = (
+    2**32 - 2
+)  # epoch of the permutation that chooses held-out images; no training gets here
 MEMORY_SHARE = 0.5  # of the free memory, for the images, unless --data-memory says otherwise
 LOW_CONTRAST = 32  # levels: images of fewer than these together are nearly flat
 CONTRAST_IMAGES = 256  # on which the contrast is measured, spread evenly
-STATISTICS_BYTES = 2**32  # of more images than these, mean and std are measured on some that are spread evenly
+STATISTICS_BYTES = (
+    2**32
+)  # of more images than these, mean and std are measured on some that are spread evenly
 
 
 def make_options(**fields: Any) -> DataOptions:
@@ -72,7 +76,12 @@ class ImageDataset:
 
     def select(self, places: Tensor) -> "ImageDataset":
         """The images at `places` (n,) and their labels."""
-        return replace(self, images=self.at(places), labels=self.labels[places.to(self.labels.device)], on_disk=False)
+        return replace(
+            self,
+            images=self.at(places),
+            labels=self.labels[places.to(self.labels.device)],
+            on_disk=False,
+        )
 
     def names(self, labels: list[int]) -> list[str]:
         """The class names of labels; "" for -1."""
@@ -160,11 +169,16 @@ def why_no_knn(train: ImageDataset, test: ImageDataset) -> str | None:
 
 def place_on_device(splits: Splits, device: torch.device, memory: float | None) -> Splits:
     """Move both splits to the device if they fit into `memory` GiB (None: half of what is free); else their labels."""
-    processes = local_world_size() if device.type == "cpu" else 1  # which share the memory, each with its own splits
+    processes = (
+        local_world_size() if device.type == "cpu" else 1
+    )  # which share the memory, each with its own splits
     room = free_memory(device) * MEMORY_SHARE / processes if memory is None else memory * 2**30
     train, test = (replace(split, labels=split.labels.to(device)) for split in splits)
     if train.images.nbytes + test.images.nbytes <= room:
-        train, test = (replace(x, images=x.images.to(device, copy=x.on_disk), on_disk=False) for x in (train, test))
+        train, test = (
+            replace(x, images=x.images.to(device, copy=x.on_disk), on_disk=False)
+            for x in (train, test)
+        )
     return train, test
 
 
@@ -199,10 +213,17 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     counts = torch.zeros(3, 256, dtype=torch.int64)
     row = 3 * images.shape[-1] ** 2  # bytes
     n = min(len(images), STATISTICS_BYTES // row)
-    for places in (torch.arange(n) * len(images) // n).split(max(1, 2**23 // row)):  # 8 MiB: bincount makes int64 of it
-        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in images[places].unbind(1)])
+    for places in (torch.arange(n) * len(images) // n).split(
+        max(1, 2**23 // row)
+    ):  # 8 MiB: bincount makes int64 of it
+        counts += torch.stack(
+            [channel.flatten().bincount(minlength=256) for channel in images[places].unbind(1)]
+        )
     share = counts.double() / counts.double().sum(dim=1, keepdim=True)  # (3, 256)
     mean = (share * level).sum(dim=1)
     std = (share * (level - mean[:, None]) ** 2).sum(dim=1).sqrt()
-    check(bool((std > 0).all()), "these images have a channel of a single value: nothing can be learned from it")
+    check(
+        bool((std > 0).all()),
+        "these images have a channel of a single value: nothing can be learned from it",
+    )
     return tuple(mean.tolist()), tuple(std.tolist())

@@ -41,7 +41,9 @@ from utils.console import plural, print_line
 from utils.errors import check
 from utils.text import printable
 
-DEFAULT_SIZE = 96  # side of the views: small enough for one GPU, and most images have as much to show
+DEFAULT_SIZE = (
+    96  # side of the views: small enough for one GPU, and most images have as much to show
+)
 # Names of the folders of splits, in upper or lower case. The first one that is there is used.
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "test", "testing")

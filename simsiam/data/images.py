@@ -106,7 +106,7 @@ def try_to_read(path: Path, size: int, pixel_range: PixelRange = None) -> Read:
             return DecodedImage(pixels, digest, deep_range)
     except Image.UnidentifiedImageError:
         return "a HEIC image: convert it" if _is_heic(path) else "not an image"
-    except Exception as error:  # noqa: BLE001  (for damaged files Pillow raises whatever comes)
+    except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
         return printable(reason) or type(error).__name__
 
@@ -252,7 +252,7 @@ def _read_orientation(image: Image.Image) -> Image.Transpose | None:
         if isinstance(value, str):
             value = value.strip(" \0")
         return ORIENTATIONS.get(int(value))
-    except Exception:  # noqa: BLE001  (of damaged EXIF data Pillow raises whatever comes)
+    except Exception:
         return None
 
 

@@ -102,7 +102,7 @@ def _explain_damage(where: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001  (see above)
+    except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{where}: not an .npz file of plain arrays ({reason})") from None
 

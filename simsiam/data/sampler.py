@@ -103,8 +103,12 @@ class PrefetchLoader(_ResumesByTrainer):
         with ThreadPoolExecutor(AHEAD) as pool:
             for indices in self.batches:
                 # allocated by this thread: each thread that allocates keeps some memory for itself
-                out = torch.empty(len(indices), *self.images.shape[1:], dtype=torch.uint8, pin_memory=self.pin)
-                waiting.append((indices, pool.submit(torch.index_select, self.images, 0, indices, out=out)))
+                out = torch.empty(
+                    len(indices), *self.images.shape[1:], dtype=torch.uint8, pin_memory=self.pin
+                )
+                waiting.append(
+                    (indices, pool.submit(torch.index_select, self.images, 0, indices, out=out))
+                )
                 if len(waiting) > AHEAD:
                     first, reading = waiting.popleft()
                     yield first, reading.result()

@@ -18,8 +18,13 @@ from utils.philox import uniform
 SIZE = 32
 CHUNK = 100  # images made at once: small enough for caches, and memory stays flat
 PERIOD = (5.0, 9.0)  # of a texture, in pixels
-TILT = math.radians(10)  # largest rotation either way: a texture keeps its direction, as a flip does
-WARP, WARP_LENGTH = 2.0, 28.0  # largest displacement of a pixel and the shortest wavelength of displacements, in pixels
+TILT = math.radians(
+    10
+)  # largest rotation either way: a texture keeps its direction, as a flip does
+WARP, WARP_LENGTH = (
+    2.0,
+    28.0,
+)  # largest displacement of a pixel and the shortest wavelength of displacements, in pixels
 DEVIATION, NOISE = 0.22, 0.06  # of an image, and of its pixel noise: both on the scale of 0 to 1
 TAU, HALF = 2 * math.pi, math.sqrt(0.5)
 Texture = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -39,13 +44,20 @@ def _to_integer(x: Tensor) -> Tensor:
 
 
 def _bricks(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-    joint = 2 * _to_integer(x / 2 + y.floor() / 2)  # a brick is two rows long; every other row is shifted by half
+    joint = 2 * _to_integer(
+        x / 2 + y.floor() / 2
+    )  # a brick is two rows long; every other row is shifted by half
     return _line(torch.minimum(_to_integer(y), joint), 0.16)
 
 
 def _dots(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-    half, height = 0.45 * y, math.sqrt(0.75) * 0.9 * x  # three plane waves at 120 degrees: a triangular lattice
-    return torch.tanh(3 * (torch.cos(2 * TAU * half) + 2 * torch.cos(TAU * half) * torch.cos(TAU * height) - 0.2))
+    half, height = (
+        0.45 * y,
+        math.sqrt(0.75) * 0.9 * x,
+    )  # three plane waves at 120 degrees: a triangular lattice
+    return torch.tanh(
+        3 * (torch.cos(2 * TAU * half) + 2 * torch.cos(TAU * half) * torch.cos(TAU * height) - 0.2)
+    )
 
 
 def _rings(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
@@ -67,7 +79,9 @@ TEXTURES: dict[str, Texture] = {
     "vertical": lambda x, y, w: _line(_to_integer(x), 0.25),
     "diagonal": lambda x, y, w: _line(_to_integer((x + y) * HALF), 0.25),
     "checks": lambda x, y, w: torch.tanh(6 * torch.sin(TAU * x / 1.4) * torch.sin(TAU * y / 1.4)),
-    "net": lambda x, y, w: _line(torch.minimum(_to_integer((x + y) * HALF), _to_integer((x - y) * HALF)), 0.13),
+    "net": lambda x, y, w: _line(
+        torch.minimum(_to_integer((x + y) * HALF), _to_integer((x - y) * HALF)), 0.13
+    ),
     "bricks": _bricks,
     "zigzag": lambda x, y, w: _line(_to_integer(y + 1.2 * _to_integer(0.7 * x)), 0.25),
     "dots": _dots,
@@ -99,7 +113,10 @@ def _images(texture: Texture, index: Tensor, split: int, seed: int) -> Tensor:
     """
     u = uniform(index, split, GEOMETRY, 10, seed=seed).double()[:, :, None, None]  # (n, 10, 1, 1)
     w = uniform(index, split, WAVES, 24, seed=seed).double()[:, :, None, None]
-    noise = uniform(index, split, PIXELS, SIZE * SIZE, seed=seed).double().unflatten(1, (SIZE, SIZE)) - 0.5
+    noise = (
+        uniform(index, split, PIXELS, SIZE * SIZE, seed=seed).double().unflatten(1, (SIZE, SIZE))
+        - 0.5
+    )
 
     pixel = torch.arange(SIZE, dtype=torch.float64) - (SIZE - 1) / 2
     x, y = pixel[None, :], pixel[:, None]
@@ -110,17 +127,23 @@ def _images(texture: Texture, index: Tensor, split: int, seed: int) -> Tensor:
     x, y = x + dx, y + dy  # (n, S, S)
     period = PERIOD[0] * (PERIOD[1] / PERIOD[0]) ** u[:, 6]
     tilt = TILT * (2 * u[:, 7] - 1)
-    right = (x * tilt.cos() - y * tilt.sin()) / period + 100 * u[:, 8]  # 100 periods: a random phase for every texture
+    right = (x * tilt.cos() - y * tilt.sin()) / period + 100 * u[
+        :, 8
+    ]  # 100 periods: a random phase for every texture
     down = (x * tilt.sin() + y * tilt.cos()) / period + 100 * u[:, 9]
 
     image = texture(right, down, w)
     image = (image - image.mean(dim=(1, 2), keepdim=True)) / image.std(dim=(1, 2), keepdim=True)
-    image = 0.5 + DEVIATION * image + NOISE * math.sqrt(12) * noise  # uniform noise: its deviation is 1 / sqrt(12)
+    image = (
+        0.5 + DEVIATION * image + NOISE * math.sqrt(12) * noise
+    )  # uniform noise: its deviation is 1 / sqrt(12)
     return (255 * image.clamp(0, 1)).round().to(torch.uint8)
 
 
 def load_patterns(options: DataOptions) -> Splits:
     """10,000 train and 2,000 test images, or as many as are asked for."""
     counts = (options.train_images or 10_000, options.test_images or 2_000)
-    train, test = (ImageDataset(*make_patterns(n, split), classes=CLASSES) for split, n in enumerate(counts))
+    train, test = (
+        ImageDataset(*make_patterns(n, split), classes=CLASSES) for split, n in enumerate(counts)
+    )
     return train, test

@@ -20,7 +20,9 @@ from utils.errors import UserError, check
 from utils.run_dir import RunDirectory
 from utils.weights import BACKBONE, read_weights
 
-if TYPE_CHECKING:  # at run time, a network is loaded without Lightning, which takes seconds to import
+if (
+    TYPE_CHECKING
+):  # at run time, a network is loaded without Lightning, which takes seconds to import
     from simsiam.module import SimSiam
 
 LARGEST_SIZE = 2**14  # of channels, dimensions and pixels: no file makes us allocate more
@@ -34,8 +36,12 @@ class BackboneFacts(BaseModel, strict=True, extra="allow"):
 
     backbone: Annotated[str, Field(pattern=f"^({'|'.join(BACKBONES)})$")]
     width: Size
-    stem: Annotated[str, Field(pattern=f"^({'|'.join(STEMS)})$")] = "cifar"  # as of files that do not say it
-    image_size: Size | None  # None, of mean and std too: trained with a loader of one's own, which does not say
+    stem: Annotated[str, Field(pattern=f"^({'|'.join(STEMS)})$")] = (
+        "cifar"  # as of files that do not say it
+    )
+    image_size: (
+        Size | None
+    )  # None, of mean and std too: trained with a loader of one's own, which does not say
     mean: Annotated[Sequence[FiniteFloat], OfRGB] | None
     std: Annotated[Sequence[Deviation], OfRGB] | None
     classes: Sequence[str] = ()
@@ -46,9 +52,22 @@ class BackboneFacts(BaseModel, strict=True, extra="allow"):
 ARCHITECTURE = ("backbone", "width", "stem")
 HEADS = ("out_dim", "h_dim", "proj_layers", "proj_hidden", "heads_bn", "predictor")
 FACTS = (*ARCHITECTURE, "image_size", "mean", "std")  # these are hyper-parameters of SimSiam
-TRAINING = ("stop_grad", "fixed_predictor", "symmetric", "constant_predictor_lr", "learning_rate", "warmup_epochs")
+TRAINING = (
+    "stop_grad",
+    "fixed_predictor",
+    "symmetric",
+    "constant_predictor_lr",
+    "learning_rate",
+    "warmup_epochs",
+)
 TRAINING += ("momentum", "weight_decay", "classes", "predictor_lr_scale")
-PROVENANCE = ("classes", "settings", "versions", "commit", "row")  # these lie beside them in a run's checkpoint
+PROVENANCE = (
+    "classes",
+    "settings",
+    "versions",
+    "commit",
+    "row",
+)  # these lie beside them in a run's checkpoint
 
 
 class LoadedCheckpoint(NamedTuple):
@@ -63,9 +82,13 @@ class LoadedCheckpoint(NamedTuple):
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (3,) of the training images, on the backbone's device."""
         device = next(self.backbone.parameters()).device
-        return torch.tensor(self.backbone.mean, device=device), torch.tensor(self.backbone.std, device=device)
+        return torch.tensor(self.backbone.mean, device=device), torch.tensor(
+            self.backbone.std, device=device
+        )
 
-    def extract_features(self, chunks: Iterable[Tensor], n: int, what: str, unit: bool = True) -> Tensor:
+    def extract_features(
+        self, chunks: Iterable[Tensor], n: int, what: str, unit: bool = True
+    ) -> Tensor:
         """`extract_features` of `n` images that come in chunks (B, 3, C, C), with progress that names `what`."""
         chunks = track_progress(chunks, n, f"features of {what}")
         return extract_features(self.backbone, chunks, *self.statistics, unit, n)
@@ -79,7 +102,11 @@ def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
         return path
     run = RunDirectory(path)
     states = [run.last, run.best, path / run.last.name]
-    found = [file for file in ([*states, run.backbone] if whole else [run.backbone, *states]) if file.exists()]
+    found = [
+        file
+        for file in ([*states, run.backbone] if whole else [run.backbone, *states])
+        if file.exists()
+    ]
     check(bool(found), f"{path}: no checkpoint in this folder")
     return found[0]
 
@@ -144,9 +171,14 @@ def read_facts(file: Path, content: dict[str, Any]) -> BackboneFacts:
     said = content["hyper_parameters"]
     name = said.get("backbone")
     is_custom = str(name).startswith(OWN_BACKBONE)
-    check(not is_custom, f"{file}: of {name}: build it, and load the weights that begin with 'backbone.'")
+    check(
+        not is_custom,
+        f"{file}: of {name}: build it, and load the weights that begin with 'backbone.'",
+    )
     known = {**content, **said}
-    return validate_facts({name: known[name] for name in (*FACTS, *PROVENANCE) if name in known}, file)
+    return validate_facts(
+        {name: known[name] for name in (*FACTS, *PROVENANCE) if name in known}, file
+    )
 
 
 def load_all_networks(
@@ -159,7 +191,11 @@ def load_all_networks(
     if content is None:
         content = read_checkpoint(file)
     # Names that begin with an underscore are LightningCLI's.
-    said = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
+    said = {
+        name: value
+        for name, value in content["hyper_parameters"].items()
+        if not name.startswith("_")
+    }
     facts = read_facts(file, content)
     network: dict[str, Any] = asdict(NetworkOptions()) | {"predictor": True, "image_size": None}
     del network["in_dim"]
@@ -175,7 +211,9 @@ def load_all_networks(
         largest = max(value for value in hparams.values() if isinstance(value, int))
         check(largest <= LARGEST_SIZE, f"a size of {largest}")
         parts = build_networks(hparams["backbone"], hparams)
-        networks = nn.ModuleDict(dict(zip(("backbone", "projector", "predictor"), parts, strict=True)))
+        networks = nn.ModuleDict(
+            dict(zip(("backbone", "projector", "predictor"), parts, strict=True))
+        )
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file}: not a checkpoint of this program ({error})") from None
     load_strictly(networks, rename_compiled(content["state_dict"]), file)
@@ -198,7 +236,10 @@ def load_weights(model: "SimSiam", path: str | Path) -> None:
     else:
         names, ours = (*ARCHITECTURE, *HEADS), model
         theirs, hparams, _ = load_all_networks(file, content)
-    have, want = ({**hp, "proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")} for hp in (hparams, model.hparams))
+    have, want = (
+        {**hp, "proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")}
+        for hp in (hparams, model.hparams)
+    )
     wrong = [f"{name} {have[name]}, not {want[name]}" for name in names if have[name] != want[name]]
     check(not wrong, f"{file}: another architecture: {'; '.join(wrong)}")
     load_strictly(ours, theirs.state_dict(), file)
@@ -208,8 +249,14 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> N
     """`load_state_dict`, with a UserError for weights that are missing, unknown, of another shape, or no tensors."""
     try:
         network.load_state_dict(state, strict=True)
-    except (RuntimeError, AttributeError, TypeError) as error:  # the latter two for keys or values of other types
-        raise UserError(f"{file}: its weights do not fit: {' '.join(str(error).split())[:300]}") from None
+    except (
+        RuntimeError,
+        AttributeError,
+        TypeError,
+    ) as error:  # the latter two for keys or values of other types
+        raise UserError(
+            f"{file}: its weights do not fit: {' '.join(str(error).split())[:300]}"
+        ) from None
 
 
 def validate_facts(said: dict[str, Any], file: Path) -> BackboneFacts:
@@ -218,7 +265,9 @@ def validate_facts(said: dict[str, Any], file: Path) -> BackboneFacts:
         return BackboneFacts.model_validate(said)
     except ValidationError as error:
         wrong = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
-        raise UserError(f"{file}: does not say its {', '.join(wrong)} as a file of this program does") from None
+        raise UserError(
+            f"{file}: does not say its {', '.join(wrong)} as a file of this program does"
+        ) from None
 
 
 def build_backbone(facts: BackboneFacts, seed: int = 0) -> ResNet:
@@ -236,7 +285,9 @@ def build_backbone(facts: BackboneFacts, seed: int = 0) -> ResNet:
 
 def attach_facts(backbone: ResNet, facts: BackboneFacts) -> ResNet:
     """Set `.mean`, `.std` and `.image_size`, and eval mode."""
-    backbone.statistics = (tuple(facts.mean), tuple(facts.std)) if facts.mean and facts.std else None
+    backbone.statistics = (
+        (tuple(facts.mean), tuple(facts.std)) if facts.mean and facts.std else None
+    )
     backbone.image_size = facts.image_size
     return backbone.eval()
 

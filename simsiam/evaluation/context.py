@@ -47,18 +47,27 @@ class EvaluationContext:
 
     def announce(self) -> None:
         """Print what is about to be measured."""
-        facts, splits = self.checkpoint.facts, f"{len(self.train):,} train and {len(self.test):,} {self.test.kind}"
+        facts, splits = (
+            self.checkpoint.facts,
+            f"{len(self.train):,} train and {len(self.test):,} {self.test.kind}",
+        )
         epoch = f", epoch {facts.row['epoch']}" if "epoch" in facts.row else ""
         print_line(f"{self.checkpoint.file}: {facts.backbone}, width {facts.width}{epoch}")
         print_line(f"{self.dataset}: {splits}, {len(self.classes)} classes; {self.device}")
 
     def extract_features(self, images: Tensor, what: str, unit: bool = True) -> Tensor:
         """(N, 3, C, C) uint8 -> (N, F), as `LoadedCheckpoint.extract_features`."""
-        return self.checkpoint.extract_features(images.split(chunk_size(images)), len(images), what, unit)
+        return self.checkpoint.extract_features(
+            images.split(chunk_size(images)), len(images), what, unit
+        )
 
     def describe_accuracy(self, name: str, counts: Tensor) -> dict[str, Any]:
         """The figures of a confusion matrix (C, C) of the test images; the accuracy under `name`."""
-        images = {"dataset": self.dataset, "train_images": len(self.train), "test_images": len(self.test)}
+        images = {
+            "dataset": self.dataset,
+            "train_images": len(self.train),
+            "test_images": len(self.test),
+        }
         if self.test.held_out:
             images["held_out_images"] = len(self.test)
         by_class = {"per_class": per_class(counts, self.classes), "confusion": counts.tolist()}
@@ -73,7 +82,9 @@ class EvaluationContext:
 
     def print_accuracies(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of classifiers, the labels that each has learned from, and accuracies."""
-        print_table(f"accuracy in % on {len(self.test):,} {self.test.kind} of {self.dataset}", head, rows)
+        print_table(
+            f"accuracy in % on {len(self.test):,} {self.test.kind} of {self.dataset}", head, rows
+        )
 
     def with_backbone(self, backbone: ResNet) -> "EvaluationContext":
         """The same data with another backbone of the same architecture; the projector does not belong to it."""
@@ -84,8 +95,12 @@ def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoin
     """Load the checkpoint of `--checkpoint`; UserError for one on which nothing can be measured."""
     checkpoint = load_checkpoint(config.checkpoint.checkpoint)
     known = checkpoint.backbone.statistics is not None and checkpoint.facts.image_size is not None
-    check(known, f"{checkpoint.file}: mean, std and size of its images are unknown: {TELL_STATISTICS}")
-    finite = all(bool(tensor.isfinite().all()) for tensor in checkpoint.backbone.state_dict().values())
+    check(
+        known, f"{checkpoint.file}: mean, std and size of its images are unknown: {TELL_STATISTICS}"
+    )
+    finite = all(
+        bool(tensor.isfinite().all()) for tensor in checkpoint.backbone.state_dict().values()
+    )
     check(finite, f"{checkpoint.file}: a weight is not finite, so nothing can be measured")
     torch.nn.ModuleList(filter(None, checkpoint[1:3])).to(device)
     return checkpoint
@@ -115,23 +130,35 @@ def add_images(
         prepare_dataset(spec)
     train, test = place_on_device(load_dataset(spec), device, spec.data_memory)
     why = why_no_knn(train, test) if labels else None
-    check(why is None, f"{spec.dataset}: {why}: this command compares the classes of train and test images")
+    check(
+        why is None,
+        f"{spec.dataset}: {why}: this command compares the classes of train and test images",
+    )
     return EvaluationContext(checkpoint, device, spec.dataset, train, test)
 
 
 def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOptions:
     """What no flag says is as in the run, if it had the same data set."""
-    given = {name: value for name, value in asdict(config.data).items() if value is not None and value is not False}
+    given = {
+        name: value
+        for name, value in asdict(config.data).items()
+        if value is not None and value is not False
+    }
     said = checkpoint.facts.settings
     dataset = given.get("dataset") or said.get("dataset")
-    check(dataset is not None, f"{checkpoint.file} does not say what it was trained on: give --dataset")
+    check(
+        dataset is not None,
+        f"{checkpoint.file} does not say what it was trained on: give --dataset",
+    )
     if dataset != said.get("dataset"):
         said = {}
     known = {name: said[name] for name in OF_THE_RUN if said.get(name) is not None}
     if given.get("held_out_images"):
         known.pop("test_images", None)
     try:
-        options = make_options(**{"image_size": checkpoint.facts.image_size} | known | given | {"dataset": dataset})
+        options = make_options(
+            **{"image_size": checkpoint.facts.image_size} | known | given | {"dataset": dataset}
+        )
     except UserError as error:
         raise UserError(f"{checkpoint.file}: its settings cannot be: {error}") from None
     if "data_dir" not in given and not options.path.exists():

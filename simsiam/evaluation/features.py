@@ -12,7 +12,9 @@ CHUNK = 1000  # images of CIFAR's size that go through the network at once on a 
 
 def chunk_size(images: Tensor) -> int:
     """Images that go through the network at once, for images (N, 3, C, C): fewer of larger ones, at least 8."""
-    chunk = CHUNK if torch.cuda.is_available() else CHUNK // 4  # what fits a processor's caches: 1.4 times the speed
+    chunk = (
+        CHUNK if torch.cuda.is_available() else CHUNK // 4
+    )  # what fits a processor's caches: 1.4 times the speed
     return min(chunk, max(8, chunk * 32**2 // images.shape[-1] ** 2))
 
 
@@ -59,7 +61,9 @@ def extract_features(
         x = center(chunk, size).to(mean.device).float() / 255
         f = network(normalize(x, mean, std).to(dtype)).float()
         if done == 0:
-            features = f.new_empty(n or 0, f.shape[1])  # allocated once: joining a list would take twice the memory
+            features = f.new_empty(
+                n or 0, f.shape[1]
+            )  # allocated once: joining a list would take twice the memory
         features[done : done + len(f)] = f
         done += len(f)
     network.train(was_training)

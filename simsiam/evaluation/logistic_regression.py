@@ -17,7 +17,11 @@ def make_head(features: int, classes: int) -> nn.Linear:
 
 
 def fit_logistic(
-    head: nn.Linear, features: Tensor, labels: Tensor, weight_decay: float, tolerance: float = TOLERANCE
+    head: nn.Linear,
+    features: Tensor,
+    labels: Tensor,
+    weight_decay: float,
+    tolerance: float = TOLERANCE,
 ) -> bool:
     """Minimise mean cross-entropy + weight_decay / 2 |W|^2 in place, biases not decayed; whether it has converged.
 
@@ -42,7 +46,9 @@ def fit_logistic(
 
     solver.step(objective)  # pyright: ignore[reportArgumentType]  (torch calls a tensor's float() itself)
     objective()
-    return all(p.grad is not None and p.grad.abs().max().item() <= tolerance for p in head.parameters())
+    return all(
+        p.grad is not None and p.grad.abs().max().item() <= tolerance for p in head.parameters()
+    )
 
 
 def standardise_features(x: Tensor) -> tuple[Tensor, Tensor]:

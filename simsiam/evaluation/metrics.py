@@ -9,7 +9,9 @@ from utils.console import MANY_CLASSES, print_table
 
 def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
     """(C, C) counts: row the true class, column the predicted one."""
-    return (truth * classes + predicted).bincount(minlength=classes**2).reshape(classes, classes).cpu()
+    return (
+        (truth * classes + predicted).bincount(minlength=classes**2).reshape(classes, classes).cpu()
+    )
 
 
 def accuracy(counts: Tensor) -> float:
@@ -20,7 +22,9 @@ def accuracy(counts: Tensor) -> float:
 def per_class(counts: Tensor, classes: tuple[str, ...]) -> dict[str, float | None]:
     """Top-1 of each class in percent; None for a class without a test image."""
     right, total = counts.diagonal().tolist(), counts.sum(dim=1).tolist()
-    return {name: 100 * r / n if n else None for name, r, n in zip(classes, right, total, strict=True)}
+    return {
+        name: 100 * r / n if n else None for name, r, n in zip(classes, right, total, strict=True)
+    }
 
 
 def print_classes(accuracies: dict[str, float | None]) -> None:

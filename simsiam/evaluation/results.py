@@ -27,7 +27,9 @@ class Results:
     with figures is refused, unless the command `resumes`.
     """
 
-    def __init__(self, config: Evaluation, checkpoint: LoadedCheckpoint, name: str, resumes: bool = False) -> None:
+    def __init__(
+        self, config: Evaluation, checkpoint: LoadedCheckpoint, name: str, resumes: bool = False
+    ) -> None:
         self.config, self.checkpoint = config, checkpoint
         self.path = find_results_dir(config, checkpoint.file) / name
         self.summary = self.path / "summary.json"
@@ -40,8 +42,14 @@ class Results:
     def choose_output(self, given: str | None, name: str) -> Path:
         """The file to make: `given` by `--output`, else `name` in the folder; UserError as for the folder."""
         file = Path(given).expanduser() if given else self.path / name
-        check(len(file.name) <= 200, f"--output: {len(file.name)} letters are too long for a file's name")
-        check(self.overwrite or not file.exists(), f"{file} is there already: --overwrite would replace it")
+        check(
+            len(file.name) <= 200,
+            f"--output: {len(file.name)} letters are too long for a file's name",
+        )
+        check(
+            self.overwrite or not file.exists(),
+            f"{file} is there already: --overwrite would replace it",
+        )
         check_writable(file.parent, "--output")
         return file
 
@@ -49,23 +57,44 @@ class Results:
     def lock(self) -> Iterator[None]:
         """Make the folder, and keep other processes out meanwhile; UserError if another is in it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with lock_folder(self.path, f"another process is at work in {self.path}: wait, or give another --results-dir"):
+        with lock_folder(
+            self.path,
+            f"another process is at work in {self.path}: wait, or give another --results-dir",
+        ):
             yield
 
-    def save_head(self, context: EvaluationContext, head: nn.Linear, figures: dict[str, Any]) -> None:
+    def save_head(
+        self, context: EvaluationContext, head: nn.Linear, figures: dict[str, Any]
+    ) -> None:
         """Write `head.safetensors`, then the figures: `summary.json` marks a measurement as finished."""
         self.summary.unlink(missing_ok=True)
         right, file = figures["test_accuracy"], str(context.checkpoint.file)
-        about = {"classes": context.classes, "dataset": context.dataset, "checkpoint": file, "test_accuracy": right}
+        about = {
+            "classes": context.classes,
+            "dataset": context.dataset,
+            "checkpoint": file,
+            "test_accuracy": right,
+        }
         write_weights(self.path / "head.safetensors", HEAD, head.state_dict(), about)
         self.write(figures)
 
     def write(self, figures: dict[str, Any]) -> None:
         """Write figures and their provenance as JSON."""
-        origin = {"command": type(self.config).__name__.lower(), "checkpoint": str(self.checkpoint.file)}
-        origin |= {"weights": hash_weights(self.checkpoint.backbone), "epoch": self.checkpoint.facts.row.get("epoch")}
-        how = {"settings": flatten(self.config), "seconds": round(time.perf_counter() - self.started, 1)}
-        write_json(self.summary, origin | figures | how | {"versions": versions(), "commit": git_commit()})
+        origin = {
+            "command": type(self.config).__name__.lower(),
+            "checkpoint": str(self.checkpoint.file),
+        }
+        origin |= {
+            "weights": hash_weights(self.checkpoint.backbone),
+            "epoch": self.checkpoint.facts.row.get("epoch"),
+        }
+        how = {
+            "settings": flatten(self.config),
+            "seconds": round(time.perf_counter() - self.started, 1),
+        }
+        write_json(
+            self.summary, origin | figures | how | {"versions": versions(), "commit": git_commit()}
+        )
         print_line(f"figures   {self.summary}")
 
 

@@ -31,15 +31,25 @@ MAP_IMAGES = 2000  # points of the map
 def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     """`gallery`, `charts`, `epoch` and `source` of a run's checkpoint; figures are saved as STEMmap.png and so on."""
     checkpoint = CheckpointOptions(checkpoint=str(run.folder.path))
-    evaluation = Evaluation(checkpoint=checkpoint, data=EvaluationDataOptions(data_dir=config.report.data_dir))
+    evaluation = Evaluation(
+        checkpoint=checkpoint, data=EvaluationDataOptions(data_dir=config.report.data_dir)
+    )
     context = open_context(evaluation, choose_device(config.device.accelerator), download=False)
     train, test, names = context.train, context.test, [printable(name) for name in context.classes]
     shown, source = (test, test.kind) if len(test) else (train, "train images")
     bank = context.extract_features(train.images, f"train images of {run.name}")
-    queries = bank if shown is train else context.extract_features(shown.images, f"{test.kind} of {run.name}")
+    queries = (
+        bank
+        if shown is train
+        else context.extract_features(shown.images, f"{test.kind} of {run.name}")
+    )
     places = torch.tensor(select_evenly(len(shown), QUERIES), device=queries.device)
-    gallery = find_nearest(train, shown.select(places), queries[places], bank, NEAREST, in_bank=shown is train)
-    picture = draw_gallery(gallery, f"{source.capitalize()} and their nearest train images, by cosine")
+    gallery = find_nearest(
+        train, shown.select(places), queries[places], bank, NEAREST, in_bank=shown is train
+    )
+    picture = draw_gallery(
+        gallery, f"{source.capitalize()} and their nearest train images, by cosine"
+    )
     write_atomically(Path(f"{stem}neighbours.png"), partial(picture.save, format="PNG"))
 
     charts = []
@@ -55,7 +65,12 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     told = names if shown.labelled and len(names) <= MANY_CLASSES else ()
     caption = f"Map of the features of {len(points):,} {source} by PCA, {len(names)} classes."
     charts.append(render_chart(partial(draw_map, points, labels, told), f"{stem}map.png", caption))
-    return {"gallery": gallery, "charts": charts, "epoch": context.checkpoint.facts.row.get("epoch"), "source": source}
+    return {
+        "gallery": gallery,
+        "charts": charts,
+        "epoch": context.checkpoint.facts.row.get("epoch"),
+        "source": source,
+    }
 
 
 def project_features(features: Tensor) -> np.ndarray:

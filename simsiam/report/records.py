@@ -23,7 +23,16 @@ from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
 
 GENERATOR = "SimSiam report"  # of the page's <meta name="generator">
-DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, SyntaxError, yaml.YAMLError)
+DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    SyntaxError,
+    yaml.YAMLError,
+)
 DAMAGE += (Image.DecompressionBombError,)  # what reading a file raises that may hold anything
 DEEPEST = 3  # levels below a named folder, where runs are looked for: ablation/VARIANT/seed_N
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
@@ -50,10 +59,16 @@ class Run:
     """One run's files."""
 
     folder: RunDirectory
-    rows: list[dict[str, float]]  # of metrics.jsonl, after epoch 0: the untrained network, known of a finished run
+    rows: list[
+        dict[str, float]
+    ]  # of metrics.jsonl, after epoch 0: the untrained network, known of a finished run
     settings: dict[str, Any] = field(default_factory=dict)
-    machine: dict[str, Any] = field(default_factory=dict)  # hardware, precision, devices and versions
-    accuracies: dict[str, list[float]] = field(default_factory=dict)  # top-1 in percent, by what measured it
+    machine: dict[str, Any] = field(
+        default_factory=dict
+    )  # hardware, precision, devices and versions
+    accuracies: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # top-1 in percent, by what measured it
     notes: list[str] = field(default_factory=list)  # what is damaged
     title: str = ""
 
@@ -66,7 +81,10 @@ class Run:
         row, unfinished = self.rows[-1], "running" if is_locked(self.folder.path) else "stopped"
         state = "finished" if self.folder.summary.exists() else unfinished
         collapsed = "z_std" in row and is_collapsed(row["z_std"], row.get("rankme"))
-        return f"{state}, {row['epoch']:.0f} of {self.settings.get('epochs', '?')} epochs" + ", collapsed" * collapsed
+        return (
+            f"{state}, {row['epoch']:.0f} of {self.settings.get('epochs', '?')} epochs"
+            + ", collapsed" * collapsed
+        )
 
     def values(self, column: str) -> list[float]:
         """Of the epochs in which it was measured, without the untrained network."""
@@ -74,7 +92,11 @@ class Run:
 
     def comparable_settings(self) -> dict[str, Any]:
         """Those that change what is learned, without the seed; an older run lacks those at their default."""
-        return settings_that_matter({**DEFAULTS, **self.settings, "seed": None}) if self.settings else {}
+        return (
+            settings_that_matter({**DEFAULTS, **self.settings, "seed": None})
+            if self.settings
+            else {}
+        )
 
     def is_further_seed(self, runs: "Sequence[Run]") -> bool:
         """Whether it differs from these in the seed, and in nothing else."""
@@ -121,10 +143,14 @@ def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[flo
     measured = {}
     for row in (row for row in content.get("table", ()) if "accuracy" in numbers(row)):
         weight = "" if row.get("k") == 1 else f", T {row.get('temperature')}"
-        measured[f"kNN, {row.get('features')} features, k {row.get('k')}{weight}"] = [row["accuracy"]]
+        measured[f"kNN, {row.get('features')} features, k {row.get('k')}{weight}"] = [
+            row["accuracy"]
+        ]
     labels = content.get("labels") or content.get("train_images")
     epochs = content["settings"].get("epochs") if "finetune" in name else None
-    counts = [plural(count, what) for count, what in ((labels, "label"), (epochs, "epoch")) if count]
+    counts = [
+        plural(count, what) for count, what in ((labels, "label"), (epochs, "epoch")) if count
+    ]
     if seeds := [*numbers(content.get("seeds") or {"": content.get("test_accuracy")}).values()]:
         measured[", ".join([name.replace("_", " "), *counts])] = seeds
     return measured
@@ -202,11 +228,17 @@ class Group(NamedTuple):
 
     def curve(self, column: str) -> tuple[list[float], list[float], list[float] | None]:
         """Epochs that all runs have, the mean of their values, and the standard deviation of several."""
-        curves = [{row["epoch"]: row[column] for row in run.rows if column in row} for run in self.runs]
+        curves = [
+            {row["epoch"]: row[column] for row in run.rows if column in row} for run in self.runs
+        ]
         curves = [curve for curve in curves if curve]
         epochs = sorted(set.intersection(*map(set, curves))) if curves else []
         values = [[curve[epoch] for curve in curves] for epoch in epochs]
-        return epochs, [mean(v) for v in values], [stdev(v) for v in values] if len(curves) > 1 else None
+        return (
+            epochs,
+            [mean(v) for v in values],
+            [stdev(v) for v in values] if len(curves) > 1 else None,
+        )
 
     def accuracy(self, name: str) -> str:
         """One of `accuracies`: over the runs, or of a single one over its command's seeds."""
@@ -230,7 +262,11 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         else:
             group.append(run)
     known = [group[0].comparable_settings() for group in found]
-    names = [name for name in dict.fromkeys(chain(*known)) if len({str(k.get(name)) for k in known if k}) > 1]
+    names = [
+        name
+        for name in dict.fromkeys(chain(*known))
+        if len({str(k.get(name)) for k in known if k}) > 1
+    ]
     labels = [describe_settings({name: k[name] for name in names if name in k}) for k in known]
     groups = []
     for i, members in enumerate(found):

@@ -123,10 +123,14 @@ def measure(images: Tensor, threads: int, rounds: int) -> dict[str, float]:
 
     works = {
         "torchvision, PIL": through_workers(Single(pil, torchvision_pil()), threads, 128),
-        "torchvision v2, tensors": through_workers(Single(list(images), torchvision_v2()), threads, 128),
+        "torchvision v2, tensors": through_workers(
+            Single(list(images), torchvision_v2()), threads, 128
+        ),
     }
     if has("lightly"):
-        works["lightly's SimSiam transform"] = through_workers(Single(pil, lightly_simsiam()), threads, 128)
+        works["lightly's SimSiam transform"] = through_workers(
+            Single(pil, lightly_simsiam()), threads, 128
+        )
     if has("kornia"):
         works["kornia, batches of 512"] = kornias()
     works |= {"ours, eager": ours(augment), "ours, compiled": ours(compiled)}
@@ -135,7 +139,9 @@ def measure(images: Tensor, threads: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -153,7 +159,11 @@ def main() -> None:
             speed = figures[threads]
             row += [f"{speed[name]:,.0f}", f"{speed[name] / speed[names[0]]:.2f}"]
         rows.append(row)
-    table(f"Augmentation: {args.images:,} images of 32 x 32, medians of {args.rounds} rounds in turn", head, rows)
+    table(
+        f"Augmentation: {args.images:,} images of 32 x 32, medians of {args.rounds} rounds in turn",
+        head,
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ GPU = DEVICE.type == "cuda"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=512)
@@ -28,10 +30,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20 if GPU else 3)
     args = parser.parse_args()
     data = ViewsDataModule(
-        "patterns", train_images=args.images, test_images=args.images // 5, batch_size=args.batch_size, compile=GPU
+        "patterns",
+        train_images=args.images,
+        test_images=args.images // 5,
+        batch_size=args.batch_size,
+        compile=GPU,
     )
     data.setup()
-    data.train, data.test = place_on_device((data.train, data.test), torch.device(DEVICE), memory=64)
+    data.train, data.test = place_on_device(
+        (data.train, data.test), torch.device(DEVICE), memory=64
+    )
     data.mean, data.std = data.mean.to(DEVICE), data.std.to(DEVICE)
     model = SimSiam(args.backbone, args.width).to(DEVICE)
     if GPU:
@@ -73,7 +81,9 @@ def main() -> None:
                 features[name] = extract_features(model.backbone, split.images, data.mean, data.std)
 
     def vote() -> None:
-        knn_predict(features["queries"], features["bank"], data.train.labels, 10, k=min(200, args.images))
+        knn_predict(
+            features["queries"], features["bank"], data.train.labels, 10, k=min(200, args.images)
+        )
 
     end = in_turn({"features of all images": extract, "kNN": vote}, 3)
 

@@ -102,7 +102,9 @@ def collect_results(root: Path, jobs: Sequence[Job]) -> dict[int, dict[str, Any]
             results[job.number] = describe_result(job)
     results = dict(sorted(results.items()))
     if len(results) > before:
-        write_text(root / "results.jsonl", "".join(json.dumps(row) + "\n" for row in results.values()))
+        write_text(
+            root / "results.jsonl", "".join(json.dumps(row) + "\n" for row in results.values())
+        )
     return results
 
 
@@ -182,7 +184,9 @@ def stop_runs(running: Mapping[int, tuple[Job, "subprocess.Popen[bytes]"]]) -> N
             process.wait(max(0.0, ends - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-            print(f"run {job.number} did not end within {SAVE_SECONDS} s and was killed", flush=True)
+            print(
+                f"run {job.number} did not end within {SAVE_SECONDS} s and was killed", flush=True
+            )
 
 
 def train(jobs: Sequence[Job], cores: Sequence[int], stop: Stop) -> int:
@@ -247,12 +251,16 @@ def check_same_experiment(root: Path, args: argparse.Namespace, extra: Sequence[
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, required=True, help="folder of the runs and results")
     parser.add_argument("--data-dir", default="./data", help="folder of CIFAR-10")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="length of a run with two views")
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="train these runs only")
-    parser.add_argument("--cores", type=int, nargs="+", help="cores to use (default: the first two)")
+    parser.add_argument(
+        "--cores", type=int, nargs="+", help="cores to use (default: the first two)"
+    )
     parser.add_argument("--deadline", type=float, metavar="SECONDS", help="stop after this time")
     parser.add_argument("--table", action="store_true", help="print the effects so far, and exit")
     parser.add_argument("--list", action="store_true", help="print the runs, and exit")

@@ -97,7 +97,9 @@ def flags_of(levels: Levels, epochs: int) -> list[str]:
 # ---------------------------------------------------------------- effects
 
 
-def estimate_effects(results: Sequence[Mapping[str, Any]], words: Sequence[str]) -> list[tuple[float, float]] | None:
+def estimate_effects(
+    results: Sequence[Mapping[str, Any]], words: Sequence[str]
+) -> list[tuple[float, float]] | None:
     """Fit accuracy = mean + the sum of contrasts by least squares.
 
     Returns:
@@ -140,7 +142,9 @@ def describe_results(results: Mapping[int, Mapping[str, Any]]) -> str:
     mains = estimate_effects(good, LETTERS)
     if mains is None:
         return "\n".join([*lines, "They do not determine the main effects yet: the first 8 would."])
-    lines.append(f"\nMain effects in points of kNN accuracy; one run has a deviation of {DEVIATION}:")
+    lines.append(
+        f"\nMain effects in points of kNN accuracy; one run has a deviation of {DEVIATION}:"
+    )
     for factor, (effect, error) in zip(FACTORS, mains, strict=True):
         levels = f"{factor.low} -> {factor.high}"
         lines.append(f"  {factor.letter}  {effect:+6.2f} +- {error:.2f}  {factor.name}: {levels}")

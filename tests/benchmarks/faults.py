@@ -27,13 +27,37 @@ from utils.checkpoint_io import read_checkpoint
 from utils.errors import UserError
 from utils.run_dir import RunDirectory, previous
 
-logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it reports each purge, which is what resuming does
+logging.getLogger("tensorboard").setLevel(
+    logging.ERROR
+)  # it reports each purge, which is what resuming does
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 EVERY = 2  # epochs between two checkpoints
 MOST_LOST = 2 * EVERY  # epochs: a checkpoint may still be being written when the next one is due
 RUN = [
-    *("--dataset", "patterns", "--train-images", "300", "--test-images", "60", "--knn-k", "20", "--knn-every", "2"),
-    *("--backbone", "resnet10", "--width", "2", "--out-dim", "16", "--h-dim", "8", "--batch-size", "50"),
+    *(
+        "--dataset",
+        "patterns",
+        "--train-images",
+        "300",
+        "--test-images",
+        "60",
+        "--knn-k",
+        "20",
+        "--knn-every",
+        "2",
+    ),
+    *(
+        "--backbone",
+        "resnet10",
+        "--width",
+        "2",
+        "--out-dim",
+        "16",
+        "--h-dim",
+        "8",
+        "--batch-size",
+        "50",
+    ),
     *("--accelerator", "cpu", "--checkpoint-every", str(EVERY)),
 ]
 LABELS = {
@@ -77,7 +101,9 @@ class Faults:
     def __init__(self, folder: Path, epochs: int, seed: int = 0) -> None:
         self.folder, self.epochs = folder, epochs
         self.random, self.tally = random.Random(seed), Tally()
-        Started(main.main, ["--help"]).communicate()  # the server that forks processes has now imported everything
+        Started(
+            main.main, ["--help"]
+        ).communicate()  # the server that forks processes has now imported everything
         begun = time.monotonic()
         self.undisturbed = RunDirectory(folder / "undisturbed")
         self.train_to_the_end(self.undisturbed)
@@ -111,11 +137,18 @@ class Faults:
     def interrupt(self, run: RunDirectory) -> bool:
         """Start or resume a run, and end it by a signal; False if it ended by itself before."""
         tally, last = self.tally, run.last.stat().st_mtime_ns if run.last.exists() else 0
-        already = self.lost_epochs(run)  # to the kill before; their rows stay until training begins again
+        already = self.lost_epochs(
+            run
+        )  # to the kill before; their rows stay until training begins again
         process = self.start(run)
         if tally.signals < tally.kills // 3:
-            number, due = STOPPING[tally.signals % len(STOPPING)], self.moment(0.3, self.seconds / 2)
-            status = self.send(process, number, lambda: due() and bool(process.printed()[0]))  # else not begun yet
+            number, due = (
+                STOPPING[tally.signals % len(STOPPING)],
+                self.moment(0.3, self.seconds / 2),
+            )
+            status = self.send(
+                process, number, lambda: due() and bool(process.printed()[0])
+            )  # else not begun yet
             if status is None:
                 return False
             tally.signals += 1
@@ -167,11 +200,15 @@ class Faults:
     def is_as_undisturbed(self, run: RunDirectory) -> bool:
         """Whether weights, rows, curves and summary equal those of the undisturbed run, to the bit."""
         a, b = (json.loads(each.summary.read_text()) for each in (run, self.undisturbed))
-        return same_run(run.path, self.undisturbed.path) and all(a[name] == b[name] for name in a if name not in TIMES)
+        return same_run(run.path, self.undisturbed.path) and all(
+            a[name] == b[name] for name in a if name not in TIMES
+        )
 
 
 def command_line(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--epochs", type=int, default=24, help="of each run")

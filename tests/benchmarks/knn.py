@@ -27,7 +27,9 @@ def problem(queries: int, bank: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(CLASSES, dim, generator=generator)
     labels = torch.randint(CLASSES, (bank + queries,), generator=generator)
-    features = normalize(centres[labels] + 2 * torch.randn(bank + queries, dim, generator=generator), dim=1)
+    features = normalize(
+        centres[labels] + 2 * torch.randn(bank + queries, dim, generator=generator), dim=1
+    )
     return features[bank:].to(DEVICE), features[:bank].to(DEVICE), labels[:bank].to(DEVICE)
 
 
@@ -38,7 +40,9 @@ def ours(q: Tensor, bank: Tensor, labels: Tensor) -> Tensor:
 def lightlys(q: Tensor, bank: Tensor, labels: Tensor) -> Tensor:
     from lightly.utils.benchmarking import knn_predict as theirs
 
-    return torch.cat([theirs(part, bank.T, labels, CLASSES, K, T)[:, 0] for part in q.split(512)])  # its own batches
+    return torch.cat(
+        [theirs(part, bank.T, labels, CLASSES, K, T)[:, 0] for part in q.split(512)]
+    )  # its own batches
 
 
 def sklearns(q: Tensor, bank: Tensor, labels: Tensor) -> Tensor:
@@ -69,7 +73,11 @@ WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "scikit-learn, brute": sklearns,
     "faiss, flat": faisss,
 }
-PEERS = {"lightly": "lightly", "scikit-learn, brute": "sklearn", "faiss, flat": "faiss"}  # their packages
+PEERS = {
+    "lightly": "lightly",
+    "scikit-learn, brute": "sklearn",
+    "faiss, flat": "faiss",
+}  # their packages
 
 
 def resident(name: str) -> int:
@@ -81,18 +89,26 @@ def resident(name: str) -> int:
 def memory(name: str, sizes: list[int]) -> int:
     """MiB of the host that one call takes at most, on top of the features, in a process of its own."""
     command = [sys.executable, __file__, "--memory-of", name, "--sizes", *map(str, sizes)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path.cwd()).stdout)
+    return int(
+        subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path.cwd()).stdout
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs=3, default=[10_000, 50_000, 512], metavar=("Q", "N", "F"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs=3, default=[10_000, 50_000, 512], metavar=("Q", "N", "F")
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     q, bank, labels = problem(*args.sizes)
     if args.memory_of:
-        WAYS[args.memory_of](q[:10], bank[:1000], labels[:1000])  # imports and pools of threads are not counted
+        WAYS[args.memory_of](
+            q[:10], bank[:1000], labels[:1000]
+        )  # imports and pools of threads are not counted
         Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
         before = resident("VmRSS")
         WAYS[args.memory_of](q, bank, labels)
@@ -100,7 +116,9 @@ def main() -> None:
         return
     ways = {name: way for name, way in WAYS.items() if name not in PEERS or has(PEERS[name])}
     answers = {name: way(q, bank, labels).cpu() for name, way in ways.items()}
-    taken = in_turn({name: lambda way=way: way(q, bank, labels) for name, way in ways.items()}, args.rounds)
+    taken = in_turn(
+        {name: lambda way=way: way(q, bank, labels) for name, way in ways.items()}, args.rounds
+    )
     rows = [
         (
             name,

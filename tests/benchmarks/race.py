@@ -20,10 +20,14 @@ from utils.knn import nearest
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--k", type=int, default=10)
-    parser.add_argument("--legs", type=Path, help="file with the seconds of each leg of the run, a number a line")
+    parser.add_argument(
+        "--legs", type=Path, help="file with the seconds of each leg of the run, a number a line"
+    )
     args = parser.parse_args()
     program.silence_lightning()
     checkpoint = CheckpointOptions(checkpoint=str(args.run))
@@ -40,7 +44,11 @@ def main() -> None:
         ("time of the epochs", f"{summary['seconds'] / 60:.1f} min"),
         *[(f"with starts and stops (legs: {len(legs)})", f"{sum(legs) / 60:.1f} min")] * bool(legs),
     ]
-    table(f"Race to 90.0 % on the {len(context.test):,} test images of {context.dataset}", ("", ""), rows)
+    table(
+        f"Race to 90.0 % on the {len(context.test):,} test images of {context.dataset}",
+        ("", ""),
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,13 @@ POINTS: dict[str, list[int]] = {
     "bank": [25_000, 50_000, 100_000, 200_000],
 }
 QUERIES = 10_000 if GPU else 1_000
-EXPECTED = {"images": 1, "batch": 1, "width": 2, "views": 1, "bank": 1}  # of time: a convolution grows with the square
+EXPECTED = {
+    "images": 1,
+    "batch": 1,
+    "width": 2,
+    "views": 1,
+    "bank": 1,
+}  # of time: a convolution grows with the square
 
 
 def training_step(batch: int = 64, width: int = 16, views: int = 2) -> Callable[[], object]:
@@ -46,7 +52,10 @@ def training_step(batch: int = 64, width: int = 16, views: int = 2) -> Callable[
     indices, mean = torch.arange(batch, device=DEVICE), torch.full((3,), 0.5, device=DEVICE)
 
     def work() -> None:
-        x = [augment(images, indices, seed=0, epoch=0, view=view, mean=mean, std=mean) for view in range(views)]
+        x = [
+            augment(images, indices, seed=0, epoch=0, view=view, mean=mean, std=mean)
+            for view in range(views)
+        ]
         loss = model.training_step(x, 0)["loss"]
         optimizer.zero_grad()
         loss.backward()
@@ -84,7 +93,9 @@ WORK: dict[str, Callable[[int], Callable[[], object]]] = {
 def memory() -> float:
     """MiB, the highest so far."""
     return (
-        torch.cuda.max_memory_allocated() / 2**20 if GPU else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        torch.cuda.max_memory_allocated() / 2**20
+        if GPU
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     )
 
 
@@ -93,7 +104,10 @@ def one(what: str, n: int, rounds: int) -> dict[str, float]:
     before = memory()
     work = WORK[what](n)
     work()
-    return {"seconds": statistics.median(seconds(work) for _ in range(rounds)), "MiB": max(1.0, memory() - before)}
+    return {
+        "seconds": statistics.median(seconds(work) for _ in range(rounds)),
+        "MiB": max(1.0, memory() - before),
+    }
 
 
 def point(what: str, n: int, rounds: int) -> dict[str, float]:
@@ -124,7 +138,9 @@ def messages() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--axes", nargs="+", choices=POINTS, default=list(POINTS))
     parser.add_argument("--points", type=int, default=4, help="sizes of each, from the smallest")
     parser.add_argument("--rounds", type=int, default=3)
@@ -139,11 +155,26 @@ def main() -> None:
         sizes = POINTS[what][: args.points]
         figures = [point(what, n, args.rounds) for n in sizes]
         for n, figure in zip(sizes, figures, strict=True):
-            rows.append([what, f"{n:,}", f"{1000 * figure['seconds']:,.0f}", f"{figure['MiB']:,.0f}", "", ""])
-        powers = [exponent(sizes, [figure[unit] for figure in figures]) for unit in ("seconds", "MiB")]
+            rows.append(
+                [
+                    what,
+                    f"{n:,}",
+                    f"{1000 * figure['seconds']:,.0f}",
+                    f"{figure['MiB']:,.0f}",
+                    "",
+                    "",
+                ]
+            )
+        powers = [
+            exponent(sizes, [figure[unit] for figure in figures]) for unit in ("seconds", "MiB")
+        ]
         rows[-1][4:] = [f"{powers[0]:.2f} (at most {EXPECTED[what]})", f"{powers[1]:.2f}"]
     rows.append(["a message of BN", "2 processes", f"{messages() / 1000:,.2f}", "", "", ""])
-    table(f"Growth; medians of {args.rounds}", ("grows", "to", "ms", "MiB", "exponent of time", "of memory"), rows)
+    table(
+        f"Growth; medians of {args.rounds}",
+        ("grows", "to", "ms", "MiB", "exponent of time", "of memory"),
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -73,7 +73,9 @@ def by_lightning(model: pl.LightningModule, steps: int, precision: Any, **data: 
 def plain(model: SimSiam, data: ViewsDataModule, steps: int) -> float:
     """Our arithmetic in a loop of its own; seconds of `steps` steps."""
     model.to(DEVICE).train()
-    data.train, data.test = place_on_device((data.train, data.test), torch.device(DEVICE), memory=64)
+    data.train, data.test = place_on_device(
+        (data.train, data.test), torch.device(DEVICE), memory=64
+    )
     data.mean, data.std = data.mean.to(DEVICE), data.std.to(DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), 0.06, 0.9, weight_decay=5e-4, fused=True)
     batches = torch.randperm(len(data.train), device=DEVICE).split(data.batch_size)
@@ -142,7 +144,9 @@ class Pairs(Dataset[Any]):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--width", type=int, default=64 if GPU else 16)
     parser.add_argument("--batch-size", type=int, default=512 if GPU else 128)
     parser.add_argument("--steps", type=int, default=60 if GPU else 6)
@@ -151,7 +155,9 @@ def main() -> None:
     args = parser.parse_args()
     program.silence_lightning()
     images = max(50_000 if GPU else 0, args.batch_size * (SKIP + args.steps))
-    data = ViewsDataModule("patterns", train_images=images, test_images=10, batch_size=args.batch_size, compile=GPU)
+    data = ViewsDataModule(
+        "patterns", train_images=images, test_images=10, batch_size=args.batch_size, compile=GPU
+    )
     data.setup()
 
     def ours() -> SimSiam:
@@ -177,7 +183,9 @@ def main() -> None:
 
         def lightlys(granted: bool) -> float:
             precision = PRECISION if granted else "32-true"
-            return by_lightning(Lightlys(args.width, granted), args.steps, precision, train_dataloaders=pairs)
+            return by_lightning(
+                Lightlys(args.width, granted), args.steps, precision, train_dataloaders=pairs
+            )
 
         ways["lightly's parts, as shipped"] = lambda: lightlys(False)
         ways["lightly's parts, granted"] = lambda: lightlys(True)
@@ -189,10 +197,14 @@ def main() -> None:
         (name, f"{1000 * s:,.1f}", f"{args.batch_size / s:,.0f}", f"{s / taken['ours']:.2f}")
         for name, s in taken.items()
     ]
-    what = f"A step of {args.batch_size} images x 2 views, resnet18 of width {args.width}, {PRECISION}"
+    what = (
+        f"A step of {args.batch_size} images x 2 views, resnet18 of width {args.width}, {PRECISION}"
+    )
     title = f"{what}, best of {args.rounds} in turn"
     table(title, ("", "ms a step", "images/s", "time, x ours"), rows)
-    print(f"Lightning's share of our step: {100 * (1 - taken['plain PyTorch, same arithmetic'] / taken['ours']):.1f} %")
+    print(
+        f"Lightning's share of our step: {100 * (1 - taken['plain PyTorch, same arithmetic'] / taken['ours']):.1f} %"
+    )
 
 
 if __name__ == "__main__":

@@ -40,11 +40,20 @@ def measure(size: int, n: int, files: int, rounds: int, batch: int, folder: Path
     side, file, n = stored_side(size), folder / f"{size}.uint8", n // batch * batch
     written = np.memmap(file, np.uint8, "w+", shape=(n, 3, side, side))
     for start in range(0, n, batch):
-        written[start : start + batch] = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8).numpy()
+        written[start : start + batch] = torch.randint(
+            0, 256, (batch, 3, side, side), dtype=torch.uint8
+        ).numpy()
     written.flush()
-    disk, order = map_images(file, n, side), EpochSampler(n, batch, 0, lambda: 0, torch.device("cpu"))
+    disk, order = (
+        map_images(file, n, side),
+        EpochSampler(n, batch, 0, lambda: 0, torch.device("cpu")),
+    )
     resident = disk.to(DEVICE, copy=True)
-    mean, std, zero = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE), torch.tensor(0, device=DEVICE)
+    mean, std, zero = (
+        torch.zeros(3, device=DEVICE),
+        torch.ones(3, device=DEVICE),
+        torch.tensor(0, device=DEVICE),
+    )
 
     def held() -> None:
         for indices in order:
@@ -70,9 +79,13 @@ def measure(size: int, n: int, files: int, rounds: int, batch: int, folder: Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 224])
-    parser.add_argument("--megabytes", type=int, default=800, help="of stored images, for each size")
+    parser.add_argument(
+        "--megabytes", type=int, default=800, help="of stored images, for each size"
+    )
     parser.add_argument("--files", type=int, default=400, help="JPEG files to decode")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)

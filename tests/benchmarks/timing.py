@@ -25,7 +25,9 @@ def processor() -> str:
     if DEVICE.type == "cuda":
         return torch.cuda.get_device_name()
     names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
     ]
     return f"{os.cpu_count()} cores of {names[0] if names else 'an unknown CPU'}"
 
@@ -67,7 +69,12 @@ def bf16_peak() -> float:
     """Floating-point operations a second of a large bf16 matrix product, as measured here and now."""
     size = 8192 if DEVICE.type == "cuda" else 256
     a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * size**3 * 10 / min(seconds(lambda: [torch.mm(a, b) for _ in range(10)]) for _ in range(5))
+    return (
+        2
+        * size**3
+        * 10
+        / min(seconds(lambda: [torch.mm(a, b) for _ in range(10)]) for _ in range(5))
+    )
 
 
 def step_flops(build: Callable[[], nn.Module], batch: int, views: int, size: int) -> float:
@@ -86,7 +93,9 @@ def step_flops(build: Callable[[], nn.Module], batch: int, views: int, size: int
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """b of cost = a * size ** b, by least squares of the logarithms: 1 is linear."""
-    return statistics.linear_regression(torch.tensor(sizes).log().tolist(), torch.tensor(costs).log().tolist()).slope
+    return statistics.linear_regression(
+        torch.tensor(sizes).log().tolist(), torch.tensor(costs).log().tolist()
+    ).slope
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -16,9 +16,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True
+    )
     if mounted.returncode:
-        pytest.skip("this user may not mount a file system")  # only root may; nothing else makes a disk truly full
+        pytest.skip(
+            "this user may not mount a file system"
+        )  # only root may; nothing else makes a disk truly full
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 
@@ -34,7 +38,9 @@ def fill(disk: Path) -> Path:
             return filler
 
 
-def test_a_run_on_a_full_disk_goes_on_and_has_all_later(undisturbed: Path, small_disk: Path, tmp_path: Path) -> None:
+def test_a_run_on_a_full_disk_goes_on_and_has_all_later(
+    undisturbed: Path, small_disk: Path, tmp_path: Path
+) -> None:
     early, late = tmp_path / "early", tmp_path / "late"  # in the third and in the last epoch
     on_it = (*LONG, "--save-dir", str(small_disk))
     process = start_small_with_events("run", tmp_path, {15: [early], 32: [late]}, *on_it)
@@ -84,7 +90,9 @@ def test_a_run_on_a_disk_that_becomes_read_only_goes_on_later(
     assert same_run(tmp_path / "copy", undisturbed)
 
 
-def test_on_a_full_disk_a_run_does_not_begin_and_says_so_in_one_line(small_disk: Path, program: Program) -> None:
+def test_on_a_full_disk_a_run_does_not_begin_and_says_so_in_one_line(
+    small_disk: Path, program: Program
+) -> None:
     fill(small_disk)
     status, _, err = program(*SMALL, "--save-dir", str(small_disk))
     assert status == 2 and err.count("\n") == 1 and "No space left" in err

@@ -19,7 +19,16 @@ from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.callbacks.signals import SignalCallback
 from tests.at_steps import LONG, run_with_events, start_small_with_events, steps_saved
 from tests.benchmarks import faults
-from tests.helpers import SMALL, Program, Started, rows, same_run, same_weights, start_small, wait_for
+from tests.helpers import (
+    SMALL,
+    Program,
+    Started,
+    rows,
+    same_run,
+    same_weights,
+    start_small,
+    wait_for,
+)
 from utils.run_dir import RunDirectory
 
 
@@ -66,7 +75,9 @@ def test_a_run_killed_again_and_again_is_the_same_run(undisturbed: Path, tmp_pat
     assert same_run(run, undisturbed) and not list(run.rglob("*.partial"))
 
 
-@pytest.mark.slow("kills at random moments, as long as it takes; a quick test kills at the moments that matter")
+@pytest.mark.slow(
+    "kills at random moments, as long as it takes; a quick test kills at the moments that matter"
+)
 def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     tally = faults.Faults(tmp_path, epochs=24).kill_runs(9)
     assert tally.ok, tally
@@ -84,8 +95,14 @@ def test_each_signal_saves_the_step_it_came_in(number: signal.Signals, tmp_path:
     "number",
     [
         signal.SIGTERM,
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow("as SIGTERM; that each of them saves is a quick test")),
-        pytest.param(signal.SIGHUP, marks=pytest.mark.slow("as SIGTERM; that each of them saves is a quick test")),
+        pytest.param(
+            signal.SIGINT,
+            marks=pytest.mark.slow("as SIGTERM; that each of them saves is a quick test"),
+        ),
+        pytest.param(
+            signal.SIGHUP,
+            marks=pytest.mark.slow("as SIGTERM; that each of them saves is a quick test"),
+        ),
     ],
 )
 def test_a_run_stopped_in_mid_epoch_goes_on_to_the_bit(
@@ -116,7 +133,9 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
 
 
 def under_nohup(args: list[str]) -> int:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # all that nohup does to a program whose output is a file
+    signal.signal(
+        signal.SIGHUP, signal.SIG_IGN
+    )  # all that nohup does to a program whose output is a file
     return run_with_events(args)
 
 
@@ -133,10 +152,21 @@ def test_slurms_signal_requeues_the_run_which_goes_on(undisturbed: Path, tmp_pat
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     scontrol.chmod(0o755)
-    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "77", "SLURM_PROCID": "0"}
-    slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    slurm = {
+        "SLURM_NTASKS": "1",
+        "SLURM_JOB_NAME": "job",
+        "SLURM_JOB_ID": "77",
+        "SLURM_PROCID": "0",
+    }
+    slurm |= {
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
+    }
     killed = tmp_path / "killed"
-    process = start_small_with_events("run", tmp_path, {9: ["SIGUSR1"], 10: [killed]}, *LONG, **slurm)
+    process = start_small_with_events(
+        "run", tmp_path, {9: ["SIGUSR1"], 10: [killed]}, *LONG, **slurm
+    )
     wait_for(process, killed.exists)
     process.kill()  # as SLURM does once the job is in the queue again
     process.communicate()
@@ -147,7 +177,9 @@ def test_slurms_signal_requeues_the_run_which_goes_on(undisturbed: Path, tmp_pat
     assert same_run(tmp_path / "runs" / "run", undisturbed)
 
 
-def test_a_folder_that_is_removed_under_the_run_comes_back(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_removed_under_the_run_comes_back(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     run, held = tmp_path / "runs" / "run", tmp_path / "held"
     process = start_small_with_events("run", tmp_path, {20: [held]}, *LONG)
     wait_for(process, lambda: held.exists() and (run / "checkpoints" / "last.ckpt").exists())
@@ -160,7 +192,9 @@ def test_a_folder_that_is_removed_under_the_run_comes_back(undisturbed: Path, tm
 
 
 @pytest.mark.slow("two runs; --ckpt-dir is a quick test in test_run.py")
-def test_a_checkpoint_resumed_in_another_folder_brings_its_rows(program: Program, tmp_path: Path) -> None:
+def test_a_checkpoint_resumed_in_another_folder_brings_its_rows(
+    program: Program, tmp_path: Path
+) -> None:
     flags = [*SMALL, "--epochs", "4", "--checkpoint-every", "1"]
     assert program(*flags, "--exp-name", "a")[0] == 0
     a, b = tmp_path / "runs" / "a", tmp_path / "runs" / "b"
@@ -189,7 +223,9 @@ def test_a_damaged_checkpoint_never_replaces_a_whole_one(program: Program, tmp_p
     assert program(*flags)[0] == 0 and json.loads((run / "summary.json").read_text())["epochs"] == 4
 
 
-BY_TIME = SMALL[: SMALL.index("--checkpoint-every")] + SMALL[SMALL.index("--checkpoint-every") + 2 :]
+BY_TIME = (
+    SMALL[: SMALL.index("--checkpoint-every")] + SMALL[SMALL.index("--checkpoint-every") + 2 :]
+)
 
 
 def test_checkpoints_by_time_come_in_mid_epoch_too(
@@ -204,8 +240,12 @@ def test_checkpoints_by_time_come_in_mid_epoch_too(
     assert rows(trained) == rows(often) and same_weights(trained, often)
 
 
-@pytest.mark.parametrize(("passed", "waited", "due"), [(29, 0, False), (31, 0, True), (31, 1, False), (101, 1, True)])
-def test_a_slow_disk_is_written_to_less_often(passed: float, waited: float, due: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("passed", "waited", "due"), [(29, 0, False), (31, 0, True), (31, 1, False), (101, 1, True)]
+)
+def test_a_slow_disk_is_written_to_less_often(
+    passed: float, waited: float, due: bool, tmp_path: Path
+) -> None:
     """Training waits for checkpoints a hundredth of the time at most."""
     run = RunDirectory(tmp_path)
     recorder, io = MetricsRecorder(run, KNNMonitor()), BackgroundCheckpointIO(run, about={})
@@ -231,7 +271,9 @@ def test_the_best_weights_go_to_the_disk_with_the_last_ones_and_at_the_end(tmp_p
 
 
 @pytest.mark.slow("as the removal of its folder, which is a quick test")
-def test_a_run_whose_contents_were_removed_does_not_lock_itself_out(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_whose_contents_were_removed_does_not_lock_itself_out(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "runs" / "run"
     held = tmp_path / "held"
     process = start_small_with_events("run", tmp_path, {20: [held]}, *LONG)
@@ -239,4 +281,8 @@ def test_a_run_whose_contents_were_removed_does_not_lock_itself_out(undisturbed:
     (run / "config.yaml").unlink()
     held.unlink()
     _, err = process.communicate()
-    assert (process.returncode, err) == (0, "") and (run / "config.yaml").exists() and same_run(run, undisturbed)
+    assert (
+        (process.returncode, err) == (0, "")
+        and (run / "config.yaml").exists()
+        and same_run(run, undisturbed)
+    )

@@ -19,10 +19,18 @@ def trained(
     *callbacks: pl.Callback, epochs: int = 2, images: int = 600, batch_size: int = 100
 ) -> tuple[pl.Trainer, SimSiam, ViewsDataModule]:
     pl.seed_everything(0, verbose=False)
-    data = ViewsDataModule("patterns", train_images=images, test_images=images // 3, batch_size=batch_size)
+    data = ViewsDataModule(
+        "patterns", train_images=images, test_images=images // 3, batch_size=batch_size
+    )
     model = SimSiam("resnet10", width=4, out_dim=32, h_dim=16, warmup_epochs=0)
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), logger=False, **quiet)
+    quiet: dict[str, Any] = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), logger=False, **quiet
+    )
     trainer.fit(model, datamodule=data)
     return trainer, model, data
 
@@ -33,10 +41,14 @@ def test_what_is_logged_is_of_clean_images() -> None:
 
     def features(images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return model((images.float() / 255 - data.mean[:, None, None]) / data.std[:, None, None])
+            return model(
+                (images.float() / 255 - data.mean[:, None, None]) / data.std[:, None, None]
+            )
 
     bank, queries = features(data.train.images), features(data.test.images)
-    predicted = knn_predict(normalize(queries), normalize(bank), data.train.labels, 10, k=20, temperature=0.1)
+    predicted = knn_predict(
+        normalize(queries), normalize(bank), data.train.labels, 10, k=20, temperature=0.1
+    )
     right = (predicted == data.test.labels).float().mean().item()
     assert float(trainer.callback_metrics["kNN_accuracy"]) == pytest.approx(100 * right, abs=1e-4)
     assert float(trainer.callback_metrics["rankme"]) == pytest.approx(rankme(bank), rel=1e-4)
@@ -50,7 +62,9 @@ def test_measuring_changes_nothing_in_the_network() -> None:
     assert model.backbone.training and not features.requires_grad
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     torch.testing.assert_close(features.norm(dim=1), torch.ones(250))
-    whole = extract_features(model.backbone, images.split(100), torch.zeros(3), torch.ones(3), n=250)
+    whole = extract_features(
+        model.backbone, images.split(100), torch.zeros(3), torch.ones(3), n=250
+    )
     torch.testing.assert_close(features, whole, atol=1e-5, rtol=0)
 
 
@@ -65,7 +79,9 @@ class Measured(pl.Callback):
             self.epochs.append(trainer.current_epoch + 1)
 
 
-@pytest.mark.parametrize(("every", "measured"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (10, [5]), (0, [])])
+@pytest.mark.parametrize(
+    ("every", "measured"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (10, [5]), (0, [])]
+)
 def test_it_measures_each_n_epochs_and_the_last(every: int, measured: list[int]) -> None:
     monitor = KNNMonitor(k=5, every=every)
     after = Measured(monitor)
@@ -84,7 +100,13 @@ def test_rankme_is_the_effective_rank_by_singular_values() -> None:
 
 @pytest.mark.parametrize(
     ("z_std", "rank", "collapsed"),
-    [(0.33, 40.0, False), (0.33, 1.5, True), (0.33, None, False), (0.05, None, True), (0.97, 1.5, False)],
+    [
+        (0.33, 40.0, False),
+        (0.33, 1.5, True),
+        (0.33, None, False),
+        (0.05, None, True),
+        (0.97, 1.5, False),
+    ],
 )
 def test_a_collapse_is_low_z_std_and_low_rank_where_that_is_known(
     z_std: float, rank: float | None, collapsed: bool

@@ -10,16 +10,46 @@ import pytest
 
 from tests.helpers import ROOT, Program, rows, summary
 
-LOGGERS = ["--dataset", "patterns", "--train-images", "100", "--test-images", "50", "--knn-k", "5", "--epochs", "2"]
-LOGGERS += ["--backbone", "resnet10", "--width", "4", "--out-dim", "32", "--h-dim", "16", "--batch-size", "50"]
+LOGGERS = [
+    "--dataset",
+    "patterns",
+    "--train-images",
+    "100",
+    "--test-images",
+    "50",
+    "--knn-k",
+    "5",
+    "--epochs",
+    "2",
+]
+LOGGERS += [
+    "--backbone",
+    "resnet10",
+    "--width",
+    "4",
+    "--out-dim",
+    "32",
+    "--h-dim",
+    "16",
+    "--batch-size",
+    "50",
+]
 LOGGERS += ["--accelerator", "cpu", "--exp-name", "run", "--logger"]
 
 
 @pytest.mark.slow("starts the processes of wandb and mlflow; csv and TensorBoard are quick tests")
 def test_main_logs_to_wandb_and_mlflow_instead_of_tensorboard(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "main.py"), *LOGGERS, "wandb", "mlflow"]  # wandb ends as Python does
+    command = [
+        sys.executable,
+        str(ROOT / "main.py"),
+        *LOGGERS,
+        "wandb",
+        "mlflow",
+    ]  # wandb ends as Python does
     environment = os.environ | {"WANDB_MODE": "offline"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "run"
     (kNN,) = run.glob("mlruns/*/*/metrics/kNN_accuracy")
@@ -32,10 +62,14 @@ def test_main_logs_to_wandb_and_mlflow_instead_of_tensorboard(tmp_path: Path) ->
 def test_main_logs_to_csv_instead_of_tensorboard(tmp_path: Path, program: Program) -> None:
     status, _, err = program(*LOGGERS, "csv")
     run = tmp_path / "runs" / "run"
-    table = list(csv.DictReader((run / "csv" / "version_0" / "metrics.csv").read_text().splitlines()))
+    table = list(
+        csv.DictReader((run / "csv" / "version_0" / "metrics.csv").read_text().splitlines())
+    )
     assert (status, err) == (0, "") and not list(run.glob("events*"))
     recorded = [float(row["train_loss"]) for row in table if row["train_loss"]]
-    assert recorded == pytest.approx([row["train_loss"] for row in rows(run)]) and len(recorded) == 2
+    assert (
+        recorded == pytest.approx([row["train_loss"] for row in rows(run)]) and len(recorded) == 2
+    )
 
 
 def test_a_logger_that_is_not_installed_says_what_to_install(
@@ -43,5 +77,7 @@ def test_a_logger_that_is_not_installed_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     status, _, err = program(*LOGGERS, "mlflow")
-    assert status == 2 and err == "main.py: --logger mlflow: it is not installed: pip install mlflow\n"
+    assert (
+        status == 2 and err == "main.py: --logger mlflow: it is not installed: pip install mlflow\n"
+    )
     assert not (tmp_path / "runs" / "run" / "config.yaml").exists()

@@ -22,13 +22,25 @@ def outcome(epochs: int, **switches: Any) -> Outcome:
     """Train for so many epochs of 20 steps, on views of 16 pixels."""
     pl.seed_everything(0, verbose=False)
     data = ViewsDataModule(
-        "patterns", train_images=1000, test_images=500, batch_size=50, image_schedule=(f"16:{epochs}",)
+        "patterns",
+        train_images=1000,
+        test_images=500,
+        batch_size=50,
+        image_schedule=(f"16:{epochs}",),
     )
-    model = SimSiam("resnet10", width=8, out_dim=32, h_dim=16, learning_rate=0.2, warmup_epochs=0, **switches)
+    model = SimSiam(
+        "resnet10", width=8, out_dim=32, h_dim=16, learning_rate=0.2, warmup_epochs=0, **switches
+    )
     monitor = KNNMonitor(k=20, every=epochs)
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet: dict[str, Any] = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     last = LastStep()
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs, callbacks=[monitor, last], logger=False, **quiet)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=epochs, callbacks=[monitor, last], logger=False, **quiet
+    )
     trainer.fit(model, datamodule=data)
     assert monitor.untrained is not None and monitor.latest
     return Outcome(monitor.untrained, monitor.latest["kNN_accuracy"], last.loss, last.z_std)
@@ -37,7 +49,9 @@ def outcome(epochs: int, **switches: Any) -> Outcome:
 class LastStep(pl.Callback):
     """What the step returned, of the latest step."""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
+    ) -> None:
         self.loss, self.z_std = outputs["loss"].item(), outputs["z_std"].item()
 
 
@@ -56,12 +70,18 @@ def test_simsiam_learns_and_stays_healthy(healthy: Outcome) -> None:
 
 
 @pytest.mark.parametrize(
-    "switch", ["stop_grad", pytest.param("predictor", marks=pytest.mark.slow("a training more, as the one beside it"))]
+    "switch",
+    [
+        "stop_grad",
+        pytest.param("predictor", marks=pytest.mark.slow("a training more, as the one beside it")),
+    ],
 )
 def test_without_either_part_it_begins_to_collapse(switch: str, healthy: Outcome) -> None:
     """The loss falls faster, and the projections spread less."""
     ablated = outcome(epochs=4, **{switch: False})
-    assert ablated.z_std < healthy.z_std - 0.2  # .32 to .48 without stop-gradient, .62 to .65 without h
+    assert (
+        ablated.z_std < healthy.z_std - 0.2
+    )  # .32 to .48 without stop-gradient, .62 to .65 without h
     assert ablated.loss < healthy.loss - 0.1  # -.93 to -.88, -.56 to -.54
 
 

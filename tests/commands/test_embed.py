@@ -34,7 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-@pytest.mark.parametrize(("split", "sizes"), [("both", (200, 100)), ("train", (200, 0)), ("test", (0, 100))])
+@pytest.mark.parametrize(
+    ("split", "sizes"), [("both", (200, 100)), ("train", (200, 0)), ("test", (0, 100))]
+)
 def test_a_data_sets_features_are_those_of_the_backbone(
     split: str, sizes: tuple[int, int], trained: Path, program: Program, tmp_path: Path
 ) -> None:
@@ -47,14 +49,18 @@ def test_a_data_sets_features_are_those_of_the_backbone(
     assert set(arrays) == {"features", "labels", "indices", "split", "classes"}
     splits = dict(
         zip(
-            ("train", "test"), load_dataset(DataOptions("patterns", "", train_images=200, test_images=100)), strict=True
+            ("train", "test"),
+            load_dataset(DataOptions("patterns", "", train_images=200, test_images=100)),
+            strict=True,
         )
     )
     for (name, images), size in zip(splits.items(), sizes, strict=True):
         mine = arrays["split"] == name
         assert mine.sum() == size
         if size:
-            np.testing.assert_allclose(arrays["features"][mine], raw_features(trained, images.images), atol=1e-5)
+            np.testing.assert_allclose(
+                arrays["features"][mine], raw_features(trained, images.images), atol=1e-5
+            )
             assert np.array_equal(arrays["labels"][mine], images.labels.numpy())
             assert np.array_equal(arrays["indices"][mine], np.arange(size))
     assert tuple(arrays["classes"]) == splits["test"].classes
@@ -67,20 +73,31 @@ def test_a_folders_features_are_those_of_the_same_images_as_a_data_set(
     trained: Path, folder: Path, program: Program, tmp_path: Path
 ) -> None:
     output = tmp_path / "f.npz"
-    flags = ["--images", str(folder), "--output", str(output), "--results-dir", str(tmp_path / "results")]
+    flags = [
+        "--images",
+        str(folder),
+        "--output",
+        str(output),
+        "--results-dir",
+        str(tmp_path / "results"),
+    ]
     assert program("embed", "--checkpoint", str(trained), *flags)[0] == 0
     found = np.load(output, allow_pickle=False)
     files = [Path(path) for path in found["paths"]]
     assert files == sorted(files) and len(files) == 30 and set(found["split"]) == {"folder"}
     _, test = load_dataset(DataOptions("patterns", "", train_images=10, test_images=30))
     order = [int(file.name[:2]) for file in files]
-    np.testing.assert_allclose(found["features"], raw_features(trained, test.images[order]), atol=1e-5)
+    np.testing.assert_allclose(
+        found["features"], raw_features(trained, test.images[order]), atol=1e-5
+    )
     names = sorted(test.classes)
     assert [names[label] for label in found["labels"]] == [file.parts[0] for file in files]
     assert list(found["classes"]) == names
 
 
-def test_bad_images_stop_it_or_are_left_out(trained: Path, program: Program, tmp_path: Path) -> None:
+def test_bad_images_stop_it_or_are_left_out(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
     images = tmp_path / "images"
     images.mkdir()
     bad = bad_folder(images)
@@ -89,7 +106,9 @@ def test_bad_images_stop_it_or_are_left_out(trained: Path, program: Program, tmp
         status, _, err = program(command, "--checkpoint", str(trained), *flags)
         assert status == 2 and err.count("\n") == 1 and f"{len(bad)} of 8 images" in err
         assert not list(tmp_path.glob("results/**/summary.json"))
-        status, out, err = program(command, "--checkpoint", str(trained), *flags, "--skip-bad-images")
+        status, out, err = program(
+            command, "--checkpoint", str(trained), *flags, "--skip-bad-images"
+        )
         assert (status, err) == (0, "") and f"left out: {len(bad)} of 8" in out
         (tmp_path / "results" / command / "summary.json").unlink()
     with np.load(tmp_path / "results" / "embed" / "features.npz") as arrays:
@@ -97,13 +116,17 @@ def test_bad_images_stop_it_or_are_left_out(trained: Path, program: Program, tmp
         assert arrays["labels"].tolist() == [-1] and len(arrays["classes"]) == 0
 
 
-def test_an_output_that_exists_is_not_replaced_unasked(trained: Path, program: Program, tmp_path: Path) -> None:
+def test_an_output_that_exists_is_not_replaced_unasked(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
     for command, name in (("embed", "f.npz"), ("neighbours", "n.png"), ("export", "b.safetensors")):
         output = tmp_path / name
         output.write_text("mine")
         flags = ["--output", str(output), "--results-dir", str(tmp_path / "results")]
         status, _, err = program(command, "--checkpoint", str(trained), *flags)
-        assert status == 2 and "--overwrite would replace it" in err and output.read_text() == "mine"
+        assert (
+            status == 2 and "--overwrite would replace it" in err and output.read_text() == "mine"
+        )
         assert program(command, "--checkpoint", str(trained), *flags, "--overwrite")[0] == 0
         assert output.stat().st_size > 1000
         assert sorted(file.name for file in tmp_path.iterdir()) == sorted({name, "results"})
@@ -113,7 +136,9 @@ def test_an_output_that_exists_is_not_replaced_unasked(trained: Path, program: P
 def extract_many(args: list[str]) -> int:
     """Features of so many images, in chunks; prints the largest memory of this process, in KiB."""
     n = int(args[0])
-    network = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten())  # 48 features: it is not what is measured
+    network = torch.nn.Sequential(
+        torch.nn.AvgPool2d(8), torch.nn.Flatten()
+    )  # 48 features: it is not what is measured
     chunks = (torch.full((500, 3, 32, 32), i % 255, dtype=torch.uint8) for i in range(n // 500))
     assert extract_features(network, chunks, torch.zeros(3), torch.ones(3), n=n).shape == (n, 48)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -142,7 +167,15 @@ def test_the_gallery_shows_each_query_and_its_nearest_train_images(
     with Image.open(tmp_path / "neighbours" / "neighbours.png") as file:
         picture = np.array(file)
     train, test = load_dataset(DataOptions("patterns", "", train_images=200, test_images=100))
-    places = [0, 15, 30, 45, 61, 76, 91]  # a seventh of the way each, and one further, to come by other classes
+    places = [
+        0,
+        15,
+        30,
+        45,
+        61,
+        76,
+        91,
+    ]  # a seventh of the way each, and one further, to come by other classes
     bank, queries = (raw_features(trained, x) for x in (train.images, test.images[places]))
     bank, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank, queries))
     nearest = np.argsort(-(queries @ bank.T), axis=1)[:, :4]
@@ -154,7 +187,9 @@ def test_the_gallery_shows_each_query_and_its_nearest_train_images(
         for c, image in enumerate(shown):
             x = 10 + c * step + 10 * (c > 0)
             inner = picture[y + 4 : y + tile - 4, x + 4 : x + tile - 4]  # without the frame
-            grown = image.permute(1, 2, 0).numpy().repeat(3, 0).repeat(3, 1)[4 : tile - 4, 4 : tile - 4]
+            grown = (
+                image.permute(1, 2, 0).numpy().repeat(3, 0).repeat(3, 1)[4 : tile - 4, 4 : tile - 4]
+            )
             assert np.array_equal(inner, grown), (r, c)
             if c:
                 alike = train.labels[nearest[r, c - 1]] == test.labels[place]
@@ -164,7 +199,9 @@ def test_the_gallery_shows_each_query_and_its_nearest_train_images(
     assert figures["same_class"] == pytest.approx(100 * same / 28)
 
 
-def test_queries_may_come_from_a_folder(trained: Path, folder: Path, program: Program, tmp_path: Path) -> None:
+def test_queries_may_come_from_a_folder(
+    trained: Path, folder: Path, program: Program, tmp_path: Path
+) -> None:
     flags = ["--images", str(folder), "--queries", "3", "--k", "2", "--results-dir", str(tmp_path)]
     status, out, err = program("neighbours", "--checkpoint", str(trained), *flags)
     assert (status, err) == (0, "") and "neighbours.png" in out

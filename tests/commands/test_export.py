@@ -18,7 +18,19 @@ from tests.helpers import Program, cifar_stem, summary
 
 BATCHES = (1, 3, 64)
 FORMATS = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
-FACTS = {"backbone", "width", "stem", "image_size", "mean", "std", "classes", "settings", "versions", "commit", "row"}
+FACTS = {
+    "backbone",
+    "width",
+    "stem",
+    "image_size",
+    "mean",
+    "std",
+    "classes",
+    "settings",
+    "versions",
+    "commit",
+    "row",
+}
 
 
 def exported(format: str, run: Path, program: Program, folder: Path) -> Path:
@@ -35,7 +47,11 @@ def check_facts(about: dict, run: Path) -> None:
     assert about.keys() == FACTS | {"checkpoint"}
     assert (about["backbone"], about["width"], about["image_size"]) == ("resnet10", 4, 32)
     assert about["mean"] == pytest.approx(load_backbone(run).mean) and about["std"][0] > 0
-    assert about["classes"][0] == "airplane" and about["settings"]["seed"] == 0 and "torch" in about["versions"]
+    assert (
+        about["classes"][0] == "airplane"
+        and about["settings"]["seed"] == 0
+        and "torch" in about["versions"]
+    )
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert about["row"]["kNN_accuracy"] == last["kNN_accuracy"] and about["row"]["epoch"] == 2
 
@@ -43,7 +59,10 @@ def check_facts(about: dict, run: Path) -> None:
 def test_safetensors(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
     output = exported("safetensors", cifar10_run, program, tmp_path)
     with safe_open(output, "pt") as file:
-        check_facts({key: json.loads(value) for key, value in file.metadata().items() if key != "kind"}, cifar10_run)
+        check_facts(
+            {key: json.loads(value) for key, value in file.metadata().items() if key != "kind"},
+            cifar10_run,
+        )
     images = torch.randn(5, 3, 32, 32)
     assert torch.equal(load_backbone(output)(images), load_backbone(cifar10_run)(images))
 
@@ -55,13 +74,19 @@ def test_torch_export(cifar10_run: Path, program: Program, tmp_path: Path) -> No
     check_facts(json.loads(extra["metadata.json"]), cifar10_run)
     for batch in BATCHES:
         images = torch.randn(batch, 3, 32, 32)
-        torch.testing.assert_close(loaded.module()(images), load_backbone(cifar10_run)(images), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            loaded.module()(images), load_backbone(cifar10_run)(images), atol=1e-6, rtol=1e-5
+        )
 
 
-@pytest.mark.slow("an export more; the README's export to ONNX, compared by the command itself, is a quick test")
+@pytest.mark.slow(
+    "an export more; the README's export to ONNX, compared by the command itself, is a quick test"
+)
 def test_onnx(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
     output = exported("onnx", cifar10_run, program, tmp_path)
-    check_facts({p.key: json.loads(p.value) for p in onnx.load(str(output)).metadata_props}, cifar10_run)
+    check_facts(
+        {p.key: json.loads(p.value) for p in onnx.load(str(output)).metadata_props}, cifar10_run
+    )
     session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
     assert [(x.name, x.shape) for x in session.get_inputs()] == [("images", ["batch", 3, 32, 32])]
     assert [(x.name, x.shape) for x in session.get_outputs()] == [("features", ["batch", 32])]
@@ -72,11 +97,33 @@ def test_onnx(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow("a run of the full network; the README's code does the same in a quick test")
-def test_torchvision_and_timm_take_the_safetensors_file_strictly(program: Program, tmp_path: Path) -> None:
+def test_torchvision_and_timm_take_the_safetensors_file_strictly(
+    program: Program, tmp_path: Path
+) -> None:
     import torchvision
 
-    flags = ["--dataset", "patterns", "--train-images", "4", "--test-images", "64", "--knn-every", "0", "--epochs", "1"]
-    flags += ["--batch-size", "2", "--accelerator", "cpu", "--save-dir", str(tmp_path), "--exp-name", "run"]
+    flags = [
+        "--dataset",
+        "patterns",
+        "--train-images",
+        "4",
+        "--test-images",
+        "64",
+        "--knn-every",
+        "0",
+        "--epochs",
+        "1",
+    ]
+    flags += [
+        "--batch-size",
+        "2",
+        "--accelerator",
+        "cpu",
+        "--save-dir",
+        str(tmp_path),
+        "--exp-name",
+        "run",
+    ]
     assert program(*flags)[0] == 0
     output = exported("safetensors", tmp_path / "run", program, tmp_path)
     images = torch.randn(2, 3, 32, 32)
@@ -88,23 +135,41 @@ def test_torchvision_and_timm_take_the_safetensors_file_strictly(program: Progra
 
 
 @pytest.mark.parametrize(
-    "format", [*list(FORMATS)[:2], pytest.param("onnx", marks=pytest.mark.slow("an export more, as those beside it"))]
+    "format",
+    [
+        *list(FORMATS)[:2],
+        pytest.param("onnx", marks=pytest.mark.slow("an export more, as those beside it")),
+    ],
 )
 def test_a_file_that_does_something_else_is_not_kept(
     format: str, trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = export_command.write_backbone
 
-    def write(path: Path, format: str, backbone: torch.nn.Module, images: torch.Tensor, about: dict) -> None:
+    def write(
+        path: Path, format: str, backbone: torch.nn.Module, images: torch.Tensor, about: dict
+    ) -> None:
         wrong = load_backbone(trained)
         wrong.layer4[0].bn2.bias.data += 0.01
         honest(path, format, wrong, images, about)
 
     monkeypatch.setattr(export_command, "write_backbone", write)
     output = tmp_path / f"b{FORMATS[format]}"
-    flags = ["--format", format, "--output", str(output), "--results-dir", str(tmp_path / "results")]
+    flags = [
+        "--format",
+        format,
+        "--output",
+        str(output),
+        "--results-dir",
+        str(tmp_path / "results"),
+    ]
     status, _, err = program("export", "--checkpoint", str(trained), *flags)
-    assert status == 2 and "features differ" in err and not output.exists() and not list(tmp_path.glob(".*"))
+    assert (
+        status == 2
+        and "features differ" in err
+        and not output.exists()
+        and not list(tmp_path.glob(".*"))
+    )
 
 
 def test_without_onnx_it_says_what_to_install(
@@ -112,7 +177,15 @@ def test_without_onnx_it_says_what_to_install(
 ) -> None:
     find = importlib.util.find_spec
     absent = {"onnxscript", "onnxruntime"}
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in absent else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in absent else find(name, *rest),
+    )
     flags = ["--format", "onnx", "--results-dir", str(tmp_path / "results")]
     status, _, err = program("export", "--checkpoint", str(trained), *flags)
-    assert status == 2 and err.endswith("pip install onnxscript onnxruntime\n") and not (tmp_path / "results").exists()
+    assert (
+        status == 2
+        and err.endswith("pip install onnxscript onnxruntime\n")
+        and not (tmp_path / "results").exists()
+    )

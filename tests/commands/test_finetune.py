@@ -26,9 +26,13 @@ FINETUNE = ["--label-fraction", "0.25", "--epochs", "2"]
 
 
 @pytest.mark.parametrize(("fraction", "each"), [(0.01, 5), (0.1, 50), (0.37, 185), (1.0, 500)])
-def test_a_share_of_the_labels_is_exactly_that_share_of_every_class(fraction: float, each: int) -> None:
+def test_a_share_of_the_labels_is_exactly_that_share_of_every_class(
+    fraction: float, each: int
+) -> None:
     labels = torch.arange(5000) % 10
-    chosen = choose_labels(labels, label_quotas(labels, tuple("abcdefghij"), fraction, None), seed=0)
+    chosen = choose_labels(
+        labels, label_quotas(labels, tuple("abcdefghij"), fraction, None), seed=0
+    )
     assert len(chosen.unique()) == len(chosen) == 10 * each
     assert labels[chosen].bincount().tolist() == [each] * 10
 
@@ -48,12 +52,18 @@ def test_the_published_splits_are_those_that_the_seeds_choose(cifar10_dir: Path)
 def test_ten_percent_of_cifar10_are_500_of_each_class(cifar10_dir: Path) -> None:
     train, _ = load_dataset(DataOptions("cifar10", str(cifar10_dir), test_images=1))
     quotas = label_quotas(train.labels, train.classes, 0.1, None)
-    assert train.labels[choose_labels(train.labels, quotas, seed=3)].bincount().tolist() == [500] * 10
+    assert (
+        train.labels[choose_labels(train.labels, quotas, seed=3)].bincount().tolist() == [500] * 10
+    )
 
 
 def test_shares_of_uneven_classes_are_in_proportion_and_add_up() -> None:
     labels = torch.tensor([0] * 700 + [1] * 200 + [2] * 95)
-    assert label_quotas(labels, ("a", "b", "c"), 0.1, None) == [70, 20, 10]  # of 9.5 and 99.5: the largest remainder
+    assert label_quotas(labels, ("a", "b", "c"), 0.1, None) == [
+        70,
+        20,
+        10,
+    ]  # of 9.5 and 99.5: the largest remainder
     assert sum(label_quotas(labels, ("a", "b", "c"), 0.123, None)) == round(0.123 * 995)
 
 
@@ -89,9 +99,29 @@ def test_head_and_backbone_have_their_own_rates_and_both_fall_to_zero(
             seen.append([group["lr"] for group in optimizer.param_groups])
 
     hook = register_optimizer_step_pre_hook(note_rates)
-    flags = ["--results-dir", str(tmp_path), "--learning-rate", "0.2", "--head-learning-rate", "0.5", *FINETUNE]
+    flags = [
+        "--results-dir",
+        str(tmp_path),
+        "--learning-rate",
+        "0.2",
+        "--head-learning-rate",
+        "0.5",
+        *FINETUNE,
+    ]
     try:
-        assert program("finetune", "--checkpoint", str(trained), *flags, "--epochs", "10", "--batch-size", "25")[0] == 0
+        assert (
+            program(
+                "finetune",
+                "--checkpoint",
+                str(trained),
+                *flags,
+                "--epochs",
+                "10",
+                "--batch-size",
+                "25",
+            )[0]
+            == 0
+        )
     finally:
         hook.remove()
     assert len(seen) == 20 and seen[0] == [0.5, 0.2]  # of 50 labels two steps an epoch
@@ -100,7 +130,9 @@ def test_head_and_backbone_have_their_own_rates_and_both_fall_to_zero(
     assert seen[-1][0] < 0.01 and seen == sorted(seen, reverse=True)
 
 
-def test_finetune_keeps_networks_and_gives_mean_and_deviation(trained: Path, program: Program, tmp_path: Path) -> None:
+def test_finetune_keeps_networks_and_gives_mean_and_deviation(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
     command = ["finetune", "--checkpoint", str(trained), "--results-dir", str(tmp_path), *FINETUNE]
     status, out, err = program(*command, "--seeds", "0", "1", "2")
     assert (status, err) == (0, "")
@@ -113,17 +145,24 @@ def test_finetune_keeps_networks_and_gives_mean_and_deviation(trained: Path, pro
     assert whole["linear_accuracy"] == mean(figures["linear_accuracy"] for figures in seeds)
     assert len({figures["labels_digest"] for figures in seeds}) == 3
 
-    backbone, head = load_backbone(folder / "seed_1" / "backbone.safetensors"), torch.nn.Linear(32, 10)
+    backbone, head = (
+        load_backbone(folder / "seed_1" / "backbone.safetensors"),
+        torch.nn.Linear(32, 10),
+    )
     head.load_state_dict(load_file(folder / "seed_1" / "head.safetensors"), strict=True)
     _, test = load_dataset(DataOptions("patterns", "", train_images=200, test_images=100))
-    features = extract_features(backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False)
+    features = extract_features(
+        backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False
+    )
     right = 100 * (head(features).argmax(dim=1) == test.labels).float().mean().item()
     assert right == pytest.approx(accuracies[1], abs=1e-4)
     old = load_backbone(trained).state_dict()
     assert not any(torch.equal(old[name], tensor) for name, tensor in backbone.state_dict().items())
 
 
-def test_large_gradients_do_not_throw_a_trained_backbone_away(trained: Path, program: Program, tmp_path: Path) -> None:
+def test_large_gradients_do_not_throw_a_trained_backbone_away(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
     """800 epochs leave features of deviation 0.004, and a head with weights as much larger: without a limit, the first
     steps at the default rate move every weight by many times its size."""
     facts, weights = read_weights(trained / "backbone.safetensors", BACKBONE)
@@ -131,7 +170,16 @@ def test_large_gradients_do_not_throw_a_trained_backbone_away(trained: Path, pro
         weights[f"{name}.weight"] /= 250
         weights[f"{name}.bias"] /= 250
     write_weights(tmp_path / "small.safetensors", BACKBONE, weights, facts)
-    flags = ["--results-dir", str(tmp_path), "--label-fraction", "1", "--epochs", "1", "--batch-size", "200"]
+    flags = [
+        "--results-dir",
+        str(tmp_path),
+        "--label-fraction",
+        "1",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "200",
+    ]
     assert program("finetune", "--checkpoint", str(tmp_path / "small.safetensors"), *flags)[0] == 0
     tuned = read_weights(tmp_path / "finetune_1" / "seed_0" / "backbone.safetensors", BACKBONE)[1]
     learned = [name for name in weights if "running" not in name and "num_batches" not in name]
@@ -161,36 +209,56 @@ def test_the_same_finetune_again_trains_only_the_seeds_that_are_missing(
     assert status == 2 and "damaged" in err and err.count("\n") == 1
 
 
-def test_from_scratch_begins_with_random_weights(trained: Path, program: Program, tmp_path: Path) -> None:
+def test_from_scratch_begins_with_random_weights(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
     for name, rest in (("a", []), ("b", ["--from-scratch"])):
         flags = ["--results-dir", str(tmp_path / name), "--seeds", "3"]
         flags += ["--learning-rate", "1e-12", "--head-learning-rate", "1e-12"]
         assert program("finetune", "--checkpoint", str(trained), *FINETUNE, *flags, *rest)[0] == 0
-    tuned, scratch = (tmp_path / name / "seed_3" for name in ("a/finetune_0.25", "b/finetune_0.25_from_scratch"))
+    tuned, scratch = (
+        tmp_path / name / "seed_3" for name in ("a/finetune_0.25", "b/finetune_0.25_from_scratch")
+    )
     old = load_backbone(trained)
-    torch.testing.assert_close(load_backbone(tuned / "backbone.safetensors").conv1.weight, old.conv1.weight)
-    assert (load_backbone(scratch / "backbone.safetensors").conv1.weight - old.conv1.weight).abs().max() > 0.05
+    torch.testing.assert_close(
+        load_backbone(tuned / "backbone.safetensors").conv1.weight, old.conv1.weight
+    )
+    assert (
+        load_backbone(scratch / "backbone.safetensors").conv1.weight - old.conv1.weight
+    ).abs().max() > 0.05
 
     # At this rate nothing moves: the heads are as they began, as the linear probe of the labelled images and as zero.
     _, test = load_dataset(DataOptions("patterns", "", train_images=200, test_images=100))
-    features = extract_features(old, test.images, torch.tensor(old.mean), torch.tensor(old.std), unit=False)
+    features = extract_features(
+        old, test.images, torch.tensor(old.mean), torch.tensor(old.std), unit=False
+    )
     probe = load_file(tuned / "head.safetensors")
     right = (features @ probe["weight"].T + probe["bias"]).argmax(dim=1) == test.labels
-    assert summary(tuned)["linear_accuracy"] == pytest.approx(100 * right.float().mean().item(), abs=1e-4)
-    assert summary(tuned)["linear_accuracy"] > 14 and summary(scratch)["linear_accuracy"] is None  # measured: 17
+    assert summary(tuned)["linear_accuracy"] == pytest.approx(
+        100 * right.float().mean().item(), abs=1e-4
+    )
+    assert (
+        summary(tuned)["linear_accuracy"] > 14 and summary(scratch)["linear_accuracy"] is None
+    )  # measured: 17
     assert load_file(scratch / "head.safetensors")["weight"].abs().max() < 1e-9
 
 
-def test_the_same_seed_gives_the_same_network(trained: Path, program: Program, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_network(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
     networks = []
     for name in "ab":
         flags = ["--results-dir", str(tmp_path / name), "--seeds", "5"]
         assert program("finetune", "--checkpoint", str(trained), *FINETUNE, *flags)[0] == 0
-        networks.append(load_file(tmp_path / name / "finetune_0.25" / "seed_5" / "backbone.safetensors"))
+        networks.append(
+            load_file(tmp_path / name / "finetune_0.25" / "seed_5" / "backbone.safetensors")
+        )
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
 
 
-def test_a_training_that_diverges_ends_with_status_4(trained: Path, program: Program, tmp_path: Path) -> None:
+def test_a_training_that_diverges_ends_with_status_4(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
     flags = ["--results-dir", str(tmp_path), "--learning-rate", "1e30"]
     status, _, err = program("finetune", "--checkpoint", str(trained), *FINETUNE, *flags)
     assert status == 4 and err.count("\n") == 1 and "lower the learning rates" in err
@@ -202,9 +270,13 @@ def test_a_tuned_backbone_says_so_and_not_what_its_origin_reached(
 ) -> None:
     flags = ["--results-dir", str(tmp_path), "--label-count", "50", "--epochs", "1", "--seeds", "4"]
     assert program("finetune", "--checkpoint", str(trained), *flags)[0] == 0
-    about, _ = read_weights(tmp_path / "finetune_50_labels" / "seed_4" / "backbone.safetensors", BACKBONE)
+    about, _ = read_weights(
+        tmp_path / "finetune_50_labels" / "seed_4" / "backbone.safetensors", BACKBONE
+    )
     assert about["tuned"]["labels"] == 50 and about["tuned"]["seed"] == 4 and "row" not in about
-    assert about["tuned"]["test_accuracy"] == summary(tmp_path / "finetune_50_labels")["test_accuracy"]
+    assert (
+        about["tuned"]["test_accuracy"] == summary(tmp_path / "finetune_50_labels")["test_accuracy"]
+    )
 
 
 def test_seeds_of_other_weights_are_not_averaged_and_overwrite_leaves_other_seeds(
@@ -223,15 +295,32 @@ def test_seeds_of_other_weights_are_not_averaged_and_overwrite_leaves_other_seed
     state["bn1.bias"] += 0.1
     write_weights(run / "other.safetensors", BACKBONE, state, about)
     flags = ["--results-dir", str(run / "results"), "--seeds", "2", "0"]
-    status, out, err = program("finetune", "--checkpoint", str(run / "other.safetensors"), *FINETUNE, *flags)
-    assert (status, out) == (2, "") and "another --checkpoint" in err and not (folder / "seed_2").exists()
+    status, out, err = program(
+        "finetune", "--checkpoint", str(run / "other.safetensors"), *FINETUNE, *flags
+    )
+    assert (
+        (status, out) == (2, "")
+        and "another --checkpoint" in err
+        and not (folder / "seed_2").exists()
+    )
 
 
 @pytest.mark.slow("fine-tunes on 2,000 images; that fine-tuning trains is held by quick tests")
-def test_all_labels_teach_more_than_a_few(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
+def test_all_labels_teach_more_than_a_few(
+    cifar10_run: Path, program: Program, tmp_path: Path
+) -> None:
     found = []
     for fraction in ("0.05", "1"):
-        flags = ["--results-dir", str(tmp_path), "--label-fraction", fraction, "--epochs", "6", "--batch-size", "64"]
+        flags = [
+            "--results-dir",
+            str(tmp_path),
+            "--label-fraction",
+            fraction,
+            "--epochs",
+            "6",
+            "--batch-size",
+            "64",
+        ]
         assert program("finetune", "--checkpoint", str(cifar10_run), *flags)[0] == 0
         found.append(summary(tmp_path / f"finetune_{fraction}")["test_accuracy"])
     assert found[1] > found[0] + 5  # measured: 22 and 37

@@ -24,26 +24,41 @@ def figures(cifar10_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return json.loads((results / "knn" / "summary.json").read_text())
 
 
-def test_its_headline_is_what_the_monitor_measured_in_that_epoch(figures: dict, cifar10_run: Path) -> None:
+def test_its_headline_is_what_the_monitor_measured_in_that_epoch(
+    figures: dict, cifar10_run: Path
+) -> None:
     last = json.loads((cifar10_run / "metrics.jsonl").read_text().splitlines()[-1])
     assert (figures["kNN_accuracy"], figures["epoch"]) == (last["kNN_accuracy"], last["epoch"])
-    assert (figures["dataset"], figures["train_images"], figures["test_images"]) == ("cifar10", 1000, 500)
+    assert (figures["dataset"], figures["train_images"], figures["test_images"]) == (
+        "cifar10",
+        1000,
+        500,
+    )
 
 
 def test_its_table_is_lightlys(figures: dict, cifar10_run: Path, cifar10_dir: Path) -> None:
-    train, test = load_dataset(DataOptions("cifar10", str(cifar10_dir), train_images=1000, test_images=500))
+    train, test = load_dataset(
+        DataOptions("cifar10", str(cifar10_dir), train_images=1000, test_images=500)
+    )
     backbone = load_backbone(cifar10_run)
     mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
-    bank, queries = (extract_features(backbone, split.images, mean, std, unit=False) for split in (train, test))
+    bank, queries = (
+        extract_features(backbone, split.images, mean, std, unit=False) for split in (train, test)
+    )
     module = SimSiam.load_from_checkpoint(cifar10_run / "checkpoints" / "last.ckpt").eval()
     with torch.no_grad():
-        features = {"backbone": (bank, queries), "projector": (module.projector(bank), module.projector(queries))}
+        features = {
+            "backbone": (bank, queries),
+            "projector": (module.projector(bank), module.projector(queries)),
+        }
     assert len(figures["table"]) == 2 * 3 * 3
     for row in figures["table"]:
         bank, queries = (normalize(x, dim=1) for x in features[row["features"]])
         k, t = row["k"], row["temperature"]
         theirs = lightly_knn_predict(queries, bank.T, train.labels, 10, knn_k=k, knn_t=t)[:, 0]
-        assert row["accuracy"] == pytest.approx(100 * (theirs == test.labels).float().mean().item(), abs=1e-4), row
+        assert row["accuracy"] == pytest.approx(
+            100 * (theirs == test.labels).float().mean().item(), abs=1e-4
+        ), row
 
 
 def test_classes_add_up_to_the_whole(figures: dict) -> None:
@@ -51,17 +66,35 @@ def test_classes_add_up_to_the_whole(figures: dict) -> None:
     assert counts.sum() == 500 and list(figures["per_class"]) == figures_classes()
     assert 100 * counts.diagonal().sum().item() / 500 == pytest.approx(figures["kNN_accuracy"])
     shares = counts.sum(dim=1) / 500
-    whole = sum(share * a for share, a in zip(shares.tolist(), figures["per_class"].values(), strict=True))
+    whole = sum(
+        share * a for share, a in zip(shares.tolist(), figures["per_class"].values(), strict=True)
+    )
     assert whole == pytest.approx(figures["kNN_accuracy"], abs=1e-4)
 
 
 def figures_classes() -> list[str]:
-    return ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    return [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
 
 
-def test_of_a_backbone_alone_there_are_no_projector_features(trained: Path, program: Program, tmp_path: Path) -> None:
+def test_of_a_backbone_alone_there_are_no_projector_features(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
     alone = shutil.copy(trained / "backbone.safetensors", tmp_path)
     status, out, _ = program("knn", "--checkpoint", str(alone), "--train-images", "150")
     assert status == 0 and "projector" not in out
     summary = json.loads((tmp_path / "backbone_results" / "knn" / "summary.json").read_text())
-    assert {row["k"] for row in summary["table"]} == {1, 20}  # of 150 images there are no 200 nearest
+    assert {row["k"] for row in summary["table"]} == {
+        1,
+        20,
+    }  # of 150 images there are no 200 nearest

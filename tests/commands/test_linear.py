@@ -13,19 +13,32 @@ from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.evaluation.classifier import CHOICE_EPOCH
 from simsiam.evaluation.features import extract_features
-from simsiam.evaluation.logistic_regression import adapt_head, fit_logistic, make_head, standardise_features
+from simsiam.evaluation.logistic_regression import (
+    adapt_head,
+    fit_logistic,
+    make_head,
+    standardise_features,
+)
 from tests.helpers import Program, summary
 from utils.philox import permutation
 
 
 @pytest.mark.parametrize(
-    "flags", [[], pytest.param(["--augment", "--epochs", "3"], marks=pytest.mark.slow("trains a head by SGD"))]
+    "flags",
+    [
+        [],
+        pytest.param(
+            ["--augment", "--epochs", "3"], marks=pytest.mark.slow("trains a head by SGD")
+        ),
+    ],
 )
 def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
     flags: list[str], cifar10_run: Path, cifar10_dir: Path, program: Program, tmp_path: Path
 ) -> None:
     weights = load_file(cifar10_run / "backbone.safetensors")
-    status, out, err = program("linear", "--checkpoint", str(cifar10_run), "--results-dir", str(tmp_path), *flags)
+    status, out, err = program(
+        "linear", "--checkpoint", str(cifar10_run), "--results-dir", str(tmp_path), *flags
+    )
     assert (status, err) == (0, "")
     folder = tmp_path / ("linear_augment" if flags else "linear")
     figures = summary(folder)
@@ -35,9 +48,13 @@ def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
     head.load_state_dict(load_file(folder / "head.safetensors"), strict=True)
     with safe_open(folder / "head.safetensors", "pt") as file:
         assert json.loads(file.metadata()["classes"])[0] == "airplane"
-    _, test = load_dataset(DataOptions("cifar10", str(cifar10_dir), train_images=1000, test_images=500))
+    _, test = load_dataset(
+        DataOptions("cifar10", str(cifar10_dir), train_images=1000, test_images=500)
+    )
     backbone = load_backbone(cifar10_run)
-    features = extract_features(backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False)
+    features = extract_features(
+        backbone, test.images, torch.tensor(backbone.mean), torch.tensor(backbone.std), False
+    )
     right = (head(features).argmax(dim=1) == test.labels).float().mean().item()
     assert 100 * right == pytest.approx(figures["test_accuracy"], abs=1e-4)
     assert right > 0.2  # measured: .30 and .27
@@ -45,7 +62,9 @@ def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
     assert all(torch.equal(weights[name], after[name]) for name in weights)
 
 
-def test_held_out_images_choose_and_all_train_images_teach(trained: Path, program: Program, tmp_path: Path) -> None:
+def test_held_out_images_choose_and_all_train_images_teach(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
     """Each held-out accuracy is of a head that has not seen these images; the head that is kept has seen all."""
     flags = ["--results-dir", str(tmp_path), "--held-out", "0.25", "--seed", "3"]
     assert program("linear", "--checkpoint", str(trained), *flags)[0] == 0
@@ -66,8 +85,14 @@ def test_held_out_images_choose_and_all_train_images_teach(trained: Path, progra
 
     for decay in (1e-1, 1e-3):
         right = (fit(decay, 50)(x[:50]).argmax(dim=1) == labels[:50]).float().mean().item()
-        assert figures["held_out"][f"{decay:g}"] == pytest.approx(100 * right, abs=4)  # two images, by rounding
-    assert figures["held_out"][f"{figures['weight_decay']:g}"] == max(figures["held_out"].values()) < 80
+        assert figures["held_out"][f"{decay:g}"] == pytest.approx(
+            100 * right, abs=4
+        )  # two images, by rounding
+    assert (
+        figures["held_out"][f"{figures['weight_decay']:g}"]
+        == max(figures["held_out"].values())
+        < 80
+    )
     expected = fit(figures["weight_decay"], 0)
     adapt_head(expected, *scale)
     kept = torch.nn.Linear(32, 10)
@@ -87,9 +112,14 @@ def test_the_weight_decay_is_chosen_on_held_out_train_images_alone(
         assert program("linear", "--checkpoint", str(cifar10_run), *flags)[0] == 0
         figures = summary(there / "linear")
         best = max(figures["held_out"].values())
-        assert figures["held_out"][f"{figures['weight_decay']:g}"] == best and len(figures["held_out"]) == 5
+        assert (
+            figures["held_out"][f"{figures['weight_decay']:g}"] == best
+            and len(figures["held_out"]) == 5
+        )
         chosen.append((figures["held_out"], load_file(there / "linear" / "head.safetensors")))
-    assert chosen[0][0] == chosen[1][0] and torch.equal(chosen[0][1]["weight"], chosen[1][1]["weight"])
+    assert chosen[0][0] == chosen[1][0] and torch.equal(
+        chosen[0][1]["weight"], chosen[1][1]["weight"]
+    )
 
 
 @pytest.mark.slow("a probe twice; that random weights are taken is a quick test of finetune")
@@ -98,7 +128,18 @@ def test_pre_training_is_worth_something_and_from_scratch_shows_how_much(
 ) -> None:
     found = []
     for flags in ([], ["--from-scratch"]):
-        command = ["linear", "--checkpoint", str(cifar10_run), "--results-dir", str(tmp_path), *flags]
+        command = [
+            "linear",
+            "--checkpoint",
+            str(cifar10_run),
+            "--results-dir",
+            str(tmp_path),
+            *flags,
+        ]
         assert program(*command)[0] == 0
-        found.append(load_file(tmp_path / ("linear" + "_from_scratch" * bool(flags)) / "head.safetensors")["weight"])
+        found.append(
+            load_file(tmp_path / ("linear" + "_from_scratch" * bool(flags)) / "head.safetensors")[
+                "weight"
+            ]
+        )
     assert not torch.equal(*found)

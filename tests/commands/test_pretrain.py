@@ -23,7 +23,9 @@ def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_p
     status, out, err = program(*SMALL, "--epochs", "3", "--seed", "3", "--pictures-every", "2")
     assert (status, err) == (0, "")
     run = tmp_path / "runs" / "simsiam_patterns"
-    assert sorted({"events" if file.startswith("events.out.tfevents") else file for file in os.listdir(run)}) == [
+    assert sorted(
+        {"events" if file.startswith("events.out.tfevents") else file for file in os.listdir(run)}
+    ) == [
         *("backbone.safetensors", "checkpoints", "config.yaml", "events", "metrics.jsonl"),
         *("summary.json", "views.png"),
     ]
@@ -42,13 +44,21 @@ def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_p
             "seconds",
         ]
     ]
-    assert [line["step"] for line in lines] == [4, 8, 12] and lines[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
+    assert [line["step"] for line in lines] == [4, 8, 12] and lines[-1][
+        "learning_rate"
+    ] == pytest.approx(0, abs=1e-9)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["kNN_accuracy"] == lines[-1]["kNN_accuracy"] and summary["epochs"] == 3
     assert summary["kNN_best"] == max(line["kNN_accuracy"] for line in lines)
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["settings"]["seed"] == 3 and config["settings"]["batch_size"] == 50 and "torch" in config["versions"]
-    assert config["resolved"]["precision"] == "32-true" and config["resolved"]["warmup_epochs"] == 0.3
+    assert (
+        config["settings"]["seed"] == 3
+        and config["settings"]["batch_size"] == 50
+        and "torch" in config["versions"]
+    )
+    assert (
+        config["resolved"]["precision"] == "32-true" and config["resolved"]["warmup_epochs"] == 0.3
+    )
 
     assert f"main.py linear {run}" in out and f"main.py report {run}" in out
     assert f"-m tensorboard.main --logdir {run.parent}" in out
@@ -63,10 +73,14 @@ def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_p
         "neighbours": [7, 11],
     }  # of 4 steps an epoch: every second, and the last
     recorded = b"".join(file.read_bytes() for file in run.glob("events*"))
-    assert b"h_dim" in recorded and b"momentum" not in recorded  # of the settings, those that differ from the defaults
+    assert (
+        b"h_dim" in recorded and b"momentum" not in recorded
+    )  # of the settings, those that differ from the defaults
 
 
-def test_same_seed_same_bits_and_another_seed_others(trained: Path, program: Program, tmp_path: Path) -> None:
+def test_same_seed_same_bits_and_another_seed_others(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
     for name, seed in (("again", 0), ("other", 2)):
         assert program(*SMALL, "--epochs", "2", "--exp-name", name, "--seed", str(seed))[0] == 0
     again, other = tmp_path / "runs" / "again", tmp_path / "runs" / "other"
@@ -79,13 +93,16 @@ def test_the_seed_decides_the_initial_weights() -> None:
     data.setup()
     settings = {"backbone": "resnet10", "width": 4, "out_dim": 32, "h_dim": 16}
     first, again, other = (
-        build_model(from_settings(Pretrain, settings | {"seed": seed}), data).state_dict() for seed in (0, 0, 2)
+        build_model(from_settings(Pretrain, settings | {"seed": seed}), data).state_dict()
+        for seed in (0, 0, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["backbone.conv1.weight"], other["backbone.conv1.weight"])
 
 
-def test_the_same_command_again_says_finished_and_does_nothing(program: Program, tmp_path: Path) -> None:
+def test_the_same_command_again_says_finished_and_does_nothing(
+    program: Program, tmp_path: Path
+) -> None:
     assert program(*SMALL, "--epochs", "1")[0] == 0
     run = tmp_path / "runs" / "simsiam_patterns"
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
@@ -94,7 +111,9 @@ def test_the_same_command_again_says_finished_and_does_nothing(program: Program,
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
 
 
-def test_other_settings_are_refused_and_overwrite_starts_anew(program: Program, tmp_path: Path) -> None:
+def test_other_settings_are_refused_and_overwrite_starts_anew(
+    program: Program, tmp_path: Path
+) -> None:
     assert program(*SMALL, "--epochs", "1")[0] == 0
     run = tmp_path / "runs" / "simsiam_patterns"
     (run / "notes.txt").write_text("mine")
@@ -103,7 +122,9 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(program: Program, 
     assert "--learning-rate 0.06, now 0.1" in err and "--overwrite" in err
     status, out, err = program(*SMALL, "--epochs", "3")
     assert (status, out) == (2, "") and f"--model-path {run}" in err and err.count("\n") == 1
-    assert program(*SMALL, "--epochs", "1", "--knn-every", "5")[0] == 0  # what is measured makes no other run
+    assert (
+        program(*SMALL, "--epochs", "1", "--knn-every", "5")[0] == 0
+    )  # what is measured makes no other run
     assert program(*SMALL, "--epochs", "1", "--learning-rate", "0.1", "--overwrite")[0] == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["settings"]["learning_rate"] == 0.1
     assert len(rows(run)) == 1 and (run / "notes.txt").read_text() == "mine"
@@ -122,18 +143,26 @@ def test_a_second_process_is_kept_out_of_a_running_run(program: Program, tmp_pat
 
 def test_ckpt_dir_resumes_in_a_folder_of_its_own(program: Program, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    assert program(*SMALL, "--epochs", "4", "--checkpoint-every", "1", "--exp-name", "whole")[0] == 0
+    assert (
+        program(*SMALL, "--epochs", "4", "--checkpoint-every", "1", "--exp-name", "whole")[0] == 0
+    )
     earlier = runs / "whole" / "checkpoints" / "last.previous.ckpt"  # after three epochs
-    assert program(*SMALL, "--epochs", "4", "--exp-name", "rest", "--ckpt-dir", str(earlier))[0] == 0
+    assert (
+        program(*SMALL, "--epochs", "4", "--exp-name", "rest", "--ckpt-dir", str(earlier))[0] == 0
+    )
     assert sorted(os.listdir(runs / "rest" / "checkpoints")) == ["best.ckpt", "last.ckpt"]
-    assert same_weights(runs / "rest", runs / "whole") and rows(runs / "rest") == rows(runs / "whole")
+    assert same_weights(runs / "rest", runs / "whole") and rows(runs / "rest") == rows(
+        runs / "whole"
+    )
     for flags, answer in (
         (("--epochs", "5", "--ckpt-dir", str(earlier)), "--epochs 4, now 5"),
         (("--epochs", "4", "--ckpt-dir", str(runs / "whole")), "nothing is left to train"),
         (("--epochs", "4", "--width", "8", "--ckpt-dir", str(earlier)), "--width 4, now 8"),
     ):
         status, _, err = program(*SMALL, *flags, "--exp-name", "other")
-        assert status == 2 and answer in err and err.count("\n") == 1 and not (runs / "other").exists()
+        assert (
+            status == 2 and answer in err and err.count("\n") == 1 and not (runs / "other").exists()
+        )
 
 
 def test_a_run_keeps_the_precision_that_it_began_with(
@@ -142,9 +171,20 @@ def test_a_run_keeps_the_precision_that_it_began_with(
     """Also on a processor for which "auto" is another; and from a checkpoint in a folder of its own."""
 
     def precision(name: str) -> str:
-        return yaml.safe_load((tmp_path / "runs" / name / "config.yaml").read_text())["resolved"]["precision"]
+        return yaml.safe_load((tmp_path / "runs" / name / "config.yaml").read_text())["resolved"][
+            "precision"
+        ]
 
-    few = ["--train-images", "20", "--test-images", "10", "--batch-size", "10", "--knn-every", "0"]  # bf16 may be slow
+    few = [
+        "--train-images",
+        "20",
+        "--test-images",
+        "10",
+        "--batch-size",
+        "10",
+        "--knn-every",
+        "0",
+    ]  # bf16 may be slow
     flags = [*SMALL, *few, "--precision", "auto", "--checkpoint-every", "1", "--epochs", "2"]
     monkeypatch.setattr("utils.device._cpu_has_bf16", lambda: True)
     assert program(*flags, "--exp-name", "whole")[0] == 0
@@ -154,42 +194,79 @@ def test_a_run_keeps_the_precision_that_it_began_with(
     (checkpoints / "last.previous.ckpt").replace(checkpoints / "last.ckpt")
     (tmp_path / "runs" / "half" / "summary.json").unlink()
     monkeypatch.setattr("utils.device._cpu_has_bf16", lambda: False)
-    assert program(*flags, "--exp-name", "other", "--ckpt-dir", str(checkpoints / "last.ckpt"))[0] == 0
-    assert program(*flags, "--exp-name", "half")[0] == 0 and precision("half") == precision("other") == "bf16-mixed"
+    assert (
+        program(*flags, "--exp-name", "other", "--ckpt-dir", str(checkpoints / "last.ckpt"))[0] == 0
+    )
+    assert (
+        program(*flags, "--exp-name", "half")[0] == 0
+        and precision("half") == precision("other") == "bf16-mixed"
+    )
     assert program(*flags, "--exp-name", "new")[0] == 0 and precision("new") == "32-true"
     status, _, err = program(*flags, "--precision", "32", "--exp-name", "half")
     assert status == 2 and "--precision auto, now 32" in err
 
 
 @pytest.mark.parametrize("file", ["", "checkpoints/last.ckpt", "backbone.safetensors"])
-def test_model_path_starts_from_weights_alone(file: str, trained: Path, program: Program, tmp_path: Path) -> None:
-    status, _, _ = program(*SMALL, "--epochs", "1", "--knn-every", "1", "--model-path", str(trained / file))
+def test_model_path_starts_from_weights_alone(
+    file: str, trained: Path, program: Program, tmp_path: Path
+) -> None:
+    status, _, _ = program(
+        *SMALL, "--epochs", "1", "--knn-every", "1", "--model-path", str(trained / file)
+    )
     summary = json.loads((tmp_path / "runs" / "simsiam_patterns" / "summary.json").read_text())
     reached = json.loads((trained / "summary.json").read_text())["kNN_accuracy"]
     assert (status, summary["kNN_untrained"], summary["step"]) == (0, reached, 4)
 
 
-def test_model_path_wants_the_same_architecture(trained: Path, program: Program, tmp_path: Path) -> None:
+def test_model_path_wants_the_same_architecture(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
     status, _, err = program(*SMALL, "--width", "8", "--model-path", str(trained))
     assert status == 2 and "width 4, not 8" in err and not (tmp_path / "runs").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_with_status_4(program: Program, tmp_path: Path) -> None:
-    status, _, err = program(*SMALL, "--epochs", "3", "--warmup-epochs", "0", "--learning-rate", "1e30")
-    assert status == 4 and err.count("\n") == 1 and "loss is nan" in err and "no checkpoint yet" in err
+    status, _, err = program(
+        *SMALL, "--epochs", "3", "--warmup-epochs", "0", "--learning-rate", "1e30"
+    )
+    assert (
+        status == 4 and err.count("\n") == 1 and "loss is nan" in err and "no checkpoint yet" in err
+    )
     run = tmp_path / "runs" / "simsiam_patterns"
     assert not (run / "checkpoints" / "last.ckpt").exists() and not (run / "summary.json").exists()
 
 
-COLLAPSING = ["--epochs", "3", "--knn-every", "0", "--no-stop-grad", "--heads-bn", "none"]  # z_std is .1, then .02
+COLLAPSING = [
+    "--epochs",
+    "3",
+    "--knn-every",
+    "0",
+    "--no-stop-grad",
+    "--heads-bn",
+    "none",
+]  # z_std is .1, then .02
 COLLAPSING += ["--image-schedule", "32:3"]
 
 
-def test_a_loss_that_blows_up_later_names_the_last_good_checkpoint(program: Program, tmp_path: Path) -> None:
-    flags = ["--epochs", "8", "--warmup-epochs", "1", "--learning-rate", "1e6", "--checkpoint-every", "1"]
+def test_a_loss_that_blows_up_later_names_the_last_good_checkpoint(
+    program: Program, tmp_path: Path
+) -> None:
+    flags = [
+        "--epochs",
+        "8",
+        "--warmup-epochs",
+        "1",
+        "--learning-rate",
+        "1e6",
+        "--checkpoint-every",
+        "1",
+    ]
     status, _, err = program(*SMALL, *flags)
     last = tmp_path / "runs" / "simsiam_patterns" / "checkpoints" / "last.ckpt"
-    assert status == 4 and f"in epoch 2: lower --learning-rate; the last good checkpoint is {last}" in err
+    assert (
+        status == 4
+        and f"in epoch 2: lower --learning-rate; the last good checkpoint is {last}" in err
+    )
     assert all(bool(value.isfinite().all()) for value in weights(last.parent.parent).values())
 
 
@@ -205,13 +282,26 @@ def test_a_collapse_is_warned_of_once(program: Program, tmp_path: Path) -> None:
 
 
 def test_on_a_terminal_the_bar_gives_way_to_the_error(tmp_path: Path) -> None:
-    flags = ["--epochs", "3", "--warmup-epochs", "0", "--learning-rate", "1e30", "--save-dir", str(tmp_path)]
+    flags = [
+        "--epochs",
+        "3",
+        "--warmup-epochs",
+        "0",
+        "--learning-rate",
+        "1e30",
+        "--save-dir",
+        str(tmp_path),
+    ]
     status, shown, err = run_on_a_terminal(80, *SMALL, *flags)
     assert status == 4 and err.count("\n") == 1 and "loss is nan" in err
-    assert b"steps" in shown and shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") > 0  # the cursor is back
+    assert (
+        b"steps" in shown and shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") > 0
+    )  # the cursor is back
 
 
-def test_overwrite_does_not_delete_what_it_would_resume_from(program: Program, tmp_path: Path) -> None:
+def test_overwrite_does_not_delete_what_it_would_resume_from(
+    program: Program, tmp_path: Path
+) -> None:
     assert program(*SMALL, "--epochs", "2", "--checkpoint-every", "1")[0] == 0
     run = tmp_path / "runs" / "simsiam_patterns"
     before = sorted(run.rglob("*"))
@@ -234,7 +324,11 @@ def test_another_programs_folder_is_left_alone(program: Program, tmp_path: Path)
     (theirs / "checkpoints" / "precious.pt").write_text("mine")
     (theirs / "config.yaml").write_text("model: other")
     status, _, err = program(*SMALL, "--overwrite")
-    assert status == 2 and "not a run" in err and (theirs / "checkpoints" / "precious.pt").read_text() == "mine"
+    assert (
+        status == 2
+        and "not a run" in err
+        and (theirs / "checkpoints" / "precious.pt").read_text() == "mine"
+    )
 
 
 def test_few_images_and_four_views_train_to_the_end(program: Program) -> None:
@@ -243,7 +337,9 @@ def test_few_images_and_four_views_train_to_the_end(program: Program) -> None:
 
 
 @pytest.mark.slow("kills at any moment are a quick test")
-def test_a_run_killed_on_its_last_metres_is_finished_by_the_same_command(program: Program, tmp_path: Path) -> None:
+def test_a_run_killed_on_its_last_metres_is_finished_by_the_same_command(
+    program: Program, tmp_path: Path
+) -> None:
     assert program(*SMALL, "--epochs", "2")[0] == 0
     run = tmp_path / "runs" / "simsiam_patterns"
     summary, trained = (run / "summary.json").read_text(), weights(run)

@@ -39,7 +39,9 @@ def begin_stubs(tmp_path: Path, variants: list[str], **statuses: int) -> Started
     (tmp_path / "stub.py").write_text(STUB)
     (tmp_path / "ablation_patterns").mkdir()
     flags = ["ablate", *SMALL, "--variants", *variants, "--save-dir", str(tmp_path)]
-    return Started(run_with_main, [str(tmp_path / "stub.py"), *flags], STATUSES=json.dumps(statuses))
+    return Started(
+        run_with_main, [str(tmp_path / "stub.py"), *flags], STATUSES=json.dumps(statuses)
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -55,7 +57,9 @@ def test_a_signal_to_the_command_is_passed_on_to_its_run_and_no_further_run_begi
     assert not (tmp_path / "ablation_patterns" / "no-predictor.pid").exists()
 
 
-def test_a_run_that_collapses_or_diverges_does_not_keep_the_others_from_being_trained(tmp_path: Path) -> None:
+def test_a_run_that_collapses_or_diverges_does_not_keep_the_others_from_being_trained(
+    tmp_path: Path,
+) -> None:
     variants = ["no-bn", "no-predictor", "baseline"]
     process = begin_stubs(tmp_path, variants, **{"no-bn": 3, "no-predictor": 4, "baseline": 0})
     out, err = process.communicate()
@@ -79,10 +83,21 @@ def test_the_death_of_a_run_is_told_in_one_line(tmp_path: Path) -> None:
     assert "baseline was ended by SIGKILL; the same command goes on" in err
 
 
-@pytest.mark.slow("two fresh starts and a page; what starts, signals and ends runs is tested on stubs")
+@pytest.mark.slow(
+    "two fresh starts and a page; what starts, signals and ends runs is tested on stubs"
+)
 def test_an_ablation_trains_each_variant_and_compares_them(tmp_path: Path) -> None:
     folder = tmp_path / "ablation_patterns"
-    flags = ["--train-images", "100", "--batch-size", "50", "--epochs", "1", "--save-dir", str(tmp_path)]
+    flags = [
+        "--train-images",
+        "100",
+        "--batch-size",
+        "50",
+        "--epochs",
+        "1",
+        "--save-dir",
+        str(tmp_path),
+    ]
     process = start("ablate", *SMALL, *flags, "--variants", "baseline", "no-predictor")
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "") and str(folder / "report" / "index.html") in out
@@ -91,9 +106,21 @@ def test_an_ablation_trains_each_variant_and_compares_them(tmp_path: Path) -> No
     assert "67.7 (table 1)" in page and "0.1 (table 1)" in page
 
 
-@pytest.mark.slow("three fresh starts and a page; signals to an ablation and resuming are quick tests each")
+@pytest.mark.slow(
+    "three fresh starts and a page; signals to an ablation and resuming are quick tests each"
+)
 def test_an_ablation_told_to_stop_saves_and_goes_on_to_the_report(tmp_path: Path) -> None:
-    flags = ["ablate", *SMALL, "--epochs", "5", "--variants", "baseline", "no-predictor", "--save-dir", str(tmp_path)]
+    flags = [
+        "ablate",
+        *SMALL,
+        "--epochs",
+        "5",
+        "--variants",
+        "baseline",
+        "no-predictor",
+        "--save-dir",
+        str(tmp_path),
+    ]
     folder = tmp_path / "ablation_patterns"
     held = tmp_path / "held"
     process = start_with_events_below(tmp_path, {9: [held]}, *flags)
@@ -110,9 +137,13 @@ def test_an_ablation_told_to_stop_saves_and_goes_on_to_the_report(tmp_path: Path
     assert str(folder / "report" / "index.html") in out
 
 
-@pytest.mark.slow("three trainings and a page; that expand_seeds makes a run of each seed is in the quick suite")
+@pytest.mark.slow(
+    "three trainings and a page; that expand_seeds makes a run of each seed is in the quick suite"
+)
 def test_a_run_for_each_seed_is_the_run_of_that_seed(program: Program, tmp_path: Path) -> None:
-    process = start(*SMALL, "--epochs", "2", "--seeds", "3", "4", "--save-dir", str(tmp_path / "runs"))
+    process = start(
+        *SMALL, "--epochs", "2", "--seeds", "3", "4", "--save-dir", str(tmp_path / "runs")
+    )
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "") and "mean of 2 seeds" in out
     folder = tmp_path / "runs" / "simsiam_patterns"
@@ -131,9 +162,20 @@ def test_a_run_for_each_seed_has_its_settings_and_a_folder_of_its_own() -> None:
     assert [run.run_dir for run in runs] == [given.run_dir / "seed_3", given.run_dir / "seed_4"]
 
 
-@pytest.mark.slow("a fresh start of the program; that a run which loses its parent saves is all that is new here")
+@pytest.mark.slow(
+    "a fresh start of the program; that a run which loses its parent saves is all that is new here"
+)
 def test_the_death_of_the_command_stops_its_run(tmp_path: Path) -> None:
-    flags = ["ablate", *SMALL, "--epochs", "5", "--variants", "baseline", "--save-dir", str(tmp_path)]
+    flags = [
+        "ablate",
+        *SMALL,
+        "--epochs",
+        "5",
+        "--variants",
+        "baseline",
+        "--save-dir",
+        str(tmp_path),
+    ]
     held = tmp_path / "held"
     process = start_with_events_below(tmp_path, {9: [held]}, *flags)
     wait_for(process, held.exists)
@@ -143,7 +185,10 @@ def test_the_death_of_the_command_stops_its_run(tmp_path: Path) -> None:
     deadline = time.monotonic() + 240
     while os.path.exists(f"/proc/{child}") and time.monotonic() < deadline:
         time.sleep(0.01)  # between two polls
-    assert "step 9" in process.printed()[1] and "saved: the same command resumes it" in process.printed()[1]
+    assert (
+        "step 9" in process.printed()[1]
+        and "saved: the same command resumes it" in process.printed()[1]
+    )
 
 
 def test_a_run_whose_command_has_died_does_not_begin(tmp_path: Path) -> None:
@@ -152,11 +197,19 @@ def test_a_run_whose_command_has_died_does_not_begin(tmp_path: Path) -> None:
     gone.wait()
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
     where = ("--save-dir", str(tmp_path / "runs"))
-    for launcher, status in ((gone.pid, 143), (zombie.pid, 143), (os.getpid(), 0)):  # the last is a grandparent
+    for launcher, status in (
+        (gone.pid, 143),
+        (zombie.pid, 143),
+        (os.getpid(), 0),
+    ):  # the last is a grandparent
         process = start(*SMALL, *where, "--dry-run", **{launch.PARENT_VARIABLE: str(launcher)})
         _, err = process.communicate()
         assert process.returncode == status, err
-        assert err.count("\n") == ("the command that started this run has ended" in err) == (status == 143)
+        assert (
+            err.count("\n")
+            == ("the command that started this run has ended" in err)
+            == (status == 143)
+        )
     zombie.wait()
 
 
@@ -195,10 +248,21 @@ def test_the_rate_of_a_batch_variant_follows_the_batch() -> None:
 
 
 def test_what_the_paper_says_of_a_run_follows_from_its_settings() -> None:
-    usual = {"stop_grad": True, "predictor": True, "fixed_predictor": False, "constant_predictor_lr": False}
+    usual = {
+        "stop_grad": True,
+        "predictor": True,
+        "fixed_predictor": False,
+        "constant_predictor_lr": False,
+    }
     usual |= {"heads_bn": "paper", "symmetric": True, "batch_size": 512}
-    assert paper_says([usual, usual | {"predictor": False}], usual) == ["67.7 (table 1)", "0.1 (table 1)"]
-    assert paper_says([usual, usual | {"batch_size": 4096}], usual) == ["68.1 (table 2)", "64.0 (table 2)"]
+    assert paper_says([usual, usual | {"predictor": False}], usual) == [
+        "67.7 (table 1)",
+        "0.1 (table 1)",
+    ]
+    assert paper_says([usual, usual | {"batch_size": 4096}], usual) == [
+        "68.1 (table 2)",
+        "64.0 (table 2)",
+    ]
     both = usual | {"predictor": False, "stop_grad": False}
     assert paper_says([usual, both], usual) == ["67.7 (table 1)", None]
     assert paper_says([usual, usual], usual) == [None, None]

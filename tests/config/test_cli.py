@@ -42,13 +42,23 @@ def test_every_flag_of_the_original_is_obeyed() -> None:
     config = parsed(*flags.split())
     o = config.optimizer
     assert (o.epochs, o.batch_size, o.learning_rate, o.weight_decay) == (7, 64, 0.5, 0.001)
-    assert (config.run.model_path, config.monitor.knn_k, config.monitor.knn_t, config.network.in_dim) == (
+    assert (
+        config.run.model_path,
+        config.monitor.knn_k,
+        config.monitor.knn_t,
+        config.network.in_dim,
+    ) == (
         "m.ckpt",
         9,
         0.25,
         512,
     )
-    assert (config.network.h_dim, config.network.out_dim, config.run.seed, config.run_dir) == (33, 44, 5, Path("s/e/v"))
+    assert (config.network.h_dim, config.network.out_dim, config.run.seed, config.run_dir) == (
+        33,
+        44,
+        5,
+        Path("s/e/v"),
+    )
     assert parsed("--ckpt-dir", "c").run.ckpt_dir == "c"
 
 
@@ -63,7 +73,13 @@ def test_the_defaults_are_the_card() -> None:
         2,
     )
     assert (c.batch_size, c.learning_rate, c.momentum, c.weight_decay) == (512, 0.06, 0.9, 5e-4)
-    assert (c.epochs, Pretrain().optimizer.warmup, c.knn_k, c.knn_t, c.views) == (800, 10, 200, 0.1, 2)
+    assert (c.epochs, Pretrain().optimizer.warmup, c.knn_k, c.knn_t, c.views) == (
+        800,
+        10,
+        200,
+        0.1,
+        2,
+    )
     assert (c.crop_scale, c.brightness, c.contrast, c.saturation, c.hue, c.jitter, c.grayscale) == (
         0.2,
         0.4,
@@ -77,7 +93,9 @@ def test_the_defaults_are_the_card() -> None:
 
 def test_pretrain_is_the_command_without_a_word(program: Program) -> None:
     assert COMMANDS["pretrain"] is Pretrain
-    (status, *without), (_, *with_word) = (program(*word, *SMALL, "--dry-run") for word in ((), ("pretrain",)))
+    (status, *without), (_, *with_word) = (
+        program(*word, *SMALL, "--dry-run") for word in ((), ("pretrain",))
+    )
     assert status == 0 and [re.sub(r"about .*", "", text) for text in without] == [
         re.sub(r"about .*", "", text) for text in with_word
     ]
@@ -89,12 +107,29 @@ def test_the_default_warm_up_fits_every_run(epochs: int, warmup: float) -> None:
 
 
 def test_a_config_file_gives_the_settings_and_flags_beside_it_win(tmp_path: Path) -> None:
-    first = parsed("--epochs", "33", "--no-stop-grad", "--knn-t", "0.5", "--train-images", "77", "--save-dir", "a b")
+    first = parsed(
+        "--epochs",
+        "33",
+        "--no-stop-grad",
+        "--knn-t",
+        "0.5",
+        "--train-images",
+        "77",
+        "--save-dir",
+        "a b",
+    )
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump({"command": "pretrain", "settings": settings_to_keep(first), "versions": {}}))
+    file.write_text(
+        yaml.safe_dump({"command": "pretrain", "settings": settings_to_keep(first), "versions": {}})
+    )
     assert settings_to_keep(parsed("--config", str(file))) == settings_to_keep(first)
     changed = parsed(f"--config={file}", "--epochs=44", "--stop-grad")
-    assert (changed.optimizer.epochs, changed.method.stop_grad, changed.monitor.knn_t, changed.data.train_images) == (
+    assert (
+        changed.optimizer.epochs,
+        changed.method.stop_grad,
+        changed.monitor.knn_t,
+        changed.data.train_images,
+    ) == (
         44,
         True,
         0.5,
@@ -103,8 +138,12 @@ def test_a_config_file_gives_the_settings_and_flags_beside_it_win(tmp_path: Path
 
 
 def test_the_rate_follows_the_batch_when_asked_to() -> None:
-    assert parsed("--learning-rate", "auto").optimizer.peak_rate == pytest.approx(0.06)  # the paper's, for 512
-    assert parsed("--learning-rate", "auto", "--batch-size", "4096").optimizer.peak_rate == pytest.approx(0.48)
+    assert parsed("--learning-rate", "auto").optimizer.peak_rate == pytest.approx(
+        0.06
+    )  # the paper's, for 512
+    assert parsed(
+        "--learning-rate", "auto", "--batch-size", "4096"
+    ).optimizer.peak_rate == pytest.approx(0.48)
     assert parsed("--batch-size", "4096").optimizer.peak_rate == 0.06
 
 
@@ -124,7 +163,9 @@ def test_help_is_a_page_with_groups_units_and_defaults(program: Program) -> None
 
 
 def test_a_flag_may_be_written_with_underscores() -> None:
-    assert parsed("--batch_size", "64", "--learning_rate=0.1") == parsed("--batch-size", "64", "--learning-rate", "0.1")
+    assert parsed("--batch_size", "64", "--learning_rate=0.1") == parsed(
+        "--batch-size", "64", "--learning-rate", "0.1"
+    )
 
 
 def test_a_dry_run_tells_and_writes_nothing(program: Program, tmp_path: Path) -> None:
@@ -143,7 +184,11 @@ def test_a_dry_run_tells_and_writes_nothing(program: Program, tmp_path: Path) ->
 def test_a_dry_run_without_the_data_downloads_nothing(program: Program, tmp_path: Path) -> None:
     status, out, err = program("--data-dir", str(tmp_path / "data"), "--dry-run")
     assert (status, err) == (0, "") and not (tmp_path / "data").exists()
-    assert "would be downloaded" in out and "800 epochs of 97 steps" in out and "backbone 11.17 M" in out
+    assert (
+        "would be downloaded" in out
+        and "800 epochs of 97 steps" in out
+        and "backbone 11.17 M" in out
+    )
 
 
 # ---------------------------------------------------------------- bad input: status 2, one line, nothing written
@@ -225,7 +270,10 @@ def test_a_wrong_flag_is_answered_in_one_line(flags: str, program: Program, tmp_
         ("settings: {bogus: 1}", "bogus"),
         ("settings: {epochs: many}", "--epochs"),
         ("settings: {epochs: 0}", "--epochs 0: should be greater than or equal to 1"),
-        ("settings: !!python/object/apply:os.system ['touch HACKED']", "could not determine a constructor"),
+        (
+            "settings: !!python/object/apply:os.system ['touch HACKED']",
+            "could not determine a constructor",
+        ),
         ("settings: [", "--config"),
         ("\x00\xff", "--config"),
     ],
@@ -245,7 +293,12 @@ def test_a_save_dir_that_is_a_file_or_not_writable(program: Program, tmp_path: P
     file.write_text("mine")
     for save_dir in (file, file / "below"):
         status, _, err = program(*SMALL, "--save-dir", str(save_dir))
-        assert status == 2 and "is a file" in err and err.count("\n") == 1 and file.read_text() == "mine"
+        assert (
+            status == 2
+            and "is a file" in err
+            and err.count("\n") == 1
+            and file.read_text() == "mine"
+        )
     status, _, err = program(*SMALL, "--save-dir", "/proc/nowhere")
     assert status == 2 and err.count("\n") == 1
 
@@ -260,7 +313,11 @@ def test_no_run_may_take_the_place_of_our_own_folders(name: str, program: Progra
 
 def test_the_real_program_leaves_with_status_2() -> None:
     done = subprocess.run(
-        [sys.executable, "main.py", "--epochs", "0"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "main.py", "--epochs", "0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
 
@@ -278,7 +335,9 @@ def with_little_memory(args: list[str]) -> int:
 
 def test_too_little_memory_is_answered_in_one_line(tmp_path: Path) -> None:
     few = "--dataset patterns --train-images 2048 --test-images 100 --batch-size 2048 --epochs 1 --accelerator cpu"
-    process = Started(with_little_memory, [*few.split(), "--knn-every", "0", "--save-dir", str(tmp_path)])
+    process = Started(
+        with_little_memory, [*few.split(), "--knn-every", "0", "--save-dir", str(tmp_path)]
+    )
     _, err = process.communicate()
     assert process.returncode == 2 and err.count("\n") == 1, err
     assert "out of memory" in err and "--accumulate" in err

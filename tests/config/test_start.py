@@ -13,16 +13,25 @@ from tests.helpers import ROOT, SMALL
 def modules_after(*args: str) -> set[str]:
     """The packages that main.py has imported when it ends."""
     code = f"import main, sys; main.main({list(args)!r}); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
-    return {"torch", "pytorch_lightning", "lightning_fabric", "torchmetrics"} & set(done.stdout.split())
+    return {"torch", "pytorch_lightning", "lightning_fabric", "torchmetrics"} & set(
+        done.stdout.split()
+    )
 
 
-def test_what_does_not_train_waits_for_no_package_that_it_does_not_need(trained: Path, tmp_path: Path) -> None:
+def test_what_does_not_train_waits_for_no_package_that_it_does_not_need(
+    trained: Path, tmp_path: Path
+) -> None:
     again = [*SMALL, "--epochs", "2", "--save-dir", str(trained.parent), "--exp-name", trained.name]
     assert modules_after(*again) == set()  # it is finished already
     assert modules_after(*again, "--learning-rate", "0.1") == set()
-    assert modules_after("report", str(trained), "--no-pictures", "--output", str(tmp_path / "page")) == set()
+    assert (
+        modules_after("report", str(trained), "--no-pictures", "--output", str(tmp_path / "page"))
+        == set()
+    )
     assert modules_after("knn", str(trained), "--results-dir", str(tmp_path)) == {"torch"}
 
 
@@ -30,7 +39,9 @@ def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs
     bare = [sys.executable, "-S", "main.py", "--help"]  # without the folder of installed packages
     done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
-    assert "is not installed" in done.stderr and f"{sys.executable} -m pip install -r" in done.stderr
+    assert (
+        "is not installed" in done.stderr and f"{sys.executable} -m pip install -r" in done.stderr
+    )
 
 
 WINDOWS = """
@@ -60,5 +71,11 @@ def test_windows_gets_a_sentence_for_the_parts_too() -> None:
 def test_a_signal_after_the_last_line_ends_the_process_without_a_word(word: str, said: int) -> None:
     code = "import atexit, os, runpy, sys; sys.path.insert(0, ''); atexit.register(os.kill, os.getpid(), 15); "
     code += f"sys.argv = ['main.py', {word!r}]; runpy.run_path('main.py', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == -signal.SIGTERM and done.stderr.count("\n") == said and "Traceback" not in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (
+        done.returncode == -signal.SIGTERM
+        and done.stderr.count("\n") == said
+        and "Traceback" not in done.stderr
+    )

@@ -27,8 +27,14 @@ BATCHES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 }
 FORGED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a bomb": (lambda: pickle.dumps(Bomb()), "names posix.system, which is not plain data"),
-    "a bomb among images": (lambda: pickle.dumps({"data": np.zeros(3), "labels": Bomb()}), "not plain data"),
-    "an array of objects": (lambda: pickle.dumps({"data": np.array([Bomb()], dtype=object)}), "not plain data"),
+    "a bomb among images": (
+        lambda: pickle.dumps({"data": np.zeros(3), "labels": Bomb()}),
+        "not plain data",
+    ),
+    "an array of objects": (
+        lambda: pickle.dumps({"data": np.array([Bomb()], dtype=object)}),
+        "not plain data",
+    ),
     "a function by name": (lambda: b"cbuiltins\neval\n.", "not plain data"),
     "a module": (lambda: b"cos\nsystem\n(S'touch HACKED'\ntR.", "not plain data"),
     "other names": (lambda: pickle.dumps({"pixels": 1}), "not readable"),
@@ -49,7 +55,9 @@ def test_a_bad_batch(
     (root / CIFAR_FOLDER / "data_batch_2").write_bytes(content)
     status, out, err = program(*SMALL, "--dataset", "cifar10", "--data-dir", "data")
     assert status == 2 and is_announcement(out) and err.count("\n") == 1 and answer in err
-    assert (root / CIFAR_FOLDER / "data_batch_2").read_bytes() == content and os.listdir(tmp_path) == ["data"]
+    assert (root / CIFAR_FOLDER / "data_batch_2").read_bytes() == content and os.listdir(
+        tmp_path
+    ) == ["data"]
 
 
 @pytest.mark.parametrize("what", FORGED)
@@ -97,7 +105,9 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "an absolute path": (lambda: archive({"/tmp/evil_of_simsiam": b"evil"}), "the download failed"),
     "a link outwards": (
-        lambda: archive({CIFAR_FOLDER: link(CIFAR_FOLDER, "/tmp"), f"{CIFAR_FOLDER}/evil_of_simsiam": b"evil"}),
+        lambda: archive(
+            {CIFAR_FOLDER: link(CIFAR_FOLDER, "/tmp"), f"{CIFAR_FOLDER}/evil_of_simsiam": b"evil"}
+        ),
         "the download failed",
     ),
     "a link for a file": (
@@ -105,7 +115,9 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
         "the download failed",
     ),
     "bombs for batches": (
-        lambda: archive({f"{CIFAR_FOLDER}/{file}": pickle.dumps(Bomb()) for file, _ in CIFAR10.train_list}),
+        lambda: archive(
+            {f"{CIFAR_FOLDER}/{file}": pickle.dumps(Bomb()) for file, _ in CIFAR10.train_list}
+        ),
         "the download failed",
     ),
 }
@@ -120,7 +132,14 @@ def test_a_bad_archive_with_the_right_checksum(
     make, answer = ARCHIVES[what]
     (tmp_path / "archive").write_bytes(make())
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(make()).hexdigest())
-    flags = ["--dataset", "cifar10", "--data-dir", "data", "--data-url", (tmp_path / "archive").as_uri()]
+    flags = [
+        "--dataset",
+        "cifar10",
+        "--data-dir",
+        "data",
+        "--data-url",
+        (tmp_path / "archive").as_uri(),
+    ]
     status, out, err = program(*SMALL, *flags)
     assert status == 2 and is_announcement(out) and err.count("\n") == 1 and answer in err, err
     assert not list(tmp_path.rglob("*evil*")) and not Path("/tmp/evil_of_simsiam").exists()

@@ -40,7 +40,9 @@ def test_statistics_are_those_of_all_pixels(cifar10_dir: Path) -> None:
 def test_a_missing_file_is_named_with_all_that_mends_it(cifar10_dir: Path, tmp_path: Path) -> None:
     root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_3",))
     with pytest.raises(UserError) as error:
-        prepare_dataset(DataOptions("cifar10", str(root), "http://127.0.0.1:9/nothing-there.tar.gz"))
+        prepare_dataset(
+            DataOptions("cifar10", str(root), "http://127.0.0.1:9/nothing-there.tar.gz")
+        )
     message = str(error.value)
     for part in (
         "data_batch_3 is missing",
@@ -51,7 +53,9 @@ def test_a_missing_file_is_named_with_all_that_mends_it(cifar10_dir: Path, tmp_p
     ):
         assert part in message
     assert (
-        "\n" not in message and len(list((root / CIFAR_FOLDER).iterdir())) == 6 and os.listdir(root) == [CIFAR_FOLDER]
+        "\n" not in message
+        and len(list((root / CIFAR_FOLDER).iterdir())) == 6
+        and os.listdir(root) == [CIFAR_FOLDER]
     )
 
 
@@ -71,12 +75,16 @@ def test_a_damaged_file_is_named_and_left_alone(cifar10_dir: Path, tmp_path: Pat
 
 def test_without_data_and_network_nothing_is_left_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="data_batch_1 is missing"):
-        prepare_dataset(DataOptions("cifar10", str(tmp_path / "new"), "http://127.0.0.1:9/nothing-there.tar.gz"))
+        prepare_dataset(
+            DataOptions("cifar10", str(tmp_path / "new"), "http://127.0.0.1:9/nothing-there.tar.gz")
+        )
     assert not (tmp_path / "new").exists()
 
 
 @pytest.fixture
-def mirror(cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+def mirror(
+    cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, list[str]]]:
     """The real files on a loopback server, as an archive whose checksum is taken for the published one."""
     archive = tmp_path / "mirror" / CIFAR10.filename
     archive.parent.mkdir()
@@ -99,23 +107,31 @@ def mirror(cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow("moves 160 MB; one download is a quick test")
-def test_two_processes_at_once_download_once_from_the_mirror(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_two_processes_at_once_download_once_from_the_mirror(
+    mirror: tuple[str, list[str]], tmp_path: Path
+) -> None:
     url, requests = mirror
     root = tmp_path / "data"
     prepare_dataset(DataOptions("cifar10", str(tmp_path / "alone"), url))
     once = len(requests)
     threads = [
-        threading.Thread(target=prepare_dataset, args=(DataOptions("cifar10", str(root), url),)) for _ in range(2)
+        threading.Thread(target=prepare_dataset, args=(DataOptions("cifar10", str(root), url),))
+        for _ in range(2)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(requests) == 2 * once
-    assert os.listdir(root) == [CIFAR_FOLDER] and len(load_dataset(DataOptions("cifar10", str(root)))[0]) == 50_000
+    assert (
+        os.listdir(root) == [CIFAR_FOLDER]
+        and len(load_dataset(DataOptions("cifar10", str(root)))[0]) == 50_000
+    )
 
 
-def test_an_archive_with_another_checksum_is_refused(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_an_archive_with_another_checksum_is_refused(
+    mirror: tuple[str, list[str]], tmp_path: Path
+) -> None:
     url, _ = mirror
     archive = tmp_path / "mirror" / CIFAR10.filename
     archive.write_bytes(archive.read_bytes()[:-1] + b"x")
@@ -131,8 +147,16 @@ def test_an_archive_puts_nothing_but_the_published_files_anywhere(
     url, _ = mirror
     archive, evil = tmp_path / "mirror" / CIFAR10.filename, tmp_path / "evil.txt"
     evil.write_text("evil")
-    with tarfile.open(archive, "r:gz") as old, tarfile.open(tmp_path / "new.tgz", "w:gz", compresslevel=0) as new:
-        for name in ("../evil.txt", "../../evil.txt", str(tmp_path / "data" / "evil.txt"), f"{CIFAR_FOLDER}/evil.txt"):
+    with (
+        tarfile.open(archive, "r:gz") as old,
+        tarfile.open(tmp_path / "new.tgz", "w:gz", compresslevel=0) as new,
+    ):
+        for name in (
+            "../evil.txt",
+            "../../evil.txt",
+            str(tmp_path / "data" / "evil.txt"),
+            f"{CIFAR_FOLDER}/evil.txt",
+        ):
             new.add(evil, name)
         for member in old.getmembers():
             new.addfile(member, old.extractfile(member))
@@ -140,10 +164,15 @@ def test_an_archive_puts_nothing_but_the_published_files_anywhere(
     os.replace(tmp_path / "new.tgz", archive)
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     prepare_dataset(DataOptions("cifar10", str(tmp_path / "data"), url))
-    assert not list(tmp_path.rglob("evil.txt")) and len(list((tmp_path / "data" / CIFAR_FOLDER).iterdir())) == 7
+    assert (
+        not list(tmp_path.rglob("evil.txt"))
+        and len(list((tmp_path / "data" / CIFAR_FOLDER).iterdir())) == 7
+    )
 
 
-def test_a_download_leaves_the_published_files_and_nothing_else(mirror: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_a_download_leaves_the_published_files_and_nothing_else(
+    mirror: tuple[str, list[str]], tmp_path: Path
+) -> None:
     root = tmp_path / "data"
     prepare_dataset(DataOptions("cifar10", str(root), mirror[0]))
     assert os.listdir(root) == [CIFAR_FOLDER] and len(list((root / CIFAR_FOLDER).iterdir())) == 7
@@ -153,7 +182,9 @@ def test_a_download_leaves_the_published_files_and_nothing_else(mirror: tuple[st
 def test_a_pickle_of_plain_data_is_read(protocol: int, tmp_path: Path) -> None:
     content = {"labels": [1, 2], "name": "x", "more": (1.5, None, b"y")}
     if protocol < 3:
-        content.pop("more")  # bytes, which Python of today writes in words that CIFAR's files do not use
+        content.pop(
+            "more"
+        )  # bytes, which Python of today writes in words that CIFAR's files do not use
     (tmp_path / "a").write_bytes(pickle.dumps(content, protocol))
     assert read_plain_pickle(tmp_path / "a") == content
 

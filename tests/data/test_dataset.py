@@ -19,7 +19,11 @@ from utils.errors import UserError
 
 def test_the_options_name_the_data_sets_that_there_are() -> None:
     assert set(get_args(Dataset)) == DATASETS.keys()
-    assert DATASETS.keys() - set(OWN) == {"cifar10", "cifar100", "patterns"}  # of all others a run keeps the folder
+    assert DATASETS.keys() - set(OWN) == {
+        "cifar10",
+        "cifar100",
+        "patterns",
+    }  # of all others a run keeps the folder
     with pytest.raises(UserError, match=r"--dataset mnist: should be 'cifar10', .*'arrays'"):
         make_options(dataset="mnist")
 
@@ -49,9 +53,14 @@ def test_a_pair_of_numbers_is_a_range() -> None:
         assert options.pixel_range == "0:4095" and options.pixel_limits == (0, 4095)
 
 
-def test_placeholders_are_as_many_as_the_images_will_be(cifar10_dir: Path, photos: Path, tmp_path: Path) -> None:
+def test_placeholders_are_as_many_as_the_images_will_be(
+    cifar10_dir: Path, photos: Path, tmp_path: Path
+) -> None:
     for name, classes in (("cifar10", 10), ("cifar100", 100)):
-        train, test = make_placeholders(DataOptions(name, str(tmp_path), train_images=60)) or ((), ())
+        train, test = make_placeholders(DataOptions(name, str(tmp_path), train_images=60)) or (
+            (),
+            (),
+        )
         assert (len(train), len(test), len(train.classes), train.side) == (60, 10_000, classes, 32)
     train, test = make_placeholders(DataOptions("folder", str(photos), image_size=112)) or ((), ())
     assert (len(train), len(test), len(train.classes), train.side) == (200, 60, 10, 128)
@@ -60,7 +69,9 @@ def test_placeholders_are_as_many_as_the_images_will_be(cifar10_dir: Path, photo
         make_placeholders(DataOptions("cifar10", str(tmp_path), train_images=50_001))
 
 
-def test_statistics_of_many_images_are_those_of_some_spread_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_many_images_are_those_of_some_spread_evenly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     images = make_patterns(1000)[0]
     exact = channel_statistics(images)
     monkeypatch.setattr("simsiam.data.dataset.STATISTICS_BYTES", 100 * 3 * 32 * 32)
@@ -76,7 +87,13 @@ def test_free_memory_is_a_part_of_the_machines() -> None:
 def test_images_that_do_not_fit_stay_on_disk(photos: Path, tmp_path: Path) -> None:
     spec = DataOptions("folder", str(photos), image_size=32, cache_dir=str(tmp_path / "cache"))
     prepare_dataset(spec)
-    stays, comes = (place_on_device(load_dataset(spec), torch.device("cpu"), gib)[0] for gib in (0, 1))
-    assert stays.on_disk and not comes.on_disk and stays.images.data_ptr() != comes.images.data_ptr()
+    stays, comes = (
+        place_on_device(load_dataset(spec), torch.device("cpu"), gib)[0] for gib in (0, 1)
+    )
+    assert (
+        stays.on_disk and not comes.on_disk and stays.images.data_ptr() != comes.images.data_ptr()
+    )
     places = torch.tensor([3, 199, 0, 3])
-    assert torch.equal(stays.at(places), comes.at(places)) and torch.equal(stays.images, comes.images)
+    assert torch.equal(stays.at(places), comes.at(places)) and torch.equal(
+        stays.images, comes.images
+    )

@@ -69,7 +69,9 @@ def test_a_dry_run_counts_held_out_images(options: dict[str, DataOptions], tmp_p
 def test_the_held_out_images_depend_on_no_seed() -> None:
     found = []
     for seed in (0, 7):
-        data = ViewsDataModule("patterns", train_images=200, held_out_images=50, batch_size=10, seed=seed)
+        data = ViewsDataModule(
+            "patterns", train_images=200, held_out_images=50, batch_size=10, seed=seed
+        )
         data.setup()
         found.append(data.test.images)
     assert torch.equal(*found)
@@ -96,7 +98,9 @@ def test_each_class_is_held_out_by_its_share() -> None:
         ("--held-out 50", "it is called --held-out-images here"),
     ],
 )
-def test_impossible_numbers_are_refused_in_a_line(flags: str, message: str, program: Program, tmp_path: Path) -> None:
+def test_impossible_numbers_are_refused_in_a_line(
+    flags: str, message: str, program: Program, tmp_path: Path
+) -> None:
     given = ["--dataset", "patterns", "--train-images", "200", *flags.split()]
     status, _, err = program(*given)
     assert status == 2 and message in err and err.count("\n") == 1
@@ -134,7 +138,9 @@ def test_a_killed_run_on_held_out_images_resumes_exactly(tmp_path: Path) -> None
     flags = [*FLAGS, "--held-out-images", "50", "--epochs", "4", "--checkpoint-every", "1"]
     flags += ["--conv-init", "torch", "--predictor-lr-scale", "0.5", "--save-dir", str(tmp_path)]
     start(*flags, "--exp-name", "whole").communicate()
-    killed = start_with_events({8: ["SIGKILL"]}, *flags, "--exp-name", "killed")  # of three steps an epoch
+    killed = start_with_events(
+        {8: ["SIGKILL"]}, *flags, "--exp-name", "killed"
+    )  # of three steps an epoch
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
     out, _ = start(*flags, "--exp-name", "killed").communicate()

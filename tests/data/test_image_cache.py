@@ -65,7 +65,9 @@ def test_images_are_those_of_their_files_and_are_decoded_once(tmp_path: Path, sa
     assert f"decoded {len(files)} images" in said()
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
     decode(tmp_path, files)
-    assert said() == "" and before == {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
+    assert said() == "" and before == {
+        file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()
+    }
     assert sorted(before) == FILES
 
 
@@ -77,13 +79,18 @@ def test_the_manifest_says_what_each_image_is_of(tmp_path: Path) -> None:
     state = (tmp_path / "photos" / files[2]).stat()
     assert manifest["side"] == 8 and manifest["labels"] == [0, 1, 2]
     assert manifest["sources"][2] == ["0002.png", state.st_size, state.st_mtime_ns]
-    assert done[2] == hashlib.sha256((tmp_path / "photos" / files[2]).read_bytes()).hexdigest() and len(done) == 3
+    assert (
+        done[2] == hashlib.sha256((tmp_path / "photos" / files[2]).read_bytes()).hexdigest()
+        and len(done) == 3
+    )
 
 
 def test_the_digest_is_of_names_and_contents_wherever_the_folder_lies(tmp_path: Path) -> None:
     files = photos(tmp_path / "photos", 3)
     decode(tmp_path, files)
-    hashes = [hashlib.sha256((tmp_path / "photos" / file).read_bytes()).hexdigest() for file in files]
+    hashes = [
+        hashlib.sha256((tmp_path / "photos" / file).read_bytes()).hexdigest() for file in files
+    ]
     lines = "\n".join(f"{file} {content}" for file, content in zip(files, hashes, strict=True))
     digest = open_cache(tmp_path / "cache")[0].digest
     assert digest == hashlib.sha256(lines.encode()).hexdigest()[:16]
@@ -91,11 +98,15 @@ def test_the_digest_is_of_names_and_contents_wherever_the_folder_lies(tmp_path: 
     decode_images(tmp_path / "other", tmp_path / "moved", files, 16, facts(files))
     assert open_cache(tmp_path / "other")[0].digest == digest
     (tmp_path / "moved" / files[0]).rename(tmp_path / "moved" / "a.png")
-    decode_images(tmp_path / "other", tmp_path / "moved", [Path("a.png"), *files[1:]], 16, facts(files))
+    decode_images(
+        tmp_path / "other", tmp_path / "moved", [Path("a.png"), *files[1:]], 16, facts(files)
+    )
     assert open_cache(tmp_path / "other")[0].digest != digest
 
 
-@pytest.mark.parametrize("change", ["one is another", "one is new", "one is gone", "touched", "another side"])
+@pytest.mark.parametrize(
+    "change", ["one is another", "one is new", "one is gone", "touched", "another side"]
+)
 def test_what_changes_is_noticed(change: str, tmp_path: Path, said: Said) -> None:
     files = photos(tmp_path / "photos", 20)
     decode(tmp_path, files)
@@ -141,7 +152,9 @@ def test_bad_images_are_listed_and_tried_again(tmp_path: Path) -> None:
     assert len(decode(tmp_path, files)) == 2
 
 
-def test_a_bad_file_that_can_be_read_now_is_noticed_though_size_and_time_are_the_same(tmp_path: Path) -> None:
+def test_a_bad_file_that_can_be_read_now_is_noticed_though_size_and_time_are_the_same(
+    tmp_path: Path,
+) -> None:
     """As after a chmod."""
     files = photos(tmp_path / "photos", 3)
     one = tmp_path / "photos" / files[1]
@@ -171,7 +184,9 @@ def start(tmp_path: Path) -> Started:
 def noise(tmp_path: Path, n: int = 600) -> list[Path]:
     """Equal images; more than are decoded together, unless fewer are asked for."""
     (tmp_path / "photos").mkdir()
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    )
     image.save(tmp_path / "photos" / "0000.png", compress_level=1)
     for i in range(1, n):
         os.link(tmp_path / "photos" / "0000.png", tmp_path / "photos" / f"{i:04d}.png")
@@ -205,13 +220,21 @@ def test_a_killed_decoding_goes_on_and_two_at_once_make_one_cache(tmp_path: Path
     with lock_folder(tmp_path / "cache", ""):  # until both are waiting
         both = [start(tmp_path), start(tmp_path)]
         for process in both:
-            wait_for(process, lambda process=process: "another process is decoding" in process.printed()[0])
+            wait_for(
+                process,
+                lambda process=process: "another process is decoding" in process.printed()[0],
+            )
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     out = "".join(text for text, _ in said)
-    assert out.count("512 of 600 images are decoded already") == 1 and out.count("decoded 600 images") == 1
+    assert (
+        out.count("512 of 600 images are decoded already") == 1
+        and out.count("decoded 600 images") == 1
+    )
     images = open_cache(tmp_path / "cache")[0].images
-    assert len(images) == 600 and bool((images == read_image(tmp_path / "photos" / files[0], 48)).all())
+    assert len(images) == 600 and bool(
+        (images == read_image(tmp_path / "photos" / files[0], 48)).all()
+    )
 
 
 @pytest.mark.slow("decodes 600 images; what changes without a kill is a quick test")
@@ -225,7 +248,9 @@ def test_what_changed_after_a_kill_is_not_taken_for_decoded(tmp_path: Path) -> N
     assert torch.equal(images[5], read_image(tmp_path / "photos" / files[5], 48))
 
 
-@pytest.mark.parametrize("damage", ["cut short", "gone", "manifest is empty", "manifest is nonsense"])
+@pytest.mark.parametrize(
+    "damage", ["cut short", "gone", "manifest is empty", "manifest is nonsense"]
+)
 def test_a_damaged_cache_is_noticed_and_made_anew(damage: str, tmp_path: Path, said: Said) -> None:
     files = photos(tmp_path / "photos", 30)
     good = decode(tmp_path, files).clone()
@@ -249,7 +274,10 @@ def test_a_line_that_was_cut_off_is_decoded_again(tmp_path: Path, said: Said) ->
     whole = manifest.read_text()
     os.truncate(manifest, len(whole) - 100)  # one line and a part of another
     said()
-    assert torch.equal(decode(tmp_path, files), good) and "28 of 30 images are decoded already" in said()
+    assert (
+        torch.equal(decode(tmp_path, files), good)
+        and "28 of 30 images are decoded already" in said()
+    )
     assert manifest.read_text() == whole
 
 
@@ -274,4 +302,6 @@ def test_a_disk_that_fills_up_is_answered_in_one_line(tmp_path: Path) -> None:
     noise(tmp_path, 300)
     process = Started(decode_without_room, [str(tmp_path / "cache"), str(tmp_path / "photos")])
     out, err = process.communicate()
-    assert process.returncode == 0 and "File too large: mend that, or give another --cache-dir" in out, out + err
+    assert (
+        process.returncode == 0 and "File too large: mend that, or give another --cache-dir" in out
+    ), out + err

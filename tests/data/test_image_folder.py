@@ -35,11 +35,15 @@ from tests.helpers import (
 # ---------------------------------------------------------------- the same images are the same data set
 
 
-@pytest.mark.slow("writes and trains on 5,000 images three times; the golden of a streamed folder is a quick test")
+@pytest.mark.slow(
+    "writes and trains on 5,000 images three times; the golden of a streamed folder is a quick test"
+)
 def test_5000_real_images_as_files_train_as_the_same_images_as_arrays(
     cifar10_dir: Path, own: Program, program: Program, tmp_path: Path
 ) -> None:
-    splits = load_dataset(DataOptions("cifar10", str(cifar10_dir), train_images=4000, test_images=1000))
+    splits = load_dataset(
+        DataOptions("cifar10", str(cifar10_dir), train_images=4000, test_images=1000)
+    )
     ordered = []
     for images in splits:  # by class, as files are
         order = sorted(range(len(images)), key=lambda i, of=images: (of.classes[of.labels[i]], i))
@@ -47,7 +51,10 @@ def test_5000_real_images_as_files_train_as_the_same_images_as_arrays(
     arrays: dict[str, Any] = {"classes": np.array(ordered[0].classes)}
     for split, name, images in zip(("train", "val"), ("train", "test"), ordered, strict=True):
         write_images(tmp_path / "png", images, split=split)
-        arrays |= {f"x_{name}": images.images.permute(0, 2, 3, 1).numpy(), f"y_{name}": images.labels.numpy()}
+        arrays |= {
+            f"x_{name}": images.images.permute(0, 2, 3, 1).numpy(),
+            f"y_{name}": images.labels.numpy(),
+        }
     np.savez(tmp_path / "x.npz", **arrays)
     few = ("--batch-size", "500")
     assert own(tmp_path / "png", *few, "--exp-name", "files")[0] == 0
@@ -59,8 +66,20 @@ def test_5000_real_images_as_files_train_as_the_same_images_as_arrays(
     assert same_weights(runs[0], runs[1]) and same_weights(runs[0], runs[2])
 
 
-def test_a_streamed_run_cut_off_in_the_middle_of_an_epoch_ends_as_one_left_alone(photos: Path, tmp_path: Path) -> None:
-    flags = [*TINY, "--dataset", "folder", "--data-dir", str(photos), "--image-size", "32", "--data-memory", "0"]
+def test_a_streamed_run_cut_off_in_the_middle_of_an_epoch_ends_as_one_left_alone(
+    photos: Path, tmp_path: Path
+) -> None:
+    flags = [
+        *TINY,
+        "--dataset",
+        "folder",
+        "--data-dir",
+        str(photos),
+        "--image-size",
+        "32",
+        "--data-memory",
+        "0",
+    ]
     flags += [
         "--cache-dir",
         str(tmp_path / "cache"),
@@ -76,9 +95,16 @@ def test_a_streamed_run_cut_off_in_the_middle_of_an_epoch_ends_as_one_left_alone
     flags += ["--save-dir", str(tmp_path / "runs")]
 
     alone = start(*flags, "--exp-name", "alone")
-    cut = start_with_events({9: ["SIGTERM"]}, *flags, "--exp-name", "cut")  # waits for the decoding, or finds it
+    cut = start_with_events(
+        {9: ["SIGTERM"]}, *flags, "--exp-name", "cut"
+    )  # waits for the decoding, or finds it
     _, err = cut.communicate()
-    assert cut.returncode == 143 and err.count("\n") == 1 and "in epoch 2, step 9" in err and "saved" in err
+    assert (
+        cut.returncode == 143
+        and err.count("\n") == 1
+        and "in epoch 2, step 9" in err
+        and "saved" in err
+    )
     assert alone.communicate()[1] == ""
     out, err = start(*flags, "--exp-name", "cut").communicate()
     assert err == "" and "resumed from" in out
@@ -115,7 +141,15 @@ def test_images_several_times_larger_than_the_memory_train_within_it(tmp_path: P
     images = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, (n, 3, 512, 512))
     images[:] = np.random.default_rng(0).integers(0, 256, (3, 512, 512), dtype=np.uint8)
     images.flush()
-    command = [sys.executable, "-W", "ignore", "-c", LIMITED, str(tmp_path / "images.npy"), str(room)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        LIMITED,
+        str(tmp_path / "images.npy"),
+        str(room),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert images.nbytes > 3.7 * room
@@ -124,7 +158,9 @@ def test_images_several_times_larger_than_the_memory_train_within_it(tmp_path: P
 # ---------------------------------------------------------------- layouts
 
 
-def test_without_labels_a_run_goes_to_its_end_and_says_that_knn_is_off(own: Program, tmp_path: Path) -> None:
+def test_without_labels_a_run_goes_to_its_end_and_says_that_knn_is_off(
+    own: Program, tmp_path: Path
+) -> None:
     write_images(tmp_path / "flat", patterns(60), "é {i}.png")
     status, out, err = own(tmp_path / "flat")
     assert (status, err) == (0, "") and "no labels: kNN is off" in out and "0 classes" in out
@@ -142,33 +178,54 @@ def test_without_labels_a_run_goes_to_its_end_and_says_that_knn_is_off(own: Prog
         ("train/one class/{i}.png", "one class only: kNN is off"),
     ],
 )
-def test_each_layout_is_known_and_what_it_lacks_is_said(layout: str, said: str, own: Program, tmp_path: Path) -> None:
+def test_each_layout_is_known_and_what_it_lacks_is_said(
+    layout: str, said: str, own: Program, tmp_path: Path
+) -> None:
     write_images(tmp_path / "photos", patterns(20), layout)
     status, out, err = own(tmp_path / "photos", "--batch-size", "10", "--dry-run")
     assert (status, err) == (0, "") and said in out and "20 images would be decoded" in out
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
 
 
-def test_images_beside_classes_have_no_labels_and_that_is_said(own: Program, tmp_path: Path) -> None:
+def test_images_beside_classes_have_no_labels_and_that_is_said(
+    own: Program, tmp_path: Path
+) -> None:
     write_images(tmp_path, patterns(20))
     picture().save(tmp_path / "train" / "loose.png")
     status, out, _ = own(tmp_path, "--batch-size", "10", "--dry-run")
-    assert status == 0 and "1 of 21 images lie in no class's folder" in out and "no labels: kNN is off" in out
+    assert (
+        status == 0
+        and "1 of 21 images lie in no class's folder" in out
+        and "no labels: kNN is off" in out
+    )
 
 
-def test_a_part_of_a_folder_is_spread_over_its_classes(photos: Path, own: Program, tmp_path: Path) -> None:
+def test_a_part_of_a_folder_is_spread_over_its_classes(
+    photos: Path, own: Program, tmp_path: Path
+) -> None:
     status, out, _ = own(photos, "--train-images", "100", "--test-images", "30")
     assert status == 0 and "100 train and 30 test images, 10 classes" in out
-    train, test = load_dataset(DataOptions("folder", str(photos), None, 100, 30, 32, str(tmp_path / "cache")))
-    assert train.labels.bincount().tolist() == [10] * 10 and test.labels.bincount().tolist() == [3] * 10
+    train, test = load_dataset(
+        DataOptions("folder", str(photos), None, 100, 30, 32, str(tmp_path / "cache"))
+    )
+    assert (
+        train.labels.bincount().tolist() == [10] * 10
+        and test.labels.bincount().tolist() == [3] * 10
+    )
 
 
-def test_large_images_are_stored_with_a_margin_and_take_the_imagenet_stem(own: Program, tmp_path: Path) -> None:
+def test_large_images_are_stored_with_a_margin_and_take_the_imagenet_stem(
+    own: Program, tmp_path: Path
+) -> None:
     for i in range(12):
         (tmp_path / "train" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         picture((150, 130)).rotate(10 * i).save(tmp_path / "train" / "ab"[i % 2] / f"{i}.jpg")
     status, out, err = own(tmp_path, "--image-size", "96", "--batch-size", "4")
-    assert (status, err) == (0, "") and "96 x 96 pixels from 110 x 110" in out and "imagenet stem" in out
+    assert (
+        (status, err) == (0, "")
+        and "96 x 96 pixels from 110 x 110" in out
+        and "imagenet stem" in out
+    )
     from simsiam import load_backbone
 
     backbone = load_backbone(tmp_path / "runs" / "simsiam_folder")
@@ -179,18 +236,32 @@ def test_large_images_are_stored_with_a_margin_and_take_the_imagenet_stem(own: P
 
 
 @pytest.mark.parametrize(
-    "command", ["knn", "linear", "linear --augment --epochs 1", "finetune --epochs 1", "embed", "neighbours", "export"]
+    "command",
+    [
+        "knn",
+        "linear",
+        "linear --augment --epochs 1",
+        "finetune --epochs 1",
+        "embed",
+        "neighbours",
+        "export",
+    ],
 )
 @pytest.mark.parametrize(
     "memory",
-    [["--data-memory", "0"], pytest.param([], marks=pytest.mark.slow("as from the disk, in the case beside it"))],
+    [
+        ["--data-memory", "0"],
+        pytest.param([], marks=pytest.mark.slow("as from the disk, in the case beside it")),
+    ],
 )
 def test_each_command_finds_the_images_of_the_run(
     command: str, memory: list[str], own_run: Path, program: Program, tmp_path: Path
 ) -> None:
     results = ["--results-dir", str(tmp_path / "results"), *memory]
     status, out, err = program(*command.split(), "--checkpoint", str(own_run), *results)
-    told = "260 images" if command.startswith("embed") else "200 train and 60 test images, 10 classes"
+    told = (
+        "260 images" if command.startswith("embed") else "200 train and 60 test images, 10 classes"
+    )
     assert (status, err) == (0, "") and told in out and "decoded" not in out
 
 
@@ -199,7 +270,14 @@ def test_of_images_without_labels_each_command_does_what_can_be_done(
     command: str, own_run: Path, program: Program, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "flat", patterns(30), "{i}.png")
-    given = ["--dataset", "folder", "--data-dir", str(tmp_path / "flat"), "--cache-dir", str(tmp_path / "cache")]
+    given = [
+        "--dataset",
+        "folder",
+        "--data-dir",
+        str(tmp_path / "flat"),
+        "--cache-dir",
+        str(tmp_path / "cache"),
+    ]
     given += ["--results-dir", str(tmp_path / "results")]
     status, out, err = program(command, "--checkpoint", str(own_run), *given)
     if command in ("knn", "linear", "finetune"):
@@ -253,7 +331,14 @@ def test_a_class_without_permission_is_named() -> None:
         Path(where).chmod(0o777)
         write_images(Path(where, "photos"), patterns(20))
         Path(where, "photos", "train", "zigzag").chmod(0)
-        flags = ["--dataset", "folder", "--data-dir", f"{where}/photos", "--cache-dir", f"{where}/cache"]
+        flags = [
+            "--dataset",
+            "folder",
+            "--data-dir",
+            f"{where}/photos",
+            "--cache-dir",
+            f"{where}/cache",
+        ]
         flags += ["--image-size", "32", "--save-dir", f"{where}/runs", *TINY, "--batch-size", "10"]
         process = Started(as_nobody, flags)
         _, err = process.communicate()
@@ -273,7 +358,11 @@ def test_bad_images_are_left_out_if_asked_and_counted(own: Program, tmp_path: Pa
     write_images(tmp_path / "photos", patterns(20))
     bad = bad_folder(tmp_path / "photos" / "train" / "dots")
     status, out, err = own(tmp_path / "photos", "--batch-size", "10", "--skip-bad-images")
-    assert (status, err) == (0, "") and f"left out: {len(bad)} of {21 + len(bad)}" in out and "21 train" in out
+    assert (
+        (status, err) == (0, "")
+        and f"left out: {len(bad)} of {21 + len(bad)}" in out
+        and "21 train" in out
+    )
 
 
 def test_a_run_does_not_go_on_with_other_images(own: Program, tmp_path: Path) -> None:

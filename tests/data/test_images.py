@@ -22,11 +22,15 @@ def saved(image: Image.Image, path: Path, **options: object) -> torch.Tensor:
     return read_image(path, 40).float()
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "jp2", "jpg", "jfif", "webp", "avif"])
+@pytest.mark.parametrize(
+    "suffix", ["png", "bmp", "tif", "ppm", "jp2", "jpg", "jfif", "webp", "avif"]
+)
 def test_every_format_gives_the_same_picture(suffix: str, tmp_path: Path) -> None:
     options = {"quality": 95} if suffix in ("jpg", "jfif", "webp", "avif") else {}
     found = saved(picture(), tmp_path / f"a.{suffix}", **options)
-    expected = torch.from_numpy(np.array(picture())[:, 4:44].copy()).permute(2, 0, 1).float()  # the central square
+    expected = (
+        torch.from_numpy(np.array(picture())[:, 4:44].copy()).permute(2, 0, 1).float()
+    )  # the central square
     assert found.shape == (3, 40, 40)
     assert (found - expected).abs().max() <= (6 if options else 0)
 
@@ -40,7 +44,9 @@ def test_an_image_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
 def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
     for mode in ("L", "1", "LA"):
         found = saved(picture().convert("L").convert(mode), tmp_path / f"{mode}.png")
-        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and found.std() > 10
+        assert (
+            torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and found.std() > 10
+        )
 
 
 def test_sixteen_bits_are_scaled_not_cut_off(tmp_path: Path) -> None:
@@ -133,18 +139,35 @@ def test_a_heic_image_under_another_name_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
-    for name in ("b/2 é.png", "b/1.PNG", "a/x/deep.jpg", "top.webp", "c/notes.txt", ".hidden/a.png", "a/.b.png"):
+    for name in (
+        "b/2 é.png",
+        "b/1.PNG",
+        "a/x/deep.jpg",
+        "top.webp",
+        "c/notes.txt",
+        ".hidden/a.png",
+        "a/.b.png",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         picture().save(tmp_path / name, "PNG" if name.endswith("txt") else None)
     folder = ImageFolder(tmp_path)
-    assert [str(file) for file in folder.files] == ["a/x/deep.jpg", "b/1.PNG", "b/2 é.png", "top.webp"]
+    assert [str(file) for file in folder.files] == [
+        "a/x/deep.jpg",
+        "b/1.PNG",
+        "b/2 é.png",
+        "top.webp",
+    ]
     assert folder.classes == ("a", "b") and folder.labels.tolist() == [0, 1, 1, -1]
     assert [chunk.shape for chunk in folder.read(8)] == [(4, 3, 8, 8)]
 
 
-def test_bad_images_are_counted_and_named_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_images_are_counted_and_named_or_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bad = bad_folder(tmp_path)
-    with pytest.raises(UserError, match=rf"{len(bad)} of {len(bad) + 1} images .*--skip-bad-images") as error:
+    with pytest.raises(
+        UserError, match=rf"{len(bad)} of {len(bad) + 1} images .*--skip-bad-images"
+    ) as error:
         list(ImageFolder(tmp_path).read(8))
     assert "dangling.png (No such file" in str(error.value) and "\n" not in str(error.value)
     folder = ImageFolder(tmp_path)
@@ -159,12 +182,17 @@ def test_each_bad_image_says_why(number: int, tmp_path: Path) -> None:
     for file in tmp_path.iterdir():
         if file.name != name and not file.is_dir():
             file.unlink()
-    for skip in (False, True):  # of a folder without a single good image nothing is left to go on with
+    for skip in (
+        False,
+        True,
+    ):  # of a folder without a single good image nothing is left to go on with
         with pytest.raises(UserError, match=rf"1 of 1 images .*{name} \(.*{why}"):
             list(ImageFolder(tmp_path).read(8, skip_bad=skip))
 
 
-@pytest.mark.parametrize("limit", [900, 1900])  # of 1920: Pillow itself refuses twice its limit, and warns below that
+@pytest.mark.parametrize(
+    "limit", [900, 1900]
+)  # of 1920: Pillow itself refuses twice its limit, and warns below that
 @pytest.mark.filterwarnings("ignore:Image size")
 def test_an_image_that_would_fill_the_memory_is_not_decoded(
     limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -30,7 +30,9 @@ def test_all_suffixes_of_formats_that_are_read_count(tmp_path: Path) -> None:
 def test_other_suffixes_are_counted_and_named(tmp_path: Path) -> None:
     names = [f"a/{i}.heic" for i in range(3)] + ["a/x.txt", "a/no suffix"]
     skipped = put(tmp_path, "a/0.png", *names).describe_skipped()
-    assert skipped == ("3 .heic (not a format that is read here: convert them), 1 without a suffix, 1 .txt")
+    assert skipped == (
+        "3 .heic (not a format that is read here: convert them), 1 without a suffix, 1 .txt"
+    )
 
 
 def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:

@@ -28,7 +28,11 @@ def test_every_order_of_the_axes_is_the_same_picture(tmp_path: Path) -> None:
     grey, _ = read(tmp_path, x_train=X[..., 0])
     assert all(torch.equal(grey.images[:][:, c], torch.from_numpy(X[..., 0])) for c in range(3))
     classes = np.array(["a", "b", "c", "d"])  # of the last one there is no image
-    assert read(tmp_path, x_train=X, y_train=Y[:, None], classes=classes)[0].classes == ("a", "b", "c")
+    assert read(tmp_path, x_train=X, y_train=Y[:, None], classes=classes)[0].classes == (
+        "a",
+        "b",
+        "c",
+    )
 
 
 def test_the_names_of_medmnist_are_known_and_the_split_is_named(
@@ -85,8 +89,14 @@ def test_names_belong_to_the_numbers_of_the_labels(tmp_path: Path) -> None:
 def test_what_arrays_lack_is_said(tmp_path: Path) -> None:
     assert why_no_knn(*read(tmp_path, x_train=X)) == "no labels"
     assert why_no_knn(*read(tmp_path, x_train=X, y_train=Y)) == "no test images"
-    assert why_no_knn(*read(tmp_path, x_train=X, y_train=Y, x_test=X)) == "no labels of the test images"
-    assert why_no_knn(*read(tmp_path, x_train=X, y_train=0 * Y, x_test=X, y_test=0 * Y)) == "one class only"
+    assert (
+        why_no_knn(*read(tmp_path, x_train=X, y_train=Y, x_test=X))
+        == "no labels of the test images"
+    )
+    assert (
+        why_no_knn(*read(tmp_path, x_train=X, y_train=0 * Y, x_test=X, y_test=0 * Y))
+        == "one class only"
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,12 +113,17 @@ def test_what_arrays_lack_is_said(tmp_path: Path) -> None:
         ({"x_train": X, "y_train": Y - 1}, "count from 0"),
         ({"x_train": X, "y_train": Y, "classes": np.array(["a"])}, "1 names"),
         ({"x_train": X, "y_train": Y, "classes": np.arange(3)}, "names are text"),
-        ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 1}, "label .* of y_test is not in y_train"),
+        (
+            {"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 1},
+            "label .* of y_test is not in y_train",
+        ),
         ({"x_train": X, "x_test": X[:, :8, :8]}, "x_test 8"),
         ({"x_train": np.array([X, None], dtype=object)}, "plain arrays"),
     ],
 )
-def test_bad_arrays_are_answered_in_one_line(arrays: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_bad_arrays_are_answered_in_one_line(
+    arrays: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=said) as error:
         read(tmp_path, **arrays)
     assert "\n" not in str(error.value)
@@ -125,7 +140,9 @@ def test_what_is_no_npz_is_said(content: bytes | None, program: Program, tmp_pat
     assert program(*TINY, "--dataset", "arrays", "--data-dir", str(tmp_path))[0] == 2
 
 
-def test_views_larger_than_the_images_are_refused_and_smaller_ones_are_crops(program: Program, tmp_path: Path) -> None:
+def test_views_larger_than_the_images_are_refused_and_smaller_ones_are_crops(
+    program: Program, tmp_path: Path
+) -> None:
     np.savez(tmp_path / "x.npz", x_train=X)
     given = ("--dataset", "arrays", "--data-dir", str(tmp_path / "x.npz"), "--batch-size", "10")
     status, _, err = program(*TINY, *given, "--image-size", "32")

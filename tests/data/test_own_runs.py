@@ -37,7 +37,9 @@ def test_a_finished_run_on_another_folder_is_not_taken_for_this_one(
 ) -> None:
     assert own(photos)[0] == 0 and "finished already" in own(photos)[1]
     status, _, err = own(others)
-    assert status == 2 and err.count("\n") == 1 and f"a finished run on the images in {photos}" in err
+    assert (
+        status == 2 and err.count("\n") == 1 and f"a finished run on the images in {photos}" in err
+    )
 
 
 def test_no_run_goes_on_from_a_checkpoint_of_other_images(
@@ -61,8 +63,14 @@ def test_a_report_tells_runs_on_different_images_apart(
     program: Program,
     tmp_path: Path,
 ) -> None:
-    assert own(photos, "--exp-name", "a", "--seed", "0")[0] == own(others, "--exp-name", "b", "--seed", "1")[0] == 0
-    status, out, _ = program("report", *(str(tmp_path / "runs" / name) for name in "ab"), "--no-pictures")
+    assert (
+        own(photos, "--exp-name", "a", "--seed", "0")[0]
+        == own(others, "--exp-name", "b", "--seed", "1")[0]
+        == 0
+    )
+    status, out, _ = program(
+        "report", *(str(tmp_path / "runs" / name) for name in "ab"), "--no-pictures"
+    )
     assert status == 0 and "seeds)" not in out
     assert f"images of {photos.name}" in out and f"images of {others.name}" in out
 
@@ -77,7 +85,9 @@ def test_the_images_of_a_run_are_never_others_that_lie_in_data(
     (tmp_path / "data").symlink_to(others)
     monkeypatch.chdir(tmp_path)
     results = ("--results-dir", str(tmp_path / "results"))
-    assert "200 train and 60 test images" in program("knn", "--checkpoint", str(own_run), *results)[1]
+    assert (
+        "200 train and 60 test images" in program("knn", "--checkpoint", str(own_run), *results)[1]
+    )
 
 
 @pytest.mark.parametrize("format", ["safetensors", "torch-export"])
@@ -146,25 +156,53 @@ def test_a_run_does_not_write_its_pictures_among_the_images(own: Program, tmp_pa
     assert status == 2 and err.count("\n") == 1 and "its pictures would be taken for images" in err
 
 
-def test_two_processes_read_their_own_parts_of_a_streamed_folder(photos: Path, tmp_path: Path) -> None:
-    flags = [*TINY, "--dataset", "folder", "--data-dir", str(photos), "--image-size", "32", "--learning-rate", "0.001"]
+def test_two_processes_read_their_own_parts_of_a_streamed_folder(
+    photos: Path, tmp_path: Path
+) -> None:
+    flags = [
+        *TINY,
+        "--dataset",
+        "folder",
+        "--data-dir",
+        str(photos),
+        "--image-size",
+        "32",
+        "--learning-rate",
+        "0.001",
+    ]
     flags += ["--cache-dir", str(tmp_path / "cache"), "--save-dir", str(tmp_path / "runs")]
     alone = start(*flags, "--exp-name", "one")
     for process in (alone, *start_pair(*flags, "--exp-name", "two", "--data-memory", "0")):
         assert process.communicate()[1] == "" and process.returncode == 0
     ((one,), (two,)) = (rows(tmp_path / "runs" / name) for name in ("one", "two"))
-    assert one["step"] == two["step"] and one["train_loss"] == pytest.approx(two["train_loss"], abs=5e-4)
+    assert one["step"] == two["step"] and one["train_loss"] == pytest.approx(
+        two["train_loss"], abs=5e-4
+    )
     assert one["kNN_accuracy"] == pytest.approx(two["kNN_accuracy"], abs=4)  # of 60 test images
 
 
 def test_a_dry_run_tells_of_several_devices(program: Program) -> None:
-    few = ("--dataset", "patterns", "--train-images", "100", "--test-images", "10", "--knn-k", "5", *TINY[:-4])
-    status, out, err = program(*few, "--devices", "2", "--epochs", "1", "--dry-run", "--accelerator", "cpu")
+    few = (
+        "--dataset",
+        "patterns",
+        "--train-images",
+        "100",
+        "--test-images",
+        "10",
+        "--knn-k",
+        "5",
+        *TINY[:-4],
+    )
+    status, out, err = program(
+        *few, "--devices", "2", "--epochs", "1", "--dry-run", "--accelerator", "cpu"
+    )
     assert (status, err) == (0, "") and "2 x cpu" in out
 
 
 def train_narrow(args: list[str]) -> int:
-    net = SimSiam("resnet10", width=int(args[0]), out_dim=8, h_dim=4, image_size=224, stem="imagenet")
+    net = SimSiam(
+        "resnet10", width=int(args[0]), out_dim=8, h_dim=4, image_size=224, stem="imagenet"
+    )
     for _ in range(2):
         net.training_step([torch.randn(8, 3, 224, 224) for _ in range(2)], 0)["loss"].backward()
     return 0

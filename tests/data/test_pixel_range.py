@@ -63,7 +63,9 @@ def colour_tiff(pixels: np.ndarray, order: str) -> bytes:
 def prepare(folder: Path, **options: object) -> torch.Tensor:
     """The decoded images of a folder."""
     cache = folder.parent / "cache"
-    spec = make_options(dataset="folder", data_dir=folder, image_size=40, cache_dir=cache, **options)
+    spec = make_options(
+        dataset="folder", data_dir=folder, image_size=40, cache_dir=cache, **options
+    )
     prepare_dataset(spec)
     return load_dataset(spec)[0].images[:]
 
@@ -79,7 +81,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("bits", [8, 10, 12, 14])
-def test_few_bits_in_16_are_named_with_the_flag(bits: int, suffix: str, folder: Path, capsys: Printed) -> None:
+def test_few_bits_in_16_are_named_with_the_flag(
+    bits: int, suffix: str, folder: Path, capsys: Printed
+) -> None:
     for i in range(3):
         Image.fromarray(of_bits(GREY, bits)).save(folder / f"{i}.{suffix}")
     advice = f"--pixel-range 0:{2**bits - 1} makes 0 black and {2**bits - 1} white"
@@ -139,7 +143,9 @@ def test_dark_images_of_8_bits_are_named(folder: Path, capsys: Printed) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "<tif", ">tif"])
-def test_colours_of_16_bits_are_scaled_from_all_of_them(kind: str, folder: Path, capsys: Printed) -> None:
+def test_colours_of_16_bits_are_scaled_from_all_of_them(
+    kind: str, folder: Path, capsys: Printed
+) -> None:
     pixels = of_bits(COLOURS, 12)
     content = colour_png(pixels) if kind == "png" else colour_tiff(pixels, kind[0])
     (folder / f"0.{kind[-3:]}").write_bytes(content)
@@ -153,7 +159,9 @@ def test_colours_of_16_bits_are_scaled_from_all_of_them(kind: str, folder: Path,
     ("pixels", "limits"),
     [(GREY.astype(np.float32) / 255, (0, 1)), (GREY.astype(np.int32) * 16 - 1000, (-1000, 3080))],
 )
-def test_floats_and_negative_values_need_a_range(pixels: np.ndarray, limits: tuple[int, int], folder: Path) -> None:
+def test_floats_and_negative_values_need_a_range(
+    pixels: np.ndarray, limits: tuple[int, int], folder: Path
+) -> None:
     Image.fromarray(pixels).save(folder / "0.tif")
     with pytest.raises(UserError, match="have no known scale: give --pixel-range LOW:HIGH"):
         prepare(folder)
@@ -173,7 +181,9 @@ def test_arrays_of_other_numbers_are_scaled(tmp_path: Path, capsys: Printed) -> 
     assert ":16 makes" in capsys.readouterr().out
 
 
-def test_a_run_and_what_follows_use_one_range(own: Program, program: Program, folder: Path, tmp_path: Path) -> None:
+def test_a_run_and_what_follows_use_one_range(
+    own: Program, program: Program, folder: Path, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     for i in range(50):
         noise = rng.integers(0, 4096, (32, 32)).astype(np.uint16)

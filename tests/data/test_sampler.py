@@ -14,7 +14,9 @@ IMAGES = torch.randint(0, 256, (50, 3, 6, 6), dtype=torch.uint8)
 
 
 def make_sampler(n: int, done: int = 0) -> EpochSampler:
-    return EpochSampler(n, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), batches_done=lambda: done)
+    return EpochSampler(
+        n, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), batches_done=lambda: done
+    )
 
 
 def test_an_epoch_shuffles_all_images_and_drops_the_last_partial_batch() -> None:
@@ -34,17 +36,23 @@ def test_batches_read_ahead_are_those_of_the_sampler_in_its_order(done: int) -> 
     assert len(loader) == 6
     for _ in range(2):
         batches, expected = list(loader), list(make_sampler(50, done))
-        assert [indices.tolist() for indices, _ in batches] == [indices.tolist() for indices in expected]
+        assert [indices.tolist() for indices, _ in batches] == [
+            indices.tolist() for indices in expected
+        ]
         assert all(torch.equal(images, IMAGES[indices]) for indices, images in batches)
 
 
 def test_what_is_done_is_asked_when_the_first_batch_is_waited_for() -> None:
     """A Trainer makes its iterator before it has taken up a run's state."""
     done = [0]
-    sampler = EpochSampler(50, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), batches_done=lambda: done[0])
+    sampler = EpochSampler(
+        50, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), batches_done=lambda: done[0]
+    )
     batches = iter(PrefetchLoader(sampler, IMAGES, pin=False))
     done[0] = 4
-    assert [indices.tolist() for indices, _ in batches] == [indices.tolist() for indices in make_sampler(50, 4)]
+    assert [indices.tolist() for indices, _ in batches] == [
+        indices.tolist() for indices in make_sampler(50, 4)
+    ]
 
 
 def test_a_loader_that_nobody_listens_to_ends_its_threads() -> None:
@@ -63,19 +71,38 @@ def test_an_error_while_reading_reaches_who_waits() -> None:
 
 def test_views_are_small_in_the_epochs_of_the_schedule_and_full_ones_after() -> None:
     schedule = ("16:1", "24:2")
-    data = ViewsDataModule("patterns", train_images=20, test_images=10, batch_size=4, image_schedule=schedule)
+    data = ViewsDataModule(
+        "patterns", train_images=20, test_images=10, batch_size=4, image_schedule=schedule
+    )
     data.setup()
     places = torch.arange(4)
     for epoch, size in enumerate((16, 24, 24, 32, 32)):
         expected = augment(
-            data.train.at(places), places, seed=0, epoch=epoch, view=1, mean=data.mean, std=data.std, size=size
+            data.train.at(places),
+            places,
+            seed=0,
+            epoch=epoch,
+            view=1,
+            mean=data.mean,
+            std=data.std,
+            size=size,
         )
-        assert torch.equal(data.make_views(places, epoch)[1], expected) and expected.shape == (4, 3, size, size)
+        assert torch.equal(data.make_views(places, epoch)[1], expected) and expected.shape == (
+            4,
+            3,
+            size,
+            size,
+        )
 
 
 @pytest.mark.parametrize(
     ("phase", "why"),
-    [("16x2", "PIXELS:EPOCHS"), ("16:0", "PIXELS:EPOCHS"), ("33:1", "full 32 pixels"), ("4:1", "from 8")],
+    [
+        ("16x2", "PIXELS:EPOCHS"),
+        ("16:0", "PIXELS:EPOCHS"),
+        ("33:1", "full 32 pixels"),
+        ("4:1", "from 8"),
+    ],
 )
 def test_a_wrong_schedule_is_refused_in_a_line(phase: str, why: str, program: Program) -> None:
     status, _, err = program("--dataset", "patterns", "--image-schedule", phase)

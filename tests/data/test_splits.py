@@ -101,7 +101,9 @@ def test_names_of_bad_images_are_escaped(own: Program, program: Program, tmp_pat
         assert (status, err) == (0, "") and "caf\\xe9.jpg (not an image)" in out
 
 
-def test_folders_whose_names_are_no_text_work(own: Program, program: Program, tmp_path: Path) -> None:
+def test_folders_whose_names_are_no_text_work(
+    own: Program, program: Program, tmp_path: Path
+) -> None:
     odd = tmp_path / os.fsdecode(b"caf\xe9")
     classes = {"dots": os.fsdecode(b"\xff"), "zigzag": "[bold]", "rings": "new\nline"}
     classes["net"] = ":cat:"  # this and [bold] mean something else to what prints tables

@@ -24,6 +24,11 @@ def test_patterns_are_gray() -> None:
 def test_pixels_do_not_separate_patterns() -> None:
     bank, labels = make_patterns(2000)
     queries, truth = make_patterns(500, split=1)
-    flat = [torch.nn.functional.normalize(x.float().flatten(1) - 128, dim=1) for x in (queries, bank)]
-    for k in (1, 200):  # measured: .47 and .39; stripes give themselves away by their direction, the others do not
+    flat = [
+        torch.nn.functional.normalize(x.float().flatten(1) - 128, dim=1) for x in (queries, bank)
+    ]
+    for k in (
+        1,
+        200,
+    ):  # measured: .47 and .39; stripes give themselves away by their direction, the others do not
         assert (knn_predict(*flat, labels, 10, k=k) == truth).float().mean() < 0.5

@@ -41,7 +41,9 @@ class Good(NamedTuple):
 @pytest.fixture(scope="module")
 def good(trained: Path) -> Good:
     last, safe = trained / "checkpoints" / "last.ckpt", trained / "backbone.safetensors"
-    return Good(last.read_bytes(), torch.load(last, weights_only=True), safe.read_bytes(), load_file(safe))
+    return Good(
+        last.read_bytes(), torch.load(last, weights_only=True), safe.read_bytes(), load_file(safe)
+    )
 
 
 def saved(content: object, **how: Any) -> bytes:
@@ -61,7 +63,9 @@ def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> by
 def compressed(raw: bytes) -> bytes:
     """The same archive as a bomb would be: a small file that unpacks to a large one."""
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-        return zipped({name: archive.read(name) for name in archive.namelist()}, zipfile.ZIP_DEFLATED)
+        return zipped(
+            {name: archive.read(name) for name in archive.namelist()}, zipfile.ZIP_DEFLATED
+        )
 
 
 def safetensors(header: bytes, data: bytes = b"") -> bytes:
@@ -75,7 +79,10 @@ CHECKPOINTS: dict[str, tuple[Made, str]] = {
     "half.ckpt": (lambda g: g.raw[: len(g.raw) // 2], "not a checkpoint, or cut short"),
     "without_its_end.ckpt": (lambda g: g.raw[:-1000], "not a checkpoint, or cut short"),
     "zeros.ckpt": (lambda g: bytes(len(g.raw)), "not a checkpoint, or cut short"),
-    "bit_in_the_weights.ckpt": (lambda g: flipped(g.raw, len(g.raw) // 2), "damaged (the checksum of"),
+    "bit_in_the_weights.ckpt": (
+        lambda g: flipped(g.raw, len(g.raw) // 2),
+        "damaged (the checksum of",
+    ),
     "bit_at_the_start.ckpt": (lambda g: flipped(g.raw, 2), "damaged (the checksum of"),
     "bit_in_the_directory.ckpt": (lambda g: flipped(g.raw, len(g.raw) - 200), "ckpt"),
     "doubled.ckpt": (lambda g: g.raw + g.raw[: len(g.raw) // 2], "not a checkpoint, or cut short"),
@@ -83,9 +90,15 @@ CHECKPOINTS: dict[str, tuple[Made, str]] = {
     "picture.ckpt": (lambda g: b"\x89PNG\r\n\x1a\n" + bytes(500), "not a checkpoint, or cut short"),
     "gzipped.ckpt": (lambda g: gzip.compress(g.raw, 1), "not a checkpoint, or cut short"),
     "compressed.ckpt": (lambda g: compressed(g.raw), "compressed"),
-    "zip_of_something.ckpt": (lambda g: zipped({"readme.txt": b"hello"}), "not readable as a checkpoint"),
+    "zip_of_something.ckpt": (
+        lambda g: zipped({"readme.txt": b"hello"}),
+        "not readable as a checkpoint",
+    ),
     "numpy.ckpt": (lambda g: zipped({"arr_0.npy": b"\x93NUMPY"}), "not readable as a checkpoint"),
-    "plain_pickle.ckpt": (lambda g: pickle.dumps({"state_dict": {}}), "not a checkpoint, or cut short"),
+    "plain_pickle.ckpt": (
+        lambda g: pickle.dumps({"state_dict": {}}),
+        "not a checkpoint, or cut short",
+    ),
     "plain_pickle_bomb.ckpt": (lambda g: pickle.dumps(Bomb()), "not a checkpoint, or cut short"),
     "bomb.ckpt": (lambda g: saved(Bomb()), "refused, nothing of it was run"),
     "bomb_among_weights.ckpt": (
@@ -112,24 +125,34 @@ CHECKPOINTS: dict[str, tuple[Made, str]] = {
         "not a checkpoint of this program",
     ),
     "other_lightning_module.ckpt": (
-        lambda g: saved({"state_dict": {"backbone.0.weight": torch.zeros(1)}, "hyper_parameters": {"lr": 0.1}}),
+        lambda g: saved(
+            {"state_dict": {"backbone.0.weight": torch.zeros(1)}, "hyper_parameters": {"lr": 0.1}}
+        ),
         "does not say its backbone",
     ),
     "wider.ckpt": (
-        lambda g: saved(g.content | {"hyper_parameters": g.content["hyper_parameters"] | {"width": 8}}),
+        lambda g: saved(
+            g.content | {"hyper_parameters": g.content["hyper_parameters"] | {"width": 8}}
+        ),
         "do not fit",
     ),
     "unknown_setting.ckpt": (
-        lambda g: saved(g.content | {"hyper_parameters": g.content["hyper_parameters"] | {"bogus": 8}}),
+        lambda g: saved(
+            g.content | {"hyper_parameters": g.content["hyper_parameters"] | {"bogus": 8}}
+        ),
         "not a checkpoint of this program",
     ),
     "huge.ckpt": (
-        lambda g: saved(g.content | {"hyper_parameters": g.content["hyper_parameters"] | {"out_dim": 2**40}}),
+        lambda g: saved(
+            g.content | {"hyper_parameters": g.content["hyper_parameters"] | {"out_dim": 2**40}}
+        ),
         "a size of 1099511627776",
     ),
     "weightless.ckpt": (lambda g: saved(g.content | {"state_dict": {}}), "do not fit"),
     "without_one_weight.ckpt": (
-        lambda g: saved(g.content | {"state_dict": dict(list(g.content["state_dict"].items())[1:])}),
+        lambda g: saved(
+            g.content | {"state_dict": dict(list(g.content["state_dict"].items())[1:])}
+        ),
         "do not fit",
     ),
     "numbers_for_weights.ckpt": (
@@ -140,7 +163,10 @@ CHECKPOINTS: dict[str, tuple[Made, str]] = {
     "half.safetensors": (lambda g: g.safe[: len(g.safe) // 2], "not a safetensors file"),
     "header_alone.safetensors": (lambda g: g.safe[:200], "not a safetensors file"),
     "page.safetensors": (lambda g: PAGE, "not a safetensors file"),
-    "huge_header.safetensors": (lambda g: struct.pack("<Q", 2**60) + b"{}", "not a safetensors file"),
+    "huge_header.safetensors": (
+        lambda g: struct.pack("<Q", 2**60) + b"{}",
+        "not a safetensors file",
+    ),
     "header_of_lists.safetensors": (lambda g: safetensors(b"[" * 5000), "not a safetensors file"),
     "outside_the_file.safetensors": (
         lambda g: safetensors(b'{"x":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'),
@@ -148,10 +174,19 @@ CHECKPOINTS: dict[str, tuple[Made, str]] = {
     ),
     "pickle_bomb.safetensors": (lambda g: pickle.dumps(Bomb()), "not a safetensors file"),
     "checkpoint.safetensors": (lambda g: g.raw, "not a safetensors file"),
-    "other_library.safetensors": (lambda g: save({"x": torch.zeros(1)}), "not a backbone of this program"),
+    "other_library.safetensors": (
+        lambda g: save({"x": torch.zeros(1)}),
+        "not a backbone of this program",
+    ),
     "bare.safetensors": (lambda g: save(g.weights), "not a backbone of this program"),
-    "head.safetensors": (lambda g: save(g.weights, {"kind": "simsiam-head"}), "not a backbone of this program"),
-    "untold.safetensors": (lambda g: save(g.weights, {"kind": "simsiam-backbone"}), "does not say its backbone"),
+    "head.safetensors": (
+        lambda g: save(g.weights, {"kind": "simsiam-head"}),
+        "not a backbone of this program",
+    ),
+    "untold.safetensors": (
+        lambda g: save(g.weights, {"kind": "simsiam-backbone"}),
+        "does not say its backbone",
+    ),
     "no_json.safetensors": (
         lambda g: save(g.weights, {"kind": "simsiam-backbone", "width": "{"}),
         "not a safetensors file",
@@ -194,7 +229,9 @@ def test_a_bad_checkpoint(
     assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_bytes() == before
 
 
-@pytest.mark.slow("each file once more, through the command; the readers and one file for each command are quick tests")
+@pytest.mark.slow(
+    "each file once more, through the command; the readers and one file for each command are quick tests"
+)
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_bad_checkpoint_is_not_resumed_from(
     name: str, good: Good, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -209,7 +246,12 @@ def test_a_bad_checkpoint_is_not_resumed_from(
 @pytest.mark.parametrize("name", ["bomb.ckpt", "half.safetensors"])
 @pytest.mark.parametrize("use", USES, ids=lambda use: use[0] if use[0] in COMMANDS else use[-1])
 def test_a_bad_checkpoint_is_answered_in_one_line_by_whatever_takes_one(
-    use: list[str], name: str, good: Good, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    use: list[str],
+    name: str,
+    good: Good,
+    program: Program,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make, answer = CHECKPOINTS[name]
@@ -222,10 +264,21 @@ def test_a_bad_checkpoint_is_answered_in_one_line_by_whatever_takes_one(
     assert os.listdir(tmp_path) == [name]
 
 
-PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "row", "settings", "global_step")
+PARTS = (
+    "state_dict",
+    "optimizer_states",
+    "lr_schedulers",
+    "loops",
+    "callbacks",
+    "row",
+    "settings",
+    "global_step",
+)
 VALUES = (None, "x", [], {"a": 1}, [{}])
 COMBINATIONS = [  # each part and each value once in the quick suite
-    (name, value) if i % len(VALUES) == j else pytest.param(name, value, marks=pytest.mark.slow("as those beside it"))
+    (name, value)
+    if i % len(VALUES) == j
+    else pytest.param(name, value, marks=pytest.mark.slow("as those beside it"))
     for i, name in enumerate(PARTS)
     for j, value in enumerate(VALUES)
 ]
@@ -238,7 +291,10 @@ def test_a_checkpoint_with_a_part_that_is_something_else(
     """What Lightning would restore, and fail, is answered as well, and the new run's folder is not kept."""
     content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     content["settings"]["epochs"] = 3
-    if (name, value) == ("row", {"a": 1}):  # it is told to people alone; what a run goes on with is elsewhere
+    if (name, value) == (
+        "row",
+        {"a": 1},
+    ):  # it is told to people alone; what a run goes on with is elsewhere
         value = {"epoch": "two"}
     torch.save(content | {name: value}, tmp_path / "a.ckpt")
     status, _, err = program(*SMALL, "--epochs", "3", "--ckpt-dir", str(tmp_path / "a.ckpt"))
@@ -278,7 +334,9 @@ def test_a_file_that_lies_about_itself_is_answered_in_one_line(
     assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "a.safetensors"]
 
 
-def test_weights_that_are_not_finite_are_refused(trained: Path, program: Program, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_refused(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
     about, state = read_weights(trained / "backbone.safetensors", BACKBONE)
     state["conv1.weight"][0, 0, 0, 0] = float("nan")
     write_weights(tmp_path / "a.safetensors", BACKBONE, state, about)

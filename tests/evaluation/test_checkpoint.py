@@ -45,18 +45,24 @@ def test_the_best_checkpoint_loads_as_well(run: Path) -> None:
     best = run / "checkpoints" / "best.ckpt"
     expected = load_backbone(run).state_dict()
     for backbone in (SimSiam.load_from_checkpoint(best).backbone, load_backbone(best)):
-        assert all(torch.equal(expected[name], tensor) for name, tensor in backbone.state_dict().items())
+        assert all(
+            torch.equal(expected[name], tensor) for name, tensor in backbone.state_dict().items()
+        )
 
 
 def test_the_loaded_features_are_those_that_were_monitored(run: Path) -> None:
     backbone = load_backbone(run)
     images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
     mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
-    ours = torch.nn.functional.normalize(backbone((images / 255 - mean[:, None, None]) / std[:, None, None]))
+    ours = torch.nn.functional.normalize(
+        backbone((images / 255 - mean[:, None, None]) / std[:, None, None])
+    )
     torch.testing.assert_close(extract_features(backbone, images, mean, std), ours)
 
 
-def test_files_from_before_there_were_stems_and_heads_without_bn_still_load(run: Path, tmp_path: Path) -> None:
+def test_files_from_before_there_were_stems_and_heads_without_bn_still_load(
+    run: Path, tmp_path: Path
+) -> None:
     about, state = read_weights(run / "backbone.safetensors", BACKBONE)
     del about["stem"]
     write_weights(tmp_path / "old.safetensors", BACKBONE, state, about)
@@ -74,14 +80,18 @@ def test_files_from_before_there_were_stems_and_heads_without_bn_still_load(run:
 
 def test_timm_takes_the_file_strictly(tmp_path: Path) -> None:
     trained = SimSiam(out_dim=8, h_dim=4).backbone
-    write_weights(tmp_path / "b.safetensors", BACKBONE, trained.state_dict(), {"backbone": "resnet18"})
+    write_weights(
+        tmp_path / "b.safetensors", BACKBONE, trained.state_dict(), {"backbone": "resnet18"}
+    )
     theirs = cifar_stem(timm.create_model("resnet18", num_classes=0))
     theirs.load_state_dict(load_file(tmp_path / "b.safetensors"), strict=True)
     x = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(theirs.eval()(x), trained.eval()(x), atol=1e-6, rtol=1e-6)
 
 
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(program: Program, tmp_path: Path) -> None:
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
+    program: Program, tmp_path: Path
+) -> None:
     flags = ["--epochs", "3", "--checkpoint-every", "1"]
     assert program(*SMALL, *flags)[0] == 0
     folder = tmp_path / "runs" / "simsiam_patterns"
@@ -90,6 +100,8 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(program: Program
     before = torch.load(last, weights_only=True)["state_dict"]
     last.write_bytes(last.read_bytes()[:-1000])
     status, out, err = program(*SMALL, *flags)
-    assert status == 0 and err.count("\n") == 1 and "going back" in err and "last.previous.ckpt" in out
+    assert (
+        status == 0 and err.count("\n") == 1 and "going back" in err and "last.previous.ckpt" in out
+    )
     after = torch.load(last, weights_only=True)["state_dict"]
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -22,7 +22,9 @@ def small_backbone(size: int = 32) -> ResNet:
 
 def recipe(batch_size: int, crop_scale: float = 0.5, backbone_rate: float | None = None) -> Recipe:
     rates = {"head_rate": 1.0, "backbone_rate": backbone_rate, "weight_decay": 1e-3}
-    return Recipe(epochs=2, batch_size=batch_size, crop_scale=crop_scale, seed=0, precision="32-true", **rates)
+    return Recipe(
+        epochs=2, batch_size=batch_size, crop_scale=crop_scale, seed=0, precision="32-true", **rates
+    )
 
 
 def test_frozen_means_that_nothing_of_the_backbone_changes_and_tuned_that_all_does() -> None:
@@ -31,7 +33,9 @@ def test_frozen_means_that_nothing_of_the_backbone_changes_and_tuned_that_all_do
     for rate in (None, 0.1):
         backbone, head = small_backbone(), make_head(32, 4)
         before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-        steps = train_classifier(backbone, head, images, torch.arange(64), recipe(16, backbone_rate=rate))
+        steps = train_classifier(
+            backbone, head, images, torch.arange(64), recipe(16, backbone_rate=rate)
+        )
         after = backbone.state_dict()
         same = [torch.equal(before[name], after[name]) for name in before]
         assert all(same) if rate is None else not any(same)  # BN statistics and counters included
@@ -41,7 +45,10 @@ def test_frozen_means_that_nothing_of_the_backbone_changes_and_tuned_that_all_do
 def test_a_training_is_sgd_on_views_of_the_chosen_images() -> None:
     pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
     images = ImageDataset(pixels, torch.arange(64) % 4, tuple("abcd"))
-    chosen, how = torch.randperm(64)[:24], recipe(12, backbone_rate=0.1)  # two steps in each of two epochs
+    chosen, how = (
+        torch.randperm(64)[:24],
+        recipe(12, backbone_rate=0.1),
+    )  # two steps in each of two epochs
     center, spread = torch.rand(32), 1 + torch.rand(32)
     backbone, head = small_backbone(), make_head(32, 4)
     twin, other = copy.deepcopy(backbone).train(), copy.deepcopy(head)
@@ -49,12 +56,17 @@ def test_a_training_is_sgd_on_views_of_the_chosen_images() -> None:
 
     groups = [{"params": other.parameters(), "lr": 1.0}, {"params": twin.parameters(), "lr": 0.1}]
     optimizer = torch.optim.SGD(groups, momentum=how.momentum, weight_decay=how.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / 4)) / 2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (1 + math.cos(math.pi * step / 4)) / 2
+    )
     statistics = torch.tensor(twin.mean), torch.tensor(twin.std)
     for epoch in range(2):
         for places in how.sampler(24, epoch, torch.device("cpu")):
             indices = chosen[places]
-            logits = other((twin(crop_and_flip(images, indices, *statistics, 32, how, epoch)) - center) / spread)
+            logits = other(
+                (twin(crop_and_flip(images, indices, *statistics, 32, how, epoch)) - center)
+                / spread
+            )
             optimizer.zero_grad()
             cross_entropy(logits, images.labels[indices]).backward()
             optimizer.step()
@@ -65,31 +77,51 @@ def test_a_training_is_sgd_on_views_of_the_chosen_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "batch", "expected"), [(500, 256, 250), (511, 256, 255), (100, 256, 100), (5000, 256, 250)]
+    ("labels", "batch", "expected"),
+    [(500, 256, 250), (511, 256, 255), (100, 256, 100), (5000, 256, 250)],
 )
-def test_hardly_a_labelled_image_is_left_over_in_an_epoch(labels: int, batch: int, expected: int) -> None:
+def test_hardly_a_labelled_image_is_left_over_in_an_epoch(
+    labels: int, batch: int, expected: int
+) -> None:
     sampler = recipe(batch).sampler(labels, 0, torch.device("cpu"))
     assert sampler.batch_size == expected and labels - len(sampler) * expected < labels / 100
 
 
 def test_views_are_crops_and_flips_alone_normalised_as_the_checkpoint_says() -> None:
-    pixels = torch.randint(0, 256, (200, 1, 1, 1), dtype=torch.uint8).expand(200, 3, 16, 16)  # of one grey each
+    pixels = torch.randint(0, 256, (200, 1, 1, 1), dtype=torch.uint8).expand(
+        200, 3, 16, 16
+    )  # of one grey each
     images, backbone = ImageDataset(pixels, torch.arange(200), ("a",)), small_backbone(16)
     order = torch.arange(200).flip(0)
     mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
-    views = crop_and_flip(images, order, mean, std, backbone.image_size, recipe(200, crop_scale=0.2), epoch=3)
+    views = crop_and_flip(
+        images, order, mean, std, backbone.image_size, recipe(200, crop_scale=0.2), epoch=3
+    )
     # no jitter and no grayscale: a grey image stays what it is, whatever the crop
-    torch.testing.assert_close(views, (pixels[order] / 255 - mean[:, None, None]) / std[:, None, None])
+    torch.testing.assert_close(
+        views, (pixels[order] / 255 - mean[:, None, None]) / std[:, None, None]
+    )
 
 
 def test_a_view_shows_a_share_of_its_image_and_half_are_flipped() -> None:
     """Of images whose red tells the column and whose green tells the row."""
     ramp = torch.arange(32, dtype=torch.uint8) * 8
     pixels = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32), ramp.expand(32, 32)])
-    images = ImageDataset(pixels.expand(500, 3, 32, 32), torch.zeros(500, dtype=torch.int64), ("a",))
+    images = ImageDataset(
+        pixels.expand(500, 3, 32, 32), torch.zeros(500, dtype=torch.int64), ("a",)
+    )
     statistics = torch.zeros(3), torch.ones(3)
-    views = crop_and_flip(images, torch.arange(500), *statistics, 32, recipe(500, crop_scale=0.2), epoch=0)
-    red, green = views[:, 0, 0, :] * 255 / 8, views[:, 1, :, 0] * 255 / 8  # the column and the row of each pixel
+    views = crop_and_flip(
+        images, torch.arange(500), *statistics, 32, recipe(500, crop_scale=0.2), epoch=0
+    )
+    red, green = (
+        views[:, 0, 0, :] * 255 / 8,
+        views[:, 1, :, 0] * 255 / 8,
+    )  # the column and the row of each pixel
     area = (red[:, -1] - red[:, 0]).abs() * (green[:, -1] - green[:, 0]) / 31**2
-    assert 0.1 < area.min() < 0.3 and area.max() > 0.9 and area.mean().item() == pytest.approx(0.58, abs=0.05)
+    assert (
+        0.1 < area.min() < 0.3
+        and area.max() > 0.9
+        and area.mean().item() == pytest.approx(0.58, abs=0.05)
+    )
     assert (red[:, -1] < red[:, 0]).float().mean().item() == pytest.approx(0.5, abs=0.1)

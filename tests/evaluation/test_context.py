@@ -28,11 +28,19 @@ def test_figures_of_hand_made_predictions() -> None:
     truth, predicted = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 1])
     counts = confusion(predicted, truth, 3)
     assert counts.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert accuracy(counts) == 75 and per_class(counts, ("a", "b", "c")) == {"a": 200 / 3, "b": 100, "c": None}
+    assert accuracy(counts) == 75 and per_class(counts, ("a", "b", "c")) == {
+        "a": 200 / 3,
+        "b": 100,
+        "c": None,
+    }
 
 
-@pytest.mark.parametrize("command", ["knn", pytest.param("neighbours", marks=pytest.mark.slow("as knn"))])
-def test_figures_lie_in_the_run_whichever_of_its_files_is_named(command: str, copy: Path, program: Program) -> None:
+@pytest.mark.parametrize(
+    "command", ["knn", pytest.param("neighbours", marks=pytest.mark.slow("as knn"))]
+)
+def test_figures_lie_in_the_run_whichever_of_its_files_is_named(
+    command: str, copy: Path, program: Program
+) -> None:
     """Those of the best epoch in a folder of their own; the file may be named with the flag or without."""
     for file, where in (
         (copy, "results"),
@@ -44,7 +52,11 @@ def test_figures_lie_in_the_run_whichever_of_its_files_is_named(command: str, co
         status, out, err = program(command, *named, "--overwrite")
         assert (status, err) == (0, "") and f"{copy}/{where}/{command}/summary.json" in out
         summary = json.loads((copy / where / command / "summary.json").read_text())
-        assert summary["epoch"] in (1, 2) and summary["command"] == command and "torch" in summary["versions"]
+        assert (
+            summary["epoch"] in (1, 2)
+            and summary["command"] == command
+            and "torch" in summary["versions"]
+        )
 
 
 def test_a_file_that_was_carried_away_knows_its_data_and_keeps_figures_beside_it(
@@ -55,8 +67,14 @@ def test_a_file_that_was_carried_away_knows_its_data_and_keeps_figures_beside_it
         alone.parent.mkdir(exist_ok=True)
         shutil.copy(copy / name, alone)
         assert program("knn", "--checkpoint", str(alone))[0] == 0
-        summary = json.loads((tmp_path / "elsewhere" / f"{alone.stem}_results" / "knn" / "summary.json").read_text())
-        assert (summary["dataset"], summary["train_images"], summary["test_images"]) == ("patterns", 200, 100)
+        summary = json.loads(
+            (tmp_path / "elsewhere" / f"{alone.stem}_results" / "knn" / "summary.json").read_text()
+        )
+        assert (summary["dataset"], summary["train_images"], summary["test_images"]) == (
+            "patterns",
+            200,
+            100,
+        )
     there = tmp_path / "there"
     assert program("knn", "--checkpoint", str(copy), "--results-dir", str(there))[0] == 0
     assert (there / "knn" / "summary.json").exists() and not (copy / "results").exists()
@@ -70,7 +88,10 @@ def test_earlier_figures_are_not_replaced_unasked(copy: Path, program: Program) 
     status, _, err = program("knn", "--checkpoint", str(copy))
     assert status == 2 and "--overwrite" in err and err.count("\n") == 1
     assert {file: file.stat().st_mtime_ns for file in copy.rglob("*")} == before
-    assert program("knn", "--checkpoint", str(copy), "--overwrite")[0] == 0 and mine.read_text() == "mine"
+    assert (
+        program("knn", "--checkpoint", str(copy), "--overwrite")[0] == 0
+        and mine.read_text() == "mine"
+    )
 
 
 @pytest.mark.slow("two further runs for one folder")
@@ -97,7 +118,9 @@ def test_a_command_changes_nothing_of_the_run(copy: Path, program: Program) -> N
     ):
         status, _, err = program(command, "--checkpoint", str(copy), *flags)
         assert (status, err) == (0, ""), command
-    assert {f: f.read_bytes() for f in copy.rglob("*") if f.is_file() and "results" not in f.parts} == before
+    assert {
+        f: f.read_bytes() for f in copy.rglob("*") if f.is_file() and "results" not in f.parts
+    } == before
 
 
 # ---------------------------------------------------------------- bad input: status 2, one line, nothing written
@@ -167,8 +190,12 @@ BAD_FLAGS = {
 }
 
 
-@pytest.mark.parametrize(("command", "flags"), [(c, flags) for c in BAD_FLAGS for flags in BAD_FLAGS[c]])
-def test_a_wrong_flag_is_answered_in_one_line(command: str, flags: str, trained: Path, program: Program) -> None:
+@pytest.mark.parametrize(
+    ("command", "flags"), [(c, flags) for c in BAD_FLAGS for flags in BAD_FLAGS[c]]
+)
+def test_a_wrong_flag_is_answered_in_one_line(
+    command: str, flags: str, trained: Path, program: Program
+) -> None:
     before = sorted(trained.rglob("*"))
     status, out, err = program(command, "--checkpoint", str(trained), *flags.split())
     assert status == 2 and out == "", (out, err)
@@ -180,7 +207,13 @@ def test_a_wrong_flag_is_answered_in_one_line(command: str, flags: str, trained:
 def test_what_a_person_keeps_among_the_figures_stays(copy: Path, program: Program) -> None:
     mine = ["2024-2025/thesis.txt", "12345/notes.txt", "mine.safetensors", "seed_0/mine.txt"]
     for command in COMMANDS:
-        name = "finetune_0.25" if command == "finetune" else "export_safetensors" if command == "export" else command
+        name = (
+            "finetune_0.25"
+            if command == "finetune"
+            else "export_safetensors"
+            if command == "export"
+            else command
+        )
         for file in mine:
             (copy / "results" / name / file).parent.mkdir(parents=True, exist_ok=True)
             (copy / "results" / name / file).write_text("mine")
@@ -191,7 +224,9 @@ def test_what_a_person_keeps_among_the_figures_stays(copy: Path, program: Progra
 
 
 @pytest.mark.slow("each command twice; that wrong flags leave all as it is is a quick test")
-def test_a_call_that_fails_leaves_the_figures_of_an_earlier_one(copy: Path, program: Program, tmp_path: Path) -> None:
+def test_a_call_that_fails_leaves_the_figures_of_an_earlier_one(
+    copy: Path, program: Program, tmp_path: Path
+) -> None:
     images = tmp_path / "images"
     images.mkdir()
     (images / "bad.png").write_text("no image")
@@ -217,13 +252,25 @@ def into_a_closed_pipe(args: list[str]) -> int:
 
 
 def test_a_closed_pipe_ends_it_quietly(trained: Path, tmp_path: Path) -> None:
-    process = Started(into_a_closed_pipe, ["knn", "--checkpoint", str(trained), "--results-dir", str(tmp_path)])
+    process = Started(
+        into_a_closed_pipe, ["knn", "--checkpoint", str(trained), "--results-dir", str(tmp_path)]
+    )
     assert process.communicate()[1] == "" and process.returncode == 141
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_finetune_keeps_finished_seeds(number: signal.Signals, trained: Path, tmp_path: Path) -> None:
-    flags = ["--label-fraction", "0.25", "--epochs", "2", "--seeds", "0", "1"]  # two steps for each seed
+def test_a_stopped_finetune_keeps_finished_seeds(
+    number: signal.Signals, trained: Path, tmp_path: Path
+) -> None:
+    flags = [
+        "--label-fraction",
+        "0.25",
+        "--epochs",
+        "2",
+        "--seeds",
+        "0",
+        "1",
+    ]  # two steps for each seed
     where = ["--checkpoint", str(trained), "--results-dir", str(tmp_path)]
     process = start_with_events({4: [number.name]}, "finetune", *where, *flags)
     _, err = process.communicate()
@@ -231,14 +278,18 @@ def test_a_stopped_finetune_keeps_finished_seeds(number: signal.Signals, trained
     assert f"stopped by {number.name}" in err
     folder = tmp_path / "finetune_0.25"
     assert (folder / "seed_0" / "summary.json").exists()
-    assert not (folder / "seed_1" / "summary.json").exists() and not (folder / "summary.json").exists()
+    assert (
+        not (folder / "seed_1" / "summary.json").exists() and not (folder / "summary.json").exists()
+    )
 
 
 def test_two_at_once_are_kept_apart(trained: Path, program: Program, tmp_path: Path) -> None:
     folder = tmp_path / "linear"
     folder.mkdir()
     with lock_folder(folder, ""):
-        status, _, err = program("linear", "--checkpoint", str(trained), "--results-dir", str(tmp_path))
+        status, _, err = program(
+            "linear", "--checkpoint", str(trained), "--results-dir", str(tmp_path)
+        )
     assert status == 2 and "another process is at work" in err and err.count("\n") == 1
 
 

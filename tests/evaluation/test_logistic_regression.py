@@ -24,7 +24,9 @@ def problem() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("weight_decay", [1e-1, 1e-3, 1e-5])
-def test_equal_to_scikit_learn(problem: tuple[torch.Tensor, torch.Tensor], weight_decay: float) -> None:
+def test_equal_to_scikit_learn(
+    problem: tuple[torch.Tensor, torch.Tensor], weight_decay: float
+) -> None:
     """In float64 to 1e-5; in float32 as far as its sums go, by what is predicted."""
     x, labels = problem
     theirs = LogisticRegression(C=1 / (len(x) * weight_decay), tol=1e-10, max_iter=1000)
@@ -34,19 +36,25 @@ def test_equal_to_scikit_learn(problem: tuple[torch.Tensor, torch.Tensor], weigh
     assert fit_logistic(head, x.double(), labels, weight_decay, tolerance=1e-8)
     torch.testing.assert_close(head.weight.data, coefficients, atol=1e-5, rtol=0)
     bias = head.bias.data  # not decayed
-    torch.testing.assert_close(bias - bias.mean(), intercepts - intercepts.mean(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        bias - bias.mean(), intercepts - intercepts.mean(), atol=1e-5, rtol=0
+    )
     head = make_head(20, 5)
     assert fit_logistic(head, x, labels, weight_decay)
     expected = torch.tensor(theirs.predict_proba(x.double().numpy())).float()
     torch.testing.assert_close(head(x).softmax(dim=1).data, expected, atol=0.01, rtol=0)
 
 
-def test_a_start_elsewhere_ends_in_the_same_place(problem: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_start_elsewhere_ends_in_the_same_place(
+    problem: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     cold, warm = make_head(20, 5), make_head(20, 5)
     fit_logistic(cold, *problem, 1e-3, tolerance=1e-5)
     for weight_decay in (1e-1, 1e-3):
         fit_logistic(warm, *problem, weight_decay, tolerance=1e-5)
-    torch.testing.assert_close(*(head(problem[0]).softmax(dim=1) for head in (cold, warm)), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        *(head(problem[0]).softmax(dim=1) for head in (cold, warm)), atol=1e-3, rtol=0
+    )
 
 
 def test_it_learns_what_is_separable_and_decay_shrinks_it() -> None:
@@ -74,7 +82,9 @@ def test_a_head_for_standardised_features_is_made_one_for_raw_features() -> None
     standardised, head = raw.clone(), torch.nn.Linear(4, 3)
     scale = standardise_features(standardised)
     torch.testing.assert_close(standardised.mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
-    torch.testing.assert_close(standardised.std(dim=0), torch.tensor([1.0, 1, 1, 0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        standardised.std(dim=0), torch.tensor([1.0, 1, 1, 0]), atol=1e-5, rtol=0
+    )
     adapted = copy.deepcopy(head)
     adapt_head(adapted, *scale)
     torch.testing.assert_close(adapted(raw), head(standardised), atol=1e-5, rtol=1e-5)

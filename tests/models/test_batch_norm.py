@@ -43,15 +43,21 @@ def test_joined_views_give_what_separate_passes_give(views: int, compiled: bool)
     assert all(torch.equal(value, expected[name]) for name, value in joined.state_dict().items())
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(BatchNorm1d, nn.BatchNorm1d), (BatchNorm2d, nn.BatchNorm2d)])
-def test_of_one_view_it_is_torchs_to_the_bit(ours: type[nn.BatchNorm2d], theirs: type[nn.BatchNorm2d]) -> None:
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(BatchNorm1d, nn.BatchNorm1d), (BatchNorm2d, nn.BatchNorm2d)]
+)
+def test_of_one_view_it_is_torchs_to_the_bit(
+    ours: type[nn.BatchNorm2d], theirs: type[nn.BatchNorm2d]
+) -> None:
     a, b = ours(5), theirs(5)
     x = torch.randn(7, 5) if ours is BatchNorm1d else torch.randn(7, 5, 4, 4)
     for training in (True, False):
         a.train(training)
         b.train(training)
         assert torch.equal(a(x), b(x)) and a.state_dict().keys() == b.state_dict().keys()
-        assert all(torch.equal(a.state_dict()[name], b.state_dict()[name]) for name in a.state_dict())
+        assert all(
+            torch.equal(a.state_dict()[name], b.state_dict()[name]) for name in a.state_dict()
+        )
 
 
 def test_views_that_were_mixed_would_be_noticed() -> None:
@@ -113,5 +119,7 @@ def compare_with_whole_batch(args: list[str]) -> int:
 
 def test_two_processes_normalise_by_the_moments_of_the_whole_batch() -> None:
     """Outputs, gradients and running statistics of each view, to 1e-9 in float64."""
-    for process in [Started(compare_with_whole_batch, [], **told) for told in torchrun_environments()]:
+    for process in [
+        Started(compare_with_whole_batch, [], **told) for told in torchrun_environments()
+    ]:
         assert process.communicate() == ("", "") and process.returncode == 0

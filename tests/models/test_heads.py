@@ -40,7 +40,9 @@ def test_projections_have_mean_zero_and_variance_one(layers: int) -> None:
     torch.testing.assert_close(z.var(0, unbiased=False), torch.ones(24), atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize("head", [projection_mlp(8, 8, 8, 2), projection_mlp(8, 8, 8, 3), prediction_mlp(8, 4)])
+@pytest.mark.parametrize(
+    "head", [projection_mlp(8, 8, 8, 2), projection_mlp(8, 8, 8, 3), prediction_mlp(8, 4)]
+)
 def test_no_linear_layer_before_bn_has_a_bias(head: nn.Sequential) -> None:
     for layer, following in itertools.pairwise(head):
         if isinstance(layer, nn.Linear):
@@ -49,13 +51,25 @@ def test_no_linear_layer_before_bn_has_a_bias(head: nn.Sequential) -> None:
 
 @pytest.mark.parametrize(
     ("bn", "projector", "predictor"),
-    [("paper", [1, 1], [1, 0]), ("none", [0, 0], [0, 0]), ("hidden", [1, 0], [1, 0]), ("all", [1, 1], [1, 1])],
+    [
+        ("paper", [1, 1], [1, 0]),
+        ("none", [0, 0], [0, 0]),
+        ("hidden", [1, 0], [1, 0]),
+        ("all", [1, 1], [1, 1]),
+    ],
 )
-def test_bn_follows_the_layers_of_table_3(bn: str, projector: list[int], predictor: list[int]) -> None:
-    for head, expected in ((projection_mlp(8, 8, 8, 2, bn), projector), (prediction_mlp(8, 4, bn), predictor)):
+def test_bn_follows_the_layers_of_table_3(
+    bn: str, projector: list[int], predictor: list[int]
+) -> None:
+    for head, expected in (
+        (projection_mlp(8, 8, 8, 2, bn), projector),
+        (prediction_mlp(8, 4, bn), predictor),
+    ):
         layers = list(head)
         found = [
-            isinstance(b, nn.BatchNorm1d) for a, b in itertools.pairwise([*layers, None]) if isinstance(a, nn.Linear)
+            isinstance(b, nn.BatchNorm1d)
+            for a, b in itertools.pairwise([*layers, None])
+            if isinstance(a, nn.Linear)
         ]
         assert found == expected
 

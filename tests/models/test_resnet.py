@@ -95,13 +95,19 @@ def test_training_mode_gives_torchvisions_gradients() -> None:
     x = torch.randn(8, 3, 16, 16)
     for network in (ours, theirs):
         network(x).square().sum().backward()
-    torch.testing.assert_close(ours.conv1.weight.grad, theirs.conv1.weight.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ours.conv1.weight.grad, theirs.conv1.weight.grad, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("size", [28, 32, 64])
 def test_features_have_eight_times_the_width(size: int) -> None:
     assert resnet10(width=16)(torch.randn(2, 3, size, size)).shape == (2, 128)
-    assert resnet50(width=8)(torch.randn(2, 3, size, size)).shape == (2, 256) == (2, resnet50(width=8).num_features)
+    assert (
+        resnet50(width=8)(torch.randn(2, 3, size, size)).shape
+        == (2, 256)
+        == (2, resnet50(width=8).num_features)
+    )
 
 
 def test_every_block_starts_as_the_identity() -> None:

@@ -25,7 +25,12 @@ def runs(made: Callable[..., Path]) -> Path:
 
     def fill(folder: Path) -> None:
         small = [*SMALL, "--epochs", "3", "--save-dir", str(folder), "--exp-name"]
-        for name, *flags in (["a"], ["b", "--seed", "1"], ["c", "--seed", "2"], ["d", "--width", "8"]):
+        for name, *flags in (
+            ["a"],
+            ["b", "--seed", "1"],
+            ["c", "--seed", "2"],
+            ["d", "--width", "8"],
+        ):
             assert main.main([*small, name, *flags]) == 0
 
     return made("reported", fill)
@@ -39,14 +44,22 @@ def make_page(folder: Path, *args: str) -> None:
 @pytest.fixture(scope="session")
 def page_of_one(runs: Path, made: Callable[..., Path]) -> Path:
     """The report of `a`."""
-    return made("page_of_one", lambda folder: make_page(folder, str(runs / "a"))) / "report" / "index.html"
+    return (
+        made("page_of_one", lambda folder: make_page(folder, str(runs / "a")))
+        / "report"
+        / "index.html"
+    )
 
 
 @pytest.fixture(scope="session")
 def page_of_four(runs: Path, made: Callable[..., Path]) -> Path:
     """The report of all of them, without what needs a checkpoint."""
     given = [str(runs / name) for name in "abcd"]
-    return made("page_of_four", lambda folder: make_page(folder, *given, "--no-pictures")) / "report" / "index.html"
+    return (
+        made("page_of_four", lambda folder: make_page(folder, *given, "--no-pictures"))
+        / "report"
+        / "index.html"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -55,13 +68,19 @@ def page_of_wrecks(runs: Path, made: Callable[..., Path]) -> Path:
 
     def fill(folder: Path) -> None:
         names = ("killed", "damaged", "bare", HOSTILE)
-        killed, damaged, bare, hostile = (shutil.copytree(runs / "a", folder / name) for name in names)
+        killed, damaged, bare, hostile = (
+            shutil.copytree(runs / "a", folder / name) for name in names
+        )
         (killed / "summary.json").unlink()
         (killed / "backbone.safetensors").unlink()
         metrics = killed / "metrics.jsonl"
         metrics.write_text(metrics.read_text()[:-20])  # killed while it wrote the last line
 
-        for name, content in (("knn", "{"), ("linear", "[1]"), ("odd", '{"command": "linear", "test_accuracy": "x"}')):
+        for name, content in (
+            ("knn", "{"),
+            ("linear", "[1]"),
+            ("odd", '{"command": "linear", "test_accuracy": "x"}'),
+        ):
             write_summary(damaged, name, content)
         for file in (damaged / "backbone.safetensors", *(damaged / "checkpoints").iterdir()):
             file.write_bytes(b"half")
@@ -73,7 +92,11 @@ def page_of_wrecks(runs: Path, made: Callable[..., Path]) -> Path:
         for run in (bare, hostile):
             shutil.rmtree(run / "checkpoints")
             (run / "backbone.safetensors").unlink()
-        counted = {"command": "knn", "per_class": {"cat": 75, "<b>": 50}, "confusion": [[3, 1], [2, 2]]}
+        counted = {
+            "command": "knn",
+            "per_class": {"cat": 75, "<b>": 50},
+            "confusion": [[3, 1], [2, 2]],
+        }
         write_summary(bare, "knn", json.dumps(counted))
         table = [{"features": HOSTILE, "k": "<b>", "temperature": [], "accuracy": 50.0}]
         write_summary(hostile, "knn", json.dumps({"command": "knn", "table": table}))
@@ -100,7 +123,9 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def read(index: Path) -> Element:
     """The page as a browser reads it; whatever is not valid raises."""
-    return html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(index.read_text("ascii"))
+    return html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(
+        index.read_text("ascii")
+    )
 
 
 def words(index: Path) -> str:
@@ -123,5 +148,7 @@ def charts(index: Path, theme: str = "light") -> dict[str, Element]:
         uri = picture[0].get("srcset") if theme == "dark" else picture[1].get("src")
         kind, content = (uri or "").split(",")
         assert kind == "data:image/svg+xml;base64"
-        found[picture[1].get("alt") or ""] = ElementTree.fromstring(base64.b64decode(content, validate=True))
+        found[picture[1].get("alt") or ""] = ElementTree.fromstring(
+            base64.b64decode(content, validate=True)
+        )
     return found

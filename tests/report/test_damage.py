@@ -24,14 +24,20 @@ def test_of_a_killed_run_it_says_how_far_it_came(page_of_wrecks: Path) -> None:
 
 def test_damaged_files_are_left_out_and_named(page_of_wrecks: Path) -> None:
     text = words(page_of_wrecks)
-    for part in ("config.yaml is damaged", "results/knn/summary.json is damaged", "results/linear/summary.json is"):
+    for part in (
+        "config.yaml is damaged",
+        "results/knn/summary.json is damaged",
+        "results/linear/summary.json is",
+    ):
         assert f"damaged: {part}" in text
     assert re.search(r"Without neighbours and map: \S+\.ckpt: ", text)
     figures = {file.stem for file in (page_of_wrecks.parent / "figures").iterdir()}
     assert "A_views" in figures and "B_views" not in figures
 
 
-def test_without_a_checkpoint_the_page_says_so_and_shows_what_the_run_left(page_of_wrecks: Path) -> None:
+def test_without_a_checkpoint_the_page_says_so_and_shows_what_the_run_left(
+    page_of_wrecks: Path,
+) -> None:
     assert words(page_of_wrecks).count(": no checkpoint in this folder.") == 2
     figures = {file.stem for file in (page_of_wrecks.parent / "figures").iterdir()}
     assert {name for name in figures if name[0] in "CD"} == {"C_views", "D_views"}
@@ -40,18 +46,25 @@ def test_without_a_checkpoint_the_page_says_so_and_shows_what_the_run_left(page_
 def test_hostile_names_stay_text(page_of_wrecks: Path) -> None:
     tree, shown = read(page_of_wrecks), HOSTILE.replace("\x1b", "\ufffd")
     assert not list(tree.iter("script"))
-    assert shown in "".join(tree.itertext()) and f"kNN, {shown} features, k <b>, T []" in "".join(tree.itertext())
+    assert shown in "".join(tree.itertext()) and f"kNN, {shown} features, k <b>, T []" in "".join(
+        tree.itertext()
+    )
     for theme in ("light", "dark"):
         drawn = charts(page_of_wrecks, theme)  # as XML, which a control character would break
         assert any(shown in "".join(chart.itertext()) for chart in drawn.values())
 
 
 @pytest.mark.slow("a further page")
-def test_without_its_images_a_run_has_no_neighbours(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
+def test_without_its_images_a_run_has_no_neighbours(
+    cifar10_run: Path, program: Program, tmp_path: Path
+) -> None:
     nowhere = tmp_path / "nowhere"
     flags = ["--data-dir", str(nowhere), "--output", str(tmp_path / "out")]
     assert program("report", str(cifar10_run), *flags)[0] == 0
-    assert f"cifar10 is not in {nowhere}" in words(tmp_path / "out" / "index.html") and not nowhere.exists()
+    assert (
+        f"cifar10 is not in {nowhere}" in words(tmp_path / "out" / "index.html")
+        and not nowhere.exists()
+    )
 
 
 @pytest.mark.slow("a further page")
@@ -63,7 +76,9 @@ def test_a_run_that_trains_is_said_to(run: Path, program: Program) -> None:
 
 
 @pytest.mark.slow("three pages")
-def test_it_replaces_what_it_wrote_and_nothing_else(runs: Path, run: Path, program: Program) -> None:
+def test_it_replaces_what_it_wrote_and_nothing_else(
+    runs: Path, run: Path, program: Program
+) -> None:
     out = run.parent / "report"  # of several: in the folder that holds them
     other = shutil.copytree(runs / "d", run.with_name("d"))
     given = ["report", str(run), str(other)]
@@ -73,7 +88,10 @@ def test_it_replaces_what_it_wrote_and_nothing_else(runs: Path, run: Path, progr
     (out / "figures" / "mine.png").write_text("mine")
     assert program(*given, "--no-pictures")[0] == 0
     kept = {file.stem for file in (out / "figures").iterdir()}
-    assert kept == {*CURVES, "A_views", "B_views", "mine"} and (out / "notes.txt").read_text() == "mine"
+    assert (
+        kept == {*CURVES, "A_views", "B_views", "mine"}
+        and (out / "notes.txt").read_text() == "mine"
+    )
     (out / "index.html").write_text("<p>mine")
     status, _, err = program(*given[:-1])
     assert status == 2 and "not a report" in err and (out / "index.html").read_text() == "<p>mine"
@@ -105,7 +123,12 @@ def test_a_results_file_may_hold_anything(run: Path) -> None:
     (run / "results" / "knn").mkdir(parents=True)
     for content in (
         {"command": "knn", "per_class": 3, "confusion": [[1]], "table": 7},
-        {"command": "knn", "per_class": {"a": 1}, "confusion": [[1e400]], "table": [3, {"accuracy": True}]},
+        {
+            "command": "knn",
+            "per_class": {"a": 1},
+            "confusion": [[1e400]],
+            "table": [3, {"accuracy": True}],
+        },
         {"command": "knn", "per_class": {"a": 1}, "confusion": [[-1]]},
         {"command": "knn", "per_class": {"a": 1, "b": 1}, "confusion": [[1]]},
         {"command": "linear", "test_accuracy": 1e300, "settings": []},
@@ -119,7 +142,12 @@ def test_a_results_file_may_hold_anything(run: Path) -> None:
 
 
 def test_an_odd_value_costs_no_more_than_itself(run: Path) -> None:
-    rows = [{"epoch": 1, "train_loss": "low", "z_std": 1.0}, ["row"], {"epoch": "2"}, {"epoch": 2, "z_std": 0.9}]
+    rows = [
+        {"epoch": 1, "train_loss": "low", "z_std": 1.0},
+        ["row"],
+        {"epoch": "2"},
+        {"epoch": 2, "z_std": 0.9},
+    ]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (run / "config.yaml").write_bytes(b"settings:\n  data_dir: d\xe9ta\n  epochs: 2\nversions: 3\n")
     found = read_run(run)
@@ -136,5 +164,10 @@ def test_a_picture_of_views_may_be_of_any_width(run: Path, program: Program) -> 
 
 def test_its_help_teaches(program: Program) -> None:
     status, out, _ = program("report", "--help")
-    assert status == 0 and "RUN [RUN ...]" in out and "--no-pictures" in out and "(default: None)" not in out
+    assert (
+        status == 0
+        and "RUN [RUN ...]" in out
+        and "--no-pictures" in out
+        and "(default: None)" not in out
+    )
     assert re.search(r"\breport\b", program("--help")[1])

@@ -45,12 +45,18 @@ def test_a_setting_of_several_values_is_told_whole() -> None:
 def test_a_band_is_a_deviation_to_each_side_of_the_mean(runs: Path) -> None:
     (together,) = group_runs([read_run(runs / name) for name in "abc"])
     epochs, middle, deviation = together.curve("train_loss")
-    columns = list(zip(*([row["train_loss"] for row in rows(runs / name)] for name in "abc"), strict=True))
+    columns = list(
+        zip(*([row["train_loss"] for row in rows(runs / name)] for name in "abc"), strict=True)
+    )
     assert epochs == [1, 2, 3] and deviation == [stdev(column) for column in columns]
     assert middle == [mean(column) for column in columns]
     drawn = figures.draw_curves([together], "train_loss", "loss", False).axes[0]
     corners = {(x, round(y, 9)) for x, y in drawn.collections[0].get_paths()[0].vertices.tolist()}
-    edges = {(e, round(m + s * d, 9)) for e, m, d in zip(epochs, middle, deviation, strict=True) for s in (-1, 1)}
+    edges = {
+        (e, round(m + s * d, 9))
+        for e, m, d in zip(epochs, middle, deviation, strict=True)
+        for s in (-1, 1)
+    }
     assert edges <= corners and drawn.lines[0].get_ydata().tolist() == middle
 
 
@@ -75,7 +81,9 @@ def test_hostile_names_in_charts_stay_text(tmp_path: Path) -> None:
 
 
 def test_the_map_is_by_principal_components() -> None:
-    features = torch.randn(60, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(8, 0, -1)
+    features = torch.randn(60, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(
+        8, 0, -1
+    )
     points = project_features(features)
     x = (features - features.mean(dim=0)).double().numpy()
     theirs = x @ np.linalg.svd(x)[2][:2].T

@@ -24,7 +24,9 @@ FEW = ("--seeds", "0", "1", "--epochs", "1", "--label-fraction", "0.5")
 
 def test_the_page_of_one_run_has_its_figures(page_of_one: Path, runs: Path) -> None:
     run = runs / "a"
-    assert sorted(file.stem for file in (page_of_one.parent / "figures").iterdir()) == sorted(CURVES + PICTURES)
+    assert sorted(file.stem for file in (page_of_one.parent / "figures").iterdir()) == sorted(
+        CURVES + PICTURES
+    )
     last, summary = rows(run)[-1], json.loads((run / "summary.json").read_text())
     assert cells(page_of_one, "kNN, last (%)") == [f"{last['kNN_accuracy']:.2f}"]
     assert cells(page_of_one, "kNN, best (%)") == [f"{summary['kNN_best']:.2f}"]
@@ -37,13 +39,22 @@ def test_the_page_of_one_run_has_its_figures(page_of_one: Path, runs: Path) -> N
 def test_the_pictures_are_pictures_and_the_curves_are_drawn(page_of_one: Path, runs: Path) -> None:
     for file in (page_of_one.parent / "figures").iterdir():
         with Image.open(file) as picture:
-            assert picture.width > 200 and len(picture.convert("RGB").getcolors(1 << 24) or ()) > 2, file
-            assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255) or file.stem == "views"
+            assert (
+                picture.width > 200 and len(picture.convert("RGB").getcolors(1 << 24) or ()) > 2
+            ), file
+            assert (
+                picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+                or file.stem == "views"
+            )
     assert len(charts(page_of_one)) == len(CURVES) + 3  # classes, confusion, map
     for theme, colour in (("light", "#0072b2"), ("dark", "#56b4e9")):
-        drawn = next(svg for alt, svg in charts(page_of_one, theme).items() if alt.startswith("kNN accuracy"))
+        drawn = next(
+            svg for alt, svg in charts(page_of_one, theme).items() if alt.startswith("kNN accuracy")
+        )
         lines = [e.get("d", "") for e in drawn.iter() if f"stroke: {colour}" in e.get("style", "")]
-        assert max(line.count("L") for line in lines) == len(rows(runs / "a"))  # from the untrained network on
+        assert max(line.count("L") for line in lines) == len(
+            rows(runs / "a")
+        )  # from the untrained network on
 
 
 def test_the_gallery_tells_the_same_class_from_others(page_of_one: Path) -> None:
@@ -76,7 +87,9 @@ def test_it_is_valid_small_and_fetches_nothing(page_of_one: Path) -> None:
     for svg in [*charts(page_of_one).values(), *charts(page_of_one, "dark").values()]:
         links = [value for e in svg.iter() for name, value in e.items() if name.endswith("href")]
         assert all(link.startswith(("#", "data:image/png")) for link in links)
-        assert not [e for e in svg.iter() if e.tag.split("}")[-1] in ("script", "metadata", "foreignObject")]
+        assert not [
+            e for e in svg.iter() if e.tag.split("}")[-1] in ("script", "metadata", "foreignObject")
+        ]
 
 
 def test_it_is_for_everyone(page_of_one: Path, page_of_four: Path) -> None:
@@ -112,12 +125,18 @@ def test_seeds_become_mean_and_deviation_and_other_runs_are_named_by_what_differ
 
 
 @pytest.mark.slow("a further page")
-def test_the_same_run_again_is_no_further_seed(runs: Path, run: Path, program: Program, tmp_path: Path) -> None:
+def test_the_same_run_again_is_no_further_seed(
+    runs: Path, run: Path, program: Program, tmp_path: Path
+) -> None:
     again = run.rename(run.with_name("again"))
     given = [str(runs / "a"), str(again), str(again)]  # and one named twice is one
     assert program("report", *given, "--output", str(tmp_path / "out"), "--no-pictures")[0] == 0
     index = tmp_path / "out" / "index.html"
-    assert "seeds)" not in words(index) and len(cells(index, "loss")) == 2 and "A again" not in words(index)
+    assert (
+        "seeds)" not in words(index)
+        and len(cells(index, "loss")) == 2
+        and "A again" not in words(index)
+    )
 
 
 @pytest.mark.slow("three commands and a page")
@@ -126,8 +145,15 @@ def test_what_the_commands_measured_is_in_the_tables(run: Path, program: Program
         assert program(*command, "--checkpoint", str(run))[0] == 0
     assert program("report", str(run))[0] == 0
     index = run / "report" / "index.html"
-    found = {file.parent.name: json.loads(file.read_text()) for file in run.glob("results/*/summary.json")}
-    row = next(r for r in found["knn"]["table"] if (r["features"], r["k"], r["temperature"]) == ("projector", 20, 0.2))
+    found = {
+        file.parent.name: json.loads(file.read_text())
+        for file in run.glob("results/*/summary.json")
+    }
+    row = next(
+        r
+        for r in found["knn"]["table"]
+        if (r["features"], r["k"], r["temperature"]) == ("projector", 20, 0.2)
+    )
     assert cells(index, "kNN, projector features, k 20, T 0.2") == [f"{row['accuracy']:.2f}"]
     assert cells(index, "linear, 200 labels") == [f"{found['linear']['test_accuracy']:.2f}"]
     tuned = found["finetune_0.5"]
@@ -152,12 +178,19 @@ def test_the_command_in_the_page_gives_the_same_settings(flags: str) -> None:
     assert command_line(settings_to_keep(Pretrain())) == "python main.py"
 
 
-def test_a_run_remembers_its_hardware_and_the_page_tells_it(page_of_one: Path, page_of_wrecks: Path) -> None:
+def test_a_run_remembers_its_hardware_and_the_page_tells_it(
+    page_of_one: Path, page_of_wrecks: Path
+) -> None:
     run = page_of_wrecks.parents[1] / "bare"
     hardware = yaml.safe_load((run / "config.yaml").read_text())["resolved"]["hardware"]
     assert hardware["cpu"] and hardware["cores"] >= 1 and "gpu" not in hardware
     for name, value in (("cpu", hardware["cpu"]), ("cores", str(hardware["cores"]))):
-        assert cells(page_of_one, name) == [value] and cells(page_of_wrecks, name) == [value, "-", value, value]
+        assert cells(page_of_one, name) == [value] and cells(page_of_wrecks, name) == [
+            value,
+            "-",
+            value,
+            value,
+        ]
 
 
 @pytest.mark.slow("two pages")
@@ -166,7 +199,9 @@ def test_the_page_is_of_the_runs_as_they_are_now(run: Path, program: Program) ->
     status, out, err = program("report", str(run))
     index = run / "report" / "index.html"
     assert (status, err) == (0, "") and str(index) in out and index.as_uri() in out
-    assert {file: file.read_bytes() for file in before} == before  # a report changes nothing of a run
+    assert {
+        file: file.read_bytes() for file in before
+    } == before  # a report changes nothing of a run
     shutil.rmtree(run / "checkpoints")
     (run / "backbone.safetensors").unlink()
     (run / "views.png").unlink()

@@ -76,9 +76,9 @@ MENDED: dict[str, Callable[[Path], object]] = {
     "metrics.jsonl gone": lambda run: (run / "metrics.jsonl").unlink(),
     "metrics.jsonl a page": damaged("metrics.jsonl", PAGE),
     "metrics.jsonl not text": damaged("metrics.jsonl", b"\xff\xfe\x00\n\x80"),
-    "metrics.jsonl with a row too many": lambda run: damaged("metrics.jsonl", (run / "metrics.jsonl").read_bytes() * 2)(
-        run
-    ),
+    "metrics.jsonl with a row too many": lambda run: damaged(
+        "metrics.jsonl", (run / "metrics.jsonl").read_bytes() * 2
+    )(run),
     "last.ckpt cut short": lambda run: os.truncate(run / "checkpoints" / "last.ckpt", 3000),
     "last.ckpt empty": damaged("checkpoints/last.ckpt", b""),
     "last.ckpt gone": lambda run: (run / "checkpoints" / "last.ckpt").unlink(),
@@ -95,7 +95,11 @@ def test_what_the_run_mends_by_itself(
     MENDED[what](unfinished)
     status, _, err = program(*SMALL, "--epochs", "2")
     warned = what in ("last.ckpt cut short", "last.ckpt empty")
-    assert (status, err.count("\n"), "going back to the checkpoint before it" in err) == (0, warned, warned), err
+    assert (status, err.count("\n"), "going back to the checkpoint before it" in err) == (
+        0,
+        warned,
+        warned,
+    ), err
     assert rows(unfinished) == rows(trained) and same_weights(unfinished, trained)
     summary = json.loads((unfinished / "summary.json").read_text())
     assert summary == json.loads((trained / "summary.json").read_text())

@@ -9,7 +9,10 @@ from utils import console as module
 from utils.console import console, print_table, track_progress
 
 HEAD = ("features", "k", "T 0.07", "T 0.1", "T 0.2")
-ROWS = [("backbone", "200", "76.31", "75.22", "74.10"), ("projector", "1", "66.31", "65.22", "64.10")]
+ROWS = [
+    ("backbone", "200", "76.31", "75.22", "74.10"),
+    ("projector", "1", "66.31", "65.22", "64.10"),
+]
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "20", "40", "80", "200"])
@@ -20,7 +23,9 @@ def test_a_table_has_all_its_figures(
     print_table("accuracy in %", HEAD, ROWS)
     lines = capsys.readouterr().out.splitlines()
     assert [" ".join(line.split()) for line in lines[-3:-1]] == [" ".join(row) for row in ROWS]
-    assert [" ".join(HEAD)] == [line for line in (" ".join(x.split()) for x in lines) if "T 0.1" in line]
+    assert [" ".join(HEAD)] == [
+        line for line in (" ".join(x.split()) for x in lines) if "T 0.1" in line
+    ]
 
 
 def test_a_terminal_of_no_columns_counts_as_80(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +39,9 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("term", ["xterm", "dumb", "unknown"])
-def test_a_dumb_terminal_gets_lines_instead_of_a_bar(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dumb_terminal_gets_lines_instead_of_a_bar(
+    term: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TERM", term)
     screen = Terminal()
     terminal = module._Console(file=screen, width=80)
@@ -46,7 +53,10 @@ def test_a_dumb_terminal_gets_lines_instead_of_a_bar(term: str, monkeypatch: pyt
     if term == "xterm":
         assert "[/a] of [b]" in screen.getvalue() and lines == []
     else:
-        assert screen.getvalue().strip() == "" and lines == ["[/a] of [b]: 1 of 3", "[/a] of [b]: 2 of 3"]
+        assert screen.getvalue().strip() == "" and lines == [
+            "[/a] of [b]: 1 of 3",
+            "[/a] of [b]: 2 of 3",
+        ]
 
 
 @pytest.mark.parametrize("columns", [120, 80, 40, 30, 20])

@@ -28,7 +28,16 @@ from tests.helpers import (
 )
 from utils import distributed
 
-SHORT = ("--train-images", "64", "--batch-size", "16", "--epochs", "4", "--checkpoint-every", "2")  # 4 steps an epoch
+SHORT = (
+    "--train-images",
+    "64",
+    "--batch-size",
+    "16",
+    "--epochs",
+    "4",
+    "--checkpoint-every",
+    "2",
+)  # 4 steps an epoch
 
 
 def start_two(name: str, tmp_path: Path, *flags: str, **environment: str) -> Started:
@@ -36,7 +45,9 @@ def start_two(name: str, tmp_path: Path, *flags: str, **environment: str) -> Sta
 
 
 @contextmanager
-def both(name: str, tmp_path: Path, *flags: str, events: tuple[Events, Events] = ({}, {})) -> Iterator[list[Started]]:
+def both(
+    name: str, tmp_path: Path, *flags: str, events: tuple[Events, Events] = ({}, {})
+) -> Iterator[list[Started]]:
     """Two processes as torchrun starts them, without torchrun, to see what each of them does; events by rank."""
     command = (*SMALL, *SHORT, "--save-dir", str(tmp_path / "runs"), "--exp-name", name, *flags)
     each = zip(events, torchrun_environments(), strict=True)
@@ -72,13 +83,19 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     At a low rate: at the usual one, the last digit of a sum (or another number of threads) is a percent 60 steps later.
     """
     one = start_two("one", tmp_path, "--learning-rate", "0.001")
-    assert to_its_end("two", tmp_path, "--learning-rate", "0.001")[1] == ""  # the first process speaks for both
+    assert (
+        to_its_end("two", tmp_path, "--learning-rate", "0.001")[1] == ""
+    )  # the first process speaks for both
     assert one.communicate()[1] == "" and one.returncode == 0
-    for one, two in zip(rows(tmp_path / "runs" / "one"), rows(tmp_path / "runs" / "two"), strict=True):
+    for one, two in zip(
+        rows(tmp_path / "runs" / "one"), rows(tmp_path / "runs" / "two"), strict=True
+    ):
         assert one["step"] == two["step"] and one["learning_rate"] == two["learning_rate"]
         assert one["train_loss"] == pytest.approx(two["train_loss"], abs=5e-4)
         assert one["z_std"] == pytest.approx(two["z_std"], abs=1e-4)
-        assert one["kNN_accuracy"] == pytest.approx(two["kNN_accuracy"], abs=2)  # of 100 test images
+        assert one["kNN_accuracy"] == pytest.approx(
+            two["kNN_accuracy"], abs=2
+        )  # of 100 test images
 
 
 def find_neighbours(args: list[str]) -> int:
@@ -89,22 +106,36 @@ def find_neighbours(args: list[str]) -> int:
         network = resnet10(4)
         images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8)
         part = distributed.shard(n)
-        features = distributed.all_gather_rows(extract_features(network, images[part], torch.zeros(3), torch.ones(3)))
-        bank = torch.nn.functional.normalize(torch.randn(n, 512), dim=1)  # of these features many are equally near
+        features = distributed.all_gather_rows(
+            extract_features(network, images[part], torch.zeros(3), torch.ones(3))
+        )
+        bank = torch.nn.functional.normalize(
+            torch.randn(n, 512), dim=1
+        )  # of these features many are equally near
         found = nearest_in_shards(bank, bank[part], 200, part.start)
-        torch.save((features, *found), f"{folder}/{distributed.world_size()}_{distributed.rank()}.pt")
+        torch.save(
+            (features, *found), f"{folder}/{distributed.world_size()}_{distributed.rank()}.pt"
+        )
     return 0
 
 
 @pytest.mark.parametrize("images", [301, 3301], ids=["fewer in each process than vote", "more"])
-def test_the_neighbours_in_a_shared_bank_are_those_of_one_process(images: int, tmp_path: Path) -> None:
+def test_the_neighbours_in_a_shared_bank_are_those_of_one_process(
+    images: int, tmp_path: Path
+) -> None:
     args = [str(tmp_path), str(images)]
     processes = [Started(find_neighbours, args, **told) for told in [{}, *torchrun_environments()]]
     for process in processes:
         assert process.communicate() == ("", "") and process.returncode == 0
-    (features, similarity, index), *shared = (torch.load(tmp_path / f"{end}.pt") for end in ("1_0", "2_0", "2_1"))
-    assert index.shape == (images, 200) and index[:, 0].tolist() == list(range(images))  # each its own neighbour
-    tied = -torch.diff(similarity, append=similarity[:, -1:]) < 1e-6  # with the next one: either may come first
+    (features, similarity, index), *shared = (
+        torch.load(tmp_path / f"{end}.pt") for end in ("1_0", "2_0", "2_1")
+    )
+    assert index.shape == (images, 200) and index[:, 0].tolist() == list(
+        range(images)
+    )  # each its own neighbour
+    tied = (
+        -torch.diff(similarity, append=similarity[:, -1:]) < 1e-6
+    )  # with the next one: either may come first
     tied |= tied.roll(1, dims=1)
     assert tied.float().mean() < 0.05
     for other_features, other_similarity, other_index in shared:
@@ -152,7 +183,9 @@ def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
 ANOTHER = pytest.mark.slow("the other process, two more runs of two")
 
 
-@pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=ANOTHER)])
+@pytest.mark.parametrize(
+    ("number", "rank"), [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=ANOTHER)]
+)
 def test_a_signal_to_one_process_saves_and_ends_both(
     number: signal.Signals, rank: int, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -160,7 +193,11 @@ def test_a_signal_to_one_process_saves_and_ends_both(
     with both("run", tmp_path, events=in_step(6, number.name, rank)) as pair:
         said = [process.communicate()[1] for process in pair]
         assert [process.returncode for process in pair] == [128 + number] * 2, said
-    assert said[1] == "" and said[0].count("\n") == 1 and f"stopped by {number.name} in epoch 2, step 6" in said[0]
+    assert (
+        said[1] == ""
+        and said[0].count("\n") == 1
+        and f"stopped by {number.name} in epoch 2, step 6" in said[0]
+    )
     assert steps_saved(run / "checkpoints" / "last.ckpt") == 6
     assert "resumed from" in to_its_end("run", tmp_path)[0] and same_run(run, undisturbed)
 
@@ -178,28 +215,46 @@ def test_a_process_that_is_killed_takes_the_other_along(rank: int, tmp_path: Pat
 
 
 @pytest.mark.slow("two more runs of two; that one which was stopped goes on is a quick test")
-def test_a_run_whose_processes_died_goes_on_as_the_same_run(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_whose_processes_died_goes_on_as_the_same_run(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "runs" / "run"
     held = tmp_path / "held"
-    with both("run", tmp_path, events=in_step(11, str(held), 1)) as pair:  # in epoch 3; the other waits for this one
+    with both(
+        "run", tmp_path, events=in_step(11, str(held), 1)
+    ) as pair:  # in epoch 3; the other waits for this one
         wait_for(pair[0], lambda: held.exists() and (run / "checkpoints" / "last.ckpt").exists())
         pair[1].kill()
         pair[0].communicate()
     assert "resumed from" in to_its_end("run", tmp_path)[0] and same_run(run, undisturbed)
 
 
-@pytest.mark.slow("five fresh starts; that a signal ends all and saves, and that the command tells, are quick tests")
-def test_the_command_that_started_them_passes_a_signal_on_and_one_process_may_go_on_alone(tmp_path: Path) -> None:
+@pytest.mark.slow(
+    "five fresh starts; that a signal ends all and saves, and that the command tells, are quick tests"
+)
+def test_the_command_that_started_them_passes_a_signal_on_and_one_process_may_go_on_alone(
+    tmp_path: Path,
+) -> None:
     held = tmp_path / "held"
     where = ("--save-dir", str(tmp_path / "runs"), "--exp-name", "run")
-    process = start_with_events_below(tmp_path, {6: [held]}, *SMALL, *SHORT, *where, "--devices", "2")
+    process = start_with_events_below(
+        tmp_path, {6: [held]}, *SMALL, *SHORT, *where, "--devices", "2"
+    )
     wait_for(process, held.exists)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
-    assert process.returncode == 143 and err.count("\n") == 1 and "saved: the same command resumes it" in err
+    assert (
+        process.returncode == 143
+        and err.count("\n") == 1
+        and "saved: the same command resumes it" in err
+    )
     alone = start_two("run", tmp_path)
     out, err = alone.communicate()
-    assert (alone.returncode, err) == (0, "") and "resumed from" in out and len(rows(tmp_path / "runs" / "run")) == 4
+    assert (
+        (alone.returncode, err) == (0, "")
+        and "resumed from" in out
+        and len(rows(tmp_path / "runs" / "run")) == 4
+    )
 
 
 @pytest.mark.slow("two fresh starts; that the death of one ends the other is a quick test")
@@ -229,7 +284,9 @@ def test_a_mistake_is_told_once(flags: str, answer: str, tmp_path: Path) -> None
         said = [process.communicate() for process in pair]
         assert [process.returncode for process in pair] == [2, 2]
     (out, err), nothing = said
-    assert is_announcement(out) and nothing == ("", "") and err.count("\n") == 1 and answer in err, err
+    assert (
+        is_announcement(out) and nothing == ("", "") and err.count("\n") == 1 and answer in err
+    ), err
     assert not (tmp_path / "runs" / "run" / "config.yaml").exists()
 
 

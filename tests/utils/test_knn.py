@@ -32,7 +32,9 @@ def test_equal_to_lightly(clusters: tuple[torch.Tensor, ...], k: int, temperatur
 @pytest.mark.parametrize("k", [1, 20, 200])
 def test_equal_to_scikit_learn(clusters: tuple[torch.Tensor, ...], k: int) -> None:
     queries, bank, labels = clusters
-    vote = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1))
+    vote = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1)
+    )
     theirs = vote.fit(bank.numpy(), labels.numpy()).predict(queries.numpy())
     assert np.array_equal(knn_predict(queries, bank, labels, 10, k, 0.1).numpy(), theirs)
 
@@ -46,19 +48,27 @@ def test_the_votes_are_weighted_by_similarity() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e4])
-def test_no_temperature_over_or_underflows(clusters: tuple[torch.Tensor, ...], temperature: float) -> None:
+def test_no_temperature_over_or_underflows(
+    clusters: tuple[torch.Tensor, ...], temperature: float
+) -> None:
     queries, bank, labels = clusters
     predicted = knn_predict(queries, bank, labels, 10, k=1, temperature=1.0)
     if temperature < 1:  # the nearest decides alone
-        assert torch.equal(knn_predict(queries, bank, labels, 10, k=50, temperature=temperature), predicted)
+        assert torch.equal(
+            knn_predict(queries, bank, labels, 10, k=50, temperature=temperature), predicted
+        )
     else:  # a plain majority
         nearest = labels[(queries @ bank.T).topk(51).indices]
         counts = torch.nn.functional.one_hot(nearest, 10).sum(1)
-        voted = counts.gather(1, knn_predict(queries, bank, labels, 10, k=51, temperature=1e6)[:, None])[:, 0]
+        voted = counts.gather(
+            1, knn_predict(queries, bank, labels, 10, k=51, temperature=1e6)[:, None]
+        )[:, 0]
         assert torch.equal(voted, counts.amax(1))
 
 
-def test_chunks_change_nothing(clusters: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_nothing(
+    clusters: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     queries, bank, labels = clusters
     whole = knn_predict(queries, bank, labels, 10)
     monkeypatch.setattr(knn, "CHUNK_ELEMENTS", {"cpu": 7 * len(bank)})
@@ -66,6 +76,8 @@ def test_chunks_change_nothing(clusters: tuple[torch.Tensor, ...], monkeypatch: 
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(0, 0.1), (3001, 0.1), (20, 0.0), (20, -1.0)])
-def test_impossible_settings_are_refused(clusters: tuple[torch.Tensor, ...], k: int, temperature: float) -> None:
+def test_impossible_settings_are_refused(
+    clusters: tuple[torch.Tensor, ...], k: int, temperature: float
+) -> None:
     with pytest.raises(ValueError, match=r"kNN|neighbours"):
         knn_predict(*clusters, 10, k, temperature)

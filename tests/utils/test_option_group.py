@@ -21,7 +21,9 @@ GROUPS = {
 @pytest.mark.parametrize("group", sorted(GROUPS, key=lambda group: group.__name__))
 def test_a_group_refuses_a_misspelt_name(group: Any) -> None:
     name = dataclasses.fields(group)[0].name
-    with pytest.raises(TypeError, match=f"{group.__name__} has no argument '{name}s'; did you mean '{name}'"):
+    with pytest.raises(
+        TypeError, match=f"{group.__name__} has no argument '{name}s'; did you mean '{name}'"
+    ):
         group(**{f"{name}s": 1})
 
 

@@ -6,9 +6,21 @@ import torch
 from utils.philox import permutation, philox, uniform
 
 KNOWN = [  # counter, key, output: philox4x32 with 10 rounds, from Random123's kat_vectors
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 
 
@@ -16,7 +28,9 @@ KNOWN = [  # counter, key, output: philox4x32 with 10 rounds, from Random123's k
 def test_known_answers(counter: str, key: str, output: str) -> None:
     c0, c1, c2, c3 = (torch.tensor([int(word, 16)]) for word in counter.split())
     k0, k1 = (int(word, 16) for word in key.split())
-    assert [f"{word.item():08x}" for word in philox((c0, c1, c2, c3), k0 | k1 << 32)] == output.split()
+    assert [
+        f"{word.item():08x}" for word in philox((c0, c1, c2, c3), k0 | k1 << 32)
+    ] == output.split()
 
 
 def test_a_number_does_not_depend_on_its_batch() -> None:
@@ -28,7 +42,10 @@ def test_a_number_does_not_depend_on_its_batch() -> None:
 
 def test_each_coordinate_changes_the_numbers() -> None:
     index = torch.arange(100)
-    draws = [uniform(index, e, v, 8, seed=s) for e, v, s in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 2**40)]]
+    draws = [
+        uniform(index, e, v, 8, seed=s)
+        for e, v, s in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 2**40)]
+    ]
     for i, a in enumerate(draws):
         for b in draws[i + 1 :]:
             assert not torch.isclose(a, b, atol=1e-4).float().mean() > 0.01

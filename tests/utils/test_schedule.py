@@ -20,7 +20,9 @@ def rates(warmup: int, total: int, **group: bool) -> list[float]:
     return [*seen, optimizer.param_groups[0]["lr"]]
 
 
-@pytest.mark.parametrize(("warmup", "total"), [(0, 50), (1, 50), (2, 50), (10, 50), (49, 50), (970, 77600 // 8)])
+@pytest.mark.parametrize(
+    ("warmup", "total"), [(0, 50), (1, 50), (2, 50), (10, 50), (49, 50), (970, 77600 // 8)]
+)
 def test_rate_of_each_step_is_the_closed_form(warmup: int, total: int) -> None:
     def closed(s: int) -> float:
         if s < warmup:
