@@ -29,13 +29,13 @@ try:
     from simsiam.config.run_state import announce
     from utils.cli import iterate_options, parse
     from utils.errors import (
-        RunFailure,
-        Stopped,
+        RunError,
+        StoppedBySignal,
         UserError,
-        check,
         describe_os_error,
         is_missing_home,
         is_out_of_memory,
+        require,
     )
 except ModuleNotFoundError as missing:
     print(f"main.py: the package {missing.name} is not installed: {INSTALL}", file=sys.stderr)
@@ -66,7 +66,7 @@ def main(args: list[str]) -> int:
     named = bool(args) and not args[0].startswith("-")
     name, rest = (args[0], args[1:]) if named else ("pretrain", args)
     try:
-        check(
+        require(
             name in COMMANDS,
             f"{name}: no such command; there are {', '.join(COMMANDS)}, each with --help",
         )
@@ -88,7 +88,7 @@ def main(args: list[str]) -> int:
         may_unwind.set()
         getattr(command, name)(config)
         return 0
-    except (UserError, RunFailure, Stopped) as error:
+    except (UserError, RunError, StoppedBySignal) as error:
         return fail(error, error.status)
     except ModuleNotFoundError as missing:
         return fail(f"the package {missing.name} is not installed: {INSTALL}")
@@ -117,7 +117,7 @@ def suggest_less_memory(name: str) -> str:
 
 def stop(number: int, frame: object) -> None:
     """Signal handler of commands that have nothing to save; pre-training installs its own."""
-    stopped = Stopped(number, "; the same command goes on, or begins again")
+    stopped = StoppedBySignal(number, "; the same command goes on, or begins again")
     if may_unwind.is_set():
         raise stopped
     # Packages are being imported. Some would take an exception for a missing package and go on.

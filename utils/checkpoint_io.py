@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 
 WHY_UNREADABLE = {
     zipfile.BadZipFile: "not a checkpoint, or cut short",
@@ -18,17 +18,17 @@ WHY_UNREADABLE = {
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A whole checkpoint (its checksums are verified) with `state_dict` and `hyper_parameters`, of plain values."""
-    check(path.is_file(), f"{path}: no such checkpoint")
-    check(path.stat().st_size > 0, f"{path}: empty")
+    require(path.is_file(), f"{path}: no such checkpoint")
+    require(path.stat().st_size > 0, f"{path}: empty")
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             stored = sum(entry.file_size for entry in archive.infolist()) <= path.stat().st_size
-            check(
+            require(
                 stored,
                 f"{path}: compressed, as no checkpoint is: what it would unpack to is not looked at",
             )
             broken = archive.testzip()  # torch checks no CRC: a flipped bit would load silently
-            check(broken is None, f"{path}: damaged (the checksum of {broken} does not match)")
+            require(broken is None, f"{path}: damaged (the checksum of {broken} does not match)")
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
@@ -48,7 +48,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {why}") from None
     needed = ("state_dict", "hyper_parameters")
     ours = isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in needed)
-    check(
+    require(
         ours,
         f"{path}: not a checkpoint of this program (it has no state_dict with hyper_parameters)",
     )
@@ -57,7 +57,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def read_resumable(path: Path, callbacks: tuple[str, ...]) -> dict[str, Any]:
     """A checkpoint with all that training needs to go on, also of the callbacks with these state keys."""
-    check(
+    require(
         path.suffix != ".safetensors",
         f"{path}: weights alone, which no run goes on from; --model-path starts one",
     )
@@ -68,7 +68,7 @@ def read_resumable(path: Path, callbacks: tuple[str, ...]) -> dict[str, Any]:
     wrong = wrong or [name for name in (*lists, *dicts) if not content[name]]
     wrong = wrong or [name for name in callbacks if name not in content["callbacks"]]
     wrong = wrong or ["row"] * (not isinstance(content["row"].get("epoch", 0), int))
-    check(
+    require(
         not wrong, f"{path}: not a checkpoint that a run goes on from (it lacks {', '.join(wrong)})"
     )
     return content

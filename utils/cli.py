@@ -20,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 from tyro import _errors  # private, hence req.txt pins tyro
 
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 
 Command = TypeVar("Command")
 
@@ -67,15 +67,15 @@ class Rule(IntEnum):
     """What becomes of an option later; it stands in the `Annotated` of its field. Each implies those before it."""
 
     PLAIN = 0
-    MAY_CHANGE = 1  # a run may be resumed with another value
+    CHANGEABLE_ON_RESUME = 1  # a run may be resumed with another value
     NOT_INHERITED = 2  # a run that starts from an earlier run's `--config` does not take it over
-    NOT_KEPT = 3  # it is not written into the run's config and checkpoints
+    NOT_SAVED = 3  # it is not written into the run's config and checkpoints
 
 
-PLAIN, MAY_CHANGE, NOT_INHERITED, NOT_KEPT = Rule
+PLAIN, CHANGEABLE_ON_RESUME, NOT_INHERITED, NOT_SAVED = Rule
 
 
-def unset(metavar: str, default: str) -> Any:
+def default_hint(metavar: str, default: str) -> Any:
     """How `--help` shows a flag whose default is None: its value, and what happens without it."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
@@ -117,7 +117,7 @@ def from_settings(command: type[Command], settings: Mapping[str, Any]) -> Comman
     """The inverse of `flatten`; what is not given has its default. UserError: a wrong value, or an unknown name."""
     group_of = {field.name: group for group, field, *_ in iterate_options(command)}
     unknown = sorted(map(str, settings.keys() - group_of.keys()))
-    check(not unknown, f"unknown setting {', '.join(unknown)}")
+    require(not unknown, f"unknown setting {', '.join(unknown)}")
     groups: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         groups.setdefault(group_of[name], {})[name] = value
@@ -157,9 +157,9 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
         )  # pyright: ignore
     for name, value in flatten(parsed).items():
         for text in value if isinstance(value, list) else [value]:
-            check(text != "", f"{to_flag(name)}: an empty name; leave the flag out")
+            require(text != "", f"{to_flag(name)}: an empty name; leave the flag out")
             lost = str(text).startswith("~") and os.path.expanduser(text) == text
-            check(not lost, f"{to_flag(name)} {text}: there is no such home folder")
+            require(not lost, f"{to_flag(name)} {text}: there is no such home folder")
     return parsed
 
 

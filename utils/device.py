@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 from utils.nvidia import find_missing_kernels, find_problem
 from utils.run_dir import PACKAGES
 
@@ -34,7 +34,7 @@ def choose_accelerator(accelerator: str) -> str:
     if problem is not None and (accelerator == "gpu" or not problem.intended):
         raise UserError(f"{problem.message}. Or go on without it: --accelerator cpu")
     missing = "--accelerator gpu: torch finds no GPU here; leave the flag out for the CPU"
-    check(available or accelerator != "gpu", missing)
+    require(available or accelerator != "gpu", missing)
     if available and torch.version.cuda is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own words on a GPU that is too old
@@ -42,7 +42,7 @@ def choose_accelerator(accelerator: str) -> str:
             name = torch.cuda.get_device_name()
         built_for = torch.cuda.get_arch_list()
         too_old = find_missing_kernels(name, capability, torch.__version__, built_for)
-        check(too_old is None, f"{too_old}. Or go on without it: --accelerator cpu")
+        require(too_old is None, f"{too_old}. Or go on without it: --accelerator cpu")
     return "gpu" if available else "cpu"
 
 
@@ -74,7 +74,7 @@ def choose_precision(precision: str, accelerator: str) -> Any:
     if precision == "auto":
         native = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else _cpu_has_bf16()
         precision = "bf16" if native else "32"
-    check(precision != "16" or gpu, "--precision 16 needs a GPU: take bf16 or 32")
+    require(precision != "16" or gpu, "--precision 16 needs a GPU: take bf16 or 32")
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
 
 

@@ -10,7 +10,7 @@ class UserError(ValueError):
     status = 2
 
 
-class RunFailure(RuntimeError):
+class RunError(RuntimeError):
     """A run that cannot go on: collapsed (exit status 3), not finite (4), or a process of it ended."""
 
     def __init__(self, message: str, status: int) -> None:
@@ -18,7 +18,7 @@ class RunFailure(RuntimeError):
         self.status = status
 
 
-class Stopped(
+class StoppedBySignal(
     BaseException
 ):  # not an Exception, so that no `except Exception` around a file takes it for a bad file
     """Ended by a signal: exit status 128 + its number. The message says where, and whether the work was saved."""
@@ -53,7 +53,7 @@ def describe_os_error(error: OSError) -> str:
     return f"{name}: {reason}"
 
 
-def check(ok: bool, message: str) -> None:
+def require(ok: bool, message: str) -> None:
     """Raise UserError(message) unless ok."""
     if not ok:
         raise UserError(message)

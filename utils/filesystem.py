@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.console import print_line
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 
 try:
     import fcntl
@@ -48,7 +48,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def check_writable(folder: Path, flag: str) -> None:
     """Raise UserError, which asks for another `flag`, unless `folder` exists or can be made, and takes files."""
     above = next(part for part in (folder, *folder.parents) if part.exists())
-    check(above.is_dir(), f"{above} is a file, not a folder: give another {flag}")
+    require(above.is_dir(), f"{above} is a file, not a folder: give another {flag}")
     try:
         with tempfile.TemporaryFile(dir=above):  # os.access would say yes to root everywhere
             pass
@@ -69,7 +69,7 @@ def lock_folder(folder: Path, taken: str, wait: bool = False) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        check(wait, taken)
+        require(wait, taken)
         print_line(taken)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 from utils.filesystem import PARTIAL, check_writable, lock_folder, write_text
 
 PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")  # whose versions a run notes
@@ -51,7 +51,7 @@ class RunDirectory:
         ours = self.config.is_file() and (
             self.metrics.exists() or b"settings:" in self.config.read_bytes()
         )
-        check(ours, f"{self.path} holds something that is not a run: give another --exp-name")
+        require(ours, f"{self.path} holds something that is not a run: give another --exp-name")
         return "finished" if self.summary.exists() else "unfinished"
 
     def settings(self, section: str = "settings") -> dict[str, Any]:

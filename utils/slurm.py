@@ -9,7 +9,7 @@ import os
 import re
 
 from utils.console import print_line
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 
 # SLURM gives ids from here on to scripts of sbatch, shells of salloc and its own daemons.
 FIRST_RESERVED_STEP = 0xFFFFFFF0
@@ -46,7 +46,7 @@ def match_environment_to_started_tasks() -> None:
         _copy_step_to_job()
     else:
         rank = _read_number("SLURM_PROCID") or 0
-        check(
+        require(
             rank == 0,
             f"SLURM_PROCID is {rank}, so srun started several tasks, but SLURM_STEP_ID is missing: "
             "pass all SLURM_ variables on to the program (a container may drop some)",

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 from utils.filesystem import write_atomically
 
 BACKBONE, HEAD = "simsiam-backbone", "simsiam-head"
@@ -25,14 +25,14 @@ def write_weights(
 
 def read_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and weights; UserError for a file that is missing, damaged, of another kind or another program."""
-    check(path.is_file(), f"{path}: no such file")
+    require(path.is_file(), f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
             text, state = (
                 file.metadata() or {},
                 {name: file.get_tensor(name) for name in file},
             )
-        check(
+        require(
             text.get("kind") == kind,
             f"{path}: a safetensors file, but not a {kind.split('-')[1]} of this program",
         )

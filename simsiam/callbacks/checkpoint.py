@@ -19,7 +19,7 @@ from simsiam.callbacks.signals import SignalCallback
 from utils import distributed
 from utils.checkpoint_io import read_checkpoint
 from utils.console import print_line
-from utils.errors import Stopped
+from utils.errors import StoppedBySignal
 from utils.filesystem import write_atomically
 from utils.run_dir import RunDirectory, previous
 
@@ -190,7 +190,7 @@ class CheckpointCallback(Checkpoint):
         where = (
             f"in epoch {trainer.current_epoch + 1}, step {trainer.global_step}, in {self.run.path}"
         )
-        raise Stopped(number, f" {where}; {saved}")
+        raise StoppedBySignal(number, f" {where}; {saved}")
 
     def _save(self, trainer: pl.Trainer) -> None:
         if not all(

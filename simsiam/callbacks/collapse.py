@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.config.options import is_collapsed
-from utils.errors import RunFailure
+from utils.errors import RunError
 
 
 class CollapseMonitor(pl.Callback):
@@ -21,7 +21,7 @@ class CollapseMonitor(pl.Callback):
         print_fn: takes the warning; None for `print`.
 
     Raises:
-        RunFailure: a RuntimeError; `stop` is set and the representation has collapsed (exit
+        RunError: a RuntimeError; `stop` is set and the representation has collapsed (exit
             status 3 of the program).
         ValueError: at the end of an epoch, if the module logs no `z_std`.
     """
@@ -67,7 +67,7 @@ class CollapseMonitor(pl.Callback):
             "no predictor, no BN in the heads, a weight decay or learning rate too high"
         )
         if self.stop:
-            raise RunFailure(message, status=3)
+            raise RunError(message, status=3)
         self.print_fn(f"warning: {message}")
         self.warned = True
 

@@ -1,4 +1,4 @@
-"""Pictures of a run in TensorBoard: augmented views and nearest neighbours."""
+"""ImageLogger of a run in TensorBoard: augmented views and nearest neighbours."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from utils.run_dir import RunDirectory
 QUERIES, NEIGHBOURS = 10, 9  # rows and columns of `neighbours`
 
 
-class Pictures(pl.Callback):
+class ImageLogger(pl.Callback):
     """Logs `views` at the start of a run, also as `views.png`; now and then and at its end `views` and `neighbours`.
 
     Args:

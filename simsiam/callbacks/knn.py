@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from models.resnet import ResNet, fold_batch_norm
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import ImageDataset, why_no_knn
+from simsiam.data.dataset import ImageDataset, knn_unavailable_reason
 from simsiam.evaluation.features import chunk_size, compute_dtype, extract_features
 from simsiam.evaluation.metrics import rankme
 from simsiam.inputs import get_labelled_images
@@ -199,7 +199,7 @@ class KNNMonitor(pl.Callback):
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, ViewsDataModule)  # `setup` has checked
         bank = self._extract_split(network, data, data.train)
-        if why_no_knn(data.train, data.test) is not None:
+        if knn_unavailable_reason(data.train, data.test) is not None:
             return bank, None
         return bank, self._extract_split(network, data, data.test)
 

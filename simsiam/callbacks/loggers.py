@@ -19,7 +19,7 @@ from torch.utils.tensorboard.summary import hparams
 from simsiam.config.commands import DEFAULTS, Pretrain, settings_that_matter, settings_to_keep
 from utils import distributed
 from utils.console import print_line
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 from utils.run_dir import RunDirectory
 
 
@@ -80,7 +80,7 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
 def check_installed(names: Iterable[str]) -> None:
     """Raise UserError for a logger whose package is not there."""
     for name in {"wandb", "mlflow"}.intersection(names):
-        check(
+        require(
             importlib.util.find_spec(name) is not None,
             f"--logger {name}: it is not installed: pip install {name}",
         )

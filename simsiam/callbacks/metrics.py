@@ -11,7 +11,7 @@ from simsiam.callbacks.loggers import ResilientTensorBoardLogger
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import print_line
-from utils.errors import RunFailure
+from utils.errors import RunError
 from utils.run_dir import RunDirectory
 
 
@@ -73,7 +73,7 @@ class MetricsRecorder(pl.Callback):
             self.images_per_second = images / (time.perf_counter() - self.started)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log and write the epoch's row. Raises RunFailure with status 4 if the loss is not finite."""
+        """Log and write the epoch's row. Raises RunError with status 4 if the loss is not finite."""
         loss, z_std = self.means
         if not math.isfinite(loss):
             raise not_finite(f"the loss is {loss}", trainer.current_epoch + 1, self.run)
@@ -117,8 +117,8 @@ class MetricsRecorder(pl.Callback):
         return f"loss {row['train_loss']:.4f}{knn}  z_std {row['z_std']:.3f}  {speed}"
 
 
-def not_finite(what: str, epoch: int, run: RunDirectory) -> RunFailure:
+def not_finite(what: str, epoch: int, run: RunDirectory) -> RunError:
     """The failure with exit status 4; its message names the last good checkpoint."""
     kept = run.resumable()
     good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
-    return RunFailure(f"{what} in epoch {epoch}: lower --learning-rate; {good}", status=4)
+    return RunError(f"{what} in epoch {epoch}: lower --learning-rate; {good}", status=4)

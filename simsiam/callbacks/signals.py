@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 
 from utils import distributed
 from utils.console import console
-from utils.errors import Stopped
+from utils.errors import StoppedBySignal
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 REQUEUE = signal.SIGUSR1  # SLURM's, before it takes the machine away
@@ -57,4 +57,4 @@ class SignalCallback(pl.Callback):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         self.received = number
         if not self.to_save and number != REQUEUE and distributed.world_size() == 1:
-            raise Stopped(number, " before the first step; the same command begins again")
+            raise StoppedBySignal(number, " before the first step; the same command begins again")

@@ -14,7 +14,7 @@ from simsiam.evaluation.features import chunk_size
 from simsiam.evaluation.results import Results, name_results
 from utils.console import print_line
 from utils.device import choose_device
-from utils.errors import check
+from utils.errors import require
 from utils.filesystem import write_atomically
 from utils.text import printable
 
@@ -32,7 +32,7 @@ def embed(config: Embed) -> None:
             for name, split in splits.items()
             if options.split in ("both", name) and len(split)
         }
-        check(bool(splits), f"--split {options.split}: {context.dataset} has no such images")
+        require(bool(splits), f"--split {options.split}: {context.dataset} has no such images")
         what = f"{context.dataset}, {' and '.join(splits)}"
         chunks = chain.from_iterable(
             split.images.split(chunk_size(split.images)) for split in splits.values()

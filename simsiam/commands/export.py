@@ -19,7 +19,7 @@ from simsiam.evaluation.context import EvaluationContext, add_images, open_check
 from simsiam.evaluation.features import center
 from simsiam.evaluation.results import Results
 from utils.console import print_line
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 from utils.filesystem import write_atomically
 from utils.text import printable
 from utils.weights import BACKBONE, write_weights
@@ -37,9 +37,11 @@ def export(config: Export) -> None:
     missing = [
         name for name in ONNX_NEEDS if format == "onnx" and importlib.util.find_spec(name) is None
     ]
-    check(not missing, f"--format onnx needs {' '.join(missing)}: pip install {' '.join(missing)}")
+    require(
+        not missing, f"--format onnx needs {' '.join(missing)}: pip install {' '.join(missing)}"
+    )
     named = given is None or given.endswith(suffix)
-    check(named, f"--output {given}: with --format {format} a name that ends in {suffix}")
+    require(named, f"--output {given}: with --format {format} a name that ends in {suffix}")
     checkpoint = open_checkpoint(config, torch.device("cpu"))
     results = Results(config, checkpoint, f"export_{format}")
     output = results.choose_output(given, f"backbone{suffix}")
@@ -59,7 +61,7 @@ def export(config: Export) -> None:
             expected, got = checkpoint.backbone(images[:n]), run(images[:n])
             differences[n] = ((got - expected).abs().max() / expected.abs().max()).item()
         worst = max(differences.values())
-        check(
+        require(
             worst <= TOLERANCE,
             f"{format}: features differ by {worst:.1e} of the largest; nothing was written",
         )

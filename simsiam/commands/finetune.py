@@ -22,10 +22,10 @@ from simsiam.evaluation.logistic_regression import (
     standardise_features,
 )
 from simsiam.evaluation.results import Results
-from utils.cli import MAY_CHANGE, flatten, iterate_options, to_flag
+from utils.cli import CHANGEABLE_ON_RESUME, flatten, iterate_options, to_flag
 from utils.console import print_line
 from utils.device import choose_device, choose_precision
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 from utils.philox import permutation
 from utils.weights import BACKBONE, write_weights
 
@@ -106,7 +106,9 @@ def read_finished_seeds(
     config: Finetune, context: EvaluationContext, folder: Path
 ) -> dict[int, SeedSummary]:
     """What earlier calls measured, by seed; UserError if they had other weights or settings, or are damaged."""
-    fixed = {field.name for _, field, rule, _ in iterate_options(Finetune) if rule < MAY_CHANGE}
+    fixed = {
+        field.name for _, field, rule, _ in iterate_options(Finetune) if rule < CHANGEABLE_ON_RESUME
+    }
     settings = {name: value for name, value in flatten(config).items() if name in fixed}
     finished = {}
     for file in sorted(folder.glob("seed_*/summary.json")):
@@ -117,7 +119,7 @@ def read_finished_seeds(
         changed = [name for name, value in settings.items() if found.settings.get(name) != value]
         changed += ["checkpoint"] * (found.weights != hash_weights(context.checkpoint.backbone))
         flags = ", ".join(map(to_flag, changed))
-        check(
+        require(
             not changed,
             f"{file} was made with another {flags}: give --overwrite, or another --results-dir",
         )
@@ -138,7 +140,7 @@ def finetune_seed(
     )
     head, linear = make_head(backbone.num_features, len(context.classes)).to(context.device), None
     if not scratch:
-        x = context.extract_features(context.train.at(chosen), "labelled images", unit=False)
+        x = context.extract_features(context.train.images_at(chosen), "labelled images", unit=False)
         scale = standardise_features(x)
         fit_logistic(head, x, context.train.labels[chosen], HEAD_DECAY)
         adapt_head(head, *scale)
@@ -149,16 +151,16 @@ def finetune_seed(
         crop_scale=options.crop_scale,
         seed=seed,
         precision=choose_precision(config.device.precision, config.device.accelerator),
-        head_rate=options.head_learning_rate or (0.1 if scratch else 0.03),
-        backbone_rate=options.learning_rate or (0.3 if scratch else 0.03),
+        head_lr=options.head_learning_rate or (0.1 if scratch else 0.03),
+        backbone_lr=options.learning_rate or (0.3 if scratch else 0.03),
         momentum=options.momentum,
         weight_decay=options.weight_decay,
         largest_gradient=None if scratch else LARGEST_GRADIENT,
     )
     steps = train_classifier(backbone.to(context.device), head, context.train, chosen, recipe)
     tuned = context.with_backbone(backbone)
-    figures = {"seed": seed, "labels": len(chosen), "learning_rate": recipe.backbone_rate}
-    figures |= {"head_learning_rate": recipe.head_rate, "steps": steps, "linear_accuracy": linear}
+    figures = {"seed": seed, "labels": len(chosen), "learning_rate": recipe.backbone_lr}
+    figures |= {"head_learning_rate": recipe.head_lr, "steps": steps, "linear_accuracy": linear}
     figures |= {"labels_digest": digest_of(chosen), **tuned.measure_accuracy(head)}
     tuned_on = {key: figures[key] for key in ("seed", "labels", "test_accuracy")}
     tuned_on |= {"from_scratch": scratch, "settings": flatten(config)}
@@ -192,8 +194,8 @@ def label_quotas(
         quotas[c] += 1
     asked = f"--label-fraction {fraction:g}" if count is None else f"--label-count {count}"
     for name, quota, n in zip(classes, quotas, there, strict=True):
-        check(quota >= 1, f"{asked}: that leaves class {name} without a label")
-        check(quota <= n, f"{asked}: that is {quota} of class {name}, which has {n}")
+        require(quota >= 1, f"{asked}: that leaves class {name} without a label")
+        require(quota <= n, f"{asked}: that is {quota} of class {name}, which has {n}")
     return quotas
 
 

@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from utils.distributed import local_world_size, rank, world_size
-from utils.errors import RunFailure, Stopped, UserError, check
+from utils.errors import RunError, StoppedBySignal, UserError, require
 from utils.slurm import match_environment_to_started_tasks
 from utils.waiting import call_interruptibly
 
@@ -57,12 +57,12 @@ def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator
         join_processes(cluster, gpu)
     try:
         here, machines = local_world_size(), world_size() // local_world_size()
-        check(
+        require(
             devices in (None, here),
             f"--devices {devices}: {here} started on this machine; leave the flag out",
         )
         how = "torchrun --nnodes M --nproc-per-node N --rdzv-endpoint HOST:PORT main.py ... on each machine"
-        check(
+        require(
             nodes in (None, machines),
             f"--num-nodes {nodes}: started on {machines}; {how} starts it on M",
         )
@@ -110,7 +110,7 @@ def end_with_parent() -> None:
     """Have the kernel send SIGTERM to this process when its launcher dies, even by SIGKILL.
 
     Raises:
-        Stopped: the launcher died before this process could ask for that.
+        StoppedBySignal: the launcher died before this process could ask for that.
     """
     launcher = os.environ.get(PARENT_VARIABLE)
     if launcher is None or sys.platform != "linux":
@@ -118,7 +118,7 @@ def end_with_parent() -> None:
     if launcher == str(os.getppid()):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if has_ended(launcher):
-        raise Stopped(signal.SIGTERM, ": the command that started this run has ended")
+        raise StoppedBySignal(signal.SIGTERM, ": the command that started this run has ended")
 
 
 def has_ended(process: str) -> bool:
@@ -179,5 +179,5 @@ def launch(processes: int, command: list[str]) -> int:
         message = (
             f"{cause}, and the others with it; the same command goes on from the last checkpoint"
         )
-        raise RunFailure(message, 128 - first.exitcode if killed else 1) from None
+        raise RunError(message, 128 - first.exitcode if killed else 1) from None
     return 0

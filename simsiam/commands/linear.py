@@ -22,7 +22,7 @@ from simsiam.evaluation.metrics import print_classes
 from simsiam.evaluation.results import Results
 from utils.console import print_table, track_progress
 from utils.device import choose_device, choose_precision
-from utils.errors import check
+from utils.errors import require
 from utils.philox import permutation
 
 WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # for standardised features, the strongest first
@@ -40,7 +40,7 @@ def linear(config: Linear) -> None:
     name = "linear" + "_augment" * options.augment + "_from_scratch" * options.from_scratch
     results = Results(config, context.checkpoint, name)
     held_out, n = round(options.held_out * len(context.train)), len(context.train)
-    check(0 < held_out < n, f"--held-out {options.held_out}: {held_out} of {n} train images")
+    require(0 < held_out < n, f"--held-out {options.held_out}: {held_out} of {n} train images")
     context.announce()
     with results.lock():
         if options.augment:
@@ -63,7 +63,7 @@ def fit_by_solver(
     """Logistic regression on features of clean images, with the weight decay that does best on held-out ones."""
     train = context.train
     order = permutation(len(train), CHOICE_EPOCH, seed=seed, device=context.device)
-    chunks = (train.at(places) for places in order.split(chunk_size(train.images)))
+    chunks = (train.images_at(places) for places in order.split(chunk_size(train.images)))
     x = context.checkpoint.extract_features(chunks, len(train), "train images", unit=False)
     labels, scale, tried = train.labels[order], standardise_features(x), {}
     head = make_head(x.shape[1], len(context.classes)).to(x.device)
@@ -98,7 +98,7 @@ def fit_by_sgd(
         crop_scale=options.crop_scale or 0.8,
         seed=options.seed,
         precision=precision,
-        head_rate=options.learning_rate or 0.1,
+        head_lr=options.learning_rate or 0.1,
     )
     steps = train_classifier(
         backbone, head, train, torch.arange(len(train), device=context.device), recipe, *scale

@@ -12,7 +12,7 @@ from simsiam.evaluation.gallery import draw_gallery, find_nearest, select_evenly
 from simsiam.evaluation.results import Results, name_results
 from utils.console import print_line
 from utils.device import choose_device
-from utils.errors import check
+from utils.errors import require
 from utils.filesystem import write_atomically
 from utils.text import printable
 
@@ -25,7 +25,7 @@ def neighbours(config: Neighbours) -> None:
     results = Results(config, context.checkpoint, name_results("neighbours", options.output))
     output = results.choose_output(options.output, "neighbours.png")
     train, in_bank = context.train, folder is None and len(context.test) == 0
-    check(k <= len(train) - in_bank, f"--k {k}: there are {len(train) - in_bank} train images")
+    require(k <= len(train) - in_bank, f"--k {k}: there are {len(train) - in_bank} train images")
     if folder:
         folder.keep(select_evenly(len(folder), options.queries))
         size = stored_side(context.checkpoint.backbone.image_size or train.side)
@@ -36,7 +36,7 @@ def neighbours(config: Neighbours) -> None:
         shown = ImageDataset(images, torch.arange(len(images)), names)
     else:
         source = train if in_bank else context.test
-        shown = source.select(torch.tensor(select_evenly(len(source), options.queries)))
+        shown = source.subset(torch.tensor(select_evenly(len(source), options.queries)))
     context.announce()
     queries = context.extract_features(shown.images, "queries")
     bank = context.extract_features(train.images, "train images")

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from simsiam.callbacks.checkpoint import BackgroundCheckpointIO, CheckpointCallback
 from simsiam.callbacks.collapse import CollapseMonitor
-from simsiam.callbacks.images import Pictures
+from simsiam.callbacks.images import ImageLogger
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.callbacks.loggers import ResilientTensorBoardLogger, check_installed, make_loggers
 from simsiam.callbacks.metrics import MetricsRecorder
@@ -24,10 +24,10 @@ from simsiam.commands.resume import (
     find_start,
     validate_run,
 )
-from simsiam.config.commands import Pretrain, main_command, settings_to_keep, to_type
+from simsiam.config.commands import Pretrain, settings_to_keep, shell_command, subprocess_args
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import default_stem, why_no_knn
+from simsiam.data.dataset import default_stem, knn_unavailable_reason
 from simsiam.evaluation.checkpoint import FACTS, load_backbone
 from simsiam.module import SimSiam
 from utils import distributed
@@ -41,7 +41,7 @@ from utils.device import (
     hidden_gpu,
     versions,
 )
-from utils.errors import check
+from utils.errors import require
 from utils.filesystem import write_json
 from utils.run_dir import RunDirectory, previous
 from utils.weights import BACKBONE, write_weights
@@ -82,7 +82,7 @@ class RunContext:
 def pretrain(config: Pretrain) -> None:
     """Train, resume, or say that there is nothing to do. Mistakes are found before anything is written."""
     if not config.run.dry_run and launch.needs_launch(config.device.devices):
-        raise SystemExit(launch.launch(config.device.devices or 1, main_command(config)))
+        raise SystemExit(launch.launch(config.device.devices or 1, subprocess_args(config)))
     accelerator = choose_accelerator(config.device.accelerator)
     precision = choose_precision(config.device.precision, accelerator)
     check_installed(config.monitor.logger)
@@ -140,7 +140,7 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
     distributed.once_per_node(data.prepare_data)
     data.setup()
     same = distributed.broadcast_result(lambda: data.dataset_digest) == data.dataset_digest
-    check(same, f"{config.data.data_dir}: not the same images as on the first machine")
+    require(same, f"{config.data.data_dir}: not the same images as on the first machine")
     return data
 
 
@@ -167,7 +167,7 @@ def acquire_run(context: RunContext, seen: tuple[str, list[Any]], held: ExitStac
     """Lock the run's folder until `held` is closed, and write its config; the checkpoint to start from."""
     config, run, data, start = context.config, context.run, context.data, context.start
     held.enter_context(run.lock())
-    check(
+    require(
         (run.state(), run.resumable()) == seen, f"{run.path} has changed meanwhile: run this again"
     )
     print(describe_run(context), flush=True)
@@ -211,7 +211,7 @@ def describe_run(context: RunContext) -> str:
     epochs, steps = config.optimizer.epochs, len(data.train) // config.optimizer.batch_size
     device = f"{count_processes(config)} x {context.accelerator}"
     margin = f" from {data.train.side} x {data.train.side}" if data.size < data.train.side else ""
-    why = why_no_knn(data.train, data.test)
+    why = knn_unavailable_reason(data.train, data.test)
     hidden = hidden_gpu(config.device.accelerator)
     lines = [
         f"  images    {len(data.train):,} train and {len(data.test):,} {data.test.kind}, "
@@ -225,7 +225,7 @@ def describe_run(context: RunContext) -> str:
         *([f"            {hidden}"] if hidden else []),
         *([f"  start     resumed from {context.start.path}"] if context.start else []),
         *(describe_time(context) if device == "1 x cpu" and not context.start else []),
-        f"  watch     {to_type('-m', 'tensorboard.main', '--logdir', context.run.path.parent)}",
+        f"  watch     {shell_command('-m', 'tensorboard.main', '--logdir', context.run.path.parent)}",
     ]
     return "\n".join(lines)
 
@@ -240,7 +240,7 @@ def describe_time(context: RunContext) -> list[str]:
     if seconds > LONG:
         lines[0] += ": it wants a GPU."
         lines.append("            What a CPU learns of CIFAR-10 in a quarter of an hour:")
-        lines.append(f"            {to_type(*FOR_A_CPU.split())}")
+        lines.append(f"            {shell_command(*FOR_A_CPU.split())}")
     return lines
 
 
@@ -288,7 +288,7 @@ def train(context: RunContext) -> None:
             knn,
             recorder,
             ProgressCallback(recorder.words, lambda epoch: knn.remaining_seconds(epoch, epochs)),
-            Pictures(
+            ImageLogger(
                 run, knn, pictures_every, board.log_picture if board else lambda *picture: None
             ),
             CollapseMonitor(monitor.stop_on_collapse, print_fn=print_line),
@@ -340,7 +340,7 @@ def finish_run(
     }
     write_json(run.summary, summary)
     accuracy = ""
-    after = "neighbours" if why_no_knn(data.train, data.test) else "linear"
+    after = "neighbours" if knn_unavailable_reason(data.train, data.test) else "linear"
     if summary["kNN_accuracy"] is not None:
         accuracy = f"  kNN       {summary['kNN_accuracy']:.2f} % in the last epoch"
         accuracy += f", {checkpoints.best:.2f} % in the best (epoch {checkpoints.best_epoch})"
@@ -350,6 +350,6 @@ def finish_run(
         f"  loss      {last['train_loss']:.4f}   z_std {last['z_std']:.3f}\n"
         f"  speed     {summary['images_per_second']:,.0f} images/s\n"
         f"  backbone  {run.backbone}\n"
-        f"  next      {to_type(after, run.path)}\n"
-        f"            {to_type('report', run.path)}"
+        f"  next      {shell_command(after, run.path)}\n"
+        f"            {shell_command('report', run.path)}"
     )

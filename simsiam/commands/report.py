@@ -21,7 +21,7 @@ from simsiam.config.commands import DEFAULTS, Report, command_line
 from simsiam.report import figures, records
 from simsiam.report.records import Group, Run, summarize
 from utils.console import print_line, print_table
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 from utils.filesystem import check_writable, write_atomically, write_text
 
 TEMPLATE = Path(figures.__file__).with_name("template.html.j2")
@@ -82,7 +82,7 @@ def report(config: Report) -> None:
     for needed in (output, folder):
         check_writable(needed, "--output")
     free = not index.exists() or records.is_report(index)
-    check(free, f"{index} is not a report of this program: give another --output")
+    require(free, f"{index} is not a report of this program: give another --output")
     for file in folder.glob("*.png"):
         if FILES.fullmatch(file.name):  # of an earlier report
             file.unlink()

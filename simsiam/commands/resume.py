@@ -10,13 +10,13 @@ from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.config.commands import Pretrain, describe_differences, settings_to_keep
 from simsiam.config.run_state import check_folder
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import why_no_knn
+from simsiam.data.dataset import knn_unavailable_reason
 from simsiam.evaluation.checkpoint import find_checkpoint, load_strictly, load_weights
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.checkpoint_io import read_resumable
 from utils.console import plural
-from utils.errors import RunFailure, UserError, check, is_out_of_memory
+from utils.errors import RunError, UserError, is_out_of_memory, require
 from utils.run_dir import RunDirectory
 
 STATEFUL = ("Recorder", "Keeper")  # state keys of the callbacks whose state a checkpoint must hold
@@ -44,7 +44,7 @@ def validate_run(config: Pretrain, run: RunDirectory) -> str:
         config.optimizer.accumulate,
     )
     parts = processes * accumulate
-    check(
+    require(
         batch % parts == 0 and batch >= 2 * parts,
         f"--batch-size {batch}: must split into {parts} equal parts of at least 2, for "
         f"{plural(processes, 'device')} and --accumulate {accumulate}",
@@ -57,9 +57,9 @@ def find_start(
 ) -> Start | None:
     """The run's own newest whole checkpoint, or that of `--ckpt-dir`; a new run's `model` gets `--model-path` here."""
     images, knn_k = len(data.train), config.monitor.knn_k
-    check(
+    require(
         config.monitor.knn_every == 0
-        or why_no_knn(data.train, data.test) is not None
+        or knn_unavailable_reason(data.train, data.test) is not None
         or knn_k <= images,
         f"--knn-k {knn_k} is more than the {images} train images: give fewer, or --knn-every 0",
     )
@@ -73,12 +73,12 @@ def find_start(
 def _find_own(config: Pretrain, run: RunDirectory, data: ViewsDataModule) -> Start:
     given, images = config.run.ckpt_dir, run.settings("resolved").get("images")
     why = f"would be resumed instead of --ckpt-dir {given}: leave the flag out, or give another --exp-name"
-    check(
+    require(
         given in (None, run.settings().get("ckpt_dir")),
         f"{run.path} holds an unfinished run, which {why}",
     )
     why = f"on other images than are in {config.data.data_dir} now: give another --exp-name, or --overwrite"
-    check(
+    require(
         images in (None, data.dataset_digest),
         f"{run.path} holds an unfinished run {why} to start anew",
     )
@@ -110,16 +110,16 @@ def _find_given(
     changed = describe_differences(
         content["settings"] | {"model_path": None}, settings_to_keep(config)
     )
-    check(not changed, f"{file} is of a run with other settings ({'; '.join(changed)}): {anew}")
+    require(not changed, f"{file} is of a run with other settings ({'; '.join(changed)}): {anew}")
     finished = content["row"].get("epoch", 0) >= config.optimizer.epochs
-    check(not finished, f"{file} is of a finished run: nothing is left to train; {anew}")
+    require(not finished, f"{file} is of a finished run: nothing is left to train; {anew}")
     inside = run.path.resolve() in file.resolve().parents
-    check(
+    require(
         not inside,
         f"{file} lies in {run.path}, which --overwrite would delete: give another --exp-name",
     )
     same = content.get("images") in (None, data.dataset_digest)
-    check(same, f"{file} is of a run on other images than are in {config.data.data_dir}: {anew}")
+    require(same, f"{file} is of a run on other images than are in {config.data.data_dir}: {anew}")
     load_strictly(model, content["state_dict"], file)
     return Start(file, content["global_step"], content.get("precision"))
 
@@ -147,7 +147,7 @@ def explain_failures(
             start is None
             or checkpoints.begun
             or is_out_of_memory(error)
-            or isinstance(error, UserError | RunFailure)
+            or isinstance(error, UserError | RunError)
         ):
             raise
         if run.path.resolve() not in start.path.resolve().parents:  # a new run, with nothing in it

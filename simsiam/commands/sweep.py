@@ -11,12 +11,12 @@ import torch
 from simsiam.commands import launch
 from simsiam.commands.report import report
 from simsiam.config.ablations import VARIANTS
-from simsiam.config.commands import DEFAULTS, Ablate, Pretrain, Report, main_command
+from simsiam.config.commands import DEFAULTS, Ablate, Pretrain, Report, subprocess_args
 from simsiam.config.evaluation_options import ReportOptions
 from simsiam.config.options import AcceleratorOptions
 from utils.cli import flatten, from_settings
 from utils.console import print_line
-from utils.errors import RunFailure, Stopped, check
+from utils.errors import RunError, StoppedBySignal, require
 from utils.run_dir import RunDirectory
 
 SHOWS_SOMETHING = (
@@ -63,7 +63,7 @@ def run_all(config: Pretrain, runs: Sequence[Pretrain]) -> None:
     """Train each run that is not finished yet, then write the report of all."""
     started = launch.cluster_environment()
     alone = started is None or started.world_size() == 1
-    check(alone, "several runs: not by torchrun or srun; each has its own processes")
+    require(alone, "several runs: not by torchrun or srun; each has its own processes")
     one_by_one = config.device.accelerator == "cpu" or (config.device.devices or 1) > 1
     names = {str(run.run_dir.relative_to(config.run_dir)): run for run in runs}
     failed = run_processes(names, [] if one_by_one else list_gpus())
@@ -73,7 +73,7 @@ def run_all(config: Pretrain, runs: Sequence[Pretrain]) -> None:
         report(Report(report=ReportOptions(runs=trained), device=device))
     if failed:
         told = ", ".join(f"{name} (status {status})" for name, status in failed.items())
-        raise RunFailure(f"not brought to their end: {told}", max(failed.values()))
+        raise RunError(f"not brought to their end: {told}", max(failed.values()))
 
 
 def list_gpus() -> list[str]:
@@ -109,7 +109,7 @@ def run_processes(runs: Mapping[str, Pretrain], gpus: list[str]) -> dict[str, in
                 out = subprocess.DEVNULL if silent else None
                 # In a session of its own: a Ctrl-C reaches it by this process alone.
                 process = subprocess.Popen(
-                    main_command(config), env=environment, stdout=out, start_new_session=True
+                    subprocess_args(config), env=environment, stdout=out, start_new_session=True
                 )
                 running[gpu] = name, process
             time.sleep(0.05)  # between two looks at all processes; a signal ends it
@@ -123,13 +123,13 @@ def run_processes(runs: Mapping[str, Pretrain], gpus: list[str]) -> dict[str, in
                     raise SystemExit(status)
                 elif status < 0:
                     how = signal.Signals(-status).name
-                    raise RunFailure(
+                    raise RunError(
                         f"{name} was ended by {how}; the same command goes on", 128 - status
                     )
                 elif len(places) > 1:
                     print_line(f"done: {name}")
         return failed
-    except Stopped as stopped:
+    except StoppedBySignal as stopped:
         number = stopped.number
         raise SystemExit(128 + number) from None
     finally:

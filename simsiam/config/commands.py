@@ -10,8 +10,16 @@ from typing import Any
 
 from simsiam.config import evaluation_options as evaluation
 from simsiam.config import options
-from utils.cli import MAY_CHANGE, NOT_KEPT, PLAIN, flatten, iterate_options, to_flag, to_flags
-from utils.errors import check
+from utils.cli import (
+    CHANGEABLE_ON_RESUME,
+    NOT_SAVED,
+    PLAIN,
+    flatten,
+    iterate_options,
+    to_flag,
+    to_flags,
+)
+from utils.errors import require
 from utils.option_group import option_group
 
 
@@ -88,7 +96,7 @@ class Linear(Evaluation):
             or precision != "auto"
         )
         flags = "--epochs, --batch-size, --learning-rate, --crop-scale, --precision"
-        check(linear.augment or not given, f"{flags}: each goes with --augment")
+        require(linear.augment or not given, f"{flags}: each goes with --augment")
 
 
 @option_group(kw_only=True)
@@ -171,7 +179,7 @@ COMMANDS: dict[str, type] = {
 }
 
 MAIN = Path(__file__).parents[2] / "main.py"
-OWN = ("folder", "arrays")  # a person's own images
+CUSTOM_DATASETS = ("folder", "arrays")  # a person's own images
 RULES = {field.name: rule for _, field, rule, _ in iterate_options(Pretrain)}
 DEFAULTS = flatten(Pretrain())
 UNSET = {
@@ -182,16 +190,20 @@ UNSET = {
 def settings_to_keep(config: Pretrain) -> dict[str, Any]:
     """What `config.yaml` and a checkpoint hold of a configuration: plain scalars by the options' names."""
     kept = {
-        name: value for name, value in flatten(config).items() if RULES.get(name, PLAIN) < NOT_KEPT
+        name: value for name, value in flatten(config).items() if RULES.get(name, PLAIN) < NOT_SAVED
     }
-    if config.data.dataset in OWN:
+    if config.data.dataset in CUSTOM_DATASETS:
         kept["data_dir"] = os.path.abspath(config.data.path)  # wherever it is used from
     return kept
 
 
 def settings_that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's settings those that change what is computed: a resumed run must have the same."""
-    return {name: value for name, value in settings.items() if RULES.get(name, PLAIN) < MAY_CHANGE}
+    return {
+        name: value
+        for name, value in settings.items()
+        if RULES.get(name, PLAIN) < CHANGEABLE_ON_RESUME
+    }
 
 
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -209,7 +221,7 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
     ]
 
 
-def to_type(*args: object) -> str:
+def shell_command(*args: object) -> str:
     """A command of this program, or with -m of a package's, as a shell in this folder takes it."""
     python, script = (
         min(str(file), os.path.relpath(file), key=len) for file in (sys.executable, MAIN)
@@ -228,7 +240,7 @@ def command_line(settings: Mapping[str, Any], between: str = " ") -> str:
     return between.join(["python main.py", *map(shlex.quote, to_flags(given))])
 
 
-def main_command(config: Pretrain) -> list[str]:
+def subprocess_args(config: Pretrain) -> list[str]:
     """The arguments of a process that runs `config`; the settings of `--config` are among its flags."""
     given = {
         name: value

@@ -7,8 +7,8 @@ from tyro.conf import Positional, arg
 
 from simsiam.config.ablations import USUAL, VARIANTS
 from simsiam.config.options import AtLeast1, BatchSize, Momentum, NotNegative, Positive, Seed, Share
-from utils.cli import MAY_CHANGE, unset
-from utils.errors import check
+from utils.cli import CHANGEABLE_ON_RESUME, default_hint
+from utils.errors import require
 from utils.option_group import option_group
 
 
@@ -16,13 +16,15 @@ from utils.option_group import option_group
 class CheckpointOptions:
     """Checkpoint and results."""
 
-    checkpoint: Annotated[str, arg(metavar="PATH"), MAY_CHANGE]
+    checkpoint: Annotated[str, arg(metavar="PATH"), CHANGEABLE_ON_RESUME]
     """A run folder, a .ckpt or a .safetensors of this program; it may also come first, without the flag."""
-    results_dir: Annotated[str | None, unset("DIR", "results in the run's folder"), MAY_CHANGE] = (
-        None
-    )
+    results_dir: Annotated[
+        str | None, default_hint("DIR", "results in the run's folder"), CHANGEABLE_ON_RESUME
+    ] = None
     """Folder for the figures (JSON) and whatever else the command makes."""
-    overwrite: Annotated[bool, MAY_CHANGE] = False  # Replace the results of an earlier call.
+    overwrite: Annotated[bool, CHANGEABLE_ON_RESUME] = (
+        False  # Replace the results of an earlier call.
+    )
 
 
 @option_group()
@@ -32,14 +34,14 @@ class LinearOptions:
     augment: bool = False  # Train with crops and flips by SGD, as papers do; else on features computed once, by L-BFGS.
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Without --augment: share of the train images on which the weight decay is chosen; then all are used."""
-    epochs: Annotated[AtLeast1 | None, unset("EPOCHS", "100")] = None
+    epochs: Annotated[AtLeast1 | None, default_hint("EPOCHS", "100")] = None
     """With --augment: length of the training; the rate decays to 0 along a cosine."""
-    batch_size: Annotated[AtLeast1 | None, unset("N", "256")] = (
+    batch_size: Annotated[AtLeast1 | None, default_hint("N", "256")] = (
         None  # With --augment: images in a step.
     )
-    learning_rate: Annotated[Positive | None, unset("RATE", "0.1")] = None
+    learning_rate: Annotated[Positive | None, default_hint("RATE", "0.1")] = None
     """With --augment: the head's initial rate, for standardised features."""
-    crop_scale: Annotated[Share | None, unset("SHARE", "0.8")] = None
+    crop_scale: Annotated[Share | None, default_hint("SHARE", "0.8")] = None
     """With --augment: smallest area of a crop, as a share of the image."""
     seed: Seed = 0  # Seed of the held-out choice, the order and the crops.
     from_scratch: bool = False  # Probe the same network with random weights instead, to see what pre-training is worth.
@@ -49,25 +51,27 @@ class LinearOptions:
 class FinetuneOptions:
     """Fine-tuning."""
 
-    label_fraction: Annotated[Share | None, unset("SHARE", "0.1")] = None
+    label_fraction: Annotated[Share | None, default_hint("SHARE", "0.1")] = None
     """Share of the train labels to use: exactly that share of every class, chosen by the seed."""
-    label_count: Annotated[AtLeast1 | None, unset("N", "--label-fraction")] = None
+    label_count: Annotated[AtLeast1 | None, default_hint("N", "--label-fraction")] = None
     """Use N labels instead, equally many of every class."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), MAY_CHANGE] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), CHANGEABLE_ON_RESUME] = (0,)
     """One training for each seed (of label choice, order and crops); the table has their mean and deviation."""
     from_scratch: bool = False  # Train the same network from random weights instead, to see what pre-training is worth.
     epochs: AtLeast1 = 100  # Length of a training, in passes over the labelled images; rates decay to 0 along a cosine.
     batch_size: BatchSize = 256  # Images in a step.
-    learning_rate: Annotated[Positive | None, unset("RATE", "0.03; 0.3 from scratch")] = None
+    learning_rate: Annotated[Positive | None, default_hint("RATE", "0.03; 0.3 from scratch")] = None
     """The backbone's initial rate."""
-    head_learning_rate: Annotated[Positive | None, unset("RATE", "0.03; 0.1 from scratch")] = None
+    head_learning_rate: Annotated[
+        Positive | None, default_hint("RATE", "0.03; 0.1 from scratch")
+    ] = None
     """The head's initial rate."""
     momentum: Momentum = 0.9  # Momentum of SGD.
     weight_decay: NotNegative = 5e-4  # On all parameters.
     crop_scale: Share = 0.5  # Smallest area of a crop, as a share of the image.
 
     def __post_init__(self) -> None:
-        check(
+        require(
             self.label_count is None or self.label_fraction is None,
             "--label-fraction is a share, --label-count a number: give one of them",
         )
@@ -77,15 +81,15 @@ class FinetuneOptions:
 class EmbedOptions:
     """Embedding."""
 
-    output: Annotated[str | None, unset("FILE", "features.npz in the results folder")] = (
+    output: Annotated[str | None, default_hint("FILE", "features.npz in the results folder")] = (
         None  # The .npz file to write.
     )
-    images: Annotated[str | None, unset("DIR", "the data set")] = None
+    images: Annotated[str | None, default_hint("DIR", "the data set")] = None
     """Embed all images in this folder and below it (their central square, resized) instead of the data set."""
     split: Literal["both", "train", "test"] = "both"  # Part of the data set.
 
     def __post_init__(self) -> None:
-        check(
+        require(
             self.output is None or self.output.endswith(".npz"),
             f"--output {self.output}: a name that ends in .npz",
         )
@@ -95,16 +99,16 @@ class EmbedOptions:
 class NeighboursOptions:
     """Gallery: a row for each query, with its nearest train images."""
 
-    output: Annotated[str | None, unset("FILE", "neighbours.png in the results folder")] = (
+    output: Annotated[str | None, default_hint("FILE", "neighbours.png in the results folder")] = (
         None  # The picture to write.
     )
-    images: Annotated[str | None, unset("DIR", "test images")] = None
+    images: Annotated[str | None, default_hint("DIR", "test images")] = None
     """Take the queries from this folder of images instead of the test images."""
     queries: Annotated[int, Field(ge=1, le=50)] = 10  # Queries, spread evenly over all images.
     k: Annotated[int, Field(ge=1, le=50)] = 10  # Neighbours of each.
 
     def __post_init__(self) -> None:
-        check(
+        require(
             self.output is None or self.output.endswith(".png"),
             f"--output {self.output}: a name that ends in .png",
         )
@@ -116,7 +120,9 @@ class ExportOptions:
 
     format: Literal["safetensors", "torch-export", "onnx"] = "safetensors"
     """safetensors (weights under torchvision's names), torch-export (a .pt2 program for torch), or onnx."""
-    output: Annotated[str | None, unset("FILE", "backbone.SUFFIX in the results folder")] = None
+    output: Annotated[str | None, default_hint("FILE", "backbone.SUFFIX in the results folder")] = (
+        None
+    )
     """Where to write it: a name that ends in .safetensors, .pt2 or .onnx, as the format has it."""
 
 
@@ -131,16 +137,17 @@ class ReportOptions:
     ]
     """Folders of runs (finished, training, or killed), or of several, as --seeds makes them."""
     output: Annotated[
-        str | None, unset("DIR", "report in the run's folder, or in that which holds the runs")
+        str | None,
+        default_hint("DIR", "report in the run's folder, or in that which holds the runs"),
     ] = None
     """Folder for index.html and figures/*.png. It replaces an earlier report there, and nothing else."""
     pictures: bool = True
     """Draw what needs a checkpoint and its images: neighbours, classes, the map of features. Of four runs at most."""
-    data_dir: Annotated[str | None, unset("DIR", "where the run had it, or ./data")] = None
+    data_dir: Annotated[str | None, default_hint("DIR", "where the run had it, or ./data")] = None
     """Folder of the data sets. Nothing is downloaded: without its images a run has no such pictures."""
 
     def __post_init__(self) -> None:
-        check(
+        require(
             len(self.runs) > 0,
             "give the folder of a run, or of several: main.py report RUN [RUN ...]",
         )
@@ -156,5 +163,5 @@ class AblateOptions:
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.variants if name not in VARIANTS]
-        check(not unknown, f"--variants {' '.join(unknown)}: there are {', '.join(VARIANTS)}")
-        check(len(set(self.variants)) == len(self.variants), "--variants: give each variant once")
+        require(not unknown, f"--variants {' '.join(unknown)}: there are {', '.join(VARIANTS)}")
+        require(len(set(self.variants)) == len(self.variants), "--variants: give each variant once")

@@ -11,8 +11,8 @@ from pydantic import Field
 from tyro.conf import arg
 
 from simsiam.config.value_types import PairText, PathText, parse_pixel_range
-from utils.cli import MAY_CHANGE, NOT_INHERITED, NOT_KEPT, unset
-from utils.errors import check
+from utils.cli import CHANGEABLE_ON_RESUME, NOT_INHERITED, NOT_SAVED, default_hint
+from utils.errors import require
 from utils.option_group import option_group
 
 Dataset = Literal["cifar10", "cifar100", "patterns", "folder", "arrays"]
@@ -37,34 +37,38 @@ class DataOptions:
     #: Your own: folder (DIR/train/CLASS/* and DIR/val/CLASS/*, DIR/CLASS/*, or DIR/* without labels), and
     #: arrays, an .npz file of x_train, y_train, x_test, y_test, or MedMNIST's.
     dataset: Dataset = "cifar10"
-    data_dir: Annotated[PathText, MAY_CHANGE] = "./data"
+    data_dir: Annotated[PathText, CHANGEABLE_ON_RESUME] = "./data"
     """Folder of the data sets in torchvision's layout; or your folder of images; or your .npz file."""
-    data_url: Annotated[str | None, unset("URL", "the publisher's"), MAY_CHANGE] = None
+    data_url: Annotated[
+        str | None, default_hint("URL", "the publisher's"), CHANGEABLE_ON_RESUME
+    ] = None
     """Download the archive from this mirror; its checksum must be the published one."""
-    train_images: Annotated[AtLeast1 | None, unset("N", "all")] = None
+    train_images: Annotated[AtLeast1 | None, default_hint("N", "all")] = None
     """Use the first N images of the train split (of a folder: N spread evenly)."""
-    test_images: Annotated[AtLeast1 | None, unset("N", "all")] = None
+    test_images: Annotated[AtLeast1 | None, default_hint("N", "all")] = None
     """Use the first N images of the test split (of a folder: N spread evenly)."""
     image_size: Annotated[
-        ImageSize | None, unset("PIXELS", "the data set's own; 96 of a folder")
+        ImageSize | None, default_hint("PIXELS", "the data set's own; 96 of a folder")
     ] = None
     """Side of a view. Above 64, a folder's images are stored with a margin for the crops (256 pixels for 224)."""
-    cache_dir: Annotated[PathText | None, unset("DIR", "~/.cache/simsiam"), MAY_CHANGE] = None
+    cache_dir: Annotated[
+        PathText | None, default_hint("DIR", "~/.cache/simsiam"), CHANGEABLE_ON_RESUME
+    ] = None
     """Folder for the decoded images of a folder."""
-    skip_bad_images: Annotated[bool, MAY_CHANGE] = (
+    skip_bad_images: Annotated[bool, CHANGEABLE_ON_RESUME] = (
         False  # Leave out a folder's unreadable images, instead of an error.
     )
-    data_memory: Annotated[NotNegative | None, unset("GIB", "half of what is free"), MAY_CHANGE] = (
-        None
-    )
+    data_memory: Annotated[
+        NotNegative | None, default_hint("GIB", "half of what is free"), CHANGEABLE_ON_RESUME
+    ] = None
     """GiB of device memory for the data set; a larger one is streamed from disk."""
     held_out_images: AtLeast0 = 0
     """Evaluate on N training images, which are not trained on, instead of the test images."""
-    pixel_range: Annotated[PairText | None, unset("LOW:HIGH", "all of 8 or 16 bits")] = None
+    pixel_range: Annotated[PairText | None, default_hint("LOW:HIGH", "all of 8 or 16 bits")] = None
     """Values that become black and white: for your own images of, say, 12 bits in 16 (0:4095)."""
 
     def __post_init__(self) -> None:
-        check(
+        require(
             not self.held_out_images or self.test_images is None,
             f"--test-images {self.test_images}: with --held-out-images {self.held_out_images} the test "
             "images are not used. Drop one of the two flags",
@@ -72,7 +76,7 @@ class DataOptions:
         if self.pixel_range is not None:
             flag = f"--pixel-range {self.pixel_range}"
             own = self.dataset in (None, "folder", "arrays")  # None: the checkpoint's
-            check(own, f"{flag}: not for {self.dataset}, whose pixels have 8 bits")
+            require(own, f"{flag}: not for {self.dataset}, whose pixels have 8 bits")
             parse_pixel_range(self.pixel_range)
 
     @property
@@ -89,19 +93,21 @@ class DataOptions:
 class EvaluationDataOptions(DataOptions):
     """Data: the images that the checkpoint was trained on, unless others are given."""
 
-    dataset: Annotated[Dataset | None, unset("NAME", "the checkpoint's")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    dataset: Annotated[Dataset | None, default_hint("NAME", "the checkpoint's")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """cifar10, cifar100, patterns, folder or arrays."""
     data_dir: Annotated[
-        PathText | None, unset("DIR", "where the run had it, or ./data"), MAY_CHANGE
+        PathText | None,
+        default_hint("DIR", "where the run had it, or ./data"),
+        CHANGEABLE_ON_RESUME,
     ] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Folder of the data sets in torchvision's layout; a folder of images; an .npz file."""
-    train_images: Annotated[AtLeast1 | None, unset("N", "as many as the run had")] = None
+    train_images: Annotated[AtLeast1 | None, default_hint("N", "as many as the run had")] = None
     """Use the first N images of the train split (of a folder: N spread evenly)."""
-    test_images: Annotated[AtLeast1 | None, unset("N", "as many as the run had")] = None
+    test_images: Annotated[AtLeast1 | None, default_hint("N", "as many as the run had")] = None
     """Use the first N images of the test split (of a folder: N spread evenly)."""
-    image_size: Annotated[ImageSize | None, unset("PIXELS", "the checkpoint's")] = None
+    image_size: Annotated[ImageSize | None, default_hint("PIXELS", "the checkpoint's")] = None
     """Of a folder: the side of the images."""
-    held_out_images: Annotated[AtLeast0 | None, unset("N", "as many as the run had")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    held_out_images: Annotated[AtLeast0 | None, default_hint("N", "as many as the run had")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Evaluate on N training images that the run held out; 0 for the test images."""
 
 
@@ -129,14 +135,15 @@ class NetworkOptions:
     backbone: Literal["resnet10", "resnet18", "resnet34", "resnet50"] = "resnet18"
     """resnet10 is the small one, for a CPU."""
     stem: Annotated[
-        Literal["cifar", "imagenet"] | None, unset("{cifar,imagenet}", "cifar up to 64 pixels")
+        Literal["cifar", "imagenet"] | None,
+        default_hint("{cifar,imagenet}", "cifar up to 64 pixels"),
     ] = None
     """First layers: cifar (3x3 convolution) or imagenet (7x7 of stride 2, max-pooling)."""
     width: AtLeast1 = (
         64  # Channels of the first stage; a resnet18 has 8 x width features, a resnet50 32 x width.
     )
     in_dim: Annotated[
-        AtLeast1 | None, unset("N", "follows from backbone and width"), MAY_CHANGE
+        AtLeast1 | None, default_hint("N", "follows from backbone and width"), CHANGEABLE_ON_RESUME
     ] = None
     """Input dimension of the projector; if given, it must be the number of the backbone's features."""
     out_dim: AtLeast1 = 1024  # Dimension d of the projections z and the predictions p.
@@ -144,7 +151,7 @@ class NetworkOptions:
     proj_layers: Literal[2, 3] = (
         2  # Layers of the projector: the paper has 2 for CIFAR and 3 for ImageNet.
     )
-    proj_hidden: Annotated[AtLeast1 | None, unset("N", "--out-dim")] = (
+    proj_hidden: Annotated[AtLeast1 | None, default_hint("N", "--out-dim")] = (
         None  # Hidden dimension of the projector.
     )
     heads_bn: Literal["paper", "none", "hidden", "all"] = "paper"
@@ -161,7 +168,7 @@ class NetworkOptions:
 
     def __post_init__(self) -> None:
         known = f"{self.backbone} of width {self.width} has {self.num_features} features; change it, or leave this out"
-        check(self.in_dim in (None, self.num_features), f"--in-dim {self.in_dim}: {known}")
+        require(self.in_dim in (None, self.num_features), f"--in-dim {self.in_dim}: {known}")
 
 
 @option_group()
@@ -170,7 +177,7 @@ class MethodOptions:
 
     views: Annotated[int, Field(ge=2)] = 2
     """Views of each image. More than two is FastSiam: each prediction against the mean of the other projections."""
-    image_schedule: Annotated[tuple[str, ...], unset("PIXELS:EPOCHS", "none")] = ()
+    image_schedule: Annotated[tuple[str, ...], default_hint("PIXELS:EPOCHS", "none")] = ()
     """Smaller views first, which are cheaper: 16:12 24:6 is 12 epochs of 16 pixels, 6 of 24, the rest of full size."""
     stop_grad: bool = True  # Stop the gradient at z. Without it the representation collapses.
     predictor: bool = True  # Use the predictor h. Without it the representation collapses.
@@ -184,11 +191,11 @@ class MethodOptions:
     def __post_init__(self) -> None:
         for phase in self.image_schedule:
             well = re.fullmatch(r"[1-9]\d{0,3}:[1-9]\d{0,5}", phase) is not None
-            check(
+            require(
                 well,
                 f"--image-schedule {phase}: PIXELS:EPOCHS, as 16:12 for 16 pixels in the first 12 epochs",
             )
-        check(
+        require(
             self.predictor or not self.fixed_predictor,
             "--fixed-predictor needs a predictor: drop --no-predictor",
         )
@@ -211,7 +218,7 @@ class OptimizerOptions:
         5e-4  # On all parameters, BN included, as in the paper. Ten times more collapses.
     )
     warmup_epochs: Annotated[
-        NotNegative | None, unset("EPOCHS", "10, or a tenth of a run below 100 epochs")
+        NotNegative | None, default_hint("EPOCHS", "10, or a tenth of a run below 100 epochs")
     ] = None
     """Epochs of linear warm-up."""
     constant_predictor_lr: bool = (
@@ -235,7 +242,7 @@ class OptimizerOptions:
 
     def __post_init__(self) -> None:
         why = f"must be less than --epochs {self.epochs}, or the rate never comes down"
-        check(self.warmup < self.epochs, f"--warmup-epochs {self.warmup_epochs}: {why}")
+        require(self.warmup < self.epochs, f"--warmup-epochs {self.warmup_epochs}: {why}")
 
 
 def is_collapsed(z_std: float, rankme: float | None) -> bool:
@@ -253,18 +260,18 @@ class MonitorOptions:
 
     knn_k: AtLeast1 = 200  # Neighbours that vote in the kNN monitor.
     knn_t: Positive = 0.1  # Temperature of their votes.
-    knn_every: Annotated[AtLeast0, MAY_CHANGE] = (
+    knn_every: Annotated[AtLeast0, CHANGEABLE_ON_RESUME] = (
         1  # Epochs between kNN measurements (always after the last); 0: never.
     )
     pictures_every: Annotated[
-        AtLeast0 | None, unset("EPOCHS", "a tenth of the run"), MAY_CHANGE
+        AtLeast0 | None, default_hint("EPOCHS", "a tenth of the run"), CHANGEABLE_ON_RESUME
     ] = None
     """Epochs between views and neighbours in TensorBoard; 0 for the first and the last epoch only."""
-    logger: Annotated[tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...], MAY_CHANGE] = (
-        "tensorboard",
-    )
+    logger: Annotated[
+        tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...], CHANGEABLE_ON_RESUME
+    ] = ("tensorboard",)
     """Where the curves go: into the run's folder; wandb and mlflow to where these packages' own settings say."""
-    stop_on_collapse: Annotated[bool, MAY_CHANGE] = False
+    stop_on_collapse: Annotated[bool, CHANGEABLE_ON_RESUME] = False
     """End the run with status 3 when the projections collapse, instead of a warning."""
 
 
@@ -272,7 +279,7 @@ class MonitorOptions:
 class AcceleratorOptions:
     """Device."""
 
-    accelerator: Annotated[Literal["auto", "cpu", "gpu"], MAY_CHANGE] = (
+    accelerator: Annotated[Literal["auto", "cpu", "gpu"], CHANGEABLE_ON_RESUME] = (
         "auto"  # auto is the GPU if there is one.
     )
 
@@ -290,55 +297,61 @@ class DeviceOptions(AcceleratorOptions):
     """Devices and precision. The defaults choose themselves."""
 
     devices: Annotated[
-        AtLeast1 | None, unset("N", "1, or as many as torchrun or srun started"), MAY_CHANGE
+        AtLeast1 | None,
+        default_hint("N", "1, or as many as torchrun or srun started"),
+        CHANGEABLE_ON_RESUME,
     ] = None
     """GPUs of this machine (on a CPU: processes) that share each batch."""
     num_nodes: Annotated[
-        AtLeast1 | None, unset("M", "as many as torchrun or srun started it on"), MAY_CHANGE
+        AtLeast1 | None,
+        default_hint("M", "as many as torchrun or srun started it on"),
+        CHANGEABLE_ON_RESUME,
     ] = None
     """Machines that share each batch; torchrun or srun starts the same command on each."""
-    strategy: Annotated[Literal["auto", "ddp"], MAY_CHANGE] = "auto"
+    strategy: Annotated[Literal["auto", "ddp"], CHANGEABLE_ON_RESUME] = "auto"
     """Lightning's strategy; auto is ddp for several devices."""
     precision: Precision = "auto"
     """auto is bf16 (mixed) on a GPU, and on a CPU that has it (avx512_bf16, amx_bf16); else 32. Kept on resuming."""
-    compile: Annotated[bool, MAY_CHANGE] = True  # Compile the step and the augmentation (on a GPU).
+    compile: Annotated[bool, CHANGEABLE_ON_RESUME] = (
+        True  # Compile the step and the augmentation (on a GPU).
+    )
 
 
 @option_group()
 class RunOptions:
     """Run: its folder, seed and checkpoints. The same command again resumes a run that was cut off."""
 
-    save_dir: Annotated[str, MAY_CHANGE] = "./runs"  # Folder of all runs.
-    exp_name: Annotated[str | None, unset("NAME", "simsiam_DATASET"), NOT_INHERITED] = None
+    save_dir: Annotated[str, CHANGEABLE_ON_RESUME] = "./runs"  # Folder of all runs.
+    exp_name: Annotated[str | None, default_hint("NAME", "simsiam_DATASET"), NOT_INHERITED] = None
     """Name of the run; its folder is SAVE_DIR/EXP_NAME."""
-    version: Annotated[str | None, unset("NAME", "none"), NOT_INHERITED] = None
+    version: Annotated[str | None, default_hint("NAME", "none"), NOT_INHERITED] = None
     """A further folder below it: SAVE_DIR/EXP_NAME/VERSION."""
     seed: Seed = 0  # Seed of weights, order and augmentation; the same seed gives the same run.
     seeds: Annotated[
-        tuple[Seed, ...], arg(help_behavior_hint="(default: --seed alone)"), NOT_KEPT
+        tuple[Seed, ...], arg(help_behavior_hint="(default: --seed alone)"), NOT_SAVED
     ] = ()
     """Train once for each of these seeds, in folders seed_N of the run's, and write the report of all."""
-    ckpt_dir: Annotated[str | None, unset("PATH", "none"), NOT_INHERITED] = None
+    ckpt_dir: Annotated[str | None, default_hint("PATH", "none"), NOT_INHERITED] = None
     """Resume from this checkpoint: a .ckpt, or a folder that holds one. The settings must be the same."""
-    model_path: Annotated[str | None, unset("PATH", "none")] = None
+    model_path: Annotated[str | None, default_hint("PATH", "none")] = None
     """Start from these weights alone: a .ckpt, a run folder, or a backbone's .safetensors."""
     checkpoint_every: Annotated[
-        AtLeast1 | None, unset("EPOCHS", "every 30 seconds"), MAY_CHANGE
+        AtLeast1 | None, default_hint("EPOCHS", "every 30 seconds"), CHANGEABLE_ON_RESUME
     ] = None
     """Epochs between checkpoints."""
-    config: Annotated[str | None, unset("FILE", "none"), NOT_KEPT] = None
+    config: Annotated[str | None, default_hint("FILE", "none"), NOT_SAVED] = None
     """Start from the settings in the config.yaml of an earlier run (all but its name); flags beside it win."""
-    overwrite: Annotated[bool, NOT_KEPT] = (
+    overwrite: Annotated[bool, NOT_SAVED] = (
         False  # Delete an earlier run of this name and start anew.
     )
-    dry_run: Annotated[bool, NOT_KEPT] = (
+    dry_run: Annotated[bool, NOT_SAVED] = (
         False  # Print what would be trained and where it would write, and exit.
     )
 
     def __post_init__(self) -> None:
-        check(len(set(self.seeds)) == len(self.seeds), "--seeds: give each seed once")
-        check(not self.seeds or self.ckpt_dir is None, "--ckpt-dir resumes one run: drop --seeds")
-        check(
+        require(len(set(self.seeds)) == len(self.seeds), "--seeds: give each seed once")
+        require(not self.seeds or self.ckpt_dir is None, "--ckpt-dir resumes one run: drop --seeds")
+        require(
             not (self.ckpt_dir and self.model_path),
             "--ckpt-dir resumes, --model-path starts anew: give one of them",
         )
@@ -346,8 +359,8 @@ class RunOptions:
             ("--exp-name", self.exp_name or "x"),
             ("--version", self.version or "x"),
         ):
-            check(
+            require(
                 len(value) <= 100, f"{flag}: {len(value)} letters are too long for a folder's name"
             )
             plain = value not in (".", "..") and "/" not in value and "\\" not in value
-            check(plain, f"{flag} {value!r}: a plain name, without a slash")
+            require(plain, f"{flag} {value!r}: a plain name, without a slash")

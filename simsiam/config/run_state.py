@@ -2,16 +2,21 @@
 
 import os
 
-from simsiam.config.commands import OWN, Pretrain, describe_differences, settings_to_keep
+from simsiam.config.commands import (
+    CUSTOM_DATASETS,
+    Pretrain,
+    describe_differences,
+    settings_to_keep,
+)
 from utils.console import plural
-from utils.errors import check
+from utils.errors import require
 from utils.run_dir import RunDirectory
 
 
 def check_folder(config: Pretrain, run: RunDirectory) -> str:
     """The state of the run's folder: new, unfinished or finished; UserError if it holds another run, or none."""
     name = str(run.path)
-    check(
+    require(
         name.encode(errors="replace").decode() == name,
         f"--save-dir, --exp-name or --version: {name!a} is not UTF-8: give another name",
     )
@@ -21,20 +26,20 @@ def check_folder(config: Pretrain, run: RunDirectory) -> str:
             describe_differences(run.settings(), settings_to_keep(config)),
             f"--model-path {run.path}",
         )
-        check(
+        require(
             not (len(changed) == 1 and changed[0].startswith("--epochs ")),
             f"{run.path} holds a run of {run.settings().get('epochs')} epochs, for which its learning rate was planned "
             f"to fall to 0: it has no further ones. A new run may begin with its weights: {weights} --exp-name NAME",
         )
-        check(
+        require(
             not changed,
             f"{run.path} holds a run with other settings ({'; '.join(changed)}): "
             "give another --exp-name, or --overwrite to start anew",
         )
         began = run.settings().get("data_dir") or ""
-        check(
+        require(
             state == "unfinished"
-            or data.dataset not in OWN
+            or data.dataset not in CUSTOM_DATASETS
             or os.path.realpath(began) == os.path.realpath(data.path),
             f"{run.path} holds a finished run on the images in {began}: give another --exp-name, or --overwrite",
         )
@@ -42,7 +47,9 @@ def check_folder(config: Pretrain, run: RunDirectory) -> str:
         root = data.path.resolve()
         root = root / "train" if (root / "train").is_dir() else root
         why = f"lies in --data-dir {data.data_dir}, where its pictures would be taken for images"
-        check(root not in run.path.resolve().parents, f"{run.path} {why}: give another --save-dir")
+        require(
+            root not in run.path.resolve().parents, f"{run.path} {why}: give another --save-dir"
+        )
     return state
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from utils.errors import check
+from utils.errors import require
 
 
 def path_to_text(value: Any) -> Any:
@@ -39,5 +39,5 @@ def parse_pixel_range(text: str) -> tuple[float, float]:
     except ValueError:
         limits = math.nan, math.nan
     right = -math.inf < limits[0] < limits[1] < math.inf
-    check(right, f"--pixel-range {text}: LOW:HIGH, two numbers, as 0:4095 for 12 bits")
+    require(right, f"--pixel-range {text}: LOW:HIGH, two numbers, as 0:4095 for 12 bits")
     return limits

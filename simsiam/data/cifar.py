@@ -18,7 +18,7 @@ from torchvision.datasets.utils import check_integrity
 from simsiam.config.options import DataOptions
 from simsiam.data.dataset import ImageDataset, Splits, make_blank_split, take_first
 from utils.console import track_progress
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 from utils.filesystem import lock_folder, write_atomically
 
 
@@ -26,7 +26,7 @@ def load_cifar(options: DataOptions) -> Splits:
     """Both splits, from files whose checksums are the published ones."""
     source, folder = _locate(options)
     missing = _find_missing(source, folder)
-    check(
+    require(
         not missing,
         f"{options.dataset} is not in {options.data_dir}: {''.join(missing[:1])} is missing",
     )
@@ -75,7 +75,7 @@ def _find_missing(source: type[CIFAR10], folder: Path) -> list[str]:
         if os.path.exists(folder / file):
             why = f"{folder}: {file} is damaged (its MD5 is not the published one)"
             how = "delete the folder to have it downloaded anew, or name another with --data-dir"
-            check(check_integrity(folder / file, md5), f"{why}: {how}")
+            require(check_integrity(folder / file, md5), f"{why}: {how}")
         else:
             missing.append(file)
     return missing

@@ -15,7 +15,7 @@ from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import SMALL, Splits, channel_statistics, make_options, place_on_device
 from simsiam.data.sampler import EpochSampler, PrefetchLoader
-from utils.errors import check
+from utils.errors import require
 from utils.option_group import reject_unknown
 from utils.trainer import count_batches_done
 
@@ -106,16 +106,16 @@ class ViewsDataModule(pl.LightningDataModule):
         self.mean, self.std = torch.zeros(3), torch.ones(3)
         n, side, options = len(self.train), self.train.side, self.options
         self.size = options.image_size or side
-        check(
+        require(
             self.size <= side,
             f"--image-size {self.size}: the images of {options.dataset} are {side} pixels wide",
         )
         for size, _ in self.phases:
-            check(
+            require(
                 8 <= size <= self.size,
                 f"--image-schedule {size}: from 8 to the full {self.size} pixels",
             )
-        check(
+        require(
             self.batch_size <= n,
             f"--batch-size {self.batch_size} is more than the {n} train images",
         )
@@ -187,7 +187,7 @@ class ViewsDataModule(pl.LightningDataModule):
         if not trainer.training:
             return batch
         if _are_indices(batch):
-            indices, images = batch, self.train.at(batch)
+            indices, images = batch, self.train.images_at(batch)
         elif _are_indices_and_images(batch):
             indices, images = batch
         else:
@@ -202,7 +202,7 @@ class ViewsDataModule(pl.LightningDataModule):
 
         `images` are these (B, 3, C, C) uint8, if they are at hand.
         """
-        images, found = self.train.at(indices) if images is None else images, []
+        images, found = self.train.images_at(indices) if images is None else images, []
         # all views of small images in one call, which is faster; of large ones each by itself, for the memory
         together = self.views if images.shape[-1] <= SMALL else 1
         for views in torch.arange(self.views, device=indices.device).split(together):

@@ -13,7 +13,7 @@ from utils.cli import describe_invalid
 from utils.console import print_line
 from utils.device import free_memory
 from utils.distributed import local_world_size
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 from utils.philox import permutation
 from utils.text import printable
 
@@ -70,15 +70,15 @@ class ImageDataset:
         """The first n images, all if n is None."""
         return replace(self, images=self.images[:n], labels=self.labels[:n])
 
-    def at(self, places: Tensor) -> Tensor:
+    def images_at(self, places: Tensor) -> Tensor:
         """The images at `places` (n,), on any device: (n, 3, C, C), on the device of `places`."""
         return self.images.index_select(0, places.to(self.images.device)).to(places.device)
 
-    def select(self, places: Tensor) -> "ImageDataset":
+    def subset(self, places: Tensor) -> "ImageDataset":
         """The images at `places` (n,) and their labels."""
         return replace(
             self,
-            images=self.at(places),
+            images=self.images_at(places),
             labels=self.labels[places.to(self.labels.device)],
             on_disk=False,
         )
@@ -119,7 +119,7 @@ def take_first(options: DataOptions, *splits: ImageDataset) -> Splits:
     """As many images of the train and of the test split as are asked for; UserError if there are fewer."""
     asked = {"--train-images": options.train_images, "--test-images": options.test_images}
     for (flag, n), split in zip(asked.items(), splits, strict=True):
-        check(n is None or n <= len(split), f"{flag} {n}: the data set has {len(split)}")
+        require(n is None or n <= len(split), f"{flag} {n}: the data set has {len(split)}")
     train, test = (split.first(n) for split, n in zip(splits, asked.values(), strict=True))
     return train, test
 
@@ -136,7 +136,7 @@ def choose_held_out(labels: Tensor, n: int) -> Tensor:
     Returns:
         (n,) indices, ascending.
     """
-    check(
+    require(
         n < len(labels),
         f"--held-out-images {n}: must be less than the {len(labels)} training images",
     )
@@ -154,11 +154,11 @@ def hold_out(train: ImageDataset, n: int) -> Splits:
     chosen = choose_held_out(train.labels, n)
     rest = torch.ones(len(train), dtype=torch.bool)
     rest[chosen] = False
-    held_out = replace(train.select(chosen), held_out=True)
-    return train.select(rest.nonzero().flatten()), held_out
+    held_out = replace(train.subset(chosen), held_out=True)
+    return train.subset(rest.nonzero().flatten()), held_out
 
 
-def why_no_knn(train: ImageDataset, test: ImageDataset) -> str | None:
+def knn_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | None:
     """Why kNN accuracy cannot be measured on these splits; None if it can."""
     if not train.labelled:
         return "one class only" if len(train.classes) == 1 else "no labels"
@@ -222,7 +222,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     share = counts.double() / counts.double().sum(dim=1, keepdim=True)  # (3, 256)
     mean = (share * level).sum(dim=1)
     std = (share * (level - mean[:, None]) ** 2).sum(dim=1).sqrt()
-    check(
+    require(
         bool((std > 0).all()),
         "these images have a channel of a single value: nothing can be learned from it",
     )

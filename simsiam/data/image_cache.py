@@ -26,7 +26,7 @@ from torch import Tensor
 from simsiam.data.dataset import ImageDataset, Splits
 from simsiam.data.images import Read, read_images, silence_pillow, try_to_read
 from utils.console import print_line, track_progress
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 from utils.filesystem import lock_folder, write_text
 from utils.text import printable
 
@@ -43,7 +43,7 @@ def open_cache(folder: Path) -> Splits:
     """
     manifest, lines = _read_manifest(folder)
     complete = bool(lines) and len(lines) == len(manifest["sources"])
-    check(complete, f"{printable(folder)}: no complete cache of images: run this again")
+    require(complete, f"{printable(folder)}: no complete cache of images: run this again")
     decoded = [i for i, line in enumerate(lines) if line != UNREADABLE]
     hashes = [line.split(" ")[0] for line in lines]
     content = "\n".join(f"{manifest['sources'][i][0]} {hashes[i]}" for i in decoded)
@@ -52,7 +52,7 @@ def open_cache(folder: Path) -> Splits:
     labels = torch.tensor(manifest["labels"])[decoded]
     both = ImageDataset(images, labels, tuple(manifest["classes"]), on_disk=True, digest=digest)
     first = sum(i < manifest["train"] for i in decoded)
-    check(first > 0, f"{printable(folder)}: of the train images none can be read")
+    require(first > 0, f"{printable(folder)}: of the train images none can be read")
     return both.first(first), replace(both, images=images[first:], labels=labels[first:])
 
 
@@ -156,7 +156,7 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     sizes = f"take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
     message = f"{printable(folder)}: the decoded images {sizes}"
-    check(needed <= free, f"{message}: make room, or give another --cache-dir")
+    require(needed <= free, f"{message}: make room, or give another --cache-dir")
 
 
 def _manifest_line(result: Read) -> str:

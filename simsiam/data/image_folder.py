@@ -38,7 +38,7 @@ from simsiam.data.listing import (
     warn_of_unused_bits,
 )
 from utils.console import plural, print_line
-from utils.errors import check
+from utils.errors import require
 from utils.text import printable
 
 DEFAULT_SIZE = (
@@ -172,7 +172,7 @@ def _find_splits(options: DataOptions) -> list[ImageFolder]:
     classes = train.classes
     if found.train == root:
         named = [name for name in classes if name.lower() in TEST_NAMES]
-        check(
+        require(
             not named,
             f"{printable(root)}: {', '.join(named)}: no class, it seems, but a split, and there is "
             "no train/. Move the images to train on into train/, or rename the class",
@@ -191,14 +191,14 @@ def _find_splits(options: DataOptions) -> list[ImageFolder]:
         where = printable(folder.folder)
         strange = [name for name in folder.classes if classes and name not in label]
         unknown = f"{where}: {', '.join(strange[:3])} is no class of {printable(train.folder)}"
-        check(not strange, unknown)
+        require(not strange, unknown)
         # The last entry is for the label -1.
         new_labels = torch.tensor([*(label.get(name, -1) for name in folder.classes), -1])
         folder.labels = new_labels[folder.labels]
         folder.classes = classes
         if n is not None:
             flags = "--train-images or --test-images"
-            check(n <= len(folder), f"{flags} {n}: {where} has {len(folder)}")
+            require(n <= len(folder), f"{flags} {n}: {where} has {len(folder)}")
             folder.keep([i * len(folder) // n for i in range(n)])
     if options.held_out_images:
         chosen = choose_held_out(train.labels, options.held_out_images).tolist()

@@ -11,7 +11,7 @@ from torch import Tensor
 from simsiam.data.dataset import name_class
 from simsiam.data.images import SUFFIXES, PixelRange, read_images, suggest_pixel_range
 from utils.console import plural, print_line
-from utils.errors import check
+from utils.errors import require
 from utils.text import printable
 
 # What file managers, archives and storage systems leave among images, in lower case.
@@ -39,7 +39,7 @@ class ImageFolder:
 
     def __init__(self, folder: str | Path, flag: str = "--images") -> None:
         self.folder = Path(folder).expanduser()
-        check(self.folder.is_dir(), f"{flag} {printable(self.folder)}: no such folder")
+        require(self.folder.is_dir(), f"{flag} {printable(self.folder)}: no such folder")
         self.files: list[Path] = []
         self.closed: dict[Path, str] = {}
         self._other_suffixes: Counter[str] = Counter()
@@ -53,7 +53,7 @@ class ImageFolder:
         others = f", but {self.describe_skipped()}" if self.describe_skipped() else ""
         formats = " ".join(sorted(SUFFIXES))
         missing = f"no image in it{others}. Images end in {formats}"
-        check(bool(self.files), f"{flag} {printable(self.folder)}: {missing}")
+        require(bool(self.files), f"{flag} {printable(self.folder)}: {missing}")
         folders = [file.parts[0] if len(file.parts) > 1 else "" for file in self.files]
         class_of = {folder: name_class(folder) for folder in {*folders}}
         self.classes = tuple(sorted({*class_of.values()} - {""}))
@@ -191,8 +191,8 @@ def report_bad(bad: dict[Path, str], good: int, folder: Path, skip: bool) -> Non
         listed.append("...")
     count = f"{len(bad)} of {len(bad) + good} images in {printable(folder)} cannot be read"
     message = f"{count}: {'; '.join(listed)}"
-    check(skip, f"{message}. Mend or remove them, or give --skip-bad-images")
-    check(good > 0, message)
+    require(skip, f"{message}. Mend or remove them, or give --skip-bad-images")
+    require(good > 0, message)
     print_line(f"left out: {message}")
 
 

@@ -31,7 +31,7 @@ from simsiam.data.dataset import (
 from simsiam.data.images import PixelRange, scale_pixels
 from utils import distributed
 from utils.console import print_line
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 from utils.text import printable
 
 STYLES = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))  # names of a split's images and labels
@@ -57,11 +57,11 @@ def load_arrays(options: DataOptions) -> Splits:
     """
     file = options.path
     where = printable(file)
-    check(file.is_file(), f"--data-dir {where}: no such file; --dataset arrays wants an .npz")
+    require(file.is_file(), f"--data-dir {where}: no such file; --dataset arrays wants an .npz")
     with open(file, "rb") as content, _explain_damage(where):
         digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
         # For other files numpy would advise to load them as a pickle.
-        check(zipfile.is_zipfile(content), f"{where}: not an .npz file (no zip archive)")
+        require(zipfile.is_zipfile(content), f"{where}: not an .npz file (no zip archive)")
         content.seek(0)
         with np.load(content, allow_pickle=False) as opened:
             names = find_arrays(opened.files, where)
@@ -76,7 +76,7 @@ def load_arrays(options: DataOptions) -> Splits:
         _announce_arrays(where, names, unused)
 
     train_images = _read_images(where, names.train, arrays, options.pixel_limits)
-    check(len(train_images) > 0, f"{where}: {names.train} has no image")
+    require(len(train_images) > 0, f"{where}: {names.train} has no image")
     train_labels = _read_labels(where, names.train_labels, arrays, len(train_images))
     test_images = train_images[:0]
     if names.test is not None:
@@ -89,7 +89,7 @@ def load_arrays(options: DataOptions) -> Splits:
     train = _make_dataset(train_images, train_labels, classes, digest)
     test = _make_dataset(test_images, test_labels, classes, digest)
     sides = f"{names.train} is {train.side} pixels wide, {names.test} {test.side}"
-    check(train.side == test.side, f"{where}: {sides}")
+    require(train.side == test.side, f"{where}: {sides}")
     if distributed.rank() == 0:
         warn_of_low_contrast(train.images, where, options.pixel_limits)
     return take_first(options, train, test)
@@ -175,7 +175,7 @@ def _read_images(
             scaled[some] = scale_pixels(x[some], pixel_range)
         x = scaled
     advice = "images are uint8, 0 to 255; --pixel-range LOW:HIGH scales others"
-    check(x.dtype == np.uint8, f"{where}: {name} is {x.dtype}: {advice}")
+    require(x.dtype == np.uint8, f"{where}: {name} is {x.dtype}: {advice}")
     images = torch.from_numpy(x)
     if images.ndim == 3:
         images = images[:, None]
@@ -184,7 +184,7 @@ def _read_images(
     shape = images.shape
     right = len(shape) == 4 and shape[1] in (1, 3) and shape[2] == shape[3] > 0
     shapes = "(N, S, S, 3), (N, 3, S, S) or (N, S, S) are images"
-    check(right, f"{where}: {name} has shape {x.shape}: {shapes}")
+    require(right, f"{where}: {name} has shape {x.shape}: {shapes}")
     return images.expand(-1, 3, -1, -1).contiguous()
 
 
@@ -198,7 +198,7 @@ def _read_labels(
     if name is None or name not in arrays:
         return None
     y = arrays[name]
-    check(y.dtype.kind in "iu", f"{where}: {name} is {y.dtype}: labels are whole numbers")
+    require(y.dtype.kind in "iu", f"{where}: {name} is {y.dtype}: labels are whole numbers")
     if y.ndim == 2 and y.shape[0] == n and y.shape[1] > 1:
         if distributed.rank() == 0:
             several = f"{name} has {y.shape[1]} labels for each image, where one can be used"
@@ -206,11 +206,11 @@ def _read_labels(
         return None
     if y.ndim == 2 and y.shape[1] == 1:  # as Keras and MedMNIST have them
         y = y[:, 0]
-    check(y.shape == (n,), f"{where}: {name} has shape {y.shape}, for {n} images")
+    require(y.shape == (n,), f"{where}: {name} has shape {y.shape}, for {n} images")
     low = int(y.min(initial=0))
     high = int(y.max(initial=0))
     limits = f"{name} goes from {low} to {high}: labels count from 0, up to 2^63 - 1"
-    check(0 <= low <= high < 2**63, f"{where}: {limits}")
+    require(0 <= low <= high < 2**63, f"{where}: {limits}")
     return y.astype(np.int64)
 
 
@@ -228,17 +228,17 @@ def _number_classes(
     if test is not None:
         strange = np.setdiff1d(test, occurring)
         unknown = f"label {strange[:1].tolist()} of {names.test_labels}"
-        check(len(strange) == 0, f"{where}: {unknown} is not in {names.train_labels}")
+        require(len(strange) == 0, f"{where}: {unknown} is not in {names.train_labels}")
         test = np.searchsorted(occurring, test)
     if NAMES not in arrays:
         return tuple(map(str, occurring)), (train, test)
     given = arrays[NAMES]
     text = given.dtype.kind == "U" and given.ndim == 1
-    check(text, f"{where}: {NAMES} are {given.dtype}: names are text, (C,)")
+    require(text, f"{where}: {NAMES} are {given.dtype}: names are text, (C,)")
     highest = int(occurring[-1])
     count = f"the labels go to {highest}, and {NAMES} has {len(given)} names"
-    check(highest < len(given), f"{where}: {count}")
+    require(highest < len(given), f"{where}: {count}")
     classes = tuple(name_class(name) for name in given[occurring].tolist())
     twice = [name for name, n in Counter(classes).items() if n > 1]
-    check(not twice, f"{where}: {NAMES} has the name {twice[:1]} more than once")
+    require(not twice, f"{where}: {NAMES} has the name {twice[:1]} more than once")
     return classes, (train, test)

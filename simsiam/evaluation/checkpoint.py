@@ -16,7 +16,7 @@ from simsiam.config.options import NetworkOptions
 from simsiam.evaluation.features import extract_features
 from utils.checkpoint_io import read_checkpoint
 from utils.console import track_progress
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 from utils.run_dir import RunDirectory
 from utils.weights import BACKBONE, read_weights
 
@@ -31,7 +31,7 @@ Deviation = Annotated[FiniteFloat, Field(gt=0)]
 OfRGB = Field(min_length=3, max_length=3)
 
 
-class BackboneFacts(BaseModel, strict=True, extra="allow"):
+class BackboneMetadata(BaseModel, strict=True, extra="allow"):
     """What a file says of its backbone: how to build it, how to prepare its images, and where it is from."""
 
     backbone: Annotated[str, Field(pattern=f"^({'|'.join(BACKBONES)})$")]
@@ -76,7 +76,7 @@ class LoadedCheckpoint(NamedTuple):
     file: Path
     backbone: ResNet  # (B, 3, S, S) -> (B, F), with .mean, .std and .image_size of its images
     projector: nn.Sequential | None  # (B, F) -> (B, d); None for a file of the backbone alone
-    facts: BackboneFacts
+    facts: BackboneMetadata
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
     """The file meant by a file or a folder: of a run the backbone's own, or with `whole` the last checkpoint."""
     path = Path(path).expanduser()
     if not path.is_dir():
-        check(path.exists(), f"{path}: no such file or folder")
+        require(path.exists(), f"{path}: no such file or folder")
         return path
     run = RunDirectory(path)
     states = [run.last, run.best, path / run.last.name]
@@ -107,7 +107,7 @@ def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
         for file in ([*states, run.backbone] if whole else [run.backbone, *states])
         if file.exists()
     ]
-    check(bool(found), f"{path}: no checkpoint in this folder")
+    require(bool(found), f"{path}: no checkpoint in this folder")
     return found[0]
 
 
@@ -166,12 +166,12 @@ def load_backbone_file(file: Path) -> LoadedCheckpoint:
     return LoadedCheckpoint(file, backbone, None, facts)
 
 
-def read_facts(file: Path, content: dict[str, Any]) -> BackboneFacts:
+def read_facts(file: Path, content: dict[str, Any]) -> BackboneMetadata:
     """What a `.ckpt` says of its backbone, from its hyper-parameters and what lies beside them."""
     said = content["hyper_parameters"]
     name = said.get("backbone")
     is_custom = str(name).startswith(OWN_BACKBONE)
-    check(
+    require(
         not is_custom,
         f"{file}: of {name}: build it, and load the weights that begin with 'backbone.'",
     )
@@ -183,7 +183,7 @@ def read_facts(file: Path, content: dict[str, Any]) -> BackboneFacts:
 
 def load_all_networks(
     file: Path, content: dict[str, Any] | None = None
-) -> tuple[nn.ModuleDict, dict[str, Any], BackboneFacts]:
+) -> tuple[nn.ModuleDict, dict[str, Any], BackboneMetadata]:
     """Return backbone, projector and predictor of a `.ckpt`, its hyper-parameters and metadata.
 
     `content` is what `read_checkpoint` gives, if that was read already.
@@ -202,14 +202,14 @@ def load_all_networks(
     hparams: dict[str, Any] = network | said | {"stem": facts.stem}
     try:
         unknown = hparams.keys() - {*network, *FACTS, *TRAINING}
-        check(
+        require(
             not unknown,
             f"it has the hyper-parameters {', '.join(sorted(map(str, unknown)))}; if it is of a "
             "subclass whose on_save_checkpoint does not call super(), load it by "
             "SUBCLASS.load_from_checkpoint",
         )
         largest = max(value for value in hparams.values() if isinstance(value, int))
-        check(largest <= LARGEST_SIZE, f"a size of {largest}")
+        require(largest <= LARGEST_SIZE, f"a size of {largest}")
         parts = build_networks(hparams["backbone"], hparams)
         networks = nn.ModuleDict(
             dict(zip(("backbone", "projector", "predictor"), parts, strict=True))
@@ -241,7 +241,7 @@ def load_weights(model: "SimSiam", path: str | Path) -> None:
         for hp in (hparams, model.hparams)
     )
     wrong = [f"{name} {have[name]}, not {want[name]}" for name in names if have[name] != want[name]]
-    check(not wrong, f"{file}: another architecture: {'; '.join(wrong)}")
+    require(not wrong, f"{file}: another architecture: {'; '.join(wrong)}")
     load_strictly(ours, theirs.state_dict(), file)
 
 
@@ -259,10 +259,10 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> N
         ) from None
 
 
-def validate_facts(said: dict[str, Any], file: Path) -> BackboneFacts:
+def validate_facts(said: dict[str, Any], file: Path) -> BackboneMetadata:
     """What a file, which may come from anywhere, says of itself; UserError for values that cannot be."""
     try:
-        return BackboneFacts.model_validate(said)
+        return BackboneMetadata.model_validate(said)
     except ValidationError as error:
         wrong = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
         raise UserError(
@@ -270,7 +270,7 @@ def validate_facts(said: dict[str, Any], file: Path) -> BackboneFacts:
         ) from None
 
 
-def build_backbone(facts: BackboneFacts, seed: int = 0) -> ResNet:
+def build_backbone(facts: BackboneMetadata, seed: int = 0) -> ResNet:
     """The network that a file describes, with the random weights of a run of that seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -283,7 +283,7 @@ def build_backbone(facts: BackboneFacts, seed: int = 0) -> ResNet:
     return attach_facts(network, facts)
 
 
-def attach_facts(backbone: ResNet, facts: BackboneFacts) -> ResNet:
+def attach_facts(backbone: ResNet, facts: BackboneMetadata) -> ResNet:
     """Set `.mean`, `.std` and `.image_size`, and eval mode."""
     backbone.statistics = (
         (tuple(facts.mean), tuple(facts.std)) if facts.mean and facts.std else None

@@ -14,7 +14,7 @@ from simsiam.augment import Policy, augment
 from simsiam.data.dataset import ImageDataset
 from simsiam.data.sampler import EpochSampler
 from utils.console import print_line, track_progress
-from utils.errors import RunFailure
+from utils.errors import RunError
 from utils.schedule import warmup_cosine
 
 CHOICE_EPOCH = (
@@ -33,8 +33,8 @@ class Recipe:
     crop_scale: float
     seed: int  # of order and views
     precision: str  # Lightning's name
-    head_rate: float
-    backbone_rate: float | None = (
+    head_lr: float
+    backbone_lr: float | None = (
         None  # None freezes the backbone: no gradient, and BN keeps its statistics too
     )
     momentum: float = 0.9
@@ -60,16 +60,16 @@ def train_classifier(
     """Train the head (F) -> (C), and a backbone that is not frozen, in place; the number of steps.
 
     Of the images only those at `chosen` (n,) are used; the head gets (features - center) / spread.
-    Raises RunFailure with status 4 for a loss or weights that are not finite.
+    Raises RunError with status 4 for a loss or weights that are not finite.
     """
-    tuned, device = recipe.backbone_rate is not None, chosen.device
+    tuned, device = recipe.backbone_lr is not None, chosen.device
     backbone.train(tuned).requires_grad_(tuned)
-    groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": recipe.head_rate}]
+    groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": recipe.head_lr}]
     if tuned:
-        groups.append({"params": list(backbone.parameters()), "lr": recipe.backbone_rate})
+        groups.append({"params": list(backbone.parameters()), "lr": recipe.backbone_lr})
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.SGD(
-        groups, recipe.head_rate, recipe.momentum, weight_decay=recipe.weight_decay
+        groups, recipe.head_lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
     samplers = [recipe.sampler(len(chosen), epoch, device) for epoch in range(recipe.epochs)]
     batches = len(samplers[0])  # of an epoch
@@ -106,7 +106,7 @@ def train_classifier(
         if (step + 1) % batches:
             continue
         if not all(bool(value.isfinite().all()) for value in (figures, *parameters)):
-            raise RunFailure(
+            raise RunError(
                 "the loss or a weight is not finite: lower the learning rates; no figure of it is kept",
                 4,
             )
@@ -137,4 +137,4 @@ def crop_and_flip(
         "std": std,
         "size": min(size or images.side, images.side),
     }
-    return augment(images.at(indices), indices, seed=recipe.seed, epoch=epoch, view=0, **how)
+    return augment(images.images_at(indices), indices, seed=recipe.seed, epoch=epoch, view=0, **how)

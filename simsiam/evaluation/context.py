@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from models.resnet import TELL_STATISTICS, ResNet
-from simsiam.config.commands import OWN, Evaluation
+from simsiam.config.commands import CUSTOM_DATASETS, Evaluation
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import ImageDataset, make_options, place_on_device, why_no_knn
+from simsiam.data.dataset import ImageDataset, knn_unavailable_reason, make_options, place_on_device
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
 from simsiam.evaluation.features import chunk_size
 from simsiam.evaluation.metrics import accuracy, confusion, per_class
 from utils.console import print_line, print_table
-from utils.errors import UserError, check
+from utils.errors import UserError, require
 from utils.text import printable
 
 OF_THE_RUN = (  # unless a flag says it
@@ -95,13 +95,13 @@ def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoin
     """Load the checkpoint of `--checkpoint`; UserError for one on which nothing can be measured."""
     checkpoint = load_checkpoint(config.checkpoint.checkpoint)
     known = checkpoint.backbone.statistics is not None and checkpoint.facts.image_size is not None
-    check(
+    require(
         known, f"{checkpoint.file}: mean, std and size of its images are unknown: {TELL_STATISTICS}"
     )
     finite = all(
         bool(tensor.isfinite().all()) for tensor in checkpoint.backbone.state_dict().values()
     )
-    check(finite, f"{checkpoint.file}: a weight is not finite, so nothing can be measured")
+    require(finite, f"{checkpoint.file}: a weight is not finite, so nothing can be measured")
     torch.nn.ModuleList(filter(None, checkpoint[1:3])).to(device)
     return checkpoint
 
@@ -129,8 +129,8 @@ def add_images(
     if download:
         prepare_dataset(spec)
     train, test = place_on_device(load_dataset(spec), device, spec.data_memory)
-    why = why_no_knn(train, test) if labels else None
-    check(
+    why = knn_unavailable_reason(train, test) if labels else None
+    require(
         why is None,
         f"{spec.dataset}: {why}: this command compares the classes of train and test images",
     )
@@ -146,7 +146,7 @@ def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOpti
     }
     said = checkpoint.facts.settings
     dataset = given.get("dataset") or said.get("dataset")
-    check(
+    require(
         dataset is not None,
         f"{checkpoint.file} does not say what it was trained on: give --dataset",
     )
@@ -163,7 +163,7 @@ def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOpti
         raise UserError(f"{checkpoint.file}: its settings cannot be: {error}") from None
     if "data_dir" not in given and not options.path.exists():
         where = f"{printable(options.path)}, where the run had its images, is not there"
-        check(dataset not in OWN, f"{where}: give --data-dir")
+        require(dataset not in CUSTOM_DATASETS, f"{where}: give --data-dir")
         options = replace(options, data_dir="./data")
     if "cache_dir" not in given and not Path(options.cache_dir or "").expanduser().is_dir():
         options = replace(options, cache_dir=None)  # the run was on another machine

@@ -30,7 +30,7 @@ SAME, OTHER = (
 def draw_views(data: "ViewsDataModule", first: int = 0) -> Tensor:
     """(3, H, W) uint8: each of the first train images, and in its row its views in four epochs from `first` on."""
     indices = torch.arange(min(8, len(data.train)), device=data.mean.device)
-    originals = data.train.at(indices)
+    originals = data.train.images_at(indices)
     columns = [center(originals, data.size)]
     for epoch in range(first, first + 4):
         for view in range(data.views):
@@ -97,7 +97,7 @@ def gallery_rows(
             other == label if label >= 0 and queries.classes == train.classes else None
             for other in found
         ]
-        images = map(to_pil_image, [image, *shrink_images(train.at(index[r]))])
+        images = map(to_pil_image, [image, *shrink_images(train.images_at(index[r]))])
         rows.append(list(map(Tile, images, [*queries.names([label]), *texts], [None, *same])))
     return rows
 

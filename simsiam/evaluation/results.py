@@ -14,7 +14,7 @@ from simsiam.evaluation.context import EvaluationContext
 from utils.cli import flatten
 from utils.console import print_line
 from utils.device import git_commit, versions
-from utils.errors import check
+from utils.errors import require
 from utils.filesystem import check_writable, lock_folder, write_json
 from utils.run_dir import RunDirectory
 from utils.weights import HEAD, write_weights
@@ -36,17 +36,17 @@ class Results:
         check_writable(self.path, "--results-dir")
         self.overwrite = config.checkpoint.overwrite
         earlier = f"{self.summary} is there already: --overwrite measures anew; or give another --results-dir"
-        check(resumes or self.overwrite or not self.summary.exists(), earlier)
+        require(resumes or self.overwrite or not self.summary.exists(), earlier)
         self.started = time.perf_counter()
 
     def choose_output(self, given: str | None, name: str) -> Path:
         """The file to make: `given` by `--output`, else `name` in the folder; UserError as for the folder."""
         file = Path(given).expanduser() if given else self.path / name
-        check(
+        require(
             len(file.name) <= 200,
             f"--output: {len(file.name)} letters are too long for a file's name",
         )
-        check(
+        require(
             self.overwrite or not file.exists(),
             f"{file} is there already: --overwrite would replace it",
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 from simsiam.config.commands import Evaluation, Report
 from simsiam.config.evaluation_options import CheckpointOptions
 from simsiam.config.options import EvaluationDataOptions, MonitorOptions
-from simsiam.data.dataset import why_no_knn
+from simsiam.data.dataset import knn_unavailable_reason
 from simsiam.evaluation.context import open_context
 from simsiam.evaluation.gallery import draw_gallery, find_nearest, select_evenly
 from simsiam.evaluation.metrics import confusion
@@ -45,7 +45,7 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     )
     places = torch.tensor(select_evenly(len(shown), QUERIES), device=queries.device)
     gallery = find_nearest(
-        train, shown.select(places), queries[places], bank, NEAREST, in_bank=shown is train
+        train, shown.subset(places), queries[places], bank, NEAREST, in_bank=shown is train
     )
     picture = draw_gallery(
         gallery, f"{source.capitalize()} and their nearest train images, by cosine"
@@ -53,7 +53,7 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     write_atomically(Path(f"{stem}neighbours.png"), partial(picture.save, format="PNG"))
 
     charts = []
-    if why_no_knn(train, test) is None:
+    if knn_unavailable_reason(train, test) is None:
         options = MonitorOptions()
         with suppress(ValidationError, KeyError):
             options = MonitorOptions(knn_k=run.settings["knn_k"], knn_t=run.settings["knn_t"])

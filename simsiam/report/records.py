@@ -18,7 +18,7 @@ from simsiam.config.commands import DEFAULTS, settings_that_matter
 from simsiam.config.options import is_collapsed
 from utils.cli import to_flags
 from utils.console import plural, print_line
-from utils.errors import check
+from utils.errors import require
 from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
 
@@ -115,9 +115,9 @@ def read_run(path: Path, title: str = "") -> Run:
     """UserError where there is no run."""
     folder = RunDirectory(path)
     run = Run(folder, [{"epoch": 0}], title=title)
-    check(path.exists(), f"{path}: no such folder")
-    check(path.is_dir(), f"{path} is a file, not the folder of a run")
-    check(is_run(path), f"{path} is not the folder of a run, and holds none")
+    require(path.exists(), f"{path}: no such folder")
+    require(path.is_dir(), f"{path} is a file, not the folder of a run")
+    require(is_run(path), f"{path} is not the folder of a run, and holds none")
     with run.note_damage(folder.config):
         content = yaml.safe_load(read_damaged(folder.config))
         resolved, versions = content.get("resolved") or {}, content.get("versions") or {}
@@ -205,7 +205,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
             for run in below:
                 titles.setdefault(run, str(run.relative_to(path.parent)))
     runs = [read_run(path, title) for path, title in titles.items()]
-    check(any(len(run.rows) > 1 for run in runs), f"{', '.join(paths)}: no epoch is recorded yet")
+    require(any(len(run.rows) > 1 for run in runs), f"{', '.join(paths)}: no epoch is recorded yet")
     return runs
 
 

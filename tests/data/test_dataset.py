@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from simsiam.config.commands import OWN
+from simsiam.config.commands import CUSTOM_DATASETS
 from simsiam.config.options import DataOptions, Dataset, EvaluationDataOptions
 from simsiam.data import DATASETS, load_dataset, make_placeholders, prepare_dataset
 from simsiam.data.datamodule import ViewsDataModule
@@ -19,7 +19,7 @@ from utils.errors import UserError
 
 def test_the_options_name_the_data_sets_that_there_are() -> None:
     assert set(get_args(Dataset)) == DATASETS.keys()
-    assert DATASETS.keys() - set(OWN) == {
+    assert DATASETS.keys() - set(CUSTOM_DATASETS) == {
         "cifar10",
         "cifar100",
         "patterns",
@@ -94,6 +94,6 @@ def test_images_that_do_not_fit_stay_on_disk(photos: Path, tmp_path: Path) -> No
         stays.on_disk and not comes.on_disk and stays.images.data_ptr() != comes.images.data_ptr()
     )
     places = torch.tensor([3, 199, 0, 3])
-    assert torch.equal(stays.at(places), comes.at(places)) and torch.equal(
+    assert torch.equal(stays.images_at(places), comes.images_at(places)) and torch.equal(
         stays.images, comes.images
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from simsiam.config.options import DataOptions
-from simsiam.data.dataset import Splits, why_no_knn
+from simsiam.data.dataset import Splits, knn_unavailable_reason
 from simsiam.data.npz import load_arrays
 from tests.helpers import TINY, Program, summary
 from utils.errors import UserError
@@ -24,7 +24,7 @@ def read(tmp_path: Path, **arrays: Any) -> Splits:
 def test_every_order_of_the_axes_is_the_same_picture(tmp_path: Path) -> None:
     train, test = read(tmp_path, x_train=X, y_train=Y, x_test=X.transpose(0, 3, 1, 2), y_test=Y)
     assert train.images.shape == (30, 3, 12, 12) and torch.equal(train.images[:], test.images[:])
-    assert train.classes == ("0", "1", "2") and why_no_knn(train, test) is None
+    assert train.classes == ("0", "1", "2") and knn_unavailable_reason(train, test) is None
     grey, _ = read(tmp_path, x_train=X[..., 0])
     assert all(torch.equal(grey.images[:][:, c], torch.from_numpy(X[..., 0])) for c in range(3))
     classes = np.array(["a", "b", "c", "d"])  # of the last one there is no image
@@ -58,7 +58,7 @@ def test_several_labels_of_an_image_are_none_and_that_is_said(
 ) -> None:
     several = np.zeros((30, 14), np.uint8)  # as of MedMNIST's chests
     splits = read(tmp_path, x_train=X, y_train=several, x_test=X, y_test=several)
-    assert why_no_knn(*splits) == "no labels"
+    assert knn_unavailable_reason(*splits) == "no labels"
     assert "y_train has 14 labels for each image" in capsys.readouterr().out
 
 
@@ -87,14 +87,14 @@ def test_names_belong_to_the_numbers_of_the_labels(tmp_path: Path) -> None:
 
 
 def test_what_arrays_lack_is_said(tmp_path: Path) -> None:
-    assert why_no_knn(*read(tmp_path, x_train=X)) == "no labels"
-    assert why_no_knn(*read(tmp_path, x_train=X, y_train=Y)) == "no test images"
+    assert knn_unavailable_reason(*read(tmp_path, x_train=X)) == "no labels"
+    assert knn_unavailable_reason(*read(tmp_path, x_train=X, y_train=Y)) == "no test images"
     assert (
-        why_no_knn(*read(tmp_path, x_train=X, y_train=Y, x_test=X))
+        knn_unavailable_reason(*read(tmp_path, x_train=X, y_train=Y, x_test=X))
         == "no labels of the test images"
     )
     assert (
-        why_no_knn(*read(tmp_path, x_train=X, y_train=0 * Y, x_test=X, y_test=0 * Y))
+        knn_unavailable_reason(*read(tmp_path, x_train=X, y_train=0 * Y, x_test=X, y_test=0 * Y))
         == "one class only"
     )
 

@@ -78,7 +78,7 @@ def test_views_are_small_in_the_epochs_of_the_schedule_and_full_ones_after() -> 
     places = torch.arange(4)
     for epoch, size in enumerate((16, 24, 24, 32, 32)):
         expected = augment(
-            data.train.at(places),
+            data.train.images_at(places),
             places,
             seed=0,
             epoch=epoch,

@@ -20,8 +20,8 @@ def small_backbone(size: int = 32) -> ResNet:
     return backbone
 
 
-def recipe(batch_size: int, crop_scale: float = 0.5, backbone_rate: float | None = None) -> Recipe:
-    rates = {"head_rate": 1.0, "backbone_rate": backbone_rate, "weight_decay": 1e-3}
+def recipe(batch_size: int, crop_scale: float = 0.5, backbone_lr: float | None = None) -> Recipe:
+    rates = {"head_lr": 1.0, "backbone_lr": backbone_lr, "weight_decay": 1e-3}
     return Recipe(
         epochs=2, batch_size=batch_size, crop_scale=crop_scale, seed=0, precision="32-true", **rates
     )
@@ -34,7 +34,7 @@ def test_frozen_means_that_nothing_of_the_backbone_changes_and_tuned_that_all_do
         backbone, head = small_backbone(), make_head(32, 4)
         before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
         steps = train_classifier(
-            backbone, head, images, torch.arange(64), recipe(16, backbone_rate=rate)
+            backbone, head, images, torch.arange(64), recipe(16, backbone_lr=rate)
         )
         after = backbone.state_dict()
         same = [torch.equal(before[name], after[name]) for name in before]
@@ -47,7 +47,7 @@ def test_a_training_is_sgd_on_views_of_the_chosen_images() -> None:
     images = ImageDataset(pixels, torch.arange(64) % 4, tuple("abcd"))
     chosen, how = (
         torch.randperm(64)[:24],
-        recipe(12, backbone_rate=0.1),
+        recipe(12, backbone_lr=0.1),
     )  # two steps in each of two epochs
     center, spread = torch.rand(32), 1 + torch.rand(32)
     backbone, head = small_backbone(), make_head(32, 4)
