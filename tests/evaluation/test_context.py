@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,7 @@ def into_a_closed_pipe(args: list[str]) -> int:
     reading, writing = os.pipe()
     os.close(reading)
     os.dup2(writing, 1)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
     return main.main(args)
 
 
