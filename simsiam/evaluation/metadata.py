@@ -98,11 +98,12 @@ def read_metadata(file: Path, content: dict[str, Any]) -> BackboneMetadata:
         UserError: a value is missing or invalid, or the backbone is not one of this program's.
     """
     hparams = content["hyper_parameters"]
-    backbone = hparams.get("backbone")
+    backbone = str(hparams.get("backbone"))
     require(
-        not str(backbone).startswith(OWN_BACKBONE),
-        f"{file}: this program cannot build {backbone}. Build it in your own code, and load the "
-        "weights whose names begin with 'backbone.'",
+        not backbone.startswith(OWN_BACKBONE),
+        f"{file}: its backbone is a custom {backbone.removeprefix(OWN_BACKBONE).strip()}, which "
+        "this program cannot build. Build it in your own code, and load the weights whose names "
+        "begin with 'backbone.'",
     )
 
     # A run's checkpoint has `classes` in both places; the hyper-parameters take precedence.

@@ -1,4 +1,4 @@
-"""`embed` and `neighbours`: arrays that numpy reads without pickle, and a gallery; of data sets and of any folder."""
+"""`embed` and `neighbours`, of data sets and of any folder: arrays for numpy, and a gallery."""
 
 import json
 import resource
@@ -125,7 +125,7 @@ def test_an_output_that_exists_is_not_replaced_unasked(
         flags = ["--output", str(output), "--results-dir", str(tmp_path / "results")]
         status, _, err = program(command, "--checkpoint", str(trained), *flags)
         assert (
-            status == 2 and "--overwrite would replace it" in err and output.read_text() == "mine"
+            status == 2 and "Use --overwrite to replace it" in err and output.read_text() == "mine"
         )
         assert program(command, "--checkpoint", str(trained), *flags, "--overwrite")[0] == 0
         assert output.stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""`export`: each format is loaded back by its own runtime and does what the checkpoint does, for any batch size."""
+"""`export`: each format, loaded by its own runtime, gives the features of the checkpoint."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""`python main.py linear`: a head on a frozen backbone, its weight decay chosen without test images."""
+"""`linear`: a head on a frozen backbone, with a weight decay that is chosen without test images."""
 
 import json
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
 def test_held_out_images_choose_and_all_train_images_teach(
     trained: Path, program: Program, tmp_path: Path
 ) -> None:
-    """Each held-out accuracy is of a head that has not seen these images; the head that is kept has seen all."""
+    """No head is measured on held-out images that it was trained on. The saved head has seen all."""
     flags = ["--results-dir", str(tmp_path), "--held-out", "0.25", "--seed", "3"]
     assert program("linear", "--checkpoint", str(trained), *flags)[0] == 0
     figures = summary(tmp_path / "linear")

@@ -1,5 +1,6 @@
-"""Loading: from a run folder, a .ckpt and a .safetensors; strictly; never running what a file contains."""
+"""Networks are loaded strictly from a run folder, a .ckpt and a .safetensors."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from simsiam import SimSiam, load_backbone
 from simsiam.evaluation.checkpoint import load_weights
 from simsiam.evaluation.features import extract_features
+from simsiam.evaluation.metadata import ALL_HPARAMS
 from tests.helpers import SMALL, Program, cifar_stem
 from utils.weights import BACKBONE, read_weights, write_weights
 
@@ -21,6 +23,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     assert main.main([*SMALL, "--epochs", "1", "--save-dir", str(folder)]) == 0
     return folder / "simsiam_patterns"
+
+
+def test_the_names_of_hyper_parameters_are_the_arguments_of_simsiam() -> None:
+    """A new argument must be added to one of the groups in metadata.py, or nothing loads."""
+    assert sorted(ALL_HPARAMS) == sorted(inspect.signature(SimSiam).parameters)
 
 
 def test_all_three_ways_give_the_same_network(run: Path) -> None:
