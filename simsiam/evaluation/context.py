@@ -235,7 +235,7 @@ def make_valid_options(file: Path, values: dict[str, Any]) -> DataOptions:
     try:
         return make_options(**values)
     except UserError as error:
-        raise UserError(f"{file}: it has an invalid setting: {error}") from None
+        raise UserError(f"{file}: its settings are invalid: {error}") from None
 
 
 def find_pixel_range(

@@ -65,7 +65,7 @@ def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
 def test_held_out_images_choose_and_all_train_images_teach(
     trained: Path, program: Program, tmp_path: Path
 ) -> None:
-    """No head is measured on held-out images that it was trained on. The saved head has seen all."""
+    """Heads are measured on images that they have not seen. The saved head has seen all images."""
     flags = ["--results-dir", str(tmp_path), "--held-out", "0.25", "--seed", "3"]
     assert program("linear", "--checkpoint", str(trained), *flags)[0] == 0
     figures = summary(tmp_path / "linear")

@@ -1,7 +1,7 @@
 """Damaged, foreign and hostile checkpoints: status 2, one line on stderr, nothing run or changed.
 
-CHECKPOINTS lists the files; `pytest -v` shows each as a test of its own. Files with invalid metadata
-are in test_bad_metadata.py. Wrong flags are in test_wrong_flags.py and tests/config/test_cli.py.
+CHECKPOINTS lists the files; `pytest -v` shows each as its own test. Files with invalid metadata are
+in test_bad_metadata.py. Wrong flags are in test_wrong_flags.py and tests/config/test_cli.py.
 """
 
 import argparse

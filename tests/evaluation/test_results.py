@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,8 @@ def run_with_closed_stdout(args: list[str]) -> int:
     reading, writing = os.pipe()
     os.close(reading)
     os.dup2(writing, 1)
+    # A fresh process would find the pipe at its start. The forked one has a stream for a file.
+    sys.stdout = os.fdopen(1, "w", closefd=False)
     return main.main(args)
 
 

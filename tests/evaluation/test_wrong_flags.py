@@ -68,9 +68,9 @@ BAD_FLAGS = {
     },
     "export": {
         "--format tflite": "There are safetensors, torch-export, onnx",
-        "--output backbone.onnx": "ends in .safetensors",
-        "--format onnx --output backbone.pt2": "ends in .onnx",
-        "--output /": "ends in .safetensors",
+        "--output backbone.onnx": "end in .safetensors",
+        "--format onnx --output backbone.pt2": "end in .onnx",
+        "--output /": "end in .safetensors",
     },
 }
 
