@@ -26,42 +26,26 @@ FINETUNE = ["--label-fraction", "0.25", "--epochs", "2"]
 def test_head_and_backbone_have_their_own_rates_and_both_fall_to_zero(
     trained: Path, program: Program, tmp_path: Path
 ) -> None:
-    seen = []
+    rates = []
 
     def note_rates(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         if isinstance(optimizer, torch.optim.SGD):
-            seen.append([group["lr"] for group in optimizer.param_groups])
+            rates.append([group["lr"] for group in optimizer.param_groups])
 
     hook = register_optimizer_step_pre_hook(note_rates)
-    flags = [
-        "--results-dir",
-        str(tmp_path),
-        "--learning-rate",
-        "0.2",
-        "--head-learning-rate",
-        "0.5",
-        *FINETUNE,
-    ]
+    flags = ["--checkpoint", str(trained), "--results-dir", str(tmp_path)]
+    flags += ["--label-fraction", "0.25", "--epochs", "10", "--batch-size", "25"]
+    flags += ["--learning-rate", "0.2", "--head-learning-rate", "0.5"]
     try:
-        assert (
-            program(
-                "finetune",
-                "--checkpoint",
-                str(trained),
-                *flags,
-                "--epochs",
-                "10",
-                "--batch-size",
-                "25",
-            )[0]
-            == 0
-        )
+        assert program("finetune", *flags)[0] == 0
     finally:
         hook.remove()
-    assert len(seen) == 20 and seen[0] == [0.5, 0.2]  # of 50 labels two steps an epoch
-    for head, backbone in seen:
-        assert head == pytest.approx(2.5 * backbone)
-    assert seen[-1][0] < 0.01 and seen == sorted(seen, reverse=True)
+    assert len(rates) == 20  # 50 labels are two steps an epoch
+    assert rates[0] == [0.5, 0.2]
+    for head_rate, backbone_rate in rates:
+        assert head_rate == pytest.approx(2.5 * backbone_rate)
+    assert rates[-1][0] < 0.01
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_finetune_keeps_networks_and_gives_mean_and_deviation(
@@ -79,10 +63,8 @@ def test_finetune_keeps_networks_and_gives_mean_and_deviation(
     assert whole["linear_accuracy"] == mean(figures["linear_accuracy"] for figures in seeds)
     assert len({figures["labels_digest"] for figures in seeds}) == 3
 
-    backbone, head = (
-        load_backbone(folder / "seed_1" / "backbone.safetensors"),
-        torch.nn.Linear(32, 10),
-    )
+    backbone = load_backbone(folder / "seed_1" / "backbone.safetensors")
+    head = torch.nn.Linear(32, 10)
     head.load_state_dict(load_file(folder / "seed_1" / "head.safetensors"), strict=True)
     _, test = load_dataset(DataOptions("patterns", "", train_images=200, test_images=100))
     features = extract_features(
@@ -101,21 +83,13 @@ def test_large_gradients_do_not_throw_a_trained_backbone_away(
 
     Without a limit, the first steps at the default rate move each weight by many times its size.
     """
-    facts, weights = read_weights(trained / "backbone.safetensors", BACKBONE)
-    for name in ("layer4.0.bn2", "layer4.0.downsample.1"):  # what the last block adds up
+    metadata, weights = read_weights(trained / "backbone.safetensors", BACKBONE)
+    for name in ("layer4.0.bn2", "layer4.0.downsample.1"):  # the last block adds the two
         weights[f"{name}.weight"] /= 250
         weights[f"{name}.bias"] /= 250
-    write_weights(tmp_path / "small.safetensors", BACKBONE, weights, facts)
-    flags = [
-        "--results-dir",
-        str(tmp_path),
-        "--label-fraction",
-        "1",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "200",
-    ]
+    write_weights(tmp_path / "small.safetensors", BACKBONE, weights, metadata)
+    flags = ["--results-dir", str(tmp_path), "--label-fraction", "1"]
+    flags += ["--epochs", "1", "--batch-size", "200"]
     assert program("finetune", "--checkpoint", str(tmp_path / "small.safetensors"), *flags)[0] == 0
     tuned = read_weights(tmp_path / "finetune_1" / "seed_0" / "backbone.safetensors", BACKBONE)[1]
     learned = [name for name in weights if "running" not in name and "num_batches" not in name]
@@ -134,9 +108,9 @@ def test_the_same_finetune_again_trains_only_the_seeds_that_are_missing(
     first.write_text(json.dumps(measured))
     before = first.stat().st_mtime_ns
     status, out, _ = program(*command, "--seeds", "0", "1")
-    assert (
-        status == 0 and "seed 1 is finished already" in out and first.stat().st_mtime_ns == before
-    )
+    assert status == 0
+    assert "seed 1 is finished already" in out
+    assert first.stat().st_mtime_ns == before
     assert set(summary(tmp_path / "finetune_0.25")["seeds"]) == {"0", "1"}
 
     status, _, err = program(*command, "--epochs", "3", "--seeds", "1")
@@ -209,13 +183,12 @@ def test_a_tuned_backbone_says_so_and_not_what_its_origin_reached(
 ) -> None:
     flags = ["--results-dir", str(tmp_path), "--label-count", "50", "--epochs", "1", "--seeds", "4"]
     assert program("finetune", "--checkpoint", str(trained), *flags)[0] == 0
-    about, _ = read_weights(
-        tmp_path / "finetune_50_labels" / "seed_4" / "backbone.safetensors", BACKBONE
-    )
-    assert about["tuned"]["labels"] == 50 and about["tuned"]["seed"] == 4 and "row" not in about
-    assert (
-        about["tuned"]["test_accuracy"] == summary(tmp_path / "finetune_50_labels")["test_accuracy"]
-    )
+    folder = tmp_path / "finetune_50_labels"
+    metadata, _ = read_weights(folder / "seed_4" / "backbone.safetensors", BACKBONE)
+    tuned = metadata["tuned"]
+    assert (tuned["labels"], tuned["seed"]) == (50, 4)
+    assert tuned["test_accuracy"] == summary(folder)["test_accuracy"]
+    assert "row" not in metadata
 
 
 def test_seeds_of_other_weights_are_not_averaged_and_overwrite_leaves_other_seeds(
@@ -230,36 +203,26 @@ def test_seeds_of_other_weights_are_not_averaged_and_overwrite_leaves_other_seed
     assert (folder / "seed_1" / "summary.json").read_bytes() == before
     assert program(*command, "--seeds", "0")[0] == 0 and set(summary(folder)["seeds"]) == {"0", "1"}
 
-    about, state = read_weights(run / "backbone.safetensors", BACKBONE)
+    metadata, state = read_weights(run / "backbone.safetensors", BACKBONE)
     state["bn1.bias"] += 0.1
-    write_weights(run / "other.safetensors", BACKBONE, state, about)
+    write_weights(run / "other.safetensors", BACKBONE, state, metadata)
     flags = ["--results-dir", str(run / "results"), "--seeds", "2", "0"]
     status, out, err = program(
         "finetune", "--checkpoint", str(run / "other.safetensors"), *FINETUNE, *flags
     )
-    assert (
-        (status, out) == (2, "")
-        and "another --checkpoint" in err
-        and not (folder / "seed_2").exists()
-    )
+    assert (status, out) == (2, "")
+    assert "another --checkpoint" in err
+    assert not (folder / "seed_2").exists()
 
 
 @pytest.mark.slow("fine-tunes on 2,000 images; that fine-tuning trains is held by quick tests")
 def test_all_labels_teach_more_than_a_few(
     cifar10_run: Path, program: Program, tmp_path: Path
 ) -> None:
-    found = []
+    accuracies = []
     for fraction in ("0.05", "1"):
-        flags = [
-            "--results-dir",
-            str(tmp_path),
-            "--label-fraction",
-            fraction,
-            "--epochs",
-            "6",
-            "--batch-size",
-            "64",
-        ]
+        flags = ["--results-dir", str(tmp_path), "--label-fraction", fraction]
+        flags += ["--epochs", "6", "--batch-size", "64"]
         assert program("finetune", "--checkpoint", str(cifar10_run), *flags)[0] == 0
-        found.append(summary(tmp_path / f"finetune_{fraction}")["test_accuracy"])
-    assert found[1] > found[0] + 5  # measured: 22 and 37
+        accuracies.append(summary(tmp_path / f"finetune_{fraction}")["test_accuracy"])
+    assert accuracies[1] > accuracies[0] + 5  # measured: 22 and 37
