@@ -69,6 +69,7 @@ def finetune(config: Finetune) -> None:
     Seeds that an earlier call has finished are not trained again.
     """
     options = config.finetune
+    # Chosen first, because a precision that the device does not have must fail before any work.
     precision = choose_precision(config.device.precision, config.device.accelerator)
     context = open_context(config, choose_device(config.device.accelerator), labels=True)
 
@@ -92,6 +93,7 @@ def finetune(config: Finetune) -> None:
             if seed in results_by_seed:
                 print_line(f"seed {seed} is finished already: {results.path / f'seed_{seed}'}")
                 continue
+            # Each seed has a folder of its own in the folder of the command.
             seed_results = Results(config, context.checkpoint, f"{name}/seed_{seed}", resumes=True)
             results_by_seed[seed] = finetune_seed(
                 config, context, seed_results, quotas, seed, precision

@@ -102,7 +102,8 @@ def fit_by_solver(
     head = make_head(x.shape[1], len(context.classes)).to(x.device)
     heads: dict[float, nn.Linear] = {}
     accuracies: dict[float, float] = {}
-    candidates = [(weight_decay,) for weight_decay in WEIGHT_DECAYS]  # chunks of one
+    # `track_progress` counts the items of chunks, so each candidate is a chunk with one item.
+    candidates = [(weight_decay,) for weight_decay in WEIGHT_DECAYS]
     for (weight_decay,) in track_progress(candidates, len(candidates), "weight decays tried"):
         fit_logistic(head, x[n_held_out:], labels[n_held_out:], weight_decay)
         predicted = head(x[:n_held_out]).argmax(dim=1)

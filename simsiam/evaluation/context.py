@@ -34,8 +34,9 @@ INHERITED_OPTIONS = (
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """The checkpoint and the images of a command. Images that are too large for the device stay
-    on the CPU or on the disk.
+    """The checkpoint and the images of a command.
+
+    Images that do not fit into the device's memory stay on the CPU or on the disk.
     """
 
     checkpoint: LoadedCheckpoint
@@ -186,6 +187,7 @@ def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOpti
     Raises:
         UserError: there is no data set, it is not where the run had it, or an option is invalid.
     """
+    # None and False are the defaults of these options: their flags were not given.
     flags: dict[str, Any] = {}
     for name, value in asdict(config.data).items():
         if value is not None and value is not False:
@@ -211,18 +213,32 @@ def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOpti
     values.update(flags)
     values["dataset"] = dataset
     options = make_valid_options(checkpoint.file, values)
+    return replace_missing_folders(options, flags)
 
-    # The run may have been on another machine, so its folders may not exist here.
+
+def replace_missing_folders(options: DataOptions, flags: dict[str, Any]) -> DataOptions:
+    """Return options with the default for a folder of the run that does not exist.
+
+    The run may have been on another machine.
+
+    Args:
+        options: as in the run, unless flags set them.
+        flags: a folder that was chosen by a flag is not replaced.
+
+    Raises:
+        UserError: the missing folder has a person's own images, which have no default folder.
+    """
     if "data_dir" not in flags and not options.path.exists():
         require(
-            dataset not in CUSTOM_DATASETS,
+            options.dataset not in CUSTOM_DATASETS,
             f"{printable(options.path)}, where the run had its images, does not exist. Say where "
             "they are with --data-dir",
         )
         options = replace(options, data_dir=DataOptions.data_dir)
-    has_inherited_cache = "cache_dir" not in flags and options.cache_dir is not None
-    if has_inherited_cache and not Path(str(options.cache_dir)).expanduser().is_dir():
-        options = replace(options, cache_dir=None)
+
+    if "cache_dir" not in flags and options.cache_dir is not None:
+        cache_exists = Path(options.cache_dir).expanduser().is_dir()
+        options = replace(options, cache_dir=options.cache_dir if cache_exists else None)
     return options
 
 

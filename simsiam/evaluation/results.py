@@ -20,7 +20,7 @@ from utils.filesystem import check_writable, lock_folder, write_json
 from utils.run_dir import RunDirectory
 from utils.weights import HEAD, write_weights
 
-MAX_NAME_LENGTH = 200  # characters of a file's name: temporary files add some to it
+MAX_NAME_LENGTH = 200  # characters of a file's name; its temporary file has some more
 
 
 class Results:
