@@ -1,14 +1,17 @@
-"""The command `embed`: features of a data set, or of any folder of images, as a file that numpy reads."""
+"""The command `embed`: features of a data set, or of any folder of images, in a file for numpy."""
 
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from simsiam.config.commands import Embed
-from simsiam.data.dataset import stored_side
+from simsiam.data.dataset import ImageDataset, stored_side
 from simsiam.data.listing import ImageFolder
+from simsiam.evaluation.checkpoint import LoadedCheckpoint
 from simsiam.evaluation.context import find_pixel_range, open_checkpoint, open_context
 from simsiam.evaluation.features import chunk_size
 from simsiam.evaluation.results import Results, name_results
@@ -19,62 +22,104 @@ from utils.filesystem import write_atomically
 from utils.text import printable
 
 
+class Source(NamedTuple):
+    """The images to embed."""
+
+    checkpoint: LoadedCheckpoint
+    name: str
+    splits: dict[str, ImageDataset | ImageFolder]
+    chunks: Iterator[Tensor]  # (B, 3, C, C) uint8, of all splits one after another
+    classes: tuple[str, ...]
+
+
 def embed(config: Embed) -> None:
-    """Write features (as the backbone gives them: not normalised), labels, indices and where each image is from."""
-    options, device = config.embed, choose_device(config.device.accelerator)
-    folder = None if options.images is None else ImageFolder(options.images)
-    if folder is None:
-        context = open_context(config, device)
-        checkpoint, classes = context.checkpoint, context.classes
-        splits = {"train": context.train, "test": context.test}
-        splits = {
-            name: split
-            for name, split in splits.items()
-            if options.split in ("both", name) and len(split)
-        }
-        require(bool(splits), f"--split {options.split}: {context.dataset} has no such images")
-        what = f"{context.dataset}, {' and '.join(splits)}"
-        chunks = chain.from_iterable(
-            split.images.split(chunk_size(split.images)) for split in splits.values()
-        )
+    """Write features, labels and the origin of each image into an `.npz` file.
+
+    The features are those of the backbone, not normalised.
+    """
+    options = config.embed
+    folder = None
+    if options.images is not None:
+        folder = ImageFolder(options.images)
+        source = open_folder(config, folder)
     else:
-        checkpoint, classes = open_checkpoint(config, device), folder.classes
-        splits, what = {"folder": folder}, str(options.images)
-        chunks = folder.read(
-            stored_side(checkpoint.facts.image_size or 0),
-            config.data.skip_bad_images,
-            find_pixel_range(config, checkpoint),
-        )
+        source = open_dataset(config)
+    checkpoint = source.checkpoint
     results = Results(config, checkpoint, name_results("embed", options.output))
     output = results.choose_output(options.output, "features.npz")
-    n = sum(map(len, splits.values()))
-    print_line(f"{printable(checkpoint.file)}: of {printable(what)}, {n:,} images")
+
+    n = sum(len(split) for split in source.splits.values())
+    name = printable(source.name)
+    print_line(f"{printable(checkpoint.file)}: features of {name}, {n:,} images")
     if folder is not None:
         folder.report_skipped()
-    features = checkpoint.extract_features(chunks, n, printable(what), unit=False).cpu()
-    sizes = {name: len(split) for name, split in splits.items()}  # without what could not be read
+    features = checkpoint.extract_features(source.chunks, n, name, unit=False).cpu().numpy()
+
+    # Reading a folder has removed the images that cannot be read, so its length is asked again.
+    sizes = {name: len(split) for name, split in source.splits.items()}
+    labels = [split.labels for split in source.splits.values()]
     arrays = {
-        "features": features.numpy(),
-        "labels": torch.cat([split.labels for split in splits.values()]).cpu().numpy(),
+        "features": features,
+        "labels": torch.cat(labels).cpu().numpy(),
         "indices": np.concatenate([np.arange(size) for size in sizes.values()]),
         "split": np.repeat(list(sizes), list(sizes.values())),
-        "classes": np.array(classes, dtype=np.str_),
+        "classes": np.array(source.classes, dtype=np.str_),
     }
-    if folder:
+    if folder is not None:
         # Bytes that are not UTF-8 stay as `os.fsdecode` gives them, so that `open` takes the paths.
         arrays["paths"] = np.array([str(file) for file in folder.files])
 
-    def write_npz(partial: Path) -> None:
-        with open(partial, "wb") as file:  # given a name, numpy would add a suffix to it
+    def write_npz(path: Path) -> None:
+        # With a path instead of an open file, numpy would append a suffix.
+        with open(path, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
     write_atomically(output, write_npz)
-    figures = {
-        "of": what,
-        "images": len(features),
-        "features": features.shape[1],
-        "classes": list(classes),
-    }
-    size = f"{len(features):,} images, {features.shape[1]} features of each"
-    print_line(f"features  {printable(output)}: {size}")
-    results.write(figures | {"output": str(output)})
+    n, dimensions = features.shape
+    print_line(f"features  {printable(output)}: {n:,} images, {dimensions} features of each")
+    results.write(
+        {
+            "of": source.name,
+            "images": n,
+            "features": dimensions,
+            "classes": list(source.classes),
+            "output": str(output),
+        }
+    )
+
+
+def open_dataset(config: Embed) -> Source:
+    """Load the checkpoint and the splits of its data set that `--split` names.
+
+    Raises:
+        UserError: the splits have no images, or as `open_context`.
+    """
+    context = open_context(config, choose_device(config.device.accelerator))
+    splits: dict[str, ImageDataset | ImageFolder] = {}
+    chunks: list[Tensor] = []
+    for name, split in (("train", context.train), ("test", context.test)):
+        is_chosen = config.embed.split in ("both", name)
+        if is_chosen and len(split) > 0:
+            splits[name] = split
+            chunks.extend(split.images.split(chunk_size(split.images)))
+    require(
+        len(splits) > 0,
+        f"--split {config.embed.split}: {context.dataset} has no such images. Choose another split",
+    )
+    name = f"{context.dataset}, {' and '.join(splits)}"
+    return Source(context.checkpoint, name, splits, iter(chunks), context.classes)
+
+
+def open_folder(config: Embed, folder: ImageFolder) -> Source:
+    """Load the checkpoint, and prepare to read the images of a folder."""
+    checkpoint = open_checkpoint(config, choose_device(config.device.accelerator))
+    image_size = checkpoint.metadata.image_size
+    assert image_size is not None  # `open_checkpoint` requires it
+    chunks = folder.read(
+        stored_side(image_size),
+        config.data.skip_bad_images,
+        find_pixel_range(config, checkpoint),
+    )
+    return Source(
+        checkpoint, str(config.embed.images), {"folder": folder}, chunks, tuple(folder.classes)
+    )

@@ -16,7 +16,7 @@ from simsiam.config.commands import Export
 from simsiam.config.options import EvaluationDataOptions
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_backbone_file
 from simsiam.evaluation.context import EvaluationContext, add_images, open_checkpoint
-from simsiam.evaluation.features import center
+from simsiam.evaluation.features import crop_center
 from simsiam.evaluation.results import Results
 from utils.console import print_line
 from utils.errors import UserError, require
@@ -24,61 +24,82 @@ from utils.filesystem import write_atomically
 from utils.text import printable
 from utils.weights import BACKBONE, write_weights
 
-SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
-ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
-IMAGES = 64  # on which the file is compared with the checkpoint
-TOLERANCE = 1e-4  # largest difference between features, as a share of the largest feature
+FORMAT_SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+COMPARED_IMAGES = 64
+MAX_DIFFERENCE = 1e-4  # between features, as a share of the largest feature
 
 
 def export(config: Export) -> None:
-    """Write the file, load it back, compare it on images, and only then put it in place."""
-    format, given = config.export.format, config.export.output
-    suffix = SUFFIXES[format]
-    missing = [
-        name for name in ONNX_NEEDS if format == "onnx" and importlib.util.find_spec(name) is None
-    ]
+    """Write a file, load it, compare it with the checkpoint, and only then put it in place."""
+    format = config.export.format
+    suffix = FORMAT_SUFFIXES[format]
+    if format == "onnx":
+        require_onnx()
+    output_flag = config.export.output
     require(
-        not missing, f"--format onnx needs {' '.join(missing)}: pip install {' '.join(missing)}"
+        output_flag is None or output_flag.endswith(suffix),
+        f"--output {output_flag}: with --format {format} the name must end in {suffix}",
     )
-    named = given is None or given.endswith(suffix)
-    require(named, f"--output {given}: with --format {format} a name that ends in {suffix}")
     checkpoint = open_checkpoint(config, torch.device("cpu"))
     results = Results(config, checkpoint, f"export_{format}")
-    output = results.choose_output(given, f"backbone{suffix}")
+    output = results.choose_output(output_flag, f"backbone{suffix}")
+
     context, reason = find_images(config, checkpoint)
-    metadata: dict[str, Any] = {"classes": list(context.classes) if context else []}
-    metadata |= checkpoint.facts.model_dump(exclude_unset=True)
-    metadata["checkpoint"] = str(checkpoint.file)
-    images = choose_images(context, checkpoint)
-    images = normalize(images.float() / 255, *checkpoint.statistics)
-    differences: dict[int, float] = {}
-
-    @torch.no_grad()
-    def write_and_compare(path: Path) -> None:
-        write_backbone(path, format, checkpoint.backbone, images, metadata)
-        run = read_backbone(path, format)
-        for n in sorted({1, len(images) // 2 or 1, len(images)}):
-            expected, got = checkpoint.backbone(images[:n]), run(images[:n])
-            differences[n] = ((got - expected).abs().max() / expected.abs().max()).item()
-        worst = max(differences.values())
-        require(
-            worst <= TOLERANCE,
-            f"{format}: features differ by {worst:.1e} of the largest; nothing was written",
-        )
-
     if context is not None:
         context.announce()
         print_line(f"writing {printable(output)} and comparing it")
+        compared_on = context.dataset
+        classes = list(context.classes)
     else:
         print_line(f"without the images of the run: {reason}")
         print_line(f"writing {printable(output)} and comparing it on generated images")
+        compared_on = "generated images"
+        classes = []
+
+    # The checkpoint's own class names are preferred to those of the data set.
+    metadata: dict[str, Any] = {"classes": classes}
+    metadata.update(checkpoint.metadata.model_dump(exclude_unset=True))
+    metadata["checkpoint"] = str(checkpoint.file)
+    mean, std = checkpoint.statistics
+    images = choose_images(context, checkpoint)
+    images = normalize(images.float() / 255, mean, std)
+    differences: dict[int, float] = {}
+
+    def write_and_compare(path: Path) -> None:
+        write_backbone(path, format, checkpoint.backbone, images, metadata)
+        exported = read_backbone(path, format)
+        differences.update(compare_features(checkpoint.backbone, exported, images))
+        largest = max(differences.values())
+        require(
+            largest <= MAX_DIFFERENCE,
+            f"{format}: features differ by {largest:.1e} of the largest feature, so nothing was "
+            "written. Try another --format",
+        )
+
+    # Writes to a temporary file, which replaces `output` only if nothing is raised.
     write_atomically(output, write_and_compare)
-    size, worst = output.stat().st_size, max(differences.values())
-    written = f"{printable(output)}, {size / 2**20:.1f} MiB"
-    print_line(f"{format}  {written}; features differ by {worst:.1e} of the largest at most")
-    figures = {"format": format, "output": str(output), "bytes": size}
-    compared_on = "generated images" if context is None else context.dataset
-    results.write(figures | {"compared_on": compared_on, "largest_difference": differences})
+    size = output.stat().st_size
+    print_line(
+        f"{format}  {printable(output)}, {size / 2**20:.1f} MiB; features differ by "
+        f"{max(differences.values()):.1e} of the largest at most"
+    )
+    results.write(
+        {
+            "format": format,
+            "output": str(output),
+            "bytes": size,
+            "compared_on": compared_on,
+            "largest_difference": differences,
+        }
+    )
+
+
+def require_onnx() -> None:
+    """Raise UserError if a package that ONNX needs is not installed."""
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    names = " ".join(missing)
+    require(not missing, f"--format onnx needs {names}. Install with: pip install {names}")
 
 
 def find_images(
@@ -89,65 +110,112 @@ def find_images(
 
     An export needs no images, so none are downloaded or decoded for it, unless flags name them.
     """
-    named = config.data != EvaluationDataOptions()
+    flags_name_images = config.data != EvaluationDataOptions()
     try:
-        return add_images(config, checkpoint, torch.device("cpu"), download=named), ""
+        context = add_images(config, checkpoint, torch.device("cpu"), download=flags_name_images)
     except UserError as error:
-        if named:
+        if flags_name_images:
             raise
         return None, str(error)
+    return context, ""
 
 
 def choose_images(context: EvaluationContext | None, checkpoint: LoadedCheckpoint) -> Tensor:
     """Return some images (n, 3, S, S) uint8 to compare on: the run's, or else random pixels."""
-    size = checkpoint.facts.image_size
+    size = checkpoint.metadata.image_size
     if context is not None:
-        split = context.test if len(context.test) else context.train
-        return center(split.images[:IMAGES], size)
-    assert size is not None  # `open_checkpoint` has seen to it
+        split = context.test if len(context.test) > 0 else context.train
+        return crop_center(split.images[:COMPARED_IMAGES], size)
+    assert size is not None  # `open_checkpoint` requires it
     generator = torch.Generator().manual_seed(0)
-    shape = (IMAGES, 3, size, size)
+    shape = (COMPARED_IMAGES, 3, size, size)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
 def write_backbone(
     path: Path, format: str, backbone: ResNet, images: Tensor, metadata: dict[str, Any]
 ) -> None:
-    example = images[:1].repeat(2, 1, 1, 1)  # the exporters take a batch size of 1 for a constant
+    """Write the backbone with its metadata in one of the formats.
+
+    Args:
+        images: (n, 3, S, S) float32, of which one is used as an example for tracing.
+    """
+    # Two copies, because the exporters take a batch size of 1 for a constant.
+    example = images[:1].repeat(2, 1, 1, 1)
     if format == "safetensors":
         write_weights(path, BACKBONE, backbone.state_dict(), metadata)
     elif format == "torch-export":
-        program = torch.export.export(
-            backbone, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
-        )
-        with open(path, "wb") as file:  # given a name, torch insists on its suffix
+        batch = torch.export.Dim("batch")
+        program = torch.export.export(backbone, (example,), dynamic_shapes=({0: batch},))
+        # With a path instead of an open file, torch insists on the suffix .pt2.
+        with open(path, "wb") as file:
             torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
     else:
-        import onnx
+        write_onnx(path, backbone, example, metadata)
 
-        names: dict[str, Any] = {
-            "input_names": ["images"],
-            "output_names": ["features"],
-            "verbose": False,
-        }
-        program = torch.onnx.export(
-            backbone, (example,), **names, dynamic_shapes=({0: "batch"},), dynamo=True
-        )
-        assert program is not None
-        model = program.model_proto
-        onnx.helper.set_model_props(
-            model, {name: json.dumps(value) for name, value in metadata.items()}
-        )
-        onnx.checker.check_model(model)
-        path.write_bytes(model.SerializeToString())
+
+def write_onnx(path: Path, backbone: ResNet, example: Tensor, metadata: dict[str, Any]) -> None:
+    import onnx  # an optional package
+
+    program = torch.onnx.export(
+        backbone,
+        (example,),
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes=({0: "batch"},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    properties = {name: json.dumps(value) for name, value in metadata.items()}
+    onnx.helper.set_model_props(model, properties)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
 
 
 def read_backbone(path: Path, format: str) -> Callable[[Tensor], Tensor]:
+    """Load an exported file by the runtime of its format.
+
+    Returns:
+        A function from images (B, 3, S, S) to features (B, F).
+    """
     if format == "safetensors":
         return load_backbone_file(path).backbone
     if format == "torch-export":
+        # With a path instead of bytes, torch insists on the suffix .pt2.
         return torch.export.load(io.BytesIO(path.read_bytes())).module()
-    import onnxruntime
+
+    import onnxruntime  # an optional package
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
+
+    def run(images: Tensor) -> Tensor:
+        outputs = session.run(["features"], {"images": images.numpy()})
+        return torch.from_numpy(outputs[0])
+
+    return run
+
+
+@torch.no_grad()
+def compare_features(
+    backbone: ResNet, exported: Callable[[Tensor], Tensor], images: Tensor
+) -> dict[int, float]:
+    """Return the largest difference between the features of two networks, by batch size.
+
+    Args:
+        backbone, exported: (B, 3, S, S) -> (B, F).
+        images: (n, 3, S, S) float32. Batches of 1, n / 2 and n images are compared.
+
+    Returns:
+        Differences as a share of the largest feature.
+    """
+    n = len(images)
+    batch_sizes = sorted({1, max(1, n // 2), n})
+    differences: dict[int, float] = {}
+    for batch_size in batch_sizes:
+        batch = images[:batch_size]
+        expected = backbone(batch)
+        difference = (exported(batch) - expected).abs().max() / expected.abs().max()
+        differences[batch_size] = difference.item()
+    return differences

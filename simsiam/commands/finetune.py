@@ -1,211 +1,277 @@
-"""The command `finetune`: the whole network trained on a share of the labels."""
+"""The command `finetune`: train the whole network on a share of the labels."""
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from pydantic import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from simsiam.config.commands import Finetune
-from simsiam.evaluation.checkpoint import build_backbone, hash_weights
-from simsiam.evaluation.classifier import CHOICE_EPOCH, Recipe, train_classifier
+from simsiam.evaluation.classifier import Recipe, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
+from simsiam.evaluation.label_subset import choose_labels, compute_label_quotas, hash_indices
 from simsiam.evaluation.logistic_regression import (
     adapt_head,
     fit_logistic,
     make_head,
     standardise_features,
 )
+from simsiam.evaluation.networks import build_backbone, hash_weights
 from simsiam.evaluation.results import Results
 from utils.cli import CHANGEABLE_ON_RESUME, flatten, iterate_options, to_flag
 from utils.console import print_line
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError, require
-from utils.philox import permutation
 from utils.weights import BACKBONE, write_weights
 
-HEAD_DECAY = (
-    1e-2  # weight decay of the head at the start: strong, since few labels choose one badly
-)
-LARGEST_GRADIENT = (
-    1.0  # its norm: 800 epochs leave small features, whose gradients would throw the backbone away
-)
+# Weight decay of the probe that the head starts as. It is strong, because few labels are not
+# enough to choose it by.
+HEAD_WEIGHT_DECAY = 1e-2
+# 800 epochs of pre-training leave small features. Without this limit, their large gradients would
+# destroy the backbone in the first steps.
+MAX_GRADIENT_NORM = 1.0
+
+# Defaults. The help of `FinetuneOptions` shows the same values.
+LABEL_FRACTION = 0.1
+LEARNING_RATE = 0.03
+HEAD_LEARNING_RATE = 0.03
+SCRATCH_LEARNING_RATE = 0.3
+SCRATCH_HEAD_LEARNING_RATE = 0.1
 
 
-class SeedSummary(BaseModel):
-    """What is read of a finished seed's summary.json."""
+class SeedResult(NamedTuple):
+    """Accuracies of one seed in percent.
+
+    `linear_accuracy` is that of the frozen backbone. It is None for a training from scratch, and
+    in results of older versions.
+    """
+
+    test_accuracy: float
+    linear_accuracy: float | None
+
+
+class SavedSeed(BaseModel):
+    """The values that are read from the summary.json of a finished seed."""
 
     seed: int
     settings: dict[str, Any]
     weights: str
     test_accuracy: float
-    linear_accuracy: float | None = (
-        None  # with the backbone frozen; not from scratch, nor of older calls
-    )
+    linear_accuracy: float | None = None
 
 
 def finetune(config: Finetune) -> None:
-    """Fine-tune once for each seed; print and keep accuracies on all test images, their mean and their deviation.
+    """Fine-tune once for each seed; print and save the test accuracies, their mean and deviation.
 
-    The head starts as the linear probe of the labelled images, so that its first steps do not distort the features
-    (Kumar et al. 2022, arXiv 2202.10054); from scratch it starts at zero.
+    Seeds that an earlier call has finished are not trained again.
     """
-    options, scratch = config.finetune, config.finetune.from_scratch
-    choose_precision(
-        config.device.precision, config.device.accelerator
-    )  # an impossible one fails before any work
+    options = config.finetune
+    # Chosen first, because a precision that the device does not have must fail before any work.
+    precision = choose_precision(config.device.precision, config.device.accelerator)
     context = open_context(config, choose_device(config.device.accelerator), labels=True)
-    fraction = options.label_fraction or 0.1
-    amount = f"{options.label_count}_labels" if options.label_count else f"{fraction:g}"
-    name = f"finetune_{amount}" + "_from_scratch" * options.from_scratch
-    quotas = label_quotas(context.train.labels, context.classes, fraction, options.label_count)
+
+    fraction = options.label_fraction or LABEL_FRACTION
+    if options.label_count:
+        name = f"finetune_{options.label_count}_labels"
+    else:
+        name = f"finetune_{fraction:g}"
+    if options.from_scratch:
+        name += "_from_scratch"
+    labels = context.train.labels
+    quotas = compute_label_quotas(labels, context.classes, fraction, options.label_count)
     results = Results(config, context.checkpoint, name, resumes=True)
-    found = (
-        {} if config.checkpoint.overwrite else read_finished_seeds(config, context, results.path)
-    )
+
+    results_by_seed: dict[int, SeedResult] = {}
+    if not config.checkpoint.overwrite:
+        results_by_seed = read_finished_seeds(config, context, results.path)
     context.announce()
     with results.lock():
         for seed in options.seeds:
-            if seed in found:
-                print_line(f"seed {seed} is there already: {results.path / f'seed_{seed}'}")
-            else:
-                found[seed] = finetune_seed(config, context, quotas, seed, f"{name}/seed_{seed}")
-        found, labels = dict(sorted(found.items())), sum(quotas)
-        linear = [one.linear_accuracy for one in found.values() if one.linear_accuracy is not None]
-        tuned = {seed: one.test_accuracy for seed, one in found.items()}
-        rows = []
-        for seed, one in found.items():
-            frozen = "-" if one.linear_accuracy is None else f"{one.linear_accuracy:.2f}"
-            rows.append((f"seed {seed}", f"{labels:,}", frozen, f"{one.test_accuracy:.2f}"))
-        if len(found) > 1:
-            spread = (
-                f"{mean(y):.2f} +- {stdev(y):.2f}" if len(y) > 1 else "-"
-                for y in (linear, [*tuned.values()])
+            if seed in results_by_seed:
+                print_line(f"seed {seed} is finished already: {results.path / f'seed_{seed}'}")
+                continue
+            # Each seed has a folder of its own in the folder of the command.
+            seed_results = Results(config, context.checkpoint, f"{name}/seed_{seed}", resumes=True)
+            results_by_seed[seed] = finetune_seed(
+                config, context, seed_results, quotas, seed, precision
             )
-            rows += [("mean, deviation", "", *spread)]
-        context.print_accuracies(
-            ("", "labels", "linear, frozen", "from scratch" if scratch else "fine-tuned"), rows
-        )
-        figures = {
-            "dataset": context.dataset,
-            "labels": labels,
-            "test_accuracy": mean(tuned.values()),
-        }
-        figures |= {"deviation": stdev(tuned.values()) if len(tuned) > 1 else None}
-        results.write(
-            figures | {"linear_accuracy": mean(linear) if linear else None, "seeds": tuned}
-        )
+
+        results_by_seed = dict(sorted(results_by_seed.items()))
+        print_seeds(context, results_by_seed, sum(quotas), options.from_scratch)
+        results.write(summarise_seeds(context, results_by_seed, sum(quotas)))
+
+
+def summarise_seeds(
+    context: EvaluationContext, results_by_seed: dict[int, SeedResult], labels: int
+) -> dict[str, Any]:
+    """Return the results of all seeds for summary.json."""
+    test = {seed: result.test_accuracy for seed, result in results_by_seed.items()}
+    linear = get_linear_accuracies(results_by_seed)
+    return {
+        "dataset": context.dataset,
+        "labels": labels,
+        "test_accuracy": mean(test.values()),
+        "deviation": stdev(test.values()) if len(test) > 1 else None,
+        "linear_accuracy": mean(linear) if linear else None,
+        "seeds": test,
+    }
+
+
+def print_seeds(
+    context: EvaluationContext,
+    results_by_seed: dict[int, SeedResult],
+    labels: int,
+    from_scratch: bool,
+) -> None:
+    """Print a table with a line for each seed, and their mean and deviation."""
+    rows: list[tuple[str, str, str, str]] = []
+    for seed, result in results_by_seed.items():
+        linear = "-"
+        if result.linear_accuracy is not None:
+            linear = f"{result.linear_accuracy:.2f}"
+        rows.append((f"seed {seed}", f"{labels:,}", linear, f"{result.test_accuracy:.2f}"))
+
+    if len(results_by_seed) > 1:
+        linear = format_mean(get_linear_accuracies(results_by_seed))
+        test = format_mean([result.test_accuracy for result in results_by_seed.values()])
+        rows.append(("mean, deviation", "", linear, test))
+    last_column = "from scratch" if from_scratch else "fine-tuned"
+    context.print_accuracies(("", "labels", "linear, frozen", last_column), rows)
+
+
+def format_mean(accuracies: list[float]) -> str:
+    if len(accuracies) < 2:
+        return "-"
+    return f"{mean(accuracies):.2f} +- {stdev(accuracies):.2f}"
+
+
+def get_linear_accuracies(results_by_seed: dict[int, SeedResult]) -> list[float]:
+    """Return the linear accuracies of the seeds that have one."""
+    accuracies: list[float] = []
+    for result in results_by_seed.values():
+        if result.linear_accuracy is not None:
+            accuracies.append(result.linear_accuracy)
+    return accuracies
 
 
 def read_finished_seeds(
     config: Finetune, context: EvaluationContext, folder: Path
-) -> dict[int, SeedSummary]:
-    """What earlier calls measured, by seed; UserError if they had other weights or settings, or are damaged."""
-    fixed = {
-        field.name for _, field, rule, _ in iterate_options(Finetune) if rule < CHANGEABLE_ON_RESUME
-    }
-    settings = {name: value for name, value in flatten(config).items() if name in fixed}
-    finished = {}
+) -> dict[int, SeedResult]:
+    """Return the results of earlier calls in the same folder, by seed.
+
+    Raises:
+        UserError: they are damaged, or were made with other weights or settings.
+    """
+    settings = flatten(config)
+    fixed_names: list[str] = []
+    for _, field, rule, _ in iterate_options(Finetune):
+        if rule < CHANGEABLE_ON_RESUME:
+            fixed_names.append(field.name)
+    weights = hash_weights(context.checkpoint.backbone)
+
+    results_by_seed: dict[int, SeedResult] = {}
     for file in sorted(folder.glob("seed_*/summary.json")):
         try:
-            found = SeedSummary.model_validate_json(file.read_bytes())
+            saved = SavedSeed.model_validate_json(file.read_bytes())
         except (OSError, ValueError):
-            raise UserError(f"{file} is damaged: give --overwrite to measure anew") from None
-        changed = [name for name, value in settings.items() if found.settings.get(name) != value]
-        changed += ["checkpoint"] * (found.weights != hash_weights(context.checkpoint.backbone))
-        flags = ", ".join(map(to_flag, changed))
+            raise UserError(f"{file} is damaged. Use --overwrite to measure again") from None
+
+        changed = [name for name in fixed_names if saved.settings.get(name) != settings[name]]
+        if saved.weights != weights:
+            changed.append("checkpoint")
+        flags = ", ".join(to_flag(name) for name in changed)
         require(
             not changed,
-            f"{file} was made with another {flags}: give --overwrite, or another --results-dir",
+            f"{file} was made with another {flags}. Use --overwrite to measure again, or another "
+            "--results-dir",
         )
-        finished[found.seed] = found
-    return finished
+        results_by_seed[saved.seed] = SeedResult(saved.test_accuracy, saved.linear_accuracy)
+    return results_by_seed
 
 
 def finetune_seed(
-    config: Finetune, context: EvaluationContext, quotas: Sequence[int], seed: int, name: str
-) -> SeedSummary:
-    """One training, its networks and figures kept in the results folder `name`."""
-    options, checkpoint, scratch = config.finetune, context.checkpoint, config.finetune.from_scratch
-    results = Results(config, checkpoint, name, resumes=True)
+    config: Finetune,
+    context: EvaluationContext,
+    results: Results,
+    quotas: Sequence[int],
+    seed: int,
+    precision: str,
+) -> SeedResult:
+    """Train a backbone and a head on labels that the seed chooses; save both with their accuracies.
+
+    The head starts as the linear probe of the labelled images, so that its first steps do not
+    distort the features (Kumar et al. 2022, arXiv 2202.10054). From scratch it starts at zero.
+    """
+    options = config.finetune
+    metadata = context.checkpoint.metadata
     chosen = choose_labels(context.train.labels, quotas, seed)
     print_line(f"seed {seed}: {len(chosen):,} labels")
-    backbone = (
-        build_backbone(checkpoint.facts, seed) if scratch else copy.deepcopy(checkpoint.backbone)
-    )
-    head, linear = make_head(backbone.num_features, len(context.classes)).to(context.device), None
-    if not scratch:
-        x = context.extract_features(context.train.images_at(chosen), "labelled images", unit=False)
-        scale = standardise_features(x)
-        fit_logistic(head, x, context.train.labels[chosen], HEAD_DECAY)
-        adapt_head(head, *scale)
-        linear = context.measure_accuracy(head)["test_accuracy"]
+
+    head = make_head(context.checkpoint.backbone.num_features, len(context.classes))
+    head.to(context.device)
+    if options.from_scratch:
+        backbone = build_backbone(metadata, seed).to(context.device)
+        linear_accuracy = None
+        default_lr = SCRATCH_LEARNING_RATE
+        default_head_lr = SCRATCH_HEAD_LEARNING_RATE
+        max_gradient_norm = None
+    else:
+        backbone = copy.deepcopy(context.checkpoint.backbone)
+        fit_probe(head, context, chosen)
+        linear_accuracy = context.measure_accuracy(head)["test_accuracy"]
+        default_lr = LEARNING_RATE
+        default_head_lr = HEAD_LEARNING_RATE
+        max_gradient_norm = MAX_GRADIENT_NORM
+
     recipe = Recipe(
         epochs=options.epochs,
         batch_size=options.batch_size,
         crop_scale=options.crop_scale,
         seed=seed,
-        precision=choose_precision(config.device.precision, config.device.accelerator),
-        head_lr=options.head_learning_rate or (0.1 if scratch else 0.03),
-        backbone_lr=options.learning_rate or (0.3 if scratch else 0.03),
+        precision=precision,
+        head_lr=options.head_learning_rate or default_head_lr,
+        backbone_lr=options.learning_rate or default_lr,
         momentum=options.momentum,
         weight_decay=options.weight_decay,
-        largest_gradient=None if scratch else LARGEST_GRADIENT,
+        max_gradient_norm=max_gradient_norm,
     )
-    steps = train_classifier(backbone.to(context.device), head, context.train, chosen, recipe)
+    steps = train_classifier(backbone, head, context.train, chosen, recipe)
     tuned = context.with_backbone(backbone)
-    figures = {"seed": seed, "labels": len(chosen), "learning_rate": recipe.backbone_lr}
-    figures |= {"head_learning_rate": recipe.head_lr, "steps": steps, "linear_accuracy": linear}
-    figures |= {"labels_digest": digest_of(chosen), **tuned.measure_accuracy(head)}
-    tuned_on = {key: figures[key] for key in ("seed", "labels", "test_accuracy")}
-    tuned_on |= {"from_scratch": scratch, "settings": flatten(config)}
-    facts = checkpoint.facts.model_dump(
-        exclude_unset=True, exclude={"row"}
-    )  # the row's kNN is the old backbone's
-    results.summary.unlink(missing_ok=True)  # an earlier one is not of this backbone
-    write_weights(
-        results.path / "backbone.safetensors",
-        BACKBONE,
-        backbone.state_dict(),
-        facts | {"tuned": tuned_on},
-    )
-    results.save_head(tuned, head, figures)
-    return SeedSummary.model_validate_json(results.summary.read_bytes())
+    summary = {
+        "seed": seed,
+        "labels": len(chosen),
+        "learning_rate": recipe.backbone_lr,
+        "head_learning_rate": recipe.head_lr,
+        "steps": steps,
+        "linear_accuracy": linear_accuracy,
+        "labels_digest": hash_indices(chosen),
+    }
+    summary.update(tuned.measure_accuracy(head))
+
+    # `row` is left out, because its kNN accuracy is that of the backbone before fine-tuning.
+    tuned_metadata = metadata.model_dump(exclude_unset=True, exclude={"row"})
+    tuned_metadata["tuned"] = {
+        "seed": seed,
+        "labels": len(chosen),
+        "test_accuracy": summary["test_accuracy"],
+        "from_scratch": options.from_scratch,
+        "settings": flatten(config),
+    }
+    # The summary.json of an earlier call does not belong to the new backbone.
+    results.summary_file.unlink(missing_ok=True)
+    backbone_file = results.path / "backbone.safetensors"
+    write_weights(backbone_file, BACKBONE, backbone.state_dict(), tuned_metadata)
+    results.save_head(tuned, head, summary)
+    return SeedResult(summary["test_accuracy"], linear_accuracy)
 
 
-def label_quotas(
-    labels: Tensor, classes: tuple[str, ...], fraction: float, count: int | None
-) -> list[int]:
-    """How many labels each class keeps: a share of its own, or an equal part of `count`.
-
-    Their sum is `count`, or the share of all labels, to the nearest whole number; what does not divide goes to the
-    classes with the largest remainders. Raises UserError if a class would have none, or has fewer than that.
-    """
-    there = labels.bincount(minlength=len(classes)).tolist()
-    ideal = [fraction * n for n in there] if count is None else [count / len(there)] * len(there)
-    quotas = [int(x) for x in ideal]
-    by_remainder = sorted(range(len(there)), key=lambda c: quotas[c] - ideal[c])
-    for c in by_remainder[: (round(sum(ideal)) if count is None else count) - sum(quotas)]:
-        quotas[c] += 1
-    asked = f"--label-fraction {fraction:g}" if count is None else f"--label-count {count}"
-    for name, quota, n in zip(classes, quotas, there, strict=True):
-        require(quota >= 1, f"{asked}: that leaves class {name} without a label")
-        require(quota <= n, f"{asked}: that is {quota} of class {name}, which has {n}")
-    return quotas
-
-
-def choose_labels(labels: Tensor, quotas: Sequence[int], seed: int) -> Tensor:
-    """(n,) indices, ascending: of each class as many as its quota, and a larger quota holds the smaller one's."""
-    order = permutation(len(labels), CHOICE_EPOCH, seed=seed, device=labels.device)
-    chosen = [order[labels[order] == c][:quota] for c, quota in enumerate(quotas)]
-    return torch.cat(chosen).sort().values
-
-
-def digest_of(indices: Tensor) -> str:
-    """16 hexadecimal digits of the SHA-256 of int32 numbers: docs/splits has those of published choices."""
-    return hashlib.sha256(indices.cpu().numpy().astype("<i4").tobytes()).hexdigest()[:16]
+def fit_probe(head: nn.Linear, context: EvaluationContext, chosen: Tensor) -> None:
+    """Fit the head to features of the chosen images by logistic regression, in place."""
+    images = context.train.images_at(chosen)
+    x = context.extract_features(images, "labelled images", unit=False)
+    center, spread = standardise_features(x)
+    fit_logistic(head, x, context.train.labels[chosen], HEAD_WEIGHT_DECAY)
+    adapt_head(head, center, spread)

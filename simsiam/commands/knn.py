@@ -1,6 +1,4 @@
-"""The command `knn`: how well neighbours in feature space share a class, for the usual k, T and features."""
-
-import itertools
+"""The command `knn`: kNN accuracy for the usual k, temperatures and kinds of features."""
 
 import torch
 from torch import Tensor
@@ -8,67 +6,107 @@ from torch.nn.functional import normalize
 
 from simsiam.config.commands import Knn
 from simsiam.evaluation.context import EvaluationContext, open_context
-from simsiam.evaluation.features import CHUNK
+from simsiam.evaluation.features import FEATURE_CHUNK
 from simsiam.evaluation.metrics import accuracy, confusion, print_classes
 from simsiam.evaluation.results import Results
 from utils.console import print_table, track_progress
 from utils.device import choose_device
 from utils.knn import nearest, vote
 
-KS, TEMPERATURES = (1, 20, 200), (0.07, 0.1, 0.2)
-HEADLINE_T = 0.1  # with the largest k, which is 200 as in the paper and in our monitor unless there are fewer images
+KS = (1, 20, 200)  # ascending
+TEMPERATURES = (0.07, 0.1, 0.2)
+# The headline is the accuracy with this temperature and the largest k: 200, as in the paper and in
+# the monitor of a run, or less if there are fewer images.
+HEADLINE_TEMPERATURE = 0.1
+PROJECTOR_CHUNK = 10_000  # features that the projector takes at once
+
+Protocol = tuple[str, int, float]  # kind of features, k, temperature
 
 
 def knn(config: Knn) -> None:
-    """Print and keep the table: top-1 in percent for each k, T and kind of features, and each class's."""
-    context = open_context(config, choose_device(config.device.accelerator), labels=True)
+    """Print and save the accuracy for each protocol, and the accuracy of each class."""
+    device = choose_device(config.device.accelerator)
+    context = open_context(config, device, labels=True)
     results = Results(config, context.checkpoint, "knn")
     context.announce()
+
     counts = count_by_protocol(context)
-    k = max(k for _, k, _ in counts)
-    found = {protocol: accuracy(matrix) for protocol, matrix in counts.items()}
-    figures = context.describe_accuracy("kNN_accuracy", counts["backbone", k, HEADLINE_T])
-    figures |= {"knn_k": k, "knn_t": HEADLINE_T}
-    names = ("features", "k", "temperature", "accuracy")
-    figures["table"] = [
-        dict(zip(names, (*protocol, right), strict=True)) for protocol, right in found.items()
+    accuracies = {protocol: accuracy(matrix) for protocol, matrix in counts.items()}
+    headline_k = max(k for _, k, _ in counts)
+    headline_counts = counts["backbone", headline_k, HEADLINE_TEMPERATURE]
+    summary = context.describe_accuracy("kNN_accuracy", headline_counts)
+    summary["knn_k"] = headline_k
+    summary["knn_t"] = HEADLINE_TEMPERATURE
+    summary["table"] = [
+        {"features": kind, "k": k, "temperature": temperature, "accuracy": value}
+        for (kind, k, temperature), value in accuracies.items()
     ]
 
-    title = f"kNN accuracy in % on {len(context.test):,} {context.test.kind} of {context.dataset}"
-    lines = dict.fromkeys((kind, k) for kind, k, _ in counts)
-    rows = [
-        (kind, str(k), *(f"{found[kind, k, t]:.2f}" for t in TEMPERATURES)) for kind, k in lines
-    ]
-    head = ("features", "k", *(f"T {t:g}" for t in TEMPERATURES))
-    print_table(f"{title}, bank of {len(context.train):,} train images", head, rows)
-    print_classes(figures["per_class"])
-    results.write(figures)
+    print_protocols(context, accuracies)
+    print_classes(summary["per_class"])
+    results.write(summary)
 
 
-def count_by_protocol(context: EvaluationContext) -> dict[tuple[str, int, float], Tensor]:
-    """(features, k, T) -> confusion matrix (C, C), of each k up to the number of train images."""
-    train, test = context.train, context.test
-    protocols = [(k, t) for k, t in itertools.product(KS, TEMPERATURES) if k <= len(train)]
+def print_protocols(context: EvaluationContext, accuracies: dict[Protocol, float]) -> None:
+    """Print a line for each kind of features and each k, with a column for each temperature."""
+    kinds_and_ks = dict.fromkeys((kind, k) for kind, k, _ in accuracies)  # each pair once
+    rows: list[list[str]] = []
+    for kind, k in kinds_and_ks:
+        values = [f"{accuracies[kind, k, temperature]:.2f}" for temperature in TEMPERATURES]
+        rows.append([kind, str(k), *values])
+
+    test = f"{len(context.test):,} {context.test.kind} of {context.dataset}"
+    bank = f"bank of {len(context.train):,} train images"
+    head = ["features", "k", *(f"T {temperature:g}" for temperature in TEMPERATURES)]
+    print_table(f"kNN accuracy in % on {test}, {bank}", head, rows)
+
+
+def count_by_protocol(context: EvaluationContext) -> dict[Protocol, Tensor]:
+    """Return the confusion matrix (C, C) of each protocol.
+
+    A k above the number of train images is left out.
+    """
+    train = context.train
+    test = context.test
+    ks = [k for k in KS if k <= len(train)]
     bank = extract_all(context, train.images, "train images")
     queries = extract_all(context, test.images, test.kind)
-    counts = {}
+
+    counts: dict[Protocol, Tensor] = {}
     for kind in bank:
-        parts = track_progress(queries[kind].split(CHUNK), len(test), f"neighbours by {kind}")
-        similarity, found = map(
-            torch.cat, zip(*(nearest(q, bank[kind], protocols[-1][0]) for q in parts), strict=True)
-        )
-        for k, t in protocols:
-            predicted = vote(similarity[:, :k], train.labels[found[:, :k]], len(context.classes), t)
-            counts[kind, k, t] = confusion(predicted, test.labels, len(context.classes))
+        # Find the neighbours for the largest k once; they include those for every smaller k.
+        similarities: list[Tensor] = []
+        indices: list[Tensor] = []
+        chunks = queries[kind].split(FEATURE_CHUNK)
+        for chunk in track_progress(chunks, len(test), f"neighbours by {kind}"):
+            chunk_similarity, chunk_indices = nearest(chunk, bank[kind], ks[-1])
+            similarities.append(chunk_similarity)
+            indices.append(chunk_indices)
+        similarity = torch.cat(similarities)  # (Q, k)
+        labels = train.labels[torch.cat(indices)]  # (Q, k)
+
+        for k in ks:
+            for temperature in TEMPERATURES:
+                predicted = vote(
+                    similarity[:, :k], labels[:, :k], len(context.classes), temperature
+                )
+                matrix = confusion(predicted, test.labels, len(context.classes))
+                counts[kind, k, temperature] = matrix
     return counts
 
 
 @torch.no_grad()
-def extract_all(context: EvaluationContext, images: Tensor, what: str) -> dict[str, Tensor]:
-    """L2-normalised features (N, F) of the backbone and, if there is one, of the projector."""
-    features = {"backbone": context.extract_features(images, what, unit=False)}
-    if projector := context.checkpoint.projector:
-        features["projector"] = torch.cat(
-            [projector(chunk) for chunk in features["backbone"].split(10_000)]
-        )
-    return {kind: normalize(x, dim=1, out=x) for kind, x in features.items()}
+def extract_all(context: EvaluationContext, images: Tensor, label: str) -> dict[str, Tensor]:
+    """Return L2-normalised features (N, F) by kind.
+
+    The kinds are those of the backbone and, if the checkpoint has one, of the projector.
+    """
+    raw = context.extract_features(images, label, unit=False)
+    features = {"backbone": raw}
+    projector = context.checkpoint.projector
+    if projector is not None:
+        projected = [projector(chunk) for chunk in raw.split(PROJECTOR_CHUNK)]
+        features["projector"] = torch.cat(projected)
+    for x in features.values():
+        normalize(x, dim=1, out=x)
+    return features

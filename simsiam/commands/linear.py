@@ -8,7 +8,6 @@ from torch import nn
 
 from simsiam.config.commands import Linear
 from simsiam.config.evaluation_options import LinearOptions
-from simsiam.evaluation.checkpoint import build_backbone
 from simsiam.evaluation.classifier import CHOICE_EPOCH, Recipe, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import chunk_size
@@ -19,89 +18,138 @@ from simsiam.evaluation.logistic_regression import (
     standardise_features,
 )
 from simsiam.evaluation.metrics import print_classes
+from simsiam.evaluation.networks import build_backbone
 from simsiam.evaluation.results import Results
 from utils.console import print_table, track_progress
 from utils.device import choose_device, choose_precision
 from utils.errors import require
 from utils.philox import permutation
 
-WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # for standardised features, the strongest first
+# Candidates for standardised features, the strongest first.
+WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+
+# Defaults of --augment. The help of `LinearOptions` shows the same values.
+EPOCHS = 100
+BATCH_SIZE = 256
+LEARNING_RATE = 0.1
+CROP_SCALE = 0.8
 
 
 def linear(config: Linear) -> None:
-    """Train a linear classifier on frozen features; print and keep its accuracy on all test images, and its weights."""
+    """Train a linear classifier on frozen features; print and save its test accuracy.
+
+    The classifier is saved too.
+    """
     options = config.linear
     precision = choose_precision(config.device.precision, config.device.accelerator)
     context = open_context(config, choose_device(config.device.accelerator), labels=True)
+    name = "linear"
+    if options.augment:
+        name += "_augment"
     if options.from_scratch:
-        context = context.with_backbone(
-            build_backbone(context.checkpoint.facts, options.seed).to(context.device)
-        )
-    name = "linear" + "_augment" * options.augment + "_from_scratch" * options.from_scratch
+        name += "_from_scratch"
+        backbone = build_backbone(context.checkpoint.metadata, options.seed)
+        context = context.with_backbone(backbone.to(context.device))
     results = Results(config, context.checkpoint, name)
-    held_out, n = round(options.held_out * len(context.train)), len(context.train)
-    require(0 < held_out < n, f"--held-out {options.held_out}: {held_out} of {n} train images")
+
+    n = len(context.train)
+    n_held_out = round(options.held_out * n)
+    require(
+        0 < n_held_out < n,
+        f"--held-out {options.held_out} would hold out {n_held_out} of {n} train images. At least "
+        "one image must be held out, and one must remain",
+    )
     context.announce()
     with results.lock():
         if options.augment:
-            way, (head, figures) = "crops and flips, SGD", fit_by_sgd(options, context, precision)
+            method = "crops and flips, SGD"
+            head, fit_summary = fit_by_sgd(options, context, precision)
         else:
-            head, figures = fit_by_solver(context, options.seed, held_out)
-            way = f"L-BFGS, weight decay {figures['weight_decay']:g}"
-        figures = context.measure_accuracy(head) | figures
-        results.save_head(context, head, figures)
-    print_classes(figures["per_class"])
-    context.print_accuracies(
-        ("classifier", "labels", "accuracy"),
-        [(f"linear ({way})", f"{n:,}", f"{figures['test_accuracy']:.2f}")],
-    )
+            head, fit_summary = fit_by_solver(context, options.seed, n_held_out)
+            method = f"L-BFGS, weight decay {fit_summary['weight_decay']:g}"
+        summary = context.measure_accuracy(head) | fit_summary
+        results.save_head(context, head, summary)
+
+    print_classes(summary["per_class"])
+    row = (f"linear ({method})", f"{n:,}", f"{summary['test_accuracy']:.2f}")
+    context.print_accuracies(("classifier", "labels", "accuracy"), [row])
 
 
 def fit_by_solver(
-    context: EvaluationContext, seed: int, held_out: int
+    context: EvaluationContext, seed: int, n_held_out: int
 ) -> tuple[nn.Linear, dict[str, Any]]:
-    """Logistic regression on features of clean images, with the weight decay that does best on held-out ones."""
+    """Fit logistic regression on features of clean images.
+
+    The weight decay is the one with the best accuracy on held-out train images. The returned head
+    is then fitted on all train images.
+
+    Args:
+        seed: of the choice of the held-out images.
+        n_held_out: their number.
+
+    Returns:
+        The head for raw features, and a summary of the fit.
+    """
+    # Put the images into a random order, of which the first ones are held out.
     train = context.train
     order = permutation(len(train), CHOICE_EPOCH, seed=seed, device=context.device)
-    chunks = (train.images_at(places) for places in order.split(chunk_size(train.images)))
+    chunks = (train.images_at(indices) for indices in order.split(chunk_size(train.images)))
     x = context.checkpoint.extract_features(chunks, len(train), "train images", unit=False)
-    labels, scale, tried = train.labels[order], standardise_features(x), {}
+    center, spread = standardise_features(x)
+    labels = train.labels[order]
+
+    # Fit with each weight decay. Each fit starts from the solution of the one before.
     head = make_head(x.shape[1], len(context.classes)).to(x.device)
-    for (decay,) in track_progress(zip(WEIGHT_DECAYS), len(WEIGHT_DECAYS), "weight decays tried"):
-        fit_logistic(head, x[held_out:], labels[held_out:], decay)
-        right = (head(x[:held_out]).argmax(dim=1) == labels[:held_out]).sum().item()
-        tried[decay] = (100 * right / held_out, copy.deepcopy(head))
-    decay = max(tried, key=lambda d: tried[d][0])  # the strongest of equals
-    head = tried[decay][1]
-    converged = fit_logistic(head, x, labels, decay)
-    adapt_head(head, *scale)
-    accuracies = {f"{d:g}": accuracy for d, (accuracy, _) in tried.items()}
-    rows = [(name, f"{accuracy:.2f}") for name, accuracy in accuracies.items()]
+    heads: dict[float, nn.Linear] = {}
+    accuracies: dict[float, float] = {}
+    # `track_progress` counts the items of chunks, so each candidate is a chunk with one item.
+    candidates = [(weight_decay,) for weight_decay in WEIGHT_DECAYS]
+    for (weight_decay,) in track_progress(candidates, len(candidates), "weight decays tried"):
+        fit_logistic(head, x[n_held_out:], labels[n_held_out:], weight_decay)
+        predicted = head(x[:n_held_out]).argmax(dim=1)
+        correct = (predicted == labels[:n_held_out]).sum().item()
+        accuracies[weight_decay] = 100 * correct / n_held_out
+        heads[weight_decay] = copy.deepcopy(head)
+
+    # Of several with the same accuracy, `max` returns the first: the strongest.
+    best = max(WEIGHT_DECAYS, key=lambda weight_decay: accuracies[weight_decay])
+    head = heads[best]
+    converged = fit_logistic(head, x, labels, best)
+    adapt_head(head, center, spread)
+
+    accuracy_by_name = {f"{decay:g}": accuracy for decay, accuracy in accuracies.items()}
+    rows = [(name, f"{accuracy:.2f}") for name, accuracy in accuracy_by_name.items()]
     print_table("on held-out train images", ("weight decay", "accuracy %"), rows)
-    return head, {"weight_decay": decay, "held_out": accuracies, "converged": converged}
+    return head, {"weight_decay": best, "held_out": accuracy_by_name, "converged": converged}
 
 
 def fit_by_sgd(
     options: LinearOptions, context: EvaluationContext, precision: str
 ) -> tuple[nn.Linear, dict[str, Any]]:
-    """A head on a frozen backbone, trained on crops and flips without weight decay, as papers do.
+    """Train a head on crops and flips by SGD without weight decay, as papers do.
 
-    The features are standardised by those of the clean train images, so that one learning rate suits every backbone
-    (on raw features papers need 30 or 0.1, depending on their scale); the head that is kept takes raw features.
+    The features are standardised with the mean and deviation of the clean train images, so that
+    one learning rate suits every backbone. On raw features papers need rates from 0.1 to 30,
+    depending on the scale of the features.
+
+    Returns:
+        The head for raw features, and a summary of the training.
     """
-    backbone, train = context.checkpoint.backbone, context.train
-    scale = standardise_features(context.extract_features(train.images, "train images", unit=False))
+    train = context.train
+    backbone = context.checkpoint.backbone
+    features = context.extract_features(train.images, "train images", unit=False)
+    center, spread = standardise_features(features)
+    del features  # they may take gigabytes, and only their mean and deviation are needed
     head = make_head(backbone.num_features, len(context.classes)).to(context.device)
     recipe = Recipe(
-        epochs=options.epochs or 100,
-        batch_size=options.batch_size or 256,
-        crop_scale=options.crop_scale or 0.8,
+        epochs=options.epochs or EPOCHS,
+        batch_size=options.batch_size or BATCH_SIZE,
+        crop_scale=options.crop_scale or CROP_SCALE,
         seed=options.seed,
         precision=precision,
-        head_lr=options.learning_rate or 0.1,
+        head_lr=options.learning_rate or LEARNING_RATE,
     )
-    steps = train_classifier(
-        backbone, head, train, torch.arange(len(train), device=context.device), recipe, *scale
-    )
-    adapt_head(head, *scale)
+    all_images = torch.arange(len(train), device=context.device)
+    steps = train_classifier(backbone, head, train, all_images, recipe, center, spread)
+    adapt_head(head, center, spread)
     return head, {"steps": steps}

@@ -1,14 +1,15 @@
-"""The command `neighbours`: a gallery of what the backbone finds alike."""
+"""The command `neighbours`: a gallery of images and their nearest neighbours in feature space."""
 
 from functools import partial
+from typing import Any
 
 import torch
 
 from simsiam.config.commands import Neighbours
 from simsiam.data.dataset import ImageDataset, stored_side
 from simsiam.data.listing import ImageFolder
-from simsiam.evaluation.context import find_pixel_range, open_context
-from simsiam.evaluation.gallery import draw_gallery, find_nearest, select_evenly
+from simsiam.evaluation.context import EvaluationContext, find_pixel_range, open_context
+from simsiam.evaluation.gallery import Tile, draw_gallery, find_nearest, select_evenly
 from simsiam.evaluation.results import Results, name_results
 from utils.console import print_line
 from utils.device import choose_device
@@ -18,37 +19,70 @@ from utils.text import printable
 
 
 def neighbours(config: Neighbours) -> None:
-    """Draw a row for each query, with the most similar train images by cosine."""
-    options, k = config.neighbours, config.neighbours.k
-    folder = ImageFolder(options.images) if options.images is not None else None
+    """Draw a row for each query, with the train images of the highest cosine to it."""
+    options = config.neighbours
+    folder = None
+    if options.images is not None:
+        folder = ImageFolder(options.images)
     context = open_context(config, choose_device(config.device.accelerator))
+    train = context.train
     results = Results(config, context.checkpoint, name_results("neighbours", options.output))
     output = results.choose_output(options.output, "neighbours.png")
-    train, in_bank = context.train, folder is None and len(context.test) == 0
-    require(k <= len(train) - in_bank, f"--k {k}: there are {len(train) - in_bank} train images")
-    if folder:
-        folder.keep(select_evenly(len(folder), options.queries))
-        size = stored_side(context.checkpoint.backbone.image_size or train.side)
-        folder.report_skipped()
-        pixel_range = find_pixel_range(config, context.checkpoint)
-        images = torch.cat(list(folder.read(size, config.data.skip_bad_images, pixel_range)))
-        names = tuple(printable(file.name) for file in folder.files)
-        shown = ImageDataset(images, torch.arange(len(images)), names)
+
+    # Without a folder and without test images, the queries are train images.
+    in_bank = folder is None and len(context.test) == 0
+    candidates = len(train) - 1 if in_bank else len(train)  # no query is its own neighbour
+    require(
+        options.k <= candidates,
+        f"--k {options.k} is too large: there are {candidates} train images to find",
+    )
+    if folder is not None:
+        queries = read_queries(config, context, folder)
     else:
         source = train if in_bank else context.test
-        shown = source.subset(torch.tensor(select_evenly(len(source), options.queries)))
-    context.announce()
-    queries = context.extract_features(shown.images, "queries")
-    bank = context.extract_features(train.images, "train images")
-    rows = find_nearest(train, shown, queries, bank, k, in_bank)
+        queries = source.subset(torch.tensor(select_evenly(len(source), options.queries)))
 
-    heading = f"Left: queries. Right of each: the {k} train images of {context.dataset} nearest to it, by cosine."
-    figures: dict[str, int | float | str] = {"queries": len(rows), "k": k, "output": str(output)}
-    if not folder and train.labelled:
+    context.announce()
+    features = context.extract_features(queries.images, "queries")
+    bank = context.extract_features(train.images, "train images")
+    rows = find_nearest(train, queries, features, bank, options.k, in_bank)
+
+    heading = (
+        f"Left: queries. Right of each: the {options.k} train images of {context.dataset} with the "
+        "highest cosine."
+    )
+    summary: dict[str, Any] = {"queries": len(rows), "k": options.k, "output": str(output)}
+    if folder is None and train.labelled:
         heading += " Blue frame: of the same class; orange: of another."
-        figures["same_class"] = (
-            100 * sum(tile.same_class is True for row in rows for tile in row) / (k * len(rows))
-        )
-    write_atomically(output, partial(draw_gallery(rows, heading).save, format="PNG"))
+        summary["same_class"] = 100 * count_same_class(rows) / (options.k * len(rows))
+    picture = draw_gallery(rows, heading)
+    write_atomically(output, partial(picture.save, format="PNG"))
     print_line(f"picture   {printable(output)}")
-    results.write(figures)
+    results.write(summary)
+
+
+def read_queries(
+    config: Neighbours, context: EvaluationContext, folder: ImageFolder
+) -> ImageDataset:
+    """Return `--queries` images of a folder, evenly spread, each with its file's name as class."""
+    folder.keep(select_evenly(len(folder), config.neighbours.queries))
+    folder.report_skipped()
+    chunks = folder.read(
+        stored_side(context.checkpoint.backbone.image_size or context.train.side),
+        config.data.skip_bad_images,
+        find_pixel_range(config, context.checkpoint),
+    )
+    images = torch.cat(list(chunks))
+    # Galleries write the class below each query, and here it is to be the file's name.
+    names = tuple(printable(file.name) for file in folder.files)
+    return ImageDataset(images, torch.arange(len(images)), names)
+
+
+def count_same_class(rows: list[list[Tile]]) -> int:
+    """Return the number of neighbours that have the class of their query."""
+    count = 0
+    for row in rows:
+        for tile in row:
+            if tile.same_class:
+                count += 1
+    return count

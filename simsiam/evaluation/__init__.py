@@ -1,1 +1,1 @@
-"""Checkpoints and what their features are worth."""
+"""Load checkpoints, compute features of images, and measure how good the features are."""

@@ -1,300 +1,233 @@
-"""Loading checkpoints: strictly, and without running anything that a file contains."""
+"""Load checkpoints: strictly, and without running any code that a file contains."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from torch import Tensor, nn
 
-from models.heads import OWN_BACKBONE, build_networks
-from models.resnet import BACKBONES, STEMS, ResNet
-from simsiam.config.options import NetworkOptions
+from models.resnet import ResNet
 from simsiam.evaluation.features import extract_features
+from simsiam.evaluation.metadata import (
+    BACKBONE_HPARAMS,
+    HEAD_HPARAMS,
+    METADATA_HPARAMS,
+    BackboneMetadata,
+    read_hparams,
+    read_metadata,
+    validate_metadata,
+)
+from simsiam.evaluation.networks import (
+    build_all_networks,
+    build_backbone,
+    load_strictly,
+    remove_compile_prefix,
+    set_image_metadata,
+)
 from utils.checkpoint_io import read_checkpoint
 from utils.console import track_progress
-from utils.errors import UserError, require
+from utils.errors import require
 from utils.run_dir import RunDirectory
 from utils.weights import BACKBONE, read_weights
 
-if (
-    TYPE_CHECKING
-):  # at run time, a network is loaded without Lightning, which takes seconds to import
+# A network is loaded without Lightning, which takes seconds to import.
+if TYPE_CHECKING:
     from simsiam.module import SimSiam
 
-LARGEST_SIZE = 2**14  # of channels, dimensions and pixels: no file makes us allocate more
-Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
-Deviation = Annotated[FiniteFloat, Field(gt=0)]
-OfRGB = Field(min_length=3, max_length=3)
+FACTS = METADATA_HPARAMS  # the earlier name
 
 
-class BackboneMetadata(BaseModel, strict=True, extra="allow"):
-    """What a file says of its backbone: how to build it, how to prepare its images, and where it is from."""
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """The networks of a file, in eval mode, and the file's metadata.
 
-    backbone: Annotated[str, Field(pattern=f"^({'|'.join(BACKBONES)})$")]
-    width: Size
-    stem: Annotated[str, Field(pattern=f"^({'|'.join(STEMS)})$")] = (
-        "cifar"  # as of files that do not say it
-    )
-    image_size: (
-        Size | None
-    )  # None, of mean and std too: trained with a loader of one's own, which does not say
-    mean: Annotated[Sequence[FiniteFloat], OfRGB] | None
-    std: Annotated[Sequence[Deviation], OfRGB] | None
-    classes: Sequence[str] = ()
-    settings: dict[str, Any] = {}  # of the run; whoever uses one checks it
-    row: dict[str, int | float | None] = {}  # the last of metrics.jsonl
-
-
-ARCHITECTURE = ("backbone", "width", "stem")
-HEADS = ("out_dim", "h_dim", "proj_layers", "proj_hidden", "heads_bn", "predictor")
-FACTS = (*ARCHITECTURE, "image_size", "mean", "std")  # these are hyper-parameters of SimSiam
-TRAINING = (
-    "stop_grad",
-    "fixed_predictor",
-    "symmetric",
-    "constant_predictor_lr",
-    "learning_rate",
-    "warmup_epochs",
-)
-TRAINING += ("momentum", "weight_decay", "classes", "predictor_lr_scale")
-PROVENANCE = (
-    "classes",
-    "settings",
-    "versions",
-    "commit",
-    "row",
-)  # these lie beside them in a run's checkpoint
-
-
-class LoadedCheckpoint(NamedTuple):
-    """Networks in eval mode, and what their file says of them."""
+    `projector` and `predictor` are None if the file has the backbone alone.
+    """
 
     file: Path
+    metadata: BackboneMetadata
+    hparams: dict[str, Any]  # of SimSiam; of a backbone alone, those that describe the backbone
     backbone: ResNet  # (B, 3, S, S) -> (B, F), with .mean, .std and .image_size of its images
-    projector: nn.Sequential | None  # (B, F) -> (B, d); None for a file of the backbone alone
-    facts: BackboneMetadata
+    projector: nn.Module | None = None  # (B, F) -> (B, d)
+    predictor: nn.Module | None = None  # (B, d) -> (B, d)
+
+    @property
+    def facts(self) -> BackboneMetadata:
+        """Return `metadata`, under its earlier name."""
+        return self.metadata
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (3,) of the training images, on the backbone's device."""
         device = next(self.backbone.parameters()).device
-        return torch.tensor(self.backbone.mean, device=device), torch.tensor(
-            self.backbone.std, device=device
-        )
+        mean = torch.tensor(self.backbone.mean, device=device)
+        std = torch.tensor(self.backbone.std, device=device)
+        return mean, std
 
     def extract_features(
-        self, chunks: Iterable[Tensor], n: int, what: str, unit: bool = True
+        self, chunks: Iterable[Tensor], n: int, label: str, unit: bool = True
     ) -> Tensor:
-        """`extract_features` of `n` images that come in chunks (B, 3, C, C), with progress that names `what`."""
-        chunks = track_progress(chunks, n, f"features of {what}")
-        return extract_features(self.backbone, chunks, *self.statistics, unit, n)
+        """Return the features (n, F) of images, and show the progress.
+
+        Args:
+            chunks: (B, 3, C, C) uint8 each, `n` images together.
+            n: number of images.
+            label: names the images in the progress.
+            unit: L2-normalise each row, for cosines.
+        """
+        chunks = track_progress(chunks, n, f"features of {label}")
+        mean, std = self.statistics
+        return extract_features(self.backbone, chunks, mean, std, unit, n)
 
 
 def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
-    """The file meant by a file or a folder: of a run the backbone's own, or with `whole` the last checkpoint."""
+    """Return the checkpoint file that is meant by the path of a file or of a folder.
+
+    Args:
+        path: a file is returned as it is. In a folder the first of the usual files is taken.
+        whole: in a folder prefer the last `.ckpt` to the backbone alone.
+
+    Raises:
+        UserError: there is no such path, or no checkpoint in the folder.
+    """
     path = Path(path).expanduser()
     if not path.is_dir():
         require(path.exists(), f"{path}: no such file or folder")
         return path
+
     run = RunDirectory(path)
-    states = [run.last, run.best, path / run.last.name]
-    found = [
-        file
-        for file in ([*states, run.backbone] if whole else [run.backbone, *states])
-        if file.exists()
-    ]
-    require(bool(found), f"{path}: no checkpoint in this folder")
-    return found[0]
+    whole_files = [run.last, run.best, path / run.last.name]
+    candidates = [run.backbone, *whole_files]
+    if whole:
+        candidates = [*whole_files, run.backbone]
+    files = [file for file in candidates if file.exists()]
+    require(len(files) > 0, f"{path}: no checkpoint in this folder")
+    return files[0]
 
 
 def load_backbone(path: str | Path) -> ResNet:
-    """The backbone of a run folder, a `.ckpt` or a `.safetensors`, on the CPU, in eval mode: (B, 3, S, S) -> (B, F).
+    """Load the backbone of a run folder, a `.ckpt` or a `.safetensors`, onto the CPU.
 
-    The images that it expects are RGB on the scale of 0 to 1, minus `.mean`, over `.std`; both are attributes of it
-    (3 floats each; ValueError if it was trained with a loader, which does not say them), as is `.image_size` (S of its
-    training, in pixels). Raises ValueError for missing, damaged or foreign files, and for weights that do not fit to
-    the last key.
+    The backbone expects RGB images on the scale of 0 to 1, minus its `.mean`, divided by its
+    `.std`. Both are attributes with 3 floats; reading them raises ValueError if the network was
+    trained with a custom data loader, from which they are not known. `.image_size` is the side S
+    of the training images in pixels.
+
+    Returns:
+        The network (B, 3, S, S) -> (B, F), in eval mode.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another program, or its weights do not match
+            the network key by key.
     """
     return load_checkpoint(path, whole=False).backbone
 
 
 def load_checkpoint(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
-    """Networks and facts of a file, on the CPU; arguments as of `find_checkpoint`, errors as of `load_backbone`."""
+    """Load all networks that a file has, onto the CPU.
+
+    Args:
+        path, whole: as of `find_checkpoint`.
+
+    Raises:
+        UserError: as `load_backbone`.
+    """
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":
         return load_backbone_file(file)
     content = read_checkpoint(file)
     if "subclass" in content:
-        return load_backbone_of_subclass(file, content)
-    networks, _, facts = load_all_networks(file, content)
-    backbone, projector = networks["backbone"], networks["projector"].eval()
-    assert isinstance(backbone, ResNet) and isinstance(projector, nn.Sequential)  # of their names
-    return LoadedCheckpoint(file, attach_facts(backbone, facts), projector, facts)
-
-
-def load_backbone_of_subclass(file: Path, content: dict[str, Any]) -> LoadedCheckpoint:
-    """The backbone alone of a module that extends SimSiam, whose other parts only its own code knows."""
-    facts = read_facts(file, content)
-    backbone = build_backbone(facts)
-    prefix = "backbone."
-    weights = rename_compiled(content["state_dict"]).items()
-    state = {str(key).removeprefix(prefix): x for key, x in weights if str(key).startswith(prefix)}
-    load_strictly(backbone, state, file)
-    return LoadedCheckpoint(file, backbone, None, facts)
-
-
-def rename_compiled(state: dict[str, Any]) -> dict[str, Any]:
-    """Return weights under the names that they have in a network without `torch.compile`."""
-    renamed: dict[str, Any] = {}
-    for name, weight in state.items():
-        # `model.backbone = torch.compile(model.backbone)` wraps it in a module with this name.
-        key = name.replace("_orig_mod.", "") if isinstance(name, str) else name
-        renamed[key] = weight
-    return renamed
+        return _load_backbone_of_subclass(file, content)
+    return _load_whole_checkpoint(file, content)
 
 
 def load_backbone_file(file: Path) -> LoadedCheckpoint:
-    """A safetensors file of a backbone, whatever its suffix."""
-    metadata, state = read_weights(file, BACKBONE)
-    facts = validate_facts(metadata, file)
-    backbone = build_backbone(facts)
-    load_strictly(backbone, state, file)
-    return LoadedCheckpoint(file, backbone, None, facts)
+    """Load a safetensors file of a backbone; its suffix does not matter.
 
-
-def read_facts(file: Path, content: dict[str, Any]) -> BackboneMetadata:
-    """What a `.ckpt` says of its backbone, from its hyper-parameters and what lies beside them."""
-    said = content["hyper_parameters"]
-    name = said.get("backbone")
-    is_custom = str(name).startswith(OWN_BACKBONE)
-    require(
-        not is_custom,
-        f"{file}: of {name}: build it, and load the weights that begin with 'backbone.'",
-    )
-    known = {**content, **said}
-    return validate_facts(
-        {name: known[name] for name in (*FACTS, *PROVENANCE) if name in known}, file
-    )
-
-
-def load_all_networks(
-    file: Path, content: dict[str, Any] | None = None
-) -> tuple[nn.ModuleDict, dict[str, Any], BackboneMetadata]:
-    """Return backbone, projector and predictor of a `.ckpt`, its hyper-parameters and metadata.
-
-    `content` is what `read_checkpoint` gives, if that was read already.
+    Raises:
+        UserError: as `load_backbone`.
     """
-    if content is None:
-        content = read_checkpoint(file)
-    # Names that begin with an underscore are LightningCLI's.
-    said = {
-        name: value
-        for name, value in content["hyper_parameters"].items()
-        if not name.startswith("_")
-    }
-    facts = read_facts(file, content)
-    network: dict[str, Any] = asdict(NetworkOptions()) | {"predictor": True, "image_size": None}
-    del network["in_dim"]
-    hparams: dict[str, Any] = network | said | {"stem": facts.stem}
-    try:
-        unknown = hparams.keys() - {*network, *FACTS, *TRAINING}
-        require(
-            not unknown,
-            f"it has the hyper-parameters {', '.join(sorted(map(str, unknown)))}; if it is of a "
-            "subclass whose on_save_checkpoint does not call super(), load it by "
-            "SUBCLASS.load_from_checkpoint",
-        )
-        largest = max(value for value in hparams.values() if isinstance(value, int))
-        require(largest <= LARGEST_SIZE, f"a size of {largest}")
-        parts = build_networks(hparams["backbone"], hparams)
-        networks = nn.ModuleDict(
-            dict(zip(("backbone", "projector", "predictor"), parts, strict=True))
-        )
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{file}: not a checkpoint of this program ({error})") from None
-    load_strictly(networks, rename_compiled(content["state_dict"]), file)
-    return networks, hparams, facts
+    values, state = read_weights(file, BACKBONE)
+    return _load_backbone_alone(file, validate_metadata(values, file), state)
+
+
+def _load_whole_checkpoint(file: Path, content: dict[str, Any]) -> LoadedCheckpoint:
+    """Load backbone, projector and predictor of a `.ckpt`."""
+    metadata = read_metadata(file, content)
+    hparams = read_hparams(file, content, metadata)
+    networks = build_all_networks(file, hparams).eval()
+    load_strictly(networks, remove_compile_prefix(content["state_dict"]), file)
+
+    backbone = networks["backbone"]
+    assert isinstance(backbone, ResNet)  # each backbone that has a name is a ResNet
+    set_image_metadata(backbone, metadata)
+    return LoadedCheckpoint(
+        file, metadata, hparams, backbone, networks["projector"], networks["predictor"]
+    )
+
+
+def _load_backbone_of_subclass(file: Path, content: dict[str, Any]) -> LoadedCheckpoint:
+    """Load the backbone from a `.ckpt` of a subclass of SimSiam.
+
+    Only the subclass's own code knows its other parts.
+    """
+    metadata = read_metadata(file, content)
+    prefix = "backbone."
+    state: dict[str, Any] = {}
+    for name, weight in remove_compile_prefix(content["state_dict"]).items():
+        if str(name).startswith(prefix):
+            state[str(name).removeprefix(prefix)] = weight
+    return _load_backbone_alone(file, metadata, state)
+
+
+def _load_backbone_alone(
+    file: Path, metadata: BackboneMetadata, state: dict[str, Any]
+) -> LoadedCheckpoint:
+    backbone = build_backbone(metadata)
+    load_strictly(backbone, state, file)
+    return LoadedCheckpoint(file, metadata, metadata.model_dump(), backbone)
 
 
 def load_weights(model: "SimSiam", path: str | Path) -> None:
-    """Start `model` from weights alone: a whole checkpoint's, or those of a backbone."""
-    file = find_checkpoint(path, whole=True)
-    content = {} if file.suffix == ".safetensors" else read_checkpoint(file)
-    if file.suffix == ".safetensors":
-        loaded = load_backbone_file(file)
-    elif "subclass" in content:
-        loaded = load_backbone_of_subclass(file, content)
-    else:
-        loaded = None
-    if loaded is not None:
-        names, ours, theirs = ARCHITECTURE, model.backbone, loaded.backbone
-        hparams = loaded.facts.model_dump()
-    else:
-        names, ours = (*ARCHITECTURE, *HEADS), model
-        theirs, hparams, _ = load_all_networks(file, content)
-    have, want = (
-        {**hp, "proj_hidden": hp.get("proj_hidden") or hp.get("out_dim")}
-        for hp in (hparams, model.hparams)
+    """Load weights into a new model: those of a whole checkpoint, or those of a backbone.
+
+    Args:
+        model: trained further from these weights; its optimizer and epochs start from zero.
+        path: a run folder, a `.ckpt` or a `.safetensors`.
+
+    Raises:
+        UserError: the architecture in the file differs from the model's, or as `load_backbone`.
+    """
+    checkpoint = load_checkpoint(path, whole=True)
+    if checkpoint.projector is None or checkpoint.predictor is None:
+        _require_same_architecture(checkpoint, BACKBONE_HPARAMS, model)
+        load_strictly(model.backbone, checkpoint.backbone.state_dict(), checkpoint.file)
+        return
+
+    _require_same_architecture(checkpoint, (*BACKBONE_HPARAMS, *HEAD_HPARAMS), model)
+    networks = nn.ModuleDict(
+        {
+            "backbone": checkpoint.backbone,
+            "projector": checkpoint.projector,
+            "predictor": checkpoint.predictor,
+        }
     )
-    wrong = [f"{name} {have[name]}, not {want[name]}" for name in names if have[name] != want[name]]
-    require(not wrong, f"{file}: another architecture: {'; '.join(wrong)}")
-    load_strictly(ours, theirs.state_dict(), file)
+    load_strictly(model, networks.state_dict(), checkpoint.file)
 
 
-def load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    """`load_state_dict`, with a UserError for weights that are missing, unknown, of another shape, or no tensors."""
-    try:
-        network.load_state_dict(state, strict=True)
-    except (
-        RuntimeError,
-        AttributeError,
-        TypeError,
-    ) as error:  # the latter two for keys or values of other types
-        raise UserError(
-            f"{file}: its weights do not fit: {' '.join(str(error).split())[:300]}"
-        ) from None
-
-
-def validate_facts(said: dict[str, Any], file: Path) -> BackboneMetadata:
-    """What a file, which may come from anywhere, says of itself; UserError for values that cannot be."""
-    try:
-        return BackboneMetadata.model_validate(said)
-    except ValidationError as error:
-        wrong = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
-        raise UserError(
-            f"{file}: does not say its {', '.join(wrong)} as a file of this program does"
-        ) from None
-
-
-def build_backbone(facts: BackboneMetadata, seed: int = 0) -> ResNet:
-    """The network that a file describes, with the random weights of a run of that seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        zero_init = bool(facts.settings.get("zero_init_residual", True))
-        conv_init = str(facts.settings.get("conv_init") or NetworkOptions.conv_init)
-        try:
-            network = BACKBONES[facts.backbone](facts.width, zero_init, facts.stem, conv_init)
-        except ValueError as error:  # the settings in a file may say anything
-            raise UserError(f"cannot build the network of this checkpoint: {error}") from None
-    return attach_facts(network, facts)
-
-
-def attach_facts(backbone: ResNet, facts: BackboneMetadata) -> ResNet:
-    """Set `.mean`, `.std` and `.image_size`, and eval mode."""
-    backbone.statistics = (
-        (tuple(facts.mean), tuple(facts.std)) if facts.mean and facts.std else None
-    )
-    backbone.image_size = facts.image_size
-    return backbone.eval()
-
-
-def hash_weights(network: nn.Module) -> str:
-    """16 hexadecimal digits of a hash over all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _require_same_architecture(
+    checkpoint: LoadedCheckpoint, names: tuple[str, ...], model: "SimSiam"
+) -> None:
+    """Raise UserError if a hyper-parameter with one of these names differs."""
+    differences: list[str] = []
+    for name in names:
+        in_file = checkpoint.hparams[name]
+        in_model = model.hparams[name]
+        if name == "proj_hidden":  # None means `out_dim`
+            in_file = in_file or checkpoint.hparams["out_dim"]
+            in_model = in_model or model.hparams["out_dim"]
+        if in_file != in_model:
+            differences.append(f"{name} is {in_file} in the file and {in_model} in the new run")
+    require(not differences, f"{checkpoint.file}: another architecture: {'; '.join(differences)}")

@@ -1,4 +1,4 @@
-"""A linear classifier on a backbone, trained by SGD on crops and flips of labelled images."""
+"""Train a linear classifier on a backbone by SGD, on random crops and flips of labelled images."""
 
 import math
 from dataclasses import dataclass
@@ -17,35 +17,47 @@ from utils.console import print_line, track_progress
 from utils.errors import RunError
 from utils.schedule import warmup_cosine
 
-CHOICE_EPOCH = (
-    2**32 - 1
-)  # no training gets here: its order decides which images are held out or keep their labels
+# The order of this epoch decides which images are held out or keep their labels. No training has
+# as many epochs, so the choice is independent of every order of training.
+CHOICE_EPOCH = 2**32 - 1
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-LINES = 10  # of a training's progress, about
+PROGRESS_LINES = 10  # about as many lines are printed during a training
+NOT_FINITE_STATUS = 4  # exit status of a training whose loss or weights are not finite
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained. All rates fall to 0 along a cosine."""
+    """How a classifier is trained. Both learning rates fall to 0 along a cosine.
+
+    Attributes:
+        epochs: passes over the images.
+        batch_size: upper limit. The batches of an epoch are made equal, so that few images are
+            left out.
+        crop_scale: smallest area of a crop, as a share of the image.
+        seed: of the order and the views.
+        precision: Lightning's name for it, a key of DTYPES.
+        head_lr: initial learning rate of the head.
+        backbone_lr: initial learning rate of the backbone. None freezes the backbone: it gets no
+            gradient, and its BN statistics do not change.
+        momentum, weight_decay: of SGD.
+        max_gradient_norm: gradients are clipped to this norm; None does not clip them.
+    """
 
     epochs: int
-    batch_size: int  # at most; lowered so that the batches of an epoch are equal and hardly an image is left out
+    batch_size: int
     crop_scale: float
-    seed: int  # of order and views
-    precision: str  # Lightning's name
+    seed: int
+    precision: str
     head_lr: float
-    backbone_lr: float | None = (
-        None  # None freezes the backbone: no gradient, and BN keeps its statistics too
-    )
+    backbone_lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
-    largest_gradient: float | None = None  # its norm is limited to this
+    max_gradient_norm: float | None = None
 
     def sampler(self, n: int, epoch: int, device: torch.device) -> EpochSampler:
-        """The batches of an epoch of n images."""
-        return EpochSampler(
-            n, n // math.ceil(n / self.batch_size), self.seed, lambda: epoch, device
-        )
+        """Return the batches of indices of an epoch of n images."""
+        batches = math.ceil(n / self.batch_size)
+        return EpochSampler(n, n // batches, self.seed, lambda: epoch, device)
 
 
 def train_classifier(
@@ -57,67 +69,94 @@ def train_classifier(
     center: Tensor | float = 0.0,
     spread: Tensor | float = 1.0,
 ) -> int:
-    """Train the head (F) -> (C), and a backbone that is not frozen, in place; the number of steps.
+    """Train a head, and a backbone that is not frozen, in place.
 
-    Of the images only those at `chosen` (n,) are used; the head gets (features - center) / spread.
-    Raises RunError with status 4 for a loss or weights that are not finite.
+    Args:
+        backbone: (B, 3, S, S) -> (B, F). In eval mode afterwards.
+        head: (B, F) -> (B, C). Its input is (features - center) / spread.
+        images: images and labels.
+        chosen: (n,) indices of the images that are used.
+        recipe: settings of the training.
+        center, spread: (F,) each, or numbers.
+
+    Returns:
+        The number of optimizer steps.
+
+    Raises:
+        RunError: with status 4, if the loss or a weight is not finite at the end of an epoch.
     """
-    tuned, device = recipe.backbone_lr is not None, chosen.device
-    backbone.train(tuned).requires_grad_(tuned)
+    device = chosen.device
+    trains_backbone = recipe.backbone_lr is not None
+    backbone.train(trains_backbone).requires_grad_(trains_backbone)
+
+    parameters = list(head.parameters())
     groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": recipe.head_lr}]
-    if tuned:
+    if trains_backbone:
+        parameters += backbone.parameters()
         groups.append({"params": list(backbone.parameters()), "lr": recipe.backbone_lr})
-    parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.SGD(
         groups, recipe.head_lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
+
     samplers = [recipe.sampler(len(chosen), epoch, device) for epoch in range(recipe.epochs)]
-    batches = len(samplers[0])  # of an epoch
-    steps, n = batches * recipe.epochs, batches * recipe.epochs * samplers[0].batch_size
-    schedule, dtype = warmup_cosine(optimizer, 0, steps), DTYPES[recipe.precision]
+    steps_per_epoch = len(samplers[0])
+    total_steps = steps_per_epoch * recipe.epochs
+    total_images = total_steps * samplers[0].batch_size
+    schedule = warmup_cosine(optimizer, 0, total_steps)
+
+    # Only float16 needs its loss scaled; for other dtypes the scaler does nothing.
+    dtype = DTYPES[recipe.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    statistics = (
-        torch.tensor(backbone.mean, device=device),
-        torch.tensor(backbone.std, device=device),
-    )
-    figures = torch.zeros(
-        2, device=device
-    )  # sums over the epoch of the loss and of the train accuracy
-    for step, places in enumerate(
-        track_progress(chain.from_iterable(samplers), n, "images trained on")
-    ):
-        epoch, indices = step // batches, chosen[places]
-        x = crop_and_flip(images, indices, *statistics, backbone.image_size, recipe, epoch)
+
+    mean = torch.tensor(backbone.mean, device=device)
+    std = torch.tensor(backbone.std, device=device)
+    # Sums over the batches of an epoch: the loss, and the accuracy on the train images in percent.
+    sums = torch.zeros(2, device=device)
+    batches = track_progress(chain.from_iterable(samplers), total_images, "images trained on")
+    for step, batch in enumerate(batches):
+        epoch = step // steps_per_epoch
+        indices = chosen[batch]
+        x = crop_and_flip(images, indices, mean, std, backbone.image_size, recipe, epoch)
         labels = images.labels[indices]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = head((backbone(x).float() - center) / spread).float()
+            features = (backbone(x).float() - center) / spread
+            logits = head(features).float()
             loss = cross_entropy(logits, labels)
+
         optimizer.zero_grad()
         scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        if recipe.largest_gradient is not None:
-            nn.utils.clip_grad_norm_(parameters, recipe.largest_gradient)
+        if recipe.max_gradient_norm is not None:
+            scaler.unscale_(optimizer)  # `scaler.step` does this if nothing is clipped
+            nn.utils.clip_grad_norm_(parameters, recipe.max_gradient_norm)
         scaler.step(optimizer)
         scaler.update()
         schedule.step()
-        figures += torch.stack(
-            [loss.detach(), 100 * (logits.argmax(dim=1) == labels).float().mean()]
-        )
-        if (step + 1) % batches:
-            continue
-        if not all(bool(value.isfinite().all()) for value in (figures, *parameters)):
-            raise RunError(
-                "the loss or a weight is not finite: lower the learning rates; no figure of it is kept",
-                4,
-            )
-        if (epoch + 1) % max(1, recipe.epochs // LINES) == 0:
-            mean_loss, accuracy = (figures / batches).tolist()
-            print_line(
-                f"epoch {epoch + 1}/{recipe.epochs}  loss {mean_loss:.4f}  train {accuracy:.2f} %"
-            )
-        figures.zero_()
+
+        accuracy = 100 * (logits.argmax(dim=1) == labels).float().mean()
+        sums += torch.stack([loss.detach(), accuracy])
+        if (step + 1) % steps_per_epoch == 0:
+            # Checked once an epoch, because reading a value waits for the device.
+            _require_finite(sums, parameters)
+            if (epoch + 1) % max(1, recipe.epochs // PROGRESS_LINES) == 0:
+                _print_epoch(epoch + 1, recipe.epochs, sums / steps_per_epoch)
+            sums.zero_()
     backbone.eval()
-    return steps
+    return total_steps
+
+
+def _require_finite(sums: Tensor, parameters: list[nn.Parameter]) -> None:
+    for tensor in (sums, *parameters):
+        if not bool(tensor.isfinite().all()):
+            raise RunError(
+                "the loss or a weight is not finite, so no result is saved. Choose lower learning "
+                "rates",
+                NOT_FINITE_STATUS,
+            )
+
+
+def _print_epoch(epoch: int, epochs: int, means: Tensor) -> None:
+    loss, accuracy = means.tolist()
+    print_line(f"epoch {epoch}/{epochs}  loss {loss:.4f}  train {accuracy:.2f} %")
 
 
 def crop_and_flip(
@@ -129,12 +168,25 @@ def crop_and_flip(
     recipe: Recipe,
     epoch: int,
 ) -> Tensor:
-    """Views (B, 3, S, S) of the images at `indices` (B,), a pure function of (seed, epoch, index)."""
-    policy = Policy(crop_scale=recipe.crop_scale, jitter=0, grayscale=0)
-    how: dict[str, Any] = {
-        "policy": policy,
-        "mean": mean,
-        "std": std,
-        "size": min(size or images.side, images.side),
-    }
-    return augment(images.images_at(indices), indices, seed=recipe.seed, epoch=epoch, view=0, **how)
+    """Return views (B, 3, S, S) of some images, a pure function of seed, epoch and index.
+
+    Args:
+        indices: (B,) indices of the images.
+        mean, std: (3,) each, of the normalisation.
+        size: S, at most the side of the images; None for the side of the images.
+        recipe: its seed and crop_scale are used.
+        epoch: from 0.
+    """
+    if size is None:
+        size = images.side
+    return augment(
+        images.images_at(indices),
+        indices,
+        seed=recipe.seed,
+        epoch=epoch,
+        view=0,
+        policy=Policy(crop_scale=recipe.crop_scale, jitter=0, grayscale=0),
+        mean=mean,
+        std=std,
+        size=min(size, images.side),
+    )

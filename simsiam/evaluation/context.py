@@ -1,4 +1,4 @@
-"""A checkpoint and the data set that it is evaluated on, on one device."""
+"""A checkpoint together with the data set that it is evaluated on, on one device."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +20,8 @@ from utils.console import print_line, print_table
 from utils.errors import UserError, require
 from utils.text import printable
 
-OF_THE_RUN = (  # unless a flag says it
+# Options of the data set that are as in the run, unless a flag sets them.
+INHERITED_OPTIONS = (
     "data_dir",
     "cache_dir",
     "train_images",
@@ -33,7 +34,10 @@ OF_THE_RUN = (  # unless a flag says it
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What the commands that measure a checkpoint work on; images too large for the device stay where they are."""
+    """The checkpoint and the images of a command.
+
+    Images that do not fit into the device's memory stay on the CPU or on the disk.
+    """
 
     checkpoint: LoadedCheckpoint
     device: torch.device
@@ -46,70 +50,106 @@ class EvaluationContext:
         return self.train.classes
 
     def announce(self) -> None:
-        """Print what is about to be measured."""
-        facts, splits = (
-            self.checkpoint.facts,
-            f"{len(self.train):,} train and {len(self.test):,} {self.test.kind}",
-        )
-        epoch = f", epoch {facts.row['epoch']}" if "epoch" in facts.row else ""
-        print_line(f"{self.checkpoint.file}: {facts.backbone}, width {facts.width}{epoch}")
-        print_line(f"{self.dataset}: {splits}, {len(self.classes)} classes; {self.device}")
+        """Print the network and the data set that are about to be evaluated."""
+        metadata = self.checkpoint.metadata
+        network = f"{metadata.backbone}, width {metadata.width}"
+        if "epoch" in metadata.row:
+            network += f", epoch {metadata.row['epoch']}"
+        print_line(f"{self.checkpoint.file}: {network}")
 
-    def extract_features(self, images: Tensor, what: str, unit: bool = True) -> Tensor:
-        """(N, 3, C, C) uint8 -> (N, F), as `LoadedCheckpoint.extract_features`."""
-        return self.checkpoint.extract_features(
-            images.split(chunk_size(images)), len(images), what, unit
-        )
+        images = f"{len(self.train):,} train and {len(self.test):,} {self.test.kind}"
+        print_line(f"{self.dataset}: {images}, {len(self.classes)} classes; {self.device}")
+
+    def extract_features(self, images: Tensor, label: str, unit: bool = True) -> Tensor:
+        """Return the features (N, F) of images, and show the progress.
+
+        Args:
+            images: (N, 3, C, C) uint8.
+            label: names the images in the progress.
+            unit: L2-normalise each row, for cosines.
+        """
+        chunks = images.split(chunk_size(images))
+        return self.checkpoint.extract_features(chunks, len(images), label, unit)
 
     def describe_accuracy(self, name: str, counts: Tensor) -> dict[str, Any]:
-        """The figures of a confusion matrix (C, C) of the test images; the accuracy under `name`."""
-        images = {
+        """Return accuracies, and the numbers of images, for summary.json.
+
+        Args:
+            name: key of the accuracy.
+            counts: (C, C) confusion matrix of the test images.
+        """
+        metrics: dict[str, Any] = {
             "dataset": self.dataset,
             "train_images": len(self.train),
             "test_images": len(self.test),
         }
         if self.test.held_out:
-            images["held_out_images"] = len(self.test)
-        by_class = {"per_class": per_class(counts, self.classes), "confusion": counts.tolist()}
-        return images | {name: accuracy(counts)} | by_class
+            metrics["held_out_images"] = len(self.test)
+        metrics[name] = accuracy(counts)
+        metrics["per_class"] = per_class(counts, self.classes)
+        metrics["confusion"] = counts.tolist()
+        return metrics
 
     @torch.no_grad()
     def measure_accuracy(self, head: nn.Linear) -> dict[str, Any]:
-        """The figures of backbone and head on all test images, clean."""
+        """Return `describe_accuracy` of a classifier (F) -> (C) on all test images, clean."""
         features = self.extract_features(self.test.images, self.test.kind, unit=False)
-        counts = confusion(head(features).argmax(dim=1), self.test.labels, len(self.classes))
+        predicted = head(features).argmax(dim=1)
+        counts = confusion(predicted, self.test.labels, len(self.classes))
         return self.describe_accuracy("test_accuracy", counts)
 
     def print_accuracies(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table of classifiers, the labels that each has learned from, and accuracies."""
-        print_table(
-            f"accuracy in % on {len(self.test):,} {self.test.kind} of {self.dataset}", head, rows
-        )
+        """Print a table of classifiers, the number of their labels, and their accuracies."""
+        images = f"{len(self.test):,} {self.test.kind} of {self.dataset}"
+        print_table(f"accuracy in % on {images}", head, rows)
 
     def with_backbone(self, backbone: ResNet) -> "EvaluationContext":
-        """The same data with another backbone of the same architecture; the projector does not belong to it."""
-        return replace(self, checkpoint=self.checkpoint._replace(backbone=backbone, projector=None))
+        """Return a context with the same data and another backbone of the same architecture.
+
+        It has no projector, because that belongs to the earlier backbone.
+        """
+        checkpoint = replace(self.checkpoint, backbone=backbone, projector=None, predictor=None)
+        return replace(self, checkpoint=checkpoint)
 
 
 def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoint:
-    """Load the checkpoint of `--checkpoint`; UserError for one on which nothing can be measured."""
+    """Load the checkpoint of `--checkpoint` onto a device.
+
+    Raises:
+        UserError: it cannot be loaded, does not say how to prepare images, or has weights that are
+            not finite.
+    """
     checkpoint = load_checkpoint(config.checkpoint.checkpoint)
-    known = checkpoint.backbone.statistics is not None and checkpoint.facts.image_size is not None
+    backbone = checkpoint.backbone
     require(
-        known, f"{checkpoint.file}: mean, std and size of its images are unknown: {TELL_STATISTICS}"
+        backbone.statistics is not None and checkpoint.metadata.image_size is not None,
+        f"{checkpoint.file}: mean, std and size of its images are unknown: {TELL_STATISTICS}",
     )
-    finite = all(
-        bool(tensor.isfinite().all()) for tensor in checkpoint.backbone.state_dict().values()
+    require(
+        all(bool(tensor.isfinite().all()) for tensor in backbone.state_dict().values()),
+        f"{checkpoint.file}: a weight is not finite, so nothing can be measured. Use an earlier "
+        "checkpoint",
     )
-    require(finite, f"{checkpoint.file}: a weight is not finite, so nothing can be measured")
-    torch.nn.ModuleList(filter(None, checkpoint[1:3])).to(device)
+    backbone.to(device)
+    if checkpoint.projector is not None:
+        checkpoint.projector.to(device)
     return checkpoint
 
 
 def open_context(
     config: Evaluation, device: torch.device, download: bool = True, labels: bool = False
 ) -> EvaluationContext:
-    """The checkpoint of `--checkpoint`, and its run's images unless others are asked for; with `labels`, if need be."""
+    """Load the checkpoint of `--checkpoint` and its images.
+
+    Args:
+        config: its flags may choose other images than those of the checkpoint's run.
+        device: to compute on.
+        download: download or decode images that are missing.
+        labels: whether the command needs the labels of train and test images.
+
+    Raises:
+        UserError: as `open_checkpoint` and `add_images`.
+    """
     return add_images(config, open_checkpoint(config, device), device, download, labels)
 
 
@@ -120,54 +160,98 @@ def add_images(
     download: bool = True,
     labels: bool = False,
 ) -> EvaluationContext:
-    """Load the images for a checkpoint as `open_context` does.
+    """Load the images for a checkpoint; arguments as of `open_context`.
 
     Raises:
-        UserError: if they are missing, or lack the labels that are needed.
+        UserError: the images are missing, or lack the labels that are needed.
     """
-    spec = choose_dataset(config, checkpoint)
+    options = choose_dataset(config, checkpoint)
     if download:
-        prepare_dataset(spec)
-    train, test = place_on_device(load_dataset(spec), device, spec.data_memory)
-    why = knn_unavailable_reason(train, test) if labels else None
-    require(
-        why is None,
-        f"{spec.dataset}: {why}: this command compares the classes of train and test images",
-    )
-    return EvaluationContext(checkpoint, device, spec.dataset, train, test)
+        prepare_dataset(options)
+    splits = load_dataset(options)
+    train, test = place_on_device(splits, device, options.data_memory)
+    if labels:
+        reason = knn_unavailable_reason(train, test)
+        require(
+            reason is None,
+            f"{options.dataset}: {reason}. This command needs train and test images with classes",
+        )
+    return EvaluationContext(checkpoint, device, options.dataset, train, test)
 
 
 def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOptions:
-    """What no flag says is as in the run, if it had the same data set."""
-    given = {
-        name: value
-        for name, value in asdict(config.data).items()
-        if value is not None and value is not False
-    }
-    said = checkpoint.facts.settings
-    dataset = given.get("dataset") or said.get("dataset")
+    """Return the options of the data set: the flags, completed by the options of the run.
+
+    The run's options are used only if it had the same data set.
+
+    Raises:
+        UserError: there is no data set, it is not where the run had it, or an option is invalid.
+    """
+    # None and False are the defaults of these options: their flags were not given.
+    flags: dict[str, Any] = {}
+    for name, value in asdict(config.data).items():
+        if value is not None and value is not False:
+            flags[name] = value
+    run_settings = checkpoint.metadata.settings
+    dataset = flags.get("dataset") or run_settings.get("dataset")
     require(
         dataset is not None,
-        f"{checkpoint.file} does not say what it was trained on: give --dataset",
+        f"{checkpoint.file} does not say what it was trained on. Choose a data set with --dataset",
     )
-    if dataset != said.get("dataset"):
-        said = {}
-    known = {name: said[name] for name in OF_THE_RUN if said.get(name) is not None}
-    if given.get("held_out_images"):
-        known.pop("test_images", None)
-    try:
-        options = make_options(
-            **{"image_size": checkpoint.facts.image_size} | known | given | {"dataset": dataset}
+
+    inherited: dict[str, Any] = {}
+    if run_settings.get("dataset") == dataset:
+        for name in INHERITED_OPTIONS:
+            if run_settings.get(name) is not None:
+                inherited[name] = run_settings[name]
+    # Held-out images take the place of the test images, so one excludes the other.
+    if flags.get("held_out_images"):
+        inherited.pop("test_images", None)
+
+    values = {"image_size": checkpoint.metadata.image_size}
+    values.update(inherited)
+    values.update(flags)
+    values["dataset"] = dataset
+    options = make_valid_options(checkpoint.file, values)
+    return replace_missing_folders(options, flags)
+
+
+def replace_missing_folders(options: DataOptions, flags: dict[str, Any]) -> DataOptions:
+    """Return options with the default for a folder of the run that does not exist.
+
+    The run may have been on another machine.
+
+    Args:
+        options: as in the run, unless flags set them.
+        flags: a folder that was chosen by a flag is not replaced.
+
+    Raises:
+        UserError: the missing folder has a person's own images, which have no default folder.
+    """
+    if "data_dir" not in flags and not options.path.exists():
+        require(
+            options.dataset not in CUSTOM_DATASETS,
+            f"{printable(options.path)}, where the run had its images, does not exist. Say where "
+            "they are with --data-dir",
         )
-    except UserError as error:
-        raise UserError(f"{checkpoint.file}: its settings cannot be: {error}") from None
-    if "data_dir" not in given and not options.path.exists():
-        where = f"{printable(options.path)}, where the run had its images, is not there"
-        require(dataset not in CUSTOM_DATASETS, f"{where}: give --data-dir")
-        options = replace(options, data_dir="./data")
-    if "cache_dir" not in given and not Path(options.cache_dir or "").expanduser().is_dir():
-        options = replace(options, cache_dir=None)  # the run was on another machine
+        options = replace(options, data_dir=DataOptions.data_dir)
+
+    if "cache_dir" not in flags and options.cache_dir is not None:
+        cache_exists = Path(options.cache_dir).expanduser().is_dir()
+        options = replace(options, cache_dir=options.cache_dir if cache_exists else None)
     return options
+
+
+def make_valid_options(file: Path, values: dict[str, Any]) -> DataOptions:
+    """Return options for values that come from a checkpoint.
+
+    Raises:
+        UserError: a value is invalid; the message names the file.
+    """
+    try:
+        return make_options(**values)
+    except UserError as error:
+        raise UserError(f"{file}: its settings are invalid: {error}") from None
 
 
 def find_pixel_range(
@@ -177,8 +261,8 @@ def find_pixel_range(
     """Return the range for a folder of further images: `--pixel-range`, or else the run's."""
     if config.data.pixel_limits is not None:
         return config.data.pixel_limits
-    said = checkpoint.facts.settings.get("pixel_range")
-    try:
-        return make_options(dataset="folder", pixel_range=said).pixel_limits
-    except UserError as error:
-        raise UserError(f"{checkpoint.file}: its settings cannot be: {error}") from None
+    values = {
+        "dataset": "folder",
+        "pixel_range": checkpoint.metadata.settings.get("pixel_range"),
+    }
+    return make_valid_options(checkpoint.file, values).pixel_limits

@@ -1,4 +1,4 @@
-"""Features of clean images, a chunk at a time: memory is that of the features themselves."""
+"""Compute features of clean images in chunks, so that memory grows with the features only."""
 
 from collections.abc import Iterable
 
@@ -7,23 +7,32 @@ from torch import Tensor, nn
 
 from simsiam.augment import normalize
 
-CHUNK = 1000  # images of CIFAR's size that go through the network at once on a GPU
+FEATURE_CHUNK = 1000  # images of CIFAR's size that a GPU encodes at once
+CPU_FEATURE_CHUNK = FEATURE_CHUNK // 4  # fits into the caches of a CPU: 1.4 times the speed
+MIN_FEATURE_CHUNK = 8
+CIFAR_SIDE = 32  # pixels
 
 
 def chunk_size(images: Tensor) -> int:
-    """Images that go through the network at once, for images (N, 3, C, C): fewer of larger ones, at least 8."""
-    chunk = (
-        CHUNK if torch.cuda.is_available() else CHUNK // 4
-    )  # what fits a processor's caches: 1.4 times the speed
-    return min(chunk, max(8, chunk * 32**2 // images.shape[-1] ** 2))
+    """Return how many of the images (N, 3, C, C) are encoded at once: fewer of larger images."""
+    largest = FEATURE_CHUNK if torch.cuda.is_available() else CPU_FEATURE_CHUNK
+    with_as_many_pixels = largest * CIFAR_SIDE**2 // images.shape[-1] ** 2
+    return min(largest, max(MIN_FEATURE_CHUNK, with_as_many_pixels))
 
 
-def center(images: Tensor, size: int | None) -> Tensor:
-    """(B, 3, C, C) -> (B, 3, S, S): the middle of images that were stored with a margin for crops."""
+def crop_center(images: Tensor, size: int | None) -> Tensor:
+    """Return the central squares (B, 3, S, S) of images (B, 3, C, C).
+
+    Large images are stored with a margin, which only random crops use.
+
+    Args:
+        size: S. None, or a size above C, returns the images as they are.
+    """
     side = images.shape[-1]
-    size = min(side, size or side)
-    middle = slice((side - size) // 2, (side - size) // 2 + size)
-    return images[..., middle, middle]
+    if size is None or size >= side:
+        return images
+    start = (side - size) // 2
+    return images[..., start : start + size, start : start + size]
 
 
 def compute_dtype(network: nn.Module) -> torch.dtype:
@@ -41,31 +50,36 @@ def extract_features(
     unit: bool = True,
     n: int | None = None,
 ) -> Tensor:
-    """Features (N, F) float32 of clean images (N, 3, C, C) uint8, by the network in eval mode.
+    """Return the features (N, F) float32 of clean images, by the network in eval mode.
 
     Args:
         network: (B, 3, S, S) -> (B, F).
-        images: one tensor, or at most `n` images in chunks (B, 3, C, C).
+        images: (N, 3, C, C) uint8, or an iterable of chunks (B, 3, C, C) uint8.
         mean, std: (3,) each, on the scale of 0 to 1, of the images that the network was trained on.
         unit: L2-normalise each row, for cosines.
+        n: required with chunks: they hold at most this many images together.
     """
     if isinstance(images, Tensor):
-        images, n = images.split(chunk_size(images)), len(images)
+        n = len(images)
+        images = images.split(chunk_size(images))
     dtype = compute_dtype(network)
     size = getattr(network, "image_size", None)
     was_training = network.training
     network.eval()
+
     features = torch.empty(0)
     done = 0
     for chunk in images:
-        x = center(chunk, size).to(mean.device).float() / 255
-        f = network(normalize(x, mean, std).to(dtype)).float()
+        x = crop_center(chunk, size).to(mean.device).float() / 255
+        chunk_features = network(normalize(x, mean, std).to(dtype)).float()
         if done == 0:
-            features = f.new_empty(
-                n or 0, f.shape[1]
-            )  # allocated once: joining a list would take twice the memory
-        features[done : done + len(f)] = f
-        done += len(f)
+            # Allocated once; concatenating a list of chunks would take twice the memory.
+            features = chunk_features.new_empty(n or 0, chunk_features.shape[1])
+        features[done : done + len(chunk_features)] = chunk_features
+        done += len(chunk_features)
     network.train(was_training)
+
     features = features[:done]
-    return nn.functional.normalize(features, dim=1, out=features) if unit else features
+    if unit:
+        features = nn.functional.normalize(features, dim=1, out=features)
+    return features

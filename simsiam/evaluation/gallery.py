@@ -1,4 +1,4 @@
-"""Pictures of augmented views and of nearest neighbours."""
+"""Draw augmented views, and galleries of nearest neighbours."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,27 +14,45 @@ from torchvision.utils import make_grid
 
 from simsiam.augment import apply, draw
 from simsiam.data.dataset import ImageDataset
-from simsiam.evaluation.features import center
+from simsiam.evaluation.features import crop_center
 from utils.knn import nearest
 
-if TYPE_CHECKING:  # galleries need no Lightning, which takes seconds to import
+# Galleries are drawn without Lightning, which takes seconds to import.
+if TYPE_CHECKING:
     from simsiam.data.datamodule import ViewsDataModule
 
-TILE, GAP, LINE = 96, 10, 16  # pixels of a thumbnail, between two, of a line of text
-SAME, OTHER = (
-    (0, 114, 178),
-    (213, 94, 0),
-)  # blue and vermilion: everyone can tell them apart (Okabe & Ito 2008)
+VIEWED_IMAGES = 8  # rows of `draw_views`
+VIEWED_EPOCHS = 4
+
+# Pixels.
+TILE = 96  # side of a thumbnail
+GAP = 10  # between two thumbnails
+LINE = 16  # height of a line of text
+FRAME = 3  # width of the frame around a thumbnail
+FONT_SIZE = 11
+
+# Blue and vermilion, which colour-blind people can tell apart too (Okabe & Ito 2008).
+SAME_CLASS_COLOUR = (0, 114, 178)
+OTHER_CLASS_COLOUR = (213, 94, 0)
 
 
 def draw_views(data: "ViewsDataModule", first: int = 0) -> Tensor:
-    """(3, H, W) uint8: each of the first train images, and in its row its views in four epochs from `first` on."""
-    indices = torch.arange(min(8, len(data.train)), device=data.mean.device)
+    """Draw a row for each of the first train images: the image and its views in four epochs.
+
+    Args:
+        data: with its images loaded.
+        first: the first of the epochs.
+
+    Returns:
+        The picture (3, H, W) uint8.
+    """
+    n = min(VIEWED_IMAGES, len(data.train))
+    indices = torch.arange(n, device=data.mean.device)
     originals = data.train.images_at(indices)
-    columns = [center(originals, data.size)]
-    for epoch in range(first, first + 4):
+    columns = [crop_center(originals, data.size)]
+    for epoch in range(first, first + VIEWED_EPOCHS):
         for view in range(data.views):
-            drawn = draw(
+            parameters = draw(
                 indices,
                 originals.shape[-1],
                 seed=data.seed,
@@ -42,63 +60,75 @@ def draw_views(data: "ViewsDataModule", first: int = 0) -> Tensor:
                 view=view,
                 policy=data.policy,
             )
-            columns.append(
-                (apply(originals, drawn, data.size).clamp(0, 1) * 255).round().to(torch.uint8)
-            )
-    tiles = torch.stack(
-        [shrink_images(column) for column in columns], dim=1
-    )  # (images, columns, 3, T, T)
-    return make_grid(tiles.flatten(0, 1), nrow=len(columns), pad_value=255)
+            views = apply(originals, parameters, data.size).clamp(0, 1)
+            columns.append((views * 255).round().to(torch.uint8))
+    tiles = torch.stack([shrink_images(column) for column in columns], dim=1)
+    tiles = tiles.flatten(0, 1)  # (images * columns, 3, T, T)
+    return make_grid(tiles, nrow=len(columns), pad_value=255)
 
 
 def shrink_images(images: Tensor) -> Tensor:
-    """(B, 3, C, C) uint8 -> the same on the CPU, with a side of at most TILE pixels."""
+    """Return uint8 images (B, 3, T, T) on the CPU, resized to TILE pixels if they are larger."""
     images = images.cpu()
-    return (
-        images
-        if images.shape[-1] <= TILE
-        else interpolate(images, (TILE, TILE), mode="bilinear", antialias=True)
-    )
+    if images.shape[-1] <= TILE:
+        return images
+    return interpolate(images, (TILE, TILE), mode="bilinear", antialias=True)
 
 
 def select_evenly(n: int, count: int) -> list[int]:
-    """`count` of the indices 0 .. n - 1, evenly spread, or all; the offset i meets all classes where they alternate."""
+    """Return `count` indices in 0 .. n - 1, evenly spread; all of them if there are fewer.
+
+    In many data sets the classes alternate regularly, so that even steps could meet a single class
+    only. The i-th index is therefore moved on by i, as far as its part of the range allows.
+    """
     count = min(n, count)
     return [i * n // count + i % (n // count) for i in range(count)]
 
 
 class Tile(NamedTuple):
-    """A thumbnail of at most TILE pixels, and the text below it."""
+    """A thumbnail with the text below it.
 
-    image: Image.Image
+    `same_class` says whether a neighbour has the class of its query. It is None for the query
+    itself, and if the class is not known.
+    """
+
+    image: Image.Image  # at most TILE pixels wide and high
     text: str
-    same_class: bool | None = None  # as the query of its row; None: not known, or the query itself
+    same_class: bool | None = None
 
 
 def gallery_rows(
     train: ImageDataset, queries: ImageDataset, index: Tensor, similarity: Tensor | None = None
 ) -> list[list[Tile]]:
-    """A row for each query: itself, then train images by index (Q, k), with cosines (Q, k) if they are given."""
-    rows = []
-    for r, (image, label) in enumerate(
-        zip(shrink_images(queries.images), queries.labels.tolist(), strict=True)
-    ):
-        found = train.labels[index[r]].tolist()
-        cosines = (
-            [""] * len(found)
-            if similarity is None
-            else [f" {cosine:.2f}" for cosine in similarity[r].tolist()]
-        )
-        texts = [
-            f"{name}{cosine}".strip()
-            for name, cosine in zip(train.names(found), cosines, strict=True)
-        ]
-        same = [
-            other == label if label >= 0 and queries.classes == train.classes else None
-            for other in found
-        ]
-        images = map(to_pil_image, [image, *shrink_images(train.images_at(index[r]))])
-        rows.append(list(map(Tile, images, [*queries.names([label]), *texts], [None, *same])))
+    """Return a row of tiles for each query: the query, then its neighbours.
+
+    Args:
+        train: the images among which the neighbours are.
+        queries: Q images.
+        index: (Q, k) indices of the neighbours in `train`.
+        similarity: (Q, k) cosines, to be written below the neighbours.
+    """
+    thumbnails = shrink_images(queries.images)
+    labels = queries.labels.tolist()
+    query_names = queries.names(labels)
+    same_classes = queries.classes == train.classes
+    cosines = None if similarity is None else similarity.tolist()
+
+    rows: list[list[Tile]] = []
+    for r in range(len(queries)):
+        row = [Tile(to_pil_image(thumbnails[r]), query_names[r])]
+
+        neighbours = shrink_images(train.images_at(index[r]))
+        neighbour_labels = train.labels[index[r]].tolist()
+        neighbour_names = train.names(neighbour_labels)
+        class_is_known = labels[r] >= 0 and same_classes
+        for c in range(len(neighbours)):
+            text = neighbour_names[c]
+            if cosines is not None:
+                text += f" {cosines[r][c]:.2f}"
+            same_class = neighbour_labels[c] == labels[r] if class_is_known else None
+            row.append(Tile(to_pil_image(neighbours[c]), text.strip(), same_class))
+        rows.append(row)
     return rows
 
 
@@ -110,30 +140,54 @@ def find_nearest(
     k: int,
     in_bank: bool,
 ) -> list[list[Tile]]:
-    """`gallery_rows` of the nearest by unit features (Q, F) and (N, F); of queries `in_bank` without themselves."""
-    similarity, index = nearest(features, bank, min(k + in_bank, len(bank)))
-    return gallery_rows(train, queries, index[:, in_bank:], similarity[:, in_bank:])
+    """Return `gallery_rows` of the k train images that are nearest to each query, by cosine.
+
+    Args:
+        train: N images.
+        queries: Q images.
+        features: (Q, F) of the queries, L2-normalised.
+        bank: (N, F) of the train images, L2-normalised.
+        k: neighbours of each query.
+        in_bank: whether the queries are train images. Each query is its own nearest neighbour then,
+            which is left out.
+    """
+    first = 1 if in_bank else 0
+    similarity, index = nearest(features, bank, min(first + k, len(bank)))
+    return gallery_rows(train, queries, index[:, first:], similarity[:, first:])
 
 
 def draw_gallery(rows: Sequence[Sequence[Tile]], heading: str = "") -> Image.Image:
-    """Each row of tiles in a line, its query a little apart; blue frame: same class, orange: another."""
-    step, top = TILE + GAP, 2 * GAP + LINE
-    sheet = Image.new(
-        "RGB", (3 * GAP + len(rows[0]) * step, top + len(rows) * (step + LINE)), "white"
-    )
-    font = ImageFont.truetype(
-        Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11
-    )
+    """Draw each row of tiles in a line, the query a little apart from its neighbours.
+
+    Neighbours have a blue frame if they have the class of their query, and an orange one if not.
+    """
+    step = TILE + GAP
+    top = 2 * GAP + LINE
+    size = (3 * GAP + len(rows[0]) * step, top + len(rows) * (step + LINE))
+    sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
+    font_file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    font = ImageFont.truetype(font_file, FONT_SIZE)
+
     pen.text((GAP, GAP), heading, "black", font)
     for r, row in enumerate(rows):
-        for c, (image, text, same_class) in enumerate(row):
-            x, y = GAP + c * step + GAP * (c > 0), top + r * (step + LINE)
-            sheet.paste(image.resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
-            if same_class is not None:
+        y = top + r * (step + LINE)
+        for c, tile in enumerate(row):
+            x = GAP + c * step
+            if c > 0:
+                x += GAP  # sets the neighbours apart from the query
+            thumbnail = tile.image.resize((TILE, TILE), Image.Resampling.NEAREST)
+            sheet.paste(thumbnail, (x, y))
+            if tile.same_class is not None:
                 frame = (x - 2, y - 2, x + TILE + 1, y + TILE + 1)
-                pen.rectangle(frame, outline=SAME if same_class else OTHER, width=3)
-            while pen.textlength(text, font) > TILE:
-                text = text.removesuffix("...")[:-1] + "..."
-            pen.text((x, y + TILE + 2), text, "black", font)
+                colour = SAME_CLASS_COLOUR if tile.same_class else OTHER_CLASS_COLOUR
+                pen.rectangle(frame, outline=colour, width=FRAME)
+            pen.text((x, y + TILE + 2), _shorten(tile.text, pen, font), "black", font)
     return sheet
+
+
+def _shorten(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> str:
+    """Return the text, cut to the width of a tile and ended by "..." if it is too long."""
+    while pen.textlength(text, font) > TILE:
+        text = text.removesuffix("...")[:-1] + "..."
+    return text

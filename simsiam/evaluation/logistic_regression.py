@@ -1,15 +1,16 @@
-"""Multinomial logistic regression on features that fit into memory: L-BFGS over all of them at once."""
+"""Multinomial logistic regression on features in memory, by L-BFGS on all of them at once."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-ITERATIONS = 1000  # at most; probes of 50,000 x 512 features took 20 to 300
-TOLERANCE = 3e-4  # largest gradient of the mean loss at which it has converged: a third of it changes no accuracy
+MAX_ITERATIONS = 1000  # fits on 50,000 x 512 features took 20 to 300
+# Converged when no gradient of the mean loss exceeds this. A third of it changes no accuracy.
+GRADIENT_TOLERANCE = 3e-4
 
 
 def make_head(features: int, classes: int) -> nn.Linear:
-    """A linear classifier whose weights and biases are zero."""
+    """Return a linear classifier whose weights and biases are zero."""
     head = nn.Linear(features, classes)
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
@@ -21,39 +22,61 @@ def fit_logistic(
     features: Tensor,
     labels: Tensor,
     weight_decay: float,
-    tolerance: float = TOLERANCE,
+    tolerance: float = GRADIENT_TOLERANCE,
 ) -> bool:
-    """Minimise mean cross-entropy + weight_decay / 2 |W|^2 in place, biases not decayed; whether it has converged.
+    """Minimise mean cross-entropy + weight_decay / 2 |W|^2 in place; biases are not decayed.
 
-    scikit-learn's `LogisticRegression(C=1 / (N weight_decay))` has the same minimum. Features (N, F) are to be
-    standardised: L-BFGS wants columns of about one scale.
+    scikit-learn's `LogisticRegression(C=1 / (N weight_decay))` has the same minimum.
+
+    Args:
+        head: (B, F) -> (B, C).
+        features: (N, F), standardised, because L-BFGS needs columns of about the same scale.
+        labels: (N,) int64.
+        weight_decay: see above.
+        tolerance: largest gradient at which the fit has converged.
+
+    Returns:
+        Whether the fit has converged.
     """
     solver = torch.optim.LBFGS(
         head.parameters(),
-        max_iter=ITERATIONS,
-        max_eval=2 * ITERATIONS,
+        max_iter=MAX_ITERATIONS,
+        max_eval=2 * MAX_ITERATIONS,
         tolerance_grad=tolerance,
         tolerance_change=0,
         history_size=10,
         line_search_fn="strong_wolfe",
     )
 
-    def objective() -> Tensor:
+    def compute_loss() -> Tensor:
         solver.zero_grad()
-        loss = cross_entropy(head(features), labels) + weight_decay / 2 * head.weight.square().sum()
+        penalty = weight_decay / 2 * head.weight.square().sum()
+        loss = cross_entropy(head(features), labels) + penalty
         loss.backward()
         return loss
 
-    solver.step(objective)  # pyright: ignore[reportArgumentType]  (torch calls a tensor's float() itself)
-    objective()
-    return all(
-        p.grad is not None and p.grad.abs().max().item() <= tolerance for p in head.parameters()
-    )
+    # The annotation of `step` wants a float, but torch itself converts the tensor.
+    solver.step(compute_loss)  # pyright: ignore[reportArgumentType]
+
+    # The solver may have left gradients of a trial point, so compute those of the solution.
+    compute_loss()
+    for parameter in head.parameters():
+        assert parameter.grad is not None
+        # Not `largest > tolerance`, which is False for NaN.
+        if not parameter.grad.abs().max().item() <= tolerance:
+            return False
+    return True
 
 
 def standardise_features(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Give each column of (N, F) mean 0 and deviation 1, in place; return the means and deviations (F,) it had."""
-    center, spread = x.mean(dim=0), x.std(dim=0)
+    """Give each column of the features (N, F) mean 0 and standard deviation 1, in place.
+
+    Returns:
+        The means and standard deviations (F,) before. The deviation of a constant column is
+        returned as 1.
+    """
+    center = x.mean(dim=0)
+    spread = x.std(dim=0)
     spread = torch.where(spread > 0, spread, 1.0)
     x.sub_(center).div_(spread)
     return center, spread
@@ -61,6 +84,11 @@ def standardise_features(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def adapt_head(head: nn.Linear, center: Tensor, spread: Tensor) -> None:
-    """Have a head for standardised features give the same logits for raw ones, in place."""
+    """Change a head for standardised features into one for raw features, in place.
+
+    Args:
+        head: its logits for raw features become those that it had for standardised features.
+        center, spread: (F,) each, as `standardise_features` returned them.
+    """
     head.weight.div_(spread)
     head.bias.sub_(head.weight @ center)

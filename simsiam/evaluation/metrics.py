@@ -1,4 +1,4 @@
-"""Accuracy in all and by class; the rank of features."""
+"""Accuracy in total and of each class, and the effective rank of features."""
 
 import torch
 from torch import Tensor
@@ -6,46 +6,69 @@ from torch import Tensor
 from utils import distributed
 from utils.console import MANY_CLASSES, print_table
 
+EXTREMES = 5  # best and worst classes that are printed of many
+
 
 def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """(C, C) counts: row the true class, column the predicted one."""
-    return (
-        (truth * classes + predicted).bincount(minlength=classes**2).reshape(classes, classes).cpu()
-    )
+    """Return the confusion matrix (C, C): rows are true classes, columns predicted classes.
+
+    Args:
+        predicted, truth: (N,) int64 in 0 .. C - 1.
+        classes: C.
+    """
+    cells = truth * classes + predicted
+    counts = cells.bincount(minlength=classes**2)
+    return counts.reshape(classes, classes).cpu()
 
 
 def accuracy(counts: Tensor) -> float:
-    """Top-1 in percent, of a confusion matrix."""
+    """Return the top-1 accuracy of a confusion matrix, in percent."""
     return 100 * counts.diagonal().sum().item() / counts.sum().item()
 
 
 def per_class(counts: Tensor, classes: tuple[str, ...]) -> dict[str, float | None]:
-    """Top-1 of each class in percent; None for a class without a test image."""
-    right, total = counts.diagonal().tolist(), counts.sum(dim=1).tolist()
-    return {
-        name: 100 * r / n if n else None for name, r, n in zip(classes, right, total, strict=True)
-    }
+    """Return the accuracy of each class by its name, in percent; None without a test image."""
+    correct = counts.diagonal().tolist()
+    total = counts.sum(dim=1).tolist()
+    accuracies: dict[str, float | None] = {}
+    for i, name in enumerate(classes):
+        accuracies[name] = 100 * correct[i] / total[i] if total[i] else None
+    return accuracies
 
 
 def print_classes(accuracies: dict[str, float | None]) -> None:
-    """The accuracy of each class, the best first; of many classes the extremes."""
-    known = sorted(((a, name) for name, a in accuracies.items() if a is not None), reverse=True)
-    shown = known if len(known) <= MANY_CLASSES else [*known[:5], *known[-5:]]
-    title = "each class" if shown == known else "the five best and the five worst classes"
-    print_table(title, ("class", "accuracy %"), [(name, f"{a:.2f}") for a, name in shown])
+    """Print the accuracy of each class, best first. Of many classes print the extremes."""
+    measured = [(value, name) for name, value in accuracies.items() if value is not None]
+    ranking = sorted(measured, reverse=True)
+    if len(ranking) <= MANY_CLASSES:
+        title = "each class"
+    else:
+        title = f"the {EXTREMES} best and the {EXTREMES} worst classes"
+        ranking = ranking[:EXTREMES] + ranking[-EXTREMES:]
+    rows = [(name, f"{value:.2f}") for value, name in ranking]
+    print_table(title, ("class", "accuracy %"), rows)
 
 
 def rankme(features: Tensor) -> float:
-    """RankMe (Garrido et al. 2023, arXiv 2210.02885): the effective rank of features (N, F), 1 to F.
+    """Return RankMe, the effective rank of features (Garrido et al. 2023, arXiv 2210.02885).
 
-    The exponential of the entropy of the singular values, which come from F x F inner products in float64. With several
-    processes, of the rows of all. A figure of quality that needs no labels: of two runs on the same images, the one of
-    higher rank usually does better; near 1 is collapse. NaN for features that are not finite.
+    RankMe is a measure of quality that needs no labels. Of two runs on the same images, the run
+    of higher rank is usually better. A rank near 1 is a collapse.
+
+    It is the exponential of the entropy of the singular values. They are computed from F x F inner
+    products in float64, which are averaged over all processes.
+
+    Args:
+        features: (N, F); with several processes the rows of this process.
+
+    Returns:
+        The rank, in 1 .. F; NaN for features that are not finite.
     """
-    wide = features.double()
-    products = distributed.all_reduce_mean(wide.T @ wide)
+    features = features.double()
+    products = distributed.all_reduce_mean(features.T @ features)
     if not products.isfinite().all():
         return float("nan")
-    singular = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()
-    p = singular / singular.sum() + 1e-7
-    return float((-(p * p.log()).sum()).exp())
+    singular_values = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()
+    p = singular_values / singular_values.sum() + 1e-7
+    entropy = -(p * p.log()).sum()
+    return float(entropy.exp())

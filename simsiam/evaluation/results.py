@@ -1,4 +1,4 @@
-"""The folder in which a command leaves its figures."""
+"""The folder in which a command saves its results."""
 
 import time
 from collections.abc import Iterator
@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from simsiam.config.commands import Evaluation
-from simsiam.evaluation.checkpoint import LoadedCheckpoint, hash_weights
+from simsiam.evaluation.checkpoint import LoadedCheckpoint
 from simsiam.evaluation.context import EvaluationContext
+from simsiam.evaluation.networks import hash_weights
 from utils.cli import flatten
 from utils.console import print_line
 from utils.device import git_commit, versions
@@ -19,97 +20,142 @@ from utils.filesystem import check_writable, lock_folder, write_json
 from utils.run_dir import RunDirectory
 from utils.weights import HEAD, write_weights
 
+MAX_NAME_LENGTH = 200  # characters of a file's name; its temporary file has some more
+
 
 class Results:
-    """One command's folder below the run's `results/`: `summary.json`, and the files that it makes.
+    """A command's folder below the run's `results/`: `summary.json`, and the files that it makes.
 
-    With `--overwrite` files are replaced one by one, so whatever a person keeps in the folder stays. Without, a folder
-    with figures is refused, unless the command `resumes`.
+    With `--overwrite` files are replaced one by one, so that other files in the folder stay.
+
+    Args:
+        config: the command.
+        checkpoint: what the command evaluates.
+        name: name of the folder.
+        resumes: whether the command continues with the results that are in the folder.
+
+    Raises:
+        UserError: the folder cannot be written; or it has results already, and they may neither be
+            resumed nor overwritten.
     """
 
     def __init__(
         self, config: Evaluation, checkpoint: LoadedCheckpoint, name: str, resumes: bool = False
     ) -> None:
-        self.config, self.checkpoint = config, checkpoint
+        self.config = config
+        self.checkpoint = checkpoint
         self.path = find_results_dir(config, checkpoint.file) / name
-        self.summary = self.path / "summary.json"
-        check_writable(self.path, "--results-dir")
+        self.summary_file = self.path / "summary.json"
         self.overwrite = config.checkpoint.overwrite
-        earlier = f"{self.summary} is there already: --overwrite measures anew; or give another --results-dir"
-        require(resumes or self.overwrite or not self.summary.exists(), earlier)
+        check_writable(self.path, "--results-dir")
+        require(
+            resumes or self.overwrite or not self.summary_file.exists(),
+            f"{self.summary_file} exists already. Use --overwrite to replace it, or another "
+            "--results-dir",
+        )
         self.started = time.perf_counter()
 
-    def choose_output(self, given: str | None, name: str) -> Path:
-        """The file to make: `given` by `--output`, else `name` in the folder; UserError as for the folder."""
-        file = Path(given).expanduser() if given else self.path / name
+    def choose_output(self, output: str | None, default_name: str) -> Path:
+        """Return the file to write: `output`, or else `default_name` in the folder.
+
+        Args:
+            output: the value of `--output`.
+            default_name: name of the file without `--output`.
+
+        Raises:
+            UserError: the file exists and may not be overwritten, or it cannot be written.
+        """
+        file = self.path / default_name
+        if output:
+            file = Path(output).expanduser()
+        length = len(file.name)
         require(
-            len(file.name) <= 200,
-            f"--output: {len(file.name)} letters are too long for a file's name",
+            length <= MAX_NAME_LENGTH,
+            f"--output: the name of the file has {length} characters, which is too long. "
+            f"At most {MAX_NAME_LENGTH} are allowed",
         )
         require(
             self.overwrite or not file.exists(),
-            f"{file} is there already: --overwrite would replace it",
+            f"{file} exists already. Use --overwrite to replace it",
         )
         check_writable(file.parent, "--output")
         return file
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder, and keep other processes out meanwhile; UserError if another is in it."""
+        """Make the folder, and keep other processes out of it until the block ends.
+
+        Raises:
+            UserError: another process is working in the folder.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        with lock_folder(
-            self.path,
-            f"another process is at work in {self.path}: wait, or give another --results-dir",
-        ):
+        message = (
+            f"another process is working in {self.path}. Wait for it, or use another --results-dir"
+        )
+        with lock_folder(self.path, message):
             yield
 
     def save_head(
-        self, context: EvaluationContext, head: nn.Linear, figures: dict[str, Any]
+        self, context: EvaluationContext, head: nn.Linear, summary: dict[str, Any]
     ) -> None:
-        """Write `head.safetensors`, then the figures: `summary.json` marks a measurement as finished."""
-        self.summary.unlink(missing_ok=True)
-        right, file = figures["test_accuracy"], str(context.checkpoint.file)
-        about = {
+        """Write `head.safetensors`, then `summary.json`.
+
+        Args:
+            context: what the head was trained on.
+            head: a classifier of the backbone's features.
+            summary: results with a "test_accuracy".
+        """
+        # A summary.json says that the measurement is finished, so an earlier one is removed first.
+        self.summary_file.unlink(missing_ok=True)
+        metadata = {
             "classes": context.classes,
             "dataset": context.dataset,
-            "checkpoint": file,
-            "test_accuracy": right,
+            "checkpoint": str(context.checkpoint.file),
+            "test_accuracy": summary["test_accuracy"],
         }
-        write_weights(self.path / "head.safetensors", HEAD, head.state_dict(), about)
-        self.write(figures)
+        write_weights(self.path / "head.safetensors", HEAD, head.state_dict(), metadata)
+        self.write(summary)
 
-    def write(self, figures: dict[str, Any]) -> None:
-        """Write figures and their provenance as JSON."""
-        origin = {
+    def write(self, summary: dict[str, Any]) -> None:
+        """Write the results in `summary`, together with their provenance, to `summary.json`."""
+        content = {
             "command": type(self.config).__name__.lower(),
             "checkpoint": str(self.checkpoint.file),
-        }
-        origin |= {
             "weights": hash_weights(self.checkpoint.backbone),
-            "epoch": self.checkpoint.facts.row.get("epoch"),
+            "epoch": self.checkpoint.metadata.row.get("epoch"),
         }
-        how = {
-            "settings": flatten(self.config),
-            "seconds": round(time.perf_counter() - self.started, 1),
-        }
-        write_json(
-            self.summary, origin | figures | how | {"versions": versions(), "commit": git_commit()}
-        )
-        print_line(f"figures   {self.summary}")
+        content.update(summary)
+        content["settings"] = flatten(self.config)
+        content["seconds"] = round(time.perf_counter() - self.started, 1)
+        content["versions"] = versions()
+        content["commit"] = git_commit()
+        write_json(self.summary_file, content)
+        print_line(f"results   {self.summary_file}")
 
 
 def find_results_dir(config: Evaluation, file: Path) -> Path:
-    """`--results-dir`, else `results/` of the run that a checkpoint lies in, else a folder beside the checkpoint."""
+    """Return the folder for the results of a checkpoint.
+
+    It is `--results-dir`; or else `results/` of the run that the checkpoint belongs to, with a
+    folder of its own for a checkpoint that is not the run's last; or else a folder next to the
+    checkpoint.
+    """
     if config.checkpoint.results_dir:
         return Path(config.checkpoint.results_dir).expanduser()
-    for run in (RunDirectory(file.parent), RunDirectory(file.parent.parent)):
-        if run.config.exists() and file in (run.backbone, run.last):
+    for folder in (file.parent, file.parent.parent):
+        run = RunDirectory(folder)
+        if not run.config.exists():
+            continue
+        if file in (run.backbone, run.last):
             return run.results
-        if run.config.exists() and file.parent == run.checkpoints:
-            return run.results / file.stem  # of another state of the run
+        if file.parent == run.checkpoints:
+            return run.results / file.stem
     return file.with_name(f"{file.stem}_results")
 
 
 def name_results(command: str, output: str | None) -> str:
-    """The name of a command's folder: its own, and with `--output` also that of the file."""
-    return f"{command}_{Path(output).name.replace('.', '_')}" if output else command
+    """Return the name of a command's folder: the command's, and with `--output` also the file's."""
+    if not output:
+        return command
+    file_name = Path(output).name.replace(".", "_")
+    return f"{command}_{file_name}"

@@ -1,4 +1,4 @@
-"""`export`: each format is loaded back by its own runtime and does what the checkpoint does, for any batch size."""
+"""`export`: each format, loaded by its own runtime, gives the features of the checkpoint."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ from tests.helpers import Program, cifar_stem, summary
 
 BATCHES = (1, 3, 64)
 FORMATS = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
-FACTS = {
+METADATA = {
     "backbone",
     "width",
     "stem",
@@ -43,26 +43,27 @@ def exported(format: str, run: Path, program: Program, folder: Path) -> Path:
     return output
 
 
-def check_facts(about: dict, run: Path) -> None:
-    assert about.keys() == FACTS | {"checkpoint"}
-    assert (about["backbone"], about["width"], about["image_size"]) == ("resnet10", 4, 32)
-    assert about["mean"] == pytest.approx(load_backbone(run).mean) and about["std"][0] > 0
-    assert (
-        about["classes"][0] == "airplane"
-        and about["settings"]["seed"] == 0
-        and "torch" in about["versions"]
-    )
+def check_metadata(metadata: dict, run: Path) -> None:
+    assert metadata.keys() == METADATA | {"checkpoint"}
+    assert metadata["backbone"] == "resnet10"
+    assert (metadata["width"], metadata["image_size"]) == (4, 32)
+    assert metadata["mean"] == pytest.approx(load_backbone(run).mean)
+    assert metadata["std"][0] > 0
+    assert metadata["classes"][0] == "airplane"
+    assert metadata["settings"]["seed"] == 0
+    assert "torch" in metadata["versions"]
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert about["row"]["kNN_accuracy"] == last["kNN_accuracy"] and about["row"]["epoch"] == 2
+    assert metadata["row"]["kNN_accuracy"] == last["kNN_accuracy"]
+    assert metadata["row"]["epoch"] == 2
 
 
 def test_safetensors(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
     output = exported("safetensors", cifar10_run, program, tmp_path)
     with safe_open(output, "pt") as file:
-        check_facts(
-            {key: json.loads(value) for key, value in file.metadata().items() if key != "kind"},
-            cifar10_run,
-        )
+        metadata = dict(file.metadata())
+    del metadata["kind"]
+    metadata = {name: json.loads(value) for name, value in metadata.items()}
+    check_metadata(metadata, cifar10_run)
     images = torch.randn(5, 3, 32, 32)
     assert torch.equal(load_backbone(output)(images), load_backbone(cifar10_run)(images))
 
@@ -71,7 +72,7 @@ def test_torch_export(cifar10_run: Path, program: Program, tmp_path: Path) -> No
     extra = {"metadata.json": ""}
     output = exported("torch-export", cifar10_run, program, tmp_path)
     loaded = torch.export.load(str(output), extra_files=extra)
-    check_facts(json.loads(extra["metadata.json"]), cifar10_run)
+    check_metadata(json.loads(extra["metadata.json"]), cifar10_run)
     for batch in BATCHES:
         images = torch.randn(batch, 3, 32, 32)
         torch.testing.assert_close(
@@ -84,16 +85,17 @@ def test_torch_export(cifar10_run: Path, program: Program, tmp_path: Path) -> No
 )
 def test_onnx(cifar10_run: Path, program: Program, tmp_path: Path) -> None:
     output = exported("onnx", cifar10_run, program, tmp_path)
-    check_facts(
-        {p.key: json.loads(p.value) for p in onnx.load(str(output)).metadata_props}, cifar10_run
-    )
+    properties = onnx.load(str(output)).metadata_props
+    check_metadata({entry.key: json.loads(entry.value) for entry in properties}, cifar10_run)
     session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
     assert [(x.name, x.shape) for x in session.get_inputs()] == [("images", ["batch", 3, 32, 32])]
     assert [(x.name, x.shape) for x in session.get_outputs()] == [("features", ["batch", 32])]
     for batch in BATCHES:
         images = torch.randn(batch, 3, 32, 32)
-        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-        torch.testing.assert_close(found, load_backbone(cifar10_run)(images), atol=1e-5, rtol=1e-4)
+        features = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        torch.testing.assert_close(
+            features, load_backbone(cifar10_run)(images), atol=1e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.slow("a run of the full network; the README's code does the same in a quick test")
@@ -102,28 +104,9 @@ def test_torchvision_and_timm_take_the_safetensors_file_strictly(
 ) -> None:
     import torchvision
 
-    flags = [
-        "--dataset",
-        "patterns",
-        "--train-images",
-        "4",
-        "--test-images",
-        "64",
-        "--knn-every",
-        "0",
-        "--epochs",
-        "1",
-    ]
-    flags += [
-        "--batch-size",
-        "2",
-        "--accelerator",
-        "cpu",
-        "--save-dir",
-        str(tmp_path),
-        "--exp-name",
-        "run",
-    ]
+    flags = ["--dataset", "patterns", "--train-images", "4", "--test-images", "64"]
+    flags += ["--knn-every", "0", "--epochs", "1", "--batch-size", "2", "--accelerator", "cpu"]
+    flags += ["--save-dir", str(tmp_path), "--exp-name", "run"]
     assert program(*flags)[0] == 0
     output = exported("safetensors", tmp_path / "run", program, tmp_path)
     images = torch.randn(2, 3, 32, 32)
@@ -141,35 +124,27 @@ def test_torchvision_and_timm_take_the_safetensors_file_strictly(
         pytest.param("onnx", marks=pytest.mark.slow("an export more, as those beside it")),
     ],
 )
-def test_a_file_that_does_something_else_is_not_kept(
+def test_a_file_with_other_features_is_not_written(
     format: str, trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = export_command.write_backbone
+    write_backbone = export_command.write_backbone
 
     def write(
-        path: Path, format: str, backbone: torch.nn.Module, images: torch.Tensor, about: dict
+        path: Path, format: str, backbone: torch.nn.Module, images: torch.Tensor, metadata: dict
     ) -> None:
-        wrong = load_backbone(trained)
-        wrong.layer4[0].bn2.bias.data += 0.01
-        honest(path, format, wrong, images, about)
+        other_backbone = load_backbone(trained)
+        other_backbone.layer4[0].bn2.bias.data += 0.01
+        write_backbone(path, format, other_backbone, images, metadata)
 
     monkeypatch.setattr(export_command, "write_backbone", write)
     output = tmp_path / f"b{FORMATS[format]}"
-    flags = [
-        "--format",
-        format,
-        "--output",
-        str(output),
-        "--results-dir",
-        str(tmp_path / "results"),
-    ]
+    flags = ["--format", format, "--output", str(output)]
+    flags += ["--results-dir", str(tmp_path / "results")]
     status, _, err = program("export", "--checkpoint", str(trained), *flags)
-    assert (
-        status == 2
-        and "features differ" in err
-        and not output.exists()
-        and not list(tmp_path.glob(".*"))
-    )
+    assert status == 2
+    assert "features differ" in err
+    assert not output.exists()
+    assert not list(tmp_path.glob(".*"))  # nor a temporary file
 
 
 def test_without_onnx_it_says_what_to_install(
@@ -184,8 +159,6 @@ def test_without_onnx_it_says_what_to_install(
     )
     flags = ["--format", "onnx", "--results-dir", str(tmp_path / "results")]
     status, _, err = program("export", "--checkpoint", str(trained), *flags)
-    assert (
-        status == 2
-        and err.endswith("pip install onnxscript onnxruntime\n")
-        and not (tmp_path / "results").exists()
-    )
+    assert status == 2
+    assert err.endswith("pip install onnxscript onnxruntime\n")
+    assert not (tmp_path / "results").exists()

@@ -1,4 +1,7 @@
-"""`python main.py finetune`: shares of labels are exact, finished seeds are kept, and the whole network learns."""
+"""`python main.py finetune`: finished seeds are kept, and the whole network learns.
+
+The choice of labels is in tests/evaluation/test_label_subset.py.
+"""
 
 import json
 import shutil
@@ -11,123 +14,38 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from simsiam import load_backbone
-from simsiam.commands.finetune import choose_labels, digest_of, label_quotas
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.evaluation.features import extract_features
-from tests.helpers import ROOT, Program, summary
-from utils.errors import UserError
+from tests.helpers import Program, summary
 from utils.weights import BACKBONE, read_weights, write_weights
 
 FINETUNE = ["--label-fraction", "0.25", "--epochs", "2"]
 
 
-# ---------------------------------------------------------------- which labels
-
-
-@pytest.mark.parametrize(("fraction", "each"), [(0.01, 5), (0.1, 50), (0.37, 185), (1.0, 500)])
-def test_a_share_of_the_labels_is_exactly_that_share_of_every_class(
-    fraction: float, each: int
-) -> None:
-    labels = torch.arange(5000) % 10
-    chosen = choose_labels(
-        labels, label_quotas(labels, tuple("abcdefghij"), fraction, None), seed=0
-    )
-    assert len(chosen.unique()) == len(chosen) == 10 * each
-    assert labels[chosen].bincount().tolist() == [each] * 10
-
-
-def test_the_published_splits_are_those_that_the_seeds_choose(cifar10_dir: Path) -> None:
-    """docs/splits/cifar10.json, by which others can measure on the same labels; summary.json has their digest."""
-    train, _ = load_dataset(DataOptions("cifar10", str(cifar10_dir), test_images=1))
-    published = json.loads((ROOT / "docs" / "splits" / "cifar10.json").read_text())
-    assert published.keys() == {f"{share}%-{seed}" for share in (1, 10) for seed in range(5)}
-    for name, split in published.items():
-        share, seed = name.split("%-")
-        quotas = label_quotas(train.labels, train.classes, int(share) / 100, None)
-        chosen = choose_labels(train.labels, quotas, int(seed))
-        assert chosen.tolist() == split["indices"] and digest_of(chosen) == split["digest"]
-
-
-def test_ten_percent_of_cifar10_are_500_of_each_class(cifar10_dir: Path) -> None:
-    train, _ = load_dataset(DataOptions("cifar10", str(cifar10_dir), test_images=1))
-    quotas = label_quotas(train.labels, train.classes, 0.1, None)
-    assert (
-        train.labels[choose_labels(train.labels, quotas, seed=3)].bincount().tolist() == [500] * 10
-    )
-
-
-def test_shares_of_uneven_classes_are_in_proportion_and_add_up() -> None:
-    labels = torch.tensor([0] * 700 + [1] * 200 + [2] * 95)
-    assert label_quotas(labels, ("a", "b", "c"), 0.1, None) == [
-        70,
-        20,
-        10,
-    ]  # of 9.5 and 99.5: the largest remainder
-    assert sum(label_quotas(labels, ("a", "b", "c"), 0.123, None)) == round(0.123 * 995)
-
-
-def test_a_count_is_shared_equally() -> None:
-    labels = torch.tensor([0] * 700 + [1] * 200 + [2] * 95)
-    assert label_quotas(labels, ("a", "b", "c"), 0.1, 30) == [10, 10, 10]
-    assert sorted(label_quotas(labels, ("a", "b", "c"), 0.1, 31)) == [10, 10, 11]
-    with pytest.raises(UserError, match="100 of class c, which has 95"):
-        label_quotas(labels, ("a", "b", "c"), 0.1, 300)
-
-
-def test_the_choice_is_the_seeds_and_a_larger_one_holds_the_smaller() -> None:
-    labels = torch.randint(0, 10, (5000,), generator=torch.Generator().manual_seed(0))
-    choices = {}
-    for seed in (0, 1):
-        for fraction in (0.01, 0.1):
-            quotas = label_quotas(labels, tuple("abcdefghij"), fraction, None)
-            choices[seed, fraction] = set(choose_labels(labels, quotas, seed).tolist())
-            assert choices[seed, fraction] == set(choose_labels(labels, quotas, seed).tolist())
-    assert choices[0, 0.01] < choices[0, 0.1] and choices[0, 0.1] != choices[1, 0.1]
-
-
-# ---------------------------------------------------------------- the command
-
-
 def test_head_and_backbone_have_their_own_rates_and_both_fall_to_zero(
     trained: Path, program: Program, tmp_path: Path
 ) -> None:
-    seen = []
+    rates = []
 
     def note_rates(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         if isinstance(optimizer, torch.optim.SGD):
-            seen.append([group["lr"] for group in optimizer.param_groups])
+            rates.append([group["lr"] for group in optimizer.param_groups])
 
     hook = register_optimizer_step_pre_hook(note_rates)
-    flags = [
-        "--results-dir",
-        str(tmp_path),
-        "--learning-rate",
-        "0.2",
-        "--head-learning-rate",
-        "0.5",
-        *FINETUNE,
-    ]
+    flags = ["--checkpoint", str(trained), "--results-dir", str(tmp_path)]
+    flags += ["--label-fraction", "0.25", "--epochs", "10", "--batch-size", "25"]
+    flags += ["--learning-rate", "0.2", "--head-learning-rate", "0.5"]
     try:
-        assert (
-            program(
-                "finetune",
-                "--checkpoint",
-                str(trained),
-                *flags,
-                "--epochs",
-                "10",
-                "--batch-size",
-                "25",
-            )[0]
-            == 0
-        )
+        assert program("finetune", *flags)[0] == 0
     finally:
         hook.remove()
-    assert len(seen) == 20 and seen[0] == [0.5, 0.2]  # of 50 labels two steps an epoch
-    for head, backbone in seen:
-        assert head == pytest.approx(2.5 * backbone)
-    assert seen[-1][0] < 0.01 and seen == sorted(seen, reverse=True)
+    assert len(rates) == 20  # 50 labels are two steps an epoch
+    assert rates[0] == [0.5, 0.2]
+    for head_rate, backbone_rate in rates:
+        assert head_rate == pytest.approx(2.5 * backbone_rate)
+    assert rates[-1][0] < 0.01
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_finetune_keeps_networks_and_gives_mean_and_deviation(
@@ -145,10 +63,8 @@ def test_finetune_keeps_networks_and_gives_mean_and_deviation(
     assert whole["linear_accuracy"] == mean(figures["linear_accuracy"] for figures in seeds)
     assert len({figures["labels_digest"] for figures in seeds}) == 3
 
-    backbone, head = (
-        load_backbone(folder / "seed_1" / "backbone.safetensors"),
-        torch.nn.Linear(32, 10),
-    )
+    backbone = load_backbone(folder / "seed_1" / "backbone.safetensors")
+    head = torch.nn.Linear(32, 10)
     head.load_state_dict(load_file(folder / "seed_1" / "head.safetensors"), strict=True)
     _, test = load_dataset(DataOptions("patterns", "", train_images=200, test_images=100))
     features = extract_features(
@@ -163,23 +79,17 @@ def test_finetune_keeps_networks_and_gives_mean_and_deviation(
 def test_large_gradients_do_not_throw_a_trained_backbone_away(
     trained: Path, program: Program, tmp_path: Path
 ) -> None:
-    """800 epochs leave features of deviation 0.004, and a head with weights as much larger: without a limit, the first
-    steps at the default rate move every weight by many times its size."""
-    facts, weights = read_weights(trained / "backbone.safetensors", BACKBONE)
-    for name in ("layer4.0.bn2", "layer4.0.downsample.1"):  # what the last block adds up
+    """800 epochs leave features of deviation 0.004, and the weights of the head are large instead.
+
+    Without a limit, the first steps at the default rate move each weight by many times its size.
+    """
+    metadata, weights = read_weights(trained / "backbone.safetensors", BACKBONE)
+    for name in ("layer4.0.bn2", "layer4.0.downsample.1"):  # the last block adds the two
         weights[f"{name}.weight"] /= 250
         weights[f"{name}.bias"] /= 250
-    write_weights(tmp_path / "small.safetensors", BACKBONE, weights, facts)
-    flags = [
-        "--results-dir",
-        str(tmp_path),
-        "--label-fraction",
-        "1",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "200",
-    ]
+    write_weights(tmp_path / "small.safetensors", BACKBONE, weights, metadata)
+    flags = ["--results-dir", str(tmp_path), "--label-fraction", "1"]
+    flags += ["--epochs", "1", "--batch-size", "200"]
     assert program("finetune", "--checkpoint", str(tmp_path / "small.safetensors"), *flags)[0] == 0
     tuned = read_weights(tmp_path / "finetune_1" / "seed_0" / "backbone.safetensors", BACKBONE)[1]
     learned = [name for name in weights if "running" not in name and "num_batches" not in name]
@@ -198,7 +108,9 @@ def test_the_same_finetune_again_trains_only_the_seeds_that_are_missing(
     first.write_text(json.dumps(measured))
     before = first.stat().st_mtime_ns
     status, out, _ = program(*command, "--seeds", "0", "1")
-    assert status == 0 and "seed 1 is there already" in out and first.stat().st_mtime_ns == before
+    assert status == 0
+    assert "seed 1 is finished already" in out
+    assert first.stat().st_mtime_ns == before
     assert set(summary(tmp_path / "finetune_0.25")["seeds"]) == {"0", "1"}
 
     status, _, err = program(*command, "--epochs", "3", "--seeds", "1")
@@ -227,7 +139,8 @@ def test_from_scratch_begins_with_random_weights(
         load_backbone(scratch / "backbone.safetensors").conv1.weight - old.conv1.weight
     ).abs().max() > 0.05
 
-    # At this rate nothing moves: the heads are as they began, as the linear probe of the labelled images and as zero.
+    # At this rate nothing moves, so the heads are as they began: one is the linear probe of the
+    # labelled images, the other is zero.
     _, test = load_dataset(DataOptions("patterns", "", train_images=200, test_images=100))
     features = extract_features(
         old, test.images, torch.tensor(old.mean), torch.tensor(old.std), unit=False
@@ -261,7 +174,7 @@ def test_a_training_that_diverges_ends_with_status_4(
 ) -> None:
     flags = ["--results-dir", str(tmp_path), "--learning-rate", "1e30"]
     status, _, err = program("finetune", "--checkpoint", str(trained), *FINETUNE, *flags)
-    assert status == 4 and err.count("\n") == 1 and "lower the learning rates" in err
+    assert status == 4 and err.count("\n") == 1 and "lower learning rates" in err
     assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -270,13 +183,12 @@ def test_a_tuned_backbone_says_so_and_not_what_its_origin_reached(
 ) -> None:
     flags = ["--results-dir", str(tmp_path), "--label-count", "50", "--epochs", "1", "--seeds", "4"]
     assert program("finetune", "--checkpoint", str(trained), *flags)[0] == 0
-    about, _ = read_weights(
-        tmp_path / "finetune_50_labels" / "seed_4" / "backbone.safetensors", BACKBONE
-    )
-    assert about["tuned"]["labels"] == 50 and about["tuned"]["seed"] == 4 and "row" not in about
-    assert (
-        about["tuned"]["test_accuracy"] == summary(tmp_path / "finetune_50_labels")["test_accuracy"]
-    )
+    folder = tmp_path / "finetune_50_labels"
+    metadata, _ = read_weights(folder / "seed_4" / "backbone.safetensors", BACKBONE)
+    tuned = metadata["tuned"]
+    assert (tuned["labels"], tuned["seed"]) == (50, 4)
+    assert tuned["test_accuracy"] == summary(folder)["test_accuracy"]
+    assert "row" not in metadata
 
 
 def test_seeds_of_other_weights_are_not_averaged_and_overwrite_leaves_other_seeds(
@@ -291,36 +203,26 @@ def test_seeds_of_other_weights_are_not_averaged_and_overwrite_leaves_other_seed
     assert (folder / "seed_1" / "summary.json").read_bytes() == before
     assert program(*command, "--seeds", "0")[0] == 0 and set(summary(folder)["seeds"]) == {"0", "1"}
 
-    about, state = read_weights(run / "backbone.safetensors", BACKBONE)
+    metadata, state = read_weights(run / "backbone.safetensors", BACKBONE)
     state["bn1.bias"] += 0.1
-    write_weights(run / "other.safetensors", BACKBONE, state, about)
+    write_weights(run / "other.safetensors", BACKBONE, state, metadata)
     flags = ["--results-dir", str(run / "results"), "--seeds", "2", "0"]
     status, out, err = program(
         "finetune", "--checkpoint", str(run / "other.safetensors"), *FINETUNE, *flags
     )
-    assert (
-        (status, out) == (2, "")
-        and "another --checkpoint" in err
-        and not (folder / "seed_2").exists()
-    )
+    assert (status, out) == (2, "")
+    assert "another --checkpoint" in err
+    assert not (folder / "seed_2").exists()
 
 
 @pytest.mark.slow("fine-tunes on 2,000 images; that fine-tuning trains is held by quick tests")
 def test_all_labels_teach_more_than_a_few(
     cifar10_run: Path, program: Program, tmp_path: Path
 ) -> None:
-    found = []
+    accuracies = []
     for fraction in ("0.05", "1"):
-        flags = [
-            "--results-dir",
-            str(tmp_path),
-            "--label-fraction",
-            fraction,
-            "--epochs",
-            "6",
-            "--batch-size",
-            "64",
-        ]
+        flags = ["--results-dir", str(tmp_path), "--label-fraction", fraction]
+        flags += ["--epochs", "6", "--batch-size", "64"]
         assert program("finetune", "--checkpoint", str(cifar10_run), *flags)[0] == 0
-        found.append(summary(tmp_path / f"finetune_{fraction}")["test_accuracy"])
-    assert found[1] > found[0] + 5  # measured: 22 and 37
+        accuracies.append(summary(tmp_path / f"finetune_{fraction}")["test_accuracy"])
+    assert accuracies[1] > accuracies[0] + 5  # measured: 22 and 37

@@ -16,6 +16,9 @@ from simsiam.data import load_dataset
 from simsiam.evaluation.features import extract_features
 from tests.helpers import Program
 
+FIRST_CLASSES = ["airplane", "automobile", "bird", "cat", "deer"]
+LAST_CLASSES = ["dog", "frog", "horse", "ship", "truck"]
+
 
 @pytest.fixture(scope="module")
 def figures(cifar10_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
@@ -29,11 +32,8 @@ def test_its_headline_is_what_the_monitor_measured_in_that_epoch(
 ) -> None:
     last = json.loads((cifar10_run / "metrics.jsonl").read_text().splitlines()[-1])
     assert (figures["kNN_accuracy"], figures["epoch"]) == (last["kNN_accuracy"], last["epoch"])
-    assert (figures["dataset"], figures["train_images"], figures["test_images"]) == (
-        "cifar10",
-        1000,
-        500,
-    )
+    assert figures["dataset"] == "cifar10"
+    assert (figures["train_images"], figures["test_images"]) == (1000, 500)
 
 
 def test_its_table_is_lightlys(figures: dict, cifar10_run: Path, cifar10_dir: Path) -> None:
@@ -63,28 +63,13 @@ def test_its_table_is_lightlys(figures: dict, cifar10_run: Path, cifar10_dir: Pa
 
 def test_classes_add_up_to_the_whole(figures: dict) -> None:
     counts = torch.tensor(figures["confusion"])
-    assert counts.sum() == 500 and list(figures["per_class"]) == figures_classes()
+    assert counts.sum() == 500 and list(figures["per_class"]) == FIRST_CLASSES + LAST_CLASSES
     assert 100 * counts.diagonal().sum().item() / 500 == pytest.approx(figures["kNN_accuracy"])
     shares = counts.sum(dim=1) / 500
     whole = sum(
         share * a for share, a in zip(shares.tolist(), figures["per_class"].values(), strict=True)
     )
     assert whole == pytest.approx(figures["kNN_accuracy"], abs=1e-4)
-
-
-def figures_classes() -> list[str]:
-    return [
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    ]
 
 
 def test_of_a_backbone_alone_there_are_no_projector_features(
@@ -94,7 +79,4 @@ def test_of_a_backbone_alone_there_are_no_projector_features(
     status, out, _ = program("knn", "--checkpoint", str(alone), "--train-images", "150")
     assert status == 0 and "projector" not in out
     summary = json.loads((tmp_path / "backbone_results" / "knn" / "summary.json").read_text())
-    assert {row["k"] for row in summary["table"]} == {
-        1,
-        20,
-    }  # of 150 images there are no 200 nearest
+    assert {row["k"] for row in summary["table"]} == {1, 20}  # 200 are more than the 150 images

@@ -1,7 +1,7 @@
-"""Damaged, foreign and hostile checkpoints: one line on stderr, status 2, none of their code run, nothing changed.
+"""Damaged, foreign and hostile checkpoints: status 2, one line on stderr, nothing run or changed.
 
-The tables list what was tried, with the answer; `pytest -v` shows each as a test of its own. Wrong flags are in
-test_context.py and tests/config/test_cli.py.
+CHECKPOINTS lists the files; `pytest -v` shows each as its own test. Files with invalid metadata are
+in test_bad_metadata.py. Wrong flags are in test_wrong_flags.py and tests/config/test_cli.py.
 """
 
 import argparse
@@ -26,30 +26,42 @@ from simsiam.config.commands import COMMANDS
 from simsiam.evaluation.checkpoint import load_weights
 from tests.helpers import PAGE, SMALL, Bomb, Program, flipped, is_announcement
 from utils.checkpoint_io import read_resumable
-from utils.weights import BACKBONE, read_weights, write_weights
 
 
 class Good(NamedTuple):
-    """A whole run's files, for others to be made of."""
+    """The files of a finished run, from which bad files are made."""
 
-    raw: bytes  # of its last.ckpt
-    content: dict[str, Any]  # likewise, read
-    safe: bytes  # of its backbone.safetensors
-    weights: dict[str, torch.Tensor]  # likewise, read
+    raw: bytes  # last.ckpt
+    content: dict[str, Any]  # what last.ckpt contains
+    safe: bytes  # backbone.safetensors
+    weights: dict[str, torch.Tensor]  # what backbone.safetensors contains
 
 
 @pytest.fixture(scope="module")
 def good(trained: Path) -> Good:
-    last, safe = trained / "checkpoints" / "last.ckpt", trained / "backbone.safetensors"
+    last = trained / "checkpoints" / "last.ckpt"
+    backbone = trained / "backbone.safetensors"
     return Good(
-        last.read_bytes(), torch.load(last, weights_only=True), safe.read_bytes(), load_file(safe)
+        raw=last.read_bytes(),
+        content=torch.load(last, weights_only=True),
+        safe=backbone.read_bytes(),
+        weights=load_file(backbone),
     )
 
 
-def saved(content: object, **how: Any) -> bytes:
+def saved(content: object, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    torch.save(content, buffer, **how)
+    torch.save(content, buffer, **options)
     return buffer.getvalue()
+
+
+def with_hparam(good: Good, name: str, value: object) -> bytes:
+    hparams = good.content["hyper_parameters"] | {name: value}
+    return saved(good.content | {"hyper_parameters": hparams})
+
+
+def with_state(good: Good, state: dict[str, object]) -> bytes:
+    return saved(good.content | {"state_dict": state})
 
 
 def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
@@ -61,19 +73,18 @@ def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> by
 
 
 def compressed(raw: bytes) -> bytes:
-    """The same archive as a bomb would be: a small file that unpacks to a large one."""
+    """The same archive compressed, as in a zip bomb: a small file that unpacks to a large one."""
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-        return zipped(
-            {name: archive.read(name) for name in archive.namelist()}, zipfile.ZIP_DEFLATED
-        )
+        files = {name: archive.read(name) for name in archive.namelist()}
+    return zipped(files, zipfile.ZIP_DEFLATED)
 
 
 def safetensors(header: bytes, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header + data
 
 
-Made = Callable[[Good], bytes]
-CHECKPOINTS: dict[str, tuple[Made, str]] = {
+# Name of a file -> a function that makes its content, and a part of the message.
+CHECKPOINTS: dict[str, tuple[Callable[[Good], bytes], str]] = {
     "empty.ckpt": (lambda g: b"", "empty"),
     "one_byte.ckpt": (lambda g: b"P", "not a checkpoint, or cut short"),
     "half.ckpt": (lambda g: g.raw[: len(g.raw) // 2], "not a checkpoint, or cut short"),
@@ -102,7 +113,7 @@ CHECKPOINTS: dict[str, tuple[Made, str]] = {
     "plain_pickle_bomb.ckpt": (lambda g: pickle.dumps(Bomb()), "not a checkpoint, or cut short"),
     "bomb.ckpt": (lambda g: saved(Bomb()), "refused, nothing of it was run"),
     "bomb_among_weights.ckpt": (
-        lambda g: saved(g.content | {"state_dict": g.content["state_dict"] | {"x": Bomb()}}),
+        lambda g: with_state(g, g.content["state_dict"] | {"x": Bomb()}),
         "refused, nothing of it was run",
     ),
     "namespace_of_old_lightning.ckpt": (
@@ -128,35 +139,27 @@ CHECKPOINTS: dict[str, tuple[Made, str]] = {
         lambda g: saved(
             {"state_dict": {"backbone.0.weight": torch.zeros(1)}, "hyper_parameters": {"lr": 0.1}}
         ),
-        "does not say its backbone",
+        "it has no valid backbone",
     ),
     "wider.ckpt": (
-        lambda g: saved(
-            g.content | {"hyper_parameters": g.content["hyper_parameters"] | {"width": 8}}
-        ),
+        lambda g: with_hparam(g, "width", 8),
         "do not fit",
     ),
     "unknown_setting.ckpt": (
-        lambda g: saved(
-            g.content | {"hyper_parameters": g.content["hyper_parameters"] | {"bogus": 8}}
-        ),
+        lambda g: with_hparam(g, "bogus", 8),
         "not a checkpoint of this program",
     ),
     "huge.ckpt": (
-        lambda g: saved(
-            g.content | {"hyper_parameters": g.content["hyper_parameters"] | {"out_dim": 2**40}}
-        ),
+        lambda g: with_hparam(g, "out_dim", 2**40),
         "a size of 1099511627776",
     ),
-    "weightless.ckpt": (lambda g: saved(g.content | {"state_dict": {}}), "do not fit"),
+    "weightless.ckpt": (lambda g: with_state(g, {}), "do not fit"),
     "without_one_weight.ckpt": (
-        lambda g: saved(
-            g.content | {"state_dict": dict(list(g.content["state_dict"].items())[1:])}
-        ),
+        lambda g: with_state(g, dict(list(g.content["state_dict"].items())[1:])),
         "do not fit",
     ),
     "numbers_for_weights.ckpt": (
-        lambda g: saved(g.content | {"state_dict": dict.fromkeys(g.content["state_dict"], 1.0)}),
+        lambda g: with_state(g, dict.fromkeys(g.content["state_dict"], 1.0)),
         "do not fit",
     ),
     "empty.safetensors": (lambda g: b"", "not a safetensors file"),
@@ -183,24 +186,23 @@ CHECKPOINTS: dict[str, tuple[Made, str]] = {
         lambda g: save(g.weights, {"kind": "simsiam-head"}),
         "not a backbone of this program",
     ),
-    "untold.safetensors": (
+    "without_metadata.safetensors": (
         lambda g: save(g.weights, {"kind": "simsiam-backbone"}),
-        "does not say its backbone",
+        "it has no valid backbone",
     ),
     "no_json.safetensors": (
         lambda g: save(g.weights, {"kind": "simsiam-backbone", "width": "{"}),
         "not a safetensors file",
     ),
 }
-WHOLE = {  # as far as resuming reads them; what does not fit is found when it is loaded
-    *(
-        "wider.ckpt",
-        "huge.ckpt",
-        "unknown_setting.ckpt",
-        "weightless.ckpt",
-        "without_one_weight.ckpt",
-        "numbers_for_weights.ckpt",
-    ),
+# `read_resumable` accepts these files. Their faults are found when their weights are loaded.
+RESUMABLE = {
+    "wider.ckpt",
+    "huge.ckpt",
+    "unknown_setting.ckpt",
+    "weightless.ckpt",
+    "without_one_weight.ckpt",
+    "numbers_for_weights.ckpt",
 }
 EVALUATIONS = ("knn", "linear", "finetune", "embed", "neighbours", "export")
 USES = [[command, "--checkpoint"] for command in EVALUATIONS]
@@ -208,36 +210,35 @@ USES += [[*SMALL, "--model-path"], [*SMALL, "--epochs", "3", "--ckpt-dir"]]
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_bad_checkpoint(
-    name: str, good: Good, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_each_reader_of_checkpoints_refuses_a_bad_file(
+    name: str, good: Good, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of the three readers of checkpoints raises what names the file, which stays as it was, with its folder."""
+    """The message names the file. The file and its folder stay as they were."""
     monkeypatch.chdir(tmp_path)
-    make, answer = CHECKPOINTS[name]
+    make, message = CHECKPOINTS[name]
     (tmp_path / name).write_bytes(make(good))
     before = (tmp_path / name).read_bytes()
     with pytest.raises(ValueError) as error:
         load_backbone(name)
-    assert answer in str(error.value)
+    assert message in str(error.value)
     with pytest.raises(ValueError) as error:
         load_weights(SimSiam("resnet10", width=4, out_dim=32, h_dim=16), name)
-    assert name in str(error.value) and answer in str(error.value)
-    if name not in WHOLE:
+    assert name in str(error.value) and message in str(error.value)
+    if name not in RESUMABLE:
         with pytest.raises(ValueError) as error:
             read_resumable(Path(name), STATEFUL)
         assert name in str(error.value)
     assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_bytes() == before
 
 
-@pytest.mark.slow(
-    "each file once more, through the command; the readers and one file for each command are quick tests"
-)
+@pytest.mark.slow("all files again, by the command; the readers and some files are quick tests")
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_bad_checkpoint_is_not_resumed_from(
+def test_a_run_does_not_resume_from_a_bad_file(
     name: str, good: Good, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / name).write_bytes(CHECKPOINTS[name][0](good))
+    make, _ = CHECKPOINTS[name]
+    (tmp_path / name).write_bytes(make(good))
     status, out, err = program(*SMALL, "--epochs", "3", "--ckpt-dir", name)
     assert status == 2 and is_announcement(out) and err.count("\n") == 1 and name in err, err
     assert os.listdir(tmp_path) == [name]
@@ -245,7 +246,7 @@ def test_a_bad_checkpoint_is_not_resumed_from(
 
 @pytest.mark.parametrize("name", ["bomb.ckpt", "half.safetensors"])
 @pytest.mark.parametrize("use", USES, ids=lambda use: use[0] if use[0] in COMMANDS else use[-1])
-def test_a_bad_checkpoint_is_answered_in_one_line_by_whatever_takes_one(
+def test_each_command_refuses_a_bad_file_in_one_line(
     use: list[str],
     name: str,
     good: Good,
@@ -254,93 +255,11 @@ def test_a_bad_checkpoint_is_answered_in_one_line_by_whatever_takes_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make, answer = CHECKPOINTS[name]
+    make, message = CHECKPOINTS[name]
     (tmp_path / name).write_bytes(make(good))
     status, out, err = program(*use, name)
     assert status == 2 and is_announcement(out) and err.count("\n") == 1 and name in err, err
     if (use[-1], name) == ("--ckpt-dir", "half.safetensors"):
-        answer = "weights alone, which no run goes on from"
-    assert answer in err
+        message = "weights alone, which no run goes on from"
+    assert message in err
     assert os.listdir(tmp_path) == [name]
-
-
-PARTS = (
-    "state_dict",
-    "optimizer_states",
-    "lr_schedulers",
-    "loops",
-    "callbacks",
-    "row",
-    "settings",
-    "global_step",
-)
-VALUES = (None, "x", [], {"a": 1}, [{}])
-COMBINATIONS = [  # each part and each value once in the quick suite
-    (name, value)
-    if i % len(VALUES) == j
-    else pytest.param(name, value, marks=pytest.mark.slow("as those beside it"))
-    for i, name in enumerate(PARTS)
-    for j, value in enumerate(VALUES)
-]
-
-
-@pytest.mark.parametrize(("name", "value"), COMBINATIONS)
-def test_a_checkpoint_with_a_part_that_is_something_else(
-    name: str, value: object, trained: Path, program: Program, tmp_path: Path
-) -> None:
-    """What Lightning would restore, and fail, is answered as well, and the new run's folder is not kept."""
-    content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
-    content["settings"]["epochs"] = 3
-    if (name, value) == (
-        "row",
-        {"a": 1},
-    ):  # it is told to people alone; what a run goes on with is elsewhere
-        value = {"epoch": "two"}
-    torch.save(content | {name: value}, tmp_path / "a.ckpt")
-    status, _, err = program(*SMALL, "--epochs", "3", "--ckpt-dir", str(tmp_path / "a.ckpt"))
-    assert status == 2 and err.count("\n") == 1 and "a.ckpt" in err, err
-    assert not (tmp_path / "runs" / "simsiam_patterns").exists()
-
-
-# ---------------------------------------------------------------- whole files with untrue facts
-
-HOSTILE: list[tuple[str, Any]] = [
-    ("backbone", "resnet99"), ("backbone", ["resnet10"]), ("width", 0), ("width", -1), ("width", 3_000_000),
-    ("width", "4"), ("width", None), ("mean", [0.5, 0.5]), ("mean", ["a", "b", "c"]), ("mean", None),
-    ("std", [0.0, 0.0, 0.0]), ("std", [1, 1, float("nan")]), ("image_size", 0), ("classes", [1, 2]),
-    ("settings", "x"), ("settings", None), ("settings", []), ("settings", {"dataset": ["a"]}),
-    ("settings", {"dataset": "patterns", "data_dir": 5}), ("settings", {"dataset": "patterns", "train_images": "abc"}),
-    ("settings", {"dataset": "patterns", "train_images": -5}), ("settings", {"dataset": "mnist"}),
-    ("row", None), ("row", [1]), ("row", {"epoch": "two"}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "value"), HOSTILE)
-def test_a_file_that_lies_about_itself_is_answered_in_one_line(
-    name: str, value: Any, trained: Path, program: Program, tmp_path: Path
-) -> None:
-    about, state = read_weights(trained / "backbone.safetensors", BACKBONE)
-    write_weights(tmp_path / "a.safetensors", BACKBONE, state, about | {name: value})
-    whole = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
-    if name in whole["hyper_parameters"]:
-        whole["hyper_parameters"][name] = value
-    else:
-        whole[name] = value
-    torch.save(whole, tmp_path / "a.ckpt")
-    for file in ("a.safetensors", "a.ckpt"):
-        status, out, err = program("knn", "--checkpoint", str(tmp_path / file))
-        assert (status, out) == (2, "") and err.count("\n") == 1, (file, err)
-        assert name in err or "mnist" in err
-    assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "a.safetensors"]
-
-
-def test_weights_that_are_not_finite_are_refused(
-    trained: Path, program: Program, tmp_path: Path
-) -> None:
-    about, state = read_weights(trained / "backbone.safetensors", BACKBONE)
-    state["conv1.weight"][0, 0, 0, 0] = float("nan")
-    write_weights(tmp_path / "a.safetensors", BACKBONE, state, about)
-    for command in EVALUATIONS:
-        status, out, err = program(command, "--checkpoint", str(tmp_path / "a.safetensors"))
-        assert (status, out) == (2, "") and "not finite" in err and err.count("\n") == 1
-    assert os.listdir(tmp_path) == ["a.safetensors"]

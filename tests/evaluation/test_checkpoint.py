@@ -1,5 +1,6 @@
-"""Loading: from a run folder, a .ckpt and a .safetensors; strictly; never running what a file contains."""
+"""Networks are loaded strictly from a run folder, a .ckpt and a .safetensors."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from simsiam import SimSiam, load_backbone
 from simsiam.evaluation.checkpoint import load_weights
 from simsiam.evaluation.features import extract_features
+from simsiam.evaluation.metadata import ALL_HPARAMS
 from tests.helpers import SMALL, Program, cifar_stem
 from utils.weights import BACKBONE, read_weights, write_weights
 
@@ -21,6 +23,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     assert main.main([*SMALL, "--epochs", "1", "--save-dir", str(folder)]) == 0
     return folder / "simsiam_patterns"
+
+
+def test_the_names_of_hyper_parameters_are_the_arguments_of_simsiam() -> None:
+    """A new argument must be added to one of the groups in metadata.py, or nothing loads."""
+    assert sorted(ALL_HPARAMS) == sorted(inspect.signature(SimSiam).parameters)
 
 
 def test_all_three_ways_give_the_same_network(run: Path) -> None:
@@ -63,9 +70,9 @@ def test_the_loaded_features_are_those_that_were_monitored(run: Path) -> None:
 def test_files_from_before_there_were_stems_and_heads_without_bn_still_load(
     run: Path, tmp_path: Path
 ) -> None:
-    about, state = read_weights(run / "backbone.safetensors", BACKBONE)
-    del about["stem"]
-    write_weights(tmp_path / "old.safetensors", BACKBONE, state, about)
+    metadata, state = read_weights(run / "backbone.safetensors", BACKBONE)
+    del metadata["stem"]
+    write_weights(tmp_path / "old.safetensors", BACKBONE, state, metadata)
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     for name in ("stem", "heads_bn"):
         del content["hyper_parameters"][name]
@@ -74,8 +81,9 @@ def test_files_from_before_there_were_stems_and_heads_without_bn_still_load(
     for file in ("old.safetensors", "old.ckpt"):
         model = SimSiam("resnet10", width=4, out_dim=32, h_dim=16)
         load_weights(model, tmp_path / file)
-        for found in (load_backbone(tmp_path / file).state_dict(), model.backbone.state_dict()):
-            assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+        for backbone in (load_backbone(tmp_path / file), model.backbone):
+            loaded = backbone.state_dict()
+            assert all(torch.equal(expected[name], loaded[name]) for name in loaded)
 
 
 def test_timm_takes_the_file_strictly(tmp_path: Path) -> None:
@@ -100,8 +108,8 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     before = torch.load(last, weights_only=True)["state_dict"]
     last.write_bytes(last.read_bytes()[:-1000])
     status, out, err = program(*SMALL, *flags)
-    assert (
-        status == 0 and err.count("\n") == 1 and "going back" in err and "last.previous.ckpt" in out
-    )
+    assert status == 0
+    assert "going back" in err and err.count("\n") == 1
+    assert "last.previous.ckpt" in out
     after = torch.load(last, weights_only=True)["state_dict"]
     assert all(torch.equal(before[name], after[name]) for name in before)

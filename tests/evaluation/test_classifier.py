@@ -16,7 +16,8 @@ from simsiam.evaluation.logistic_regression import make_head
 
 def small_backbone(size: int = 32) -> ResNet:
     backbone = resnet10(4, zero_init_residual=False)
-    backbone.statistics, backbone.image_size = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), size
+    backbone.statistics = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    backbone.image_size = size
     return backbone
 
 
@@ -27,7 +28,7 @@ def recipe(batch_size: int, crop_scale: float = 0.5, backbone_lr: float | None =
     )
 
 
-def test_frozen_means_that_nothing_of_the_backbone_changes_and_tuned_that_all_does() -> None:
+def test_all_of_the_backbone_changes_unless_it_is_frozen() -> None:
     pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
     images = ImageDataset(pixels, torch.arange(64) % 4, tuple("abcd"))
     for rate in (None, 0.1):
@@ -45,28 +46,26 @@ def test_frozen_means_that_nothing_of_the_backbone_changes_and_tuned_that_all_do
 def test_a_training_is_sgd_on_views_of_the_chosen_images() -> None:
     pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
     images = ImageDataset(pixels, torch.arange(64) % 4, tuple("abcd"))
-    chosen, how = (
-        torch.randperm(64)[:24],
-        recipe(12, backbone_lr=0.1),
-    )  # two steps in each of two epochs
+    chosen = torch.randperm(64)[:24]
+    settings = recipe(12, backbone_lr=0.1)  # two steps in each of two epochs
     center, spread = torch.rand(32), 1 + torch.rand(32)
     backbone, head = small_backbone(), make_head(32, 4)
     twin, other = copy.deepcopy(backbone).train(), copy.deepcopy(head)
-    assert train_classifier(backbone, head, images, chosen, how, center, spread) == 4
+    assert train_classifier(backbone, head, images, chosen, settings, center, spread) == 4
 
     groups = [{"params": other.parameters(), "lr": 1.0}, {"params": twin.parameters(), "lr": 0.1}]
-    optimizer = torch.optim.SGD(groups, momentum=how.momentum, weight_decay=how.weight_decay)
+    optimizer = torch.optim.SGD(
+        groups, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: (1 + math.cos(math.pi * step / 4)) / 2
     )
     statistics = torch.tensor(twin.mean), torch.tensor(twin.std)
     for epoch in range(2):
-        for places in how.sampler(24, epoch, torch.device("cpu")):
-            indices = chosen[places]
-            logits = other(
-                (twin(crop_and_flip(images, indices, *statistics, 32, how, epoch)) - center)
-                / spread
-            )
+        for batch in settings.sampler(24, epoch, torch.device("cpu")):
+            indices = chosen[batch]
+            views = crop_and_flip(images, indices, *statistics, 32, settings, epoch)
+            logits = other((twin(views) - center) / spread)
             optimizer.zero_grad()
             cross_entropy(logits, images.labels[indices]).backward()
             optimizer.step()
@@ -114,14 +113,10 @@ def test_a_view_shows_a_share_of_its_image_and_half_are_flipped() -> None:
     views = crop_and_flip(
         images, torch.arange(500), *statistics, 32, recipe(500, crop_scale=0.2), epoch=0
     )
-    red, green = (
-        views[:, 0, 0, :] * 255 / 8,
-        views[:, 1, :, 0] * 255 / 8,
-    )  # the column and the row of each pixel
+    red = views[:, 0, 0, :] * 255 / 8  # columns of the pixels
+    green = views[:, 1, :, 0] * 255 / 8  # rows of the pixels
     area = (red[:, -1] - red[:, 0]).abs() * (green[:, -1] - green[:, 0]) / 31**2
-    assert (
-        0.1 < area.min() < 0.3
-        and area.max() > 0.9
-        and area.mean().item() == pytest.approx(0.58, abs=0.05)
-    )
+    assert 0.1 < area.min() < 0.3
+    assert area.max() > 0.9
+    assert area.mean().item() == pytest.approx(0.58, abs=0.05)
     assert (red[:, -1] < red[:, 0]).float().mean().item() == pytest.approx(0.5, abs=0.1)

@@ -1,4 +1,4 @@
-"""simsiam/evaluation/logistic_regression.py against scikit-learn's LogisticRegression, which minimises the same."""
+"""Logistic regression has the minimum of scikit-learn's LogisticRegression."""
 
 import copy
 
@@ -71,7 +71,7 @@ def test_it_learns_what_is_separable_and_decay_shrinks_it() -> None:
 def test_it_says_when_it_was_stopped_before_it_had_converged(
     problem: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logistic_regression, "ITERATIONS", 3)
+    monkeypatch.setattr(logistic_regression, "MAX_ITERATIONS", 3)
     assert not fit_logistic(make_head(20, 5), *problem, 1e-5)
 
 

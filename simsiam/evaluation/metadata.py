@@ -1,0 +1,145 @@
+"""The metadata of a checkpoint: the names of its hyper-parameters, and how they are validated.
+
+A file may come from anywhere, so each value is checked before it is used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+
+from models.heads import OWN_BACKBONE
+from models.resnet import BACKBONES, STEMS
+from simsiam.config.options import NetworkOptions
+from utils.errors import UserError, require
+
+# The hyper-parameters of SimSiam by their use. Together they are all the arguments of
+# `SimSiam.__init__` (tests/evaluation/test_checkpoint.py compares the two).
+BACKBONE_HPARAMS = ("backbone", "width", "stem")
+HEAD_HPARAMS = ("out_dim", "h_dim", "proj_layers", "proj_hidden", "heads_bn", "predictor")
+INITIALIZATION_HPARAMS = ("zero_init_residual", "conv_init")
+IMAGE_HPARAMS = ("image_size", "mean", "std", "classes")
+TRAINING_HPARAMS = (
+    "stop_grad",
+    "fixed_predictor",
+    "symmetric",
+    "learning_rate",
+    "momentum",
+    "weight_decay",
+    "warmup_epochs",
+    "constant_predictor_lr",
+    "predictor_lr_scale",
+)
+ALL_HPARAMS = (
+    *BACKBONE_HPARAMS,
+    *HEAD_HPARAMS,
+    *INITIALIZATION_HPARAMS,
+    *IMAGE_HPARAMS,
+    *TRAINING_HPARAMS,
+)
+
+# The hyper-parameters that a file of the backbone alone has as its metadata.
+METADATA_HPARAMS = (*BACKBONE_HPARAMS, *IMAGE_HPARAMS)
+# Further metadata, which a run's checkpoint has next to its hyper-parameters.
+PROVENANCE = ("settings", "versions", "commit", "row")
+
+# The largest number of channels, dimensions or pixels, so that no file can exhaust the memory.
+MAX_SIZE = 2**14
+Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
+StandardDeviation = Annotated[FiniteFloat, Field(gt=0)]
+ThreeChannels = Field(min_length=3, max_length=3)
+
+
+class BackboneMetadata(BaseModel, strict=True, extra="allow"):
+    """How to build a backbone, how to prepare its images, and where it comes from.
+
+    `image_size`, `mean` and `std` are None if the network was trained with a custom data loader,
+    from which they cannot be read.
+    """
+
+    backbone: Annotated[str, Field(pattern=f"^({'|'.join(BACKBONES)})$")]
+    width: Size
+    # Files that were written before there were two stems do not have this field.
+    stem: Annotated[str, Field(pattern=f"^({'|'.join(STEMS)})$")] = "cifar"
+    image_size: Size | None
+    mean: Annotated[Sequence[FiniteFloat], ThreeChannels] | None
+    std: Annotated[Sequence[StandardDeviation], ThreeChannels] | None
+    classes: Sequence[str] = ()
+    settings: dict[str, Any] = {}  # the run's settings; code that uses a value must check its type
+    row: dict[str, int | float | None] = {}  # the last row of the run's metrics.jsonl
+
+
+def validate_metadata(values: dict[str, Any], file: Path) -> BackboneMetadata:
+    """Return the metadata of a file as an object with checked types and ranges.
+
+    Raises:
+        UserError: a value is missing or invalid.
+    """
+    try:
+        return BackboneMetadata.model_validate(values)
+    except ValidationError as error:
+        # A list such as `mean` can have several errors; its name is printed once.
+        invalid = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
+        raise UserError(
+            f"{file}: not a file of this program: it has no valid {', '.join(invalid)}"
+        ) from None
+
+
+def read_metadata(file: Path, content: dict[str, Any]) -> BackboneMetadata:
+    """Return the metadata of a `.ckpt`.
+
+    Args:
+        file: named in messages.
+        content: as `utils.checkpoint_io.read_checkpoint` returns it.
+
+    Raises:
+        UserError: a value is missing or invalid, or the backbone is not one of this program's.
+    """
+    hparams = content["hyper_parameters"]
+    backbone = str(hparams.get("backbone"))
+    require(
+        not backbone.startswith(OWN_BACKBONE),
+        f"{file}: its backbone is a custom {backbone.removeprefix(OWN_BACKBONE).strip()}, which "
+        "this program cannot build. Build it in your own code, and load the weights whose names "
+        "begin with 'backbone.'",
+    )
+
+    # A run's checkpoint has `classes` in both places; the hyper-parameters take precedence.
+    available = content | hparams
+    values: dict[str, Any] = {}
+    for name in (*METADATA_HPARAMS, *PROVENANCE):
+        if name in available:
+            values[name] = available[name]
+    return validate_metadata(values, file)
+
+
+def read_hparams(file: Path, content: dict[str, Any], metadata: BackboneMetadata) -> dict[str, Any]:
+    """Return the hyper-parameters of a `.ckpt`, completed by defaults for those that it lacks.
+
+    Files of older versions lack hyper-parameters that were added later.
+
+    Raises:
+        UserError: a hyper-parameter is unknown, or a size is too large.
+    """
+    hparams: dict[str, Any] = asdict(NetworkOptions())
+    del hparams["in_dim"]  # an option of the command line that only checks the other ones
+    hparams["predictor"] = True
+    hparams["image_size"] = None
+    for name, value in content["hyper_parameters"].items():
+        # Names that begin with an underscore are written by LightningCLI.
+        if not str(name).startswith("_"):
+            hparams[name] = value
+    hparams["stem"] = metadata.stem
+
+    unknown = sorted(str(name) for name in hparams.keys() - set(ALL_HPARAMS))
+    require(
+        not unknown,
+        f"{file}: not a checkpoint of this program: unknown hyper-parameters {', '.join(unknown)}. "
+        "If it was saved by a subclass of SimSiam whose on_save_checkpoint does not call super(), "
+        "load it with SUBCLASS.load_from_checkpoint",
+    )
+    largest = max(value for value in hparams.values() if isinstance(value, int))
+    require(largest <= MAX_SIZE, f"{file}: a size of {largest} is too large; {MAX_SIZE} is allowed")
+    return hparams
