@@ -75,7 +75,9 @@ def test_a_run_on_a_disk_that_becomes_read_only_goes_on_later(
         held.unlink()
         out, err = process.communicate()
         assert process.returncode == 2 and err.count("\n") == 1, err
-        assert "Read-only file system" in err and f"the same command goes on from {last}" in err
+        assert (
+            "Read-only file system" in err and f"The same command then resumes from {last}" in err
+        )
         assert "epoch 6/6" in out and out.count("warning: ") >= 2, out
         assert steps_saved(last) >= step
         again = start_small("run", tmp_path, *on_it)

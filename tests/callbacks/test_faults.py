@@ -1,4 +1,4 @@
-"""A run cannot be lost: killed, told to stop, out of disk, or with its folder gone, it goes on as the same run."""
+"""A run that was killed, stopped or lost its folder resumes and ends as an undisturbed one."""
 
 import io
 import json
@@ -47,9 +47,9 @@ def killed_in_a_save(args: list[str]) -> int:
 
 
 def test_a_run_killed_again_and_again_is_the_same_run(undisturbed: Path, tmp_path: Path) -> None:
-    """Before the first checkpoint, in mid-epoch, and while a checkpoint is written: no kill costs more than two epochs.
+    """Kills before the first checkpoint, in mid-epoch and in a save cost at most two epochs each.
 
-    The steps of a process are counted from its own first one; a checkpoint is written every twelve.
+    The steps of a process are counted from its own first one. Each 12th step is a checkpoint.
     """
     run, held = tmp_path / "runs" / "run", tmp_path / "held"
     last = run / "checkpoints" / "last.ckpt"
@@ -147,7 +147,7 @@ def test_under_nohup_a_hang_up_is_ignored(tmp_path: Path) -> None:
 
 
 def test_slurms_signal_requeues_the_run_which_goes_on(undisturbed: Path, tmp_path: Path) -> None:
-    """No SLURM is needed: Lightning knows it by its environment, and asks `scontrol`, which here notes the question."""
+    """Lightning recognises SLURM by its variables and calls `scontrol`, a script of this test."""
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
@@ -231,8 +231,9 @@ BY_TIME = (
 def test_checkpoints_by_time_come_in_mid_epoch_too(
     trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simsiam.callbacks.checkpoint.CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr("simsiam.callbacks.checkpoint.SHARE", 1e9)  # however long the disk takes
+    monkeypatch.setattr("simsiam.callbacks.checkpoint.MIN_CHECKPOINT_SECONDS", 0)
+    # Save however long the disk takes.
+    monkeypatch.setattr("simsiam.callbacks.checkpoint.MAX_BLOCKED_FRACTION", 1e9)
     assert program(*BY_TIME, "--epochs", "2")[0] == 0
     often = tmp_path / "runs" / "simsiam_patterns"
     before = torch.load(often / "checkpoints" / "last.previous.ckpt", weights_only=True)
@@ -248,15 +249,17 @@ def test_a_slow_disk_is_written_to_less_often(
 ) -> None:
     """Training waits for checkpoints a hundredth of the time at most."""
     run = RunDirectory(tmp_path)
-    recorder, io = MetricsRecorder(run, KNNMonitor()), BackgroundCheckpointIO(run, about={})
+    recorder = MetricsRecorder(run, KNNMonitor())
+    io = BackgroundCheckpointIO(run, extra_state={})
     checkpoints = CheckpointCallback(run, recorder, None, io, SignalCallback())
-    checkpoints.saved_at, checkpoints.waited = time.monotonic() - passed, waited
+    checkpoints.saved_at = time.monotonic() - passed
+    checkpoints.blocked_seconds = waited
     assert checkpoints._is_due() == due
 
 
 def test_the_best_weights_go_to_the_disk_with_the_last_ones_and_at_the_end(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    io, weight = BackgroundCheckpointIO(run, about={}), torch.zeros(1)
+    io, weight = BackgroundCheckpointIO(run, extra_state={}), torch.zeros(1)
     for value in (1.0, 2.0):
         io.save_checkpoint({"weight": weight.fill_(value)}, run.best)
         io.wait()

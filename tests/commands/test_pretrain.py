@@ -315,7 +315,7 @@ def test_ckpt_dir_beside_an_unfinished_run_is_refused(program: Program, tmp_path
     assert program(*SMALL, "--epochs", "2")[0] == 0
     (tmp_path / "runs" / "simsiam_patterns" / "summary.json").unlink()
     status, _, err = program(*SMALL, "--epochs", "2", "--ckpt-dir", "/no/such")
-    assert status == 2 and "leave the flag out" in err
+    assert status == 2 and "Leave out this flag" in err
 
 
 def test_another_programs_folder_is_left_alone(program: Program, tmp_path: Path) -> None:

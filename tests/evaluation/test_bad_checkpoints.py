@@ -100,16 +100,16 @@ CHECKPOINTS: dict[str, tuple[Made, str]] = {
         "not a checkpoint, or cut short",
     ),
     "plain_pickle_bomb.ckpt": (lambda g: pickle.dumps(Bomb()), "not a checkpoint, or cut short"),
-    "bomb.ckpt": (lambda g: saved(Bomb()), "refused, nothing of it was run"),
+    "bomb.ckpt": (lambda g: saved(Bomb()), "none of its code was run"),
     "bomb_among_weights.ckpt": (
         lambda g: saved(g.content | {"state_dict": g.content["state_dict"] | {"x": Bomb()}}),
-        "refused, nothing of it was run",
+        "none of its code was run",
     ),
     "namespace_of_old_lightning.ckpt": (
         lambda g: saved(g.content | {"hyper_parameters": argparse.Namespace(width=4)}),
-        "refused, nothing of it was run",
+        "none of its code was run",
     ),
-    "whole_module.ckpt": (lambda g: saved(torch.nn.Linear(2, 2)), "refused, nothing of it was run"),
+    "whole_module.ckpt": (lambda g: saved(torch.nn.Linear(2, 2)), "none of its code was run"),
     "old_format.ckpt": (
         lambda g: saved(g.content, _use_new_zipfile_serialization=False),
         "not a checkpoint, or cut short",
@@ -259,7 +259,7 @@ def test_a_bad_checkpoint_is_answered_in_one_line_by_whatever_takes_one(
     status, out, err = program(*use, name)
     assert status == 2 and is_announcement(out) and err.count("\n") == 1 and name in err, err
     if (use[-1], name) == ("--ckpt-dir", "half.safetensors"):
-        answer = "weights alone, which no run goes on from"
+        answer = "weights alone, which no run can resume from"
     assert answer in err
     assert os.listdir(tmp_path) == [name]
 

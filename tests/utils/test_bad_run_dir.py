@@ -26,7 +26,7 @@ def both_checkpoints(run: Path) -> None:
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "config.yaml with a tag that would run code": (
         damaged("config.yaml", b"settings: !!python/object/apply:os.system ['touch HACKED']\n"),
-        "config.yaml is damaged: start anew with --overwrite",
+        "config.yaml is damaged. Pass --overwrite",
     ),
     "config.yaml empty": (damaged("config.yaml", b""), "config.yaml is damaged"),
     "config.yaml cut short": (lambda run: os.truncate(run / "config.yaml", 60), "another --exp-name"),
@@ -38,7 +38,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
                                                              for i in range(98, 110)) + b"settings: *m\n"),
         "config.yaml is damaged",
     ),
-    "both checkpoints pages": (both_checkpoints, "--overwrite starts anew"),
+    "both checkpoints pages": (both_checkpoints, "Pass --overwrite to start again"),
     "checkpoints a file": (
         lambda run: (shutil.rmtree(run / "checkpoints"), (run / "checkpoints").write_text("x")),
         "checkpoints is a file, not a folder",
