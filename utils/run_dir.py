@@ -113,7 +113,7 @@ class RunDirectory:
     def delete(self) -> None:
         """Remove what a run writes. Other files in the folder stay.
 
-        config.yaml is removed last: if this process is killed in between, an unfinished run is left.
+        config.yaml is removed last. If this process is killed before that, an unfinished run stays.
         """
         event_files = self.path.glob("events.out.tfevents.*")
         for file in (self.summary, self.metrics, self.backbone, self.views, *event_files):

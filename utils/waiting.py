@@ -33,7 +33,7 @@ def call_interruptibly(function: Callable[[], Result], notice: str | None = None
     def run() -> None:
         try:
             results.append(function())
-        except BaseException as error:  # raised again below, in the main thread
+        except BaseException as error:  # noqa: BLE001  (raised again below, in the main thread)
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)

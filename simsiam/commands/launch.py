@@ -80,7 +80,8 @@ def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator
         require(
             nodes is None or nodes == started_nodes,
             f"--num-nodes {nodes}, but the run was started on {started_nodes}. "
-            f"On each machine, run: torchrun --nnodes {nodes} --nproc-per-node N --rdzv-endpoint HOST:PORT main.py ...",
+            f"On each machine, run: torchrun --nnodes {nodes} --nproc-per-node N "
+            "--rdzv-endpoint HOST:PORT main.py ...",
         )
         if rank() > 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
