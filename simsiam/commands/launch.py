@@ -150,9 +150,9 @@ def has_ended(process: str) -> bool:
     return state in ("Z", "X")
 
 
-def needs_launch(devices: int | None) -> bool:
+def needs_launch(devices: int) -> bool:
     """Return whether this process has to start the processes of a run on several devices."""
-    if devices is None or devices == 1:
+    if devices == 1:
         return False
     cluster = cluster_environment()
     if cluster is None:

@@ -62,9 +62,9 @@ def pretrain(config: Pretrain) -> None:
     if config.run.dry_run:  # one process describes a run of any number of processes
         devices = None
         num_nodes = None
-    if launch.needs_launch(devices):
+    if devices is not None and launch.needs_launch(devices):
         # Start this command again in a process for each device. This process only waits for them.
-        raise SystemExit(launch.launch(devices or 1, subprocess_args(config)))
+        raise SystemExit(launch.launch(devices, subprocess_args(config)))
 
     accelerator = choose_accelerator(config.device.accelerator)
     precision = choose_precision(config.device.precision, accelerator)
