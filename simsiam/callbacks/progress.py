@@ -13,7 +13,7 @@ from utils.console import NARROWEST_BAR, console, print_line
 
 REFRESH_SECONDS = 1.0  # between two updates of the bar, each of which waits for the device
 TERMINAL_LINES = 40  # about as many finished epochs stay on a terminal; a file gets all of them
-COLUMN_GAPS = 4  # spaces that rich puts around the bar
+COLUMN_GAPS = 4  # columns that stay empty between the bar and the texts around it
 
 
 class ProgressCallback(pl.Callback):

@@ -115,7 +115,7 @@ def describe_run(context: RunContext) -> str:
 
     if context.start is not None:
         lines.append(f"  start     resumed from {context.start.path}")
-    elif device == "cpu":
+    elif processes == 1 and context.accelerator == "cpu":
         lines += describe_time(context)
 
     runs_folder = context.run.path.parent
@@ -125,7 +125,7 @@ def describe_run(context: RunContext) -> str:
 
 
 def describe_images(context: RunContext) -> list[str]:
-    """Return the lines about the images, their views and why they allow no kNN, if they do not."""
+    """Return the lines about the images and their views, and why kNN is off if it must be."""
     data = context.data
     classes = plural(len(data.train.classes), "class")
     counts = f"{len(data.train):,} train and {len(data.test):,} {data.test.kind}"

@@ -72,7 +72,7 @@ def test_main_logs_to_csv_instead_of_tensorboard(tmp_path: Path, program: Progra
     )
 
 
-def test_a_logger_that_is_not_installed_says_what_to_install(
+def test_error_says_how_to_install_a_missing_logger(
     program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -21,9 +21,7 @@ def screen(columns: int, tmp_path: Path, *flags: str) -> list[str]:
 
 
 @pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow("as 80"))])
-def test_the_bar_tells_epoch_step_loss_rate_and_time_and_finished_epochs_stay(
-    columns: int, tmp_path: Path
-) -> None:
+def test_bar_shows_epoch_step_loss_speed_and_time_left(columns: int, tmp_path: Path) -> None:
     lines = screen(columns, tmp_path, "--epochs", "3")
     bars = [line for line in lines if "\u2501" in line and "epoch" in line]
     assert bars and all(len(line) <= columns for line in bars)
@@ -39,7 +37,7 @@ def test_the_bar_tells_epoch_step_loss_rate_and_time_and_finished_epochs_stay(
 
 
 @pytest.mark.slow("a fresh start; the usual width is a quick test")
-def test_a_narrow_terminal_keeps_what_is_worth_most(tmp_path: Path) -> None:
+def test_narrow_terminal_drops_the_speed_first(tmp_path: Path) -> None:
     bars = [
         line
         for line in screen(50, tmp_path, "--epochs", "2")
@@ -49,7 +47,7 @@ def test_a_narrow_terminal_keeps_what_is_worth_most(tmp_path: Path) -> None:
     assert len(last) <= 50 and "4/4" in last and "left" in last and "images/s" not in last
 
 
-def test_the_time_left_knows_that_later_views_are_larger() -> None:
+def test_time_left_accounts_for_larger_views_in_later_epochs() -> None:
     data = ViewsDataModule(
         "patterns", train_images=40, test_images=10, batch_size=4, image_schedule=("16:2",)
     )

@@ -24,7 +24,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.mark.parametrize("count", [2, 50, 512])
 @pytest.mark.parametrize("per_image", [1e-3, 0.02, 3.0])
-def test_the_time_of_a_step_is_known_from_few_images(
+def test_few_images_give_the_time_of_a_step(
     per_image: float, count: int, clock: SimpleNamespace
 ) -> None:
     calls: list[int] = []
@@ -79,7 +79,7 @@ def test_the_estimate_computes_few_images_of_a_slow_network(
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_time_is_told_in_words() -> None:
+def test_durations_are_given_in_the_largest_unit_that_fits_twice() -> None:
     seconds = (0.2, 30, 119, 121, 7000, 7300, 200_000)
     expected = [
         "about 1 s",
