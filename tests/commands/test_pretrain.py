@@ -162,7 +162,7 @@ def test_ckpt_dir_resumes_in_another_folder(program: Program, tmp_path: Path) ->
 def test_a_resumed_run_keeps_its_precision(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A processor may choose another one for "auto", and the checkpoint may be in another folder."""
+    """The checkpoint may be of a processor on which "auto" is another one, or in another folder."""
 
     def precision(name: str) -> str:
         return yaml.safe_load((tmp_path / "runs" / name / "config.yaml").read_text())["resolved"][
