@@ -135,9 +135,9 @@ class CheckpointCallback(Checkpoint):
         self.signals = signals
         self.best: float | None = None  # the highest kNN accuracy, in percent
         self.best_epoch: int | None = None
-        self.begun = False  # whether training has begun; then all state was restored
-        self.saved_at = time.monotonic()  # when training had saved the latest checkpoint
-        self.blocked_seconds = 0.0  # how long training waited for the latest checkpoint
+        self.begun = False  # whether training has begun, which means that all state was restored
+        self.saved_at = time.monotonic()  # when training went on after the latest checkpoint
+        self.blocked_seconds = 0.0  # how long training had waited for that checkpoint
         self._reported_failures: dict[Path, str] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -159,11 +159,11 @@ class CheckpointCallback(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        # Save only between two optimizer steps: accumulated gradients are not saved.
+        # Save only between two optimizer steps, where there are no accumulated gradients to save.
         is_step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        # After the last batch, on_train_epoch_end saves.
+        # After the last batch of an epoch, on_train_epoch_end saves.
         if is_step_done and not trainer.is_last_batch:
-            is_due = self.every is None and self._is_due()
+            is_due = self.every is None and self._is_due_by_time()
             self._save_or_stop(trainer, self.signals.received, is_due)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -171,7 +171,8 @@ class CheckpointCallback(Checkpoint):
         row = self.recorder.row
         epoch = row["epoch"]
 
-        if self.run.best in self.io.failures:  # these weights are lost: save the next best ones
+        # If best.ckpt could not be written, those weights are lost. Then save the next best ones.
+        if self.run.best in self.io.failures:
             self.best = None
         accuracy = row.get("kNN_accuracy")
         if accuracy is not None and (self.best is None or accuracy > self.best):
@@ -181,14 +182,14 @@ class CheckpointCallback(Checkpoint):
             trainer.save_checkpoint(self.run.best, weights_only=True)
 
         if epoch == trainer.max_epochs:
-            # Save the last epoch in any case. A signal is too late: the run is about to end.
+            # Save the last epoch in any case. Ignore a signal, because the run is about to end.
             self._save_or_stop(trainer, 0, True)
             return
-        is_due = self._is_due() if self.every is None else epoch % self.every == 0
+        is_due = self._is_due_by_time() if self.every is None else epoch % self.every == 0
         self._save_or_stop(trainer, self.signals.received, is_due)
 
-    def _is_due(self) -> bool:
-        """Return whether enough time has passed since the latest checkpoint."""
+    def _is_due_by_time(self) -> bool:
+        """Return whether the latest checkpoint is old enough for the next one."""
         seconds = max(MIN_CHECKPOINT_SECONDS, self.blocked_seconds / MAX_BLOCKED_FRACTION)
         return time.monotonic() - self.saved_at >= seconds
 

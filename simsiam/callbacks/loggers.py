@@ -37,9 +37,8 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.waiting: list[
-            tuple[dict[str, float], int | None]
-        ] = []  # (metrics, step) to be written
+        # (metrics, step) of the points that are not written yet
+        self.waiting: list[tuple[dict[str, float], int | None]] = []
         self.latest_steps: dict[str, int | None] = {}  # curve -> step of its latest point
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -69,7 +68,7 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
             # not purge the points in this file, as the first file of a resumed run does.
             self._experiment = None
             self._kwargs["purge_step"] = None
-            if len(self.waiting) == 1:
+            if len(self.waiting) == 1:  # warn once; at the next failure, more points wait
                 print_line(
                     f"warning: TensorBoard's files cannot be written ({cause.strerror}). "
                     "The next epoch tries again."

@@ -157,8 +157,8 @@ def needs_launch(devices: int) -> bool:
     cluster = cluster_environment()
     if cluster is None:
         return True
-    # A job of one SLURM task starts its processes here. A single process of torchrun does not:
-    # `process_group` says that --devices is wrong.
+    # A single SLURM task starts the processes of its run itself. A single process of torchrun does
+    # not: `process_group` reports that --devices is wrong.
     return cluster.world_size() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
 
 

@@ -1,10 +1,10 @@
 """The command `pretrain`: train a network and leave a finished run folder."""
 
 import os
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
@@ -196,7 +196,7 @@ def train(context: RunContext) -> None:
     on_gpu = context.accelerator == "gpu"
     world_size = distributed.world_size()
 
-    def show_knn_progress(chunks: Any, total: int, label: str) -> Any:
+    def show_knn_progress(chunks: Iterable[Tensor], total: int, label: str) -> Iterable[Tensor]:
         # Without a terminal, only the first measurement prints lines of progress. After the others
         # the line of an epoch is printed.
         is_first = knn.untrained is None
