@@ -74,13 +74,13 @@ def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator
         started_nodes = world_size() // started_here
         require(
             devices is None or devices == started_here,
-            f"--devices {devices}, but {started_here} started on this machine. "
-            "Leave out this flag to take their number.",
+            f"--devices {devices}: the number of processes that were started on this machine is "
+            f"{started_here}. Leave out this flag, or start {devices} of them.",
         )
         require(
             nodes is None or nodes == started_nodes,
-            f"--num-nodes {nodes}, but the run was started on {started_nodes}. "
-            f"On each machine, run: torchrun --nnodes {nodes} --nproc-per-node N "
+            f"--num-nodes {nodes}: the number of machines with processes of this run is "
+            f"{started_nodes}. On each machine, run: torchrun --nnodes {nodes} --nproc-per-node N "
             "--rdzv-endpoint HOST:PORT main.py ...",
         )
         if rank() > 0:
