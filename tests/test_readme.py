@@ -63,7 +63,7 @@ def test_each_pretraining_is_accepted_and_says_what_it_would_train(
     (tmp_path / "photos").symlink_to(photos)
     np.savez(tmp_path / "images.npz", x_train=patterns(50).images.numpy())
     monkeypatch.setattr(
-        "simsiam.commands.pretrain.estimate_seconds", lambda *_: 7200.0
+        "simsiam.commands.describe.estimate_seconds", lambda *_: 7200.0
     )  # other tests measure it
     fewer = (
         ["--batch-size", "50", "--cache-dir", str(tmp_path / "cache")]

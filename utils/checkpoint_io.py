@@ -3,72 +3,125 @@
 import pickle
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 
 from utils.errors import UserError, require
 
-WHY_UNREADABLE = {
-    zipfile.BadZipFile: "not a checkpoint, or cut short",
-    pickle.UnpicklingError: "holds Python objects beyond tensors and plain values; refused, nothing of it was run",
-}
+# Key of a callback's state in older checkpoints -> its key now, which is the name of the class.
+RENAMED_STATES = {"Recorder": "MetricsRecorder", "Keeper": "CheckpointCallback"}
+
+
+class Row(BaseModel, strict=True):
+    """The part of an epoch's metrics that resuming needs."""
+
+    epoch: int = 0  # epochs done; a checkpoint of the first epoch does not say it
+
+
+class Resumable(BaseModel, strict=True):
+    """The parts of a checkpoint that resuming needs. Lightning checks what is inside them."""
+
+    optimizer_states: list[Any] = Field(min_length=1)
+    lr_schedulers: list[Any] = Field(min_length=1)
+    loops: dict[Any, Any] = Field(min_length=1)
+    callbacks: dict[Any, Any] = Field(min_length=1)
+    settings: dict[Any, Any] = Field(min_length=1)
+    row: Row
+    global_step: int
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A whole checkpoint (its checksums are verified) with `state_dict` and `hyper_parameters`, of plain values."""
+    """Read a checkpoint onto the CPU, after its checksums were verified.
+
+    Returns:
+        Tensors and plain values; among them the dictionaries `state_dict` and `hyper_parameters`.
+
+    Raises:
+        UserError: the file is missing or damaged, or is no checkpoint of this program.
+    """
     require(path.is_file(), f"{path}: no such checkpoint")
-    require(path.stat().st_size > 0, f"{path}: empty")
+    require(path.stat().st_size > 0, f"{path} is empty")
     try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            stored = sum(entry.file_size for entry in archive.infolist()) <= path.stat().st_size
-            require(
-                stored,
-                f"{path}: compressed, as no checkpoint is: what it would unpack to is not looked at",
-            )
-            broken = archive.testzip()  # torch checks no CRC: a flipped bit would load silently
-            require(broken is None, f"{path}: damaged (the checksum of {broken} does not match)")
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except UserError:
+        content = _load(path)
+    except UserError:  # also a ValueError
         raise
-    except (
-        *WHY_UNREADABLE,
-        RuntimeError,
-        EOFError,
-        OSError,
-        KeyError,
-        ValueError,
-        zlib.error,
-    ) as error:
-        why = WHY_UNREADABLE.get(
-            type(error), f"not readable as a checkpoint ({type(error).__name__})"
+    except zipfile.BadZipFile:
+        raise UserError(f"{path} is not a checkpoint, or cut short") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds Python objects other than tensors and plain values. "
+            "It was refused, and none of its code was run"
+        ) from None
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zlib.error) as error:
+        raise UserError(
+            f"{path} is not readable as a checkpoint ({type(error).__name__})"
+        ) from None
+
+    for name in ("state_dict", "hyper_parameters"):
+        require(
+            isinstance(content, dict) and isinstance(content.get(name), dict),
+            f"{path} is not a checkpoint of this program: it has no {name}",
         )
-        raise UserError(f"{path}: {why}") from None
-    needed = ("state_dict", "hyper_parameters")
-    ours = isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in needed)
-    require(
-        ours,
-        f"{path}: not a checkpoint of this program (it has no state_dict with hyper_parameters)",
-    )
+    _rename_states(content)
     return content
 
 
-def read_resumable(path: Path, callbacks: tuple[str, ...]) -> dict[str, Any]:
-    """A checkpoint with all that training needs to go on, also of the callbacks with these state keys."""
+def _load(path: Path) -> Any:
+    """Return the content of a checkpoint, a zip archive that is not compressed."""
+    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        unpacked_size = sum(entry.file_size for entry in archive.infolist())
+        require(
+            unpacked_size <= path.stat().st_size,
+            f"{path} is compressed, which checkpoints are not, so it was not unpacked",
+        )
+        # torch verifies no checksums: it would load flipped bits without an error.
+        damaged_entry = archive.testzip()
+        require(
+            damaged_entry is None,
+            f"{path} is damaged (the checksum of {damaged_entry} does not match)",
+        )
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _rename_states(content: dict[str, Any]) -> None:
+    """Give the callbacks' states in an older checkpoint their keys of now."""
+    states = content.get("callbacks")
+    if not isinstance(states, dict):
+        return
+    for old_key, key in RENAMED_STATES.items():
+        if old_key in states:
+            states[key] = states.pop(old_key)
+
+
+def read_resumable(path: Path, callbacks: Sequence[str]) -> dict[str, Any]:
+    """Read a checkpoint that a run can resume from.
+
+    Args:
+        callbacks: state keys of the callbacks whose state the checkpoint must hold.
+
+    Raises:
+        UserError: the file is missing or damaged, or lacks something that resuming needs.
+    """
     require(
         path.suffix != ".safetensors",
-        f"{path}: weights alone, which no run goes on from; --model-path starts one",
+        f"{path} holds weights alone, which no run can resume from. "
+        "Pass it as --model-path to start a new run from them.",
     )
     content = read_checkpoint(path)
-    lists, dicts = ("optimizer_states", "lr_schedulers"), ("loops", "callbacks", "settings")
-    kinds = dict.fromkeys(lists, list) | dict.fromkeys((*dicts, "row"), dict) | {"global_step": int}
-    wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
-    wrong = wrong or [name for name in (*lists, *dicts) if not content[name]]
-    wrong = wrong or [name for name in callbacks if name not in content["callbacks"]]
-    wrong = wrong or ["row"] * (not isinstance(content["row"].get("epoch", 0), int))
-    require(
-        not wrong, f"{path}: not a checkpoint that a run goes on from (it lacks {', '.join(wrong)})"
-    )
+    try:
+        Resumable.model_validate(content)
+    except ValidationError as error:
+        invalid = {str(problem["loc"][0]) for problem in error.errors()}
+        names = ", ".join(sorted(invalid))
+        raise UserError(f"cannot resume from {path}: it has no valid {names}") from None
+    for name in callbacks:
+        require(
+            name in content["callbacks"],
+            f"cannot resume from {path}: it has no state of {name}",
+        )
     return content

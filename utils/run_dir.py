@@ -1,4 +1,4 @@
-"""The folder of a run: its files, its lock and its state."""
+"""The folder of a run: its files, its state and its lock."""
 
 import json
 import shutil
@@ -12,52 +12,70 @@ import yaml
 from utils.errors import UserError, require
 from utils.filesystem import PARTIAL, check_writable, lock_folder, write_text
 
-PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")  # whose versions a run notes
+# Packages whose versions are noted in config.yaml and in checkpoints.
+PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before the one at `path` is kept."""
+    """Return where the checkpoint before the one at `path` is kept."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 class RunDirectory:
-    """`<save-dir>/<exp-name>/` and the files in it."""
+    """The folder `<save-dir>/<exp-name>/` of a run, and the files in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config, self.metrics = path / "config.yaml", path / "metrics.jsonl"
-        self.summary, self.backbone = (
-            path / "summary.json",
-            path / "backbone.safetensors",
-        )  # only of a finished run
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
         self.views = path / "views.png"
-        self.checkpoints, self.results = (
-            path / "checkpoints",
-            path / "results",
-        )  # of commands that evaluate the run
-        self.last, self.best = self.checkpoints / "last.ckpt", self.checkpoints / "best.ckpt"
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
+        # Only a finished run has these two.
+        self.summary = path / "summary.json"
+        self.backbone = path / "backbone.safetensors"
+        self.results = path / "results"  # of commands that evaluate the run
         self._locks = ExitStack()
-        self._created: dict[str, Any] | None = None  # what `create` wrote
+        self._created_config: dict[str, Any] | None = None  # what `create` wrote
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
-        """Whether a run is there already; UserError if something else is, or nothing can be written there."""
+        """Return whether the folder holds a run.
+
+        Raises:
+            UserError: the folder holds something else, or cannot be written.
+        """
         for folder in (self.path, self.checkpoints):
             check_writable(folder, "--save-dir")
-        entries = self.path.iterdir() if self.path.exists() else ()
-        if all(
-            entry.name.endswith(PARTIAL) for entry in entries
-        ):  # empty, or a kill came before the first file
+        entries = list(self.path.iterdir()) if self.path.exists() else []
+        # A run that was killed before it had written its first file leaves a partial file.
+        if all(entry.name.endswith(PARTIAL) for entry in entries):
             return "new"
-        ours = self.config.is_file() and (
-            self.metrics.exists() or b"settings:" in self.config.read_bytes()
+        require(
+            self._is_run(),
+            f"{self.path} holds something that is not a run. Pass another --exp-name.",
         )
-        require(ours, f"{self.path} holds something that is not a run: give another --exp-name")
         return "finished" if self.summary.exists() else "unfinished"
 
+    def _is_run(self) -> bool:
+        """Return whether the folder has a config.yaml of this program, which may be damaged."""
+        if not self.config.is_file():
+            return False
+        return self.metrics.exists() or b"settings:" in self.config.read_bytes()
+
     def settings(self, section: str = "settings") -> dict[str, Any]:
-        """The settings with which the run was started; section "resolved": what the program chose."""
+        """Return a section of config.yaml.
+
+        Args:
+            section: "settings" for the settings with which the run was started, "resolved" for what
+                they left to the program.
+
+        Raises:
+            UserError: config.yaml is damaged.
+        """
         try:
-            return dict(yaml.safe_load(self.config.read_text(encoding="utf-8"))[section])
+            content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            return dict(content[section])
         except (
             OSError,
             yaml.YAMLError,
@@ -67,34 +85,38 @@ class RunDirectory:
             AttributeError,
             RecursionError,
         ):
-            raise UserError(f"{self.config} is damaged: start anew with --overwrite") from None
+            raise UserError(
+                f"{self.config} is damaged. Pass --overwrite to start this run again."
+            ) from None
 
     def create(self, config: dict[str, Any]) -> None:
-        """Write config.yaml, which makes the folder a run's."""
-        self._created = config
+        """Write config.yaml, which marks the folder as that of a run."""
+        self._created_config = config
         write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder and keep other processes from training in it; UserError if one does."""
+        """Make the folder, and keep other processes from training in it.
+
+        Raises:
+            UserError: another process is training in it.
+        """
         with self._locks:
             self._lock()
             yield
 
     def _lock(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        taken = f"another process is training in {self.path}: wait, or give another --exp-name"
-        self._locks.enter_context(lock_folder(self.path, taken))
+        message = f"another process is training in {self.path}. Wait, or pass another --exp-name."
+        self._locks.enter_context(lock_folder(self.path, message))
 
     def delete(self) -> None:
-        """Remove what a run writes; other files in the folder stay. A kill in between leaves an unfinished run."""
-        for file in (
-            self.summary,
-            self.metrics,
-            self.backbone,
-            self.views,
-            *self.path.glob("events.out.tfevents.*"),
-        ):
+        """Remove what a run writes. Other files in the folder stay.
+
+        config.yaml is removed last. If this process is killed before that, an unfinished run stays.
+        """
+        event_files = self.path.glob("events.out.tfevents.*")
+        for file in (self.summary, self.metrics, self.backbone, self.views, *event_files):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.results):
             shutil.rmtree(folder, ignore_errors=True)
@@ -102,21 +124,23 @@ class RunDirectory:
 
     def remove_partial_files(self) -> None:
         """Remove the temporary files of a process that was killed while it wrote."""
-        for partial in (*self.path.glob(f".*{PARTIAL}"), *self.checkpoints.glob(f".*{PARTIAL}")):
-            partial.unlink(missing_ok=True)
+        for folder in (self.path, self.checkpoints):
+            for file in folder.glob(f".*{PARTIAL}"):
+                file.unlink(missing_ok=True)
 
     def resumable(self) -> list[Path]:
-        """Checkpoints to resume from, the newest first."""
-        kept = [path for path in (self.last, previous(self.last)) if path.exists()]
-        times = {
-            path: path.stat().st_mtime for path in self.checkpoints.glob("hpc_ckpt_*.ckpt")
-        }  # when SLURM requeued
-        newer = [path for path in times if not kept or times[path] > kept[0].stat().st_mtime]
-        return sorted(newer, key=lambda path: times[path], reverse=True) + kept
+        """Return the checkpoints to resume from, the newest first."""
+        own = [path for path in (self.last, previous(self.last)) if path.exists()]
+        # Lightning writes one of these when SLURM requeues the job.
+        requeued = {path: path.stat().st_mtime for path in self.checkpoints.glob("hpc_ckpt_*.ckpt")}
+        if own:
+            last_saved = own[0].stat().st_mtime
+            requeued = {path: saved for path, saved in requeued.items() if saved > last_saved}
+        return sorted(requeued, key=requeued.__getitem__, reverse=True) + own
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, up to the first damaged one."""
-        rows = []
+        """Return the rows of metrics.jsonl, up to the first damaged one."""
+        rows: list[dict[str, Any]] = []
         if not self.metrics.exists():
             return rows
         for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -127,9 +151,17 @@ class RunDirectory:
         return rows
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Write metrics.jsonl, and config.yaml again if someone has removed the folder. Raises OSError if it cannot."""
-        if self._created is not None and not self.config.exists():
-            self.create(self._created)
+        """Write metrics.jsonl.
+
+        If somebody has removed the folder while the run trains, write config.yaml again too.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if self._created_config is not None and not self.config.exists():
+            self.create(self._created_config)
+            # The lock is on the removed folder and does not protect the new one.
             self._locks.close()
-            self._lock()  # the lock of a removed folder does not protect the new one
-        write_text(self.metrics, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+            self._lock()
+        lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
+        write_text(self.metrics, "".join(lines))

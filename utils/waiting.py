@@ -1,4 +1,4 @@
-"""Waiting inside C++ code in such a way that signals still work."""
+"""Waiting for C++ code in such a way that signals still work."""
 
 import threading
 from collections.abc import Callable
@@ -7,21 +7,25 @@ from typing import TypeVar
 from utils.console import print_line
 
 Result = TypeVar("Result")
-NOTICE_SECONDS = 15  # of waiting, after which a person is told what for
+NOTICE_SECONDS = 15  # after which a notice says what the process waits for
 
 
 def call_interruptibly(function: Callable[[], Result], notice: str | None = None) -> Result:
-    """Call `function` in a thread and return its result, so that signal handlers run meanwhile.
+    """Call `function` in a thread and return its result; signal handlers run while it waits.
 
-    Python runs signal handlers between two bytecodes of the main thread. If that thread were inside
-    a blocking function of C++, such as torch's rendezvous, SIGTERM and Ctrl-C would have no effect.
-    If a handler raises, the thread is left behind, and ends with the process.
+    Python runs signal handlers between two bytecodes of the main thread. If the main thread were in
+    a blocking C++ function, such as torch's rendezvous, SIGTERM and Ctrl-C would have no effect.
+    If a handler raises, the started thread stays behind and ends with the process.
 
     Args:
         function: the blocking call.
         notice: a line to print if the call takes longer than NOTICE_SECONDS.
+
+    Raises:
+        BaseException: whatever `function` raises.
     """
-    if threading.current_thread() is not threading.main_thread():  # where no signal handler runs
+    # Signal handlers only run in the main thread, so another thread can simply wait.
+    if threading.current_thread() is not threading.main_thread():
         return function()
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -29,7 +33,7 @@ def call_interruptibly(function: Callable[[], Result], notice: str | None = None
     def run() -> None:
         try:
             results.append(function())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  (raised again below, in the main thread)
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)

@@ -1,4 +1,4 @@
-"""The checkpoints of a run, written in the background, and its orderly end on a signal."""
+"""The checkpoints of a run, which are written in the background, and its end after a signal."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from simsiam.callbacks.metrics import MetricsRecorder, not_finite
+from simsiam.callbacks.metrics import MetricsRecorder, make_not_finite_error
 from simsiam.callbacks.signals import SignalCallback
 from utils import distributed
 from utils.checkpoint_io import read_checkpoint
@@ -23,54 +23,53 @@ from utils.errors import StoppedBySignal
 from utils.filesystem import write_atomically
 from utils.run_dir import RunDirectory, previous
 
-CHECKPOINT_SECONDS = 30  # at least, between two
-SHARE = 0.01  # of the time, at most, that training may wait for checkpoints
+MIN_CHECKPOINT_SECONDS = 30  # between two checkpoints
+MAX_BLOCKED_FRACTION = 0.01  # of the training time that may be spent waiting for checkpoints
 
 
 class BackgroundCheckpointIO(TorchCheckpointIO):
-    """Writes copies of the tensors atomically in a thread, so that training does not wait for the disk.
+    """Write checkpoints in a thread, so that training does not wait for the disk.
 
-    `best.ckpt` is written with the next `last.ckpt`; until then a better one takes its place. The `last.ckpt` before is
-    kept, too. A failure to write is noted in `failures` (file -> reason, of its latest attempt) and raises nothing.
+    The thread writes copies of the tensors, and each file atomically. `best.ckpt` is only written
+    together with the next `last.ckpt`; until then, a better one replaces it in memory. The previous
+    `last.ckpt` is kept as `last.previous.ckpt`.
+
+    A failure to write raises nothing. It is noted in `failures`: file -> the reason why its latest
+    write failed.
 
     Args:
-        about: plain values that every checkpoint holds besides Lightning's own.
+        extra_state: plain values that every checkpoint holds in addition to Lightning's own.
     """
 
-    def __init__(self, run: RunDirectory, about: dict[str, Any]) -> None:
-        self.run, self.about = run, about
+    def __init__(self, run: RunDirectory, extra_state: dict[str, Any]) -> None:
+        self.run = run
+        self.extra_state = extra_state
         self.failures: dict[Path, str] = {}
-        self._thread, self._writing = ThreadPoolExecutor(1), list[Future[None]]()
-        self._held: dict[Path, dict[str, Any]] = {}  # copies that are not being written yet
+        self._thread = ThreadPoolExecutor(1)
+        self._writes: list[Future[None]] = []
+        self._not_started: dict[Path, dict[str, Any]] = {}  # file -> copy of a checkpoint
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        copy = apply_to_collection(
-            checkpoint | self.about, torch.Tensor, lambda tensor: tensor.detach().clone()
-        )
-        self._held[Path(path)] = copy
+        content = checkpoint | self.extra_state
+        copy = apply_to_collection(content, torch.Tensor, lambda tensor: tensor.detach().clone())
+        self._not_started[Path(path)] = copy
         if Path(path) != self.run.best:
-            self._write_held()
+            self._start_writes()
 
-    def _write_held(self) -> None:
-        self._writing += [
-            self._thread.submit(self._write, copy, path) for path, copy in self._held.items()
-        ]
-        self._held.clear()
+    def _start_writes(self) -> None:
+        for path, checkpoint in self._not_started.items():
+            self._writes.append(self._thread.submit(self._write, checkpoint, path))
+        self._not_started.clear()
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         def write(partial: Path) -> None:
-            with open(
-                partial, "wb"
-            ) as file:  # given a path, torch reports a full disk as "unexpected pos"
+            # Given a path instead of a file, torch reports a full disk as "unexpected pos".
+            with open(partial, "wb") as file:
                 torch.save(checkpoint, file)
             if path == self.run.last and path.exists():
-                previous(path).unlink(missing_ok=True)
-                try:
-                    os.link(path, previous(path))
-                except OSError:  # a file system without hard links
-                    shutil.copyfile(path, previous(path))
+                self._keep_previous()
 
         try:
             write_atomically(path, write)
@@ -78,14 +77,23 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             self.failures[path] = error.strerror or str(error)
 
+    def _keep_previous(self) -> None:
+        """Give the current `last.ckpt` the name `last.previous.ckpt` as well."""
+        last = self.run.last
+        previous(last).unlink(missing_ok=True)
+        try:
+            os.link(last, previous(last))
+        except OSError:  # this file system has no hard links
+            shutil.copyfile(last, previous(last))
+
     def wait(self) -> None:
-        """Return when every checkpoint that is being written is on the disk, or has failed."""
-        while self._writing:
-            self._writing.pop().result()
+        """Return when each started write has ended, well or not."""
+        while self._writes:
+            self._writes.pop().result()
 
     def teardown(self) -> None:
-        """By Lightning, at the end, and after a failure."""
-        self._write_held()
+        """Write what is left; Lightning calls this at the end of training and after an error."""
+        self._start_writes()
         self.wait()
 
     def load_checkpoint(
@@ -95,16 +103,22 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
 
 
 class CheckpointCallback(Checkpoint):
-    """Keeps `last.ckpt`, to resume from, and `best.ckpt`, the weights of the highest kNN accuracy so far.
+    """Save checkpoints of a run, and end it after a signal.
+
+    `last.ckpt` holds all that is needed to resume. `best.ckpt` holds the weights of the epoch with
+    the highest kNN accuracy so far.
 
     Args:
-        every: epochs between checkpoints; None for 30 seconds, or a hundred times what training waited for the last
-            one if that is longer.
-        io: writes them; every checkpoint also holds `io.about`, with the epoch's row as `row`.
-        signals: after one, the run is saved at the end of the step and ends with status 128 + the signal's number.
-    """
+        recorder: has the row of metrics of the latest epoch, which each checkpoint holds as `row`.
+        every: epochs between checkpoints. With None a checkpoint is saved every 30 seconds, or less
+            often if the training waits longer for a checkpoint than MAX_BLOCKED_FRACTION allows.
+        io: writes the checkpoints.
+        signals: after a signal, the run is saved at the end of the step. Then it ends.
 
-    state_key = "Keeper"  # pyright: ignore[reportAssignmentType]  (in checkpoints)
+    Raises:
+        StoppedBySignal: the run was saved after a signal.
+        RunError: a weight is not finite (exit status 4).
+    """
 
     def __init__(
         self,
@@ -114,26 +128,28 @@ class CheckpointCallback(Checkpoint):
         io: BackgroundCheckpointIO,
         signals: SignalCallback,
     ) -> None:
-        self.run, self.recorder, self.every, self.io, self.signals = (
-            run,
-            recorder,
-            every,
-            io,
-            signals,
-        )
-        self.best: float | None = None  # kNN accuracy in percent
+        self.run = run
+        self.recorder = recorder
+        self.every = every
+        self.io = io
+        self.signals = signals
+        self.best: float | None = None  # the highest kNN accuracy, in percent
         self.best_epoch: int | None = None
-        self.begun = False  # whether training has, which means that all state was restored
-        self.saved_at, self.waited = time.monotonic(), 0.0  # of the last checkpoint, in seconds
-        self.warned: dict[Path, str] = {}
+        self.begun = False  # whether training has begun, which means that all state was restored
+        self.saved_at = time.monotonic()  # when training went on after the latest checkpoint
+        self.blocked_seconds = 0.0  # how long training had waited for that checkpoint
+        self._reported_failures: dict[Path, str] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise ValueError if a restored checkpoint contradicts itself."""
         schedule = trainer.lr_scheduler_configs[0].scheduler
         if schedule.last_epoch != trainer.global_step:
             raise ValueError(
-                f"its schedule is at step {schedule.last_epoch}, its training at {trainer.global_step}"
+                f"its learning rate is that of step {schedule.last_epoch}, "
+                f"but its training is at step {trainer.global_step}"
             )
-        self.begun = self.signals.to_save = True
+        self.begun = True
+        self.signals.to_save = True
 
     def on_train_batch_end(
         self,
@@ -143,85 +159,109 @@ class CheckpointCallback(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        stepped = (
-            batch_idx + 1
-        ) % trainer.accumulate_grad_batches == 0  # accumulated gradients are not saved
-        if stepped and not trainer.is_last_batch:  # after the last one, the end of the epoch saves
-            self._save_or_stop(
-                trainer, self.signals.received, self.every is None and self._is_due()
-            )
+        # Save only between two optimizer steps, where there are no accumulated gradients to save.
+        is_step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        # After the last batch of an epoch, on_train_epoch_end saves.
+        if is_step_done and not trainer.is_last_batch:
+            is_due = self.every is None and self._is_due_by_time()
+            self._save_or_stop(trainer, self.signals.received, is_due)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        row = self.recorder.row
-        accuracy, epoch = row.get("kNN_accuracy"), row["epoch"]
         self._warn_of_failures()
-        if (
-            self.run.best in self.io.failures
-        ):  # the best epoch's weights were not kept: take the next best
+        row = self.recorder.row
+        epoch = row["epoch"]
+
+        # If best.ckpt could not be written, those weights are lost. Then save the next best ones.
+        if self.run.best in self.io.failures:
             self.best = None
+        accuracy = row.get("kNN_accuracy")
         if accuracy is not None and (self.best is None or accuracy > self.best):
-            self.best, self.best_epoch = accuracy, epoch
-            self.io.about["row"] = row
+            self.best = accuracy
+            self.best_epoch = epoch
+            self.io.extra_state["row"] = row
             trainer.save_checkpoint(self.run.best, weights_only=True)
-        last = epoch == trainer.max_epochs
-        due = last or (self._is_due() if self.every is None else epoch % self.every == 0)
-        self._save_or_stop(trainer, 0 if last else self.signals.received, due)
 
-    def _is_due(self) -> bool:
-        return time.monotonic() - self.saved_at >= max(CHECKPOINT_SECONDS, self.waited / SHARE)
-
-    def _save_or_stop(self, trainer: pl.Trainer, number: int, due: bool) -> None:
-        """Save if that is due or signal `number` asks for it in any process, and then obey the signal; 0 is none."""
-        number, due_anywhere = distributed.all_reduce_max(number, due)
-        if number or due_anywhere:
-            self._save(trainer)
-        if not number:
+        if epoch == trainer.max_epochs:
+            # Save the last epoch in any case. Ignore a signal, because the run is about to end.
+            self._save_or_stop(trainer, 0, True)
             return
-        self.io.wait()  # SLURM may kill the job as soon as it is requeued
-        if number == signal.SIGUSR1 and self.signals.requeue is not None:
-            self.signals.requeue()
+        is_due = self._is_due_by_time() if self.every is None else epoch % self.every == 0
+        self._save_or_stop(trainer, self.signals.received, is_due)
+
+    def _is_due_by_time(self) -> bool:
+        """Return whether the latest checkpoint is old enough for the next one."""
+        seconds = max(MIN_CHECKPOINT_SECONDS, self.blocked_seconds / MAX_BLOCKED_FRACTION)
+        return time.monotonic() - self.saved_at >= seconds
+
+    def _save_or_stop(self, trainer: pl.Trainer, signal_number: int, is_due: bool) -> None:
+        """Save if a checkpoint is due or there was a signal, then stop if there was a signal.
+
+        All ranks do the same, whichever of them received the signal.
+
+        Args:
+            signal_number: 0 if this rank received none.
+        """
+        signal_number, is_due_anywhere = distributed.all_reduce_max(signal_number, is_due)
+        if signal_number or is_due_anywhere:
+            self._save(trainer)
+        if not signal_number:
+            return
+        # SLURM may kill the job as soon as it is requeued, so the checkpoint must be written first.
+        self.io.wait()
+        if signal_number == signal.SIGUSR1 and self.signals.requeue is not None:
+            self.signals.requeue()  # Lightning's handler also saves a checkpoint
             self.io.wait()
             self.signals.received = 0
             return
-        trainer.strategy.barrier()  # rank 0 writes: if another rank ended first, it would count as lost
-        failure, kept = self.io.failures.get(self.run.last), self.run.resumable()
-        saved = f"not saved ({failure})" if failure else "saved: the same command resumes it"
-        saved += f": the same command goes on from {kept[0]}" if failure and kept else ""
-        where = (
-            f"in epoch {trainer.current_epoch + 1}, step {trainer.global_step}, in {self.run.path}"
-        )
-        raise StoppedBySignal(number, f" {where}; {saved}")
+        # Rank 0 writes. If another rank ended before it, rank 0 would take that rank for lost.
+        trainer.strategy.barrier()
+        where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}, in {self.run.path}"
+        raise StoppedBySignal(signal_number, f" in {where}; {self._describe_last_save()}")
+
+    def _describe_last_save(self) -> str:
+        failure = self.io.failures.get(self.run.last)
+        if failure is None:
+            return "saved: the same command resumes it"
+        resumable = self.run.resumable()
+        if not resumable:
+            return f"not saved ({failure})"
+        return f"not saved ({failure}): the same command resumes from {resumable[0]}"
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if not all(
-            parameter.isfinite().all() for parameter in trainer.lightning_module.parameters()
-        ):
-            raise not_finite("a weight is not finite", trainer.current_epoch + 1, self.run)
+        for parameter in trainer.lightning_module.parameters():
+            if not parameter.isfinite().all():
+                epoch = trainer.current_epoch + 1
+                raise make_not_finite_error("a weight is not finite", epoch, self.run)
         started = time.monotonic()
-        self.io.wait()  # for the checkpoint before: on a slow disk none may queue up in memory
-        self.io.about["row"] = self.recorder.row
+        # Wait for the checkpoint before this one: on a slow disk, copies would fill the memory.
+        self.io.wait()
+        self.io.extra_state["row"] = self.recorder.row
         trainer.save_checkpoint(self.run.last)
         self.saved_at = time.monotonic()
-        self.waited = self.saved_at - started
+        self.blocked_seconds = self.saved_at - started
 
     def _warn_of_failures(self) -> None:
-        """Warn once per file that could not be written; the next checkpoint tries again."""
+        """Warn once for each file that could not be written; the next checkpoint tries again."""
         failures = dict(self.io.failures)
-        for path in failures.keys() - self.warned.keys():
+        for path in failures.keys() - self._reported_failures.keys():
             print_line(
-                f"warning: {path} could not be written ({failures[path]}): make room; the one before it is kept"
+                f"warning: {path} could not be written ({failures[path]}). "
+                "The checkpoint before it is kept, and the next checkpoint tries again."
             )
-        self.warned = failures
+        self._reported_failures = failures
 
     def check_saved(self) -> None:
         """Raise OSError unless the last checkpoint is on the disk."""
         self.io.wait()
-        if failure := self.io.failures.get(self.run.last):
+        failure = self.io.failures.get(self.run.last)
+        if failure is not None:
             raise OSError(0, failure, str(self.run.last))
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.run.best.exists():  # it does not if a checkpoint is resumed in another folder
-            self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        # A checkpoint may be resumed in another folder, which has no best.ckpt yet.
+        if self.run.best.exists():
+            self.best = state_dict["best"]
+            self.best_epoch = state_dict["best_epoch"]

@@ -13,16 +13,16 @@ from utils.errors import RunError
 class CollapseMonitor(pl.Callback):
     """Warn once when the representation has collapsed: `z_std` and `rankme` are low.
 
-    Without BN in the heads `z_std` is low in a healthy run too, so the rank of the features
-    decides. Where nobody measures `rankme`, a `z_std` near 0 does.
+    Without BN in the heads, `z_std` is low in a healthy run too, so a low rank of the features must
+    confirm the collapse. If no callback measures `rankme`, only a `z_std` near 0 counts.
 
     Args:
-        stop: end the run instead of warning.
+        stop: whether to end the run instead of warning.
         print_fn: takes the warning; None for `print`.
 
     Raises:
-        RunError: a RuntimeError; `stop` is set and the representation has collapsed (exit
-            status 3 of the program).
+        RunError: `stop` is set and the representation has collapsed. It is a RuntimeError, and the
+            exit status of the program is 3.
         ValueError: at the end of an epoch, if the module logs no `z_std`.
     """
 
@@ -32,39 +32,39 @@ class CollapseMonitor(pl.Callback):
         self.warned = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the place behind a KNNMonitor, which measures the rank of the same epoch."""
+        """Move behind every KNNMonitor, which must measure the rank of an epoch first."""
         callbacks: list[Any] = list(trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
-        own_place = callbacks.index(self)
-        for place, callback in enumerate(callbacks):
-            if isinstance(callback, KNNMonitor) and place > own_place:
-                callbacks.insert(place, callbacks.pop(own_place))
-                own_place = place
+        monitors = [i for i, callback in enumerate(callbacks) if isinstance(callback, KNNMonitor)]
+        position = callbacks.index(self)
+        if monitors and monitors[-1] > position:
+            callbacks.insert(monitors[-1], callbacks.pop(position))
         trainer.callbacks = callbacks  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.warned = False  # may be of an earlier `fit`
+        self.warned = False  # an earlier `fit` may have set it
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = trainer.callback_metrics
         if "z_std" not in metrics:
             if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-                return  # validation ended the epoch early: the module logs its means after this
+                # Validation has ended the epoch early. Then the module logs its means after this.
+                return
             raise ValueError(
                 "CollapseMonitor needs a module that logs z_std, as SimSiam does; "
-                f"{type(pl_module).__name__} does not. The hooks of a subclass of SimSiam must "
+                f"{type(pl_module).__name__} does not. In a subclass of SimSiam, each hook must "
                 "call super()"
             )
         z_std = float(metrics["z_std"])
         rank = self._current_rank(trainer)
         if self.warned or not is_collapsed(z_std, rank):
             return
-        measured = ""
+        symptoms = f"z_std is {z_std:.3f} (healthy: near 1)"
         if rank is not None:
-            measured = f" and the effective rank of the features {rank:.1f} (dozens)"
+            symptoms += f" and the effective rank of the features is {rank:.1f} (healthy: dozens)"
         message = (
-            f"the representation has collapsed in epoch {trainer.current_epoch + 1}: "
-            f"z_std is {z_std:.3f} (healthy: near 1){measured}. Usual causes: no stop-gradient, "
-            "no predictor, no BN in the heads, a weight decay or learning rate too high"
+            f"the representation has collapsed in epoch {trainer.current_epoch + 1}: {symptoms}. "
+            "Usual causes: no stop-gradient, no predictor, no BN in the heads, a too high weight "
+            "decay or learning rate"
         )
         if self.stop:
             raise RunError(message, status=3)

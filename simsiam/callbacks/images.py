@@ -1,4 +1,4 @@
-"""ImageLogger of a run in TensorBoard: augmented views and nearest neighbours."""
+"""Images of a run for TensorBoard: augmented views and nearest neighbours."""
 
 from collections.abc import Callable
 
@@ -6,19 +6,26 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from simsiam.callbacks.knn import KNNMonitor, parts
+from simsiam.callbacks.knn import KNNMonitor
+from simsiam.data.datamodule import ViewsDataModule
 from simsiam.evaluation.gallery import draw_gallery, draw_views, gallery_rows
 from utils.run_dir import RunDirectory
 
-QUERIES, NEIGHBOURS = 10, 9  # rows and columns of `neighbours`
+GALLERY_QUERIES = 10  # rows of the image `neighbours`
+GALLERY_NEIGHBOURS = 9  # neighbours in a row
 
 
 class ImageLogger(pl.Callback):
-    """Logs `views` at the start of a run, also as `views.png`; now and then and at its end `views` and `neighbours`.
+    """Log the images `views` and `neighbours`.
+
+    `views` is logged at the start of a run, and also saved as views.png. Both images are logged
+    every so many epochs and after the last one.
 
     Args:
-        every: epochs between them, when kNN is measured; 0 for the start and the end alone.
-        show: takes a tag, a picture (3, H, W) uint8 and a step.
+        knn: must come before this callback. `neighbours` shows the neighbours that it has found,
+            and is only logged in epochs in which it has measured.
+        every: epochs between images; 0 for the start and the last epoch only.
+        log_image: takes a tag, an image (3, H, W) uint8 and a step.
     """
 
     def __init__(
@@ -26,29 +33,37 @@ class ImageLogger(pl.Callback):
         run: RunDirectory,
         knn: KNNMonitor,
         every: int,
-        show: Callable[[str, Tensor, int], object],
+        log_image: Callable[[str, Tensor, int], object],
     ) -> None:
-        self.run, self.knn, self.every, self.show = run, knn, every, show
+        self.run = run
+        self.knn = knn
+        self.every = every
+        self.log_image = log_image
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step == 0 and trainer.is_global_zero:
-            views = draw_views(parts(trainer, pl_module)[1])
-            to_pil_image(views.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)).save(
-                self.run.views
-            )
-            self.show("views", views, 0)
+        if trainer.global_step > 0 or not trainer.is_global_zero:
+            return
+        views = draw_views(get_data(trainer))
+        twice_as_large = views.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+        to_pil_image(twice_as_large).save(self.run.views)
+        self.log_image("views", views, 0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Runs after the kNN monitor, whose neighbours are shown."""
-        epoch, step, data = (
-            trainer.current_epoch + 1,
-            trainer.global_step - 1,
-            parts(trainer, pl_module)[1],
-        )
-        due = epoch == trainer.max_epochs or (self.every and epoch % self.every == 0)
-        if due and trainer.is_global_zero:
-            self.show("views", draw_views(data, first=epoch), step)
-            if self.knn.latest and self.knn.indices is not None:
-                nearest = self.knn.indices[:QUERIES, :NEIGHBOURS]
-                rows = gallery_rows(data.train, data.test.first(len(nearest)), nearest)
-                self.show("neighbours", pil_to_tensor(draw_gallery(rows)), step)
+        epoch = trainer.current_epoch + 1
+        is_last = epoch == trainer.max_epochs
+        is_due = is_last or (self.every > 0 and epoch % self.every == 0)
+        if not is_due or not trainer.is_global_zero:
+            return
+        data = get_data(trainer)
+        step = trainer.global_step - 1
+        self.log_image("views", draw_views(data, first=epoch), step)
+        if self.knn.latest and self.knn.indices is not None:
+            indices = self.knn.indices[:GALLERY_QUERIES, :GALLERY_NEIGHBOURS]
+            rows = gallery_rows(data.train, data.test.first(len(indices)), indices)
+            self.log_image("neighbours", pil_to_tensor(draw_gallery(rows)), step)
+
+
+def get_data(trainer: pl.Trainer) -> ViewsDataModule:
+    data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(data, ViewsDataModule)  # the command pretrain uses no other
+    return data

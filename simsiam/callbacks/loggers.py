@@ -1,4 +1,4 @@
-"""The loggers of a run, and TensorBoard's with its pictures and settings."""
+"""The loggers of a run. TensorBoard also gets images and settings."""
 
 import importlib.util
 import os
@@ -22,109 +22,146 @@ from utils.console import print_line
 from utils.errors import UserError, require
 from utils.run_dir import RunDirectory
 
+SEPARATE_PACKAGES = ("wandb", "mlflow")  # loggers whose packages req.txt does not install
+MAX_ERROR_LENGTH = 300  # characters of a package's error that a message quotes
+
 
 class ResilientTensorBoardLogger(TensorBoardLogger):
-    """TensorBoard without Lightning's curve of the epoch number; on a full disk, points wait in memory for room.
+    """TensorBoard for a run that may be killed or meet a full disk.
 
-    A point that is logged twice is written once, so that a run can log an epoch before its checkpoint, and Lightning
-    after it: what a checkpoint says has happened is in the curves, too.
+    - On a full disk, points wait in memory until there is space.
+    - A point that is logged twice is written once. `MetricsRecorder` logs an epoch before its
+      checkpoint, and Lightning logs the epoch again after it.
+    - Lightning's curve of the epoch number is left out.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # (metrics, step) of the points that are not written yet
         self.waiting: list[tuple[dict[str, float], int | None]] = []
-        self.latest: dict[str, int | None] = {}  # step of each curve's latest point
+        self.latest_steps: dict[str, int | None] = {}  # curve -> step of its latest point
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        new = {
-            name: value
-            for name, value in metrics.items()
-            if name != "epoch" and self.latest.get(name, -1) != step
-        }
-        self.latest |= dict.fromkeys(new, step)
-        if new:
-            self.waiting.append((new, step))
+        new_points: dict[str, float] = {}
+        for name, value in metrics.items():
+            is_repeated = name in self.latest_steps and self.latest_steps[name] == step
+            if name != "epoch" and not is_repeated:
+                new_points[name] = value
+                self.latest_steps[name] = step
+        if new_points:
+            self.waiting.append((new_points, step))
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
         try:
             while self.waiting:
-                super().log_metrics(*self.waiting[0])
+                metrics, step = self.waiting[0]
+                super().log_metrics(metrics, step)
                 self.experiment.flush()
                 self.waiting.pop(0)
-        except (OSError, ValueError) as error:  # Lightning wraps any failure to log in a ValueError
+        except (OSError, ValueError) as error:
+            # Lightning turns every failure to log into a ValueError.
             cause = error if isinstance(error, OSError) else error.__cause__
             if not isinstance(cause, OSError):
                 raise
-            # The file may end in half a record, so the next try begins another, which must not purge what is in this.
-            self._experiment, self._kwargs["purge_step"] = None, None
-            if len(self.waiting) == 1:
-                reason = f"TensorBoard's files cannot be written ({cause.strerror})"
-                print_line(f"warning: {reason}; it is tried again each epoch")
+            # The file may end in half a record, so the next try must begin another file. It must
+            # not purge the points in this file, as the first file of a resumed run does.
+            self._experiment = None
+            self._kwargs["purge_step"] = None
+            if len(self.waiting) == 1:  # warn once; at the next failure, more points wait
+                print_line(
+                    f"warning: TensorBoard's files cannot be written ({cause.strerror}). "
+                    "The next epoch tries again."
+                )
 
     def save(self) -> None:
-        """Nothing: Lightning would write a file of settings, which config.yaml has."""
+        """Do nothing: Lightning would write a file of settings, and config.yaml has them."""
 
-    def log_picture(self, tag: str, picture: Tensor, step: int) -> None:
-        """(3, H, W) uint8. Skipped on a full disk."""
+    def log_image(self, tag: str, image: Tensor, step: int) -> None:
+        """Log an image (3, H, W) uint8; on a full disk, skip it."""
         with suppress(OSError):
-            self.experiment.add_image(tag, picture, step)
+            self.experiment.add_image(tag, image, step)
 
     def log_settings(self, settings: dict[str, Any]) -> None:
-        """Fill the HPARAMS tab with these and the latest values of the main curves."""
-        known = {name: "default" if value is None else value for name, value in settings.items()}
-        known |= {
-            name: " ".join(value) for name, value in settings.items() if isinstance(value, list)
-        }
-        for summary in hparams(known, dict.fromkeys(("kNN_accuracy", "train_loss", "z_std"), 0.0)):
+        """Fill the HPARAMS tab with these settings and the latest values of the main curves."""
+        values: dict[str, Any] = {}
+        for name, value in settings.items():
+            if value is None:
+                values[name] = "default"
+            elif isinstance(value, list):
+                values[name] = " ".join(value)
+            else:
+                values[name] = value
+        curves = dict.fromkeys(("kNN_accuracy", "train_loss", "z_std"), 0.0)
+        for summary in hparams(values, curves):
             self.experiment._get_file_writer().add_summary(summary)
 
 
 def check_installed(names: Iterable[str]) -> None:
-    """Raise UserError for a logger whose package is not there."""
-    for name in {"wandb", "mlflow"}.intersection(names):
+    """Raise UserError for a logger whose package is not installed."""
+    for name in SEPARATE_PACKAGES:
         require(
-            importlib.util.find_spec(name) is not None,
-            f"--logger {name}: it is not installed: pip install {name}",
+            name not in names or importlib.util.find_spec(name) is not None,
+            f"--logger {name} needs a package that is not installed. Run: pip install {name}",
         )
 
 
 def make_loggers(config: Pretrain, run: RunDirectory, resumed_at: int | None) -> list[Logger]:
-    """In the order of `--logger`; `resumed_at` is a step. Raises UserError for one that does not start."""
-    loggers: list[Logger] = []
+    """Return the loggers that `--logger` names, in the same order.
+
+    Args:
+        resumed_at: the step at which the run resumes; None for a new run.
+
+    Raises:
+        UserError: a logger does not start.
+    """
     settings = settings_that_matter(settings_to_keep(config))
-    name = "_".join(
-        filter(None, (config.run.exp_name or f"simsiam_{config.data.dataset}", config.run.version))
-    )
-    for kind in dict.fromkeys(config.monitor.logger):
+    loggers: list[Logger] = []
+    for kind in dict.fromkeys(config.monitor.logger):  # each once
         if kind == "tensorboard":
-            # It drops what it has from the step on that is resumed from.
-            where: dict[str, Any] = {"name": "", "version": "", "purge_step": resumed_at or 0}
-            loggers.append(
-                board := ResilientTensorBoardLogger(run.path, default_hp_metric=False, **where)
+            logger = ResilientTensorBoardLogger(
+                run.path,
+                name="",
+                version="",
+                default_hp_metric=False,
+                purge_step=resumed_at or 0,  # hides the points of the steps that are done again
             )
             if resumed_at is None and distributed.rank() == 0:
-                differing = {
-                    key: value for key, value in settings.items() if value != DEFAULTS.get(key)
-                }
-                board.log_settings({"seed": config.run.seed} | differing)
+                shown = {"seed": config.run.seed}
+                for name, value in settings.items():
+                    if value != DEFAULTS.get(name):
+                        shown[name] = value
+                logger.log_settings(shown)
         elif kind == "csv":
-            loggers.append(CSVLogger(run.path, name="csv"))
+            logger = CSVLogger(run.path, name="csv")
         else:
-            loggers.append(make_remote_logger(kind, name, run, settings))
+            run_name = config.run.exp_name or f"{config.PREFIX}_{config.data.dataset}"
+            if config.run.version:
+                run_name += f"_{config.run.version}"
+            logger = make_remote_logger(kind, run_name, run, settings)
+        loggers.append(logger)
     return loggers
 
 
-def make_remote_logger(kind: str, name: str, run: RunDirectory, settings: dict[str, Any]) -> Logger:
-    """Of Weights & Biases or MLflow, which take their own settings from the environment. Raises UserError."""
+def make_remote_logger(
+    kind: str, run_name: str, run: RunDirectory, settings: dict[str, Any]
+) -> Logger:
+    """Return a logger of Weights & Biases ("wandb") or MLflow ("mlflow").
+
+    Both packages take their own settings, such as a server's address, from the environment.
+
+    Raises:
+        UserError: the logger does not start.
+    """
     try:
         if kind == "wandb":
-            logger = WandbLogger(name, run.path, project="simsiam")
+            logger = WandbLogger(run_name, run.path, project="simsiam")
         else:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-            logger = MLFlowLogger(
-                "simsiam",
-                name,
-                os.environ.get("MLFLOW_TRACKING_URI", f"file:{run.path / 'mlruns'}"),
-            )
+            uri = os.environ.get("MLFLOW_TRACKING_URI", f"file:{run.path / 'mlruns'}")
+            logger = MLFlowLogger("simsiam", run_name, uri)
         logger.log_hyperparams(settings)
-    except Exception as error:
-        raise UserError(f"--logger {kind}: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # noqa: BLE001  (the packages raise errors of many kinds)
+        message = " ".join(str(error).split())[:MAX_ERROR_LENGTH]
+        raise UserError(f"--logger {kind} does not start: {message}") from None
     return logger

@@ -1,4 +1,4 @@
-"""The row of each epoch in metrics.jsonl."""
+"""The row of metrics.jsonl that each epoch of a run adds."""
 
 import math
 import time
@@ -6,8 +6,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from simsiam.callbacks.knn import KNNMonitor, parts
+from simsiam.callbacks.knn import KNNMonitor
 from simsiam.callbacks.loggers import ResilientTensorBoardLogger
+from simsiam.data.datamodule import ViewsDataModule
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import print_line
@@ -16,32 +17,43 @@ from utils.run_dir import RunDirectory
 
 
 class MetricsRecorder(pl.Callback):
-    """Writes `metrics.jsonl`, a row an epoch, and logs the learning rate and the speed. Comes after the kNN monitor.
+    """Write the row of each epoch to metrics.jsonl; log the learning rate and the speed.
 
-    A row: epoch (1 for the first), step (optimizer steps so far), train_loss and z_std (means over the epoch),
-    kNN_accuracy (percent) and rankme, where measured, learning_rate (at the epoch's end), images_per_second (of
-    training alone), seconds (of the whole epoch).
+    A row has these values:
+    - epoch: 1 for the first one
+    - step: optimizer steps so far
+    - train_loss, z_std: means over the epoch
+    - kNN_accuracy (percent), rankme: in epochs in which they are measured
+    - learning_rate: at the end of the epoch
+    - images_per_second: of training alone, without kNN and checkpoints
+    - seconds: of the whole epoch
 
-    Checkpoints hold all rows, so a resumed run does not depend on the file.
+    Checkpoints hold all rows, so that a resumed run does not depend on the file.
+
+    Args:
+        knn: must come before this callback, which takes what `knn` has measured in the epoch.
+
+    Raises:
+        RunError: the loss is not finite (exit status 4).
     """
 
-    state_key = "Recorder"  # pyright: ignore[reportAssignmentType]  (in checkpoints)
-
     def __init__(self, run: RunDirectory, knn: KNNMonitor) -> None:
-        self.run, self.knn = run, knn
+        self.run = run
+        self.knn = knn
         self.rows: list[dict[str, Any]] = []
-        self.batches, self.seconds = 0, 0.0  # of this epoch; the latter before an interruption
-        self.so_far: dict[str, Any] | None = (
-            None  # the module's sums, from checkpoints of when they were kept here
-        )
+        self.batches = 0  # of this epoch, in this process
+        self.seconds = 0.0  # of this epoch, before the run was interrupted in it
+        # Older checkpoints hold the module's sums over the epoch here instead of in the module.
+        self._old_sums: dict[str, Any] | None = None
 
     @property
     def row(self) -> dict[str, Any]:
+        """The row of the latest epoch; empty during the first epoch."""
         return self.rows[-1] if self.rows else {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.so_far is not None:
-            pl_module.on_load_checkpoint({"epoch_so_far": self.so_far})
+        if self._old_sums is not None:
+            pl_module.on_load_checkpoint({"epoch_so_far": self._old_sums})
         self.started = time.perf_counter()
         self._write()
 
@@ -50,7 +62,9 @@ class MetricsRecorder(pl.Callback):
             self.run.write_rows(self.rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.batches, self.seconds, self.started = 0, 0.0, time.perf_counter()
+        self.batches = 0
+        self.seconds = 0.0
+        self.started = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -61,42 +75,61 @@ class MetricsRecorder(pl.Callback):
         batch_idx: int,
     ) -> None:
         self.batches += 1
-        if trainer.is_last_batch:
-            # The epoch's only wait for the device; images_per_second is true only after it.
-            assert isinstance(pl_module, SimSiam)
-            self.means = pl_module.epoch_means().tolist()
-            images = (
-                self.batches
-                / trainer.accumulate_grad_batches
-                * parts(trainer, pl_module)[1].batch_size
-            )
-            self.images_per_second = images / (time.perf_counter() - self.started)
+        if not trainer.is_last_batch:
+            return
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        assert isinstance(pl_module, SimSiam) and isinstance(data, ViewsDataModule)
+        # `tolist` waits until the device has finished the epoch's last step. It is the only wait in
+        # an epoch, and the time can only be taken after it.
+        self.means = pl_module.epoch_means().tolist()
+        images = self.batches / trainer.accumulate_grad_batches * data.batch_size
+        self.images_per_second = images / (time.perf_counter() - self.started)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log and write the epoch's row. Raises RunError with status 4 if the loss is not finite."""
         loss, z_std = self.means
+        epoch = trainer.current_epoch + 1
         if not math.isfinite(loss):
-            raise not_finite(f"the loss is {loss}", trainer.current_epoch + 1, self.run)
-        rate, speed = trainer.optimizers[0].param_groups[0]["lr"], self.images_per_second
-        means, metrics = (
-            {"train_loss": loss, "z_std": z_std},
-            {"learning_rate": rate, "perf/images_per_second": speed},
+            raise make_not_finite_error(f"the loss is {loss}", epoch, self.run)
+
+        means = {"train_loss": loss, "z_std": z_std}
+        learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+        own_metrics = {
+            "learning_rate": learning_rate,
+            "perf/images_per_second": self.images_per_second,
+        }
+        pl_module.log_dict(own_metrics)
+        self._log_early(trainer, {**means, **self.knn.latest, **own_metrics})
+
+        self.rows.append(
+            {
+                "epoch": epoch,
+                "step": trainer.global_step,
+                **means,
+                **self.knn.latest,
+                "learning_rate": learning_rate,
+                "images_per_second": round(self.images_per_second, 1),
+                "seconds": round(self._seconds_of_epoch(), 3),
+            }
         )
-        pl_module.log_dict(metrics)
-        for logger in trainer.loggers:
-            if isinstance(
-                logger, ResilientTensorBoardLogger
-            ):  # Lightning logs only after the epoch's checkpoint
-                logger.log_metrics(means | self.knn.latest | metrics, trainer.global_step - 1)
-        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
-        row |= means | self.knn.latest | {"learning_rate": rate}
-        row |= {"images_per_second": round(speed, 1), "seconds": round(self._seconds_of_epoch(), 3)}
-        self.rows.append(row)
         try:
             self._write()
         except OSError as error:
-            why = f"{self.run.metrics} cannot be written ({error.strerror})"
-            print_line(f"warning: {why}; it is tried again each epoch")
+            print_line(
+                f"warning: {self.run.metrics} cannot be written ({error.strerror}). "
+                "The next epoch tries again."
+            )
+
+    def _log_early(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        """Log the metrics of the epoch to TensorBoard before the epoch's checkpoint is saved.
+
+        Lightning logs the same values to all loggers, but only after the checkpoint. If the process
+        is killed between the checkpoint and the logging, the resumed run starts after this epoch
+        and does not log it again. So the values are logged here first, and
+        `ResilientTensorBoardLogger` ignores them when Lightning logs them.
+        """
+        for logger in trainer.loggers:
+            if isinstance(logger, ResilientTensorBoardLogger):
+                logger.log_metrics(metrics, trainer.global_step - 1)
 
     def _seconds_of_epoch(self) -> float:
         return self.seconds + time.perf_counter() - self.started
@@ -105,20 +138,32 @@ class MetricsRecorder(pl.Callback):
         return {"rows": self.rows, "seconds": self._seconds_of_epoch()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows, self.seconds = list(state_dict["rows"]), state_dict["seconds"]
+        self.rows = list(state_dict["rows"])
+        self.seconds = state_dict["seconds"]
         if "sums" in state_dict:
-            self.so_far = {"sums": state_dict["sums"], "batches": state_dict["batches"]}
+            self._old_sums = {"sums": state_dict["sums"], "batches": state_dict["batches"]}
 
-    def words(self) -> str:
-        """The latest row as a line for the user."""
+    def format_row(self) -> str:
+        """Return the latest row as text for the user."""
         row = self.row
-        knn = f"  kNN {row['kNN_accuracy']:.2f} %" if "kNN_accuracy" in row else ""
-        speed = f"{row['images_per_second']:,.0f} images/s"
-        return f"loss {row['train_loss']:.4f}{knn}  z_std {row['z_std']:.3f}  {speed}"
+        parts = [f"loss {row['train_loss']:.4f}"]
+        if "kNN_accuracy" in row:
+            parts.append(f"kNN {row['kNN_accuracy']:.2f} %")
+        parts.append(f"z_std {row['z_std']:.3f}")
+        parts.append(f"{row['images_per_second']:,.0f} images/s")
+        return "  ".join(parts)
 
 
-def not_finite(what: str, epoch: int, run: RunDirectory) -> RunError:
-    """The failure with exit status 4; its message names the last good checkpoint."""
-    kept = run.resumable()
-    good = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
-    return RunError(f"{what} in epoch {epoch}: lower --learning-rate; {good}", status=4)
+def make_not_finite_error(problem: str, epoch: int, run: RunDirectory) -> RunError:
+    """Return the error with exit status 4, which names the last good checkpoint.
+
+    Args:
+        problem: what is not finite, for example "the loss is nan".
+        epoch: 1 for the first one.
+    """
+    resumable = run.resumable()
+    if resumable:
+        good = f"the last good checkpoint is {resumable[0]}"
+    else:
+        good = "there is no checkpoint yet"
+    return RunError(f"{problem} in epoch {epoch}: lower --learning-rate; {good}", status=4)

@@ -1,63 +1,65 @@
-"""The progress of training on the terminal, and how long it will take."""
+"""The progress of training on the terminal."""
 
-import copy
 import time
-from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from rich.progress import BarColumn, Progress, TextColumn
 
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.evaluation.features import extract_features
-from simsiam.module import SimSiam
-from utils.console import console, print_line
+from utils.console import NARROWEST_BAR, console, print_line
 
-REFRESH = 1.0  # seconds between looks at the loss, each of which waits for the device
-LINES = 40  # of finished epochs that stay on a terminal, about; a file has all
-NARROWEST = 8  # columns of the bar
-LONG_ENOUGH = 0.1  # seconds of a call that estimates well how long a run takes
-LONG = 0.6  # seconds of a call that is not worth repeating
-MOST_MEASURED = 128  # images of such a call
+REFRESH_SECONDS = 1.0  # between two updates of the bar, each of which waits for the device
+TERMINAL_LINES = 40  # about as many finished epochs stay on a terminal; a file gets all of them
+COLUMN_GAPS = 4  # columns that stay empty between the bar and the texts around it
 
 
 class ProgressCallback(pl.Callback):
-    """A line for each finished epoch; on a terminal below them a bar of this epoch's steps, which moves every second.
+    """Print a line for each finished epoch, and on a terminal draw a bar of the current one.
 
     Args:
-        words: gives the figures of the latest epoch.
-        pause: seconds that the Trainer will still spend between epochs, of which the given number is done.
+        format_metrics: returns the metrics of the latest epoch as text.
+        remaining_overhead: takes a number of finished epochs, and returns about how many seconds
+            the Trainer will still spend between epochs.
     """
 
     def __init__(
-        self, words: Callable[[], str], pause: Callable[[int], float] = lambda epoch: 0.0
+        self,
+        format_metrics: Callable[[], str],
+        remaining_overhead: Callable[[int], float] = lambda epoch: 0.0,
     ) -> None:
-        self.words, self.pause = words, pause
-        head = TextColumn("{task.fields[head]}", markup=False)
-        tail = TextColumn("{task.fields[tail]}", markup=False)
-        columns = (head, BarColumn(None), tail)
-        options: dict[str, Any] = {"refresh_per_second": 4, "transient": True}
-        options["disable"] = not console.draws_bars
-        self.bar = Progress(*columns, console=console, expand=True, **options)
-        self.steps, self.seconds = (
-            0,
-            0.0,
-        )  # of training alone, since the first step, which may compile
-        self.work = 0.0  # of these steps, in pixels of a view
-        self.step_ended: float | None = None
+        self.format_metrics = format_metrics
+        self.remaining_overhead = remaining_overhead
+        # The bar shows the progress of an epoch, so rich's own column for the remaining time would
+        # show that of the epoch. The text at the end has the remaining time of the run.
+        self.bar = Progress(
+            TextColumn("{task.fields[head]}", markup=False),
+            BarColumn(None),
+            TextColumn("{task.fields[tail]}", markup=False),
+            console=console,
+            expand=True,
+            refresh_per_second=4,
+            transient=True,
+            disable=not console.draws_bars,
+        )
+        # Batches, time and pixels of training, without the first batch: it may compile.
+        self.batches = 0
+        self.seconds = 0.0
+        self.pixels = 0  # the sum of the pixels of a view over the batches
+        self._batch_ended: float | None = None
+        self._bar_updated = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        head = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self.task, self.shown = self.bar.add_task("", total=None, head=head, tail=""), 0.0
+        self._bar_updated = 0.0
+        self.task = self.bar.add_task("", total=None, head=format_epoch(trainer), tail="")
         self.bar.start()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.steps:
-            self.step_ended = time.perf_counter()  # what lies between epochs is no training
-        self._show(trainer, 0)
+        if self.batches:
+            self._batch_ended = time.perf_counter()  # the time between epochs is no training
+        self._update_bar(trainer, 0)
 
     def on_train_batch_end(
         self,
@@ -68,50 +70,70 @@ class ProgressCallback(pl.Callback):
         batch_idx: int,
     ) -> None:
         now = time.perf_counter()
-        if self.step_ended is not None:
-            self.steps, self.seconds = self.steps + 1, self.seconds + now - self.step_ended
-            self.work += count_pixels(trainer, trainer.current_epoch)
-        self.step_ended = now
-        if not self.bar.disable and (now - self.shown >= REFRESH or trainer.is_last_batch):
-            self.shown = now
+        if self._batch_ended is not None:
+            self.batches += 1
+            self.seconds += now - self._batch_ended
+            self.pixels += count_pixels(trainer, trainer.current_epoch)
+        self._batch_ended = now
+
+        is_due = now - self._bar_updated >= REFRESH_SECONDS or trainer.is_last_batch
+        if is_due and not self.bar.disable:
+            self._bar_updated = now
             loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
-            self._show(trainer, batch_idx + 1, f"loss {loss:.4f}")
+            self._update_bar(trainer, batch_idx + 1, f"loss {loss:.4f}")
 
-    def _show(self, trainer: pl.Trainer, done: int, loss: str = "") -> None:
-        batches, images = int(trainer.num_training_batches), trainer.datamodule.batch_size  # pyright: ignore[reportAttributeAccessIssue]
-        head, speed, left = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", "", ""
-        if self.steps:
-            images *= self.steps / trainer.accumulate_grad_batches
-            speed, left = (
-                f"{images / self.seconds:,.0f} images/s",
-                f"left {self._left(trainer, done)}",
-            )
-        told = list(filter(None, (f"{done}/{batches}", loss, speed, left)))
-        for least in filter(
-            None, (speed, loss, told[0], left)
-        ):  # what a narrow terminal can do without
-            if len(head) + NARROWEST + len("  ".join(told)) > console.width - 4:
-                told.remove(least)
-        tail = "  ".join(told)
-        self.bar.update(self.task, completed=done, total=batches, head=head, tail=tail)
+    def _update_bar(self, trainer: pl.Trainer, batches_done: int, loss: str = "") -> None:
+        """Show the epoch, a bar, the batches done, the loss, the speed and the time left."""
+        batches = int(trainer.num_training_batches)
+        head = format_epoch(trainer)
+        count = f"{batches_done}/{batches}"
+        speed = ""
+        time_left = ""
+        if self.batches:
+            batch_size = trainer.datamodule.batch_size  # pyright: ignore[reportAttributeAccessIssue]
+            images = batch_size * self.batches / trainer.accumulate_grad_batches
+            speed = f"{images / self.seconds:,.0f} images/s"
+            time_left = f"left {self._estimate_time_left(trainer, batches_done)}"
 
-    def _left(self, trainer: pl.Trainer, done: int) -> timedelta:
-        """Time until the end of training, when `done` batches of this epoch are."""
-        now, batches = trainer.current_epoch, int(trainer.num_training_batches)
-        pixels = [count_pixels(trainer, epoch) for epoch in range(now, trainer.max_epochs or now)]
-        steps = (
-            self.seconds / self.work * (batches * sum(pixels) - done * sum(pixels[:1]))
-            if self.work
-            else 0.0
+        tail = [text for text in (count, loss, speed, time_left) if text]
+        room = console.width - len(head) - NARROWEST_BAR - COLUMN_GAPS
+        # A narrow terminal can do without these, the first one before the others.
+        for text in (speed, loss, count, time_left):
+            if text and len("  ".join(tail)) > room:
+                tail.remove(text)
+        self.bar.update(
+            self.task, completed=batches_done, total=batches, head=head, tail="  ".join(tail)
         )
-        return timedelta(seconds=round(steps + self.pause(now + (done == batches))))
+
+    def _estimate_time_left(self, trainer: pl.Trainer, batches_done: int) -> timedelta:
+        """Return the time until the end of training.
+
+        The time of a batch is taken to be proportional to the pixels of its views.
+
+        Args:
+            batches_done: of the current epoch.
+        """
+        batches = int(trainer.num_training_batches)
+        epoch = trainer.current_epoch
+        seconds = 0.0
+        if self.pixels:
+            pixels_left = -batches_done * count_pixels(trainer, epoch)
+            for later_epoch in range(epoch, trainer.max_epochs or epoch):
+                pixels_left += batches * count_pixels(trainer, later_epoch)
+            seconds = self.seconds / self.pixels * pixels_left
+        is_epoch_done = batches_done == batches
+        epochs_done = epoch + 1 if is_epoch_done else epoch
+        return timedelta(seconds=round(seconds + self.remaining_overhead(epochs_done)))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
-        line = f"epoch {epoch:{len(str(epochs))}d}/{epochs}  {self.words()}"
+        epoch = trainer.current_epoch + 1
+        epochs = trainer.max_epochs or 0
+        digits = len(str(epochs))
+        line = f"epoch {epoch:{digits}d}/{epochs}  {self.format_metrics()}"
         if self.bar.disable:
-            print_line(f"{line}  left {self._left(trainer, int(trainer.num_training_batches))}")
-        elif epoch % max(1, epochs // LINES) == 0 or epoch == epochs:
+            batches = int(trainer.num_training_batches)
+            print_line(f"{line}  left {self._estimate_time_left(trainer, batches)}")
+        elif epoch % max(1, epochs // TERMINAL_LINES) == 0 or epoch == epochs:
             print_line(line)
 
     def teardown(
@@ -122,89 +144,18 @@ class ProgressCallback(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self.bar.stop()  # Lightning does not call teardown then; a running bar would hide the error's line
+        # Lightning does not call teardown after an exception. A bar that still runs would hide the
+        # error message.
+        self.bar.stop()
+
+
+def format_epoch(trainer: pl.Trainer) -> str:
+    return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
 
 
 def count_pixels(trainer: pl.Trainer, epoch: int) -> int:
-    """Of a view of that epoch, which a step takes time by; 1 where all epochs are alike."""
+    """Return the pixels of a view in an epoch; 1 for a datamodule whose epochs are all alike."""
     data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-    return data.view_size(epoch) ** 2 if isinstance(data, ViewsDataModule) else 1
-
-
-def estimate_seconds(
-    model: SimSiam, data: ViewsDataModule, bf16: bool, epochs: int, knn_every: int
-) -> float:
-    """Return about how many seconds a run of one process takes on this processor.
-
-    A copy of the run's `model` trains on a few images of each size of its views.
-    """
-    twin = copy.deepcopy(model)
-    steps_per_epoch = len(data.train) // data.batch_size
-    seconds = 0.0
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        for size, epochs_of_size in Counter(map(data.view_size, range(epochs))).items():
-            epoch = next(e for e in range(epochs) if data.view_size(e) == size)
-
-            def step(n: int, epoch: int = epoch) -> None:
-                views = data.make_views(torch.arange(n), epoch)
-                twin.training_step(views, 0)["loss"].backward()
-
-            seconds += epochs_of_size * steps_per_epoch * measure_seconds(step, data.batch_size)
-        if knn_every:
-            images = len(data.train) + len(data.test)
-            chunk = min(images, MOST_MEASURED)
-
-            def extract(n: int) -> None:
-                extract_features(twin.backbone, data.train.images[:n], data.mean, data.std)
-
-            taken = measure_seconds(extract, chunk)
-            measurements = 1 + -(-epochs // knn_every)  # one of them before training
-            seconds += measurements * taken * images / chunk
-    return seconds
-
-
-def measure_seconds(step: Callable[[int], object], count: int) -> float:
-    """Return about how many seconds `step(count)` takes, measured by calls with fewer images.
-
-    A call takes a fixed time and a time per image. Two numbers of images give both: 2, as many as
-    batch normalisation needs, and the first larger one that takes long enough to be measured well.
-
-    Args:
-        step: computes on the given number of images.
-        count: the number of images whose time is asked for.
-    """
-
-    def time_step(n: int) -> float:
-        started, started_computing = time.perf_counter(), time.process_time()
-        step(n)
-        computed = time.process_time() - started_computing  # by all threads together
-        # If other programs held this one up, that is less than it took.
-        return min(time.perf_counter() - started, computed)
-
-    def time_again(n: int, first: float) -> float:
-        if first >= LONG:
-            return first
-        return min(first, time_step(n))  # the first one also allocated memory and compiled kernels
-
-    few = min(2, count)
-    taken_by_few = time_again(few, time_step(few))
-    images, taken = few, taken_by_few
-    while images < min(count, MOST_MEASURED) and (images == few or taken < LONG_ENOUGH):
-        images = min(4 * images, count, MOST_MEASURED)
-        taken = time_step(images)
-    if images == few:
-        return taken * count / few
-    taken = time_again(images, taken)
-    if taken <= taken_by_few:  # another program has disturbed the calls with few images
-        return taken * count / images
-    per_image = (taken - taken_by_few) / (images - few)
-    per_image = min(per_image, taken_by_few / few)  # more is a disturbed call
-    return taken_by_few + per_image * (count - few)
-
-
-def about(seconds: float) -> str:
-    """A time in words, in the largest unit of which there are two."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"about {seconds / length:.0f} {unit}"
-    return f"about {max(1, round(seconds))} s"
+    if isinstance(data, ViewsDataModule):
+        return data.view_size(epoch) ** 2
+    return 1

@@ -1,4 +1,4 @@
-"""Signals that end a run, kept until the run can be saved."""
+"""Signals that end a run, delayed until the run can be saved."""
 
 import os
 import signal
@@ -13,48 +13,59 @@ from utils import distributed
 from utils.console import console
 from utils.errors import StoppedBySignal
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-REQUEUE = signal.SIGUSR1  # SLURM's, before it takes the machine away
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+REQUEUE_SIGNAL = signal.SIGUSR1  # SLURM sends it before it takes the machine away
 
 
 class SignalCallback(pl.Callback):
-    """Notes SIGTERM, SIGINT or SIGHUP in `received`, for the checkpoint callback to save and end the run.
+    """Note a signal in `received`; `CheckpointCallback` then saves the run and ends it.
 
-    A second SIGINT ends the process at once. With several processes, a signal to any of them ends all. After an
-    exception, which ends the run anyway, signals are still only noted. Lightning's own handler of SIGUSR1, if SLURM
-    runs the job, becomes `requeue`, to be called between two steps.
+    - A second SIGINT (Ctrl-C) ends the process at once.
+    - With several processes, a signal to any of them ends all.
+    - After an exception, which ends the run anyway, signals are still only noted.
+    - In a SLURM job, Lightning has installed a handler of SIGUSR1. It becomes `requeue`, which must
+      be called between two steps.
     """
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received = 0  # number of the latest signal; 0 for none
         self.requeue: Callable[[], object] | None = None
         self.to_save = False  # whether training has begun, so that there is something to save
-        self.former: dict[int, Any] = {}  # signal -> the handler before
+        self._previous_handlers: dict[int, Any] = {}  # signal -> its handler before training
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Install the handlers, over Lightning's. An ignored signal stays ignored (`nohup`)."""
-        self.former = {
-            n: signal.getsignal(n) for n in STOPPING if signal.getsignal(n) is not signal.SIG_IGN
-        }
-        slurm = signal.getsignal(REQUEUE)
-        if callable(slurm):
-            self.former[REQUEUE] = slurm
-            self.requeue = lambda: slurm(REQUEUE, None)
-        for number in self.former:
+        """Install the handlers in place of Lightning's."""
+        for number in STOP_SIGNALS:
+            handler = signal.getsignal(number)
+            if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP, which must stay so
+                self._previous_handlers[number] = handler
+
+        requeue_handler = signal.getsignal(REQUEUE_SIGNAL)
+        if callable(requeue_handler):
+            self._previous_handlers[REQUEUE_SIGNAL] = requeue_handler
+            self.requeue = lambda: requeue_handler(REQUEUE_SIGNAL, None)
+
+        for number in self._previous_handlers:
             signal.signal(number, self._receive)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        while self.former:
-            signal.signal(*self.former.popitem())
+        while self._previous_handlers:
+            number, handler = self._previous_handlers.popitem()
+            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received:
-            console.show_cursor(True)
+            console.show_cursor(True)  # the progress bar has hidden it
             os._exit(128 + number)
-        if number == signal.SIGHUP:  # the terminal is gone: writing to it would fail
+        if number == signal.SIGHUP:  # the terminal is gone, and writing to it would fail
             for stream in (sys.stdout, sys.stderr):
                 if stream.isatty():
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         self.received = number
-        if not self.to_save and number != REQUEUE and distributed.world_size() == 1:
-            raise StoppedBySignal(number, " before the first step; the same command begins again")
+        # Before the first step there is nothing to save, so a process can end at once. One of
+        # several processes must not: the others would wait for it. All end after the first step.
+        is_alone = distributed.world_size() == 1
+        if not self.to_save and is_alone and number != REQUEUE_SIGNAL:
+            raise StoppedBySignal(
+                number, " before the first step; the same command starts the run again"
+            )

@@ -1,6 +1,7 @@
 """How the processes of a run start and meet.
 
-`launch` starts them with torchrun's engine; torchrun and srun may as well. Each process runs the same command.
+`launch` starts them on one machine with torchrun's engine. torchrun or srun can start them instead,
+also on several machines. Each process runs the same command.
 """
 
 import ctypes
@@ -27,44 +28,60 @@ from utils.errors import RunError, StoppedBySignal, UserError, require
 from utils.slurm import match_environment_to_started_tasks
 from utils.waiting import call_interruptibly
 
-TIMEOUT = timedelta(
-    hours=2
-)  # long enough for rank 0 to download or to decode; a dead peer is noticed at once
-PARENT_VARIABLE = "SIMSIAM_PROCESSES_END_WITH"  # environment variable: the id of the process with which this one ends
+# How long processes wait for each other. Rank 0 may download or decode for as long as that. The
+# others notice a dead process at once, without this.
+TIMEOUT = timedelta(hours=2)
+SHUTDOWN_SECONDS = 600  # for processes that were told to end: to finish an epoch and save
+PARENT_VARIABLE = "SIMSIAM_PROCESSES_END_WITH"  # holds the id of the process that launched this one
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+MAX_ERROR_LENGTH = 200  # characters of torch's error that a message quotes
 
 
 def cluster_environment() -> ClusterEnvironment | None:
-    """Lightning's view of torchrun or SLURM; None if neither started this process."""
-    if TorchElasticEnvironment.detect():  # also inside a job of SLURM
+    """Return how torchrun or SLURM started this process; None if neither did.
+
+    Raises:
+        UserError: SLURM's variables contradict each other.
+    """
+    # Ask for torchrun first: it may run inside a SLURM job.
+    if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     match_environment_to_started_tasks()
     try:
         return SLURMEnvironment() if SLURMEnvironment.detect() else None
-    except RuntimeError as error:  # srun with half of its flags
+    except RuntimeError as error:  # Lightning refuses srun without --ntasks-per-node, for example
         raise UserError(" ".join(str(error).split())) from None
 
 
 @contextmanager
 def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator[None]:
-    """Join the run's other processes, if there are any; ranks above 0 print nothing.
+    """Join the other processes of the run, if there are any; ranks above 0 then print nothing.
 
-    Raises UserError if other numbers of processes a machine (`devices`) and machines were asked for than were started.
+    Args:
+        devices: processes that must run on this machine; None for any number.
+        nodes: machines that must take part; None for any number.
+        gpu: whether the processes also exchange tensors on GPUs.
+
+    Raises:
+        UserError: another number of processes or machines was started.
     """
     end_with_parent()
     cluster = cluster_environment()
     if cluster is not None and cluster.world_size() > 1:
         join_processes(cluster, gpu)
     try:
-        here, machines = local_world_size(), world_size() // local_world_size()
+        started_here = local_world_size()
+        started_nodes = world_size() // started_here
         require(
-            devices in (None, here),
-            f"--devices {devices}: {here} started on this machine; leave the flag out",
+            devices is None or devices == started_here,
+            f"--devices {devices}: the number of processes that were started on this machine is "
+            f"{started_here}. Leave out this flag, or start {devices} of them.",
         )
-        how = "torchrun --nnodes M --nproc-per-node N --rdzv-endpoint HOST:PORT main.py ... on each machine"
         require(
-            nodes in (None, machines),
-            f"--num-nodes {nodes}: started on {machines}; {how} starts it on M",
+            nodes is None or nodes == started_nodes,
+            f"--num-nodes {nodes}: the number of machines with processes of this run is "
+            f"{started_nodes}. On each machine, run: torchrun --nnodes {nodes} --nproc-per-node N "
+            "--rdzv-endpoint HOST:PORT main.py ...",
         )
         if rank() > 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,10 +92,12 @@ def process_group(devices: int | None, nodes: int | None, gpu: bool) -> Iterator
 
 
 def join_processes(cluster: ClusterEnvironment, gpu: bool) -> None:
-    """Wait until all processes of the run have met at MASTER_ADDR:MASTER_PORT. A signal ends the wait.
+    """Wait until all processes of the run have met at MASTER_ADDR:MASTER_PORT.
+
+    A signal ends the wait.
 
     Raises:
-        UserError: if they cannot meet there.
+        UserError: the processes cannot meet there.
     """
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     processes = cluster.world_size()
@@ -91,18 +110,16 @@ def join_processes(cluster: ClusterEnvironment, gpu: bool) -> None:
     try:
         os.environ["MASTER_ADDR"] = cluster.main_address
         os.environ["MASTER_PORT"] = str(cluster.main_port)
-        place = f"{cluster.main_address}:{cluster.main_port}"
-        notice = f"waiting for all {processes} processes of the run to meet at {place}"
-        call_interruptibly(join, notice if cluster.local_rank() == 0 else None)
-    except (
-        RuntimeError,
-        ValueError,
-        OSError,
-    ) as error:  # torch's DistNetworkError and its like are RuntimeErrors
-        reason = " ".join(str(error).split())[:200]
+        address = f"{cluster.main_address}:{cluster.main_port}"
+        notice = None
+        if cluster.local_rank() == 0:
+            notice = f"waiting for all {processes} processes of the run to meet at {address}"
+        call_interruptibly(join, notice)
+    except (RuntimeError, ValueError, OSError) as error:  # torch.DistNetworkError is a RuntimeError
+        reason = " ".join(str(error).split())[:MAX_ERROR_LENGTH]
         raise UserError(
-            f"the {processes} processes of the run could not meet at MASTER_ADDR:MASTER_PORT ({reason}): "
-            "set them to an address that each machine reaches and a free port"
+            f"the {processes} processes of the run could not meet at MASTER_ADDR:MASTER_PORT "
+            f"({reason}). Set them to an address that each machine reaches and a free port."
         ) from None
 
 
@@ -117,67 +134,85 @@ def end_with_parent() -> None:
         return
     if launcher == str(os.getppid()):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    # Look after the request: if the launcher died before it, the kernel sends no signal.
     if has_ended(launcher):
         raise StoppedBySignal(signal.SIGTERM, ": the command that started this run has ended")
 
 
 def has_ended(process: str) -> bool:
-    """Return whether the process with this id has ended, also if its parent has not asked for its status yet."""
+    """Return whether the process with this id has ended, also if its parent has not noticed yet."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
     except OSError:
         return True
-    state = status.rpartition(")")[2].split()[0]  # behind the name, which may contain anything
+    # The state follows the name in parentheses, which may contain anything.
+    state = status.rpartition(")")[2].split()[0]
     return state in ("Z", "X")
 
 
-def needs_launch(devices: int | None) -> bool:
-    """Whether this process has to start the others of a run on several devices."""
-    started = cluster_environment()
-    alone = started is None or (
-        started.world_size() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
-    )
-    return alone and (devices or 1) > 1
+def needs_launch(devices: int) -> bool:
+    """Return whether this process has to start the processes of a run on several devices."""
+    if devices == 1:
+        return False
+    cluster = cluster_environment()
+    if cluster is None:
+        return True
+    # A single SLURM task starts the processes of its run itself. A single process of torchrun does
+    # not: `process_group` reports that --devices is wrong.
+    return cluster.world_size() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def launch(processes: int, command: list[str]) -> int:
-    """Run `command` in several processes on this machine, by torchrun's engine; the exit status, the first failure's.
+    """Run a command in several processes on this machine, by torchrun's engine.
 
-    The end of one ends all; signals are passed on to each.
+    If one process ends early, the others are ended. Signals are passed on to each process.
+
+    Returns:
+        The exit status: 0, or that of the first process that failed and has said why.
+
+    Raises:
+        RunError: a process was killed, or failed without a message of its own.
     """
     end_with_parent()
-    logging.disable(logging.CRITICAL)  # the engine's own log; this process only waits
+    logging.disable(logging.CRITICAL)  # the engine's log; this process logs nothing itself
     os.environ[PARENT_VARIABLE] = str(os.getpid())
-    os.environ.setdefault(
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600"
-    )  # seconds, to end an epoch and save
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    engine = (f"--nproc-per-node={processes}", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:
-        with TemporaryDirectory() as logs:  # the engine would leave its empty folders
-            run(
-                parse_args(
-                    [
-                        *engine,
-                        f"--log-dir={logs}",
-                        "--local-addr=127.0.0.1",
-                        "--no-python",
-                        *command,
-                    ]
-                )
-            )
+        # The engine would leave empty log folders behind.
+        with TemporaryDirectory() as log_dir:
+            engine_args = [
+                f"--nproc-per-node={processes}",
+                "--rdzv-backend=c10d",
+                "--rdzv-endpoint=127.0.0.1:0",
+                f"--log-dir={log_dir}",
+                "--local-addr=127.0.0.1",
+                "--no-python",
+            ]
+            run(parse_args([*engine_args, *command]))
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
-    except ChildFailedError as failed:
-        worst = max(failure.exitcode for failure in failed.failures.values())
-        if worst > 1:  # that process has printed why
-            return worst
-        number, first = failed.get_first_failure()  # the others were ended because of it
-        killed = first.exitcode < 0
-        cause = f"process {number + 1} of {processes} was ended by "
-        cause += signal.Signals(-first.exitcode).name if killed else "an error"
-        message = (
-            f"{cause}, and the others with it; the same command goes on from the last checkpoint"
-        )
-        raise RunError(message, 128 - first.exitcode if killed else 1) from None
+    except ChildFailedError as error:
+        return _explain_failure(error, processes)
     return 0
+
+
+def _explain_failure(error: ChildFailedError, processes: int) -> int:
+    """Return the exit status of a process that has printed why it failed; else raise RunError."""
+    highest_status = max(failure.exitcode for failure in error.failures.values())
+    if highest_status > 1:  # the program uses 1 for failures without a message of its own
+        return highest_status
+    # The engine ended the other processes after this one.
+    local_rank, failure = error.get_first_failure()
+    if failure.exitcode < 0:  # minus the number of a signal
+        cause = signal.Signals(-failure.exitcode).name
+        status = 128 - failure.exitcode
+    else:
+        cause = "an error"
+        status = 1
+    raise RunError(
+        f"process {local_rank + 1} of {processes} was ended by {cause}, and the others with it; "
+        "the same command resumes from the last checkpoint",
+        status,
+    ) from None

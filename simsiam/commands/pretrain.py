@@ -1,12 +1,13 @@
-"""The command `pretrain`: from settings to a finished run folder."""
+"""The command `pretrain`: train a network and leave a finished run folder."""
 
 import os
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from datetime import timedelta
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
 
 import pytorch_lightning as pl
+from torch import Tensor
 
 from simsiam.callbacks.checkpoint import BackgroundCheckpointIO, CheckpointCallback
 from simsiam.callbacks.collapse import CollapseMonitor
@@ -14,110 +15,85 @@ from simsiam.callbacks.images import ImageLogger
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.callbacks.loggers import ResilientTensorBoardLogger, check_installed, make_loggers
 from simsiam.callbacks.metrics import MetricsRecorder
-from simsiam.callbacks.progress import ProgressCallback, about, estimate_seconds
+from simsiam.callbacks.progress import ProgressCallback
 from simsiam.callbacks.signals import SignalCallback
 from simsiam.commands import launch
+from simsiam.commands.describe import (
+    RunContext,
+    collect_provenance,
+    describe_missing_images,
+    describe_result,
+    describe_run,
+    resolve_settings,
+    summarise,
+)
 from simsiam.commands.resume import (
     Start,
-    count_processes,
+    choose_resumed_precision,
     explain_failures,
     find_start,
     validate_run,
 )
-from simsiam.config.commands import Pretrain, settings_to_keep, shell_command, subprocess_args
+from simsiam.config.commands import Pretrain, settings_to_keep, subprocess_args
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import default_stem, knn_unavailable_reason
 from simsiam.evaluation.checkpoint import FACTS, load_backbone
 from simsiam.module import SimSiam
 from utils import distributed
-from utils.console import plural, print_line, track_progress
-from utils.device import (
-    AUTO_PRECISIONS,
-    choose_accelerator,
-    choose_precision,
-    git_commit,
-    hardware,
-    hidden_gpu,
-    versions,
-)
+from utils.console import print_line, track_progress
+from utils.device import choose_accelerator, choose_precision, versions
 from utils.errors import require
 from utils.filesystem import write_json
 from utils.run_dir import RunDirectory, previous
 from utils.weights import BACKBONE, write_weights
 
-LONG = 6 * 3600  # seconds for which nobody would wait without being told
-FOR_A_CPU = "--backbone resnet10 --width 16 --out-dim 512 --h-dim 128 --batch-size 64 --constant-predictor-lr"
-FOR_A_CPU += " --epochs 20 --image-schedule 16:15 24:4"  # kNN 60 %: docs/benchmarks.md
-LOG_EVERY = (
-    100  # steps between points of a curve; epochs shorter than two of these have their means alone
-)
-
-
-@dataclass
-class RunContext:
-    """What the steps of a pre-training share."""
-
-    config: Pretrain
-    run: RunDirectory
-    accelerator: str
-    precision: Any
-    data: ViewsDataModule
-    model: SimSiam
-    start: Start | None = None
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What every checkpoint and exported file says of its origin."""
-        about = {
-            "classes": list(self.data.train.classes),
-            "settings": settings_to_keep(self.config),
-        }
-        about |= {"versions": versions(), "commit": git_commit(), "precision": self.precision}
-        return about | (
-            {"images": self.data.dataset_digest} if self.data.dataset_digest else {}
-        )  # a person's own
+LOG_EVERY = 100  # steps between two points of a curve
+NEVER = 0  # as `log_every_n_steps`, this makes Lightning log no single steps
 
 
 def pretrain(config: Pretrain) -> None:
-    """Train, resume, or say that there is nothing to do. Mistakes are found before anything is written."""
-    if not config.run.dry_run and launch.needs_launch(config.device.devices):
-        raise SystemExit(launch.launch(config.device.devices or 1, subprocess_args(config)))
+    """Train a new run, resume an unfinished one, or return if the run is finished.
+
+    Mistakes in the settings are found before anything is written.
+    """
+    devices = config.device.devices
+    num_nodes = config.device.num_nodes
+    if config.run.dry_run:  # one process describes a run of any number of processes
+        devices = None
+        num_nodes = None
+    if devices is not None and launch.needs_launch(devices):
+        # Start this command again in a process for each device. This process only waits for them.
+        raise SystemExit(launch.launch(devices, subprocess_args(config)))
+
     accelerator = choose_accelerator(config.device.accelerator)
     precision = choose_precision(config.device.precision, accelerator)
     check_installed(config.monitor.logger)
     run = RunDirectory(config.run_dir)
-    started = (
-        (None, None) if config.run.dry_run else (config.device.devices, config.device.num_nodes)
-    )
-    with launch.process_group(*started, accelerator == "gpu"), ExitStack() as held:
+    with launch.process_group(devices, num_nodes, accelerator == "gpu"), ExitStack() as cleanup:
         state = distributed.broadcast_result(lambda: validate_run(config, run))
-        if state == "finished" and not config.run.overwrite:  # since `main.py` has looked
+        # main.py has checked this already, but another process may have finished the run since.
+        if state == "finished" and not config.run.overwrite:
             return
         data = load_data(config, accelerator)
-        context = RunContext(config, run, accelerator, precision, data, build_model(config, data))
-        found = run.resumable()
-        context.start = distributed.broadcast_result(
-            lambda: find_start(config, run, data, context.model, state)
-        )
-        if (
-            context.start and config.device.precision == "auto"
-        ):  # on another device it may be another
-            older = (
-                "32-true" if accelerator == "cpu" else precision
-            )  # what it was when checkpoints did not say
-            kept = context.start.precision or older
-            context.precision = kept if kept in AUTO_PRECISIONS else precision
+        model = build_model(config, data)
+
+        checkpoints = run.resumable()
+        start = distributed.broadcast_result(lambda: find_start(config, run, data, model, state))
+        if start is not None and config.device.precision == "auto":
+            precision = choose_resumed_precision(start, accelerator, precision)
+        context = RunContext(config, run, accelerator, precision, data, model, start)
         if config.run.dry_run:
             print(describe_run(context))
             return
         context.start = distributed.broadcast_result(
-            lambda: acquire_run(context, (state, found), held)
+            lambda: acquire_run(context, state, checkpoints, cleanup)
         )
         train(context)
 
 
 def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
+    """Return the loaded images; in a dry run, placeholders for images that are not there yet."""
     data = ViewsDataModule(
         **asdict(config.data),
         batch_size=config.optimizer.batch_size,
@@ -128,30 +104,35 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
         policy=config.augmentation,
         compile=config.device.compile and accelerator == "gpu",
     )
-    if config.run.dry_run and (placeholders := make_placeholders(data.options)):
-        data.set_splits(placeholders)
-        count, side = sum(map(len, placeholders)), data.train.side
-        folder = f"{count:,} images would be decoded, {count * 3 * side**2 / 2**30:.2f} GiB, unless they are already"
-        absent = (
-            f"{config.data.dataset} is not in {config.data.data_dir}: it would be downloaded first"
-        )
-        print(folder if config.data.dataset == "folder" else absent)
-        return data
+    if config.run.dry_run:
+        placeholders = make_placeholders(data.options)
+        if placeholders is not None:
+            data.set_splits(placeholders)
+            print(describe_missing_images(data))
+            return data
     distributed.once_per_node(data.prepare_data)
     data.setup()
-    same = distributed.broadcast_result(lambda: data.dataset_digest) == data.dataset_digest
-    require(same, f"{config.data.data_dir}: not the same images as on the first machine")
+    digest_on_rank_0 = distributed.broadcast_result(lambda: data.dataset_digest)
+    require(
+        data.dataset_digest == digest_on_rank_0,
+        f"{config.data.data_dir} does not hold the same images on this machine as on the first one",
+    )
     return data
 
 
 def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
-    pl.seed_everything(
-        config.run.seed % 2**32, verbose=False
-    )  # initial weights; nothing later uses this generator
-    network, method, optimizer = asdict(config.network), asdict(config.method), config.optimizer
-    del network["in_dim"], method["views"], method["image_schedule"]
+    """Return the module with the initial weights of the run's seed."""
+    # Only the initial weights come from this generator.
+    pl.seed_everything(config.run.seed % 2**32, verbose=False)
+    network = asdict(config.network)
+    network["stem"] = config.network.stem or default_stem(data.size)
+    del network["in_dim"]  # follows from backbone and width
+    method = asdict(config.method)
+    for name in ("views", "image_schedule"):  # these are arguments of the datamodule
+        del method[name]
+    optimizer = config.optimizer
     return SimSiam(
-        **network | {"stem": config.network.stem or default_stem(data.size)},
+        **network,
         **method,
         learning_rate=optimizer.peak_rate,
         warmup_epochs=optimizer.warmup,
@@ -163,152 +144,133 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
     )
 
 
-def acquire_run(context: RunContext, seen: tuple[str, list[Any]], held: ExitStack) -> Start | None:
-    """Lock the run's folder until `held` is closed, and write its config; the checkpoint to start from."""
-    config, run, data, start = context.config, context.run, context.data, context.start
-    held.enter_context(run.lock())
-    require(
-        (run.state(), run.resumable()) == seen, f"{run.path} has changed meanwhile: run this again"
-    )
+def acquire_run(
+    context: RunContext, state: str, checkpoints: list[Path], cleanup: ExitStack
+) -> Start | None:
+    """Lock the run's folder, print the description of the run and write its config.yaml.
+
+    Args:
+        state, checkpoints: state and checkpoints of the folder when `context` was made.
+        cleanup: the folder stays locked until this is closed.
+
+    Returns:
+        The checkpoint to resume from, which may have got another name; None for a new run.
+
+    Raises:
+        UserError: another process is training in the folder, or has changed it since.
+    """
+    run = context.run
+    start = context.start
+    cleanup.enter_context(run.lock())
+    is_unchanged = run.state() == state and run.resumable() == checkpoints
+    require(is_unchanged, f"{run.path} was changed by another process. Run this command again.")
+
     print(describe_run(context), flush=True)
-    if config.run.overwrite:
+    if context.config.run.overwrite:
         run.delete()
-    resolved = {  # what the settings left to the program
-        "accelerator": context.accelerator,
-        "precision": context.precision,
-        "devices": distributed.world_size(),
-        "learning_rate": config.optimizer.peak_rate,
-        "warmup_epochs": config.optimizer.warmup,
-        "proj_hidden": config.network.proj_hidden or config.network.out_dim,
-        "in_dim": config.network.num_features,
-        "train_images": len(data.train),
-        "test_images": len(data.test),
-        "hardware": hardware(context.accelerator),
-        "image_size": data.size,
-        "stem": context.model.hparams["stem"],
-        "images": data.dataset_digest,
-    }
-    settings = settings_to_keep(config)
     run.create(
-        {"command": "pretrain", "settings": settings, "resolved": resolved, "versions": versions()}
+        {
+            "command": "pretrain",
+            "settings": settings_to_keep(context.config),
+            "resolved": resolve_settings(context),
+            "versions": versions(),
+        }
     )
     run.remove_partial_files()
-    if start and start.path == previous(
-        run.last
-    ):  # the damaged one must not take the place of the whole one
+
+    # The last checkpoint was damaged if the run resumes from the one before it. Replace it, or the
+    # next checkpoint would keep the damaged one as the one before it.
+    if start is not None and start.path == previous(run.last):
         os.replace(start.path, run.last)
         start = start._replace(path=run.last)
     return start
 
 
-def describe_run(context: RunContext) -> str:
-    """What is known of the run once its images are loaded; `announce` has said the rest."""
-    config, data, model = context.config, context.data, context.model
-    sizes = {
-        name: sum(p.numel() for p in part.parameters()) / 1e6
-        for name, part in model.named_children()
-    }
-    epochs, steps = config.optimizer.epochs, len(data.train) // config.optimizer.batch_size
-    device = f"{count_processes(config)} x {context.accelerator}"
-    margin = f" from {data.train.side} x {data.train.side}" if data.size < data.train.side else ""
-    why = knn_unavailable_reason(data.train, data.test)
-    hidden = hidden_gpu(config.device.accelerator)
-    lines = [
-        f"  images    {len(data.train):,} train and {len(data.test):,} {data.test.kind}, "
-        + plural(len(data.train.classes), "class"),
-        f"            views of {data.size} x {data.size} pixels{margin}",
-        *([f"            {why}: kNN is off"] if why and config.monitor.knn_every else []),
-        f"  network   {model.hparams['stem']} stem; parameters: backbone {sizes['backbone']:.2f} M,",
-        f"            projector {sizes['projector']:.2f} M, predictor {sizes.get('predictor', 0):.2f} M",
-        f"  steps     {plural(epochs, 'epoch')} of {plural(steps, 'step')} = {epochs * steps:,}",
-        f"  device    {device.removeprefix('1 x ')}, precision {context.precision}",
-        *([f"            {hidden}"] if hidden else []),
-        *([f"  start     resumed from {context.start.path}"] if context.start else []),
-        *(describe_time(context) if device == "1 x cpu" and not context.start else []),
-        f"  watch     {shell_command('-m', 'tensorboard.main', '--logdir', context.run.path.parent)}",
-    ]
-    return "\n".join(lines)
-
-
-def describe_time(context: RunContext) -> list[str]:
-    """How long a run will take on this processor; for a long one, what suits it better."""
-    epochs, every = context.config.optimizer.epochs, context.config.monitor.knn_every
-    seconds = estimate_seconds(
-        context.model, context.data, context.precision == "bf16-mixed", epochs, every
-    )
-    lines = [f"  time      {about(seconds)} on this CPU"]
-    if seconds > LONG:
-        lines[0] += ": it wants a GPU."
-        lines.append("            What a CPU learns of CIFAR-10 in a quarter of an hour:")
-        lines.append(f"            {shell_command(*FOR_A_CPU.split())}")
-    return lines
-
-
 def train(context: RunContext) -> None:
-    """Run the Trainer, and write what a finished run consists of."""
-    config, run, data, model, start = (
-        context.config,
-        context.run,
-        context.data,
-        context.model,
-        context.start,
-    )
-    loggers = make_loggers(config, run, start.step if start else None)
-    board = next(
-        (logger for logger in loggers if isinstance(logger, ResilientTensorBoardLogger)), None
-    )
-    monitor, epochs = config.monitor, config.optimizer.epochs
-    pictures_every = (
-        max(1, epochs // 10) if monitor.pictures_every is None else monitor.pictures_every
-    )
+    """Run the Trainer, and write the files of a finished run."""
+    config = context.config
+    run = context.run
+    start = context.start
+    optimizer = config.optimizer
+    monitor = config.monitor
     on_gpu = context.accelerator == "gpu"
-    knn = KNNMonitor(monitor.knn_k, monitor.knn_t, monitor.knn_every, print_fn=print_line)
-    knn.compile = config.device.compile
-    # The untrained kNN prints lines where there is no terminal; later ones have an epoch's line.
-    knn.progress = lambda chunks, n, what: track_progress(
-        chunks, n, what, lines=knn.untrained is None
+    world_size = distributed.world_size()
+
+    def show_knn_progress(chunks: Iterable[Tensor], total: int, label: str) -> Iterable[Tensor]:
+        # Without a terminal, only the first measurement prints lines of progress. After the others
+        # the line of an epoch is printed.
+        is_first = knn.untrained is None
+        return track_progress(chunks, total, label, lines=is_first)
+
+    knn = KNNMonitor(
+        monitor.knn_k,
+        monitor.knn_t,
+        monitor.knn_every,
+        print_fn=print_line,
+        progress=show_knn_progress,
+        compile=config.device.compile,
     )
     recorder = MetricsRecorder(run, knn)
-    io = BackgroundCheckpointIO(run, about=context.provenance)
+    progress = ProgressCallback(
+        recorder.format_row, lambda epoch: knn.remaining_seconds(epoch, optimizer.epochs)
+    )
+
+    resumed_at = start.step if start is not None else None
+    loggers = make_loggers(config, run, resumed_at)
+    images_every = monitor.pictures_every
+    if images_every is None:
+        images_every = max(1, optimizer.epochs // 10)
+
+    def log_image(tag: str, image: Tensor, step: int) -> None:
+        for logger in loggers:
+            if isinstance(logger, ResilientTensorBoardLogger):
+                logger.log_image(tag, image, step)
+
+    io = BackgroundCheckpointIO(run, extra_state=collect_provenance(context))
     signals = SignalCallback()
     checkpoints = CheckpointCallback(run, recorder, config.run.checkpoint_every, io, signals)
+
+    # In an epoch of few steps, the curves have its means only.
+    steps_per_epoch = len(context.data.train) // optimizer.batch_size
+    log_every = LOG_EVERY if steps_per_epoch >= 2 * LOG_EVERY else NEVER
+
     trainer = pl.Trainer(
         accelerator=context.accelerator,
         devices=distributed.local_world_size(),
-        num_nodes=distributed.world_size() // distributed.local_world_size(),
-        strategy="ddp" if distributed.world_size() > 1 else config.device.strategy,
-        accumulate_grad_batches=config.optimizer.accumulate,
-        use_distributed_sampler=False,  # EpochSampler shares the order of an epoch out
+        num_nodes=world_size // distributed.local_world_size(),
+        strategy="ddp" if world_size > 1 else config.device.strategy,
+        accumulate_grad_batches=optimizer.accumulate,
+        use_distributed_sampler=False,  # EpochSampler gives each process its part of a batch
         precision=context.precision,
-        benchmark=on_gpu,  # cuDNN tries its kernels for the sizes at hand, which do not change
-        max_epochs=epochs,
+        benchmark=on_gpu,  # cuDNN chooses its fastest kernels; the sizes of batches do not change
+        max_epochs=optimizer.epochs,
         logger=loggers,
+        # In this order: the recorder takes what `knn` has measured, and the checkpoint of an epoch
+        # comes after everything else in it.
         callbacks=[
             signals,
             knn,
             recorder,
-            ProgressCallback(recorder.words, lambda epoch: knn.remaining_seconds(epoch, epochs)),
-            ImageLogger(
-                run, knn, pictures_every, board.log_picture if board else lambda *picture: None
-            ),
+            progress,
+            ImageLogger(run, knn, images_every, log_image),
             CollapseMonitor(monitor.stop_on_collapse, print_fn=print_line),
             checkpoints,
         ],
         plugins=[io],
         enable_progress_bar=False,
         enable_model_summary=False,
-        log_every_n_steps=LOG_EVERY
-        if len(data.train) // config.optimizer.batch_size >= 2 * LOG_EVERY
-        else 1_000_000,
+        log_every_n_steps=log_every,
         num_sanity_val_steps=0,
-        default_root_dir=run.checkpoints,  # where Lightning's SLURM plugin writes, see `RunDirectory.resumable`
+        # Lightning's SLURM plugin writes its checkpoints here; `RunDirectory.resumable` finds them.
+        default_root_dir=run.checkpoints,
     )
     if config.device.compile and on_gpu:
-        model.compile_networks(
-            cuda_graphs=config.optimizer.accumulate == 1 and distributed.world_size() == 1
-        )
+        cuda_graphs = optimizer.accumulate == 1 and world_size == 1
+        context.model.compile_networks(cuda_graphs=cuda_graphs)
+
     with explain_failures(run, start, checkpoints):
-        trainer.fit(model, datamodule=data, ckpt_path=start.path if start else None)
+        ckpt_path = start.path if start is not None else None
+        trainer.fit(context.model, datamodule=context.data, ckpt_path=ckpt_path)
         if distributed.rank() == 0:
             checkpoints.check_saved()
             finish_run(context, recorder, checkpoints, knn)
@@ -317,39 +279,21 @@ def train(context: RunContext) -> None:
 def finish_run(
     context: RunContext, recorder: MetricsRecorder, checkpoints: CheckpointCallback, knn: KNNMonitor
 ) -> None:
-    """Write the backbone and summary.json, which makes the run finished; print where they are."""
-    run, rows, data = context.run, recorder.rows, context.data
-    run.write_rows(rows)  # once more: perhaps nothing was left to train, and the file was damaged
-    last = rows[-1]
-    facts = (
-        {name: context.model.hparams[name] for name in FACTS} | context.provenance | {"row": last}
-    )
-    write_weights(run.backbone, BACKBONE, context.model.backbone.state_dict(), facts)
-    load_backbone(run.backbone)  # a file that does not load is found now
-    summary = {
-        "epochs": last["epoch"],
-        "step": last["step"],
-        "kNN_accuracy": last.get("kNN_accuracy"),
-        "kNN_best": checkpoints.best,
-        "kNN_best_epoch": checkpoints.best_epoch,
-        "kNN_untrained": knn.untrained,
-        "train_loss": last["train_loss"],
-        "z_std": last["z_std"],
-        "seconds": round(sum(row["seconds"] for row in rows), 1),
-        "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
-    }
+    """Write the backbone, then summary.json, which marks the run as finished. Print the result."""
+    run = context.run
+    # If the run resumed after its last epoch, no epoch has repaired a damaged metrics.jsonl.
+    run.write_rows(recorder.rows)
+
+    metadata = {name: context.model.hparams[name] for name in FACTS}
+    metadata.update(collect_provenance(context))
+    metadata["row"] = recorder.row
+    write_weights(run.backbone, BACKBONE, context.model.backbone.state_dict(), metadata)
+    load_backbone(run.backbone)  # raises if the file does not load
+
+    summary = summarise(recorder.rows, checkpoints, knn)
     write_json(run.summary, summary)
-    accuracy = ""
-    after = "neighbours" if knn_unavailable_reason(data.train, data.test) else "linear"
-    if summary["kNN_accuracy"] is not None:
-        accuracy = f"  kNN       {summary['kNN_accuracy']:.2f} % in the last epoch"
-        accuracy += f", {checkpoints.best:.2f} % in the best (epoch {checkpoints.best_epoch})"
-        accuracy += f", {knn.untrained:.2f} % untrained\n" if knn.untrained is not None else "\n"
-    print(
-        f"finished {plural(last['epoch'], 'epoch')} in {timedelta(seconds=round(summary['seconds']))}\n{accuracy}"
-        f"  loss      {last['train_loss']:.4f}   z_std {last['z_std']:.3f}\n"
-        f"  speed     {summary['images_per_second']:,.0f} images/s\n"
-        f"  backbone  {run.backbone}\n"
-        f"  next      {shell_command(after, run.path)}\n"
-        f"            {shell_command('report', run.path)}"
-    )
+
+    # Without labels there is no linear classifier to train.
+    reason = knn_unavailable_reason(context.data.train, context.data.test)
+    next_command = "linear" if reason is None else "neighbours"
+    print(describe_result(summary, run, next_command))

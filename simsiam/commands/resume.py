@@ -1,4 +1,7 @@
-"""Where a pre-training starts: in a new folder, from a checkpoint of its own, or from one that the user names."""
+"""Where a pre-training starts: at step 0, or from a checkpoint.
+
+The checkpoint is the run's own, or the one that the user names with --ckpt-dir.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simsiam.callbacks.checkpoint import CheckpointCallback
+from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.config.commands import Pretrain, describe_differences, settings_to_keep
+from simsiam.config.options import DeviceOptions, MonitorOptions, OptimizerOptions
 from simsiam.config.run_state import check_folder
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import knn_unavailable_reason
@@ -16,73 +21,117 @@ from simsiam.module import SimSiam
 from utils import distributed
 from utils.checkpoint_io import read_resumable
 from utils.console import plural
+from utils.device import AUTO_PRECISIONS
 from utils.errors import RunError, UserError, is_out_of_memory, require
 from utils.run_dir import RunDirectory
 
-STATEFUL = ("Recorder", "Keeper")  # state keys of the callbacks whose state a checkpoint must hold
+# The state keys of the callbacks whose state a checkpoint must hold: Lightning takes class names.
+STATEFUL = (MetricsRecorder.__name__, CheckpointCallback.__name__)
+MAX_ERROR_LENGTH = 300  # characters of a library's error that a message quotes
+MODEL_PATH_HINT = "Pass it as --model-path instead to start a new run from its weights."
 
 
 class Start(NamedTuple):
-    """A checkpoint to resume from, the optimizer steps done in it, and Lightning's name for the precision of these."""
+    """A checkpoint to resume from."""
 
     path: Path
-    step: int
-    precision: Any = None  # not known of an older checkpoint
+    step: int  # optimizer steps done
+    precision: Any = None  # Lightning's name for it; checkpoints of earlier versions do not say it
 
 
-def count_processes(config: Pretrain) -> int:
-    """Processes that share a batch; in a dry run, those that would."""
-    asked = (config.device.devices or 1) * (config.device.num_nodes or 1)
-    return asked if config.run.dry_run else distributed.world_size()
+def count_processes(device: DeviceOptions, dry_run: bool) -> int:
+    """Return how many processes share a batch; in a dry run, how many would."""
+    if dry_run:
+        return (device.devices or 1) * (device.num_nodes or 1)
+    return distributed.world_size()
 
 
 def validate_run(config: Pretrain, run: RunDirectory) -> str:
-    """The state of the run's folder, as `check_folder`; UserError if the batch does not split among the processes."""
-    processes, batch, accumulate = (
-        count_processes(config),
-        config.optimizer.batch_size,
-        config.optimizer.accumulate,
-    )
-    parts = processes * accumulate
-    require(
-        batch % parts == 0 and batch >= 2 * parts,
-        f"--batch-size {batch}: must split into {parts} equal parts of at least 2, for "
-        f"{plural(processes, 'device')} and --accumulate {accumulate}",
-    )
+    """Check the batch size and the run's folder.
+
+    Returns:
+        The state of the folder: "new", "unfinished" or "finished".
+
+    Raises:
+        UserError: the batch does not split among the processes, or the folder cannot hold the run.
+    """
+    check_batch_size(config.optimizer, count_processes(config.device, config.run.dry_run))
     return check_folder(config, run)
+
+
+def check_batch_size(optimizer: OptimizerOptions, processes: int) -> None:
+    """Raise UserError unless processes and accumulation can share a batch equally."""
+    batch_size = optimizer.batch_size
+    parts = processes * optimizer.accumulate
+    smaller = max(2 * parts, batch_size // parts * parts)
+    require(
+        batch_size % parts == 0 and batch_size >= 2 * parts,
+        f"--batch-size {batch_size} must split into {parts} equal parts of at least 2 images, "
+        f"for {plural(processes, 'device')} and --accumulate {optimizer.accumulate}. "
+        f"Try {smaller} or {smaller + parts}.",
+    )
 
 
 def find_start(
     config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam, state: str
 ) -> Start | None:
-    """The run's own newest whole checkpoint, or that of `--ckpt-dir`; a new run's `model` gets `--model-path` here."""
-    images, knn_k = len(data.train), config.monitor.knn_k
-    require(
-        config.monitor.knn_every == 0
-        or knn_unavailable_reason(data.train, data.test) is not None
-        or knn_k <= images,
-        f"--knn-k {knn_k} is more than the {images} train images: give fewer, or --knn-every 0",
-    )
+    """Return the checkpoint to resume from; None if training starts at step 0.
+
+    An unfinished run resumes from its own newest readable checkpoint. Otherwise `--ckpt-dir` names
+    the checkpoint, or `model` takes the weights of `--model-path`.
+
+    Args:
+        state: of the run's folder, as `validate_run` returns it.
+
+    Raises:
+        UserError: no checkpoint is readable, or it belongs to another run.
+    """
+    check_knn_k(config.monitor, data)
+    ckpt_dir = config.run.ckpt_dir
     if state == "unfinished" and not config.run.overwrite and run.resumable():
-        return _find_own(config, run, data)
+        return _find_own_checkpoint(run, data, ckpt_dir)
     if config.run.model_path:
         load_weights(model, config.run.model_path)
-    return _find_given(config, run, data, model) if config.run.ckpt_dir else None
+    if not ckpt_dir:
+        return None
+    path = find_checkpoint(ckpt_dir, whole=True)
+    content = read_resumable(path, STATEFUL)
+    _check_same_run(path, content, config, data)
+    is_in_run_folder = run.path.resolve() in path.resolve().parents
+    require(
+        not is_in_run_folder,
+        f"{path} is in {run.path}, which --overwrite would delete. Pass another --exp-name.",
+    )
+    load_strictly(model, content["state_dict"], path)
+    return Start(path, content["global_step"], content.get("precision"))
 
 
-def _find_own(config: Pretrain, run: RunDirectory, data: ViewsDataModule) -> Start:
-    given, images = config.run.ckpt_dir, run.settings("resolved").get("images")
-    why = f"would be resumed instead of --ckpt-dir {given}: leave the flag out, or give another --exp-name"
+def check_knn_k(monitor: MonitorOptions, data: ViewsDataModule) -> None:
+    """Raise UserError if the kNN monitor needs more neighbours than there are train images."""
+    images = len(data.train)
+    is_measured = monitor.knn_every > 0 and knn_unavailable_reason(data.train, data.test) is None
     require(
-        given in (None, run.settings().get("ckpt_dir")),
-        f"{run.path} holds an unfinished run, which {why}",
+        not is_measured or monitor.knn_k <= images,
+        f"--knn-k {monitor.knn_k} is more than the {images} train images. "
+        "Pass a smaller one, or --knn-every 0 to measure no kNN accuracy.",
     )
-    why = f"on other images than are in {config.data.data_dir} now: give another --exp-name, or --overwrite"
+
+
+def _find_own_checkpoint(run: RunDirectory, data: ViewsDataModule, ckpt_dir: str | None) -> Start:
+    """Return the newest readable checkpoint in the folder of an unfinished run."""
     require(
-        images in (None, data.dataset_digest),
-        f"{run.path} holds an unfinished run {why} to start anew",
+        ckpt_dir is None or ckpt_dir == run.settings().get("ckpt_dir"),
+        f"{run.path} holds an unfinished run, which would be resumed instead of "
+        f"--ckpt-dir {ckpt_dir}. Leave out this flag, or pass another --exp-name.",
     )
-    problems = []
+    resolved = run.settings("resolved")
+    images = resolved.get("images")
+    require(
+        images is None or images == data.dataset_digest,
+        f"{run.path} holds an unfinished run on other images than are in "
+        f"{data.options.data_dir} now. Pass another --exp-name, or --overwrite to start again.",
+    )
+    problems: list[str] = []
     for path in run.resumable():
         try:
             content = read_resumable(path, STATEFUL)
@@ -90,69 +139,84 @@ def _find_own(config: Pretrain, run: RunDirectory, data: ViewsDataModule) -> Sta
             problems.append(str(error))
             continue
         if problems:
-            print(
-                f"warning: {problems[0]}; going back to the checkpoint before it", file=sys.stderr
-            )
-        return Start(
-            path,
-            content["global_step"],
-            content.get("precision", run.settings("resolved").get("precision")),
-        )
-    raise UserError(f"{'; '.join(problems)}; --overwrite starts anew")
+            warning = f"warning: {problems[0]}; going back to the checkpoint before it"
+            print(warning, file=sys.stderr)
+        precision = content.get("precision", resolved.get("precision"))
+        return Start(path, content["global_step"], precision)
+    raise UserError(f"{'; '.join(problems)}. Pass --overwrite to start again from step 0.")
 
 
-def _find_given(
-    config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam
-) -> Start:
-    file = find_checkpoint(str(config.run.ckpt_dir), whole=True)
-    content = read_resumable(file, STATEFUL)
-    anew = "--model-path starts a new run from its weights"
-    changed = describe_differences(
-        content["settings"] | {"model_path": None}, settings_to_keep(config)
-    )
-    require(not changed, f"{file} is of a run with other settings ({'; '.join(changed)}): {anew}")
-    finished = content["row"].get("epoch", 0) >= config.optimizer.epochs
-    require(not finished, f"{file} is of a finished run: nothing is left to train; {anew}")
-    inside = run.path.resolve() in file.resolve().parents
+def _check_same_run(
+    path: Path, content: dict[str, Any], config: Pretrain, data: ViewsDataModule
+) -> None:
+    """Raise UserError unless a checkpoint of another folder is an earlier state of this run."""
+    # Where the checkpoint's own run got its initial weights does not matter any more.
+    settings = content["settings"] | {"model_path": None}
+    differences = describe_differences(settings, settings_to_keep(config))
     require(
-        not inside,
-        f"{file} lies in {run.path}, which --overwrite would delete: give another --exp-name",
+        not differences,
+        f"{path} is from a run with other settings ({'; '.join(differences)}). {MODEL_PATH_HINT}",
     )
-    same = content.get("images") in (None, data.dataset_digest)
-    require(same, f"{file} is of a run on other images than are in {config.data.data_dir}: {anew}")
-    load_strictly(model, content["state_dict"], file)
-    return Start(file, content["global_step"], content.get("precision"))
+    epochs_done = content["row"].get("epoch", 0)
+    require(
+        epochs_done < config.optimizer.epochs,
+        f"{path} is from a finished run, of which nothing is left to train. {MODEL_PATH_HINT}",
+    )
+    images = content.get("images")
+    require(
+        images is None or images == data.dataset_digest,
+        f"{path} is from a run on other images than are in {config.data.data_dir}. "
+        f"{MODEL_PATH_HINT}",
+    )
+
+
+def choose_resumed_precision(start: Start, accelerator: str, precision: Any) -> Any:
+    """Return the precision in which a run with `--precision auto` resumes: that of its start.
+
+    Args:
+        precision: what "auto" means on this machine, which may be another one.
+    """
+    if not start.precision and accelerator == "cpu":
+        # This checkpoint is of a version for which "auto" always meant fp32 on a CPU.
+        return "32-true"
+    if start.precision in AUTO_PRECISIONS:
+        return start.precision
+    return precision
 
 
 @contextmanager
 def explain_failures(
     run: RunDirectory, start: Start | None, checkpoints: CheckpointCallback
 ) -> Iterator[None]:
-    """Turn what a full disk or a strange checkpoint makes a Trainer raise into one line that says what to do."""
+    """Turn the errors of a Trainer on a full disk or with an unusable checkpoint into UserErrors.
+
+    Args:
+        checkpoints: tells whether training has begun, which means that all state was restored.
+    """
     try:
         yield
-    except OSError as error:  # what could be written is written; the rest is done again
-        goes_on = (
-            f"the same command goes on from {kept[0]}"
-            if (kept := run.resumable())
-            else "nothing of it is kept"
-        )
-        raise UserError(
-            f"{error.filename or run.path}: {error.strerror or error}: mend that; {goes_on}"
-        ) from None
+    except OSError as error:
+        file = error.filename or run.path
+        reason = error.strerror or str(error)
+        resumable = run.resumable()
+        if resumable:
+            prospect = f"The same command then resumes from {resumable[0]}."
+        else:
+            prospect = "No checkpoint was saved yet: the same command then starts at step 0."
+        raise UserError(f"{file}: {reason}. Fix this first. {prospect}") from None
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if distributed.is_lost_peer(error):
-            raise SystemExit(1) from None
-        if (
-            start is None
-            or checkpoints.begun
-            or is_out_of_memory(error)
-            or isinstance(error, UserError | RunError)
-        ):
+            raise SystemExit(1) from None  # the lost process has printed why
+        is_explained = isinstance(error, UserError | RunError) or is_out_of_memory(error)
+        if start is None or checkpoints.begun or is_explained:
             raise
-        if run.path.resolve() not in start.path.resolve().parents:  # a new run, with nothing in it
+        # The Trainer could not restore the checkpoint, whose content is not what Lightning expects.
+        is_own_checkpoint = run.path.resolve() in start.path.resolve().parents
+        if not is_own_checkpoint:  # then the run is new, and its folder holds nothing of value
             run.delete()
-            with suppress(OSError):  # a person keeps something else in it
+            with suppress(OSError):  # the folder also holds files of the user
                 run.path.rmdir()
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"{start.path}: not a checkpoint that a run goes on from ({why})") from None
+        message = " ".join(str(error).split())[:MAX_ERROR_LENGTH]
+        raise UserError(
+            f"cannot resume from {start.path}: {type(error).__name__}: {message}. {MODEL_PATH_HINT}"
+        ) from None

@@ -1,4 +1,4 @@
-"""A run that nothing happens to."""
+"""A run that is not disturbed, to compare disturbed runs with."""
 
 from collections.abc import Callable
 from pathlib import Path

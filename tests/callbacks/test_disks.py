@@ -1,4 +1,4 @@
-"""A disk that is full or becomes read-only costs a run nothing but time."""
+"""A run survives a disk that is full or becomes read-only."""
 
 import shutil
 import subprocess
@@ -38,7 +38,7 @@ def fill(disk: Path) -> Path:
             return filler
 
 
-def test_a_run_on_a_full_disk_goes_on_and_has_all_later(
+def test_a_full_disk_does_not_end_a_run_and_nothing_is_lost(
     undisturbed: Path, small_disk: Path, tmp_path: Path
 ) -> None:
     early, late = tmp_path / "early", tmp_path / "late"  # in the third and in the last epoch
@@ -60,7 +60,7 @@ def test_a_run_on_a_full_disk_goes_on_and_has_all_later(
 
 
 @pytest.mark.slow("four runs; a full disk is a quick test")
-def test_a_run_on_a_disk_that_becomes_read_only_goes_on_later(
+def test_a_run_on_a_read_only_disk_resumes_once_it_is_writable(
     undisturbed: Path, small_disk: Path, tmp_path: Path
 ) -> None:
     on_it = (*LONG, "--save-dir", str(small_disk))
@@ -75,7 +75,9 @@ def test_a_run_on_a_disk_that_becomes_read_only_goes_on_later(
         held.unlink()
         out, err = process.communicate()
         assert process.returncode == 2 and err.count("\n") == 1, err
-        assert "Read-only file system" in err and f"the same command goes on from {last}" in err
+        assert (
+            "Read-only file system" in err and f"The same command then resumes from {last}" in err
+        )
         assert "epoch 6/6" in out and out.count("warning: ") >= 2, out
         assert steps_saved(last) >= step
         again = start_small("run", tmp_path, *on_it)
@@ -90,9 +92,7 @@ def test_a_run_on_a_disk_that_becomes_read_only_goes_on_later(
     assert same_run(tmp_path / "copy", undisturbed)
 
 
-def test_on_a_full_disk_a_run_does_not_begin_and_says_so_in_one_line(
-    small_disk: Path, program: Program
-) -> None:
+def test_no_run_starts_on_a_full_disk(small_disk: Path, program: Program) -> None:
     fill(small_disk)
     status, _, err = program(*SMALL, "--save-dir", str(small_disk))
     assert status == 2 and err.count("\n") == 1 and "No space left" in err

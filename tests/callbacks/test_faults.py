@@ -1,4 +1,4 @@
-"""A run cannot be lost: killed, told to stop, out of disk, or with its folder gone, it goes on as the same run."""
+"""A run that was killed, stopped or lost its folder resumes and ends as an undisturbed one."""
 
 import io
 import json
@@ -47,9 +47,9 @@ def killed_in_a_save(args: list[str]) -> int:
 
 
 def test_a_run_killed_again_and_again_is_the_same_run(undisturbed: Path, tmp_path: Path) -> None:
-    """Before the first checkpoint, in mid-epoch, and while a checkpoint is written: no kill costs more than two epochs.
+    """Kills before the first checkpoint, in mid-epoch and in a save cost at most two epochs each.
 
-    The steps of a process are counted from its own first one; a checkpoint is written every twelve.
+    The steps of a process are counted from its own first one. Each 12th step is a checkpoint.
     """
     run, held = tmp_path / "runs" / "run", tmp_path / "held"
     last = run / "checkpoints" / "last.ckpt"
@@ -105,7 +105,7 @@ def test_each_signal_saves_the_step_it_came_in(number: signal.Signals, tmp_path:
         ),
     ],
 )
-def test_a_run_stopped_in_mid_epoch_goes_on_to_the_bit(
+def test_a_run_stopped_in_mid_epoch_resumes_to_the_bit(
     number: signal.Signals, undisturbed: Path, tmp_path: Path
 ) -> None:
     stop_in_step_9(number, tmp_path)
@@ -124,7 +124,7 @@ def stop_in_step_9(number: signal.Signals, tmp_path: Path) -> None:
     assert "saved: the same command resumes it" in err
 
 
-def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_the_process_at_once(tmp_path: Path) -> None:
     process = start_small_with_events("run", tmp_path, {9: ["SIGINT", "SIGINT"]}, *LONG)
     _, err = process.communicate()
     assert (process.returncode, err) == (130, "")
@@ -146,8 +146,8 @@ def test_under_nohup_a_hang_up_is_ignored(tmp_path: Path) -> None:
     assert process.returncode == 0 and len(rows(tmp_path / "runs" / "run")) == 2
 
 
-def test_slurms_signal_requeues_the_run_which_goes_on(undisturbed: Path, tmp_path: Path) -> None:
-    """No SLURM is needed: Lightning knows it by its environment, and asks `scontrol`, which here notes the question."""
+def test_slurms_signal_requeues_the_run_and_it_resumes(undisturbed: Path, tmp_path: Path) -> None:
+    """Lightning recognises SLURM by its variables and calls `scontrol`, a script of this test."""
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
@@ -177,9 +177,7 @@ def test_slurms_signal_requeues_the_run_which_goes_on(undisturbed: Path, tmp_pat
     assert same_run(tmp_path / "runs" / "run", undisturbed)
 
 
-def test_a_folder_that_is_removed_under_the_run_comes_back(
-    undisturbed: Path, tmp_path: Path
-) -> None:
+def test_a_removed_run_folder_is_written_again(undisturbed: Path, tmp_path: Path) -> None:
     run, held = tmp_path / "runs" / "run", tmp_path / "held"
     process = start_small_with_events("run", tmp_path, {20: [held]}, *LONG)
     wait_for(process, lambda: held.exists() and (run / "checkpoints" / "last.ckpt").exists())
@@ -192,9 +190,7 @@ def test_a_folder_that_is_removed_under_the_run_comes_back(
 
 
 @pytest.mark.slow("two runs; --ckpt-dir is a quick test in test_run.py")
-def test_a_checkpoint_resumed_in_another_folder_brings_its_rows(
-    program: Program, tmp_path: Path
-) -> None:
+def test_resuming_in_another_folder_keeps_the_rows(program: Program, tmp_path: Path) -> None:
     flags = [*SMALL, "--epochs", "4", "--checkpoint-every", "1"]
     assert program(*flags, "--exp-name", "a")[0] == 0
     a, b = tmp_path / "runs" / "a", tmp_path / "runs" / "b"
@@ -204,7 +200,9 @@ def test_a_checkpoint_resumed_in_another_folder_brings_its_rows(
 
 
 @pytest.mark.slow("three runs; that the checkpoint before is taken is a quick test")
-def test_a_damaged_checkpoint_never_replaces_a_whole_one(program: Program, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_never_replaces_an_intact_one(
+    program: Program, tmp_path: Path
+) -> None:
     flags = [*SMALL, "--epochs", "4", "--checkpoint-every", "1"]
     assert program(*flags)[0] == 0
     run = tmp_path / "runs" / "simsiam_patterns"
@@ -228,11 +226,12 @@ BY_TIME = (
 )
 
 
-def test_checkpoints_by_time_come_in_mid_epoch_too(
+def test_checkpoints_by_time_are_saved_in_mid_epoch_too(
     trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simsiam.callbacks.checkpoint.CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr("simsiam.callbacks.checkpoint.SHARE", 1e9)  # however long the disk takes
+    monkeypatch.setattr("simsiam.callbacks.checkpoint.MIN_CHECKPOINT_SECONDS", 0)
+    # Save however long the disk takes.
+    monkeypatch.setattr("simsiam.callbacks.checkpoint.MAX_BLOCKED_FRACTION", 1e9)
     assert program(*BY_TIME, "--epochs", "2")[0] == 0
     often = tmp_path / "runs" / "simsiam_patterns"
     before = torch.load(often / "checkpoints" / "last.previous.ckpt", weights_only=True)
@@ -243,20 +242,22 @@ def test_checkpoints_by_time_come_in_mid_epoch_too(
 @pytest.mark.parametrize(
     ("passed", "waited", "due"), [(29, 0, False), (31, 0, True), (31, 1, False), (101, 1, True)]
 )
-def test_a_slow_disk_is_written_to_less_often(
+def test_a_slow_disk_gets_fewer_checkpoints(
     passed: float, waited: float, due: bool, tmp_path: Path
 ) -> None:
     """Training waits for checkpoints a hundredth of the time at most."""
     run = RunDirectory(tmp_path)
-    recorder, io = MetricsRecorder(run, KNNMonitor()), BackgroundCheckpointIO(run, about={})
+    recorder = MetricsRecorder(run, KNNMonitor())
+    io = BackgroundCheckpointIO(run, extra_state={})
     checkpoints = CheckpointCallback(run, recorder, None, io, SignalCallback())
-    checkpoints.saved_at, checkpoints.waited = time.monotonic() - passed, waited
-    assert checkpoints._is_due() == due
+    checkpoints.saved_at = time.monotonic() - passed
+    checkpoints.blocked_seconds = waited
+    assert checkpoints._is_due_by_time() == due
 
 
-def test_the_best_weights_go_to_the_disk_with_the_last_ones_and_at_the_end(tmp_path: Path) -> None:
+def test_best_ckpt_is_written_with_the_next_last_ckpt_and_at_the_end(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    io, weight = BackgroundCheckpointIO(run, about={}), torch.zeros(1)
+    io, weight = BackgroundCheckpointIO(run, extra_state={}), torch.zeros(1)
     for value in (1.0, 2.0):
         io.save_checkpoint({"weight": weight.fill_(value)}, run.best)
         io.wait()
@@ -271,7 +272,7 @@ def test_the_best_weights_go_to_the_disk_with_the_last_ones_and_at_the_end(tmp_p
 
 
 @pytest.mark.slow("as the removal of its folder, which is a quick test")
-def test_a_run_whose_contents_were_removed_does_not_lock_itself_out(
+def test_a_run_without_its_config_yaml_does_not_lock_itself_out(
     undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "run"

@@ -35,7 +35,7 @@ def trained(
     return trainer, model, data
 
 
-def test_what_is_logged_is_of_clean_images() -> None:
+def test_knn_and_rankme_are_those_of_clean_images() -> None:
     trainer, model, data = trained(KNNMonitor(k=20, temperature=0.1), images=200, batch_size=50)
     model.eval()
 
@@ -82,7 +82,7 @@ class Measured(pl.Callback):
 @pytest.mark.parametrize(
     ("every", "measured"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (10, [5]), (0, [])]
 )
-def test_it_measures_each_n_epochs_and_the_last(every: int, measured: list[int]) -> None:
+def test_knn_is_measured_every_n_epochs_and_after_the_last(every: int, measured: list[int]) -> None:
     monitor = KNNMonitor(k=5, every=every)
     after = Measured(monitor)
     trained(monitor, after, epochs=5, images=40, batch_size=20)
@@ -90,7 +90,7 @@ def test_it_measures_each_n_epochs_and_the_last(every: int, measured: list[int])
     assert (monitor.untrained is None) == (every == 0)
 
 
-def test_rankme_is_the_effective_rank_by_singular_values() -> None:
+def test_rankme_is_the_effective_rank_of_the_singular_values() -> None:
     features = torch.randn(300, 16) @ torch.diag(torch.logspace(0, -2, 16))
     p = torch.linalg.svdvals(features.double())
     p = p / p.sum()
@@ -108,7 +108,7 @@ def test_rankme_is_the_effective_rank_by_singular_values() -> None:
         (0.97, 1.5, False),
     ],
 )
-def test_a_collapse_is_low_z_std_and_low_rank_where_that_is_known(
+def test_collapse_needs_low_z_std_and_low_rank_if_measured(
     z_std: float, rank: float | None, collapsed: bool
 ) -> None:
     assert is_collapsed(z_std, rank) == collapsed

@@ -1,4 +1,4 @@
-"""Runs of the real program: the same seed gives the same bits, and a killed run ends as one left alone."""
+"""Runs of the real program, from the command line to the files that they leave."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.terminal import run_on_a_terminal
 from utils.cli import from_settings
 
 
-def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_path: Path) -> None:
+def test_a_finished_run_has_all_files_metrics_and_curves(program: Program, tmp_path: Path) -> None:
     status, out, err = program(*SMALL, "--epochs", "3", "--seed", "3", "--pictures-every", "2")
     assert (status, err) == (0, "")
     run = tmp_path / "runs" / "simsiam_patterns"
@@ -78,9 +78,7 @@ def test_a_finished_run_has_everything_that_was_promised(program: Program, tmp_p
     )  # of the settings, those that differ from the defaults
 
 
-def test_same_seed_same_bits_and_another_seed_others(
-    trained: Path, program: Program, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_bits(trained: Path, program: Program, tmp_path: Path) -> None:
     for name, seed in (("again", 0), ("other", 2)):
         assert program(*SMALL, "--epochs", "2", "--exp-name", name, "--seed", str(seed))[0] == 0
     again, other = tmp_path / "runs" / "again", tmp_path / "runs" / "other"
@@ -100,9 +98,7 @@ def test_the_seed_decides_the_initial_weights() -> None:
     assert not torch.equal(first["backbone.conv1.weight"], other["backbone.conv1.weight"])
 
 
-def test_the_same_command_again_says_finished_and_does_nothing(
-    program: Program, tmp_path: Path
-) -> None:
+def test_a_finished_run_is_not_trained_again(program: Program, tmp_path: Path) -> None:
     assert program(*SMALL, "--epochs", "1")[0] == 0
     run = tmp_path / "runs" / "simsiam_patterns"
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
@@ -111,9 +107,7 @@ def test_the_same_command_again_says_finished_and_does_nothing(
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
 
 
-def test_other_settings_are_refused_and_overwrite_starts_anew(
-    program: Program, tmp_path: Path
-) -> None:
+def test_other_settings_are_refused_unless_overwrite(program: Program, tmp_path: Path) -> None:
     assert program(*SMALL, "--epochs", "1")[0] == 0
     run = tmp_path / "runs" / "simsiam_patterns"
     (run / "notes.txt").write_text("mine")
@@ -130,7 +124,7 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(
     assert len(rows(run)) == 1 and (run / "notes.txt").read_text() == "mine"
 
 
-def test_a_second_process_is_kept_out_of_a_running_run(program: Program, tmp_path: Path) -> None:
+def test_two_processes_cannot_train_the_same_run(program: Program, tmp_path: Path) -> None:
     held = tmp_path / "held"
     first = start_small_with_events("shared", tmp_path, {5: [held]}, "--epochs", "2")
     wait_for(first, held.exists)
@@ -141,7 +135,7 @@ def test_a_second_process_is_kept_out_of_a_running_run(program: Program, tmp_pat
     assert first.returncode == 0 and len(rows(tmp_path / "runs" / "shared")) == 2
 
 
-def test_ckpt_dir_resumes_in_a_folder_of_its_own(program: Program, tmp_path: Path) -> None:
+def test_ckpt_dir_resumes_in_another_folder(program: Program, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     assert (
         program(*SMALL, "--epochs", "4", "--checkpoint-every", "1", "--exp-name", "whole")[0] == 0
@@ -165,10 +159,10 @@ def test_ckpt_dir_resumes_in_a_folder_of_its_own(program: Program, tmp_path: Pat
         )
 
 
-def test_a_run_keeps_the_precision_that_it_began_with(
+def test_a_resumed_run_keeps_its_precision(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also on a processor for which "auto" is another; and from a checkpoint in a folder of its own."""
+    """The checkpoint may be of a processor on which "auto" is another one, or in another folder."""
 
     def precision(name: str) -> str:
         return yaml.safe_load((tmp_path / "runs" / name / "config.yaml").read_text())["resolved"][
@@ -218,7 +212,7 @@ def test_model_path_starts_from_weights_alone(
     assert (status, summary["kNN_untrained"], summary["step"]) == (0, reached, 4)
 
 
-def test_model_path_wants_the_same_architecture(
+def test_model_path_needs_the_same_architecture(
     trained: Path, program: Program, tmp_path: Path
 ) -> None:
     status, _, err = program(*SMALL, "--width", "8", "--model-path", str(trained))
@@ -248,7 +242,7 @@ COLLAPSING = [
 COLLAPSING += ["--image-schedule", "32:3"]
 
 
-def test_a_loss_that_blows_up_later_names_the_last_good_checkpoint(
+def test_the_error_of_a_diverged_run_names_the_last_good_checkpoint(
     program: Program, tmp_path: Path
 ) -> None:
     flags = [
@@ -281,7 +275,7 @@ def test_a_collapse_is_warned_of_once(program: Program, tmp_path: Path) -> None:
     assert sum(row["z_std"] < 0.5 for row in rows(tmp_path / "runs" / "simsiam_patterns")) > 1
 
 
-def test_on_a_terminal_the_bar_gives_way_to_the_error(tmp_path: Path) -> None:
+def test_the_bar_does_not_hide_an_error(tmp_path: Path) -> None:
     flags = [
         "--epochs",
         "3",
@@ -299,7 +293,7 @@ def test_on_a_terminal_the_bar_gives_way_to_the_error(tmp_path: Path) -> None:
     )  # the cursor is back
 
 
-def test_overwrite_does_not_delete_what_it_would_resume_from(
+def test_overwrite_does_not_delete_the_checkpoint_to_resume_from(
     program: Program, tmp_path: Path
 ) -> None:
     assert program(*SMALL, "--epochs", "2", "--checkpoint-every", "1")[0] == 0
@@ -311,14 +305,14 @@ def test_overwrite_does_not_delete_what_it_would_resume_from(
     assert status == 2 and "--overwrite would delete" in err and sorted(run.rglob("*")) == before
 
 
-def test_ckpt_dir_beside_an_unfinished_run_is_refused(program: Program, tmp_path: Path) -> None:
+def test_ckpt_dir_is_refused_for_an_unfinished_run(program: Program, tmp_path: Path) -> None:
     assert program(*SMALL, "--epochs", "2")[0] == 0
     (tmp_path / "runs" / "simsiam_patterns" / "summary.json").unlink()
     status, _, err = program(*SMALL, "--epochs", "2", "--ckpt-dir", "/no/such")
-    assert status == 2 and "leave the flag out" in err
+    assert status == 2 and "Leave out this flag" in err
 
 
-def test_another_programs_folder_is_left_alone(program: Program, tmp_path: Path) -> None:
+def test_a_folder_of_another_program_is_not_touched(program: Program, tmp_path: Path) -> None:
     theirs = tmp_path / "runs" / "simsiam_patterns"
     (theirs / "checkpoints").mkdir(parents=True)
     (theirs / "checkpoints" / "precious.pt").write_text("mine")
@@ -337,7 +331,7 @@ def test_few_images_and_four_views_train_to_the_end(program: Program) -> None:
 
 
 @pytest.mark.slow("kills at any moment are a quick test")
-def test_a_run_killed_on_its_last_metres_is_finished_by_the_same_command(
+def test_a_run_killed_while_it_finishes_is_finished_by_the_same_command(
     program: Program, tmp_path: Path
 ) -> None:
     assert program(*SMALL, "--epochs", "2")[0] == 0

@@ -111,16 +111,16 @@ CHECKPOINTS: dict[str, tuple[Callable[[Good], bytes], str]] = {
         "not a checkpoint, or cut short",
     ),
     "plain_pickle_bomb.ckpt": (lambda g: pickle.dumps(Bomb()), "not a checkpoint, or cut short"),
-    "bomb.ckpt": (lambda g: saved(Bomb()), "refused, nothing of it was run"),
+    "bomb.ckpt": (lambda g: saved(Bomb()), "none of its code was run"),
     "bomb_among_weights.ckpt": (
         lambda g: with_state(g, g.content["state_dict"] | {"x": Bomb()}),
-        "refused, nothing of it was run",
+        "none of its code was run",
     ),
     "namespace_of_old_lightning.ckpt": (
         lambda g: saved(g.content | {"hyper_parameters": argparse.Namespace(width=4)}),
-        "refused, nothing of it was run",
+        "none of its code was run",
     ),
-    "whole_module.ckpt": (lambda g: saved(torch.nn.Linear(2, 2)), "refused, nothing of it was run"),
+    "whole_module.ckpt": (lambda g: saved(torch.nn.Linear(2, 2)), "none of its code was run"),
     "old_format.ckpt": (
         lambda g: saved(g.content, _use_new_zipfile_serialization=False),
         "not a checkpoint, or cut short",
@@ -260,6 +260,6 @@ def test_each_command_refuses_a_bad_file_in_one_line(
     status, out, err = program(*use, name)
     assert status == 2 and is_announcement(out) and err.count("\n") == 1 and name in err, err
     if (use[-1], name) == ("--ckpt-dir", "half.safetensors"):
-        message = "weights alone, which no run goes on from"
+        message = "weights alone, which no run can resume from"
     assert message in err
     assert os.listdir(tmp_path) == [name]

@@ -1,4 +1,4 @@
-"""A run folder with damaged files: answered in one line with nothing changed, or mended by the resumed run."""
+"""A run folder with damaged files is refused in one line, or repaired by the resumed run."""
 
 import json
 import os
@@ -23,32 +23,46 @@ def both_checkpoints(run: Path) -> None:
         (run / "checkpoints" / name).write_bytes(PAGE)
 
 
+# Each line is a list of three references to the list in the line before it.
+BILLION_LAUGHS = b"a: &a [1]\n"
+for i in range(ord("b"), ord("n")):
+    BILLION_LAUGHS += b"%c: &%c [*%c,*%c,*%c]\n" % (i, i, i - 1, i - 1, i - 1)
+BILLION_LAUGHS += b"settings: *m\n"
+
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "config.yaml with a tag that would run code": (
         damaged("config.yaml", b"settings: !!python/object/apply:os.system ['touch HACKED']\n"),
-        "config.yaml is damaged: start anew with --overwrite",
+        "config.yaml is damaged. Pass --overwrite",
     ),
     "config.yaml empty": (damaged("config.yaml", b""), "config.yaml is damaged"),
-    "config.yaml cut short": (lambda run: os.truncate(run / "config.yaml", 60), "another --exp-name"),
+    "config.yaml cut short": (
+        lambda run: os.truncate(run / "config.yaml", 60),
+        "another --exp-name",
+    ),
     "config.yaml a page": (damaged("config.yaml", PAGE), "config.yaml is damaged"),
-    "config.yaml not text": (damaged("config.yaml", b"\xff\xfe\x00settings:"), "config.yaml is damaged"),
-    "config.yaml without end": (damaged("config.yaml", b"settings: " + b"[" * 3000), "config.yaml is damaged"),
-    "config.yaml a billion laughs": (
-        damaged("config.yaml", b"a: &a [1]\n" + b"".join(b"%c: &%c [*%c,*%c,*%c]\n" % (i, i, i - 1, i - 1, i - 1)
-                                                             for i in range(98, 110)) + b"settings: *m\n"),
+    "config.yaml not text": (
+        damaged("config.yaml", b"\xff\xfe\x00settings:"),
         "config.yaml is damaged",
     ),
-    "both checkpoints pages": (both_checkpoints, "--overwrite starts anew"),
+    "config.yaml without end": (
+        damaged("config.yaml", b"settings: " + b"[" * 3000),
+        "config.yaml is damaged",
+    ),
+    "config.yaml a billion laughs": (
+        damaged("config.yaml", BILLION_LAUGHS),
+        "config.yaml is damaged",
+    ),
+    "both checkpoints pages": (both_checkpoints, "Pass --overwrite to start again"),
     "checkpoints a file": (
         lambda run: (shutil.rmtree(run / "checkpoints"), (run / "checkpoints").write_text("x")),
         "checkpoints is a file, not a folder",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
 def unfinished(program: Program, trained: Path, tmp_path: Path) -> Path:
-    """A run as a kill on its last metres leaves it."""
+    """A run that was killed while it finished."""
     run = tmp_path / "runs" / trained.name
     shutil.copytree(trained, run)
     (run / "summary.json").unlink()
@@ -57,7 +71,7 @@ def unfinished(program: Program, trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("what", FOLDERS)
-def test_a_bad_run_folder(
+def test_a_damaged_run_folder_is_refused_and_unchanged(
     what: str, unfinished: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -89,7 +103,7 @@ MENDED: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("what", MENDED)
-def test_what_the_run_mends_by_itself(
+def test_a_resumed_run_repairs_damaged_files(
     what: str, unfinished: Path, trained: Path, program: Program, tmp_path: Path
 ) -> None:
     MENDED[what](unfinished)
@@ -107,7 +121,7 @@ def test_what_the_run_mends_by_itself(
     assert not list(unfinished.rglob("*.partial"))
 
 
-def test_a_run_whose_folder_was_removed_keeps_others_out_of_the_new_one(tmp_path: Path) -> None:
+def test_a_run_locks_its_folder_again_if_it_was_removed(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     with run.lock():
         run.create({"settings": {}})

@@ -268,14 +268,14 @@ def test_the_command_that_started_them_says_in_one_line_that_one_was_killed(tmp_
     os.kill(children(process)[-1], signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGKILL and err.count("\n") == 1, err
-    assert "process 2 of 2 was ended by SIGKILL" in err and "the same command goes on" in err
+    assert "process 2 of 2 was ended by SIGKILL" in err and "the same command resumes" in err
     assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("flags", "answer"),
     [
-        ("--batch-size 25", "must split into 2 equal parts of at least 2, for 2 devices"),
+        ("--batch-size 25", "must split into 2 equal parts of at least 2 images, for 2 devices"),
         ("--ckpt-dir /etc/passwd", "not a checkpoint"),
     ],
 )

@@ -1,0 +1,216 @@
+"""What is known about a pre-training: as text for the user, and as metadata for its files."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from simsiam.callbacks.checkpoint import CheckpointCallback
+from simsiam.callbacks.knn import KNNMonitor
+from simsiam.commands.estimate import estimate_seconds, format_duration
+from simsiam.commands.resume import Start, count_processes
+from simsiam.config.commands import Pretrain, settings_to_keep, shell_command
+from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.dataset import knn_unavailable_reason
+from simsiam.module import SimSiam
+from utils import distributed
+from utils.console import plural
+from utils.device import git_commit, hardware, hidden_gpu, versions
+from utils.run_dir import RunDirectory
+
+LONG_RUN = 6 * 3600  # seconds; for a longer run on a CPU, a shorter one is suggested
+# Reaches a kNN accuracy of 60 % on CIFAR-10 in a quarter of an hour on a CPU: docs/benchmarks.md.
+FLAGS_FOR_CPU = (
+    "--backbone resnet10 --width 16 --out-dim 512 --h-dim 128 --batch-size 64 "
+    "--constant-predictor-lr --epochs 20 --image-schedule 16:15 24:4"
+)
+INDENT = " " * 12  # of a line that continues the one above
+
+
+@dataclass
+class RunContext:
+    """What the steps of a pre-training share."""
+
+    config: Pretrain
+    run: RunDirectory
+    accelerator: str  # "cpu" or "gpu"
+    precision: Any  # Lightning's name for it
+    data: ViewsDataModule
+    model: SimSiam
+    start: Start | None  # None: training starts at step 0
+
+
+def collect_provenance(context: RunContext) -> dict[str, Any]:
+    """Return what each checkpoint and exported file of the run says about its origin."""
+    provenance = {
+        "classes": list(context.data.train.classes),
+        "settings": settings_to_keep(context.config),
+        "versions": versions(),
+        "commit": git_commit(),
+        "precision": context.precision,
+    }
+    if context.data.dataset_digest is not None:  # only the user's own images have a digest
+        provenance["images"] = context.data.dataset_digest
+    return provenance
+
+
+def resolve_settings(context: RunContext) -> dict[str, Any]:
+    """Return what the settings left to the program: the section `resolved` of config.yaml."""
+    network = context.config.network
+    optimizer = context.config.optimizer
+    return {
+        "accelerator": context.accelerator,
+        "precision": context.precision,
+        "devices": distributed.world_size(),
+        "learning_rate": optimizer.peak_rate,
+        "warmup_epochs": optimizer.warmup,
+        "proj_hidden": network.proj_hidden or network.out_dim,
+        "in_dim": network.num_features,
+        "train_images": len(context.data.train),
+        "test_images": len(context.data.test),
+        "hardware": hardware(context.accelerator),
+        "image_size": context.data.size,
+        "stem": context.model.hparams["stem"],
+        "images": context.data.dataset_digest,
+    }
+
+
+def describe_missing_images(data: ViewsDataModule) -> str:
+    """Return what a run without --dry-run would do first to get its images.
+
+    Args:
+        data: holds placeholders for the images.
+    """
+    options = data.options
+    if options.dataset != "folder":
+        return f"{options.dataset} is not in {options.data_dir}: it would be downloaded first"
+    images = len(data.train) + len(data.test)
+    gib = images * 3 * data.train.side**2 / 2**30
+    return f"{images:,} images would be decoded, {gib:.2f} GiB, unless they are already"
+
+
+def describe_run(context: RunContext) -> str:
+    """Return the lines about a run that need its images.
+
+    `simsiam.config.run_state.announce` has printed the lines before them.
+    """
+    data = context.data
+    optimizer = context.config.optimizer
+    device_options = context.config.device
+
+    lines = describe_images(context) + describe_network(context.model)
+
+    steps_per_epoch = len(data.train) // optimizer.batch_size
+    steps = optimizer.epochs * steps_per_epoch
+    epochs = plural(optimizer.epochs, "epoch")
+    lines.append(f"  steps     {epochs} of {plural(steps_per_epoch, 'step')} = {steps:,}")
+
+    processes = count_processes(device_options, context.config.run.dry_run)
+    device = context.accelerator
+    if processes > 1:
+        device = f"{processes} x {device}"
+    lines.append(f"  device    {device}, precision {context.precision}")
+    unused_gpu = hidden_gpu(device_options.accelerator)
+    if unused_gpu is not None:
+        lines.append(INDENT + unused_gpu)
+
+    if context.start is not None:
+        lines.append(f"  start     resumed from {context.start.path}")
+    elif processes == 1 and context.accelerator == "cpu":
+        lines += describe_time(context)
+
+    runs_folder = context.run.path.parent
+    tensorboard = shell_command("-m", "tensorboard.main", "--logdir", runs_folder)
+    lines.append(f"  watch     {tensorboard}")
+    return "\n".join(lines)
+
+
+def describe_images(context: RunContext) -> list[str]:
+    """Return the lines about the images and their views, and why kNN is off if it must be."""
+    data = context.data
+    classes = plural(len(data.train.classes), "class")
+    counts = f"{len(data.train):,} train and {len(data.test):,} {data.test.kind}"
+    lines = [f"  images    {counts}, {classes}"]
+
+    views = f"views of {data.size} x {data.size} pixels"
+    if data.size < data.train.side:
+        views += f" from {data.train.side} x {data.train.side}"
+    lines.append(INDENT + views)
+
+    reason = knn_unavailable_reason(data.train, data.test)
+    if reason is not None and context.config.monitor.knn_every:
+        lines.append(f"{INDENT}{reason}: kNN is off")
+    return lines
+
+
+def describe_network(model: SimSiam) -> list[str]:
+    """Return the lines about the stem and the numbers of parameters in millions."""
+    millions: dict[str, float] = {}
+    for name, network in model.named_children():
+        millions[name] = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    return [
+        f"  network   {model.hparams['stem']} stem; "
+        f"parameters: backbone {millions['backbone']:.2f} M,",
+        f"{INDENT}projector {millions['projector']:.2f} M, predictor {millions['predictor']:.2f} M",
+    ]
+
+
+def describe_time(context: RunContext) -> list[str]:
+    """Return how long the run will take on this CPU, and a faster command if that is long."""
+    bf16 = context.precision == "bf16-mixed"
+    epochs = context.config.optimizer.epochs
+    knn_every = context.config.monitor.knn_every
+    seconds = estimate_seconds(context.model, context.data, bf16, epochs, knn_every)
+    time = f"  time      {format_duration(seconds)} on this CPU"
+    if seconds <= LONG_RUN:
+        return [time]
+    return [
+        f"{time}: it wants a GPU.",
+        f"{INDENT}What a CPU learns of CIFAR-10 in a quarter of an hour:",
+        INDENT + shell_command(*FLAGS_FOR_CPU.split()),
+    ]
+
+
+def summarise(
+    rows: list[dict[str, Any]], checkpoints: CheckpointCallback, knn: KNNMonitor
+) -> dict[str, Any]:
+    """Return the content of summary.json, from the row of each epoch."""
+    last_row = rows[-1]
+    seconds = sum(row["seconds"] for row in rows)
+    images_per_second = sum(row["images_per_second"] for row in rows) / len(rows)
+    return {
+        "epochs": last_row["epoch"],
+        "step": last_row["step"],
+        "kNN_accuracy": last_row.get("kNN_accuracy"),
+        "kNN_best": checkpoints.best,
+        "kNN_best_epoch": checkpoints.best_epoch,
+        "kNN_untrained": knn.untrained,
+        "train_loss": last_row["train_loss"],
+        "z_std": last_row["z_std"],
+        "seconds": round(seconds, 1),
+        "images_per_second": round(images_per_second, 1),
+    }
+
+
+def describe_result(summary: dict[str, Any], run: RunDirectory, next_command: str) -> str:
+    """Return the lines that end a finished run.
+
+    Args:
+        summary: the content of summary.json.
+        next_command: the command to evaluate the run with, for example "linear".
+    """
+    duration = timedelta(seconds=round(summary["seconds"]))
+    lines = [f"finished {plural(summary['epochs'], 'epoch')} in {duration}"]
+    if summary["kNN_accuracy"] is not None:
+        knn = f"{summary['kNN_accuracy']:.2f} % in the last epoch, "
+        knn += f"{summary['kNN_best']:.2f} % in the best (epoch {summary['kNN_best_epoch']})"
+        if summary["kNN_untrained"] is not None:
+            knn += f", {summary['kNN_untrained']:.2f} % untrained"
+        lines.append(f"  kNN       {knn}")
+    lines += [
+        f"  loss      {summary['train_loss']:.4f}   z_std {summary['z_std']:.3f}",
+        f"  speed     {summary['images_per_second']:,.0f} images/s",
+        f"  backbone  {run.backbone}",
+        f"  next      {shell_command(next_command, run.path)}",
+        INDENT + shell_command("report", run.path),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,123 @@
+"""How long a pre-training will take on a CPU, estimated from a few images."""
+
+import copy
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+
+from simsiam.data.datamodule import ViewsDataModule
+from simsiam.evaluation.features import extract_features
+from simsiam.module import SimSiam
+
+MIN_CALL_SECONDS = 0.1  # a shorter call is disturbed too easily to be a good measurement
+REPEATED_CALL_SECONDS = 0.6  # a call that takes longer is not repeated
+MAX_IMAGES = 128  # in a measured call
+
+
+def estimate_seconds(
+    model: SimSiam, data: ViewsDataModule, bf16: bool, epochs: int, knn_every: int
+) -> float:
+    """Return about how many seconds a run of one process takes on this CPU.
+
+    A copy of `model` trains on a few images of each size of the views, and extracts the features of
+    a few images.
+
+    Args:
+        bf16: whether the run computes in bf16.
+        epochs: length of the run.
+        knn_every: epochs between kNN measurements; 0 for none.
+    """
+    model = copy.deepcopy(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        seconds = _estimate_training(model, data, epochs)
+        if knn_every:
+            measurements = 1 + math.ceil(epochs / knn_every)  # the first one is before training
+            seconds += measurements * _estimate_feature_extraction(model, data)
+    return seconds
+
+
+def _estimate_training(model: SimSiam, data: ViewsDataModule, epochs: int) -> float:
+    steps_per_epoch = len(data.train) // data.batch_size
+    first_epochs: dict[int, int] = {}  # size of the views -> the first epoch that has it
+    for epoch in range(epochs):
+        first_epochs.setdefault(data.view_size(epoch), epoch)
+    epochs_by_size = Counter(data.view_size(epoch) for epoch in range(epochs))
+
+    seconds = 0.0
+    for size, epoch in first_epochs.items():
+
+        def take_step(n: int, epoch: int = epoch) -> None:
+            views = data.make_views(torch.arange(n), epoch)
+            model.training_step(views, 0)["loss"].backward()
+
+        steps = epochs_by_size[size] * steps_per_epoch
+        seconds += steps * measure_seconds(take_step, data.batch_size)
+    return seconds
+
+
+def _estimate_feature_extraction(model: SimSiam, data: ViewsDataModule) -> float:
+    """Return the seconds that the features of all train and test images take."""
+    images = len(data.train) + len(data.test)
+    sample = min(images, MAX_IMAGES)
+
+    def extract(n: int) -> None:
+        extract_features(model.backbone, data.train.images[:n], data.mean, data.std)
+
+    return measure_seconds(extract, sample) * images / sample
+
+
+def measure_seconds(step: Callable[[int], object], count: int) -> float:
+    """Return about how many seconds `step(count)` takes, measured by calls with fewer images.
+
+    A call takes a fixed time and a time per image. Two numbers of images give both: 2, which batch
+    normalisation needs at least, and a larger one for which a call takes MIN_CALL_SECONDS.
+
+    Args:
+        step: computes on the given number of images.
+        count: the number of images whose time is asked for.
+    """
+
+    def time_step(n: int) -> float:
+        started = time.perf_counter()
+        started_computing = time.process_time()
+        step(n)
+        # Other programs can hold up the step: then its elapsed time is too long. The processor
+        # time is that of all threads together: with several threads it is too long.
+        return min(time.perf_counter() - started, time.process_time() - started_computing)
+
+    def time_again(n: int, first: float) -> float:
+        """Return the shorter of two times, since the first call also compiled kernels."""
+        if first >= REPEATED_CALL_SECONDS:
+            return first
+        return min(first, time_step(n))
+
+    few = min(2, count)
+    seconds_for_few = time_again(few, time_step(few))
+
+    # Take more images until a call takes long enough to be measured well.
+    images = few
+    seconds = seconds_for_few
+    while images < min(count, MAX_IMAGES) and (images == few or seconds < MIN_CALL_SECONDS):
+        images = min(4 * images, count, MAX_IMAGES)
+        seconds = time_step(images)
+    if images == few:
+        return seconds * count / few
+    seconds = time_again(images, seconds)
+
+    if seconds <= seconds_for_few:  # another program has disturbed the calls with few images
+        return seconds * count / images
+    seconds_per_image = (seconds - seconds_for_few) / (images - few)
+    # If this is more than the calls with few images took for an image, a call was disturbed.
+    seconds_per_image = min(seconds_per_image, seconds_for_few / few)
+    return seconds_for_few + seconds_per_image * (count - few)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as text, in the largest unit of which it has two: "about 3 hours"."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"about {seconds / length:.0f} {unit}"
+    return f"about {max(1, round(seconds))} s"
