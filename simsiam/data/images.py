@@ -68,12 +68,12 @@ class DecodedImage(NamedTuple):
     deep_range: tuple[int, int] | None  # lowest and highest value, if pixels have 16 bits
 
 
-Read = DecodedImage | str  # a string is the reason why a file cannot be read
+ReadResult = DecodedImage | str  # a string is the reason why a file cannot be read
 
 
 def read_images(
     root: Path, files: Sequence[Path], size: int, pixel_range: PixelRange = None
-) -> Iterator[list[tuple[Path, Read]]]:
+) -> Iterator[list[tuple[Path, ReadResult]]]:
     """Yield each file below `root` with the result of `try_to_read`, in chunks."""
     chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (3 * size**2)))
     # Threads, because Pillow decodes and resizes without holding the GIL.
@@ -94,7 +94,7 @@ def silence_pillow() -> Iterator[None]:
         yield
 
 
-def try_to_read(path: Path, size: int, pixel_range: PixelRange = None) -> Read:
+def try_to_read(path: Path, size: int, pixel_range: PixelRange = None) -> ReadResult:
     """Return the decoded image, or the reason why it cannot be read."""
     try:
         if not path.is_file() and path.exists():

@@ -13,7 +13,8 @@ import yaml
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, make_placeholders, prepare_dataset
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import ImageDataset, choose_held_out
+from simsiam.data.dataset import ImageDataset
+from simsiam.data.held_out import choose_held_out
 from simsiam.data.synthetic import make_patterns
 from tests.at_steps import start_with_events
 from tests.helpers import SMALL, Program, same_run, start
@@ -91,7 +92,7 @@ def test_each_class_is_held_out_by_its_share() -> None:
     [
         (
             "--held-out-images 200",
-            "--held-out-images 200: must be less than the 200 training images",
+            "--held-out-images 200 must be less than the 200 training images",
         ),
         ("--held-out-images 50 --test-images 9", "--test-images 9: with --held-out-images 50"),
         ("--held-out-images -1", "--held-out-images -1: should be greater"),
