@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from simsiam.data.images import suggest_pixel_range
+from simsiam.data.pixel_range import suggest_pixel_range
 from utils.console import plural, print_line
 from utils.errors import require
 from utils.text import printable

@@ -16,7 +16,8 @@ from simsiam.data.folder_messages import (
     report_unreadable,
     warn_of_unused_bits,
 )
-from simsiam.data.images import SUFFIXES, PixelRange, read_images
+from simsiam.data.images import SUFFIXES, read_images
+from simsiam.data.pixel_range import PixelRange
 from utils.console import plural, print_line
 from utils.errors import UserError, require
 from utils.text import printable

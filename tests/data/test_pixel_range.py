@@ -163,7 +163,7 @@ def test_floats_and_negative_values_need_a_range(
     pixels: np.ndarray, limits: tuple[int, int], folder: Path
 ) -> None:
     Image.fromarray(pixels).save(folder / "0.tif")
-    with pytest.raises(UserError, match="have no known scale: give --pixel-range LOW:HIGH"):
+    with pytest.raises(UserError, match="have no known scale: pass --pixel-range LOW:HIGH"):
         prepare(folder)
     scaled = prepare(folder, pixel_range=limits)
     assert torch.equal(scaled[0], read_image_of(GREY, folder))
