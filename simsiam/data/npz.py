@@ -67,10 +67,11 @@ def load_arrays(options: DataOptions) -> Splits:
         require(zipfile.is_zipfile(content), f"{where} is not an .npz file (no zip archive).")
         content.seek(0)
         with np.load(content, allow_pickle=False) as opened:
-            names = find_arrays(opened.files, where)
+            available = [str(name) for name in opened.files]
+            names = find_arrays(available, where)
             arrays: dict[str, np.ndarray] = {}
             unused: list[str] = []
-            for name in opened.files:
+            for name in available:
                 if name in (*names, CLASS_NAMES):
                     arrays[name] = opened[name]
                 else:
