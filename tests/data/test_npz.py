@@ -104,7 +104,7 @@ def test_what_arrays_lack_is_said(tmp_path: Path) -> None:
     [
         ({"images": X, "labels": Y}, "no x_train or train_images in it; there are images, labels"),
         ({"x_train": X, "y_train": Y, "classes": np.array(["a", "b", "a"])}, "more than once"),
-        ({"x_train": X.astype(np.float32)}, "is float32: images are uint8"),
+        ({"x_train": X.astype(np.float32)}, "is float32, but images are uint8"),
         ({"x_train": X[:, :8]}, r"shape \(30, 8, 12, 3\)"),
         ({"x_train": X[0, 0]}, "shape"),
         ({"x_train": X[:0]}, "has no image"),

@@ -132,11 +132,11 @@ def test_dark_images_of_8_bits_are_named(folder: Path, capsys: Printed) -> None:
     Image.fromarray(dark).save(folder / "0.png")
     assert prepare(folder).max() < 16
     out = capsys.readouterr().out
-    assert f"only the values {dark.min()} to 15 of 255" in out and ":15 makes" in out
+    assert f"only the values {dark.min()} to 15. Pass --pixel-range {dark.min()}:15 to" in out
     assert prepare(folder, pixel_range="0:15").max() == 255
     assert "warning" not in capsys.readouterr().out
     prepare(folder, pixel_range="0:200")
-    assert "Is --pixel-range 0:200 the right one?" in capsys.readouterr().out
+    assert "Check whether --pixel-range 0:200 is right." in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- scaled
@@ -172,13 +172,13 @@ def test_floats_and_negative_values_need_a_range(
 def test_arrays_of_other_numbers_are_scaled(tmp_path: Path, capsys: Printed) -> None:
     file = tmp_path / "x.npz"
     np.savez(file, x_train=of_bits(GREY, 12)[None], x_test=of_bits(GREY, 12)[None])
-    with pytest.raises(UserError, match=r"is uint16: images are uint8.*--pixel-range LOW:HIGH"):
+    with pytest.raises(UserError, match=r"is uint16, but images are uint8.*--pixel-range LOW:HIGH"):
         load_dataset(DataOptions("arrays", file))
     for split in load_dataset(DataOptions("arrays", file, pixel_range="0:4095")):
         assert torch.equal(split.images[0, 0], torch.from_numpy(GREY))
     np.savez(file, x_train=(GREY % 17)[None])  # as scikit-learn's digits
     load_dataset(DataOptions("arrays", file))
-    assert ":16 makes" in capsys.readouterr().out
+    assert ":16 to make" in capsys.readouterr().out
 
 
 def test_a_run_and_what_follows_use_one_range(

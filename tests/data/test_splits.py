@@ -63,7 +63,7 @@ def test_a_split_without_training_images_is_no_class(own: Program, tmp_path: Pat
     put(tmp_path / "photos", "Val/a/0.png", "test/a/0.png")
     status, _, err = own(tmp_path / "photos")
     assert status == 2 and err.count("\n") == 1
-    assert "Val, test: no class, it seems" in err and "there is no train/" in err
+    assert "Val, test in" in err and "looks like a split" in err and "there is no train/" in err
 
 
 def test_forms_of_one_name_are_one_class_in_both_splits(tmp_path: Path) -> None:
