@@ -188,7 +188,7 @@ class _CacheWriter:
         existing_manifest, lines = read_manifest(self.folder)
         if existing_manifest != self.manifest:
             return
-        decoded_files = self.files[: len(lines)]  # fewer than all after an interruption
+        decoded_files = self.files[: len(lines)]  # not all, if the decoding was interrupted
         marked_unreadable = []
         for file, line in zip(decoded_files, lines, strict=True):
             if line == UNREADABLE:
@@ -242,18 +242,19 @@ class _CacheWriter:
             pixel_file.truncate(recorded_images * bytes_per_image(self.side))
 
             for chunk in track_progress(chunks, len(remaining), title):
+                new_lines = []
                 for file, result in chunk:
                     if isinstance(result, str):
                         self.unreadable[file] = result
                     else:
                         pixel_file.write(result.pixels.numpy().data)
-                    self.lines.append(format_line(result))
+                    new_lines.append(format_line(result))
                 # The pixels reach the disk before the manifest records them, so that the manifest
                 # is right whenever the process is killed or the power fails.
                 _flush_to_disk(pixel_file)
-                new_lines = self.lines[-len(chunk) :]
                 manifest_file.writelines(f"{line}\n" for line in new_lines)
                 _flush_to_disk(manifest_file)
+                self.lines += new_lines
 
     def _report_decoded(self) -> None:
         readable = len(self.files) - len(self.unreadable)

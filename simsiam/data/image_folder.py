@@ -11,7 +11,6 @@ The images are decoded once; see `simsiam.data.image_cache`.
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,12 +61,12 @@ def prepare_folder(options: DataOptions) -> None:
     # Decode the train images, then the test images.
     files = []
     labels = []
-    unreadable: dict[Path, str] = {}  # files and sub-folders, each with the reason
+    unreadable: dict[Path, str] = {}  # sub-folders and files, each with the reason
     for folder in folders:
         below_root = folder.folder.relative_to(root)
         files += [below_root / file for file in folder.files]
         labels += folder.labels.tolist()
-        unreadable |= folder.closed
+        unreadable.update(folder.closed)
     metadata: dict[str, Any] = {
         "train": len(splits.train),
         "labels": labels,
@@ -79,9 +78,9 @@ def prepare_folder(options: DataOptions) -> None:
     side = _cache_side(options)
     unreadable_files = decode_images(cache, root, files, side, metadata)
 
-    # Report files that cannot be read, and images that are nearly black.
+    # Report files that cannot be read, and images that use few of the possible values.
     num_readable = len(files) - len(unreadable_files)
-    unreadable |= unreadable_files
+    unreadable.update(unreadable_files)
     report_unreadable(unreadable, num_readable, root, options.skip_bad_images)
     deep_ranges = read_deep_ranges(cache)
     if not warn_of_unused_bits(deep_ranges, root):
@@ -132,9 +131,11 @@ def _list_splits(options: DataOptions) -> FolderSplits:
     _print_left_out(root, folders, train, test)
 
     classes = _choose_classes(train)
-    _label_by(classes, train, train)
+    if test is not None and classes:
+        _check_test_classes(test, train)
+    _number_labels(train, classes)
     if test is not None:
-        _label_by(classes, test, train)
+        _number_labels(test, classes)
 
     train = _spread_evenly(train, options.train_images, "--train-images")
     if test is not None:
@@ -146,7 +147,7 @@ def _list_splits(options: DataOptions) -> FolderSplits:
 
 
 def _check_no_class_is_a_split(train: ImageFolder) -> None:
-    """Raise UserError if a class is called like a test split, which nobody would train on."""
+    """Raise UserError if a class has the name of a test split, because it is no class then."""
     split_names = [name for name in train.classes if name.lower() in TEST_NAMES]
     require(
         not split_names,
@@ -176,22 +177,19 @@ def _choose_classes(train: ImageFolder) -> tuple[str, ...]:
     return ()
 
 
-def _label_by(classes: tuple[str, ...], folder: ImageFolder, train: ImageFolder) -> None:
-    """Make the labels of `folder` indices into `classes`, which are those of `train`.
+def _check_test_classes(test: ImageFolder, train: ImageFolder) -> None:
+    """Raise UserError if the test images have a class that the train images do not have."""
+    unknown = [name for name in test.classes if name not in set(train.classes)]
+    listed = ", ".join(unknown[:MAX_LISTED_CLASSES])
+    where = printable(test.folder)
+    require(not unknown, f"{where}: {listed} is no class of {printable(train.folder)}.")
 
-    Without classes all labels become -1.
 
-    Raises:
-        UserError: if `folder` has a class that `train` does not have.
-    """
+def _number_labels(folder: ImageFolder, classes: tuple[str, ...]) -> None:
+    """Make the labels of a folder indices into `classes`, or -1 if there are no classes."""
     index_of = {name: i for i, name in enumerate(classes)}
-    if classes:
-        unknown = [name for name in folder.classes if name not in index_of]
-        listed = ", ".join(unknown[:MAX_LISTED_CLASSES])
-        where = printable(folder.folder)
-        require(not unknown, f"{where}: {listed} is no class of {printable(train.folder)}.")
     new_labels = [index_of.get(name, -1) for name in folder.classes]
-    new_labels.append(-1)  # images without a label: the label -1 indexes the last entry
+    new_labels.append(-1)  # an image without a label has the label -1, which is the last index
     folder.labels = torch.tensor(new_labels)[folder.labels]
     folder.classes = classes
 
@@ -206,16 +204,11 @@ def _spread_evenly(folder: ImageFolder, n: int | None, flag: str) -> ImageFolder
 
 
 def _hold_out(train: ImageFolder, n: int) -> FolderSplits:
-    """Take n images out of the train split, as the test split."""
+    """Split n images off the train images. They become the test images."""
     held_out = choose_held_out(train.labels, n).tolist()
-    remaining = _complement(held_out, len(train))
+    excluded = set(held_out)
+    remaining = [i for i in range(len(train)) if i not in excluded]
     return FolderSplits(train.subset(remaining), train.subset(held_out))
-
-
-def _complement(indices: Sequence[int], n: int) -> list[int]:
-    """Return 0 .. n - 1 without `indices`."""
-    excluded = set(indices)
-    return [i for i in range(n) if i not in excluded]
 
 
 # ---------------------------------------------------------------- the cache of decoded images
@@ -231,14 +224,18 @@ def _cache_side(options: DataOptions) -> int:
 
 
 def _cache_folder(options: DataOptions) -> Path:
-    """Return the folder of the decoded images: one for each choice of images, size and range."""
+    """Return the folder of the decoded images.
+
+    Its name is a hash of the options that decide which images there are and what they look like.
+    """
     key = [
         str(_absolute_root(options)),
         str(_cache_side(options)),
         str(options.train_images),
         str(options.test_images),
     ]
-    # Newer options change the key only if they are used, so that older caches stay valid.
+    # Options that were added later change the key only if they are used, so that older caches
+    # stay valid.
     if options.held_out_images > 0:
         key.append(f"held out: {options.held_out_images}")
     if options.pixel_range is not None:
@@ -246,7 +243,6 @@ def _cache_folder(options: DataOptions) -> Path:
     text = "\n".join(key)
     name = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
-    parent = options.cache_dir
-    if parent is None:
-        parent = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "simsiam"
-    return Path(parent).expanduser() / name
+    default_parent = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "simsiam"
+    parent = Path(options.cache_dir or default_parent)
+    return parent.expanduser() / name

@@ -69,14 +69,14 @@ class ImageFolder:
         self.classes, self.labels = _label_by_folder(self.files)
 
     def _list_files(self) -> list[str]:
-        """Fill the lists of files and of what is skipped. Return the names of the sub-folders."""
-        real_paths: dict[str, str] = {}  # of each visited folder, with links resolved
+        """Find the images, and note what is skipped. Return the names of the sub-folders."""
+        real_paths: dict[str, str] = {}  # the path of each visited folder, with links resolved
         class_folders: list[str] = []
         walk = os.walk(self.folder, onerror=self._note_closed_folder, followlinks=True)
         for folder, subfolders, names in walk:
             real_paths[folder] = os.path.realpath(folder)
             if self._is_loop(folder, real_paths):
-                subfolders.clear()  # os.walk does not descend into folders that are removed
+                subfolders.clear()  # os.walk visits only the sub-folders that stay in this list
                 continue
             relative = Path(folder).relative_to(self.folder)
             subfolders[:] = self._choose_subfolders(relative, subfolders)
@@ -138,16 +138,11 @@ class ImageFolder:
 
     def _find_folders_without_image(self, class_folders: Sequence[str]) -> list[Path]:
         """Return the sub-folders in which there is neither an image nor a closed folder."""
-        has_image = {file.parts[0] for file in self.files}
-        has_closed_folder = set()
+        not_empty = {file.parts[0] for file in self.files}
         for path in self.closed:
             parts = path.relative_to(self.folder).parts
-            has_closed_folder.update(parts[:1])  # no part if `folder` itself is closed
-        remaining = []
-        for name in class_folders:
-            if name not in has_image and name not in has_closed_folder:
-                remaining.append(Path(name))
-        return remaining
+            not_empty.update(parts[:1])  # There is no part if `self.folder` itself is closed.
+        return [Path(name) for name in class_folders if name not in not_empty]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -231,7 +226,7 @@ def _label_by_folder(files: Sequence[Path]) -> tuple[tuple[str, ...], Tensor]:
 
     The class of a file is its uppermost folder. A file outside any folder has the label -1.
     """
-    # Names are normalised once for each folder, because this is slow for millions of files.
+    # Make each name once for its folder, because a folder may have millions of files.
     class_of_folder = {}
     for file in files:
         if len(file.parts) > 1 and file.parts[0] not in class_of_folder:

@@ -46,7 +46,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_each_bad_folder_is_answered_in_one_line(what: str, own: Program, tmp_path: Path) -> None:
+def test_bad_folders_are_refused_in_one_line(what: str, own: Program, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     write_images(folder, patterns(20))
     spoil(folder, what)
@@ -76,7 +76,7 @@ def test_a_class_without_permission_is_named() -> None:
         assert "zigzag (Permission denied). Repair or remove them" in err
 
 
-def test_no_folder_and_an_empty_one_are_answered_in_one_line(own: Program, tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_refused(own: Program, tmp_path: Path) -> None:
     assert "no such folder" in own(tmp_path / "none")[2]
     (tmp_path / "empty" / "train").mkdir(parents=True)
     assert "no image in it" in own(tmp_path / "empty")[2]
@@ -84,7 +84,7 @@ def test_no_folder_and_an_empty_one_are_answered_in_one_line(own: Program, tmp_p
     assert "no such folder" in own(tmp_path / "photo.jpg")[2]
 
 
-def test_bad_images_are_left_out_if_asked_and_counted(own: Program, tmp_path: Path) -> None:
+def test_skip_bad_images_leaves_them_out(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(20))
     bad = bad_folder(tmp_path / "photos" / "train" / "dots")
     status, out, err = own(tmp_path / "photos", "--batch-size", "10", "--skip-bad-images")
@@ -95,7 +95,7 @@ def test_bad_images_are_left_out_if_asked_and_counted(own: Program, tmp_path: Pa
     )
 
 
-def test_a_run_does_not_go_on_with_other_images(own: Program, tmp_path: Path) -> None:
+def test_a_run_does_not_resume_on_other_images(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(20))
     assert own(tmp_path / "photos", "--batch-size", "10")[0] == 0
     run = tmp_path / "runs" / "simsiam_folder"

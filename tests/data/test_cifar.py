@@ -37,7 +37,7 @@ def test_statistics_are_those_of_all_pixels(cifar10_dir: Path) -> None:
     assert std == pytest.approx((0.2470, 0.2435, 0.2616), abs=1e-4)
 
 
-def test_a_missing_file_is_named_with_all_that_mends_it(cifar10_dir: Path, tmp_path: Path) -> None:
+def test_a_missing_file_is_named_with_the_remedies(cifar10_dir: Path, tmp_path: Path) -> None:
     root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_3",))
     with pytest.raises(UserError) as error:
         prepare_dataset(
@@ -73,7 +73,7 @@ def test_a_damaged_file_is_named_and_left_alone(cifar10_dir: Path, tmp_path: Pat
     assert (root / CIFAR_FOLDER / "data_batch_2").read_bytes() == content
 
 
-def test_without_data_and_network_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_a_failed_download_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="data_batch_1 is missing"):
         prepare_dataset(
             DataOptions("cifar10", str(tmp_path / "new"), "http://127.0.0.1:9/nothing-there.tar.gz")
@@ -107,7 +107,7 @@ def mirror(
 
 
 @pytest.mark.slow("moves 160 MB; one download is a quick test")
-def test_two_processes_at_once_download_once_from_the_mirror(
+def test_two_processes_download_once(
     mirror: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     url, requests = mirror
@@ -141,7 +141,7 @@ def test_an_archive_with_another_checksum_is_refused(
 
 
 @pytest.mark.slow("moves 160 MB; bad archives are quick tests")
-def test_an_archive_puts_nothing_but_the_published_files_anywhere(
+def test_an_archive_writes_only_published_files(
     mirror: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, _ = mirror
@@ -170,7 +170,7 @@ def test_an_archive_puts_nothing_but_the_published_files_anywhere(
     )
 
 
-def test_a_download_leaves_the_published_files_and_nothing_else(
+def test_a_download_leaves_only_the_published_files(
     mirror: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     root = tmp_path / "data"

@@ -17,7 +17,7 @@ from utils.device import free_memory
 from utils.errors import UserError
 
 
-def test_the_options_name_the_data_sets_that_there_are() -> None:
+def test_options_and_registry_have_the_same_data_sets() -> None:
     assert set(get_args(Dataset)) == DATASETS.keys()
     assert DATASETS.keys() - set(CUSTOM_DATASETS) == {
         "cifar10",
@@ -53,7 +53,7 @@ def test_a_pair_of_numbers_is_a_range() -> None:
         assert options.pixel_range == "0:4095" and options.pixel_limits == (0, 4095)
 
 
-def test_placeholders_are_as_many_as_the_images_will_be(
+def test_placeholders_have_the_sizes_of_the_data_set(
     cifar10_dir: Path, photos: Path, tmp_path: Path
 ) -> None:
     for name, classes in (("cifar10", 10), ("cifar100", 100)):
@@ -69,7 +69,7 @@ def test_placeholders_are_as_many_as_the_images_will_be(
         make_placeholders(DataOptions("cifar10", str(tmp_path), train_images=50_001))
 
 
-def test_statistics_of_many_images_are_those_of_some_spread_evenly(
+def test_statistics_of_many_images_use_an_even_sample(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images = make_patterns(1000)[0]

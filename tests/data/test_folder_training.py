@@ -23,7 +23,7 @@ def class_names(images: ImageDataset) -> list[str]:
 @pytest.mark.slow(
     "writes and trains on 5,000 images three times; the golden of a streamed folder is a quick test"
 )
-def test_5000_real_images_as_files_train_as_the_same_images_as_arrays(
+def test_files_train_exactly_as_the_same_arrays(
     cifar10_dir: Path, own: Program, program: Program, tmp_path: Path
 ) -> None:
     splits = load_dataset(
@@ -94,7 +94,7 @@ assert data.train.on_disk and trainer.global_step == n // 8
 
 
 @pytest.mark.slow("786 MB are written and read; that images stay on disk is a quick test")
-def test_images_several_times_larger_than_the_memory_train_within_it(tmp_path: Path) -> None:
+def test_images_larger_than_the_memory_are_streamed(tmp_path: Path) -> None:
     """The kernel limits the memory that the program takes after it has built its network."""
     n = 1000
     memory = 200 * 2**20

@@ -47,7 +47,7 @@ def options(photos: Path, tmp_path: Path) -> dict[str, DataOptions]:
 
 
 @pytest.mark.parametrize("name", ["patterns", "arrays", "folder"])
-def test_held_out_images_are_train_images_that_train_lacks(
+def test_held_out_images_are_removed_from_train(
     name: str, options: dict[str, DataOptions], photos: Path
 ) -> None:
     prepare_dataset(options[name])
@@ -99,7 +99,7 @@ def test_each_class_is_held_out_by_its_share() -> None:
         ("--held-out 50", "it is called --held-out-images here"),
     ],
 )
-def test_impossible_numbers_are_refused_in_a_line(
+def test_impossible_numbers_are_refused_in_one_line(
     flags: str, message: str, program: Program, tmp_path: Path
 ) -> None:
     given = ["--dataset", "patterns", "--train-images", "200", *flags.split()]
@@ -127,7 +127,7 @@ def test_a_run_and_its_evaluations_name_held_out_images(program: Program, tmp_pa
     assert status == 0 and "% on 2,000 test images" in out and "bank of 200" in out
 
 
-def test_a_run_with_test_images_can_be_measured_on_held_out_ones(
+def test_evaluation_can_hold_out_images_after_the_run(
     trained: Path, program: Program, tmp_path: Path
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")

@@ -18,7 +18,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
     return lambda: capsys.readouterr().out
 
 
-def test_images_are_those_of_their_files_and_are_decoded_once(
+def test_images_are_decoded_once(
     tmp_path: Path, printed: Printed
 ) -> None:
     files = photos(tmp_path / "photos", 600)
@@ -32,7 +32,7 @@ def test_images_are_those_of_their_files_and_are_decoded_once(
     assert sorted(before) == FILES
 
 
-def test_the_manifest_says_what_each_image_is_of(tmp_path: Path) -> None:
+def test_the_manifest_describes_each_source(tmp_path: Path) -> None:
     files = photos(tmp_path / "photos", 3)
     decode(tmp_path, files)
     first, *done = (tmp_path / "cache" / "manifest.jsonl").read_text().splitlines()
@@ -46,7 +46,7 @@ def test_the_manifest_says_what_each_image_is_of(tmp_path: Path) -> None:
     )
 
 
-def test_the_digest_is_of_names_and_contents_wherever_the_folder_lies(tmp_path: Path) -> None:
+def test_the_digest_depends_on_names_and_contents_only(tmp_path: Path) -> None:
     files = photos(tmp_path / "photos", 3)
     decode(tmp_path, files)
     hashes = [
@@ -68,7 +68,7 @@ def test_the_digest_is_of_names_and_contents_wherever_the_folder_lies(tmp_path: 
 @pytest.mark.parametrize(
     "change", ["one is another", "one is new", "one is gone", "touched", "another side"]
 )
-def test_what_changes_is_noticed(change: str, tmp_path: Path, printed: Printed) -> None:
+def test_changed_sources_are_decoded_again(change: str, tmp_path: Path, printed: Printed) -> None:
     files = photos(tmp_path / "photos", 20)
     decode(tmp_path, files)
     side, one = 8, tmp_path / "photos" / files[3]
@@ -90,7 +90,7 @@ def test_what_changes_is_noticed(change: str, tmp_path: Path, printed: Printed) 
     assert "decoded" in out and sorted(os.listdir(tmp_path / "cache")) == FILES
 
 
-def test_a_run_that_reads_the_old_images_keeps_them(tmp_path: Path) -> None:
+def test_a_mapped_cache_survives_decoding_again(tmp_path: Path) -> None:
     files = photos(tmp_path / "photos", 20)
     old, before = decode(tmp_path, files), expected(tmp_path, files)
     picture().save(tmp_path / "photos" / files[0])
@@ -113,7 +113,7 @@ def test_bad_images_are_listed_and_tried_again(tmp_path: Path) -> None:
     assert len(decode(tmp_path, files)) == 2
 
 
-def test_a_bad_file_that_can_be_read_now_is_noticed_though_size_and_time_are_the_same(
+def test_a_file_that_became_readable_is_decoded(
     tmp_path: Path,
 ) -> None:
     """As after a chmod."""

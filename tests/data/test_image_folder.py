@@ -13,7 +13,7 @@ from tests.helpers import Program, patterns, picture, write_images
 # ---------------------------------------------------------------- layouts
 
 
-def test_without_labels_a_run_goes_to_its_end_and_says_that_knn_is_off(
+def test_a_run_without_labels_has_no_knn(
     own: Program, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "flat", patterns(60), "é {i}.png")
@@ -33,7 +33,7 @@ def test_without_labels_a_run_goes_to_its_end_and_says_that_knn_is_off(
         ("train/one class/{i}.png", "one class only: kNN is off"),
     ],
 )
-def test_each_layout_is_known_and_what_it_lacks_is_said(
+def test_each_layout_is_recognised(
     layout: str, said: str, own: Program, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "photos", patterns(20), layout)
@@ -42,7 +42,7 @@ def test_each_layout_is_known_and_what_it_lacks_is_said(
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
 
 
-def test_images_beside_classes_have_no_labels_and_that_is_said(
+def test_an_image_outside_the_classes_removes_all_labels(
     own: Program, tmp_path: Path
 ) -> None:
     write_images(tmp_path, patterns(20))
@@ -69,7 +69,7 @@ def test_a_part_of_a_folder_is_spread_over_its_classes(
     )
 
 
-def test_large_images_are_stored_with_a_margin_and_take_the_imagenet_stem(
+def test_large_images_have_a_margin_and_the_imagenet_stem(
     own: Program, tmp_path: Path
 ) -> None:
     for i in range(12):
@@ -119,7 +119,7 @@ def test_each_command_finds_the_images_of_the_run(
 
 
 @pytest.mark.parametrize("command", ["knn", "linear", "finetune", "embed", "neighbours", "export"])
-def test_of_images_without_labels_each_command_does_what_can_be_done(
+def test_commands_that_need_labels_refuse_images_without_them(
     command: str, own_run: Path, program: Program, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "flat", patterns(30), "{i}.png")

@@ -69,7 +69,7 @@ def kill_after_a_block(tmp_path: Path) -> None:
     assert (tmp_path / "cache" / "manifest.jsonl").read_text().count("\n") == 1 + CHUNK_IMAGES
 
 
-def test_a_killed_decoding_goes_on_and_two_at_once_make_one_cache(tmp_path: Path) -> None:
+def test_killed_decoding_resumes_in_one_of_two_processes(tmp_path: Path) -> None:
     files = noise(tmp_path)
     kill_after_a_block(tmp_path)
     with pytest.raises(UserError, match="no complete cache"):
@@ -95,7 +95,7 @@ def test_a_killed_decoding_goes_on_and_two_at_once_make_one_cache(tmp_path: Path
 
 
 @pytest.mark.slow("decodes 600 images; what changes without a kill is a quick test")
-def test_what_changed_after_a_kill_is_not_taken_for_decoded(tmp_path: Path) -> None:
+def test_a_file_changed_after_a_kill_is_decoded_again(tmp_path: Path) -> None:
     files = noise(tmp_path)
     kill_after_a_block(tmp_path)
     (tmp_path / "photos" / files[5]).unlink()
@@ -108,7 +108,7 @@ def test_what_changed_after_a_kill_is_not_taken_for_decoded(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "damage", ["cut short", "gone", "manifest is empty", "manifest is nonsense"]
 )
-def test_a_damaged_cache_is_noticed_and_made_anew(
+def test_a_damaged_cache_is_decoded_again(
     damage: str, tmp_path: Path, printed: Printed
 ) -> None:
     files = photos(tmp_path / "photos", 30)
@@ -140,7 +140,7 @@ def test_a_line_that_was_cut_off_is_decoded_again(tmp_path: Path, printed: Print
     assert manifest.read_text() == whole
 
 
-def test_without_room_nothing_is_begun_and_one_line_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_full_disk_is_noticed_before_decoding(tmp_path: Path) -> None:
     files = photos(tmp_path / "photos", 3)
     with pytest.raises(UserError, match=r"take 8381.9 GiB.*--cache-dir"):
         decode(tmp_path, files, 1_000_000)
@@ -157,7 +157,7 @@ def decode_without_room(args: list[str]) -> int:
     return 0
 
 
-def test_a_disk_that_fills_up_is_answered_in_one_line(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_is_reported_in_one_line(tmp_path: Path) -> None:
     noise(tmp_path, 300)
     process = Started(decode_without_room, [str(tmp_path / "cache"), str(tmp_path / "photos")])
     out, err = process.communicate()

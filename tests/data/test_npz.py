@@ -21,7 +21,7 @@ def read(tmp_path: Path, **arrays: Any) -> Splits:
     return load_arrays(DataOptions("arrays", str(tmp_path / "x.npz")))
 
 
-def test_every_order_of_the_axes_is_the_same_picture(tmp_path: Path) -> None:
+def test_each_order_of_axes_gives_the_same_images(tmp_path: Path) -> None:
     train, test = read(tmp_path, x_train=X, y_train=Y, x_test=X.transpose(0, 3, 1, 2), y_test=Y)
     assert train.images.shape == (30, 3, 12, 12) and torch.equal(train.images[:], test.images[:])
     assert train.classes == ("0", "1", "2") and knn_unavailable_reason(train, test) is None
@@ -35,7 +35,7 @@ def test_every_order_of_the_axes_is_the_same_picture(tmp_path: Path) -> None:
     )
 
 
-def test_the_names_of_medmnist_are_known_and_the_split_is_named(
+def test_medmnist_names_are_known(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = (Y[:, None] % 2).astype(np.uint8)  # (N, 1)
@@ -53,7 +53,7 @@ def test_the_names_of_medmnist_are_known_and_the_split_is_named(
         assert "training on train_images, testing on test_images\n" in capsys.readouterr().out
 
 
-def test_several_labels_of_an_image_are_none_and_that_is_said(
+def test_several_labels_per_image_are_not_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     several = np.zeros((30, 14), np.uint8)  # as of MedMNIST's chests
@@ -78,7 +78,7 @@ def test_only_labels_that_occur_are_classes(program: Program, tmp_path: Path) ->
     assert summary(run / "results" / "knn")["per_class"].keys() == {*train.classes}
 
 
-def test_names_belong_to_the_numbers_of_the_labels(tmp_path: Path) -> None:
+def test_class_names_are_indexed_by_label(tmp_path: Path) -> None:
     names = np.array([f"class {i}" for i in range(5001)])
     labels = np.where(Y == 0, 5000, Y)
     train, _ = read(tmp_path, x_train=X, y_train=labels, classes=names)
@@ -86,7 +86,7 @@ def test_names_belong_to_the_numbers_of_the_labels(tmp_path: Path) -> None:
     assert train.names(train.labels.tolist()) == names[labels].tolist()
 
 
-def test_what_arrays_lack_is_said(tmp_path: Path) -> None:
+def test_missing_arrays_turn_knn_off(tmp_path: Path) -> None:
     assert knn_unavailable_reason(*read(tmp_path, x_train=X)) == "no labels"
     assert knn_unavailable_reason(*read(tmp_path, x_train=X, y_train=Y)) == "no test images"
     assert (
@@ -121,7 +121,7 @@ def test_what_arrays_lack_is_said(tmp_path: Path) -> None:
         ({"x_train": np.array([X, None], dtype=object)}, "plain arrays"),
     ],
 )
-def test_bad_arrays_are_answered_in_one_line(
+def test_bad_arrays_are_refused_in_one_line(
     arrays: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=said) as error:
@@ -130,7 +130,7 @@ def test_bad_arrays_are_answered_in_one_line(
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 and no more", None])
-def test_what_is_no_npz_is_said(content: bytes | None, program: Program, tmp_path: Path) -> None:
+def test_other_files_than_npz_are_refused(content: bytes | None, program: Program, tmp_path: Path) -> None:
     if content is None:
         np.save(tmp_path / "x.npy", X)
         content = (tmp_path / "x.npy").read_bytes()
@@ -140,7 +140,7 @@ def test_what_is_no_npz_is_said(content: bytes | None, program: Program, tmp_pat
     assert program(*TINY, "--dataset", "arrays", "--data-dir", str(tmp_path))[0] == 2
 
 
-def test_views_larger_than_the_images_are_refused_and_smaller_ones_are_crops(
+def test_image_size_may_not_exceed_the_images(
     program: Program, tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "x.npz", x_train=X)

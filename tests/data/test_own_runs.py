@@ -30,7 +30,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def test_a_finished_run_on_another_folder_is_not_taken_for_this_one(
+def test_a_finished_run_on_other_images_is_refused(
     photos: Path,
     others: Path,
     own: Program,
@@ -42,7 +42,7 @@ def test_a_finished_run_on_another_folder_is_not_taken_for_this_one(
     )
 
 
-def test_no_run_goes_on_from_a_checkpoint_of_other_images(
+def test_a_checkpoint_of_other_images_is_refused(
     photos: Path,
     others: Path,
     own: Program,
@@ -75,7 +75,7 @@ def test_a_report_tells_runs_on_different_images_apart(
     assert f"images of {photos.name}" in out and f"images of {others.name}" in out
 
 
-def test_the_images_of_a_run_are_never_others_that_lie_in_data(
+def test_an_evaluation_uses_the_images_of_the_run(
     own_run: Path,
     others: Path,
     program: Program,
@@ -123,7 +123,7 @@ def test_an_export_downloads_nothing(
 
 
 @pytest.mark.parametrize("command", ["embed", "report"])
-def test_what_needs_no_train_images_goes_without_them(
+def test_commands_without_train_images_do_not_need_them(
     command: str, own: Program, program: Program, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "photos", patterns(60))
@@ -134,14 +134,14 @@ def test_what_needs_no_train_images_goes_without_them(
     assert (status, err) == (0, "")
 
 
-def test_a_name_that_is_no_text_is_a_name(own: Program, tmp_path: Path) -> None:
+def test_a_file_name_may_be_any_bytes(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(60))
     first = next((tmp_path / "photos" / "train").rglob("*.png"))
     os.rename(first, os.fsencode(first.parent) + b"/\xff\xfe.png")
     assert own(tmp_path / "photos")[0] == 0
 
 
-def test_test_images_alone_are_nothing_to_train_on(own: Program, tmp_path: Path) -> None:
+def test_a_run_needs_a_readable_train_image(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(20), "val/{name}/{i}.png")
     for folder in (tmp_path / "photos" / "val").iterdir():
         (tmp_path / "photos" / "train" / folder.name).mkdir(parents=True)
@@ -156,7 +156,7 @@ def test_a_run_does_not_write_its_pictures_among_the_images(own: Program, tmp_pa
     assert status == 2 and err.count("\n") == 1 and "its pictures would be taken for images" in err
 
 
-def test_two_processes_read_their_own_parts_of_a_streamed_folder(
+def test_two_processes_share_a_streamed_folder(
     photos: Path, tmp_path: Path
 ) -> None:
     flags = [
@@ -181,7 +181,7 @@ def test_two_processes_read_their_own_parts_of_a_streamed_folder(
     assert one["kNN_accuracy"] == pytest.approx(two["kNN_accuracy"], abs=4)  # of 60 test images
 
 
-def test_a_dry_run_tells_of_several_devices(program: Program) -> None:
+def test_a_dry_run_prints_the_number_of_devices(program: Program) -> None:
     few = (
         "--dataset",
         "patterns",

@@ -200,12 +200,12 @@ def test_a_run_and_what_follows_use_one_range(
 
 
 @pytest.mark.parametrize("text", ["0", "3:2", "a:b", "0:inf", "nan:1", "1:1", "1:2:3", ":"])
-def test_what_is_no_range_is_answered_in_one_line(text: str, own: Program, folder: Path) -> None:
+def test_malformed_pixel_ranges_are_refused(text: str, own: Program, folder: Path) -> None:
     picture().save(folder / "0.png")
     status, _, err = own(folder, f"--pixel-range={text}")
     assert status == 2 and err.count("\n") == 1 and f"--pixel-range {text}: LOW:HIGH" in err
 
 
-def test_a_range_is_refused_where_it_means_nothing(program: Program) -> None:
+def test_pixel_range_is_refused_for_cifar10(program: Program) -> None:
     status, _, err = program("--pixel-range", "0:4095")
     assert status == 2 and "--pixel-range 0:4095: not for cifar10" in err
