@@ -24,6 +24,8 @@ from utils.console import track_progress
 from utils.errors import UserError, require
 from utils.filesystem import lock_folder, write_atomically
 
+# torchvision's class of a data set has its URL, the names of its files, and their MD5s.
+PUBLICATIONS: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 SIDE = 32  # pixels
 NUM_TRAIN = 50_000
 NUM_TEST = 10_000
@@ -69,8 +71,8 @@ def make_placeholders(options: DataOptions) -> Splits | None:
 def download_cifar(options: DataOptions) -> None:
     """Download the data set, unless its files are there.
 
-    A lock keeps two processes from downloading at once. Each file is checked before it is put into
-    its place.
+    A lock keeps two processes from downloading at once. The archive's checksum is checked before
+    any of its files is used.
 
     Raises:
         UserError: if the download fails, or a file is damaged.
@@ -99,7 +101,7 @@ def download_cifar(options: DataOptions) -> None:
                 raise ValueError("the archive's MD5 is not the published one")
             _extract(archive, missing, publication.base_folder, folder)
     except UserError:
-        raise
+        raise  # A UserError is a ValueError, but it has its own message already.
     except (
         OSError,
         ValueError,
@@ -118,8 +120,7 @@ def download_cifar(options: DataOptions) -> None:
 
 
 def _get_publication(options: DataOptions) -> type[CIFAR10]:
-    """Return torchvision's class of the data set, which has the URL, the files and the MD5s."""
-    return CIFAR10 if options.dataset == "cifar10" else CIFAR100
+    return PUBLICATIONS[options.dataset]
 
 
 def _data_folder(options: DataOptions) -> Path:

@@ -38,6 +38,8 @@ from utils.trainer import count_batches_done
 class ViewsDataModule(pl.LightningDataModule):
     """Two or more augmented views of each train image, and clean images for the monitors.
 
+    The defaults are those of the command line.
+
     Args:
         dataset: name of the data set, see `DATASETS`.
         data_dir: folder of the data set.
@@ -71,6 +73,7 @@ class ViewsDataModule(pl.LightningDataModule):
         **options: Any,
     ) -> None:
         super().__init__()
+        # For an unknown name, the error suggests the most similar of all names.
         own_arguments = inspect.signature(ViewsDataModule.__init__).parameters
         option_names = [field.name for field in fields(DataOptions)]
         reject_unknown(options, [*own_arguments, *option_names], "ViewsDataModule")

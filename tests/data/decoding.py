@@ -15,7 +15,7 @@ Printed = Callable[[], str]  # returns what was printed since the last call
 
 
 def photos(folder: Path, n: int) -> list[Path]:
-    """n different images, as many files as that."""
+    """Make n different images, and return the names of their files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [Path(f"{i:04d}.png") for i in range(n)]
     for i, file in enumerate(files):
@@ -24,7 +24,7 @@ def photos(folder: Path, n: int) -> list[Path]:
 
 
 def metadata(files: list[Path]) -> dict[str, Any]:
-    """As of train images without classes, but numbered."""
+    """Return the manifest's entries for train images whose labels are their numbers."""
     return {"train": len(files), "labels": list(range(len(files))), "classes": []}
 
 

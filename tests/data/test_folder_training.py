@@ -86,8 +86,15 @@ train = ImageDataset(images, labels, ("a", "b"), on_disk=True)
 data.set_splits((train, train.first(50)))
 model = SimSiam("resnet10", width=4, out_dim=16, h_dim=8)
 limit_memory(int(sys.argv[2]))
-quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[KNNMonitor(5)], **quiet)
+trainer = pl.Trainer(
+    accelerator="cpu",
+    max_epochs=1,
+    callbacks=[KNNMonitor(5)],
+    logger=False,
+    enable_checkpointing=False,
+    enable_progress_bar=False,
+    enable_model_summary=False,
+)
 trainer.fit(model, datamodule=data)
 assert data.train.on_disk and trainer.global_step == n // 8
 """

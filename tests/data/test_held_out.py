@@ -47,7 +47,7 @@ def options(photos: Path, tmp_path: Path) -> dict[str, DataOptions]:
 
 
 @pytest.mark.parametrize("name", ["patterns", "arrays", "folder"])
-def test_held_out_images_are_removed_from_train(
+def test_imagesare_removed_from_train(
     name: str, options: dict[str, DataOptions], photos: Path
 ) -> None:
     prepare_dataset(options[name])
@@ -61,21 +61,21 @@ def test_held_out_images_are_removed_from_train(
 
 def test_a_dry_run_counts_held_out_images(options: dict[str, DataOptions], tmp_path: Path) -> None:
     absent = DataOptions("cifar10", str(tmp_path / "nowhere"), held_out_images=5000)
-    for spec, sizes in ((absent, [45_000, 5_000]), (options["folder"], [150, 50])):
-        splits = make_placeholders(spec)
+    for data_options, sizes in ((absent, [45_000, 5_000]), (options["folder"], [150, 50])):
+        splits = make_placeholders(data_options)
         assert splits is not None
         assert [len(split) for split in splits] == sizes and splits[1].held_out
 
 
-def test_the_held_out_images_depend_on_no_seed() -> None:
-    found = []
+def test_the_imagesdepend_on_no_seed() -> None:
+    images = []
     for seed in (0, 7):
         data = ViewsDataModule(
             "patterns", train_images=200, held_out_images=50, batch_size=10, seed=seed
         )
         data.setup()
-        found.append(data.test.images)
-    assert torch.equal(*found)
+        images.append(data.test.images)
+    assert torch.equal(*images)
 
 
 def test_each_class_is_held_out_by_its_share() -> None:
@@ -102,8 +102,8 @@ def test_each_class_is_held_out_by_its_share() -> None:
 def test_impossible_numbers_are_refused_in_one_line(
     flags: str, message: str, program: Program, tmp_path: Path
 ) -> None:
-    given = ["--dataset", "patterns", "--train-images", "200", *flags.split()]
-    status, _, err = program(*given)
+    arguments = ["--dataset", "patterns", "--train-images", "200", *flags.split()]
+    status, _, err = program(*arguments)
     assert status == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
@@ -135,7 +135,7 @@ def test_evaluation_can_hold_out_images_after_the_run(
     assert (status, err) == (0, "") and "% on 40 held-out training images" in out
 
 
-def test_a_killed_run_on_held_out_images_resumes_exactly(tmp_path: Path) -> None:
+def test_a_killed_run_on_imagesresumes_exactly(tmp_path: Path) -> None:
     flags = [*FLAGS, "--held-out-images", "50", "--epochs", "4", "--checkpoint-every", "1"]
     flags += ["--conv-init", "torch", "--predictor-lr-scale", "0.5", "--save-dir", str(tmp_path)]
     start(*flags, "--exp-name", "whole").communicate()

@@ -13,9 +13,7 @@ from tests.helpers import Program, patterns, picture, write_images
 # ---------------------------------------------------------------- layouts
 
 
-def test_a_run_without_labels_has_no_knn(
-    own: Program, tmp_path: Path
-) -> None:
+def test_a_run_without_labels_has_no_knn(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "flat", patterns(60), "é {i}.png")
     status, out, err = own(tmp_path / "flat")
     assert (status, err) == (0, "") and "no labels: kNN is off" in out and "0 classes" in out
@@ -25,7 +23,7 @@ def test_a_run_without_labels_has_no_knn(
 
 
 @pytest.mark.parametrize(
-    ("layout", "said"),
+    ("layout", "message"),
     [
         ("{split}/{name}/{i}.png", "no test images: kNN is off"),
         ("{name}/{i}.png", "no test images: kNN is off"),
@@ -33,26 +31,20 @@ def test_a_run_without_labels_has_no_knn(
         ("train/one class/{i}.png", "one class only: kNN is off"),
     ],
 )
-def test_each_layout_is_recognised(
-    layout: str, said: str, own: Program, tmp_path: Path
-) -> None:
+def test_each_layout_is_recognised(layout: str, message: str, own: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(20), layout)
     status, out, err = own(tmp_path / "photos", "--batch-size", "10", "--dry-run")
-    assert (status, err) == (0, "") and said in out and "20 images would be decoded" in out
+    assert (status, err) == (0, "") and message in out and "20 images would be decoded" in out
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
 
 
-def test_an_image_outside_the_classes_removes_all_labels(
-    own: Program, tmp_path: Path
-) -> None:
+def test_an_image_outside_the_classes_removes_all_labels(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path, patterns(20))
     picture().save(tmp_path / "train" / "loose.png")
     status, out, _ = own(tmp_path, "--batch-size", "10", "--dry-run")
-    assert (
-        status == 0
-        and "1 of 21 images are in no class's folder" in out
-        and "no labels: kNN is off" in out
-    )
+    assert status == 0
+    assert "1 of 21 images are in no class's folder" in out
+    assert "no labels: kNN is off" in out
 
 
 def test_a_part_of_a_folder_is_spread_over_its_classes(
@@ -63,29 +55,22 @@ def test_a_part_of_a_folder_is_spread_over_its_classes(
     train, test = load_dataset(
         DataOptions("folder", str(photos), None, 100, 30, 32, str(tmp_path / "cache"))
     )
-    assert (
-        train.labels.bincount().tolist() == [10] * 10
-        and test.labels.bincount().tolist() == [3] * 10
-    )
+    assert train.labels.bincount().tolist() == [10] * 10
+    assert test.labels.bincount().tolist() == [3] * 10
 
 
-def test_large_images_have_a_margin_and_the_imagenet_stem(
-    own: Program, tmp_path: Path
-) -> None:
+def test_large_images_have_a_margin_and_the_imagenet_stem(own: Program, tmp_path: Path) -> None:
     for i in range(12):
         (tmp_path / "train" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         picture((150, 130)).rotate(10 * i).save(tmp_path / "train" / "ab"[i % 2] / f"{i}.jpg")
     status, out, err = own(tmp_path, "--image-size", "96", "--batch-size", "4")
-    assert (
-        (status, err) == (0, "")
-        and "96 x 96 pixels from 110 x 110" in out
-        and "imagenet stem" in out
-    )
+    assert (status, err) == (0, "")
+    assert "96 x 96 pixels from 110 x 110" in out and "imagenet stem" in out
     backbone = load_backbone(tmp_path / "runs" / "simsiam_folder")
     assert backbone.image_size == 96 and backbone.conv1.kernel_size == (7, 7)
 
 
-# ---------------------------------------------------------------- what was learned is used as with any other data set
+# ---------------------------------------------------------------- commands that use a run
 
 
 @pytest.mark.parametrize(
@@ -112,10 +97,10 @@ def test_each_command_finds_the_images_of_the_run(
 ) -> None:
     results = ["--results-dir", str(tmp_path / "results"), *memory]
     status, out, err = program(*command.split(), "--checkpoint", str(own_run), *results)
-    told = (
-        "260 images" if command.startswith("embed") else "200 train and 60 test images, 10 classes"
-    )
-    assert (status, err) == (0, "") and told in out and "decoded" not in out
+    line = "200 train and 60 test images, 10 classes"
+    if command.startswith("embed"):
+        line = "260 images"
+    assert (status, err) == (0, "") and line in out and "decoded" not in out
 
 
 @pytest.mark.parametrize("command", ["knn", "linear", "finetune", "embed", "neighbours", "export"])
@@ -123,18 +108,11 @@ def test_commands_that_need_labels_refuse_images_without_them(
     command: str, own_run: Path, program: Program, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "flat", patterns(30), "{i}.png")
-    given = [
-        "--dataset",
-        "folder",
-        "--data-dir",
-        str(tmp_path / "flat"),
-        "--cache-dir",
-        str(tmp_path / "cache"),
-    ]
-    given += ["--results-dir", str(tmp_path / "results")]
-    status, out, err = program(command, "--checkpoint", str(own_run), *given)
+    flags = ["--dataset", "folder", "--data-dir", str(tmp_path / "flat")]
+    flags += ["--cache-dir", str(tmp_path / "cache"), "--results-dir", str(tmp_path / "results")]
+    status, out, err = program(command, "--checkpoint", str(own_run), *flags)
     if command in ("knn", "linear", "finetune"):
         assert status == 2 and err.count("\n") == 1 and "folder: no labels" in err
     else:
-        told = "of folder, train, 30 images" if command == "embed" else "30 train and 0 test images"
-        assert (status, err) == (0, "") and told in out
+        line = "of folder, train, 30 images" if command == "embed" else "30 train and 0 test images"
+        assert (status, err) == (0, "") and line in out

@@ -1,4 +1,4 @@
-"""simsiam/data/listing.py: which files of a folder are images, and what is said of the others."""
+"""simsiam/data/listing.py: which files of a folder are images, and messages about the others."""
 
 import os
 import unicodedata

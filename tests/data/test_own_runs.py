@@ -1,4 +1,4 @@
-"""Runs on one's own images: which images they were is remembered, and nothing is taken for something else."""
+"""Runs on your own images: a run remembers its images, and other images are not taken for them."""
 
 import os
 from pathlib import Path
@@ -107,8 +107,9 @@ def test_a_run_is_exported_after_its_photos_have_moved(
         file = run / "results" / f"export_{format}" / "backbone.safetensors"
         images = torch.randn(2, 3, 32, 32)
         assert torch.equal(load_backbone(file)(images), backbone(images))
-    given = ("--data-dir", str(tmp_path / "nowhere"), "--overwrite")  # what is asked for is needed
-    status, _, err = program("export", str(run), *given)
+    # A folder that is given explicitly must exist.
+    arguments = ("--data-dir", str(tmp_path / "nowhere"), "--overwrite")
+    status, _, err = program("export", str(run), *arguments)
     assert status == 2 and err.count("\n") == 1 and "no such folder" in err
 
 
@@ -156,46 +157,25 @@ def test_a_run_does_not_write_its_pictures_among_the_images(own: Program, tmp_pa
     assert status == 2 and err.count("\n") == 1 and "its pictures would be taken for images" in err
 
 
-def test_two_processes_share_a_streamed_folder(
-    photos: Path, tmp_path: Path
-) -> None:
-    flags = [
-        *TINY,
-        "--dataset",
-        "folder",
-        "--data-dir",
-        str(photos),
-        "--image-size",
-        "32",
-        "--learning-rate",
-        "0.001",
-    ]
+def test_two_processes_share_a_streamed_folder(photos: Path, tmp_path: Path) -> None:
+    flags = [*TINY, "--dataset", "folder", "--data-dir", str(photos), "--image-size", "32"]
+    flags += ["--learning-rate", "0.001"]
     flags += ["--cache-dir", str(tmp_path / "cache"), "--save-dir", str(tmp_path / "runs")]
     alone = start(*flags, "--exp-name", "one")
     for process in (alone, *start_pair(*flags, "--exp-name", "two", "--data-memory", "0")):
         assert process.communicate()[1] == "" and process.returncode == 0
-    ((one,), (two,)) = (rows(tmp_path / "runs" / name) for name in ("one", "two"))
-    assert one["step"] == two["step"] and one["train_loss"] == pytest.approx(
-        two["train_loss"], abs=5e-4
-    )
+    (one,) = rows(tmp_path / "runs" / "one")
+    (two,) = rows(tmp_path / "runs" / "two")
+    assert one["step"] == two["step"]
+    assert one["train_loss"] == pytest.approx(two["train_loss"], abs=5e-4)
     assert one["kNN_accuracy"] == pytest.approx(two["kNN_accuracy"], abs=4)  # of 60 test images
 
 
 def test_a_dry_run_prints_the_number_of_devices(program: Program) -> None:
-    few = (
-        "--dataset",
-        "patterns",
-        "--train-images",
-        "100",
-        "--test-images",
-        "10",
-        "--knn-k",
-        "5",
-        *TINY[:-4],
-    )
-    status, out, err = program(
-        *few, "--devices", "2", "--epochs", "1", "--dry-run", "--accelerator", "cpu"
-    )
+    flags = ["--dataset", "patterns", "--train-images", "100", "--test-images", "10"]
+    flags += ["--knn-k", "5", *TINY[:-4]]
+    flags += ["--devices", "2", "--epochs", "1", "--dry-run", "--accelerator", "cpu"]
+    status, out, err = program(*flags)
     assert (status, err) == (0, "") and "2 x cpu" in out
 
 
@@ -209,7 +189,10 @@ def train_narrow(args: list[str]) -> int:
 
 
 def test_a_narrow_network_takes_large_images() -> None:
-    """oneDNN's backward of a 1x1 convolution of stride 2 corrupts memory, of few channels in channels_last."""
+    """In channels_last, oneDNN's backward of a 1x1 convolution of stride 2 corrupts memory.
+
+    This happens with few channels.
+    """
     for process in [Started(train_narrow, [width]) for width in ("4", "8")]:
         process.communicate()
         assert process.returncode == 0

@@ -1,4 +1,4 @@
-"""`--pixel-range`: images whose pixels use a part of their bits are noticed, and scaled if asked."""
+"""`--pixel-range`: images that use few of their bits are noticed, and scaled on request."""
 
 import struct
 import zlib
@@ -63,11 +63,11 @@ def colour_tiff(pixels: np.ndarray, order: str) -> bytes:
 def prepare(folder: Path, **options: object) -> torch.Tensor:
     """The decoded images of a folder."""
     cache = folder.parent / "cache"
-    spec = make_options(
+    data_options = make_options(
         dataset="folder", data_dir=folder, image_size=40, cache_dir=cache, **options
     )
-    prepare_dataset(spec)
-    return load_dataset(spec)[0].images[:]
+    prepare_dataset(data_options)
+    return load_dataset(data_options)[0].images[:]
 
 
 @pytest.fixture
@@ -190,12 +190,12 @@ def test_a_run_and_what_follows_use_one_range(
         Image.fromarray(noise).save(folder / f"{i:02d}.png")
     assert own(folder, "--pixel-range", "0:4095")[0] == 0
     run = str(tmp_path / "runs" / "simsiam_folder")
-    found = []
+    features = []
     for name, flags in (("a", []), ("b", ["--images", str(folder)])):
         status, out, err = program("embed", run, "--results-dir", str(tmp_path / name), *flags)
         assert (status, err) == (0, "") and "decoded" not in out and "warning" not in out
-        found.append(np.load(tmp_path / name / "embed" / "features.npz")["features"])
-    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+        features.append(np.load(tmp_path / name / "embed" / "features.npz")["features"])
+    np.testing.assert_allclose(features[0], features[1], atol=1e-6)
     assert summary(tmp_path / "a" / "embed")["settings"]["pixel_range"] is None  # the run's
 
 

@@ -1,4 +1,4 @@
-"""simsiam/data/image_folder.py: which folders are training and test images, and that it is said."""
+"""simsiam/data/split_folders.py: the folders of train and test images, and messages about them."""
 
 import os
 import unicodedata
@@ -29,7 +29,7 @@ def load(folder: Path) -> Splits:
 
 
 @pytest.mark.parametrize(
-    ("folders", "said"),
+    ("folders", "message"),
     [
         (("train", "valid", "test"), "training on train/, testing on valid/; not used: test/"),
         (("train", "validation"), "training on train/, testing on validation/"),
@@ -41,16 +41,16 @@ def load(folder: Path) -> Splits:
     ],
 )
 def test_splits_may_have_any_usual_name(
-    folders: tuple[str, ...], said: str, tmp_path: Path, capsys: Printed
+    folders: tuple[str, ...], message: str, tmp_path: Path, capsys: Printed
 ) -> None:
     for i, folder in enumerate(folders):
         put(tmp_path / "photos", *(f"{folder}/a/{j}.png" for j in range(i + 1)))
     train, test = load(tmp_path / "photos")
-    used = said.split("; ")[0].split(", ")
+    used = message.split("; ")[0].split(", ")
     names = [part.split()[-1].rstrip("/") for part in used]
     assert len(train) == folders.index(names[0]) + 1
     assert len(test) == (folders.index(names[1]) + 1 if len(names) > 1 else 0)
-    assert f"photos: {said}\n" in capsys.readouterr().out
+    assert f"photos: {message}\n" in capsys.readouterr().out
 
 
 def test_images_next_to_the_splits_are_reported(tmp_path: Path, capsys: Printed) -> None:
@@ -101,9 +101,7 @@ def test_names_of_bad_images_are_escaped(own: Program, program: Program, tmp_pat
         assert (status, err) == (0, "") and "caf\\xe9.jpg (not an image)" in out
 
 
-def test_folder_names_may_be_any_bytes(
-    own: Program, program: Program, tmp_path: Path
-) -> None:
+def test_folder_names_may_be_any_bytes(own: Program, program: Program, tmp_path: Path) -> None:
     odd = tmp_path / os.fsdecode(b"caf\xe9")
     classes = {"dots": os.fsdecode(b"\xff"), "zigzag": "[bold]", "rings": "new\nline"}
     classes["net"] = ":cat:"  # this and [bold] mean something else to what prints tables
