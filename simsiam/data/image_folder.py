@@ -66,7 +66,7 @@ def prepare_folder(options: DataOptions) -> None:
         below_root = folder.folder.relative_to(root)
         files += [below_root / file for file in folder.files]
         labels += folder.labels.tolist()
-        unreadable.update(folder.closed)
+        unreadable.update(folder.unreadable_folders)
     metadata: dict[str, Any] = {
         "train": len(splits.train),
         "labels": labels,

@@ -74,7 +74,8 @@ class DecodedImage(NamedTuple):
     Attributes:
         pixels: (3, S, S) uint8.
         digest: SHA-256 of the file.
-        deep_range: the lowest and the highest value of 16-bit pixels, or None for 8 bits.
+        deep_range: the lowest and the highest value of 16-bit pixels. It is None for pixels of 8
+            bits, and if a pixel range was given.
     """
 
     pixels: Tensor
@@ -82,7 +83,8 @@ class DecodedImage(NamedTuple):
     deep_range: tuple[int, int] | None
 
 
-ReadResult = DecodedImage | str  # a string is the reason why a file cannot be read
+# What reading a file returns. A string is the reason why the file cannot be read.
+ReadResult = DecodedImage | str
 
 
 def read_images(
@@ -203,8 +205,8 @@ def _load(
             raise ValueError(
                 f"values {low:g} to {high:g} have no known scale: pass --pixel-range LOW:HIGH"
             )
-        upper_bits = (values // 257).astype(np.uint8)  # 65535 becomes 255
-        return Image.fromarray(upper_bits), (int(low), int(high))
+        scaled = (values // 257).astype(np.uint8)  # 65535 becomes 255
+        return Image.fromarray(scaled), (int(low), int(high))
 
     # Colours of 16 bits. Pillow has loaded only the upper 8 of them.
     if is_16_bit_colour:

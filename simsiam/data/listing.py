@@ -44,7 +44,7 @@ class ImageFolder:
         files: paths relative to `folder`.
         classes: names of the sub-folders that contain images, see `name_class`.
         labels: (N,) int64, the class of each image, or -1 for an image outside the sub-folders.
-        closed: sub-folders that cannot be read, each with the reason.
+        unreadable_folders: sub-folders that cannot be read, each with the reason.
 
     Raises:
         UserError: if there is no such folder, or no image in it.
@@ -55,7 +55,7 @@ class ImageFolder:
         where = f"{flag} {printable(self.folder)}"
         require(self.folder.is_dir(), f"{where}: no such folder")
         self.files: list[Path] = []
-        self.closed: dict[Path, str] = {}
+        self.unreadable_folders: dict[Path, str] = {}
         self._other_suffixes: Counter[str] = Counter()
         self._hidden_images = 0
         self._hidden_folders: list[Path] = []
@@ -72,7 +72,7 @@ class ImageFolder:
         """Find the images, and note what is skipped. Return the names of the sub-folders."""
         real_paths: dict[str, str] = {}  # the path of each visited folder, with links resolved
         class_folders: list[str] = []
-        walk = os.walk(self.folder, onerror=self._note_closed_folder, followlinks=True)
+        walk = os.walk(self.folder, onerror=self._note_unreadable_folder, followlinks=True)
         for folder, subfolders, names in walk:
             real_paths[folder] = os.path.realpath(folder)
             if self._is_loop(folder, real_paths):
@@ -88,8 +88,8 @@ class ImageFolder:
         self.files.sort()
         return class_folders
 
-    def _note_closed_folder(self, error: OSError) -> None:
-        self.closed[Path(error.filename)] = str(error.strerror)
+    def _note_unreadable_folder(self, error: OSError) -> None:
+        self.unreadable_folders[Path(error.filename)] = str(error.strerror)
 
     def _is_loop(self, folder: str, real_paths: dict[str, str]) -> bool:
         """Return whether a folder is a link to one of the folders that contain it."""
@@ -128,7 +128,7 @@ class ImageFolder:
 
     def _raise_no_image(self, where: str) -> None:
         """Raise UserError for a folder without an image, with the likely reason."""
-        report_unreadable(self.closed, 0, self.folder, skip=False)
+        report_unreadable(self.unreadable_folders, 0, self.folder, skip=False)
         formats = " ".join(sorted(SUFFIXES))
         skipped = self.describe_skipped()
         message = f"{where}: no image in it"
@@ -137,11 +137,11 @@ class ImageFolder:
         raise UserError(f"{message}. Images end in {formats}.")
 
     def _find_folders_without_image(self, class_folders: Sequence[str]) -> list[Path]:
-        """Return the sub-folders in which there is neither an image nor a closed folder."""
+        """Return the sub-folders in which there is neither an image nor an unreadable folder."""
         not_empty = {file.parts[0] for file in self.files}
-        for path in self.closed:
+        for path in self.unreadable_folders:
             parts = path.relative_to(self.folder).parts
-            not_empty.update(parts[:1])  # There is no part if `self.folder` itself is closed.
+            not_empty.update(parts[:1])  # No part if `self.folder` itself is unreadable.
         return [Path(name) for name in class_folders if name not in not_empty]
 
     def __len__(self) -> int:
@@ -197,7 +197,7 @@ class ImageFolder:
         Raises:
             UserError: at the end, if an image cannot be read (see `report_unreadable`).
         """
-        unreadable = dict(self.closed)
+        unreadable = dict(self.unreadable_folders)
         readable_indices: list[int] = []
         deep_ranges = []
         index = 0
