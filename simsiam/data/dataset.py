@@ -151,13 +151,14 @@ def take_first(options: DataOptions, train: ImageDataset, test: ImageDataset) ->
     Raises:
         UserError: if a split has fewer images than that.
     """
-    requested = {"train": options.train_images, "test": options.test_images}
-    available = {"train": len(train), "test": len(test)}
-    for split, n in requested.items():
-        if n is not None:
-            size = available[split]
-            require(n <= size, f"--{split}-images {n} is too many: the data set has {size}.")
+    _check_count("--train-images", options.train_images, len(train))
+    _check_count("--test-images", options.test_images, len(test))
     return train.first(options.train_images), test.first(options.test_images)
+
+
+def _check_count(flag: str, n: int | None, available: int) -> None:
+    if n is not None:
+        require(n <= available, f"{flag} {n} is too many: the data set has {available}.")
 
 
 def knn_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | None:
@@ -197,7 +198,7 @@ def place_on_device(splits: Splits, device: torch.device, memory: float | None) 
 
 
 def _move_images(split: ImageDataset, device: torch.device) -> ImageDataset:
-    # A memory map is on the CPU already: moving it to the CPU must read the file.
+    # Without a copy, a memory map would stay a memory map when it moves to the CPU.
     images = split.images.to(device, copy=split.on_disk)
     return replace(split, images=images, on_disk=False)
 

@@ -22,7 +22,7 @@ class SplitFolders(NamedTuple):
 
     train: Path
     test: Path | None
-    unused: list[str]  # such as "extra/" or "3 images beside these folders"
+    unused: list[str]  # such as "extra/" or "3 images next to these folders"
 
 
 def find_split_folders(root: Path, with_test: bool = True) -> SplitFolders:
@@ -56,7 +56,7 @@ def find_split_folders(root: Path, with_test: bool = True) -> SplitFolders:
         if not is_folder[name] and Path(name).suffix.lower() in SUFFIXES:
             num_images += 1
     if num_images > 0:
-        unused.append(f"{plural(num_images, 'image')} beside these folders")
+        unused.append(f"{plural(num_images, 'image')} next to these folders")
 
     test_folder = root / test if test is not None else None
     return SplitFolders(root / train, test_folder, unused)

@@ -56,7 +56,7 @@ def test_splits_may_have_any_usual_name(
 def test_images_next_to_the_splits_are_reported(tmp_path: Path, capsys: Printed) -> None:
     put(tmp_path / "photos", "train/0.png", "loose.png", ".hidden/0.png", "@eaDir/0.png")
     load(tmp_path / "photos")
-    assert "not used: 1 image beside these folders\n" in capsys.readouterr().out
+    assert "not used: 1 image next to these folders\n" in capsys.readouterr().out
 
 
 def test_a_class_named_like_a_split_is_refused(own: Program, tmp_path: Path) -> None:
