@@ -76,7 +76,7 @@ def test_the_batch_size_finder_stays_within_the_data_set(mode: str, tmp_path: Pa
         make_trainer(max_epochs=2, default_root_dir=tmp_path),
         make_data(train_images=20),
     )
-    with pytest.warns(UserWarning, match="is more than the 20 train images: 20 is used"):
+    with pytest.warns(UserWarning, match="is more than the 20 train images. 20 is used"):
         found = Tuner(trainer).scale_batch_size(make_model(), datamodule=data, mode=mode, margin=0)
     assert found == data.batch_size == 20
 
@@ -115,7 +115,7 @@ def test_lightnings_command_line_reads_what_it_has_saved(
 def test_a_batch_that_processes_cannot_share_names_one_that_they_can() -> None:
     data = make_data(batch_size=9, accumulate=2)
     with pytest.raises(
-        ValueError, match=r"batch_size 9: must split into 2 equal parts.*Try 8 or 10"
+        ValueError, match=r"batch_size 9 must split into 2 equal parts.*Try 8 or 10"
     ):
         fit(data=data, max_epochs=1, accumulate_grad_batches=2)
     with pytest.raises(ValueError, match=r"give Trainer\(accumulate_grad_batches=2\)"):

@@ -1,52 +1,95 @@
-"""Data sets by name, images and their views. To add a data set, write a module and give it a line in `DATASETS`."""
+"""The registry of data sets, and the three functions that load one by its name.
+
+To add a data set, write a module with a function `load` and give it an entry in `DATASETS`. Add its
+name to `Dataset` in `simsiam/config/options.py` too. A test compares the two lists.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from simsiam.config.options import DataOptions
 from simsiam.data import cifar, image_folder, npz, synthetic
-from simsiam.data.dataset import Splits, hold_out
+from simsiam.data.dataset import Splits
+from simsiam.data.held_out import hold_out
+
+
+def _prepare_nothing(options: DataOptions) -> None:
+    pass
+
+
+def _need_no_placeholders(options: DataOptions) -> None:
+    return None
 
 
 class Source(NamedTuple):
-    """How a data set is loaded; see the functions below."""
+    """The functions of a data set.
+
+    Attributes:
+        load: return the train and the test split.
+        prepare: download or decode what is missing.
+        make_placeholders: return blank splits of the same sizes, or None if nothing is missing.
+        holds_out: whether `load` and `make_placeholders` apply `--held-out-images` themselves.
+    """
 
     load: Callable[[DataOptions], Splits]
-    prepare: Callable[[DataOptions], None] = lambda options: None
-    make_placeholders: Callable[[DataOptions], Splits | None] = lambda options: None
-    holds_out: bool = False  # whether these functions apply --held-out-images themselves
+    prepare: Callable[[DataOptions], None] = _prepare_nothing
+    make_placeholders: Callable[[DataOptions], Splits | None] = _need_no_placeholders
+    holds_out: bool = False
 
 
-CIFAR = Source(cifar.load_cifar, cifar.download_cifar, cifar.make_placeholders)
+CIFAR_SOURCE = Source(
+    load=cifar.load_cifar,
+    prepare=cifar.download_cifar,
+    make_placeholders=cifar.make_placeholders,
+)
 DATASETS = {
-    "cifar10": CIFAR,
-    "cifar100": CIFAR,
-    "patterns": Source(synthetic.load_patterns),
+    "cifar10": CIFAR_SOURCE,
+    "cifar100": CIFAR_SOURCE,
+    "patterns": Source(load=synthetic.load_patterns),
     "folder": Source(
-        image_folder.load_folder, image_folder.prepare_folder, image_folder.make_placeholders, True
+        load=image_folder.load_folder,
+        prepare=image_folder.prepare_folder,
+        make_placeholders=image_folder.make_placeholders,
+        holds_out=True,
     ),
-    "arrays": Source(npz.load_arrays),
+    "arrays": Source(load=npz.load_arrays),
 }
 
 
 def prepare_dataset(options: DataOptions) -> None:
-    """Download or decode what is missing; UserError for damaged files (left as they are), bad images, no network."""
+    """Download or decode what is missing of a data set.
+
+    Raises:
+        UserError: if a file is damaged (it is left as it is), an image cannot be read, or the
+            download fails.
+    """
     DATASETS[options.dataset].prepare(options)
 
 
 def load_dataset(options: DataOptions) -> Splits:
-    """Both splits, once they are prepared; UserError for damaged files, or more images asked for than there are."""
+    """Return the train and the test split of a data set, after `prepare_dataset`.
+
+    Raises:
+        UserError: if a file is damaged, or the options ask for more images than there are.
+    """
     source = DATASETS[options.dataset]
     train, test = source.load(options)
-    if options.held_out_images and not source.holds_out:
+    if options.held_out_images > 0 and not source.holds_out:
         return hold_out(train, options.held_out_images)
     return train, test
 
 
 def make_placeholders(options: DataOptions) -> Splits | None:
-    """For a dry run: blank splits of the sizes that a download or decoding would give; None if all is there."""
+    """Return blank splits of the sizes that `load_dataset` would return, for a dry run.
+
+    Returns:
+        None if nothing needs to be downloaded or decoded.
+    """
     source = DATASETS[options.dataset]
     splits = source.make_placeholders(options)
-    if splits and options.held_out_images and not source.holds_out:
-        return hold_out(splits[0], options.held_out_images)
+    if splits is None:
+        return None
+    if options.held_out_images > 0 and not source.holds_out:
+        train, _ = splits
+        return hold_out(train, options.held_out_images)
     return splits

@@ -1,4 +1,7 @@
-"""CIFAR-10 and CIFAR-100: downloaded once, checked, and read from pickles without running what these contain."""
+"""Download CIFAR-10 and CIFAR-100, check the files, and read them.
+
+The files are pickles. They are read without running any code that they may contain.
+"""
 
 import os
 import pickle
@@ -21,100 +24,84 @@ from utils.console import track_progress
 from utils.errors import UserError, require
 from utils.filesystem import lock_folder, write_atomically
 
+# torchvision's class of a data set has its URL, the names of its files, and their MD5s.
+PUBLICATIONS: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+SIDE = 32  # pixels
+NUM_TRAIN = 50_000
+NUM_TEST = 10_000
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
+
+DOWNLOAD_TIMEOUT = 30  # seconds without a byte
+DOWNLOAD_CHUNK = 2**20  # bytes
+
 
 def load_cifar(options: DataOptions) -> Splits:
-    """Both splits, from files whose checksums are the published ones."""
-    source, folder = _locate(options)
-    missing = _find_missing(source, folder)
-    require(
-        not missing,
-        f"{options.dataset} is not in {options.data_dir}: {''.join(missing[:1])} is missing",
-    )
+    """Return both splits of CIFAR-10 or CIFAR-100.
+
+    Raises:
+        UserError: if a file is missing, or its checksum is not the published one.
+    """
+    publication = _get_publication(options)
+    folder = _data_folder(options)
+    missing = _find_missing(publication, folder)
+    if missing:
+        where = f"{options.dataset} is not in {options.data_dir}"
+        raise UserError(f"{where}: {missing[0]} is missing.")
     try:
-        names = tuple(read_plain_pickle(folder / source.meta["filename"])[source.meta["key"]])
-        splits = []
-        for files in (source.train_list, source.test_list):
-            batches = [read_plain_pickle(folder / file) for file, _ in files]
-            pixels = torch.from_numpy(np.concatenate([batch["data"] for batch in batches])).reshape(
-                -1, 3, 32, 32
-            )
-            key = "labels" if "labels" in batches[0] else "fine_labels"
-            labels = torch.tensor([label for batch in batches for label in batch[key]])
-            splits.append(ImageDataset(pixels, labels, names))
+        metadata = read_plain_pickle(folder / publication.meta["filename"])
+        classes = tuple(metadata[publication.meta["key"]])
+        train = _read_split(folder, publication.train_list, classes)
+        test = _read_split(folder, publication.test_list, classes)
     except (pickle.UnpicklingError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{folder}: not readable ({' '.join(str(error).split())})") from None
-    train, test = splits
+        raise UserError(f"{folder} is not readable ({_in_one_line(error)}).") from None
     return take_first(options, train, test)
 
 
 def make_placeholders(options: DataOptions) -> Splits | None:
-    """Blank splits of the published sizes, if nothing is downloaded yet."""
-    if _locate(options)[1].is_dir():
+    """Return blank splits of the published sizes, or None if the data set is downloaded."""
+    if _data_folder(options).is_dir():
         return None
-    names = tuple(map(str, range(10 if options.dataset == "cifar10" else 100)))
-    train, test = (
-        make_blank_split(32, torch.zeros(n, dtype=torch.long), names) for n in (50_000, 10_000)
-    )
+    num_classes = NUM_CLASSES[options.dataset]
+    classes = tuple(str(i) for i in range(num_classes))
+    train = make_blank_split(SIDE, torch.zeros(NUM_TRAIN, dtype=torch.long), classes)
+    test = make_blank_split(SIDE, torch.zeros(NUM_TEST, dtype=torch.long), classes)
     return take_first(options, train, test)
 
 
-def _locate(options: DataOptions) -> tuple[type[CIFAR10], Path]:
-    """torchvision's description of the data set, and the folder of its files."""
-    source = CIFAR10 if options.dataset == "cifar10" else CIFAR100
-    return source, options.path / source.base_folder
-
-
-def _find_missing(source: type[CIFAR10], folder: Path) -> list[str]:
-    """The files that are not there; UserError if one is not as published: it is left as it is."""
-    missing = []
-    for file, md5 in [
-        *source.train_list,
-        *source.test_list,
-        (source.meta["filename"], source.meta["md5"]),
-    ]:
-        if os.path.exists(folder / file):
-            why = f"{folder}: {file} is damaged (its MD5 is not the published one)"
-            how = "delete the folder to have it downloaded anew, or name another with --data-dir"
-            require(check_integrity(folder / file, md5), f"{why}: {how}")
-        else:
-            missing.append(file)
-    return missing
-
-
 def download_cifar(options: DataOptions) -> None:
-    """Download the data set unless it is there: under a lock, checked, and only then put in place."""
-    root, (source, folder) = options.path, _locate(options)
-    url, waiting = (
-        options.data_url or source.url,
-        f"another process is downloading to {root}: waiting for it",
-    )
-    if not (missing := _find_missing(source, folder)):
+    """Download the data set, unless its files are there.
+
+    A lock keeps two processes from downloading at once. The archive's checksum is checked before
+    any of its files is used.
+
+    Raises:
+        UserError: if the download fails, or a file is damaged.
+    """
+    publication = _get_publication(options)
+    folder = _data_folder(options)
+    url = options.data_url or publication.url
+    missing = _find_missing(publication, folder)
+    if not missing:
         return
+    root = options.path
+    waiting = f"Waiting for another process, which is downloading to {root}."
     try:
-        above = next(
-            part for part in (root, *root.parents) if part.exists()
-        )  # a failure leaves no new folder
+        # The lock is on a folder that exists, so that a failed download leaves no new folder.
         with (
-            lock_folder(above, waiting, wait=True),
-            tempfile.TemporaryDirectory(prefix="simsiam-") as new,
+            lock_folder(_nearest_existing(root), waiting, wait=True),
+            tempfile.TemporaryDirectory(prefix="simsiam-") as temporary,
         ):
-            if not (missing := _find_missing(source, folder)):
+            # Another process may have downloaded the files while this one waited for the lock.
+            missing = _find_missing(publication, folder)
+            if not missing:
                 return
-            archive = Path(new) / source.filename
+            archive = Path(temporary) / publication.filename
             _fetch(url, archive)
-            if not check_integrity(archive, source.tgz_md5):
+            if not check_integrity(archive, publication.tgz_md5):
                 raise ValueError("the archive's MD5 is not the published one")
-            with tarfile.open(archive) as tar:
-                for file in missing:  # and nothing else that the archive contains
-                    content = tar.extractfile(f"{source.base_folder}/{file}")
-                    if content is None:
-                        raise ValueError(f"{file} in the archive is not a file")
-                    write_atomically(
-                        folder / file,
-                        lambda partial, data=content.read(): partial.write_bytes(data),
-                    )
+            _extract(archive, missing, publication.base_folder, folder)
     except UserError:
-        raise
+        raise  # A UserError is a ValueError, but it has its own message already.
     except (
         OSError,
         ValueError,
@@ -125,24 +112,98 @@ def download_cifar(options: DataOptions) -> None:
         HTTPException,
     ) as error:
         raise UserError(
-            f"{folder}: {missing[0]} is missing; the download failed ({' '.join(str(error).split())}): name the data's "
-            f"folder with --data-dir, or by --data-url a mirror of {url} or the archive as file:///PATH, or go without "
-            "files by --dataset patterns"
+            f"{folder}: {missing[0]} is missing, and the download failed ({_in_one_line(error)}). "
+            "Pass --data-dir with the folder of the data, --data-url with a mirror of "
+            f"{url} or with file:///PATH of the archive, or --dataset patterns, which needs no "
+            "files."
         ) from None
 
 
+def _get_publication(options: DataOptions) -> type[CIFAR10]:
+    return PUBLICATIONS[options.dataset]
+
+
+def _data_folder(options: DataOptions) -> Path:
+    return options.path / _get_publication(options).base_folder
+
+
+def _nearest_existing(path: Path) -> Path:
+    """Return the path itself if it exists, else its nearest parent that does."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _find_missing(publication: type[CIFAR10], folder: Path) -> list[str]:
+    """Return the names of the files that are not there.
+
+    Raises:
+        UserError: if a file's checksum is not the published one. The file is left as it is.
+    """
+    meta = publication.meta
+    expected = [*publication.train_list, *publication.test_list, (meta["filename"], meta["md5"])]
+    missing = []
+    for name, md5 in expected:
+        path = folder / name
+        if not os.path.exists(path):
+            missing.append(name)
+            continue
+        require(
+            check_integrity(path, md5),
+            f"{folder}: {name} is damaged (its MD5 is not the published one). Delete the folder to "
+            "download it again, or pass another --data-dir.",
+        )
+    return missing
+
+
 def _fetch(url: str, path: Path) -> None:
-    """Download a file. Not by torchvision's `download_url`, which has no timeout; here, 30 seconds without a byte."""
-    request = urllib.request.Request(url, headers={"User-Agent": "simsiam"})
-    with urllib.request.urlopen(request, timeout=30) as reply, open(path, "wb") as file:
+    """Download a file.
+
+    Unlike torchvision's `download_url`, this gives up after 30 seconds without a byte.
+    """
+    # The URL is the publisher's or the user's own, which may be a file:/// URL.
+    request = urllib.request.Request(url, headers={"User-Agent": "simsiam"})  # noqa: S310
+    with (
+        urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as reply,  # noqa: S310
+        open(path, "wb") as file,
+    ):
         size = int(reply.headers.get("Content-Length") or 0)
-        for chunk in track_progress(
-            iter(lambda: reply.read(2**20), b""), size, f"downloading {url}, bytes"
-        ):
+        chunks = iter(lambda: reply.read(DOWNLOAD_CHUNK), b"")  # until it returns b""
+        for chunk in track_progress(chunks, size, f"downloading {url}, bytes"):
             file.write(chunk)
 
 
-ALLOWED = {  # what an array consists of, as the numpy of CIFAR's days wrote it
+def _extract(archive: Path, names: list[str], base_folder: str, folder: Path) -> None:
+    """Write these files of an archive into `folder`. Ignore what else the archive contains."""
+    with tarfile.open(archive) as tar:
+        for name in names:
+            member = tar.extractfile(f"{base_folder}/{name}")
+            if member is None:
+                raise ValueError(f"{name} in the archive is not a file")
+            content = member.read()
+            write_atomically(
+                folder / name, lambda partial, content=content: partial.write_bytes(content)
+            )
+
+
+def _read_split(folder: Path, files: list[list[str]], classes: tuple[str, ...]) -> ImageDataset:
+    """Return the images in some batch files, which are given as [name, MD5]."""
+    batches = [read_plain_pickle(folder / name) for name, _ in files]
+    pixels = np.concatenate([batch["data"] for batch in batches])  # (N, 3072)
+    images = torch.from_numpy(pixels).reshape(-1, 3, SIDE, SIDE)
+    key = "labels" if "labels" in batches[0] else "fine_labels"  # of CIFAR-10, of CIFAR-100
+    labels = []
+    for batch in batches:
+        labels += batch[key]
+    return ImageDataset(images, torch.tensor(labels), classes)
+
+
+# The classes and functions that a pickled array needs, under the names of the numpy of 2009.
+ARRAY_GLOBALS = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
@@ -150,17 +211,22 @@ ALLOWED = {  # what an array consists of, as the numpy of CIFAR's days wrote it
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Refuses every other function and class."""
+    """Reads containers, numbers, strings and arrays. Refuses all other classes and functions."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) not in ALLOWED:
-            raise pickle.UnpicklingError(
-                f"it names {module_name}.{global_name}, which is not plain data"
-            )
-        return ALLOWED[module_name, global_name]
+        if (module_name, global_name) not in ARRAY_GLOBALS:
+            name = f"{module_name}.{global_name}"
+            raise pickle.UnpicklingError(f"it names {name}, which is not plain data")
+        return ARRAY_GLOBALS[module_name, global_name]
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """Containers, numbers, strings (Python 2's as latin-1) and numpy arrays; of anything else nothing is run."""
+    """Read a pickle of containers, numbers, strings and numpy arrays.
+
+    Strings of Python 2 are decoded as Latin-1.
+
+    Raises:
+        UnpicklingError: if the pickle needs any other class or function. None of them is called.
+    """
     with open(path, "rb") as file:
         return _PlainUnpickler(file, encoding="latin1").load()

@@ -1,7 +1,11 @@
-"""From a data set to views: images live on the training device, or are read ahead; augmented there, batch by batch."""
+"""The data module that makes augmented views of images on the training device.
+
+The images of a data set live on the training device if they fit there. Otherwise they are read in
+advance from memory or from the disk, batch by batch.
+"""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,45 +15,68 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from simsiam.augment import Policy, augment
-from simsiam.config.options import DataOptions
+from simsiam.config.options import DataOptions, MethodOptions, OptimizerOptions, RunOptions
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import SMALL, Splits, channel_statistics, make_options, place_on_device
-from simsiam.data.sampler import EpochSampler, PrefetchLoader
+from simsiam.data.dataset import (
+    SMALL_SIDE,
+    Splits,
+    channel_statistics,
+    make_options,
+    place_on_device,
+)
+from simsiam.data.image_schedule import (
+    check_image_schedule,
+    find_view_size,
+    parse_image_schedule,
+)
+from simsiam.data.sampler import EpochSampler, PrefetchLoader, ViewsLoader
 from utils.errors import require
 from utils.option_group import reject_unknown
 from utils.trainer import count_batches_done
 
 
 class ViewsDataModule(pl.LightningDataModule):
-    """Two (or more) augmented views of each train image; clean images for the monitors.
+    """Two or more augmented views of each train image, and clean images for the monitors.
+
+    The defaults are those of the command line.
 
     Args:
-        batch_size: images in a step, which come in `accumulate` parts.
-        views: views of each image.
-        seed: of order and augmentation.
-        policy: the distribution of views.
-        compile: compile the augmentation.
-        image_schedule: ("PIXELS:EPOCHS", ...), sides S of the views in the first epochs; later ones have full size.
-        options: other fields of `DataOptions`: train_images, test_images, image_size, cache_dir, data_memory, ...
+        dataset: name of the data set, see `DATASETS`.
+        data_dir: folder of the data set.
+        batch_size: images in an optimizer step, over all devices.
+        views: number of views of each image.
+        seed: seed of the order and of the augmentation.
+        policy: the distribution of the views.
+        compile: whether to compile the augmentation.
+        accumulate: number of equal parts in which each batch comes.
+        image_schedule: ("PIXELS:EPOCHS", ...), the side of the views in the first epochs. The
+            views of later epochs have full size.
+        options: other fields of `DataOptions`, such as train_images, test_images, image_size,
+            cache_dir and data_memory.
+
+    Raises:
+        TypeError: if an argument is unknown.
+        UserError: if a value is out of its range.
     """
 
     def __init__(
         self,
-        dataset: str = "cifar10",
-        data_dir: str = "./data",
-        batch_size: int = 512,
-        views: int = 2,
-        seed: int = 0,
+        dataset: str = DataOptions.dataset,
+        data_dir: str = DataOptions.data_dir,
+        batch_size: int = OptimizerOptions.batch_size,
+        views: int = MethodOptions.views,
+        seed: int = RunOptions.seed,
         policy: Policy = Policy(),
         compile: bool = False,
-        accumulate: int = 1,
-        image_schedule: Sequence[str] = (),
+        accumulate: int = OptimizerOptions.accumulate,
+        image_schedule: Sequence[str] = MethodOptions.image_schedule,
         **options: Any,
     ) -> None:
         super().__init__()
-        parameters = inspect.signature(ViewsDataModule.__init__).parameters
-        known = [*parameters, *(field.name for field in fields(DataOptions))]
-        reject_unknown(options, known, "ViewsDataModule")
+        # For an unknown name, the error suggests the most similar of all names.
+        own_arguments = inspect.signature(ViewsDataModule.__init__).parameters
+        option_names = [field.name for field in fields(DataOptions)]
+        reject_unknown(options, [*own_arguments, *option_names], "ViewsDataModule")
         self.options = make_options(dataset=dataset, data_dir=data_dir, **options)
         self.loaded = False
         self._batch_size = batch_size
@@ -57,17 +84,17 @@ class ViewsDataModule(pl.LightningDataModule):
         self.seed = seed
         self.policy = policy
         self.accumulate = accumulate
-        # (side of the views, number of epochs) of each phase but the last
-        self.phases = [tuple(map(int, phase.split(":"))) for phase in image_schedule]
+        self.phases = parse_image_schedule(image_schedule)
         self._augment = augment
         if compile:
             self._augment = torch.compile(augment, fullgraph=True, dynamic=False)
 
     @property
     def batch_size(self) -> int:
-        """Images in a step, over all devices; never more than there are once they are loaded.
+        """Images in an optimizer step, over all devices.
 
-        Lightning's `Tuner.scale_batch_size` tries larger and larger ones.
+        Once the data set is loaded, a larger number is reduced to the number of its train images,
+        because Lightning's `Tuner.scale_batch_size` tries ever larger numbers.
         """
         return self._batch_size
 
@@ -75,75 +102,86 @@ class ViewsDataModule(pl.LightningDataModule):
     def batch_size(self, size: int) -> None:
         if self.loaded and size > len(self.train):
             n = len(self.train)
-            rank_zero_warn(f"batch_size {size} is more than the {n} train images: {n} is used")
+            rank_zero_warn(f"batch_size {size} is more than the {n} train images. {n} is used.")
             size = n
         self._batch_size = size
 
     def prepare_data(self) -> None:
-        """Download or decode what is missing, unless all is loaded already: a Trainer asks again."""
+        """Download or decode what is missing.
+
+        Raises:
+            UserError: see `prepare_dataset`.
+        """
+        # A Trainer calls this again for each fit and validation.
         if not self.loaded:
             prepare_dataset(self.options)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load both splits, once, and move them to the training device as soon as there is one, if they fit there."""
+        """Load both splits once. Move them to the Trainer's device if they fit there.
+
+        Raises:
+            UserError: see `load_dataset` and `set_splits`.
+        """
         if not self.loaded:
             self.set_splits(load_dataset(self.options))
-            self.mean, self.std = map(torch.tensor, channel_statistics(self.train.images))
+            mean, std = channel_statistics(self.train.images)
+            self.mean = torch.tensor(mean)
+            self.std = torch.tensor(std)
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
-            self.train, self.test = place_on_device(
-                (self.train, self.test), device, self.options.data_memory
-            )
-            self.mean, self.std = self.mean.to(device), self.std.to(device)
+            splits = (self.train, self.test)
+            self.train, self.test = place_on_device(splits, device, self.options.data_memory)
+            self.mean = self.mean.to(device)
+            self.std = self.std.to(device)
 
     def set_splits(self, splits: Splits) -> None:
-        """Take these as the train and the test split, without statistics; UserError if batch or views are too large."""
+        """Use these splits, without measuring the mean and std of their pixels.
+
+        Raises:
+            UserError: if the batches or the views are too large for the train split.
+        """
         self.train, self.test = splits
-        self.classes = self.train.classes  # their names, which a checkpoint keeps
-        self.dataset_digest = (
-            self.train.digest
-        )  # identifies a person's own images; None for a published data set
-        self.mean, self.std = torch.zeros(3), torch.ones(3)
-        n, side, options = len(self.train), self.train.side, self.options
-        self.size = options.image_size or side
+        self.classes = self.train.classes  # the names of the classes, for checkpoints
+        self.dataset_digest = self.train.digest  # None for a published data set
+        self.mean = torch.zeros(3)
+        self.std = torch.ones(3)
+
+        side = self.train.side
+        self.size = self.options.image_size or side
         require(
             self.size <= side,
-            f"--image-size {self.size}: the images of {options.dataset} are {side} pixels wide",
+            f"--image-size {self.size} is too large: "
+            f"the images of {self.options.dataset} are {side} pixels wide.",
         )
-        for size, _ in self.phases:
-            require(
-                8 <= size <= self.size,
-                f"--image-schedule {size}: from 8 to the full {self.size} pixels",
-            )
+        check_image_schedule(self.phases, self.size)
+        num_images = len(self.train)
         require(
-            self.batch_size <= n,
-            f"--batch-size {self.batch_size} is more than the {n} train images",
+            self.batch_size <= num_images,
+            f"--batch-size {self.batch_size} is more than the {num_images} train images.",
         )
         self.loaded = True
 
     def view_size(self, epoch: int) -> int:
-        """S, the side of the views of an epoch (from 0)."""
-        for size, epochs in self.phases:
-            if (epoch := epoch - epochs) < 0:
-                return size
-        return self.size
+        """Return S, the side of the views in an epoch (from 0)."""
+        return find_view_size(self.phases, epoch, self.size)
 
-    def train_dataloader(self) -> "EpochSampler | PrefetchLoader | ViewsLoader":
-        """Return the batches of an epoch: for a Trainer without their views yet, else views.
+    def train_dataloader(self) -> EpochSampler | PrefetchLoader | ViewsLoader:
+        """Return a loader of batches: of indices for a Trainer, of views without one.
 
-        A Trainer gets indices, with their images where these do not live on its device;
-        `on_after_batch_transfer` makes views of them.
+        For a Trainer, the batches also have the images if these are not on its device.
+        `on_after_batch_transfer` makes views from the batches.
 
         Raises:
-            ValueError: the batch does not split evenly among the processes and `accumulate` parts.
+            ValueError: if the batch does not split evenly among the processes and the
+                `accumulate` parts.
         """
-        if self.trainer is None:
-            return ViewsLoader(self)
         trainer = self.trainer
-        self._check_parts(trainer)
+        if trainer is None:
+            return self._make_loader_without_trainer()
+        self._check_batch_splits_evenly(trainer)
         images = self.train.images
         device = trainer.strategy.root_device
-        # `overfit_batches` asks for the same images in each epoch.
+        # With `overfit_batches` all epochs have the same images, in the order of epoch 0.
         overfits = trainer.overfit_batches > 0  # pyright: ignore[reportAttributeAccessIssue]
         sampler = EpochSampler(
             len(images),
@@ -160,67 +198,86 @@ class ViewsDataModule(pl.LightningDataModule):
             return PrefetchLoader(sampler, images, pin=device.type == "cuda")
         return sampler
 
-    def _check_parts(self, trainer: pl.Trainer) -> None:
-        """Raise ValueError for a batch that processes and accumulation cannot share equally."""
+    def _make_loader_without_trainer(self) -> ViewsLoader:
+        images = self.train.images
+        return ViewsLoader(len(images), self.batch_size, self.seed, images.device, self.make_views)
+
+    def _check_batch_splits_evenly(self, trainer: pl.Trainer) -> None:
+        """Raise ValueError unless all processes and accumulated parts get equally many images."""
         parts = trainer.world_size * self.accumulate
-        if self.batch_size % parts or self.batch_size < 2 * parts:
-            below = max(2 * parts, self.batch_size // parts * parts)
+        smallest = 2 * parts  # batch normalisation needs two images
+        if self.batch_size % parts != 0 or self.batch_size < smallest:
+            below = max(smallest, self.batch_size // parts * parts)
             raise ValueError(
-                f"batch_size {self.batch_size}: must split into {parts} equal parts of at least 2 "
+                f"batch_size {self.batch_size} must split into {parts} equal parts of at least 2 "
                 f"images ({trainer.world_size} devices x accumulate {self.accumulate}). "
                 f"Try {below} or {below + parts}."
             )
         if self.accumulate > 1 and trainer.accumulate_grad_batches != self.accumulate:
             raise ValueError(
-                f"accumulate {self.accumulate}: also give Trainer(accumulate_grad_batches={self.accumulate})"
+                f"accumulate {self.accumulate} needs the same number in the Trainer. "
+                f"Pass Trainer(accumulate_grad_batches={self.accumulate})."
             )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Turn a training batch on the device into V views (B, 3, S, S) each.
+        """Turn a training batch on the device into V views (B, 3, S, S).
 
         Args:
-            batch: indices (B,), or indices and their images. What a subclass's loaders bring,
-                such as validation batches or views of its own, is returned as it is.
+            batch: indices (B,), or indices and their images. Any other batch is returned as it
+                is: a subclass may have loaders of validation images, or of views.
         """
         trainer = self.trainer
         assert trainer is not None
         if not trainer.training:
             return batch
         if _are_indices(batch):
-            indices, images = batch, self.train.images_at(batch)
+            indices = batch
+            images = self.train.images_at(indices)
         elif _are_indices_and_images(batch):
             indices, images = batch
         else:
             return batch
         views = self.make_views(indices, trainer.current_epoch, images)
-        return trainer.precision_plugin.convert_input(
-            views
-        )  # the dtype in which the module computes
+        # Convert to the dtype in which the module computes.
+        return trainer.precision_plugin.convert_input(views)
 
     def make_views(self, indices: Tensor, epoch: int, images: Tensor | None = None) -> list[Tensor]:
-        """V views (B, 3, S, S) float32 of the train images at `indices` (B,), as epoch `epoch` sees them.
+        """Return the views of train images in an epoch.
 
-        `images` are these (B, 3, C, C) uint8, if they are at hand.
+        Args:
+            indices: (B,) int64.
+            epoch: from 0.
+            images: (B, 3, C, C) uint8, the images at `indices` if they are already loaded.
+
+        Returns:
+            V tensors (B, 3, S, S) float32, normalised.
         """
-        images, found = self.train.images_at(indices) if images is None else images, []
-        # all views of small images in one call, which is faster; of large ones each by itself, for the memory
-        together = self.views if images.shape[-1] <= SMALL else 1
-        for views in torch.arange(self.views, device=indices.device).split(together):
-            x = self._augment(
-                images.repeat(together, 1, 1, 1) if together > 1 else images,
-                indices.repeat(together),
+        if images is None:
+            images = self.train.images_at(indices)
+        # One call for all views is faster. One call for each view takes less memory.
+        views_per_call = self.views if images.shape[-1] <= SMALL_SIDE else 1
+        if views_per_call > 1:
+            images = images.repeat(views_per_call, 1, 1, 1)
+        repeated_indices = indices.repeat(views_per_call)
+        # The compiled `augment` would be compiled again for each value of an int.
+        epoch_tensor = torch.full((), epoch, device=indices.device)
+
+        views = []
+        all_views = torch.arange(self.views, device=indices.device)
+        for view_numbers in all_views.split(views_per_call):
+            augmented = self._augment(
+                images,
+                repeated_indices,
                 seed=self.seed,
-                epoch=torch.full(
-                    (), epoch, device=indices.device
-                ),  # a plain number would be compiled anew each time
-                view=views.repeat_interleave(len(indices))[:, None],
+                epoch=epoch_tensor,
+                view=view_numbers.repeat_interleave(len(indices))[:, None],
                 policy=self.policy,
                 mean=self.mean,
                 std=self.std,
                 size=self.view_size(epoch),
             )
-            found += x.chunk(together)
-        return found
+            views += augmented.chunk(views_per_call)
+        return views
 
 
 def _are_indices(batch: Any) -> bool:
@@ -232,20 +289,3 @@ def _are_indices_and_images(batch: Any) -> bool:
         return False
     images = batch[1]
     return isinstance(images, Tensor) and images.dim() == 4 and images.dtype == torch.uint8
-
-
-class ViewsLoader:
-    """The batches of a data module without a Trainer: V views (B, 3, S, S) each, new ones in each iteration."""
-
-    def __init__(self, data: ViewsDataModule) -> None:
-        self.data, self.epoch, n, device = data, -1, len(data.train), data.train.images.device
-        self.order = EpochSampler(
-            n, data.batch_size, data.seed, epoch=lambda: self.epoch, device=device
-        )
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        self.epoch += 1
-        return (self.data.make_views(indices, self.epoch) for indices in self.order)

@@ -1,4 +1,4 @@
-"""The images of a data set (`ImageDataset`), and what follows from their size and number."""
+"""One split of a data set (`ImageDataset`), and what all data sets have in common."""
 
 import unicodedata
 from dataclasses import dataclass, replace
@@ -14,23 +14,27 @@ from utils.console import print_line
 from utils.device import free_memory
 from utils.distributed import local_world_size
 from utils.errors import UserError, require
-from utils.philox import permutation
 from utils.text import printable
 
-SMALL = 64  # pixels: up to here images are stored as large as they are trained on, as CIFAR's are
-HELD_OUT_EPOCH = (
-    2**32 - 2
-)  # epoch of the permutation that chooses held-out images; no training gets here
-MEMORY_SHARE = 0.5  # of the free memory, for the images, unless --data-memory says otherwise
-LOW_CONTRAST = 32  # levels: images of fewer than these together are nearly flat
-CONTRAST_IMAGES = 256  # on which the contrast is measured, spread evenly
-STATISTICS_BYTES = (
-    2**32
-)  # of more images than these, mean and std are measured on some that are spread evenly
+# Images of up to this side (in pixels) are stored in the size of the views, as CIFAR's are.
+SMALL_SIDE = 64
+MEMORY_FRACTION = 0.5  # of the free memory that images take, unless --data-memory sets a limit
+
+# Images are nearly flat if all their values lie within fewer levels (of 256) than this.
+LOW_CONTRAST_LEVELS = 32
+CONTRAST_IMAGES = 256  # images on which the contrast is measured
+
+# If the images take more bytes than this, their mean and std are measured on a part of them.
+STATISTICS_BYTES = 2**32
+STATISTICS_CHUNK_BYTES = 2**23  # pixels counted at once; torch.bincount copies them to int64
 
 
 def make_options(**fields: Any) -> DataOptions:
-    """UserError for an unknown data set or a value out of its range."""
+    """Return `DataOptions` with these fields.
+
+    Raises:
+        UserError: if a field has an unknown value or is out of its range.
+    """
     try:
         return DataOptions(**fields)
     except ValidationError as error:
@@ -39,147 +43,164 @@ def make_options(**fields: Any) -> DataOptions:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """One split."""
+    """One split of a data set.
 
-    images: Tensor  # (N, 3, C, C) uint8
-    labels: Tensor  # (N,) int64 in 0 .. len(classes) - 1, or -1 for an image without label
+    Attributes:
+        images: (N, 3, C, C) uint8.
+        labels: (N,) int64, indices into `classes`, or -1 for an image without a label.
+        classes: the names of the classes.
+        on_disk: whether `images` is a memory map, which is read from the disk when indexed.
+        digest: a hash of the images' names and contents, to recognise a person's own images.
+        held_out: whether these are training images that take the place of the test images.
+    """
+
+    images: Tensor
+    labels: Tensor
     classes: tuple[str, ...]
-    on_disk: bool = False  # `images` is a memory map, read when it is indexed
-    digest: str | None = None  # of names and contents of one's own images, to recognise them by
-    held_out: bool = False  # training images that take the place of the test images
+    on_disk: bool = False
+    digest: str | None = None
+    held_out: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def side(self) -> int:
-        """C."""
+        """C, the side of the images in pixels."""
         return self.images.shape[-1]
 
     @property
     def kind(self) -> str:
-        """What the images that a run is evaluated on are called."""
+        """The name of the split that a run is evaluated on, for messages."""
         return "held-out training images" if self.held_out else "test images"
 
     @property
     def labelled(self) -> bool:
-        """Whether there are classes to tell apart and each image has one."""
+        """Whether there are at least two classes and every image has a label."""
         return len(self.classes) > 1 and not bool((self.labels < 0).any())
 
     def first(self, n: int | None) -> "ImageDataset":
-        """The first n images, all if n is None."""
+        """Return the first n images, or all if n is None."""
         return replace(self, images=self.images[:n], labels=self.labels[:n])
 
-    def images_at(self, places: Tensor) -> Tensor:
-        """The images at `places` (n,), on any device: (n, 3, C, C), on the device of `places`."""
-        return self.images.index_select(0, places.to(self.images.device)).to(places.device)
+    def images_at(self, indices: Tensor) -> Tensor:
+        """Return the images at `indices`, which may be on another device than the images.
 
-    def subset(self, places: Tensor) -> "ImageDataset":
-        """The images at `places` (n,) and their labels."""
-        return replace(
-            self,
-            images=self.images_at(places),
-            labels=self.labels[places.to(self.labels.device)],
-            on_disk=False,
-        )
+        Args:
+            indices: (n,) int64.
+
+        Returns:
+            (n, 3, C, C) uint8 on the device of `indices`.
+        """
+        images = self.images.index_select(0, indices.to(self.images.device))
+        return images.to(indices.device)
+
+    def subset(self, indices: Tensor) -> "ImageDataset":
+        """Return the images at `indices` (n,) and their labels, in memory."""
+        images = self.images_at(indices)
+        labels = self.labels[indices.to(self.labels.device)]
+        return replace(self, images=images, labels=labels, on_disk=False)
 
     def names(self, labels: list[int]) -> list[str]:
-        """The class names of labels; "" for -1."""
+        """Return the class name of each label, and "" for the label -1."""
         return [self.classes[label] if 0 <= label < len(self.classes) else "" for label in labels]
 
 
-Splits = tuple[ImageDataset, ImageDataset]  # train and test; the latter may be empty
+Splits = tuple[ImageDataset, ImageDataset]  # train and test; the test split may be empty
 
 
 def name_class(folder: str) -> str:
-    """Return the name of a class by the name of its folder, or what stands for it.
+    """Return the name of the class whose images are in a folder.
 
-    Composed and decomposed letters are the same name. What cannot be printed is escaped, because
-    the name goes to the terminal, into checkpoints and onto pages.
+    Two spellings of a letter in Unicode, composed and decomposed, give the same name. Characters
+    that cannot be printed are escaped, because the name is printed, saved in checkpoints and
+    written into HTML pages.
     """
     return printable(unicodedata.normalize("NFC", folder))
 
 
 def stored_side(size: int) -> int:
-    """Side of the stored images for views of this size: beyond 64 with a margin, as ImageNet's 256 for 224."""
-    return size if size <= SMALL else round(size * 8 / 7)
+    """Return the side C of stored images for views of side `size`.
+
+    Beyond 64 pixels the stored images have a margin, like ImageNet's usual 256 pixels for 224.
+    """
+    if size <= SMALL_SIDE:
+        return size
+    return round(size * 8 / 7)
 
 
 def default_stem(size: int) -> str:
-    return "cifar" if size <= SMALL else "imagenet"
+    """Return the stem of a backbone for views of side `size`."""
+    return "cifar" if size <= SMALL_SIDE else "imagenet"
+
+
+def evenly_spaced(n: int, total: int) -> Tensor:
+    """Return n <= total indices (n,), spread evenly over 0 .. total - 1."""
+    return torch.arange(n) * total // n
 
 
 def make_blank_split(side: int, labels: Tensor, classes: tuple[str, ...]) -> ImageDataset:
-    """An image of zeros for each label; they take no memory."""
+    """Return a split with a blank image for each label. All share the memory of one image."""
     blank = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     return ImageDataset(blank.expand(len(labels), -1, -1, -1), labels, classes)
 
 
-def take_first(options: DataOptions, *splits: ImageDataset) -> Splits:
-    """As many images of the train and of the test split as are asked for; UserError if there are fewer."""
-    asked = {"--train-images": options.train_images, "--test-images": options.test_images}
-    for (flag, n), split in zip(asked.items(), splits, strict=True):
-        require(n is None or n <= len(split), f"{flag} {n}: the data set has {len(split)}")
-    train, test = (split.first(n) for split, n in zip(splits, asked.values(), strict=True))
-    return train, test
+def take_first(options: DataOptions, train: ImageDataset, test: ImageDataset) -> Splits:
+    """Shorten both splits to --train-images and --test-images.
 
-
-def choose_held_out(labels: Tensor, n: int) -> Tensor:
-    """Choose n images to hold out, of each class in proportion to its size, always the same ones.
-
-    Images are ordered by a fixed permutation within their class; image r of the m in its class gets
-    the number (r + 1/2) / m, and the n smallest numbers are taken.
-
-    Args:
-        labels: (N,) int64; -1 counts as a class of its own.
-
-    Returns:
-        (n,) indices, ascending.
+    Raises:
+        UserError: if a split has fewer images than that.
     """
-    require(
-        n < len(labels),
-        f"--held-out-images {n}: must be less than the {len(labels)} training images",
-    )
-    order = permutation(len(labels), HELD_OUT_EPOCH, seed=0)
-    quantile = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
-        members = order[labels[order] == label]
-        quantile[members] = (torch.arange(len(members)) + 0.5).double() / len(members)
-    first = torch.argsort(quantile[order], stable=True)[:n]
-    return order[first].sort().values
+    _check_count("--train-images", options.train_images, len(train))
+    _check_count("--test-images", options.test_images, len(test))
+    return train.first(options.train_images), test.first(options.test_images)
 
 
-def hold_out(train: ImageDataset, n: int) -> Splits:
-    """Split n images off the train split (`choose_held_out`), to take the place of the test split."""
-    chosen = choose_held_out(train.labels, n)
-    rest = torch.ones(len(train), dtype=torch.bool)
-    rest[chosen] = False
-    held_out = replace(train.subset(chosen), held_out=True)
-    return train.subset(rest.nonzero().flatten()), held_out
+def _check_count(flag: str, n: int | None, available: int) -> None:
+    if n is not None:
+        require(n <= available, f"{flag} {n} is too many: the data set has {available}.")
 
 
 def knn_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | None:
-    """Why kNN accuracy cannot be measured on these splits; None if it can."""
+    """Return why kNN accuracy cannot be measured on these splits, or None if it can."""
+    if len(train.classes) == 1:
+        return "one class only"
     if not train.labelled:
-        return "one class only" if len(train.classes) == 1 else "no labels"
+        return "no labels"
     if len(test) == 0:
         return "no test images"
-    return None if test.labelled else f"no labels of the {test.kind}"
+    if not test.labelled:
+        return f"no labels of the {test.kind}"
+    return None
 
 
 def place_on_device(splits: Splits, device: torch.device, memory: float | None) -> Splits:
-    """Move both splits to the device if they fit into `memory` GiB (None: half of what is free); else their labels."""
-    processes = (
-        local_world_size() if device.type == "cpu" else 1
-    )  # which share the memory, each with its own splits
-    room = free_memory(device) * MEMORY_SHARE / processes if memory is None else memory * 2**30
-    train, test = (replace(split, labels=split.labels.to(device)) for split in splits)
-    if train.images.nbytes + test.images.nbytes <= room:
-        train, test = (
-            replace(x, images=x.images.to(device, copy=x.on_disk), on_disk=False)
-            for x in (train, test)
-        )
+    """Move both splits to a device if they fit into its memory, otherwise only their labels.
+
+    Args:
+        memory: GiB that the images may take, or None for half of the free memory.
+    """
+    if memory is not None:
+        available = memory * 2**30
+    else:
+        available = free_memory(device) * MEMORY_FRACTION
+        if device.type == "cpu":
+            # The processes on this machine share its memory. Each has its own copy of the images.
+            available /= local_world_size()
+
+    train, test = splits
+    if train.images.nbytes + test.images.nbytes <= available:
+        train = _move_images(train, device)
+        test = _move_images(test, device)
+    train = replace(train, labels=train.labels.to(device))
+    test = replace(test, labels=test.labels.to(device))
     return train, test
+
+
+def _move_images(split: ImageDataset, device: torch.device) -> ImageDataset:
+    # Without a copy, a memory map would stay a memory map when it moves to the CPU.
+    images = split.images.to(device, copy=split.on_disk)
+    return replace(split, images=images, on_disk=False)
 
 
 def warn_of_low_contrast(
@@ -187,43 +208,61 @@ def warn_of_low_contrast(
     where: str,
     pixel_range: tuple[float, float] | None,
 ) -> None:
-    """Print a warning if all images (N, 3, C, C) uint8 of a set are nearly flat.
+    """Print a warning if all images of a data set are nearly flat.
 
     Args:
-        where: name of the set.
-        pixel_range: values that became black and white, if `--pixel-range` was given.
+        images: (N, 3, C, C) uint8.
+        where: the name of the data set.
+        pixel_range: the values that became black and white, if `--pixel-range` was given.
     """
     n = min(len(images), CONTRAST_IMAGES)
     if n == 0:
         return
-    sample = images[torch.arange(n) * len(images) // n]
-    low, high = int(sample.min()), int(sample.max())
-    if high - low >= LOW_CONTRAST or low == high:  # a single value is an error elsewhere
+    sample = images[evenly_spaced(n, len(images))]
+    low = int(sample.min())
+    high = int(sample.max())
+    if high - low >= LOW_CONTRAST_LEVELS:
         return
-    advice = f"If they use no others, --pixel-range {low}:{high} makes {low} black and {high} white"
-    if pixel_range:
-        advice = "Is --pixel-range {:g}:{:g} the right one?".format(*pixel_range)
-    values = f"only the values {low} to {high} of 255, which is hardly any contrast"
-    print_line(f"warning: the images of {where} use {values}. {advice}")
+    if low == high:
+        return  # `channel_statistics` raises an error for a single value.
+    if pixel_range is None:
+        advice = f"Pass --pixel-range {low}:{high} to make {low} black and {high} white."
+    else:
+        given_low, given_high = pixel_range
+        advice = f"Check whether --pixel-range {given_low:g}:{given_high:g} is right."
+    print_line(
+        f"warning: the images of {where} have hardly any contrast: of 0 to 255 they use only the "
+        f"values {low} to {high}. {advice}"
+    )
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of (N, 3, C, C) uint8 images, on the scale of 0 to 1, by counting."""
-    level = torch.arange(256, dtype=torch.float64) / 255
+    """Return the mean and the standard deviation of each channel, on the scale of 0 to 1.
+
+    The values 0 to 255 are counted, so that memory stays small and the result is exact. If there
+    are too many images (`STATISTICS_BYTES`), a part of them is counted, spread evenly.
+
+    Args:
+        images: (N, 3, C, C) uint8.
+
+    Raises:
+        UserError: if all pixels of a channel have the same value.
+    """
+    bytes_per_image = 3 * images.shape[-1] ** 2
+    n = min(len(images), STATISTICS_BYTES // bytes_per_image)
+    images_per_chunk = max(1, STATISTICS_CHUNK_BYTES // bytes_per_image)
     counts = torch.zeros(3, 256, dtype=torch.int64)
-    row = 3 * images.shape[-1] ** 2  # bytes
-    n = min(len(images), STATISTICS_BYTES // row)
-    for places in (torch.arange(n) * len(images) // n).split(
-        max(1, 2**23 // row)
-    ):  # 8 MiB: bincount makes int64 of it
-        counts += torch.stack(
-            [channel.flatten().bincount(minlength=256) for channel in images[places].unbind(1)]
-        )
-    share = counts.double() / counts.double().sum(dim=1, keepdim=True)  # (3, 256)
-    mean = (share * level).sum(dim=1)
-    std = (share * (level - mean[:, None]) ** 2).sum(dim=1).sqrt()
+    for indices in evenly_spaced(n, len(images)).split(images_per_chunk):
+        for channel, pixels in enumerate(images[indices].unbind(1)):
+            counts[channel] += pixels.flatten().bincount(minlength=256)
+
+    frequency = counts.double() / counts.double().sum(dim=1, keepdim=True)  # (3, 256)
+    level = torch.arange(256, dtype=torch.float64) / 255
+    mean = (frequency * level).sum(dim=1)
+    variance = (frequency * (level - mean[:, None]) ** 2).sum(dim=1)
+    std = variance.sqrt()
     require(
         bool((std > 0).all()),
-        "these images have a channel of a single value: nothing can be learned from it",
+        "All pixels of a channel of these images have the same value: nothing can be learned.",
     )
     return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,12 +1,7 @@
-"""The decoded images of a folder, in a cache folder of two files.
+"""Decode the images of a folder once, into a cache folder that later runs map into memory.
 
-- `images.uint8`: the pixels (N, 3, C, C) of the images that could be read, one after another, as
-  NumPy maps them.
-- `manifest.jsonl`: in the first line the source files (path, size, time of change), C, labels and
-  classes. Then, as it is decoded, a line for each file: the SHA-256 of its content and, of 16-bit
-  pixels, the lowest and the highest value; or "unreadable".
-
-Interrupted decoding resumes. If a source file changes, all of them are decoded again.
+`simsiam.data.cache_manifest` describes the files in a cache folder. Interrupted decoding resumes.
+If any source file changes, all files are decoded again.
 """
 
 import hashlib
@@ -23,55 +18,90 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simsiam.data.cache_manifest import (
+    IMAGES,
+    MANIFEST,
+    UNREADABLE,
+    bytes_per_image,
+    describe_source,
+    format_line,
+    parse_line,
+    read_manifest,
+)
 from simsiam.data.dataset import ImageDataset, Splits
-from simsiam.data.images import Read, read_images, silence_pillow, try_to_read
+from simsiam.data.images import read_images, silence_pillow, try_to_read
 from utils.console import print_line, track_progress
 from utils.errors import UserError, require
 from utils.filesystem import lock_folder, write_text
 from utils.text import printable
 
-IMAGES = "images.uint8"
-MANIFEST = "manifest.jsonl"
-UNREADABLE = "unreadable"
+# ---------------------------------------------------------------- reading a cache
 
 
 def open_cache(folder: Path) -> Splits:
-    """Return both splits of what `decode_images` has left in a folder, on disk.
+    """Open the train and the test split of a complete cache, as memory maps.
 
     Raises:
-        UserError: if nothing complete is there.
+        UserError: if the cache is missing or incomplete, or no train image could be read.
     """
-    manifest, lines = _read_manifest(folder)
-    complete = bool(lines) and len(lines) == len(manifest["sources"])
-    require(complete, f"{printable(folder)}: no complete cache of images: run this again")
-    decoded = [i for i, line in enumerate(lines) if line != UNREADABLE]
-    hashes = [line.split(" ")[0] for line in lines]
-    content = "\n".join(f"{manifest['sources'][i][0]} {hashes[i]}" for i in decoded)
-    digest = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]
-    images = map_images(folder / IMAGES, len(decoded), manifest["side"])
-    labels = torch.tensor(manifest["labels"])[decoded]
-    both = ImageDataset(images, labels, tuple(manifest["classes"]), on_disk=True, digest=digest)
-    first = sum(i < manifest["train"] for i in decoded)
-    require(first > 0, f"{printable(folder)}: of the train images none can be read")
-    return both.first(first), replace(both, images=images[first:], labels=labels[first:])
+    manifest, lines = read_manifest(folder)
+    is_complete = len(lines) > 0 and len(lines) == len(manifest["sources"])
+    where = printable(folder)
+    require(is_complete, f"{where} is no complete cache of images. Run the same command again.")
+
+    # Collect the readable images, in the order of their pixels.
+    readable = []
+    digests = []
+    for i, line in enumerate(lines):
+        if line != UNREADABLE:
+            readable.append(i)
+            digests.append(parse_line(line)[0])
+
+    images = map_images(folder / IMAGES, len(readable), manifest["side"])
+    labels = torch.tensor(manifest["labels"])[readable]
+    classes = tuple(manifest["classes"])
+    paths = [manifest["sources"][i][0] for i in readable]
+    digest = _digest_contents(paths, digests)
+    both = ImageDataset(images, labels, classes, on_disk=True, digest=digest)
+
+    # The train images come first.
+    num_train = sum(1 for i in readable if i < manifest["train"])
+    require(num_train > 0, f"None of the train images in {where} could be read.")
+    train = both.first(num_train)
+    test = replace(both, images=images[num_train:], labels=labels[num_train:])
+    return train, test
 
 
 def map_images(file: Path, n: int, side: int) -> Tensor:
-    """Return n images (3, side, side) as a memory map: read when indexed, not to be written to."""
+    """Map a file of n decoded images into memory, read-only.
+
+    Returns:
+        (n, 3, side, side) uint8. Pixels are read from the disk when they are indexed.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.memmap(file, np.uint8, "r", shape=(n, 3, side, side)))
 
 
 def read_deep_ranges(folder: Path) -> list[tuple[int, int] | None]:
-    """Return `DecodedImage.deep_range` of each decoded image of a complete cache."""
-    _, *lines = (folder / MANIFEST).read_text().splitlines()
-    ranges: list[tuple[int, int] | None] = []
+    """Return `DecodedImage.deep_range` of each readable image of a complete cache."""
+    _, lines = read_manifest(folder)
+    ranges = []
     for line in lines:
         if line != UNREADABLE:
-            _, *values = line.split(" ")
-            ranges.append((int(values[0]), int(values[1])) if values else None)
+            _, deep_range = parse_line(line)
+            ranges.append(deep_range)
     return ranges
+
+
+def _digest_contents(paths: Sequence[str], digests: Sequence[str]) -> str:
+    """Return a hash of the paths and contents of images, the same wherever their folder is."""
+    entries = [f"{path} {digest}" for path, digest in zip(paths, digests, strict=True)]
+    text = "\n".join(entries)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- writing a cache
 
 
 def decode_images(
@@ -79,121 +109,159 @@ def decode_images(
     root: Path,
     files: Sequence[Path],
     side: int,
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
 ) -> dict[Path, str]:
-    """Make `folder` the cache of `files` below `root`, unless it is already.
+    """Decode image files into a cache folder, unless it already holds them.
+
+    If another process is decoding into the same folder, wait for it.
 
     Args:
-        facts: what the manifest says beyond files and side; "pixel_range" is that of `read_image`.
+        folder: the cache folder. It is created if it does not exist.
+        root: folder of the image files.
+        files: paths relative to `root`, those of the train images first.
+        side: C, the side of the decoded images in pixels.
+        metadata: further entries of the manifest: "train" (the number of train files), "labels",
+            "classes" and, for `read_image`, an optional "pixel_range".
 
     Returns:
-        The files that cannot be read, and the reason.
+        The files that cannot be read, each with the reason.
+
+    Raises:
+        UserError: if the disk is full or the cache folder cannot be written.
     """
-    waiting = f"another process is decoding the images of {printable(root)}: waiting for it"
+    waiting = f"Waiting for another process, which is decoding the images of {printable(root)}."
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(folder, waiting, wait=True):
-            return _update(folder, root, files, side, facts)
+            writer = _CacheWriter(folder, root, files, side, metadata)
+            writer.update()
+            return writer.unreadable
     except OSError as error:
         where = printable(os.fsdecode(error.filename or folder))
-        message = f"{where}: {error.strerror}: mend that, or give another --cache-dir"
-        raise UserError(message) from None
+        advice = "Fix the cause, or pass another --cache-dir."
+        raise UserError(f"{where}: {error.strerror}. {advice}") from None
 
 
-def _update(
-    folder: Path,
-    root: Path,
-    files: Sequence[Path],
-    side: int,
-    facts: dict[str, Any],
-) -> dict[Path, str]:
-    """Do what `decode_images` says, in the process that holds the lock."""
-    manifest = {"side": side, "sources": [_stat(root, file) for file in files], **facts}
-    pixel_range = facts.get("pixel_range")
-    old, lines = _read_manifest(folder)
-    if old != manifest:
-        lines = []
-    recorded = zip(files, lines, strict=False)  # of an interrupted decoding, the first files alone
-    unreadable = [file for file, line in recorded if line == UNREADABLE]
-    bad: dict[Path, str] = {}
-    with silence_pillow():
-        for file in unreadable:
-            result = try_to_read(root / file, side, pixel_range)
-            if isinstance(result, str):
-                bad[file] = result
-    # A file may have become readable without a change of its time, as after a chmod.
-    if not lines or len(bad) < len(unreadable):
-        lines, bad = [], {}
-        for file in folder.iterdir():
-            file.unlink()  # rather than overwritten: a run that reads it may go on
-    if len(lines) == len(files):
-        return bad
-    _check_space(folder, (len(files) - len(lines)) * 3 * side**2)
-    if lines:
-        print_line(f"{len(lines):,} of {len(files):,} images are decoded already")
-    write_text(folder / MANIFEST, "\n".join([json.dumps(manifest), *lines, ""]))
-    with open(folder / IMAGES, "ab") as pixel_file, open(folder / MANIFEST, "a") as manifest_file:
-        pixel_file.truncate((len(lines) - len(bad)) * 3 * side**2)  # drop what was not recorded
-        left = files[len(lines) :]
-        chunks = read_images(root, left, side, pixel_range)
-        title = f"decoding images of {printable(root)}"
-        for chunk in track_progress(chunks, len(left), title):
-            for file, result in chunk:
+class _CacheWriter:
+    """Decodes image files into a cache folder, whose lock the caller holds.
+
+    Attributes:
+        lines: the manifest's line of each file that is decoded, in the order of `files`.
+        unreadable: the files among these that cannot be read, each with the reason.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        root: Path,
+        files: Sequence[Path],
+        side: int,
+        metadata: dict[str, Any],
+    ) -> None:
+        self.folder = folder
+        self.root = root
+        self.files = files
+        self.side = side
+        self.pixel_range = metadata.get("pixel_range")
+        sources = [describe_source(root, file) for file in files]
+        self.manifest = {"side": side, "sources": sources, **metadata}
+        self.lines: list[str] = []
+        self.unreadable: dict[Path, str] = {}
+
+    def update(self) -> None:
+        """Keep what an earlier call decoded if it is still valid, and decode the rest."""
+        self._load_progress()
+        if not self.lines:
+            self._remove_files()
+        if len(self.lines) == len(self.files):
+            return
+
+        self._check_space()
+        if self.lines:
+            print_line(f"{len(self.lines):,} of {len(self.files):,} images are already decoded.")
+        self._write_manifest()
+        self._decode_remaining_files()
+        self._report_decoded()
+
+    def _load_progress(self) -> None:
+        """Set `lines` and `unreadable` from an existing cache of the same files."""
+        existing_manifest, lines = read_manifest(self.folder)
+        if existing_manifest != self.manifest:
+            return
+        decoded_files = self.files[: len(lines)]  # not all, if the decoding was interrupted
+        marked_unreadable = []
+        for file, line in zip(decoded_files, lines, strict=True):
+            if line == UNREADABLE:
+                marked_unreadable.append(file)
+
+        # A file may have become readable with the same modification time, as after a chmod. Its
+        # pixels would have to be inserted between others, so the cache starts from nothing.
+        still_unreadable = self._find_unreadable(marked_unreadable)
+        if len(still_unreadable) == len(marked_unreadable):
+            self.lines = lines
+            self.unreadable = still_unreadable
+
+    def _find_unreadable(self, files: Sequence[Path]) -> dict[Path, str]:
+        unreadable = {}
+        with silence_pillow():
+            for file in files:
+                result = try_to_read(self.root / file, self.side, self.pixel_range)
                 if isinstance(result, str):
-                    bad[file] = result
-                else:
-                    pixel_file.write(result.pixels.numpy().data)
-            _sync(pixel_file)  # before they are recorded as decoded, whatever is cut off when
-            manifest_file.writelines(_manifest_line(result) for _, result in chunk)
-            _sync(manifest_file)
-    good = len(files) - len(bad)
-    print_line(f"decoded {good:,} images to {side} x {side} pixels, in {printable(folder)}")
-    return bad
+                    unreadable[file] = result
+        return unreadable
+
+    def _remove_files(self) -> None:
+        # A run that has mapped the old files can still read them after they are unlinked. It could
+        # not if they were overwritten.
+        for file in self.folder.iterdir():
+            file.unlink()
+
+    def _check_space(self) -> None:
+        """Raise UserError unless the disk has room for the images that are still to decode."""
+        remaining = len(self.files) - len(self.lines)
+        needed = remaining * bytes_per_image(self.side)
+        free = shutil.disk_usage(self.folder).free
+        sizes = f"take {needed / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free"
+        message = f"The decoded images {sizes} in {printable(self.folder)}."
+        require(needed <= free, f"{message} Free some space, or pass another --cache-dir.")
+
+    def _write_manifest(self) -> None:
+        all_lines = [json.dumps(self.manifest), *self.lines]
+        write_text(self.folder / MANIFEST, "\n".join(all_lines) + "\n")
+
+    def _decode_remaining_files(self) -> None:
+        """Append the pixels and the manifest's lines of all files that are not decoded yet."""
+        remaining = self.files[len(self.lines) :]
+        chunks = read_images(self.root, remaining, self.side, self.pixel_range)
+        title = f"decoding images of {printable(self.root)}"
+        pixel_path = self.folder / IMAGES
+        manifest_path = self.folder / MANIFEST
+        with open(pixel_path, "ab") as pixel_file, open(manifest_path, "a") as manifest_file:
+            # An interrupted process may have written pixels without their lines in the manifest.
+            recorded_images = len(self.lines) - len(self.unreadable)
+            pixel_file.truncate(recorded_images * bytes_per_image(self.side))
+
+            for chunk in track_progress(chunks, len(remaining), title):
+                new_lines = []
+                for file, result in chunk:
+                    if isinstance(result, str):
+                        self.unreadable[file] = result
+                    else:
+                        pixel_file.write(result.pixels.numpy().data)
+                    new_lines.append(format_line(result))
+                # The pixels reach the disk before the manifest records them, so that the manifest
+                # is right whenever the process is killed or the power fails.
+                _flush_to_disk(pixel_file)
+                manifest_file.writelines(f"{line}\n" for line in new_lines)
+                _flush_to_disk(manifest_file)
+                self.lines += new_lines
+
+    def _report_decoded(self) -> None:
+        readable = len(self.files) - len(self.unreadable)
+        size = f"{self.side} x {self.side} pixels"
+        print_line(f"decoded {readable:,} images to {size}, in {printable(self.folder)}")
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    """Raise UserError unless the disk has room for that many bytes."""
-    free = shutil.disk_usage(folder).free
-    sizes = f"take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
-    message = f"{printable(folder)}: the decoded images {sizes}"
-    require(needed <= free, f"{message}: make room, or give another --cache-dir")
-
-
-def _manifest_line(result: Read) -> str:
-    if isinstance(result, str):
-        return f"{UNREADABLE}\n"
-    if result.deep_range is None:
-        return f"{result.digest}\n"
-    low, high = result.deep_range
-    return f"{result.digest} {low} {high}\n"
-
-
-def _sync(file: IO[Any]) -> None:
+def _flush_to_disk(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _stat(root: Path, file: Path) -> list[str | int]:
-    """Return [path, size in bytes, time of change in ns]."""
-    try:
-        state = os.stat(root / file)
-    except OSError:
-        return [str(file), -1, 0]
-    return [str(file), state.st_size, state.st_mtime_ns]
-
-
-def _read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the manifest, and its lines for the files that are decoded.
-
-    Both are empty if the manifest or the images are missing or damaged.
-    """
-    try:
-        # The last part is empty, or a line that was cut off.
-        first, *lines = (folder / MANIFEST).read_text().split("\n")[:-1]
-        manifest = json.loads(first)
-        good = len(lines) - lines.count(UNREADABLE)
-        if os.stat(folder / IMAGES).st_size < good * 3 * manifest["side"] ** 2:
-            return {}, []
-        return manifest, lines
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}, []

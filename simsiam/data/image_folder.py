@@ -1,14 +1,16 @@
-"""A folder of your own images as a data set, with labels if its sub-folders are classes.
+"""Load a folder of your own images as a data set.
 
-`DIR/train/CLASS/*` with `val/` or `test/` beside it, as torchvision has it; `DIR/CLASS/*`; or
-images without labels, in `DIR/train/` or in `DIR/`. They are decoded once, see
-`simsiam.data.image_cache`.
+Any of these layouts will do:
+
+- `DIR/train/CLASS/*` and `DIR/val/CLASS/*` (or `test/`), as torchvision has them.
+- `DIR/CLASS/*`: there are no test images.
+- `DIR/train/*` or `DIR/*`: there are no labels.
+
+The images are decoded once; see `simsiam.data.image_cache`.
 """
 
-import copy
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,209 +18,231 @@ from typing import Any, NamedTuple
 import torch
 
 from simsiam.config.options import DataOptions
+from simsiam.data.cache_manifest import IMAGES
 from simsiam.data.dataset import (
     Splits,
-    choose_held_out,
+    evenly_spaced,
     make_blank_split,
     stored_side,
     warn_of_low_contrast,
 )
-from simsiam.data.image_cache import (
-    IMAGES,
-    decode_images,
-    map_images,
-    open_cache,
-    read_deep_ranges,
+from simsiam.data.folder_messages import report_unreadable, warn_of_unused_bits
+from simsiam.data.held_out import choose_held_out
+from simsiam.data.image_cache import decode_images, map_images, open_cache, read_deep_ranges
+from simsiam.data.listing import ImageFolder
+from simsiam.data.split_folders import (
+    TEST_NAMES,
+    SplitFolders,
+    find_split_folders,
+    print_split_folders,
 )
-from simsiam.data.images import SUFFIXES
-from simsiam.data.listing import (
-    SYSTEM_FOLDERS,
-    ImageFolder,
-    report_bad,
-    warn_of_unused_bits,
-)
-from utils.console import plural, print_line
+from utils.console import print_line
 from utils.errors import require
 from utils.text import printable
 
-DEFAULT_SIZE = (
-    96  # side of the views: small enough for one GPU, and most images have as much to show
-)
-# Names of the folders of splits, in upper or lower case. The first one that is there is used.
-TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("val", "valid", "validation", "test", "testing")
+# Side of the views. It is small enough for one GPU, and most images show as much detail.
+DEFAULT_SIZE = 96
 
-MAX_UNUSED = 5  # most folders that are listed as not used
+MAX_LISTED_CLASSES = 3  # unknown classes that a message names
 
 
 def prepare_folder(options: DataOptions) -> None:
-    """Decode what is not decoded yet, and print what a person should know about the images.
+    """Decode the images that are not in the cache yet, and print warnings about them.
 
     Raises:
-        UserError: if there are images that cannot be read, unless they are to be skipped.
+        UserError: if an image cannot be read, unless `skip_bad_images` is set.
     """
-    root = _find_root(options)
-    splits = _find_splits(options)
-    files = [folder.folder.relative_to(root) / file for folder in splits for file in folder.files]
-    labels = torch.cat([folder.labels for folder in splits]).tolist()
-    facts: dict[str, Any] = {
-        "train": len(splits[0]),
+    root = _absolute_root(options)
+    splits = _list_splits(options)
+    folders = [splits.train]
+    if splits.test is not None:
+        folders.append(splits.test)
+
+    # Decode the train images, then the test images.
+    files = []
+    labels = []
+    unreadable: dict[Path, str] = {}  # sub-folders and files, each with the reason
+    for folder in folders:
+        below_root = folder.folder.relative_to(root)
+        files += [below_root / file for file in folder.files]
+        labels += folder.labels.tolist()
+        unreadable.update(folder.unreadable_folders)
+    metadata: dict[str, Any] = {
+        "train": len(splits.train),
         "labels": labels,
-        "classes": list(splits[0].classes),
+        "classes": list(splits.train.classes),
     }
     if options.pixel_limits is not None:
-        facts["pixel_range"] = list(options.pixel_limits)
-    cache, side = _find_cache(options)
-    bad = decode_images(cache, root, files, side, facts)
-    closed = {path: reason for folder in splits for path, reason in folder.closed.items()}
-    report_bad({**closed, **bad}, len(files) - len(bad), root, options.skip_bad_images)
-    ranges = read_deep_ranges(cache)
-    if not warn_of_unused_bits(ranges, root):
-        images = map_images(cache / IMAGES, len(ranges), side)
+        metadata["pixel_range"] = list(options.pixel_limits)
+    cache = _cache_folder(options)
+    side = _cache_side(options)
+    unreadable_files = decode_images(cache, root, files, side, metadata)
+
+    # Report files that cannot be read, and images that use few of the possible values.
+    num_readable = len(files) - len(unreadable_files)
+    unreadable.update(unreadable_files)
+    report_unreadable(unreadable, num_readable, root, options.skip_bad_images)
+    deep_ranges = read_deep_ranges(cache)
+    if not warn_of_unused_bits(deep_ranges, root):
+        images = map_images(cache / IMAGES, len(deep_ranges), side)
         warn_of_low_contrast(images, printable(root), options.pixel_limits)
 
 
 def load_folder(options: DataOptions) -> Splits:
-    """Return both splits, on disk, once they are prepared."""
-    train, test = open_cache(_find_cache(options)[0])
+    """Return the train and the test split as memory maps, after `prepare_folder`."""
+    train, test = open_cache(_cache_folder(options))
     return train, replace(test, held_out=options.held_out_images > 0)
 
 
 def make_placeholders(options: DataOptions) -> Splits:
-    """Return blank splits of as many images as would be decoded."""
-    train, *test = _find_splits(options)
-    test_labels = test[0].labels if test else train.labels[:0]
-    _, side = _find_cache(options)
-    blank_test = make_blank_split(side, test_labels, train.classes)
-    blank_test = replace(blank_test, held_out=options.held_out_images > 0)
-    return make_blank_split(side, train.labels, train.classes), blank_test
+    """Return blank splits with as many images as `prepare_folder` would decode."""
+    splits = _list_splits(options)
+    side = _cache_side(options)
+    classes = splits.train.classes
+    test_labels = splits.train.labels[:0]
+    if splits.test is not None:
+        test_labels = splits.test.labels
+    train = make_blank_split(side, splits.train.labels, classes)
+    test = make_blank_split(side, test_labels, classes)
+    return train, replace(test, held_out=options.held_out_images > 0)
 
 
-def _find_root(options: DataOptions) -> Path:
+# ---------------------------------------------------------------- listing the images
+
+
+class FolderSplits(NamedTuple):
+    """The image files of the train and the test split, labelled by the same classes."""
+
+    train: ImageFolder
+    test: ImageFolder | None
+
+
+def _list_splits(options: DataOptions) -> FolderSplits:
+    """List the images of both splits and label them. Print which folders and files are left out."""
+    root = _absolute_root(options)
+    folders = find_split_folders(root, with_test=options.held_out_images == 0)
+    train = ImageFolder(folders.train, "--data-dir")
+    test = None
+    if folders.test is not None:
+        test = ImageFolder(folders.test, "--data-dir")
+
+    if folders.train == root:
+        _check_no_class_is_a_split(train)
+    _print_left_out(root, folders, train, test)
+
+    classes = _choose_classes(train)
+    if test is not None and classes:
+        _check_test_classes(test, train)
+    _number_labels(train, classes)
+    if test is not None:
+        _number_labels(test, classes)
+
+    train = _spread_evenly(train, options.train_images, "--train-images")
+    if test is not None:
+        test = _spread_evenly(test, options.test_images, "--test-images")
+
+    if options.held_out_images > 0:
+        return _hold_out(train, options.held_out_images)
+    return FolderSplits(train, test)
+
+
+def _check_no_class_is_a_split(train: ImageFolder) -> None:
+    """Raise UserError if a class has the name of a test split, because it is no class then."""
+    split_names = [name for name in train.classes if name.lower() in TEST_NAMES]
+    require(
+        not split_names,
+        f"{', '.join(split_names)} in {printable(train.folder)} looks like a split, not a class, "
+        "but there is no train/. Move the images to train on into train/, or rename the class.",
+    )
+
+
+def _print_left_out(
+    root: Path, folders: SplitFolders, train: ImageFolder, test: ImageFolder | None
+) -> None:
+    print_split_folders(root, folders)
+    train.report_skipped()
+    if test is not None:
+        test.report_skipped()
+
+
+def _choose_classes(train: ImageFolder) -> tuple[str, ...]:
+    """Return the classes of the train images: none if an image is not in a class's folder."""
+    num_unlabelled = int((train.labels < 0).sum())
+    if not train.classes or num_unlabelled == 0:
+        return train.classes
+    print_line(
+        f"{printable(train.folder)}: {num_unlabelled} of {len(train)} images are in no class's "
+        "folder. The images are used without labels."
+    )
+    return ()
+
+
+def _check_test_classes(test: ImageFolder, train: ImageFolder) -> None:
+    """Raise UserError if the test images have a class that the train images do not have."""
+    unknown = [name for name in test.classes if name not in set(train.classes)]
+    listed = ", ".join(unknown[:MAX_LISTED_CLASSES])
+    where = printable(test.folder)
+    require(not unknown, f"{where}: {listed} is no class of {printable(train.folder)}.")
+
+
+def _number_labels(folder: ImageFolder, classes: tuple[str, ...]) -> None:
+    """Make the labels of a folder indices into `classes`, or -1 if there are no classes."""
+    index_of = {name: i for i, name in enumerate(classes)}
+    new_labels = [index_of.get(name, -1) for name in folder.classes]
+    new_labels.append(-1)  # an image without a label has the label -1, which is the last index
+    folder.labels = torch.tensor(new_labels)[folder.labels]
+    folder.classes = classes
+
+
+def _spread_evenly(folder: ImageFolder, n: int | None, flag: str) -> ImageFolder:
+    """Return n images of a folder, spread evenly over it, or all if n is None."""
+    if n is None:
+        return folder
+    size = len(folder)
+    require(n <= size, f"{flag} {n} is more than the {size} images in {printable(folder.folder)}.")
+    return folder.subset(evenly_spaced(n, size).tolist())
+
+
+def _hold_out(train: ImageFolder, n: int) -> FolderSplits:
+    """Split n images off the train images. They become the test images."""
+    held_out = choose_held_out(train.labels, n).tolist()
+    excluded = set(held_out)
+    remaining = [i for i in range(len(train)) if i not in excluded]
+    return FolderSplits(train.subset(remaining), train.subset(held_out))
+
+
+# ---------------------------------------------------------------- the cache of decoded images
+
+
+def _absolute_root(options: DataOptions) -> Path:
     return Path(os.path.abspath(options.path))
 
 
-class SplitFolders(NamedTuple):
-    """Which folders hold the images to train and to test on."""
-
-    train: Path
-    test: Path | None
-    unused: list[str]  # what lies beside them, in words
+def _cache_side(options: DataOptions) -> int:
+    """Return C, the side of the decoded images in pixels."""
+    return stored_side(options.image_size or DEFAULT_SIZE)
 
 
-def find_split_folders(root: Path, with_test: bool = True) -> SplitFolders:
-    """Find `train/` and, for testing, `val/` or else `test/`, by any of their usual names.
+def _cache_folder(options: DataOptions) -> Path:
+    """Return the folder of the decoded images.
 
-    Without a folder for training, all images below `root` are for training.
+    Its name is a hash of the options that decide which images there are and what they look like.
     """
-    try:
-        with os.scandir(root) as entries:
-            is_folder = {entry.name: entry.is_dir() for entry in entries}
-    except OSError:  # `ImageFolder` says what is wrong
-        return SplitFolders(root, None, [])
-    folders = sorted(name for name in is_folder if is_folder[name])
-    train = _choose_split(folders, TRAIN_NAMES)
-    if train is None:
-        return SplitFolders(root, None, [])
-    test = _choose_split(folders, TEST_NAMES) if with_test else None
-    unused = []
-    for name in folders:
-        system = name.startswith(".") or name.lower() in SYSTEM_FOLDERS
-        if name not in (train, test) and not system:
-            unused.append(f"{printable(name)}/")
-    files = is_folder.keys() - {*folders}
-    images = sum(Path(name).suffix.lower() in SUFFIXES for name in files)
-    if images:
-        unused.append(f"{plural(images, 'image')} beside these folders")
-    return SplitFolders(root / train, root / test if test else None, unused)
-
-
-def _choose_split(folders: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the folder with the first of these names; lower case is preferred."""
-    for name in names:
-        matches = [folder for folder in folders if folder.lower() == name]
-        if matches:
-            return name if name in matches else matches[0]
-    return None
-
-
-def _announce_splits(root: Path, found: SplitFolders) -> None:
-    usual = found.test is None or (found.train.name, found.test.name) == ("train", "val")
-    if usual and not found.unused:
-        return
-    used = f"training on {printable(found.train.name)}/"
-    if found.test is not None:
-        used += f", testing on {printable(found.test.name)}/"
-    if found.unused:
-        unused = found.unused
-        if len(unused) > MAX_UNUSED:
-            unused = [*unused[:MAX_UNUSED], "..."]
-        used += f"; not used: {', '.join(unused)}"
-    print_line(f"{printable(root)}: {used}")
-
-
-def _find_splits(options: DataOptions) -> list[ImageFolder]:
-    """Return the train and perhaps the test images, labelled alike.
-
-    There are as many as are asked for, spread evenly over a split. Prints which folders are used,
-    and what in them is left out.
-    """
-    root = _find_root(options)
-    found = find_split_folders(root, with_test=not options.held_out_images)
-    splits = [ImageFolder(found.train, "--data-dir")]
-    if found.test is not None:
-        splits.append(ImageFolder(found.test, "--data-dir"))
-    train = splits[0]
-    classes = train.classes
-    if found.train == root:
-        named = [name for name in classes if name.lower() in TEST_NAMES]
-        require(
-            not named,
-            f"{printable(root)}: {', '.join(named)}: no class, it seems, but a split, and there is "
-            "no train/. Move the images to train on into train/, or rename the class",
-        )
-    _announce_splits(root, found)
-    for folder in splits:
-        folder.report_skipped()
-    loose = int((train.labels < 0).sum())
-    if classes and loose:
-        images = f"{loose} of {len(train)} images lie in no class's folder, so none has a label"
-        print_line(f"{printable(train.folder)}: {images}")
-        classes = ()
-    label = {name: i for i, name in enumerate(classes)}
-    asked = (options.train_images, options.test_images)
-    for folder, n in zip(splits, asked, strict=False):  # there may be no test split
-        where = printable(folder.folder)
-        strange = [name for name in folder.classes if classes and name not in label]
-        unknown = f"{where}: {', '.join(strange[:3])} is no class of {printable(train.folder)}"
-        require(not strange, unknown)
-        # The last entry is for the label -1.
-        new_labels = torch.tensor([*(label.get(name, -1) for name in folder.classes), -1])
-        folder.labels = new_labels[folder.labels]
-        folder.classes = classes
-        if n is not None:
-            flags = "--train-images or --test-images"
-            require(n <= len(folder), f"{flags} {n}: {where} has {len(folder)}")
-            folder.keep([i * len(folder) // n for i in range(n)])
-    if options.held_out_images:
-        chosen = choose_held_out(train.labels, options.held_out_images).tolist()
-        held_out = copy.copy(train)
-        held_out.keep(chosen)
-        train.keep(sorted(set(range(len(train))) - set(chosen)))
-        splits = [train, held_out]
-    return splits
-
-
-def _find_cache(options: DataOptions) -> tuple[Path, int]:
-    """Return the folder of the decoded images, and C, their side."""
-    side = stored_side(options.image_size or DEFAULT_SIZE)
-    parts = [os.path.abspath(options.path), side, options.train_images, options.test_images]
-    # Without these options the name is that of caches made before there were any.
-    if options.held_out_images:
-        parts.append(f"held out: {options.held_out_images}")
+    key = [
+        str(_absolute_root(options)),
+        str(_cache_side(options)),
+        str(options.train_images),
+        str(options.test_images),
+    ]
+    # Options that were added later change the key only if they are used, so that older caches
+    # stay valid.
+    if options.held_out_images > 0:
+        key.append(f"held out: {options.held_out_images}")
     if options.pixel_range is not None:
-        parts.append(options.pixel_range)
-    text = "\n".join(map(str, parts))
+        key.append(options.pixel_range)
+    text = "\n".join(key)
     name = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "simsiam"
-    return Path(options.cache_dir or usual).expanduser() / name, side
+
+    default_parent = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "simsiam"
+    parent = Path(options.cache_dir or default_parent)
+    return parent.expanduser() / name

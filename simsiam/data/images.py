@@ -15,9 +15,10 @@ import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps, features
 from torch import Tensor
 
+from simsiam.data.pixel_range import PixelRange, scale_pixels
 from utils.text import printable
 
-# Formats that Pillow decodes by itself. EPS is not among them: Pillow would run Ghostscript.
+# The formats that Pillow decodes itself. EPS is excluded, because Pillow would run Ghostscript.
 FORMAT_SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
@@ -37,18 +38,26 @@ def _has_decoder(format: str) -> bool:
     decoder = OPTIONAL_DECODERS.get(format)
     if decoder is None:
         return True
-    known = decoder in features.modules or decoder in features.codecs  # Pillow warns otherwise
-    return known and bool(features.check(decoder))
+    # Pillow warns if it is asked for a decoder that it has never heard of.
+    is_known = decoder in features.modules or decoder in features.codecs
+    return is_known and bool(features.check(decoder))
 
 
 FORMATS = tuple(filter(_has_decoder, FORMAT_SUFFIXES))
 SUFFIXES = {suffix for format in FORMATS for suffix in FORMAT_SUFFIXES[format]}
 
-CHUNK_IMAGES = 512  # most images that are decoded together
-CHUNK_BYTES = 2**26  # largest size of the images that are decoded together
-# Of the last letter of Pillow's raw modes: big-endian, little-endian, as this machine has it.
-OTHER_BYTE_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-ORIENTATIONS = {  # values of the EXIF tag, and what turns an image upright
+CHUNK_IMAGES = 512  # maximal number of images that are decoded together
+CHUNK_BYTES = 2**26  # maximal size of the decoded images of a chunk
+MAX_THREADS = 32
+MAX_REASON_LENGTH = 100  # letters of Pillow's own messages
+
+# The last letter of Pillow's raw modes is the byte order: big, little, or native to the machine.
+# This maps each order to the opposite one.
+OPPOSITE_OF_NATIVE = "B" if sys.byteorder == "little" else "L"
+OPPOSITE_BYTE_ORDER = {"B": "L", "L": "B", "N": OPPOSITE_OF_NATIVE}
+
+# For each value of EXIF's orientation tag, the operation that turns the image upright.
+ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -57,48 +66,59 @@ ORIENTATIONS = {  # values of the EXIF tag, and what turns an image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-PixelRange = tuple[float, float] | None  # the values that become black and white
 
 
 class DecodedImage(NamedTuple):
-    """The pixels of an image file, and what else was learned from it."""
+    """The content of an image file.
 
-    pixels: Tensor  # (3, S, S) uint8
-    digest: str  # SHA-256 of the file's content
-    deep_range: tuple[int, int] | None  # lowest and highest value, if pixels have 16 bits
+    Attributes:
+        pixels: (3, S, S) uint8.
+        digest: SHA-256 of the file.
+        deep_range: the lowest and the highest value of 16-bit pixels. It is None for pixels of 8
+            bits, and if a pixel range was given.
+    """
+
+    pixels: Tensor
+    digest: str
+    deep_range: tuple[int, int] | None
 
 
-Read = DecodedImage | str  # a string is the reason why a file cannot be read
+# What reading a file returns. A string is the reason why the file cannot be read.
+ReadResult = DecodedImage | str
 
 
 def read_images(
     root: Path, files: Sequence[Path], size: int, pixel_range: PixelRange = None
-) -> Iterator[list[tuple[Path, Read]]]:
+) -> Iterator[list[tuple[Path, ReadResult]]]:
     """Yield each file below `root` with the result of `try_to_read`, in chunks."""
-    chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (3 * size**2)))
-    # Threads, because Pillow decodes and resizes without holding the GIL.
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(files), chunk):
-            some = files[start : start + chunk]
+    images_of_chunk_bytes = CHUNK_BYTES // (3 * size**2)
+    chunk_size = max(1, min(CHUNK_IMAGES, images_of_chunk_bytes))
+    num_threads = min(MAX_THREADS, os.cpu_count() or 1)
+    # Threads are enough, because Pillow releases the GIL while it decodes and resizes.
+    with ThreadPoolExecutor(num_threads) as pool:
+        for start in range(0, len(files), chunk_size):
+            chunk = files[start : start + chunk_size]
+            # The warnings' filter must not stay changed while the caller has the chunk.
             with silence_pillow():
-                read = pool.map(lambda file: try_to_read(root / file, size, pixel_range), some)
-                results = list(zip(some, read, strict=True))
-            yield results
+                results = list(
+                    pool.map(lambda file: try_to_read(root / file, size, pixel_range), chunk)
+                )
+            yield list(zip(chunk, results, strict=True))
 
 
 @contextmanager
 def silence_pillow() -> Iterator[None]:
-    """Ignore Pillow's warnings of broken metadata, of which a folder may cause thousands."""
+    """Ignore Pillow's warnings about broken metadata. A folder may cause thousands of them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield
 
 
-def try_to_read(path: Path, size: int, pixel_range: PixelRange = None) -> Read:
-    """Return the decoded image, or the reason why it cannot be read."""
+def try_to_read(path: Path, size: int, pixel_range: PixelRange = None) -> ReadResult:
+    """Return the decoded image, or the reason why the file cannot be read."""
     try:
         if not path.is_file() and path.exists():
-            return "not a file"  # opening a pipe would block
+            return "not a file"  # To open a pipe would block.
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
@@ -106,32 +126,35 @@ def try_to_read(path: Path, size: int, pixel_range: PixelRange = None) -> Read:
             return DecodedImage(pixels, digest, deep_range)
     except Image.UnidentifiedImageError:
         return "a HEIC image: convert it" if _is_heic(path) else "not an image"
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:100]
+    except Exception as error:  # noqa: BLE001  (for a damaged file Pillow raises any exception)
+        reason = getattr(error, "strerror", None)
+        if not reason:
+            reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
         return printable(reason) or type(error).__name__
 
 
 def _is_heic(path: Path) -> bool:
-    """Return whether a file is as phones write it, often under the name of a JPEG."""
+    """Return whether a file is HEIC, whatever its name. Phones often call it .jpg."""
     with open(path, "rb") as file:
-        start = file.read(12)
-    return start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif", b"msf")
+        header = file.read(12)
+    return header[4:8] == b"ftyp" and header[8:11] in (b"hei", b"hev", b"mif", b"msf")
 
 
 def read_image(path: Path, size: int, pixel_range: PixelRange = None) -> Tensor:
     """Return the central square of an image file as RGB, resized to (3, size, size) uint8.
 
     Args:
-        path: a file of one of `FORMATS`, whatever its suffix.
+        path: a file in one of `FORMATS`, whatever its suffix.
         size: side of the result in pixels.
-        pixel_range: values that become black and white; None for 0 and the highest that the bits
-            of the file can hold. Pixels of 8 bits are scaled only by a range that ends below 256.
+        pixel_range: the values that become black and white. None stands for 0 and the highest
+            value of the file's bits. Pixels of 8 bits are scaled only if the range ends below 256.
 
     Raises:
         Exception: of any kind, if the file is damaged.
     """
     with open(path, "rb") as file:
-        return _decode(file, size, pixel_range)[0]
+        pixels, _ = _decode(file, size, pixel_range)
+    return pixels
 
 
 def _decode(
@@ -139,17 +162,19 @@ def _decode(
     size: int,
     pixel_range: PixelRange,
 ) -> tuple[Tensor, tuple[int, int] | None]:
-    """Return the pixels as `read_image` does, and the range of 16-bit values (see `_load`)."""
+    """Return the pixels (3, size, size) uint8, and the range of 16-bit values (see `_load`)."""
     with Image.open(file, formats=FORMATS) as opened:
-        # Pillow itself only warns of images of up to twice that size.
-        if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+        # Up to twice this limit Pillow itself prints only a warning.
+        max_pixels = Image.MAX_IMAGE_PIXELS
+        if max_pixels is not None and opened.width * opened.height > max_pixels:
             raise ValueError("too large")
         image, deep_range = _load(file, opened, pixel_range)
         orientation = _read_orientation(opened)
         if orientation is not None:
             image = image.transpose(orientation)
         image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), deep_range
+    pixels = torch.from_numpy(np.array(image))  # (size, size, 3)
+    return pixels.permute(2, 0, 1).contiguous(), deep_range
 
 
 def _load(
@@ -160,54 +185,70 @@ def _load(
     """Load an opened image and reduce it to 8 bits a channel.
 
     Returns:
-        The image, and the lowest and highest value of its pixels if they have 16 bits and no
-        `pixel_range` says how much of these the file uses.
+        The image, and the lowest and the highest value of its pixels if they have 16 bits and
+        there is no `pixel_range`, so that the caller can notice a range that is hardly used.
+
+    Raises:
+        ValueError: if the values have no known scale and there is no `pixel_range`.
     """
-    colour16 = _is_16_bit_colour(opened)  # must be asked before load()
+    is_16_bit_colour = _is_16_bit_colour(opened)  # load() would change the answer
     opened.load()
+
+    # Grey images of 16 bits, and images of 32-bit integers and floats
     if opened.mode == "F" or opened.mode.startswith("I"):
         values = np.asarray(opened)
-        if pixel_range:
+        if pixel_range is not None:
             return Image.fromarray(scale_pixels(values, pixel_range)), None
-        low, high = values.min(), values.max()
+        low = values.min()
+        high = values.max()
         if opened.mode == "F" or low < 0 or high >= 2**16:
-            reason = f"values {low:g} to {high:g} have no known scale"
-            raise ValueError(f"{reason}: give --pixel-range LOW:HIGH")
-        return Image.fromarray((values // 257).astype(np.uint8)), (int(low), int(high))
-    if colour16 and pixel_range:
-        return _read_16_bit_colour(file, pixel_range), None
-    if colour16:
-        upper = np.asarray(opened.convert("RGB"))  # Pillow has kept the upper 8 bits
-        return opened, (int(upper.min()) * 256, int(upper.max()) * 256 + 255)
-    if pixel_range and pixel_range[1] < 256:
-        return Image.fromarray(scale_pixels(np.asarray(opened.convert("RGB")), pixel_range)), None
+            raise ValueError(
+                f"values {low:g} to {high:g} have no known scale: pass --pixel-range LOW:HIGH"
+            )
+        scaled = (values // 257).astype(np.uint8)  # 65535 becomes 255
+        return Image.fromarray(scaled), (int(low), int(high))
+
+    # Colours of 16 bits. Pillow has loaded only the upper 8 of them.
+    if is_16_bit_colour:
+        if pixel_range is not None:
+            return _read_16_bit_colour(file, pixel_range), None
+        upper_bytes = np.asarray(opened.convert("RGB"))
+        low = int(upper_bytes.min()) * 256
+        high = int(upper_bytes.max()) * 256 + 255
+        return opened, (low, high)
+
+    # All others have 8 bits.
+    if pixel_range is not None and pixel_range[1] < 256:
+        pixels = np.asarray(opened.convert("RGB"))
+        return Image.fromarray(scale_pixels(pixels, pixel_range)), None
     return opened, None
 
 
 def _is_16_bit_colour(image: ImageFile.ImageFile) -> bool:
     """Return whether Pillow will keep only the upper 8 bits of an image that is not loaded yet."""
-    return ";16" in _rawmode(image) and not image.mode.startswith("I")
+    return ";16" in _raw_mode(image) and not image.mode.startswith("I")
 
 
-def _rawmode(image: ImageFile.ImageFile) -> str:
-    """Return how the pixels of an image that is not loaded yet are stored, such as "RGB;16B"."""
+def _raw_mode(image: ImageFile.ImageFile) -> str:
+    """Return how a file stores its pixels, such as "RGB;16B". The image must not be loaded yet."""
     if not image.tile:
         return ""
-    return _rawmode_of(image.tile[0])
+    return _raw_mode_of_tile(image.tile[0])
 
 
-def _rawmode_of(tile: Any) -> str:
+def _raw_mode_of_tile(tile: Any) -> str:
+    """Return the raw mode of a tile, which is Pillow's description of a part of a file."""
     args = tile[3]
-    if isinstance(args, tuple) and args:  # further arguments of the decoder follow
-        args = args[0]
+    if isinstance(args, tuple) and args:
+        args = args[0]  # The others are further arguments of the decoder.
     return args if isinstance(args, str) else ""
 
 
 def _read_16_bit_colour(file: BinaryIO, pixel_range: tuple[float, float]) -> Image.Image:
-    """Read all 16 bits of each colour, and scale them to 8. Transparency is dropped.
+    """Read all 16 bits of each colour, and scale them to 8 bits. Transparency is dropped.
 
-    Pillow keeps the upper byte of each value. If it is told that the two bytes come in the other
-    order, it keeps the lower one.
+    Pillow keeps only the upper byte of each value. To get the lower byte, the image is read a
+    second time with a description that swaps the two bytes.
     """
     upper = _read_bytes_of_colour(file, swapped=False)
     lower = _read_bytes_of_colour(file, swapped=True)
@@ -215,10 +256,10 @@ def _read_16_bit_colour(file: BinaryIO, pixel_range: tuple[float, float]) -> Ima
 
 
 def _read_bytes_of_colour(file: BinaryIO, swapped: bool) -> np.ndarray:
-    """Return the upper or, if `swapped`, the lower bytes (H, W, 3) of an image of 16-bit colours."""
+    """Return the upper bytes (H, W, 3) of 16-bit colours, or the lower ones if `swapped`."""
     file.seek(0)
     with Image.open(file, formats=FORMATS) as image:
-        if not _rawmode(image).startswith(("RGB;", "RGBA;", "RGBX;")):
+        if not _raw_mode(image).startswith(("RGB;", "RGBA;", "RGBX;")):
             raise ValueError("--pixel-range scales colours of 16 bits only if they are RGB")
         if swapped:
             image.tile = [_swap_bytes(tile) for tile in image.tile]
@@ -226,40 +267,24 @@ def _read_bytes_of_colour(file: BinaryIO, swapped: bool) -> np.ndarray:
 
 
 def _swap_bytes(tile: Any) -> Any:
-    """Return Pillow's description of a part of an image with its bytes in the other order."""
-    rawmode = _rawmode_of(tile)
-    other = rawmode[:-1] + OTHER_BYTE_ORDER[rawmode[-1]]
+    """Return a tile with the two bytes of each value in the opposite order."""
+    raw_mode = _raw_mode_of_tile(tile)
+    opposite = raw_mode[:-1] + OPPOSITE_BYTE_ORDER[raw_mode[-1]]
     if isinstance(tile.args, tuple):
-        return tile._replace(args=(other, *tile.args[1:]))
-    return tile._replace(args=other)
-
-
-def scale_pixels(values: np.ndarray, pixel_range: tuple[float, float]) -> np.ndarray:
-    """Map `pixel_range` linearly to 0 .. 255 as uint8; what lies outside becomes black or white."""
-    low, high = pixel_range
-    scaled = (values.astype(np.float32) - low) * (255 / (high - low))
-    return np.nan_to_num(scaled).round().clip(0, 255).astype(np.uint8)
+        return tile._replace(args=(opposite, *tile.args[1:]))
+    return tile._replace(args=opposite)
 
 
 def _read_orientation(image: Image.Image) -> Image.Transpose | None:
-    """Return how to turn a loaded image upright, if its EXIF data say so.
+    """Return the operation that turns a loaded image upright, if its EXIF data ask for one.
 
-    `ImageOps.exif_transpose` writes the other EXIF data again, so that a single wrong value among
-    them would make the image unreadable.
+    `ImageOps.exif_transpose` is not used, because it also writes the other EXIF data. One wrong
+    value among them would make the image unreadable.
     """
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
         if isinstance(value, str):
             value = value.strip(" \0")
         return ORIENTATIONS.get(int(value))
-    except Exception:
+    except Exception:  # noqa: BLE001  (for damaged EXIF data Pillow raises any exception)
         return None
-
-
-def suggest_pixel_range(low: int, high: int) -> tuple[int, int] | None:
-    """Return a --pixel-range for 16-bit values from `low` to `high`; None if they need none."""
-    if high - low >= 2**14 or low == high:  # a quarter of 16 bits or more is an ordinary picture
-        return None
-    if low < high / 4:
-        return 0, 2 ** max(8, high.bit_length()) - 1  # such as 4095 for 12 bits
-    return low, high

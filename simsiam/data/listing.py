@@ -1,5 +1,6 @@
-"""List the images in a folder and its sub-folders, and say what in it is no image."""
+"""List the image files in a folder and its sub-folders, and describe what is left out."""
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,141 +10,172 @@ import torch
 from torch import Tensor
 
 from simsiam.data.dataset import name_class
-from simsiam.data.images import SUFFIXES, PixelRange, read_images, suggest_pixel_range
+from simsiam.data.folder_messages import (
+    describe_folders,
+    describe_suffixes,
+    report_unreadable,
+    warn_of_unused_bits,
+)
+from simsiam.data.images import SUFFIXES, read_images
+from simsiam.data.pixel_range import PixelRange
 from utils.console import plural, print_line
-from utils.errors import require
+from utils.errors import UserError, require
 from utils.text import printable
 
-# What file managers, archives and storage systems leave among images, in lower case.
-SYSTEM_FOLDERS = {"@eadir", "#recycle", "@recycle", "__macosx", "$recycle.bin", "lost+found"}
-SYSTEM_FOLDERS |= {"system volume information", "@recently-snapshot", "#snapshot"}
+# Folders and files that file managers, archives and storage systems create, in lower case.
+SYSTEM_FOLDERS = {
+    *("@eadir", "#recycle", "@recycle", "__macosx", "$recycle.bin", "lost+found"),
+    *("system volume information", "@recently-snapshot", "#snapshot"),
+}
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".directory"}
-# Images in formats that are not read: whoever has them should know that they can be converted.
-OTHER_IMAGES = {".heic", ".heif", ".jxl", ".avif", ".jp2", ".webp", ".dng", ".cr2", ".cr3", ".nef"}
-OTHER_IMAGES |= {".arw", ".orf", ".raw", ".psd", ".svg", ".tga", ".exr", ".eps", ".dcm", ".ico"}
-SHOWN = 5  # most names of a kind that a line lists
 
 
 class ImageFolder:
-    """The images in a folder and below it, sorted by path.
+    """The image files in a folder and its sub-folders, sorted by path.
 
-    Hidden files and folders (their names begin with a dot) and folders that an operating system
-    makes are skipped. Links to folders are followed, except back to a folder that contains them.
+    Hidden files and folders (their names begin with a dot) and folders of the operating system are
+    skipped. Links to folders are followed, except links to a folder that contains them.
+
+    Args:
+        folder: the folder to list.
+        flag: the option that named the folder, for error messages.
 
     Attributes:
         files: paths relative to `folder`.
-        classes: names of the sub-folders with images, see `name_class`.
-        labels: (N,) the class of each image, or -1 for images outside the sub-folders.
-        closed: sub-folders that cannot be read, with the reason.
+        classes: names of the sub-folders that contain images, see `name_class`.
+        labels: (N,) int64, the class of each image, or -1 for an image outside the sub-folders.
+        unreadable_folders: sub-folders that cannot be read, each with the reason.
+
+    Raises:
+        UserError: if there is no such folder, or no image in it.
     """
 
     def __init__(self, folder: str | Path, flag: str = "--images") -> None:
         self.folder = Path(folder).expanduser()
-        require(self.folder.is_dir(), f"{flag} {printable(self.folder)}: no such folder")
+        where = f"{flag} {printable(self.folder)}"
+        require(self.folder.is_dir(), f"{where}: no such folder")
         self.files: list[Path] = []
-        self.closed: dict[Path, str] = {}
+        self.unreadable_folders: dict[Path, str] = {}
         self._other_suffixes: Counter[str] = Counter()
         self._hidden_images = 0
         self._hidden_folders: list[Path] = []
         self._system_folders: list[Path] = []
         self._folders_without_image: list[Path] = []
-        self._scan()
-        if not self.files:
-            report_bad(self.closed, 0, self.folder, skip=False)
-        others = f", but {self.describe_skipped()}" if self.describe_skipped() else ""
-        formats = " ".join(sorted(SUFFIXES))
-        missing = f"no image in it{others}. Images end in {formats}"
-        require(bool(self.files), f"{flag} {printable(self.folder)}: {missing}")
-        folders = [file.parts[0] if len(file.parts) > 1 else "" for file in self.files]
-        class_of = {folder: name_class(folder) for folder in {*folders}}
-        self.classes = tuple(sorted({*class_of.values()} - {""}))
-        label = {name: i for i, name in enumerate(self.classes)} | {"": -1}
-        self.labels = torch.tensor([label[class_of[folder]] for folder in folders])
 
-    def _scan(self) -> None:
-        real_paths: dict[str, str] = {}  # of the folders that were entered
+        class_folders = self._list_files()
+        self._folders_without_image = self._find_folders_without_image(class_folders)
+        if not self.files:
+            self._raise_no_image(where)
+        self.classes, self.labels = _label_by_folder(self.files)
+
+    def _list_files(self) -> list[str]:
+        """Find the images, and note what is skipped. Return the names of the sub-folders."""
+        real_paths: dict[str, str] = {}  # the path of each visited folder, with links resolved
         class_folders: list[str] = []
-        walk = os.walk(self.folder, onerror=self._note_closed, followlinks=True)
-        for where, subfolders, names in walk:
-            real_paths[where] = os.path.realpath(where)
-            if self._is_loop(where, real_paths):
-                subfolders.clear()
+        walk = os.walk(self.folder, onerror=self._note_unreadable_folder, followlinks=True)
+        for folder, subfolders, names in walk:
+            real_paths[folder] = os.path.realpath(folder)
+            if self._is_loop(folder, real_paths):
+                subfolders.clear()  # os.walk visits only the sub-folders that stay in this list
                 continue
-            below = Path(where).relative_to(self.folder)
-            subfolders[:] = self._choose_subfolders(below, subfolders)
-            if not below.parts:
+            relative = Path(folder).relative_to(self.folder)
+            subfolders[:] = self._choose_subfolders(relative, subfolders)
+            if folder == str(self.folder):
                 class_folders = list(subfolders)
             for name in names:
-                if self._is_image(name):
-                    self.files.append(below / name)
+                if self._accept_file(name):
+                    self.files.append(relative / name)
         self.files.sort()
-        known = {file.parts[0] for file in self.files}
-        known |= {part for path in self.closed for part in path.relative_to(self.folder).parts[:1]}
-        self._folders_without_image = [Path(name) for name in class_folders if name not in known]
+        return class_folders
 
-    def _note_closed(self, error: OSError) -> None:
-        self.closed[Path(error.filename)] = str(error.strerror)
+    def _note_unreadable_folder(self, error: OSError) -> None:
+        self.unreadable_folders[Path(error.filename)] = str(error.strerror)
 
-    def _is_loop(self, where: str, real_paths: dict[str, str]) -> bool:
-        """Return whether a folder is, by a link, one of those that contain it."""
-        above = where
-        while above != str(self.folder):
-            above = os.path.dirname(above)
-            if real_paths[above] == real_paths[where]:
+    def _is_loop(self, folder: str, real_paths: dict[str, str]) -> bool:
+        """Return whether a folder is a link to one of the folders that contain it."""
+        parent = folder
+        while parent != str(self.folder):
+            parent = os.path.dirname(parent)
+            if real_paths[parent] == real_paths[folder]:
                 return True
         return False
 
-    def _choose_subfolders(self, below: Path, names: Iterable[str]) -> list[str]:
+    def _choose_subfolders(self, relative: Path, names: Iterable[str]) -> list[str]:
+        """Return the sub-folders to visit, sorted, and note the others."""
         chosen = []
         for name in sorted(names):
             if name.startswith("."):
-                self._hidden_folders.append(below / name)
+                self._hidden_folders.append(relative / name)
             elif name.lower() in SYSTEM_FOLDERS:
-                self._system_folders.append(below / name)
+                self._system_folders.append(relative / name)
             else:
                 chosen.append(name)
         return chosen
 
-    def _is_image(self, name: str) -> bool:
-        """Return whether a file is to be read, by its name; others are counted."""
+    def _accept_file(self, name: str) -> bool:
+        """Return whether a file is an image to read, and count it if it is not."""
         suffix = os.path.splitext(name)[1].lower()
-        hidden = name.startswith(".")
-        if suffix in SUFFIXES and not hidden:
+        is_hidden = name.startswith(".")
+        if suffix in SUFFIXES and not is_hidden:
             return True
         if name.lower() in SYSTEM_FILES or name.startswith("._"):
-            return False  # nobody has put it there, so nobody misses it
-        if not hidden:
+            return False  # The operating system made it, so nobody misses it.
+        if not is_hidden:
             self._other_suffixes[suffix] += 1
         elif suffix in SUFFIXES:
             self._hidden_images += 1
         return False
 
+    def _raise_no_image(self, where: str) -> None:
+        """Raise UserError for a folder without an image, with the likely reason."""
+        report_unreadable(self.unreadable_folders, 0, self.folder, skip=False)
+        formats = " ".join(sorted(SUFFIXES))
+        skipped = self.describe_skipped()
+        message = f"{where}: no image in it"
+        if skipped:
+            message += f", but {skipped}"
+        raise UserError(f"{message}. Images end in {formats}.")
+
+    def _find_folders_without_image(self, class_folders: Sequence[str]) -> list[Path]:
+        """Return the sub-folders in which there is neither an image nor an unreadable folder."""
+        not_empty = {file.parts[0] for file in self.files}
+        for path in self.unreadable_folders:
+            parts = path.relative_to(self.folder).parts
+            not_empty.update(parts[:1])  # No part if `self.folder` itself is unreadable.
+        return [Path(name) for name in class_folders if name not in not_empty]
+
     def __len__(self) -> int:
         return len(self.files)
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Drop all other files."""
+        """Drop all files but those at `indices`. The classes stay."""
         self.files = [self.files[i] for i in indices]
         self.labels = self.labels[indices]
 
+    def subset(self, indices: Sequence[int]) -> "ImageFolder":
+        """Return a copy that has only the files at `indices`."""
+        copied = copy.copy(self)
+        copied.keep(indices)
+        return copied
+
     def describe_skipped(self) -> str:
-        """Return in words what is skipped; "" if there is nothing."""
+        """Return text that lists what is skipped, or "" if nothing is."""
         parts = []
         if self._other_suffixes:
-            parts.append(_describe_suffixes(self._other_suffixes))
-        if self._hidden_images:
+            parts.append(describe_suffixes(self._other_suffixes))
+        if self._hidden_images > 0:
             parts.append(plural(self._hidden_images, "hidden image"))
         if self._hidden_folders:
-            parts.append(_describe_folders(self._hidden_folders, "hidden folder"))
+            parts.append(describe_folders(self._hidden_folders, "hidden folder"))
         if self._system_folders:
-            parts.append(_describe_folders(self._system_folders, "system folder"))
+            parts.append(describe_folders(self._system_folders, "system folder"))
         if self._folders_without_image:
-            folders = _describe_folders(self._folders_without_image, "folder")
+            folders = describe_folders(self._folders_without_image, "folder")
             parts.append(f"{folders} without an image")
         return "; ".join(parts)
 
     def report_skipped(self) -> None:
-        """Print what `describe_skipped` returns."""
+        """Print what is skipped, if anything is."""
         skipped = self.describe_skipped()
         if skipped:
             print_line(f"{printable(self.folder)}: left out {skipped}")
@@ -154,90 +186,58 @@ class ImageFolder:
         skip_bad: bool = False,
         pixel_range: PixelRange = None,
     ) -> Iterator[Tensor]:
-        """Yield all images in order, in chunks (B, 3, size, size) uint8.
+        """Yield all images in the order of `files`, in chunks (B, 3, size, size) uint8.
 
-        At the end `files` are those that could be read.
+        At the end, files that cannot be read are dropped from `files` and a message lists them.
+
+        Args:
+            skip_bad: go on with the other images if one cannot be read.
+            pixel_range: see `read_image`.
 
         Raises:
-            UserError: at the end, if some cannot be read (see `report_bad`).
+            UserError: at the end, if an image cannot be read (see `report_unreadable`).
         """
-        bad: dict[Path, str] = {}
-        ranges = []
+        unreadable = dict(self.unreadable_folders)
+        readable_indices: list[int] = []
+        deep_ranges = []
+        index = 0
         for chunk in read_images(self.folder, self.files, size, pixel_range):
             images = []
             for file, result in chunk:
                 if isinstance(result, str):
-                    bad[file] = result
+                    unreadable[file] = result
                 else:
                     images.append(result.pixels)
-                    ranges.append(result.deep_range)
-            if images and (skip_bad or not (bad or self.closed)):
+                    deep_ranges.append(result.deep_range)
+                    readable_indices.append(index)
+                index += 1
+            # After an unreadable image, read the others only to list all that are unreadable.
+            will_raise = bool(unreadable) and not skip_bad
+            if images and not will_raise:
                 yield torch.stack(images)
-        report_bad({**self.closed, **bad}, len(self) - len(bad), self.folder, skip_bad)
-        warn_of_unused_bits(ranges, self.folder)
-        self.keep([i for i, file in enumerate(self.files) if file not in bad])
+
+        report_unreadable(unreadable, len(readable_indices), self.folder, skip_bad)
+        warn_of_unused_bits(deep_ranges, self.folder)
+        self.keep(readable_indices)
 
 
-def report_bad(bad: dict[Path, str], good: int, folder: Path, skip: bool) -> None:
-    """Print which images of a folder cannot be read, and why.
+def _label_by_folder(files: Sequence[Path]) -> tuple[tuple[str, ...], Tensor]:
+    """Return the classes of image files, and their labels (N,) int64.
 
-    Raises:
-        UserError: unless `skip` is set and there are `good` others.
+    The class of a file is its uppermost folder. A file outside any folder has the label -1.
     """
-    if not bad:
-        return
-    listed = [f"{printable(file)} ({reason})" for file, reason in bad.items()][:3]
-    if len(bad) > 3:
-        listed.append("...")
-    count = f"{len(bad)} of {len(bad) + good} images in {printable(folder)} cannot be read"
-    message = f"{count}: {'; '.join(listed)}"
-    require(skip, f"{message}. Mend or remove them, or give --skip-bad-images")
-    require(good > 0, message)
-    print_line(f"left out: {message}")
+    # Make each name once for its folder, because a folder may have millions of files.
+    class_of_folder = {}
+    for file in files:
+        if len(file.parts) > 1 and file.parts[0] not in class_of_folder:
+            class_of_folder[file.parts[0]] = name_class(file.parts[0])
+    classes = tuple(sorted(set(class_of_folder.values())))
+    index_of_class = {name: i for i, name in enumerate(classes)}
 
-
-def warn_of_unused_bits(ranges: Sequence[tuple[int, int] | None], folder: Path) -> bool:
-    """Print a warning if all 16-bit images use only a small part of their range.
-
-    Args:
-        ranges: lowest and highest value of each image of a folder; None for 8 bits.
-
-    Returns:
-        Whether there was a reason to warn.
-    """
-    deep = [values for values in ranges if values is not None]
-    if not deep:
-        return False
-    low = min(low for low, _ in deep)
-    high = max(high for _, high in deep)
-    suggested = suggest_pixel_range(low, high)
-    if suggested is None:
-        return False
-    print_line(
-        f"warning: {len(deep)} of {len(ranges)} images in {printable(folder)} have 16 bits, but "
-        f"use only the values {low} to {high}, which leaves them hardly any contrast. "
-        "--pixel-range {0:g}:{1:g} makes {0:g} black and {1:g} white".format(*suggested)
-    )
-    return True
-
-
-def _describe_suffixes(counts: Counter[str]) -> str:
-    """Such as "12 .heic (not a format that is read here: convert them), 3 .txt"."""
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    listed = []
-    for suffix, count in ordered[:SHOWN]:
-        kind = printable(suffix) if suffix else "without a suffix"
-        advice = " (not a format that is read here: convert them)"
-        listed.append(f"{count:,} {kind}{advice if suffix in OTHER_IMAGES else ''}")
-    rest = sum(count for _, count in ordered[SHOWN:])
-    if rest:
-        listed.append(f"{plural(rest, 'file')} of other kinds")
-    return ", ".join(listed)
-
-
-def _describe_folders(folders: Sequence[Path], kind: str) -> str:
-    """Such as "2 hidden folders (a/.b, .c)"."""
-    names = [printable(folder) for folder in folders[:SHOWN]]
-    if len(folders) > SHOWN:
-        names.append("...")
-    return f"{plural(len(folders), kind)} ({', '.join(names)})"
+    labels = []
+    for file in files:
+        if len(file.parts) > 1:
+            labels.append(index_of_class[class_of_folder[file.parts[0]]])
+        else:
+            labels.append(-1)
+    return classes, torch.tensor(labels)

@@ -1,4 +1,4 @@
-"""The order of an epoch, and batches that are read ahead while the device computes."""
+"""The order of an epoch, and loaders of its images or of their views."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from utils.philox import permutation
 
-AHEAD = 4  # batches that are read ahead, each by a thread
+BATCHES_AHEAD = 4  # batches that are read in advance, each by its own thread
 
 
 class _ResumesByTrainer:
-    """Tells Lightning that a resume in mid-epoch is exact.
+    """Tells Lightning that training can resume exactly in the middle of an epoch.
 
-    There is nothing to keep: the Trainer knows which batch comes next, and is asked for it.
+    Lightning looks for these two methods. The state is empty, because the Trainer itself knows
+    which batch comes next, and `EpochSampler.batches_done` asks it.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -29,23 +30,24 @@ class _ResumesByTrainer:
 
 @dataclass(eq=False)
 class EpochSampler(_ResumesByTrainer):
-    """Batches of indices in an order that is a pure function of (seed, epoch).
+    """Batches of indices, in an order that is a pure function of (seed, epoch).
 
-    The last partial batch of an epoch is dropped. With several processes, each gets its share of
-    each batch.
+    The last partial batch of an epoch is dropped. Each process of a run gets its share of each
+    batch.
 
     Iterating yields (batch_size / accumulate / world_size,) int64 tensors on `device`.
 
     Args:
-        n: images in the data set.
-        batch_size: images that an optimizer step sees, over all processes.
-        seed: of the order.
-        epoch: gives the epoch, from 0; called when the first batch is asked for.
-        device: of the indices.
-        batches_done: gives the number of batches of this epoch that a resumed run was trained on
-            already; called when the first batch is asked for.
-        rank, world_size: this process and the number of processes.
-        accumulate: equal parts in which each batch of `batch_size` comes, one after the other.
+        n: number of images in the data set.
+        batch_size: images in an optimizer step, over all processes.
+        seed: seed of the order.
+        epoch: returns the epoch, from 0. It is called when the first batch is requested.
+        device: device of the indices.
+        batches_done: returns how many batches of this epoch a resumed run has already trained on.
+            It is called when the first batch is requested.
+        rank: number of this process.
+        world_size: number of processes.
+        accumulate: number of equal parts in which each batch of `batch_size` is yielded.
     """
 
     n: int
@@ -60,57 +62,99 @@ class EpochSampler(_ResumesByTrainer):
 
     @property
     def dataset(self) -> range:
-        """The images by index: Lightning asks a loader for its data set's length."""
+        """The indices of all images. Lightning asks a loader for the length of its data set."""
         return range(self.n)
 
     def __len__(self) -> int:
-        return self.n // self.batch_size * self.accumulate
+        full_batches = self.n // self.batch_size
+        return full_batches * self.accumulate
 
     def __iter__(self) -> Iterator[Tensor]:
         order = permutation(self.n, self.epoch(), seed=self.seed, device=self.device)
-        size = self.batch_size // self.accumulate
-        batches = order[: len(self) * size].split(size)
-        for batch in batches[self.batches_done() :]:
-            yield batch[self.rank :: self.world_size]
+        part_size = self.batch_size // self.accumulate
+        parts = order[: len(self) * part_size].split(part_size)
+        for part in parts[self.batches_done() :]:
+            yield part[self.rank :: self.world_size]
 
 
 @dataclass(eq=False)
 class PrefetchLoader(_ResumesByTrainer):
-    """The batches of an epoch with their images, read ahead by threads.
+    """The batches of an epoch with their images, which threads read in advance.
 
     Iterating yields indices (B,) and images (B, 3, C, C) uint8.
 
-    Threads, not a DataLoader's worker processes: those would inherit the lock of the run's folder and hold it after
-    this process was killed, get the signals that are meant for the run, and need a batch's size in /dev/shm.
+    These are threads and not the worker processes of a DataLoader. Worker processes would inherit
+    the lock of the run's folder and hold it after this process is killed. They would receive the
+    signals that are meant for the run, and they would need /dev/shm for each batch.
+
+    Args:
+        batches: the indices of each batch.
+        images: (N, 3, C, C) uint8 on the CPU, in most cases a memory map.
+        pin: read into page-locked memory, from which a GPU copies in the background.
     """
 
     batches: EpochSampler
-    images: Tensor  # (N, 3, C, C) uint8 on the CPU, mostly a memory map
-    pin: bool  # read into page-locked memory, from which a GPU copies in the background
+    images: Tensor
+    pin: bool
 
     @property
     def dataset(self) -> range:
-        """The images by index, as of `EpochSampler`."""
+        """The indices of all images, as in `EpochSampler`."""
         return self.batches.dataset
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # A generator: nothing runs before the first `next`. A Trainer makes its iterator before it restores epoch and
-        # step of a resumed run, for which the sampler asks.
-        waiting: deque[tuple[Tensor, Future[Tensor]]] = deque()
-        with ThreadPoolExecutor(AHEAD) as pool:
+        # This is a generator, so nothing here runs before the first `next`. A Trainer makes its
+        # iterator before it restores the epoch and the step of a resumed run, and the sampler
+        # needs both.
+        pending: deque[tuple[Tensor, Future[Tensor]]] = deque()
+        image_shape = self.images.shape[1:]
+        with ThreadPoolExecutor(BATCHES_AHEAD) as pool:
             for indices in self.batches:
-                # allocated by this thread: each thread that allocates keeps some memory for itself
-                out = torch.empty(
-                    len(indices), *self.images.shape[1:], dtype=torch.uint8, pin_memory=self.pin
+                # The main thread allocates, because each thread that allocates keeps some memory.
+                buffer = torch.empty(
+                    len(indices), *image_shape, dtype=torch.uint8, pin_memory=self.pin
                 )
-                waiting.append(
-                    (indices, pool.submit(torch.index_select, self.images, 0, indices, out=out))
-                )
-                if len(waiting) > AHEAD:
-                    first, reading = waiting.popleft()
-                    yield first, reading.result()
-            for first, reading in waiting:
-                yield first, reading.result()
+                reading = pool.submit(torch.index_select, self.images, 0, indices, out=buffer)
+                pending.append((indices, reading))
+                if len(pending) > BATCHES_AHEAD:
+                    oldest_indices, oldest_reading = pending.popleft()
+                    yield oldest_indices, oldest_reading.result()
+            for indices, reading in pending:
+                yield indices, reading.result()
+
+
+class ViewsLoader:
+    """The batches of views of a data set, for training without a Trainer.
+
+    Iterating yields V views (B, 3, S, S) float32. Each iteration is the next epoch, with
+    other views of the images.
+
+    Args:
+        n: number of images in the data set.
+        batch_size: B.
+        seed: seed of the order.
+        device: device of the indices.
+        make_views: returns the views of the images at some indices (B,) in an epoch (from 0).
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        make_views: Callable[[Tensor, int], list[Tensor]],
+    ) -> None:
+        self.make_views = make_views
+        self.epoch = -1  # the first iteration makes it 0
+        self.sampler = EpochSampler(n, batch_size, seed, epoch=lambda: self.epoch, device=device)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        self.epoch += 1
+        return (self.make_views(indices, self.epoch) for indices in self.sampler)

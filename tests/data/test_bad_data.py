@@ -1,4 +1,4 @@
-"""Damaged, forged and hostile files of CIFAR-10: one line on stderr, status 2, none of their code run."""
+"""Damaged and hostile files of CIFAR-10 are refused in one line. None of their code is run."""
 
 import hashlib
 import io
@@ -44,29 +44,28 @@ FORGED: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", BATCHES)
+@pytest.mark.parametrize("case", BATCHES)
 def test_a_bad_batch(
-    what: str, cifar10_dir: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, cifar10_dir: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
-    make, answer = BATCHES[what]
+    make, answer = BATCHES[case]
     content = make((cifar10_dir / CIFAR_FOLDER / "data_batch_2").read_bytes())
     (root / CIFAR_FOLDER / "data_batch_2").write_bytes(content)
     status, out, err = program(*SMALL, "--dataset", "cifar10", "--data-dir", "data")
     assert status == 2 and is_announcement(out) and err.count("\n") == 1 and answer in err
-    assert (root / CIFAR_FOLDER / "data_batch_2").read_bytes() == content and os.listdir(
-        tmp_path
-    ) == ["data"]
+    assert (root / CIFAR_FOLDER / "data_batch_2").read_bytes() == content
+    assert os.listdir(tmp_path) == ["data"]
 
 
-@pytest.mark.parametrize("what", FORGED)
+@pytest.mark.parametrize("case", FORGED)
 def test_a_batch_with_a_forged_md5_runs_no_code(
-    what: str, cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
-    make, answer = FORGED[what]
+    make, answer = FORGED[case]
     (root / CIFAR_FOLDER / "data_batch_2").write_bytes(make())
     md5 = hashlib.md5(make()).hexdigest()  # as if somebody had found a collision
     files = [[name, md5 if name == "data_batch_2" else known] for name, known in CIFAR10.train_list]
@@ -123,23 +122,17 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", ARCHIVES)
+@pytest.mark.parametrize("case", ARCHIVES)
 def test_a_bad_archive_with_the_right_checksum(
-    what: str, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fetched by hand and named by its path, as the message recommends."""
+    """The archive is a local file, as the message about a failed download recommends."""
     monkeypatch.chdir(tmp_path)
-    make, answer = ARCHIVES[what]
+    make, answer = ARCHIVES[case]
     (tmp_path / "archive").write_bytes(make())
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(make()).hexdigest())
-    flags = [
-        "--dataset",
-        "cifar10",
-        "--data-dir",
-        "data",
-        "--data-url",
-        (tmp_path / "archive").as_uri(),
-    ]
+    url = (tmp_path / "archive").as_uri()
+    flags = ["--dataset", "cifar10", "--data-dir", "data", "--data-url", url]
     status, out, err = program(*SMALL, *flags)
     assert status == 2 and is_announcement(out) and err.count("\n") == 1 and answer in err, err
     assert not list(tmp_path.rglob("*evil*")) and not Path("/tmp/evil_of_simsiam").exists()

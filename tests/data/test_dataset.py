@@ -1,4 +1,4 @@
-"""simsiam/data/__init__.py and dataset.py: which data sets there are, their statistics, where their images live."""
+"""simsiam/data/__init__.py and dataset.py: the registry, options, statistics and devices."""
 
 import os
 from pathlib import Path
@@ -17,13 +17,11 @@ from utils.device import free_memory
 from utils.errors import UserError
 
 
-def test_the_options_name_the_data_sets_that_there_are() -> None:
+def test_options_and_registry_have_the_same_data_sets() -> None:
     assert set(get_args(Dataset)) == DATASETS.keys()
-    assert DATASETS.keys() - set(CUSTOM_DATASETS) == {
-        "cifar10",
-        "cifar100",
-        "patterns",
-    }  # of all others a run keeps the folder
+    # A run keeps the folder of all data sets but these.
+    published = DATASETS.keys() - set(CUSTOM_DATASETS)
+    assert published == {"cifar10", "cifar100", "patterns"}
     with pytest.raises(UserError, match=r"--dataset mnist: should be 'cifar10', .*'arrays'"):
         make_options(dataset="mnist")
 
@@ -42,9 +40,9 @@ def test_paths_of_any_kind_are_held_as_strings(tmp_path: Path) -> None:
         assert images.data_dir == images.cache_dir == text
     data = ViewsDataModule("patterns", data_dir=tmp_path, cache_dir=tmp_path, batch_size=8)
     assert data.options.data_dir == str(tmp_path)
-    for wrong in (3, ["a"]):
+    for value in (3, ["a"]):
         with pytest.raises(UserError, match=r"--data-dir .*should be a valid string"):
-            make_options(data_dir=wrong)
+            make_options(data_dir=value)
 
 
 def test_a_pair_of_numbers_is_a_range() -> None:
@@ -53,23 +51,24 @@ def test_a_pair_of_numbers_is_a_range() -> None:
         assert options.pixel_range == "0:4095" and options.pixel_limits == (0, 4095)
 
 
-def test_placeholders_are_as_many_as_the_images_will_be(
+def test_placeholders_have_the_sizes_of_the_data_set(
     cifar10_dir: Path, photos: Path, tmp_path: Path
 ) -> None:
     for name, classes in (("cifar10", 10), ("cifar100", 100)):
-        train, test = make_placeholders(DataOptions(name, str(tmp_path), train_images=60)) or (
-            (),
-            (),
-        )
+        splits = make_placeholders(DataOptions(name, str(tmp_path), train_images=60))
+        assert splits is not None
+        train, test = splits
         assert (len(train), len(test), len(train.classes), train.side) == (60, 10_000, classes, 32)
-    train, test = make_placeholders(DataOptions("folder", str(photos), image_size=112)) or ((), ())
+    splits = make_placeholders(DataOptions("folder", str(photos), image_size=112))
+    assert splits is not None
+    train, test = splits
     assert (len(train), len(test), len(train.classes), train.side) == (200, 60, 10, 128)
     assert make_placeholders(DataOptions("cifar10", str(cifar10_dir))) is None
     with pytest.raises(UserError, match="has 50000"):
         make_placeholders(DataOptions("cifar10", str(tmp_path), train_images=50_001))
 
 
-def test_statistics_of_many_images_are_those_of_some_spread_evenly(
+def test_statistics_of_many_images_use_an_even_sample(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images = make_patterns(1000)[0]
@@ -85,15 +84,14 @@ def test_free_memory_is_a_part_of_the_machines() -> None:
 
 
 def test_images_that_do_not_fit_stay_on_disk(photos: Path, tmp_path: Path) -> None:
-    spec = DataOptions("folder", str(photos), image_size=32, cache_dir=str(tmp_path / "cache"))
-    prepare_dataset(spec)
-    stays, comes = (
-        place_on_device(load_dataset(spec), torch.device("cpu"), gib)[0] for gib in (0, 1)
-    )
-    assert (
-        stays.on_disk and not comes.on_disk and stays.images.data_ptr() != comes.images.data_ptr()
-    )
-    places = torch.tensor([3, 199, 0, 3])
-    assert torch.equal(stays.images_at(places), comes.images_at(places)) and torch.equal(
-        stays.images, comes.images
-    )
+    cache_dir = str(tmp_path / "cache")
+    data_options = DataOptions("folder", str(photos), image_size=32, cache_dir=cache_dir)
+    prepare_dataset(data_options)
+    cpu = torch.device("cpu")
+    on_disk, _ = place_on_device(load_dataset(data_options), cpu, memory=0)
+    in_memory, _ = place_on_device(load_dataset(data_options), cpu, memory=1)
+    assert on_disk.on_disk and not in_memory.on_disk
+    assert on_disk.images.data_ptr() != in_memory.images.data_ptr()
+    assert torch.equal(on_disk.images, in_memory.images)
+    indices = torch.tensor([3, 199, 0, 3])
+    assert torch.equal(on_disk.images_at(indices), in_memory.images_at(indices))

@@ -13,7 +13,8 @@ import yaml
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, make_placeholders, prepare_dataset
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import ImageDataset, choose_held_out
+from simsiam.data.dataset import ImageDataset
+from simsiam.data.held_out import choose_held_out
 from simsiam.data.synthetic import make_patterns
 from tests.at_steps import start_with_events
 from tests.helpers import SMALL, Program, same_run, start
@@ -46,7 +47,7 @@ def options(photos: Path, tmp_path: Path) -> dict[str, DataOptions]:
 
 
 @pytest.mark.parametrize("name", ["patterns", "arrays", "folder"])
-def test_held_out_images_are_train_images_that_train_lacks(
+def test_imagesare_removed_from_train(
     name: str, options: dict[str, DataOptions], photos: Path
 ) -> None:
     prepare_dataset(options[name])
@@ -60,21 +61,21 @@ def test_held_out_images_are_train_images_that_train_lacks(
 
 def test_a_dry_run_counts_held_out_images(options: dict[str, DataOptions], tmp_path: Path) -> None:
     absent = DataOptions("cifar10", str(tmp_path / "nowhere"), held_out_images=5000)
-    for spec, sizes in ((absent, [45_000, 5_000]), (options["folder"], [150, 50])):
-        splits = make_placeholders(spec)
+    for data_options, sizes in ((absent, [45_000, 5_000]), (options["folder"], [150, 50])):
+        splits = make_placeholders(data_options)
         assert splits is not None
         assert [len(split) for split in splits] == sizes and splits[1].held_out
 
 
-def test_the_held_out_images_depend_on_no_seed() -> None:
-    found = []
+def test_the_imagesdepend_on_no_seed() -> None:
+    images = []
     for seed in (0, 7):
         data = ViewsDataModule(
             "patterns", train_images=200, held_out_images=50, batch_size=10, seed=seed
         )
         data.setup()
-        found.append(data.test.images)
-    assert torch.equal(*found)
+        images.append(data.test.images)
+    assert torch.equal(*images)
 
 
 def test_each_class_is_held_out_by_its_share() -> None:
@@ -91,18 +92,18 @@ def test_each_class_is_held_out_by_its_share() -> None:
     [
         (
             "--held-out-images 200",
-            "--held-out-images 200: must be less than the 200 training images",
+            "--held-out-images 200 must be less than the 200 training images",
         ),
         ("--held-out-images 50 --test-images 9", "--test-images 9: with --held-out-images 50"),
         ("--held-out-images -1", "--held-out-images -1: should be greater"),
         ("--held-out 50", "it is called --held-out-images here"),
     ],
 )
-def test_impossible_numbers_are_refused_in_a_line(
+def test_impossible_numbers_are_refused_in_one_line(
     flags: str, message: str, program: Program, tmp_path: Path
 ) -> None:
-    given = ["--dataset", "patterns", "--train-images", "200", *flags.split()]
-    status, _, err = program(*given)
+    arguments = ["--dataset", "patterns", "--train-images", "200", *flags.split()]
+    status, _, err = program(*arguments)
     assert status == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
@@ -126,7 +127,7 @@ def test_a_run_and_its_evaluations_name_held_out_images(program: Program, tmp_pa
     assert status == 0 and "% on 2,000 test images" in out and "bank of 200" in out
 
 
-def test_a_run_with_test_images_can_be_measured_on_held_out_ones(
+def test_evaluation_can_hold_out_images_after_the_run(
     trained: Path, program: Program, tmp_path: Path
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
@@ -134,7 +135,7 @@ def test_a_run_with_test_images_can_be_measured_on_held_out_ones(
     assert (status, err) == (0, "") and "% on 40 held-out training images" in out
 
 
-def test_a_killed_run_on_held_out_images_resumes_exactly(tmp_path: Path) -> None:
+def test_a_killed_run_on_imagesresumes_exactly(tmp_path: Path) -> None:
     flags = [*FLAGS, "--held-out-images", "50", "--epochs", "4", "--checkpoint-every", "1"]
     flags += ["--conv-init", "torch", "--predictor-lr-scale", "0.5", "--save-dir", str(tmp_path)]
     start(*flags, "--exp-name", "whole").communicate()

@@ -1,4 +1,4 @@
-"""simsiam/data/images.py: every kind of image that a folder may hold, and every way for one to be bad."""
+"""simsiam/data/images.py: each kind of image file, and each way in which a file may be bad."""
 
 import os
 import struct
@@ -27,15 +27,15 @@ def saved(image: Image.Image, path: Path, **options: object) -> torch.Tensor:
 )
 def test_every_format_gives_the_same_picture(suffix: str, tmp_path: Path) -> None:
     options = {"quality": 95} if suffix in ("jpg", "jfif", "webp", "avif") else {}
-    found = saved(picture(), tmp_path / f"a.{suffix}", **options)
-    expected = (
-        torch.from_numpy(np.array(picture())[:, 4:44].copy()).permute(2, 0, 1).float()
-    )  # the central square
-    assert found.shape == (3, 40, 40)
-    assert (found - expected).abs().max() <= (6 if options else 0)
+    pixels = saved(picture(), tmp_path / f"a.{suffix}", **options)
+    central_square = np.array(picture())[:, 4:44].copy()
+    expected = torch.from_numpy(central_square).permute(2, 0, 1).float()
+    tolerance = 6 if options else 0
+    assert pixels.shape == (3, 40, 40)
+    assert (pixels - expected).abs().max() <= tolerance
 
 
-def test_an_image_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
+def test_an_image_of_the_right_size_is_unchanged(tmp_path: Path) -> None:
     noise = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     Image.fromarray(noise.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     assert torch.equal(read_image(tmp_path / "a.png", 32), noise)
@@ -43,13 +43,12 @@ def test_an_image_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
 
 def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
     for mode in ("L", "1", "LA"):
-        found = saved(picture().convert("L").convert(mode), tmp_path / f"{mode}.png")
-        assert (
-            torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and found.std() > 10
-        )
+        pixels = saved(picture().convert("L").convert(mode), tmp_path / f"{mode}.png")
+        assert torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[0], pixels[2])
+        assert pixels.std() > 10
 
 
-def test_sixteen_bits_are_scaled_not_cut_off(tmp_path: Path) -> None:
+def test_16_bits_are_scaled_to_8(tmp_path: Path) -> None:
     grey = np.array(picture().convert("L"))
     eight = saved(Image.fromarray(grey), tmp_path / "8.png")
     for suffix in ("png", "tif"):
@@ -65,19 +64,19 @@ def test_cmyk_palette_and_transparency_become_rgb(tmp_path: Path) -> None:
         ("palette.gif", plain.convert("P", palette=Image.Palette.ADAPTIVE), {}),
         ("alpha.png", Image.merge("RGBA", (*plain.split(), Image.new("L", (40, 40), 128))), {}),
     ):
-        found = saved(image, tmp_path / name, **options)
+        pixels = saved(image, tmp_path / name, **options)
         expected = torch.tensor(RED).float()[:, None, None].expand(3, 40, 40)
-        assert (found - expected).abs().max() <= 4, name
+        assert (pixels - expected).abs().max() <= 4, name
 
 
 def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
     first, second = Image.new("RGB", (40, 40), RED), Image.new("RGB", (40, 40), "blue")
     for name in ("a.gif", "a.webp", "a.png", "a.tif"):
-        found = saved(first, tmp_path / name, save_all=True, append_images=[second])
-        assert found[0].mean() > 150 and found[2].mean() < 60, name
+        pixels = saved(first, tmp_path / name, save_all=True, append_images=[second])
+        assert pixels[0].mean() > 150 and pixels[2].mean() < 60, name
 
 
-def test_exif_says_where_up_is(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     turned = picture((40, 40)).transpose(Image.Transpose.ROTATE_90)
@@ -86,13 +85,14 @@ def test_exif_says_where_up_is(tmp_path: Path) -> None:
 
 
 def tiff_entry(tag: int, kind: int, value: int | bytes) -> bytes:
-    """A value of EXIF data that is stored in its entry: of kind 2 text of three letters, else a number."""
+    """Return an entry of EXIF data: text of three letters (kind 2), or a number."""
     if isinstance(value, bytes):
         return struct.pack("<HHI4s", tag, 2, 4, value)
     return struct.pack("<HHII", tag, kind, 1, value)
 
 
-BROKEN_EXIF = {  # entries, and whether they say how to turn the image
+# For each case the entries, and whether they ask to turn the image.
+BROKEN_EXIF = {
     "text for a resolution": (tiff_entry(0x0112, 3, 6) + tiff_entry(0x011A, 2, b"dpi"), True),
     "a float for a pointer": (tiff_entry(0x0112, 3, 6) + tiff_entry(0x8769, 11, 7), True),
     "a pointer to nowhere": (tiff_entry(0x0112, 3, 6) + tiff_entry(0x8769, 4, 99_999), True),
@@ -104,29 +104,31 @@ BROKEN_EXIF = {  # entries, and whether they say how to turn the image
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-@pytest.mark.parametrize("what", BROKEN_EXIF)
-def test_broken_exif_data_do_not_hide_the_pixels(what: str, suffix: str, tmp_path: Path) -> None:
-    entries, turned = BROKEN_EXIF[what]
+@pytest.mark.parametrize("damage", BROKEN_EXIF)
+def test_broken_exif_data_are_ignored(damage: str, suffix: str, tmp_path: Path) -> None:
+    entries, turned = BROKEN_EXIF[damage]
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, max(1, len(entries) // 12)) + entries + bytes(4)
     image = picture((40, 40))
     options = {"quality": 95} if suffix == "jpg" else {"lossless": True}
     image.save(tmp_path / f"a.{suffix}", exif=exif, **options)
     image.save(tmp_path / f"b.{suffix}", **options)
     with silence_pillow():
-        found = try_to_read(tmp_path / f"a.{suffix}", 40)
-    assert not isinstance(found, str), found
+        result = try_to_read(tmp_path / f"a.{suffix}", 40)
+    assert not isinstance(result, str), result
     expected = read_image(tmp_path / f"b.{suffix}", 40)
-    assert torch.equal(found.pixels, expected.rot90(-1, (1, 2)) if turned else expected)
+    if turned:
+        expected = expected.rot90(-1, (1, 2))
+    assert torch.equal(result.pixels, expected)
 
 
-def test_exif_data_that_are_none_do_not_hide_the_pixels(tmp_path: Path) -> None:
+def test_garbage_instead_of_exif_data_is_ignored(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "a.webp"):
         picture((40, 40)).save(tmp_path / name, exif=b"Exif\0\0garbage")
         assert not isinstance(try_to_read(tmp_path / name, 40), str), name
 
 
 def test_warnings_of_pillow_do_not_reach_the_terminal(tmp_path: Path) -> None:
-    """They are errors in this test suite."""
+    """In this test suite, a warning is an error."""
     palette = picture().convert("P", palette=Image.Palette.ADAPTIVE)
     palette.save(tmp_path / "a.png", transparency=bytes(range(256)))
     picture().save(tmp_path / "b.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01")
@@ -161,7 +163,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     assert [chunk.shape for chunk in folder.read(8)] == [(4, 3, 8, 8)]
 
 
-def test_bad_images_are_counted_and_named_or_left_out(
+def test_bad_images_are_reported_or_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = bad_folder(tmp_path)
@@ -178,23 +180,20 @@ def test_bad_images_are_counted_and_named_or_left_out(
 
 @pytest.mark.parametrize("number", range(7))
 def test_each_bad_image_says_why(number: int, tmp_path: Path) -> None:
-    name, why = list(bad_folder(tmp_path).items())[number]
+    name, reason = list(bad_folder(tmp_path).items())[number]
     for file in tmp_path.iterdir():
         if file.name != name and not file.is_dir():
             file.unlink()
-    for skip in (
-        False,
-        True,
-    ):  # of a folder without a single good image nothing is left to go on with
-        with pytest.raises(UserError, match=rf"1 of 1 images .*{name} \(.*{why}"):
+    # If no image is left, to skip bad images is an error too.
+    for skip in (False, True):
+        with pytest.raises(UserError, match=rf"1 of 1 images .*{name} \(.*{reason}"):
             list(ImageFolder(tmp_path).read(8, skip_bad=skip))
 
 
-@pytest.mark.parametrize(
-    "limit", [900, 1900]
-)  # of 1920: Pillow itself refuses twice its limit, and warns below that
+# The image has 1920 pixels. Pillow itself refuses twice its limit, and below that only warns.
+@pytest.mark.parametrize("limit", [900, 1900])
 @pytest.mark.filterwarnings("ignore:Image size")
-def test_an_image_that_would_fill_the_memory_is_not_decoded(
+def test_a_huge_image_is_not_decoded(
     limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture().save(tmp_path / "a.png")
@@ -213,7 +212,7 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
         ImageFolder(tmp_path / "notes.txt")
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"a.png \(not a file\)"):
         list(ImageFolder(tmp_path).read(8))

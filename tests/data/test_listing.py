@@ -1,4 +1,4 @@
-"""simsiam/data/listing.py: which files of a folder are images, and what is said of the others."""
+"""simsiam/data/listing.py: which files of a folder are images, and messages about the others."""
 
 import os
 import unicodedata
@@ -43,7 +43,7 @@ def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:
     assert "1 folder (dogs) without an image" in folder.describe_skipped()
 
 
-def test_system_folders_and_files_are_no_classes_nor_images(tmp_path: Path) -> None:
+def test_system_folders_and_files_are_skipped(tmp_path: Path) -> None:
     names = ["@eaDir/0.png", "a/@eaDir/0.png", "__MACOSX/a/._0.png", "$RECYCLE.BIN/0.png"]
     names += ["a/._0.png", "a/Thumbs.db", "a/.DS_Store", "a/desktop.ini"]
     folder = put(tmp_path, "a/0.png", *names)
@@ -60,12 +60,12 @@ def test_hidden_folders_and_images_are_counted(tmp_path: Path) -> None:
     assert folder.describe_skipped() == hidden
 
 
-def test_without_an_image_the_error_says_what_there_is(tmp_path: Path) -> None:
+def test_a_folder_without_images_lists_what_is_skipped(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no image in it, but 1 \.heic .*; 1 hidden folder"):
         put(tmp_path, "0.heic", ".old/0.png")
 
 
-def test_links_to_one_folder_are_as_many_folders(tmp_path: Path) -> None:
+def test_each_link_to_a_folder_is_its_own_class(tmp_path: Path) -> None:
     put(tmp_path / "photos", "0.png", "deep/1.png")
     (tmp_path / "set").mkdir()
     for name in ("cats", "dogs"):
@@ -75,7 +75,7 @@ def test_links_to_one_folder_are_as_many_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", [".", "..", "../a"])
-def test_a_link_to_a_folder_above_ends(target: str, tmp_path: Path) -> None:
+def test_a_link_to_a_parent_folder_is_not_followed(target: str, tmp_path: Path) -> None:
     put(tmp_path, "a/0.png", "b/1.png")
     (tmp_path / "b" / "loop").symlink_to(target)
     files = {str(file) for file in ImageFolder(tmp_path).files}
@@ -87,13 +87,13 @@ def test_class_names_of_every_script_are_kept(tmp_path: Path) -> None:
     assert set(put(tmp_path, *(f"{name}/0.png" for name in names)).classes) == {*names}
 
 
-def test_composed_and_decomposed_letters_are_one_class(tmp_path: Path) -> None:
+def test_unicode_forms_of_a_name_are_one_class(tmp_path: Path) -> None:
     names = [unicodedata.normalize(form, "école") for form in ("NFC", "NFD")]
     folder = put(tmp_path, *(f"{name}/0.png" for name in names))
     assert folder.classes == (names[0],) and folder.labels.tolist() == [0, 0]
 
 
-def test_class_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+def test_unprintable_class_names_are_escaped(tmp_path: Path) -> None:
     for name in (b"a\nb", b"caf\xe9"):
         os.mkdir(os.fsencode(tmp_path) + b"/" + name)
         picture().save(tmp_path / os.fsdecode(name) / "0.png")

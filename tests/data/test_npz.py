@@ -1,4 +1,4 @@
-"""simsiam/data/npz.py: images as arrays, and all that may be wrong with them."""
+"""simsiam/data/npz.py and array_conversion.py: images as arrays, and bad arrays."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from simsiam.data.npz import load_arrays
 from tests.helpers import TINY, Program, summary
 from utils.errors import UserError
 
-X, Y = np.random.default_rng(0).integers(0, 256, (30, 12, 12, 3), dtype=np.uint8), np.arange(30) % 3
+X = np.random.default_rng(0).integers(0, 256, (30, 12, 12, 3), dtype=np.uint8)
+Y = np.arange(30) % 3
 
 
 def read(tmp_path: Path, **arrays: Any) -> Splits:
@@ -21,7 +22,7 @@ def read(tmp_path: Path, **arrays: Any) -> Splits:
     return load_arrays(DataOptions("arrays", str(tmp_path / "x.npz")))
 
 
-def test_every_order_of_the_axes_is_the_same_picture(tmp_path: Path) -> None:
+def test_each_order_of_axes_gives_the_same_images(tmp_path: Path) -> None:
     train, test = read(tmp_path, x_train=X, y_train=Y, x_test=X.transpose(0, 3, 1, 2), y_test=Y)
     assert train.images.shape == (30, 3, 12, 12) and torch.equal(train.images[:], test.images[:])
     assert train.classes == ("0", "1", "2") and knn_unavailable_reason(train, test) is None
@@ -35,9 +36,7 @@ def test_every_order_of_the_axes_is_the_same_picture(tmp_path: Path) -> None:
     )
 
 
-def test_the_names_of_medmnist_are_known_and_the_split_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_medmnist_names_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = (Y[:, None] % 2).astype(np.uint8)  # (N, 1)
     for images in (X, X[..., 0]):
         arrays = {}
@@ -53,7 +52,7 @@ def test_the_names_of_medmnist_are_known_and_the_split_is_named(
         assert "training on train_images, testing on test_images\n" in capsys.readouterr().out
 
 
-def test_several_labels_of_an_image_are_none_and_that_is_said(
+def test_several_labels_per_image_are_not_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     several = np.zeros((30, 14), np.uint8)  # as of MedMNIST's chests
@@ -68,8 +67,8 @@ def test_only_labels_that_occur_are_classes(program: Program, tmp_path: Path) ->
     train, test = read(tmp_path, x_train=X, y_train=numbers[Y], x_test=X[:9], y_test=numbers[Y[:9]])
     assert train.classes == test.classes == ("0", "5000", "1000000000000000")
     assert train.labels.tolist() == Y.tolist() and test.labels.tolist() == Y[:9].tolist()
-    given = ("--dataset", "arrays", "--data-dir", str(tmp_path / "x.npz"), "--batch-size", "10")
-    assert program(*TINY, *given)[0] == 0
+    flags = ("--dataset", "arrays", "--data-dir", str(tmp_path / "x.npz"), "--batch-size", "10")
+    assert program(*TINY, *flags)[0] == 0
     run = tmp_path / "runs" / "simsiam_arrays"
     finetune = ("finetune", "--epochs", "1", "--label-fraction", "1")
     for command, *flags in (("knn",), ("linear",), finetune, ("report",), ("embed",)):
@@ -78,7 +77,7 @@ def test_only_labels_that_occur_are_classes(program: Program, tmp_path: Path) ->
     assert summary(run / "results" / "knn")["per_class"].keys() == {*train.classes}
 
 
-def test_names_belong_to_the_numbers_of_the_labels(tmp_path: Path) -> None:
+def test_class_names_are_indexed_by_label(tmp_path: Path) -> None:
     names = np.array([f"class {i}" for i in range(5001)])
     labels = np.where(Y == 0, 5000, Y)
     train, _ = read(tmp_path, x_train=X, y_train=labels, classes=names)
@@ -86,25 +85,21 @@ def test_names_belong_to_the_numbers_of_the_labels(tmp_path: Path) -> None:
     assert train.names(train.labels.tolist()) == names[labels].tolist()
 
 
-def test_what_arrays_lack_is_said(tmp_path: Path) -> None:
+def test_missing_arrays_turn_knn_off(tmp_path: Path) -> None:
     assert knn_unavailable_reason(*read(tmp_path, x_train=X)) == "no labels"
     assert knn_unavailable_reason(*read(tmp_path, x_train=X, y_train=Y)) == "no test images"
-    assert (
-        knn_unavailable_reason(*read(tmp_path, x_train=X, y_train=Y, x_test=X))
-        == "no labels of the test images"
-    )
-    assert (
-        knn_unavailable_reason(*read(tmp_path, x_train=X, y_train=0 * Y, x_test=X, y_test=0 * Y))
-        == "one class only"
-    )
+    splits = read(tmp_path, x_train=X, y_train=Y, x_test=X)
+    assert knn_unavailable_reason(*splits) == "no labels of the test images"
+    splits = read(tmp_path, x_train=X, y_train=0 * Y, x_test=X, y_test=0 * Y)
+    assert knn_unavailable_reason(*splits) == "one class only"
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
         ({"images": X, "labels": Y}, "no x_train or train_images in it; there are images, labels"),
         ({"x_train": X, "y_train": Y, "classes": np.array(["a", "b", "a"])}, "more than once"),
-        ({"x_train": X.astype(np.float32)}, "is float32: images are uint8"),
+        ({"x_train": X.astype(np.float32)}, "is float32, but images are uint8"),
         ({"x_train": X[:, :8]}, r"shape \(30, 8, 12, 3\)"),
         ({"x_train": X[0, 0]}, "shape"),
         ({"x_train": X[:0]}, "has no image"),
@@ -121,16 +116,18 @@ def test_what_arrays_lack_is_said(tmp_path: Path) -> None:
         ({"x_train": np.array([X, None], dtype=object)}, "plain arrays"),
     ],
 )
-def test_bad_arrays_are_answered_in_one_line(
-    arrays: dict[str, Any], said: str, tmp_path: Path
+def test_bad_arrays_are_refused_in_one_line(
+    arrays: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         read(tmp_path, **arrays)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 and no more", None])
-def test_what_is_no_npz_is_said(content: bytes | None, program: Program, tmp_path: Path) -> None:
+def test_other_files_than_npz_are_refused(
+    content: bytes | None, program: Program, tmp_path: Path
+) -> None:
     if content is None:
         np.save(tmp_path / "x.npy", X)
         content = (tmp_path / "x.npy").read_bytes()
@@ -140,12 +137,10 @@ def test_what_is_no_npz_is_said(content: bytes | None, program: Program, tmp_pat
     assert program(*TINY, "--dataset", "arrays", "--data-dir", str(tmp_path))[0] == 2
 
 
-def test_views_larger_than_the_images_are_refused_and_smaller_ones_are_crops(
-    program: Program, tmp_path: Path
-) -> None:
+def test_image_size_may_not_exceed_the_images(program: Program, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x_train=X)
-    given = ("--dataset", "arrays", "--data-dir", str(tmp_path / "x.npz"), "--batch-size", "10")
-    status, _, err = program(*TINY, *given, "--image-size", "32")
+    flags = ("--dataset", "arrays", "--data-dir", str(tmp_path / "x.npz"), "--batch-size", "10")
+    status, _, err = program(*TINY, *flags, "--image-size", "32")
     assert status == 2 and "12 pixels wide" in err
-    status, out, err = program(*TINY, *given, "--image-size", "8")
+    status, out, err = program(*TINY, *flags, "--image-size", "8")
     assert (status, err) == (0, "") and "views of 8 x 8 pixels from 12 x 12" in out

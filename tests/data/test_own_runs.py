@@ -1,4 +1,4 @@
-"""Runs on one's own images: which images they were is remembered, and nothing is taken for something else."""
+"""Runs on your own images: a run remembers its images, and other images are not taken for them."""
 
 import os
 from pathlib import Path
@@ -30,7 +30,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def test_a_finished_run_on_another_folder_is_not_taken_for_this_one(
+def test_a_finished_run_on_other_images_is_refused(
     photos: Path,
     others: Path,
     own: Program,
@@ -42,7 +42,7 @@ def test_a_finished_run_on_another_folder_is_not_taken_for_this_one(
     )
 
 
-def test_no_run_goes_on_from_a_checkpoint_of_other_images(
+def test_a_checkpoint_of_other_images_is_refused(
     photos: Path,
     others: Path,
     own: Program,
@@ -75,7 +75,7 @@ def test_a_report_tells_runs_on_different_images_apart(
     assert f"images of {photos.name}" in out and f"images of {others.name}" in out
 
 
-def test_the_images_of_a_run_are_never_others_that_lie_in_data(
+def test_an_evaluation_uses_the_images_of_the_run(
     own_run: Path,
     others: Path,
     program: Program,
@@ -107,8 +107,9 @@ def test_a_run_is_exported_after_its_photos_have_moved(
         file = run / "results" / f"export_{format}" / "backbone.safetensors"
         images = torch.randn(2, 3, 32, 32)
         assert torch.equal(load_backbone(file)(images), backbone(images))
-    given = ("--data-dir", str(tmp_path / "nowhere"), "--overwrite")  # what is asked for is needed
-    status, _, err = program("export", str(run), *given)
+    # A folder that is given explicitly must exist.
+    arguments = ("--data-dir", str(tmp_path / "nowhere"), "--overwrite")
+    status, _, err = program("export", str(run), *arguments)
     assert status == 2 and err.count("\n") == 1 and "no such folder" in err
 
 
@@ -123,7 +124,7 @@ def test_an_export_downloads_nothing(
 
 
 @pytest.mark.parametrize("command", ["embed", "report"])
-def test_what_needs_no_train_images_goes_without_them(
+def test_commands_without_train_images_do_not_need_them(
     command: str, own: Program, program: Program, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "photos", patterns(60))
@@ -134,20 +135,20 @@ def test_what_needs_no_train_images_goes_without_them(
     assert (status, err) == (0, "")
 
 
-def test_a_name_that_is_no_text_is_a_name(own: Program, tmp_path: Path) -> None:
+def test_a_file_name_may_be_any_bytes(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(60))
     first = next((tmp_path / "photos" / "train").rglob("*.png"))
     os.rename(first, os.fsencode(first.parent) + b"/\xff\xfe.png")
     assert own(tmp_path / "photos")[0] == 0
 
 
-def test_test_images_alone_are_nothing_to_train_on(own: Program, tmp_path: Path) -> None:
+def test_a_run_needs_a_readable_train_image(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(20), "val/{name}/{i}.png")
     for folder in (tmp_path / "photos" / "val").iterdir():
         (tmp_path / "photos" / "train" / folder.name).mkdir(parents=True)
         (tmp_path / "photos" / "train" / folder.name / "1.png").write_text("no image")
     status, _, err = own(tmp_path / "photos", "--skip-bad-images")
-    assert status == 2 and err.count("\n") == 1 and "of the train images none can be read" in err
+    assert status == 2 and err.count("\n") == 1 and "None of the train images" in err
 
 
 def test_a_run_does_not_write_its_pictures_among_the_images(own: Program, tmp_path: Path) -> None:
@@ -156,46 +157,25 @@ def test_a_run_does_not_write_its_pictures_among_the_images(own: Program, tmp_pa
     assert status == 2 and err.count("\n") == 1 and "its pictures would be taken for images" in err
 
 
-def test_two_processes_read_their_own_parts_of_a_streamed_folder(
-    photos: Path, tmp_path: Path
-) -> None:
-    flags = [
-        *TINY,
-        "--dataset",
-        "folder",
-        "--data-dir",
-        str(photos),
-        "--image-size",
-        "32",
-        "--learning-rate",
-        "0.001",
-    ]
+def test_two_processes_share_a_streamed_folder(photos: Path, tmp_path: Path) -> None:
+    flags = [*TINY, "--dataset", "folder", "--data-dir", str(photos), "--image-size", "32"]
+    flags += ["--learning-rate", "0.001"]
     flags += ["--cache-dir", str(tmp_path / "cache"), "--save-dir", str(tmp_path / "runs")]
     alone = start(*flags, "--exp-name", "one")
     for process in (alone, *start_pair(*flags, "--exp-name", "two", "--data-memory", "0")):
         assert process.communicate()[1] == "" and process.returncode == 0
-    ((one,), (two,)) = (rows(tmp_path / "runs" / name) for name in ("one", "two"))
-    assert one["step"] == two["step"] and one["train_loss"] == pytest.approx(
-        two["train_loss"], abs=5e-4
-    )
+    (one,) = rows(tmp_path / "runs" / "one")
+    (two,) = rows(tmp_path / "runs" / "two")
+    assert one["step"] == two["step"]
+    assert one["train_loss"] == pytest.approx(two["train_loss"], abs=5e-4)
     assert one["kNN_accuracy"] == pytest.approx(two["kNN_accuracy"], abs=4)  # of 60 test images
 
 
-def test_a_dry_run_tells_of_several_devices(program: Program) -> None:
-    few = (
-        "--dataset",
-        "patterns",
-        "--train-images",
-        "100",
-        "--test-images",
-        "10",
-        "--knn-k",
-        "5",
-        *TINY[:-4],
-    )
-    status, out, err = program(
-        *few, "--devices", "2", "--epochs", "1", "--dry-run", "--accelerator", "cpu"
-    )
+def test_a_dry_run_prints_the_number_of_devices(program: Program) -> None:
+    flags = ["--dataset", "patterns", "--train-images", "100", "--test-images", "10"]
+    flags += ["--knn-k", "5", *TINY[:-4]]
+    flags += ["--devices", "2", "--epochs", "1", "--dry-run", "--accelerator", "cpu"]
+    status, out, err = program(*flags)
     assert (status, err) == (0, "") and "2 x cpu" in out
 
 
@@ -209,7 +189,10 @@ def train_narrow(args: list[str]) -> int:
 
 
 def test_a_narrow_network_takes_large_images() -> None:
-    """oneDNN's backward of a 1x1 convolution of stride 2 corrupts memory, of few channels in channels_last."""
+    """In channels_last, oneDNN's backward of a 1x1 convolution of stride 2 corrupts memory.
+
+    This happens with few channels.
+    """
     for process in [Started(train_narrow, [width]) for width in ("4", "8")]:
         process.communicate()
         assert process.returncode == 0

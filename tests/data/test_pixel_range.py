@@ -1,4 +1,4 @@
-"""`--pixel-range`: images whose pixels use a part of their bits are noticed, and scaled if asked."""
+"""`--pixel-range`: images that use few of their bits are noticed, and scaled on request."""
 
 import struct
 import zlib
@@ -63,11 +63,11 @@ def colour_tiff(pixels: np.ndarray, order: str) -> bytes:
 def prepare(folder: Path, **options: object) -> torch.Tensor:
     """The decoded images of a folder."""
     cache = folder.parent / "cache"
-    spec = make_options(
+    data_options = make_options(
         dataset="folder", data_dir=folder, image_size=40, cache_dir=cache, **options
     )
-    prepare_dataset(spec)
-    return load_dataset(spec)[0].images[:]
+    prepare_dataset(data_options)
+    return load_dataset(data_options)[0].images[:]
 
 
 @pytest.fixture
@@ -132,11 +132,11 @@ def test_dark_images_of_8_bits_are_named(folder: Path, capsys: Printed) -> None:
     Image.fromarray(dark).save(folder / "0.png")
     assert prepare(folder).max() < 16
     out = capsys.readouterr().out
-    assert f"only the values {dark.min()} to 15 of 255" in out and ":15 makes" in out
+    assert f"only the values {dark.min()} to 15. Pass --pixel-range {dark.min()}:15 to" in out
     assert prepare(folder, pixel_range="0:15").max() == 255
     assert "warning" not in capsys.readouterr().out
     prepare(folder, pixel_range="0:200")
-    assert "Is --pixel-range 0:200 the right one?" in capsys.readouterr().out
+    assert "Check whether --pixel-range 0:200 is right." in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- scaled
@@ -163,7 +163,7 @@ def test_floats_and_negative_values_need_a_range(
     pixels: np.ndarray, limits: tuple[int, int], folder: Path
 ) -> None:
     Image.fromarray(pixels).save(folder / "0.tif")
-    with pytest.raises(UserError, match="have no known scale: give --pixel-range LOW:HIGH"):
+    with pytest.raises(UserError, match="have no known scale: pass --pixel-range LOW:HIGH"):
         prepare(folder)
     scaled = prepare(folder, pixel_range=limits)
     assert torch.equal(scaled[0], read_image_of(GREY, folder))
@@ -172,13 +172,13 @@ def test_floats_and_negative_values_need_a_range(
 def test_arrays_of_other_numbers_are_scaled(tmp_path: Path, capsys: Printed) -> None:
     file = tmp_path / "x.npz"
     np.savez(file, x_train=of_bits(GREY, 12)[None], x_test=of_bits(GREY, 12)[None])
-    with pytest.raises(UserError, match=r"is uint16: images are uint8.*--pixel-range LOW:HIGH"):
+    with pytest.raises(UserError, match=r"is uint16, but images are uint8.*--pixel-range LOW:HIGH"):
         load_dataset(DataOptions("arrays", file))
     for split in load_dataset(DataOptions("arrays", file, pixel_range="0:4095")):
         assert torch.equal(split.images[0, 0], torch.from_numpy(GREY))
     np.savez(file, x_train=(GREY % 17)[None])  # as scikit-learn's digits
     load_dataset(DataOptions("arrays", file))
-    assert ":16 makes" in capsys.readouterr().out
+    assert ":16 to make" in capsys.readouterr().out
 
 
 def test_a_run_and_what_follows_use_one_range(
@@ -190,22 +190,22 @@ def test_a_run_and_what_follows_use_one_range(
         Image.fromarray(noise).save(folder / f"{i:02d}.png")
     assert own(folder, "--pixel-range", "0:4095")[0] == 0
     run = str(tmp_path / "runs" / "simsiam_folder")
-    found = []
+    features = []
     for name, flags in (("a", []), ("b", ["--images", str(folder)])):
         status, out, err = program("embed", run, "--results-dir", str(tmp_path / name), *flags)
         assert (status, err) == (0, "") and "decoded" not in out and "warning" not in out
-        found.append(np.load(tmp_path / name / "embed" / "features.npz")["features"])
-    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+        features.append(np.load(tmp_path / name / "embed" / "features.npz")["features"])
+    np.testing.assert_allclose(features[0], features[1], atol=1e-6)
     assert summary(tmp_path / "a" / "embed")["settings"]["pixel_range"] is None  # the run's
 
 
 @pytest.mark.parametrize("text", ["0", "3:2", "a:b", "0:inf", "nan:1", "1:1", "1:2:3", ":"])
-def test_what_is_no_range_is_answered_in_one_line(text: str, own: Program, folder: Path) -> None:
+def test_malformed_pixel_ranges_are_refused(text: str, own: Program, folder: Path) -> None:
     picture().save(folder / "0.png")
     status, _, err = own(folder, f"--pixel-range={text}")
     assert status == 2 and err.count("\n") == 1 and f"--pixel-range {text}: LOW:HIGH" in err
 
 
-def test_a_range_is_refused_where_it_means_nothing(program: Program) -> None:
+def test_pixel_range_is_refused_for_cifar10(program: Program) -> None:
     status, _, err = program("--pixel-range", "0:4095")
     assert status == 2 and "--pixel-range 0:4095: not for cifar10" in err

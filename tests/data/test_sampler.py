@@ -19,7 +19,7 @@ def make_sampler(n: int, done: int = 0) -> EpochSampler:
     )
 
 
-def test_an_epoch_shuffles_all_images_and_drops_the_last_partial_batch() -> None:
+def test_an_epoch_is_a_permutation_without_the_partial_batch() -> None:
     epoch = [0]
     order = EpochSampler(103, 10, seed=0, epoch=lambda: epoch[0], device=torch.device("cpu"))
     first = list(order)
@@ -31,31 +31,29 @@ def test_an_epoch_shuffles_all_images_and_drops_the_last_partial_batch() -> None
 
 
 @pytest.mark.parametrize("done", [0, 2, 6])
-def test_batches_read_ahead_are_those_of_the_sampler_in_its_order(done: int) -> None:
+def test_prefetched_batches_equal_the_samplers(done: int) -> None:
     loader = PrefetchLoader(make_sampler(50, done), IMAGES, pin=False)
     assert len(loader) == 6
     for _ in range(2):
-        batches, expected = list(loader), list(make_sampler(50, done))
-        assert [indices.tolist() for indices, _ in batches] == [
-            indices.tolist() for indices in expected
-        ]
+        batches = list(loader)
+        expected = [indices.tolist() for indices in make_sampler(50, done)]
+        assert [indices.tolist() for indices, _ in batches] == expected
         assert all(torch.equal(images, IMAGES[indices]) for indices, images in batches)
 
 
-def test_what_is_done_is_asked_when_the_first_batch_is_waited_for() -> None:
-    """A Trainer makes its iterator before it has taken up a run's state."""
+def test_batches_done_is_called_at_the_first_batch() -> None:
+    """A Trainer makes its iterator before it restores the state of a run."""
     done = [0]
     sampler = EpochSampler(
         50, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), batches_done=lambda: done[0]
     )
     batches = iter(PrefetchLoader(sampler, IMAGES, pin=False))
     done[0] = 4
-    assert [indices.tolist() for indices, _ in batches] == [
-        indices.tolist() for indices in make_sampler(50, 4)
-    ]
+    expected = [indices.tolist() for indices in make_sampler(50, 4)]
+    assert [indices.tolist() for indices, _ in batches] == expected
 
 
-def test_a_loader_that_nobody_listens_to_ends_its_threads() -> None:
+def test_an_abandoned_loader_ends_its_threads() -> None:
     before = threading.active_count()
     batches = iter(PrefetchLoader(make_sampler(50), IMAGES, pin=False))
     next(batches)
@@ -64,22 +62,22 @@ def test_a_loader_that_nobody_listens_to_ends_its_threads() -> None:
     assert threading.active_count() == before
 
 
-def test_an_error_while_reading_reaches_who_waits() -> None:
+def test_an_error_in_a_thread_is_raised() -> None:
     with pytest.raises(IndexError, match="out of range"):
         list(PrefetchLoader(make_sampler(50), IMAGES[:20], pin=False))
 
 
-def test_views_are_small_in_the_epochs_of_the_schedule_and_full_ones_after() -> None:
+def test_views_follow_the_image_schedule() -> None:
     schedule = ("16:1", "24:2")
     data = ViewsDataModule(
         "patterns", train_images=20, test_images=10, batch_size=4, image_schedule=schedule
     )
     data.setup()
-    places = torch.arange(4)
+    indices = torch.arange(4)
     for epoch, size in enumerate((16, 24, 24, 32, 32)):
         expected = augment(
-            data.train.images_at(places),
-            places,
+            data.train.images_at(indices),
+            indices,
             seed=0,
             epoch=epoch,
             view=1,
@@ -87,16 +85,12 @@ def test_views_are_small_in_the_epochs_of_the_schedule_and_full_ones_after() -> 
             std=data.std,
             size=size,
         )
-        assert torch.equal(data.make_views(places, epoch)[1], expected) and expected.shape == (
-            4,
-            3,
-            size,
-            size,
-        )
+        assert expected.shape == (4, 3, size, size)
+        assert torch.equal(data.make_views(indices, epoch)[1], expected)
 
 
 @pytest.mark.parametrize(
-    ("phase", "why"),
+    ("phase", "message"),
     [
         ("16x2", "PIXELS:EPOCHS"),
         ("16:0", "PIXELS:EPOCHS"),
@@ -104,9 +98,11 @@ def test_views_are_small_in_the_epochs_of_the_schedule_and_full_ones_after() -> 
         ("4:1", "from 8"),
     ],
 )
-def test_a_wrong_schedule_is_refused_in_a_line(phase: str, why: str, program: Program) -> None:
+def test_a_malformed_schedule_is_refused_in_one_line(
+    phase: str, message: str, program: Program
+) -> None:
     status, _, err = program("--dataset", "patterns", "--image-schedule", phase)
-    assert status == 2 and why in err and err.count("\n") == 1
+    assert status == 2 and message in err and err.count("\n") == 1
 
 
 def test_views_are_normalised_with_the_data_sets_own_statistics() -> None:

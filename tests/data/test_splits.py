@@ -1,4 +1,4 @@
-"""simsiam/data/image_folder.py: which folders are training and test images, and that it is said."""
+"""simsiam/data/split_folders.py: the folders of train and test images, and messages about them."""
 
 import os
 import unicodedata
@@ -29,7 +29,7 @@ def load(folder: Path) -> Splits:
 
 
 @pytest.mark.parametrize(
-    ("folders", "said"),
+    ("folders", "message"),
     [
         (("train", "valid", "test"), "training on train/, testing on valid/; not used: test/"),
         (("train", "validation"), "training on train/, testing on validation/"),
@@ -40,33 +40,33 @@ def load(folder: Path) -> Splits:
         (("train", "Training"), "training on train/; not used: Training/"),
     ],
 )
-def test_splits_have_any_usual_name_and_are_named(
-    folders: tuple[str, ...], said: str, tmp_path: Path, capsys: Printed
+def test_splits_may_have_any_usual_name(
+    folders: tuple[str, ...], message: str, tmp_path: Path, capsys: Printed
 ) -> None:
     for i, folder in enumerate(folders):
         put(tmp_path / "photos", *(f"{folder}/a/{j}.png" for j in range(i + 1)))
     train, test = load(tmp_path / "photos")
-    used = said.split("; ")[0].split(", ")
+    used = message.split("; ")[0].split(", ")
     names = [part.split()[-1].rstrip("/") for part in used]
     assert len(train) == folders.index(names[0]) + 1
     assert len(test) == (folders.index(names[1]) + 1 if len(names) > 1 else 0)
-    assert f"photos: {said}\n" in capsys.readouterr().out
+    assert f"photos: {message}\n" in capsys.readouterr().out
 
 
-def test_images_beside_the_splits_are_said_to_be_unused(tmp_path: Path, capsys: Printed) -> None:
+def test_images_next_to_the_splits_are_reported(tmp_path: Path, capsys: Printed) -> None:
     put(tmp_path / "photos", "train/0.png", "loose.png", ".hidden/0.png", "@eaDir/0.png")
     load(tmp_path / "photos")
-    assert "not used: 1 image beside these folders\n" in capsys.readouterr().out
+    assert "not used: 1 image next to these folders\n" in capsys.readouterr().out
 
 
-def test_a_split_without_training_images_is_no_class(own: Program, tmp_path: Path) -> None:
+def test_a_class_named_like_a_split_is_refused(own: Program, tmp_path: Path) -> None:
     put(tmp_path / "photos", "Val/a/0.png", "test/a/0.png")
     status, _, err = own(tmp_path / "photos")
     assert status == 2 and err.count("\n") == 1
-    assert "Val, test: no class, it seems" in err and "there is no train/" in err
+    assert "Val, test in" in err and "looks like a split" in err and "there is no train/" in err
 
 
-def test_forms_of_one_name_are_one_class_in_both_splits(tmp_path: Path) -> None:
+def test_unicode_forms_of_a_name_are_one_class(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "école") for form in ("NFC", "NFD"))
     put(tmp_path / "photos", f"train/{composed}/0.png", "train/zoo/0.png")
     put(tmp_path / "photos", "val/zoo/0.png", f"val/{decomposed}/0.png")
@@ -76,7 +76,7 @@ def test_forms_of_one_name_are_one_class_in_both_splits(tmp_path: Path) -> None:
     assert sorted(test.names(test.labels.tolist())) == sorted(train.classes)
 
 
-def test_what_is_left_out_is_printed_by_each_start(own: Program, tmp_path: Path) -> None:
+def test_each_start_prints_what_is_left_out(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(60))
     (tmp_path / "photos" / "train" / "dots" / "x.heic").write_text("")
     for flags in (("--dry-run",), (), ("--overwrite",)):
@@ -101,9 +101,7 @@ def test_names_of_bad_images_are_escaped(own: Program, program: Program, tmp_pat
         assert (status, err) == (0, "") and "caf\\xe9.jpg (not an image)" in out
 
 
-def test_folders_whose_names_are_no_text_work(
-    own: Program, program: Program, tmp_path: Path
-) -> None:
+def test_folder_names_may_be_any_bytes(own: Program, program: Program, tmp_path: Path) -> None:
     odd = tmp_path / os.fsdecode(b"caf\xe9")
     classes = {"dots": os.fsdecode(b"\xff"), "zigzag": "[bold]", "rings": "new\nline"}
     classes["net"] = ":cat:"  # this and [bold] mean something else to what prints tables

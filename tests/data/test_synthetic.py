@@ -6,7 +6,7 @@ from simsiam.data.synthetic import CLASSES, make_patterns
 from utils.knn import knn_predict
 
 
-def test_patterns_are_the_same_every_time_and_for_every_count() -> None:
+def test_patterns_do_not_depend_on_the_count() -> None:
     images, labels = make_patterns(300)
     assert images.shape == (300, 3, 32, 32) and images.dtype == torch.uint8 and len(CLASSES) == 10
     for count in (300, 40):

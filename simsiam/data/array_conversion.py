@@ -1,0 +1,137 @@
+"""Check the arrays of a data set, and convert them to images, labels and class names."""
+
+from collections import Counter
+
+import numpy as np
+import torch
+
+from simsiam.data.dataset import name_class
+from simsiam.data.pixel_range import PixelRange, scale_pixels
+from utils import distributed
+from utils.console import print_line
+from utils.errors import require
+
+CLASS_NAMES = "classes"  # the array that names the classes
+SCALED_AT_ONCE = 1000  # images: they are converted to float32 while they are scaled
+
+
+def convert_images(
+    where: str, name: str, pixels: np.ndarray, pixel_range: PixelRange
+) -> torch.Tensor:
+    """Return an array of images as (N, 3, S, S) uint8.
+
+    Args:
+        where: name of the file, for error messages.
+        name: name of the array.
+        pixels: (N, S, S, 3), (N, 3, S, S) or (N, S, S).
+        pixel_range: values that become black and white, see `scale_pixels`.
+
+    Raises:
+        UserError: if the array has another type or shape.
+    """
+    if pixel_range is not None and _needs_scaling(pixels, pixel_range):
+        pixels = _scale_images(pixels, pixel_range)
+    require(
+        pixels.dtype == np.uint8,
+        f"{where}: {name} is {pixels.dtype}, but images are uint8, 0 to 255. "
+        "Pass --pixel-range LOW:HIGH to scale them.",
+    )
+    images = torch.from_numpy(pixels)
+    if images.ndim == 3:
+        images = images[:, None]  # (N, 1, S, S)
+    elif images.ndim == 4 and images.shape[3] in (1, 3):
+        images = images.permute(0, 3, 1, 2)
+    is_square = images.ndim == 4 and images.shape[2] == images.shape[3] > 0
+    require(
+        is_square and images.shape[1] in (1, 3),
+        f"{where}: {name} has shape {pixels.shape}. "
+        "Images have the shape (N, S, S, 3), (N, 3, S, S) or (N, S, S).",
+    )
+    return images.expand(-1, 3, -1, -1).contiguous()
+
+
+def _needs_scaling(pixels: np.ndarray, pixel_range: tuple[float, float]) -> bool:
+    """Return whether `pixel_range` applies: to numbers, but to those of 8 bits only below 256."""
+    is_numeric = pixels.dtype.kind in "uif"
+    return is_numeric and (pixels.dtype != np.uint8 or pixel_range[1] < 256)
+
+
+def _scale_images(pixels: np.ndarray, pixel_range: tuple[float, float]) -> np.ndarray:
+    """Scale pixels as `scale_pixels` does, in chunks to save memory."""
+    scaled = np.empty(pixels.shape, np.uint8)
+    for start in range(0, len(pixels), SCALED_AT_ONCE):
+        chunk = slice(start, start + SCALED_AT_ONCE)
+        scaled[chunk] = scale_pixels(pixels[chunk], pixel_range)
+    return scaled
+
+
+def convert_labels(where: str, name: str, labels: np.ndarray, num_images: int) -> np.ndarray | None:
+    """Return an array of labels as (N,) int64, or None if there are several labels for an image.
+
+    Raises:
+        UserError: if the array has another type or shape, or negative labels.
+    """
+    is_integer = labels.dtype.kind in "iu"
+    require(is_integer, f"{where}: {name} is {labels.dtype}, but labels are whole numbers.")
+    if labels.ndim == 2 and labels.shape[0] == num_images and labels.shape[1] > 1:
+        if distributed.rank() == 0:
+            print_line(
+                f"{where}: {name} has {labels.shape[1]} labels for each image, but only one can "
+                "be used. The images are used without labels."
+            )
+        return None
+    if labels.ndim == 2 and labels.shape[1] == 1:  # Keras and MedMNIST have this shape.
+        labels = labels[:, 0]
+    has_label_per_image = labels.shape == (num_images,)
+    require(
+        has_label_per_image, f"{where}: {name} has shape {labels.shape}, for {num_images} images."
+    )
+    lowest = int(labels.min(initial=0))
+    highest = int(labels.max(initial=0))
+    require(
+        lowest >= 0 and highest < 2**63,
+        f"{where}: {name} goes from {lowest} to {highest}, "
+        "but labels count from 0, up to 2^63 - 1.",
+    )
+    return labels.astype(np.int64)
+
+
+def name_classes(where: str, names: np.ndarray | None, occurring: np.ndarray) -> tuple[str, ...]:
+    """Return the names of the labels that occur.
+
+    Args:
+        names: (C,) text, the name of each label; None to use the labels themselves as names.
+        occurring: the labels that occur, in ascending order.
+
+    Raises:
+        UserError: if `names` is not text, has too few names, or has a name twice.
+    """
+    if len(occurring) == 0:
+        return ()
+    if names is None:
+        return tuple(str(label) for label in occurring)
+    is_text = names.dtype.kind == "U" and names.ndim == 1
+    require(is_text, f"{where}: {CLASS_NAMES} is {names.dtype}, but names are text, of shape (C,).")
+    highest = int(occurring[-1])
+    require(
+        highest < len(names),
+        f"{where}: the labels go to {highest}, but {CLASS_NAMES} has {len(names)} names.",
+    )
+    classes = tuple(name_class(name) for name in names[occurring].tolist())
+    for name, count in Counter(classes).items():
+        require(count == 1, f"{where}: {CLASS_NAMES} has the name {name!r} more than once.")
+    return classes
+
+
+def number_labels(
+    numbers: np.ndarray | None, occurring: np.ndarray, num_images: int
+) -> torch.Tensor:
+    """Return labels (N,) int64 as indices into the classes, or -1 without labels.
+
+    Args:
+        numbers: (N,) labels as they are in the file.
+        occurring: the labels that occur, in ascending order.
+    """
+    if numbers is None:
+        return torch.full((num_images,), -1)
+    return torch.from_numpy(np.searchsorted(occurring, numbers))

@@ -1,0 +1,71 @@
+"""The two files of a folder of decoded images, and the format of the manifest.
+
+- `images.uint8`: the pixels (N, 3, C, C) of all readable images, without a header.
+- `manifest.jsonl`: the first line is a JSON object with the source files (path, size, modification
+  time), the side C, the labels and the classes. Then comes a line for each source file that is
+  decoded: the SHA-256 of its content and, if its pixels have 16 bits, their lowest and highest
+  value. The line of a file that cannot be read is the word "unreadable".
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from simsiam.data.images import ReadResult
+
+IMAGES = "images.uint8"
+MANIFEST = "manifest.jsonl"
+UNREADABLE = "unreadable"
+
+
+def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the JSON object of a manifest, and the line of each source file that is decoded.
+
+    Both are empty if the manifest or the images are missing or damaged.
+    """
+    try:
+        text = (folder / MANIFEST).read_text()
+        complete_lines = text.split("\n")[:-1]  # without a last line that was cut off
+        manifest = json.loads(complete_lines[0])
+        lines = complete_lines[1:]
+        num_readable = len(lines) - lines.count(UNREADABLE)
+        pixel_bytes = num_readable * bytes_per_image(manifest["side"])
+        has_all_pixels = os.stat(folder / IMAGES).st_size >= pixel_bytes
+        if has_all_pixels and len(lines) <= len(manifest["sources"]):
+            return manifest, lines
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    return {}, []
+
+
+def bytes_per_image(side: int) -> int:
+    """Return the size of a decoded image of side x side pixels."""
+    return 3 * side**2
+
+
+def describe_source(root: Path, file: Path) -> list[str | int]:
+    """Return [path, size in bytes, modification time in ns] of a source file below `root`."""
+    try:
+        status = os.stat(root / file)
+    except OSError:
+        return [str(file), -1, 0]
+    return [str(file), status.st_size, status.st_mtime_ns]
+
+
+def format_line(result: ReadResult) -> str:
+    """Return the manifest's line of a source file."""
+    if isinstance(result, str):
+        return UNREADABLE
+    if result.deep_range is None:
+        return result.digest
+    low, high = result.deep_range
+    return f"{result.digest} {low} {high}"
+
+
+def parse_line(line: str) -> tuple[str, tuple[int, int] | None]:
+    """Return `digest` and `deep_range` of a `DecodedImage` from its line in the manifest."""
+    digest, *limits = line.split(" ")
+    if not limits:
+        return digest, None
+    return digest, (int(limits[0]), int(limits[1]))

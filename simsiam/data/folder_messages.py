@@ -1,0 +1,101 @@
+"""Messages about the files in a folder of images: what is left out, and what cannot be read."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from simsiam.data.pixel_range import suggest_pixel_range
+from utils.console import plural, print_line
+from utils.errors import require
+from utils.text import printable
+
+# Suffixes of images in formats that are not read here. A message advises to convert the files.
+# AVIF, JPEG 2000 and WebP are among them, because some builds of Pillow cannot read these.
+OTHER_IMAGE_SUFFIXES = {
+    *(".heic", ".heif", ".jxl", ".avif", ".jp2", ".webp", ".dng", ".cr2", ".cr3", ".nef"),
+    *(".arw", ".orf", ".raw", ".psd", ".svg", ".tga", ".exr", ".eps", ".dcm", ".ico"),
+}
+MAX_LISTED = 5  # names of one kind in a message
+MAX_LISTED_UNREADABLE = 3  # unreadable files in a message, each with its reason
+
+
+def describe_suffixes(counts: Counter[str]) -> str:
+    """Return text such as "12 .heic (not a format that is read here: convert them), 3 .txt"."""
+    most_frequent_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    listed = []
+    for suffix, count in most_frequent_first[:MAX_LISTED]:
+        text = f"{count:,} {printable(suffix)}" if suffix else f"{count:,} without a suffix"
+        if suffix in OTHER_IMAGE_SUFFIXES:
+            text += " (not a format that is read here: convert them)"
+        listed.append(text)
+    num_others = sum(count for _, count in most_frequent_first[MAX_LISTED:])
+    if num_others > 0:
+        listed.append(f"{plural(num_others, 'file')} of other kinds")
+    return ", ".join(listed)
+
+
+def describe_folders(folders: Sequence[Path], noun: str) -> str:
+    """Return text such as "2 hidden folders (a/.b, .c)"."""
+    names = [printable(folder) for folder in folders[:MAX_LISTED]]
+    if len(folders) > MAX_LISTED:
+        names.append("...")
+    return f"{plural(len(folders), noun)} ({', '.join(names)})"
+
+
+def report_unreadable(
+    unreadable: dict[Path, str],
+    num_readable: int,
+    folder: Path,
+    skip: bool,
+) -> None:
+    """Print which images of a folder cannot be read, if they may be skipped.
+
+    Args:
+        unreadable: files and sub-folders that cannot be read, each with the reason.
+        num_readable: the number of the other images.
+        skip: whether to go on with the other images.
+
+    Raises:
+        UserError: if an image cannot be read, unless `skip` is set and there are other images.
+    """
+    if not unreadable:
+        return
+    listed = []
+    for file, reason in list(unreadable.items())[:MAX_LISTED_UNREADABLE]:
+        listed.append(f"{printable(file)} ({reason})")
+    if len(unreadable) > MAX_LISTED_UNREADABLE:
+        listed.append("...")
+    total = len(unreadable) + num_readable
+    count = f"{len(unreadable)} of {total} images in {printable(folder)} cannot be read"
+    message = f"{count}: {'; '.join(listed)}"
+    require(skip, f"{message}. Repair or remove them, or pass --skip-bad-images.")
+    require(num_readable > 0, message)
+    print_line(f"left out: {message}")
+
+
+def warn_of_unused_bits(deep_ranges: Sequence[tuple[int, int] | None], folder: Path) -> bool:
+    """Print a warning if all 16-bit images of a folder use only a small part of their range.
+
+    Args:
+        deep_ranges: for each image the lowest and the highest of its 16-bit values, or None if it
+            has 8 bits.
+
+    Returns:
+        Whether the warning was printed.
+    """
+    known_ranges = [limits for limits in deep_ranges if limits is not None]
+    if not known_ranges:
+        return False
+    low = min(low for low, _ in known_ranges)
+    high = max(high for _, high in known_ranges)
+    suggestion = suggest_pixel_range(low, high)
+    if suggestion is None:
+        return False
+    black, white = suggestion
+    count = f"{len(known_ranges)} of {len(deep_ranges)} images in {printable(folder)}"
+    print_line(
+        f"warning: {count} have 16 bits, but use only the values {low} to {high}, which leaves "
+        f"them hardly any contrast. --pixel-range {black}:{white} makes {black} black and {white} "
+        "white."
+    )
+    return True

@@ -1,0 +1,37 @@
+"""Shared by the tests of the image cache: folders of images, decoded."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from simsiam.data.image_cache import decode_images, open_cache
+from simsiam.data.images import read_image
+
+FILES = ["images.uint8", "manifest.jsonl"]
+Printed = Callable[[], str]  # returns what was printed since the last call
+
+
+def photos(folder: Path, n: int) -> list[Path]:
+    """Make n different images, and return the names of their files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [Path(f"{i:04d}.png") for i in range(n)]
+    for i, file in enumerate(files):
+        Image.new("RGB", (10, 10), (i % 256, i // 256, 7)).save(folder / file)
+    return files
+
+
+def metadata(files: list[Path]) -> dict[str, Any]:
+    """Return the manifest's entries for train images whose labels are their numbers."""
+    return {"train": len(files), "labels": list(range(len(files))), "classes": []}
+
+
+def decode(tmp_path: Path, files: list[Path], side: int = 8) -> torch.Tensor:
+    decode_images(tmp_path / "cache", tmp_path / "photos", files, side, metadata(files))
+    return open_cache(tmp_path / "cache")[0].images
+
+
+def expected(tmp_path: Path, files: list[Path], side: int = 8) -> torch.Tensor:
+    return torch.stack([read_image(tmp_path / "photos" / file, side) for file in files])
