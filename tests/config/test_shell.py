@@ -89,7 +89,9 @@ def test_without_a_temporary_folder_tmpdir_is_named(
 def test_a_signal_during_imports_needs_no_traceback(number: signal.Signals, moment: str) -> None:
     """The signal arrives while `moment` is imported: rich before our handlers, numpy after."""
     code = f"""
-import os, sys, runpy, time
+import os, sys, runpy, signal, time
+usual = signal.default_int_handler if {int(number)} == signal.SIGINT else signal.SIG_DFL
+signal.signal({int(number)}, usual)  # nohup and jobs in the background ignore some signals
 class Send:
     def find_spec(self, name, path=None, target=None):
         if name == {moment!r}:
