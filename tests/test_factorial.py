@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from simsiam.config.commands import Pretrain
-from tests.benchmarks.factorial import UNFINISHED, make_jobs, parse_args
+from tests.benchmarks.factorial import UNFINISHED, parse_args
 from tests.benchmarks.factorial_design import (
     DEFINING_WORDS,
     DEVIATION,
@@ -25,6 +25,7 @@ from tests.benchmarks.factorial_design import (
     find_aliases,
     make_design,
 )
+from tests.benchmarks.factorial_jobs import make_jobs
 from tests.helpers import ROOT
 from utils.cli import parse
 
