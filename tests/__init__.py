@@ -1,4 +1,8 @@
-"""The tests. One thread each, set before torch is imported: two workers share two cores, and sums depend on it."""
+"""The tests.
+
+Each test process uses one thread: two test processes share two cores, and the last digits of sums
+depend on the number of threads. The variable must be set before torch is imported.
+"""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Runs in which things happen at given steps, so that no test has to hit a moment of a process that runs."""
+"""Runs in which something happens before given steps, so that no test has to wait for a moment."""
 
 import itertools
 import json
@@ -14,75 +14,97 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import main
 from simsiam.config import commands
-from tests.helpers import ROOT, SMALL, Started
+from tests.helpers import ROOT, SMALL
+from tests.processes import Started
 
-Events = Mapping[int, Sequence[str | Path]]  # by step of SGD, counted from 1
-LONG = (  # beside SMALL: six steps an epoch, a checkpoint every twelve
+# The number of a step of SGD, counted from 1 -> the events before that step.
+Events = Mapping[int, Sequence[str | Path]]
+
+# Flags in addition to SMALL: an epoch has 6 steps, and a checkpoint is saved every 12 steps.
+LONG = (
     *("--train-images", "60", "--batch-size", "10", "--epochs", "6"),
     *("--checkpoint-every", "2", "--knn-every", "2", "--image-schedule", "16:2", "24:2"),
 )
 
 
 def run_with_events(args: list[str]) -> int:
-    """main.py with the rest of ARGS; ARGS[0] is JSON, step -> events before it.
+    """Run main.py, and make events happen before steps of SGD.
 
-    An event is the name of a signal, which the process sends to itself, or the path of a file: the
-    file is made, and the step waits until somebody has removed it or a signal has come.
+    Args:
+        args: the first one is a JSON object, step -> events; the others are those of main.py. An
+            event is the name of a signal or the path of a file. The process sends the signal to
+            itself. It creates the file and waits until the file is removed or a signal comes.
     """
     events: dict[str, list[str]] = json.loads(args[0])
     steps = itertools.count(1)
+
+    # Python writes a byte into this pipe whenever a signal with a handler comes.
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing)  # a signal that a handler takes note of leaves a byte in the pipe
+    signal.set_wakeup_fd(writing)
 
     def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if not isinstance(optimizer, torch.optim.SGD):
             return
-        for event in events.get(str(next(steps)), ()):
+        step = next(steps)
+        for event in events.get(str(step), ()):
             if event.startswith("SIG"):
                 signal.raise_signal(signal.Signals[event])
-                continue
-            file = Path(event)
-            file.touch()
-            while file.exists() and not select.select([reading], [], [], 0.002)[0]:
-                pass
+            else:
+                wait_for_removal(Path(event))
+
+    def wait_for_removal(file: Path) -> None:
+        file.touch()
+        signalled = False
+        while file.exists() and not signalled:
+            readable, _, _ = select.select([reading], [], [], 0.002)
+            signalled = bool(readable)
 
     register_optimizer_step_pre_hook(before_step)
     return main.main(args[1:])
 
 
 def start_with_events(events: Events, *args: str, **environment: str) -> Started:
-    """`python main.py ARGS`, with events."""
+    """Start `python main.py ARGS` with events."""
     return Started(run_with_events, [to_json(events), *args], **environment)
 
 
 def to_json(events: Events) -> str:
-    return json.dumps({step: list(map(str, some)) for step, some in events.items()})
+    texts = {}
+    for step, events_of_step in events.items():
+        texts[step] = [str(event) for event in events_of_step]
+    return json.dumps(texts)
 
 
 def run_with_main(args: list[str]) -> int:
-    """main.py with the rest of ARGS, whose own processes run the script ARGS[0] in its place."""
+    """Run main.py so that the processes it starts run the script ARGS[0] instead of main.py."""
     commands.MAIN = Path(args[0])
     return main.main(args[1:])
+
+
+SCRIPT_WITH_EVENTS = """\
+import sys
+sys.path.insert(0, {root!r})
+from tests.at_steps import run_with_events
+sys.exit(run_with_events([{events!r}, *sys.argv[1:]]))
+"""
 
 
 def start_with_events_below(
     tmp_path: Path, events: Events, *args: str, **environment: str
 ) -> Started:
-    """A command that starts processes of its own (`ablate`, `--devices 2`), with events in each."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-    code += "from tests.at_steps import run_with_events\n"
-    code += f"sys.exit(run_with_events([{to_json(events)!r}, *sys.argv[1:]]))\n"
-    (tmp_path / "with_events.py").write_text(code)
-    return Started(run_with_main, [str(tmp_path / "with_events.py"), *args], **environment)
+    """Start a command that starts processes (`ablate`, `--devices 2`), with events in each."""
+    script = tmp_path / "with_events.py"
+    script.write_text(SCRIPT_WITH_EVENTS.format(root=str(ROOT), events=to_json(events)))
+    return Started(run_with_main, [str(script), *args], **environment)
 
 
 def start_small_with_events(
     name: str, tmp_path: Path, events: Events, *flags: str, **environment: str
 ) -> Started:
-    """A run of SMALL in tmp_path/runs/NAME, with events."""
-    where = ("--save-dir", str(tmp_path / "runs"), "--exp-name", name)
-    return start_with_events(events, *SMALL, *where, *flags, **environment)
+    """Start a run with the flags of SMALL in tmp_path/runs/NAME, with events."""
+    folder = ("--save-dir", str(tmp_path / "runs"), "--exp-name", name)
+    return start_with_events(events, *SMALL, *folder, *flags, **environment)
 
 
 def steps_saved(checkpoint: Path) -> int:

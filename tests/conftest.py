@@ -1,4 +1,7 @@
-"""Fixtures of all tests: where CIFAR-10 is, and small runs of the real program. And what is left out of `make test`."""
+"""Fixtures of all tests: the folder of CIFAR-10, and small runs of the program.
+
+Also the rules for tests that are marked `slow`.
+"""
 
 import os
 import signal
@@ -12,42 +15,51 @@ import torch
 from filelock import FileLock
 
 import main
-from tests.helpers import ROOT, SMALL, TINY, Program, end_all, patterns, write_images
+from tests.helpers import ROOT, SMALL, TINY, Program
+from tests.images import CIFAR_FOLDER, patterns, write_images
+from tests.processes import end_all
 
 CIFAR10 = Path(os.environ.get("CIFAR10_DIR", "data"))
-NO_CIFAR10 = f"real CIFAR-10 is not in {CIFAR10}: set CIFAR10_DIR to the folder that holds cifar-10-batches-py"
+NO_CIFAR10 = (
+    f"real CIFAR-10 is not in {CIFAR10}: set CIFAR10_DIR to the folder that contains {CIFAR_FOLDER}"
+)
 
 
 # ---------------------------------------------------------------- the quick suite and the full one
 
-LEFT_OUT = pytest.StashKey[int]()
+LEFT_OUT = pytest.StashKey[int]()  # number of tests that were deselected
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Require a reason for each mark `slow`."""
     for item in items:
         for mark in item.iter_markers("slow"):
-            if not (len(mark.args) == 1 and isinstance(mark.args[0], str)):
+            has_reason = len(mark.args) == 1 and isinstance(mark.args[0], str)
+            if not has_reason:
                 raise pytest.UsageError(
-                    f"{item.nodeid}: a reason must stand beside the mark `slow`"
+                    f"{item.nodeid} is marked slow without a reason. Write slow('REASON')."
                 )
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     config = items[0].config
     config.stash[LEFT_OUT] = len(items)
-    if hasattr(config, "workeroutput"):  # of a process that pytest-xdist has started
+    # A process of pytest-xdist has `workeroutput`, which it sends to the main process at its end.
+    if hasattr(config, "workeroutput"):
         config.workeroutput["left_out"] = len(items)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
+    """Read in the main process what a process of pytest-xdist has sent."""
     node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    if left_out := config.stash.get(LEFT_OUT, 0):
+    left_out = config.stash.get(LEFT_OUT, 0)
+    if left_out > 0:
         terminalreporter.write_line(
             f"{left_out} tests were left out; `make test-all` runs them too"
         )
@@ -55,58 +67,61 @@ def pytest_terminal_summary(
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_process() -> Iterator[None]:
-    """The process that others are forked from is started at once: it imports while the first tests run."""
-    here = os.getcwd()
+    """Start the process that others are forked from, so that it imports during the first tests."""
+    folder = os.getcwd()
     os.chdir(ROOT)
     forkserver.ensure_running()
-    os.chdir(here)
+    os.chdir(folder)
     yield
     end_all()
 
 
-# ---------------------------------------------------------------- runs to look at
+# ---------------------------------------------------------------- data and runs
 
 
 @pytest.fixture(scope="session")
 def cifar10_dir() -> Path:
-    if not (CIFAR10 / "cifar-10-batches-py").is_dir():
-        pytest.skip(
-            NO_CIFAR10
-        )  # the images are nobody's to commit; `-rs` prints this line, and CI unpacks them
+    """Return the folder of the real CIFAR-10, or skip the test.
+
+    The images are not part of the repository. CI unpacks them before the tests.
+    """
+    if not (CIFAR10 / CIFAR_FOLDER).is_dir():
+        pytest.skip(NO_CIFAR10)
     return CIFAR10.absolute()
 
 
 @pytest.fixture(scope="session")
 def real_images(cifar10_dir: Path) -> torch.Tensor:
-    """(10,000, 3, 32, 32) uint8: the test split of CIFAR-10."""
+    """Return the test split of CIFAR-10: (10,000, 3, 32, 32) uint8."""
     from torchvision.datasets import CIFAR10
 
-    return (
-        torch.from_numpy(CIFAR10(str(cifar10_dir), train=False).data)
-        .permute(0, 3, 1, 2)
-        .contiguous()
-    )
+    images = torch.from_numpy(CIFAR10(str(cifar10_dir), train=False).data)
+    return images.permute(0, 3, 1, 2).contiguous()
 
 
 @pytest.fixture
-def program(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run main.py in this process, with runs below tmp_path/runs: (exit status, stdout, stderr)."""
+def program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Program:
+    """Run main.py in this process, with runs below tmp_path/runs.
+
+    The fixture is a function. It takes the arguments and returns (exit status, stdout, stderr).
+    """
 
     def run(*flags: str) -> tuple[int, str, str]:
-        given = any(f.startswith(("--save-dir", "--help")) for f in flags)
-        other = bool(flags) and not flags[0].startswith("-") and flags[0] != "pretrain"
-        save_dir = [] if given or other else ["--save-dir", str(tmp_path / "runs")]
+        pretrains = not flags or flags[0].startswith("-") or flags[0] == "pretrain"
+        has_folder = any(flag.startswith(("--save-dir", "--help")) for flag in flags)
+        if pretrains and not has_folder:
+            flags = (*flags, "--save-dir", str(tmp_path / "runs"))
         try:
-            status = main.main([*flags, *save_dir])
+            status = main.main(list(flags))
         except SystemExit as stop:
             status = int(stop.code or 0)
         finally:
-            for number, usual in main.DEFAULTS.items():  # a Ctrl-C is for pytest again
+            # pytest must get a Ctrl-C again.
+            for number, default_handler in main.DEFAULTS.items():
                 if signal.getsignal(number) is main.stop:
-                    signal.signal(number, usual)
-        return status, *capsys.readouterr()
+                    signal.signal(number, default_handler)
+        out, err = capsys.readouterr()
+        return status, out, err
 
     return run
 
@@ -116,11 +131,16 @@ Made = Callable[[str, Callable[[Path], None]], Path]
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Made:
-    """A folder of that name, filled by a function: once for all workers. Tests only read it."""
+    """Make a folder once for all test processes. Tests must not change it.
+
+    The fixture is a function. It takes the folder's name and a function that fills the folder.
+    """
     base = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        base = base.parent  # the folder that all processes of pytest-xdist share
 
     def make(name: str, fill: Callable[[Path], None]) -> Path:
-        folder = (base if worker_id == "master" else base.parent) / name
+        folder = base / name
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
                 partial = folder.with_name(f"{name}.{worker_id}")
@@ -133,7 +153,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Made:
 
 
 def train(*flags: str) -> Callable[[Path], None]:
-    """Fills a folder with a run."""
+    """Return a function that fills a folder with a run, for `made`."""
 
     def fill(folder: Path) -> None:
         assert main.main([*SMALL, *flags, "--save-dir", str(folder)]) == 0
@@ -143,72 +163,54 @@ def train(*flags: str) -> Callable[[Path], None]:
 
 @pytest.fixture(scope="session")
 def trained(made: Made) -> Path:
-    """A finished run on patterns."""
+    """Return the folder of a finished run on patterns."""
     return made("trained", train("--epochs", "2")) / "simsiam_patterns"
 
 
 @pytest.fixture(scope="session")
 def cifar10_run(made: Made, cifar10_dir: Path) -> Path:
-    """A finished run on a part of the real CIFAR-10, as small as SMALL."""
-    images = [
-        "--dataset",
-        "cifar10",
-        "--data-dir",
-        str(cifar10_dir),
-        "--train-images",
-        "1000",
-        "--test-images",
-        "500",
-    ]
-    return (
-        made("cifar10_run", train(*images, "--epochs", "2", "--knn-k", "200")) / "simsiam_cifar10"
-    )
+    """Return the folder of a finished run on a part of CIFAR-10, with the network of SMALL."""
+    data = ["--dataset", "cifar10", "--data-dir", str(cifar10_dir)]
+    images = ["--train-images", "1000", "--test-images", "500"]
+    runs = made("cifar10_run", train(*data, *images, "--epochs", "2", "--knn-k", "200"))
+    return runs / "simsiam_cifar10"
 
 
-# ---------------------------------------------------------------- one's own images
+# ---------------------------------------------------------------- runs on a folder of images
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generated images in torchvision's layout: 200 to train on, 60 in val/."""
-    where = tmp_path_factory.mktemp("photos")
-    write_images(where, patterns(200))
-    write_images(where, patterns(60, 1), split="val")
-    return where
+    """Return a folder of generated images in torchvision's layout: 200 in train/, 60 in val/."""
+    folder = tmp_path_factory.mktemp("photos")
+    write_images(folder, patterns(200))
+    write_images(folder, patterns(60, 1), split="val")
+    return folder
 
 
 @pytest.fixture
 def own(program: Program, tmp_path: Path) -> Program:
-    """Pre-train the tiny network on a folder, decoded below tmp_path/cache."""
+    """Pre-train the network of TINY on a folder of images, with the cache in tmp_path/cache.
+
+    The fixture is a function. It takes the folder and further flags.
+    """
 
     def run(folder: Path, *flags: str) -> tuple[int, str, str]:
-        flags = ("--image-size", "32", *flags) if "--image-size" not in flags else flags
-        given = (
-            "--dataset",
-            "folder",
-            "--data-dir",
-            str(folder),
-            "--cache-dir",
-            str(tmp_path / "cache"),
-        )
-        return program(*TINY, *given, *flags)
+        data = ["--dataset", "folder", "--data-dir", str(folder)]
+        cache = ["--cache-dir", str(tmp_path / "cache")]
+        if "--image-size" not in flags:
+            flags = ("--image-size", "32", *flags)
+        return program(*TINY, *data, *cache, *flags)
 
     return run
 
 
 @pytest.fixture(scope="session")
 def own_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("own_run")
-    given = [
-        "--dataset",
-        "folder",
-        "--data-dir",
-        str(photos),
-        "--image-size",
-        "32",
-        "--exp-name",
-        "run",
-    ]
-    given += ["--cache-dir", str(where / "cache"), "--data-memory", "0"]
-    assert main.main([*TINY, *given, "--save-dir", str(where)]) == 0
-    return where / "run"
+    """Return the folder of a finished run on `photos`, which read its images from the cache."""
+    folder = tmp_path_factory.mktemp("own_run")
+    data = ["--dataset", "folder", "--data-dir", str(photos), "--image-size", "32"]
+    cache = ["--cache-dir", str(folder / "cache"), "--data-memory", "0"]
+    run = ["--save-dir", str(folder), "--exp-name", "run"]
+    assert main.main([*TINY, *data, *cache, *run]) == 0
+    return folder / "run"

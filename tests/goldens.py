@@ -1,13 +1,15 @@
-"""Small runs whose results are kept, so that a change which is to compute the same can prove that it does.
+"""Small runs with stored results, to show that a change computes the same as before.
 
-`python tests/goldens.py --write` makes the files in tests/golden/, one a run: digest and norms of the weights,
-metrics.jsonl without times, the files in the run's folder and what was printed. tests/test_goldens.py compares.
+`python tests/goldens.py --write` writes a file in tests/golden/ for each run. It has a digest and
+the norms of the weights, metrics.jsonl without times, the names of the files in the run's folder,
+and what was printed. tests/test_goldens.py repeats the runs and compares.
 
-tests/golden/before_the_move.ckpt is no leaving of a run: it is a checkpoint of an older version of the program, which a
-test goes on from.
+tests/golden/before_the_move.ckpt is not written by this script. It is a checkpoint of an older
+version of the program, which a test resumes.
 
-Floating-point sums depend on the processor and on torch. Where a fixed computation gives the digest that it gave where
-the files were written, all must be equal to the bit; elsewhere numbers must agree within TOLERANCE.
+Floating-point sums depend on the processor and on torch. `rounding` is a digest of a fixed
+computation. If it is the same as on the machine that wrote the files, all results must be equal to
+the bit. Otherwise numbers must agree within TOLERANCE.
 """
 
 import argparse
@@ -27,27 +29,20 @@ import torch
 from torchvision.models import resnet18
 
 from tests.at_steps import start_with_events
-from tests.helpers import Started, patterns, rows, start, start_pair, weights, write_images
+from tests.helpers import rows, weights
+from tests.images import patterns, write_images
+from tests.processes import Started, start, start_pair
 
 FOLDER = Path(__file__).parent / "golden"
 TOLERANCE = 1e-5
-NETWORK = [
-    *(
-        "--backbone",
-        "resnet10",
-        "--width",
-        "4",
-        "--out-dim",
-        "32",
-        "--h-dim",
-        "16",
-        "--batch-size",
-        "20",
-    ),
-    *("--accelerator", "cpu", "--precision", "32", "--knn-k", "20", "--checkpoint-every", "1000"),
-]
+
+SIZES = "--backbone resnet10 --width 4 --out-dim 32 --h-dim 16 --batch-size 20 --knn-k 20"
+CPU = "--accelerator cpu --precision 32 --checkpoint-every 1000"
+NETWORK = f"{SIZES} {CPU}".split()
 PATTERNS = ["--dataset", "patterns", "--train-images", "80", "--test-images", "40"]
 FLAGS = [*PATTERNS, *NETWORK, "--epochs", "2"]
+
+# What may differ between two calls, and what replaces it.
 MASKS = (
     (r"\d+ images/s", "N images/s"),
     (r"\b\d:\d\d:\d\d\b", "H:MM:SS"),
@@ -61,8 +56,12 @@ MASKS = (
 Record = dict[str, Any]
 
 
+# ---------------------------------------------------------------- the runs
+# Each function trains a run in the folder that the flags `save` name, and returns what it printed.
+
+
 def finish(*processes: Started) -> str:
-    """What the first of them printed, once all have ended well."""
+    """Wait for the processes, check that all ended well, and return the stdout of the first one."""
     printed = [process.communicate() for process in processes]
     assert all(process.returncode == 0 for process in processes), printed
     return printed[0][0]
@@ -77,22 +76,16 @@ def three_views_without_predictor(folder: Path, save: list[str]) -> str:
 
 
 def streamed_folder(folder: Path, save: list[str]) -> str:
-    write_images(folder / "photos", patterns(80))
-    write_images(folder / "photos", patterns(40, 1), split="val")
-    images = [
-        "--dataset",
-        "folder",
-        "--data-dir",
-        str(folder / "photos"),
-        "--cache-dir",
-        str(folder / "cache"),
-    ]
-    streamed = ("--image-size", "32", "--data-memory", "0", "--epochs", "1")
-    return finish(start(*NETWORK, *images, *streamed, *save))
+    photos = folder / "photos"
+    write_images(photos, patterns(80))
+    write_images(photos, patterns(40, 1), split="val")
+    data = ["--dataset", "folder", "--data-dir", str(photos), "--image-size", "32"]
+    streamed = ["--cache-dir", str(folder / "cache"), "--data-memory", "0"]
+    return finish(start(*NETWORK, *data, *streamed, "--epochs", "1", *save))
 
 
 def resumed_in_the_middle_of_an_epoch(folder: Path, save: list[str]) -> str:
-    stopped = start_with_events({6: ["SIGTERM"]}, *FLAGS, *save)  # of four steps an epoch
+    stopped = start_with_events({6: ["SIGTERM"]}, *FLAGS, *save)  # an epoch has four steps
     out, _ = stopped.communicate()
     assert stopped.returncode == 128 + signal.SIGTERM
     return out + finish(start(*FLAGS, *save))
@@ -103,40 +96,51 @@ def two_processes(folder: Path, save: list[str]) -> str:
 
 
 RUNS: dict[str, Callable[[Path, list[str]], str]] = {
-    run.__name__: run
-    for run in (
-        plain,
-        three_views_without_predictor,
-        streamed_folder,
-        resumed_in_the_middle_of_an_epoch,
-        two_processes,
-    )
+    "plain": plain,
+    "three_views_without_predictor": three_views_without_predictor,
+    "streamed_folder": streamed_folder,
+    "resumed_in_the_middle_of_an_epoch": resumed_in_the_middle_of_an_epoch,
+    "two_processes": two_processes,
 }
 
 
+# ---------------------------------------------------------------- their results
+
+
 def record(name: str, folder: Path) -> Record:
-    """Train a run below `folder`; what it gave."""
+    """Train a run below `folder`, and return its results."""
     printed = RUNS[name](folder, ["--save-dir", str(folder / "runs"), "--exp-name", "run"])
-    run = folder / "runs" / "run"
-    state = weights(run)
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        digest.update(key.encode() + state[key].numpy().tobytes())
     printed = printed.replace(str(folder), "FOLDER")
     for pattern, mask in MASKS:
         printed = re.sub(pattern, mask, printed)
-    files = (str(file.relative_to(run)) for file in run.rglob("*") if file.is_file())
+
+    run = folder / "runs" / "run"
+    state = weights(run)
+    digest = hashlib.sha256()
+    norms = {}
+    for key in sorted(state):
+        digest.update(key.encode() + state[key].numpy().tobytes())
+        norms[key] = state[key].double().norm().item()
+
+    files = []
+    for file in run.rglob("*"):
+        if file.is_file():
+            path = str(file.relative_to(run))
+            files.append(re.sub(r"tfevents\..*", "tfevents", path))
     return {
         "weights": digest.hexdigest(),
-        "norms": {key: state[key].double().norm().item() for key in sorted(state)},
+        "norms": norms,
         "rows": rows(run),
-        "files": sorted(re.sub(r"tfevents\..*", "tfevents", file) for file in files),
+        "files": sorted(files),
         "printed": printed.splitlines(),
     }
 
 
 def rounding() -> str:
-    """A digest of how this machine and this torch round: three steps of torchvision's ResNet-18 on one thread."""
+    """Return a digest that shows how this machine and this version of torch round.
+
+    The computation is three steps of torchvision's ResNet-18 on one thread.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = resnet18(num_classes=16).to(memory_format=torch.channels_last)
@@ -154,7 +158,7 @@ def read(name: str) -> Record:
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
-def write(name: str, content: Any) -> None:
+def write(name: str, content: Record) -> None:
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""Runs of the program on a terminal, and all that they drew on it."""
+"""Runs of the program on a terminal."""
 
 import fcntl
 import os
@@ -9,38 +9,45 @@ import sys
 import termios
 
 import main
-from tests.helpers import Started
+from tests.processes import Started
 from utils.console import console
 
 
 def on_a_terminal(args: list[str]) -> int:
-    """main.py whose stdin and stdout are the terminal ARGS[0]."""
+    """Run main.py with stdin and stdout on the terminal ARGS[0], and with the other arguments."""
     terminal = os.open(args[0], os.O_RDWR)
     os.dup2(terminal, 0)
     os.dup2(terminal, 1)
     sys.stdout = os.fdopen(1, "w", closefd=False)
-    # The process that this one was forked from has asked what rich writes to, and how wide it is.
+    # rich looked at the standard output of the process that this one was forked from.
     console.is_interactive = True
     console.width = os.get_terminal_size(terminal).columns
     return main.main(args[1:])
 
 
 def run_on_a_terminal(columns: int, *args: str, **environment: str) -> tuple[int, bytes, str]:
-    """Run `main.py ARGS` on a terminal of so many columns.
+    """Run `main.py ARGS` on a terminal with this number of columns.
 
     Returns:
-        Its exit status, what it wrote to the terminal, and its stderr.
+        The exit status, the bytes that the program wrote to the terminal, and its stderr.
     """
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    size = struct.pack("HHHH", 24, columns, 0, 0)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
     environment = {"TERM": "xterm", "COLUMNS": str(columns), **environment}
     process = Started(on_a_terminal, [os.ttyname(theirs), *args], **environment)
-    shown = b""
-    while process.poll() is None or select.select([ours], [], [], 0)[0]:
-        if select.select([ours], [], [], 0.1)[0]:
-            shown += os.read(ours, 65536)
+    output = b""
+    while process.poll() is None or is_readable(ours, seconds=0):
+        if is_readable(ours, seconds=0.1):
+            output += os.read(ours, 65536)
     _, err = process.communicate()
     os.close(theirs)
     os.close(ours)
     assert process.returncode is not None
-    return process.returncode, shown, err
+    return process.returncode, output, err
+
+
+def is_readable(descriptor: int, seconds: float) -> bool:
+    """Wait at most `seconds` for bytes to read, and return whether there are any."""
+    readable, _, _ = select.select([descriptor], [], [], seconds)
+    return bool(readable)

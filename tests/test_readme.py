@@ -1,4 +1,4 @@
-"""README.md and docs/: their commands and code run as they stand, their flags, links and folders exist."""
+"""The commands and code of README.md and docs/ run, and what they name exists."""
 
 import re
 import shlex
@@ -15,125 +15,137 @@ from PIL import Image
 import main
 from simsiam.config import commands
 from simsiam.config.commands import COMMANDS
-from tests.helpers import ROOT, Program, patterns
+from tests.helpers import ROOT, Program
+from tests.images import patterns
+
+MAX_LINES_OF_README = 200
+MAX_LINES_OF_PAGE = 300
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
     for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+FLAG = re.compile(r"--[a-z][a-z-]*")
 PROSE = {name: FENCE.sub("", page) for name, page in PAGES.items()}
+ALL_PROSE = "\n".join(PROSE.values())
+SPANS = re.findall(r"`([^`\n]+)`", ALL_PROSE)  # `code` in a sentence
 
 
 def blocks(language: str) -> list[str]:
-    """Fenced blocks of all pages."""
-    return [
-        content
-        for page in PAGES.values()
-        for name, content in FENCE.findall(page)
-        if name == language
-    ]
+    """Return the fenced blocks of all pages in a language."""
+    matching = []
+    for page in PAGES.values():
+        for name, content in FENCE.findall(page):
+            if name == language:
+                matching.append(content)
+    return matching
 
 
-LINES = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
-OURS = [
-    shlex.split(line.split("main.py", 1)[1], comments=True) for line in LINES if "main.py" in line
-]
-FLAGS = list(dict.fromkeys(shlex.join(flags) for flags in OURS))  # some are on two pages
-PRETRAIN = [flags for flags in FLAGS if not flags or flags.startswith("-")]
-USE = [flags for flags in FLAGS if flags not in PRETRAIN]
+def arguments_of_main(lines: list[str]) -> list[str]:
+    """Return the arguments of main.py in each command, without repetitions."""
+    arguments = []
+    for line in lines:
+        if "main.py" in line:
+            words = shlex.split(line.split("main.py", 1)[1], comments=True)
+            arguments.append(shlex.join(words))
+    return list(dict.fromkeys(arguments))
+
+
+SHELL_LINES = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+ARGUMENTS = arguments_of_main(SHELL_LINES)
+PRETRAININGS = [flags for flags in ARGUMENTS if not flags or flags.startswith("-")]
+OTHER_COMMANDS = [flags for flags in ARGUMENTS if flags not in PRETRAININGS]
 CODE = blocks("python")
 
 
-def test_every_command_and_the_main_ways_of_use_are_shown() -> None:
-    assert len(PRETRAIN) >= 3 and {flags.split()[0] for flags in USE} == set(COMMANDS) - {
-        "pretrain"
-    }
+def test_every_command_is_shown() -> None:
+    shown = {flags.split()[0] for flags in OTHER_COMMANDS}
+    assert shown == set(COMMANDS) - {"pretrain"}
+    assert len(PRETRAININGS) >= 3
     assert len(CODE) >= 6
 
 
 # ---------------------------------------------------------------- commands
 
 
-@pytest.mark.parametrize("flags", PRETRAIN)
-def test_each_pretraining_is_accepted_and_says_what_it_would_train(
+@pytest.mark.parametrize("flags", PRETRAININGS)
+def test_each_pretraining_passes_a_dry_run(
     flags: str, program: Program, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(photos)
     np.savez(tmp_path / "images.npz", x_train=patterns(50).images.numpy())
-    monkeypatch.setattr(
-        "simsiam.commands.describe.estimate_seconds", lambda *_: 7200.0
-    )  # other tests measure it
-    fewer = (
-        ["--batch-size", "50", "--cache-dir", str(tmp_path / "cache")]
-        if "--data-dir" in flags
-        else []
-    )
-    status, out, err = program(*shlex.split(flags), *fewer, "--dry-run")
+    # Other tests measure how long a run takes.
+    monkeypatch.setattr("simsiam.commands.describe.estimate_seconds", lambda *_: 7200.0)
+    arguments = shlex.split(flags)
+    if "--data-dir" in flags:
+        arguments += ["--batch-size", "50", "--cache-dir", str(tmp_path / "cache")]
+    status, out, err = program(*arguments, "--dry-run")
     assert (status, err) == (0, "")
     assert "train and" in out
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photos, in which `runs/simsiam_cifar10` is a finished run of a narrow network, on few images."""
-    return make_run(
-        tmp_path_factory.mktemp("readme"), "--width 4 --train-images 100 --batch-size 50"
-    )
+    """Return a folder with the run `runs/simsiam_cifar10` of a narrow network, and photos."""
+    folder = tmp_path_factory.mktemp("readme")
+    return make_run(folder, "--width 4 --train-images 100 --batch-size 50")
 
 
 @pytest.fixture(scope="module")
 def full_width(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of the default backbone, for code that needs its shapes."""
-    return make_run(
-        tmp_path_factory.mktemp("wide"), "--train-images 4 --batch-size 2 --knn-every 0"
-    )
+    """Return such a folder with the default backbone, for code that needs its shapes."""
+    folder = tmp_path_factory.mktemp("wide")
+    return make_run(folder, "--train-images 4 --batch-size 2 --knn-every 0")
 
 
 def make_run(folder: Path, flags: str) -> Path:
-    few = f"--dataset patterns --test-images 16 --knn-k 5 --epochs 1 --accelerator cpu --out-dim 32 --h-dim 16 {flags}"
-    where = ["--save-dir", str(folder / "runs"), "--exp-name", "simsiam_cifar10"]
-    assert main.main([*few.split(), *where]) == 0
+    data = "--dataset patterns --test-images 16 --knn-k 5"
+    small = "--epochs 1 --accelerator cpu --out-dim 32 --h-dim 16"
+    run = ["--save-dir", str(folder / "runs"), "--exp-name", "simsiam_cifar10"]
+    assert main.main([*f"{data} {small} {flags}".split(), *run]) == 0
+
+    photo = Image.effect_mandelbrot((300, 200), (-2, -1, 1, 1), 50).convert("RGB")
+    photo.save(folder / "photo.jpg")
     (folder / "photos").mkdir()
-    Image.effect_mandelbrot((300, 200), (-2, -1, 1, 1), 50).convert("RGB").save(
-        folder / "photo.jpg"
-    )
-    (folder / "photos" / "one.jpg").write_bytes((folder / "photo.jpg").read_bytes())
+    shutil.copy(folder / "photo.jpg", folder / "photos" / "one.jpg")
     return folder
 
 
-SHORTER = {
+SHORTER = {  # flags that make a command faster, by its name or its flag --augment
     "finetune": "--epochs 1",
     "ablate": "--dry-run",
     "report": "--no-pictures",
-    "augment": "--epochs 1",
+    "--augment": "--epochs 1",
 }
-PRINTED = {"report": "index.html", "ablate": "1 of "}
+PRINTED = {"report": "index.html", "ablate": "1 of "}  # other commands: summary.json
 
 
-@pytest.mark.parametrize("flags", USE)
-def test_each_further_command_runs_as_it_stands(
+@pytest.mark.parametrize("flags", OTHER_COMMANDS)
+def test_each_other_command_runs(
     flags: str, trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(trained)
-    if flags.startswith(
-        "ablate"
-    ):  # each run's process is an empty script: settings are read before it starts
+    arguments = shlex.split(flags)
+    command = arguments[0]
+    if command == "ablate":
+        # It checks the settings before it starts processes. These run an empty script.
         (tmp_path / "stub.py").write_text("")
         monkeypatch.setattr(commands, "MAIN", tmp_path / "stub.py")
-    command = shlex.split(flags)
-    shorter = SHORTER.get("augment" if "--augment" in command else command[0], "").split()
-    status, out, err = program(*command, *shorter)
-    assert (status, err) == (0, "") and PRINTED.get(command[0], "summary.json") in out
+    for name, shorter in SHORTER.items():
+        if name in arguments:
+            arguments += shorter.split()
+    status, out, err = program(*arguments)
+    assert (status, err) == (0, "")
+    assert PRINTED.get(command, "summary.json") in out
 
 
-def test_make_demo_and_the_command_that_stands_for_it_are_the_same() -> None:
-    recipes = (ROOT / "Makefile").read_text().replace("\\\n", " ").splitlines()
-    recipe = next(line for line in recipes if "main.py" in line)
-    assert shlex.split(recipe.split("main.py")[1].replace("--overwrite", "")) in map(
-        shlex.split, PRETRAIN
-    )
+def test_make_demo_runs_the_command_in_the_readme() -> None:
+    lines = (ROOT / "Makefile").read_text().replace("\\\n", " ").splitlines()
+    commands_of_make = [line.replace("--overwrite", "") for line in lines if "main.py" in line]
+    (demo,) = arguments_of_main(commands_of_make)
+    assert demo in PRETRAININGS
 
 
 def test_pip_and_uv_install_the_same() -> None:
@@ -142,28 +154,46 @@ def test_pip_and_uv_install_the_same() -> None:
     assert project["dependencies"] == [line for line in lines if line and not line.startswith("#")]
 
 
-def test_make_targets_that_are_named_exist() -> None:
+def test_named_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(
-        r"(?:^|`)make ([a-z-]+)", "\n".join([*LINES, *PROSE.values()]), flags=re.MULTILINE
-    ):
+    text = "\n".join([*SHELL_LINES, ALL_PROSE])
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
-def test_other_programs_that_are_named_exist_and_know_their_flags() -> None:
-    for line in [*LINES, *re.findall(r"`([^`\n]+)`", "\n".join(PROSE.values()))]:
-        if script := re.search(r"(?:python|bash) (tests/\S+)(.*)", line):
-            source = (ROOT / script[1]).read_text()
-            assert all(f'"{flag}"' in source for flag in re.findall(r"--[a-z-]+", script[2])), line
+def test_named_scripts_exist_and_have_the_named_flags() -> None:
+    for line in [*SHELL_LINES, *SPANS]:
+        script = re.search(r"(?:python|bash) (tests/\S+)(.*)", line)
+        if script is None:
+            continue
+        source = (ROOT / script[1]).read_text()
+        for flag in FLAG.findall(script[2]):
+            assert f'"{flag}"' in source, line
+
+
+def test_shell_scripts_have_no_syntax_errors() -> None:
     for script in ROOT.glob("tests/benchmarks/*.sh"):
         subprocess.run(["bash", "-n", script], check=True)
 
 
 # ---------------------------------------------------------------- code
 
+# A file that code reads -> the beginning of the command that writes it.
+WRITTEN_BY = {
+    "runs/simsiam_cifar10/results/linear/head.safetensors": "linear ",
+    "features.npz": "embed ",
+}
+
+
+def find_command(beginning: str, file: str) -> str:
+    """Return the command that names the file, or else the first command with this beginning."""
+    matching = [flags for flags in OTHER_COMMANDS if flags.startswith(beginning)]
+    naming = [flags for flags in matching if file in flags]
+    return (naming or matching)[0]
+
 
 @pytest.mark.parametrize("code", CODE)
-def test_each_piece_of_code_runs(
+def test_each_block_of_python_runs(
     code: str,
     trained: Path,
     full_width: Path,
@@ -171,37 +201,35 @@ def test_each_piece_of_code_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shutil.copytree(
-        full_width if "resnet18" in code else trained, tmp_path, dirs_exist_ok=True
-    )  # not the commands' own
+    # The code gets a copy, so that it does not see what the commands have written.
+    run = full_width if "resnet18" in code else trained
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    for file, made_by in (
-        ("runs/simsiam_cifar10/results/linear/head.safetensors", "linear "),
-        ("features.npz", "embed "),
-    ):
-        if file in code and not Path(file).exists():  # what the code reads
-            maker = [flags for flags in USE if flags.startswith(made_by)]
-            assert (
-                program(*shlex.split(next((flags for flags in maker if file in flags), maker[0])))[
-                    0
-                ]
-                == 0
-            )
+    for file, beginning in WRITTEN_BY.items():
+        if file in code and not Path(file).exists():
+            status, _, err = program(*shlex.split(find_command(beginning, file)))
+            assert status == 0, err
+
+    code = code.replace("train_images=1000, test_images=200", "train_images=100, test_images=50")
     with warnings.catch_warnings():
         if "pl.Trainer" in code:
             warnings.simplefilter("ignore")  # Lightning's advice
-        exec(
-            code.replace("train_images=1000, test_images=200", "train_images=100, test_images=50"),
-            {},
-        )
+        exec(code, {})
 
 
-# ---------------------------------------------------------------- facts that a change elsewhere would make wrong
+# ---------------------------------------------------------------- what the pages name
 
 
-def test_the_readme_has_at_most_200_lines_and_no_page_over_300() -> None:
-    lengths = {name: len(page.splitlines()) for name, page in PAGES.items()}
-    assert lengths["README.md"] <= 200 and max(lengths.values()) <= 300, lengths
+def test_no_page_is_too_long() -> None:
+    for name, page in PAGES.items():
+        limit = MAX_LINES_OF_README if name == "README.md" else MAX_LINES_OF_PAGE
+        assert len(page.splitlines()) <= limit, name
+
+
+def anchors(prose: str) -> list[str]:
+    """Return GitHub's anchors of the headings."""
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -212,46 +240,42 @@ def test_every_relative_link_resolves(name: str) -> None:
         path, _, anchor = target.partition("#")
         page = (ROOT / name).parent / path if path else ROOT / name
         assert page.exists(), target
-        headings = re.findall(
-            r"^#+ (.+)$", PROSE.get(page.resolve().relative_to(ROOT).as_posix(), ""), re.MULTILINE
-        )
-        assert not anchor or anchor in [
-            re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings
-        ], target
+        if anchor:
+            assert anchor in anchors(PROSE[page.resolve().relative_to(ROOT).as_posix()]), target
 
 
-def test_every_page_of_docs_is_linked_from_the_readme() -> None:
+def test_the_readme_links_every_page_of_docs() -> None:
     for name in PAGES:
         assert name == "README.md" or f"({name}" in PAGES["README.md"], name
 
 
-def test_every_flag_that_is_named_exists(program: Program) -> None:
-    known = set(
-        re.findall(
-            r"--[a-z][a-z-]*", "".join(program(command, "--help")[1] for command in COMMANDS)
-        )
-    )
-    spans = re.findall(r"`([^`\n]+)`", "\n".join(PROSE.values()))
-    ours = [
-        span.split("main.py")[-1]
-        for span in spans
-        if "main.py" in span or span.startswith(("--", *COMMANDS))
-    ]
-    named = set(re.findall(r"--[a-z][a-z-]*", "\n".join(ours)))
-    assert len(named) > 40 and named <= known, named - known
+def test_every_named_flag_exists(program: Program) -> None:
+    existing: set[str] = set()
+    for command in COMMANDS:
+        _, help_text, _ = program(command, "--help")
+        existing |= set(FLAG.findall(help_text))
+    named: set[str] = set()
+    for span in SPANS:
+        if "main.py" in span or span.startswith(("--", *COMMANDS)):
+            named |= set(FLAG.findall(span.split("main.py")[-1]))
+    assert len(named) > 40
+    assert named <= existing, named - existing
 
 
-def test_every_folder_is_in_the_layout() -> None:
-    layout = next(block for block in blocks("") if block.startswith("main.py"))
+def test_the_layout_names_every_folder() -> None:
+    (layout,) = [block for block in blocks("") if block.startswith("main.py")]
     for package in ("simsiam", "models", "utils", "tests", "docs"):
         assert re.search(rf"^{package}/", layout, flags=re.MULTILINE), package
-    for room in (ROOT / "simsiam").glob("*/__init__.py"):
-        assert f"  {room.parent.name}/" in layout, room
+    for package in (ROOT / "simsiam").glob("*/__init__.py"):
+        assert f"  {package.parent.name}/" in layout, package
+
+
+def test_files_in_the_layout_exist() -> None:
+    (layout,) = [block for block in blocks("") if block.startswith("main.py")]
     for name in re.findall(r"\w+\.py", layout):
         assert (ROOT / name).exists() or (ROOT / "simsiam" / name).exists(), name
 
 
-def test_the_licence_is_there() -> None:
-    assert (ROOT / "LICENSE").read_text().startswith("MIT License") and "(LICENSE)" in PAGES[
-        "README.md"
-    ]
+def test_the_licence_is_linked() -> None:
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+    assert "(LICENSE)" in PAGES["README.md"]

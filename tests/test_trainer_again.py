@@ -1,4 +1,4 @@
-"""The parts used twice, listed in any order, resumed after an error, and extended by subclasses."""
+"""The parts in a second fit, listed in any order, resumed after an error, and in subclasses."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from simsiam import CollapseMonitor, KNNMonitor, SimSiam, ViewsDataModule, load_backbone
 from simsiam.inputs import to_plain
-from tests.trainers import fit, make_data, make_model, make_trainer
+from tests.trainers import SaveAt, fit, make_data, make_model, make_trainer
 from utils.errors import UserError
 
 IMAGES = torch.randn(20, 3, 16, 16)
@@ -30,15 +30,17 @@ def same_weights(a: pl.LightningModule, b: pl.LightningModule) -> bool:
     return all(torch.equal(x, y) for x, y in pairs)
 
 
-# ---------------------------------------------------------------- twice, and other stages
+# ---------------------------------------------------------------- a second fit, and prediction
 
 
 def test_a_monitor_measures_the_last_epoch_of_a_second_fit() -> None:
     monitor = KNNMonitor(k=5, every=100)
     fit(monitor, max_epochs=2)
-    stop = EarlyStopping("train_loss", patience=1, min_delta=10.0)  # after two epochs, as before
+    # The second fit ends after two epochs, too.
+    stop = EarlyStopping("train_loss", patience=1, min_delta=10.0)
     trainer = fit(monitor, stop, max_epochs=60)
-    assert trainer.current_epoch == 2 and monitor.latest
+    assert trainer.current_epoch == 2
+    assert monitor.latest
 
 
 def test_a_collapse_is_reported_in_a_second_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,29 +53,34 @@ def test_a_collapse_is_reported_in_a_second_fit(monkeypatch: pytest.MonkeyPatch)
 
 
 class OtherImages(pl.LightningDataModule):
-    """Images to predict that are not those of the training."""
+    """Images for `predict` that are not the training images."""
 
-    mean, std, size, classes = (0.1,) * 3, (0.9,) * 3, 99, ("z",)
+    mean = (0.1, 0.1, 0.1)
+    std = (0.9, 0.9, 0.9)
+    size = 99
+    classes = ("z",)
 
     def predict_dataloader(self) -> Any:
         return LOADER
 
 
-def test_predicting_other_images_does_not_change_what_training_saw() -> None:
+def test_predicting_other_images_changes_no_hyper_parameters() -> None:
     model = make_model()
     trainer = fit(model=model, max_epochs=1)
     before = dict(model.hparams)
     trainer.predict(model, datamodule=OtherImages())
-    assert dict(model.hparams) == before and model.backbone.image_size == before["image_size"]
+    assert dict(model.hparams) == before
+    assert model.backbone.image_size == before["image_size"]
 
 
 def test_a_trainer_with_a_monitor_predicts_from_a_loader() -> None:
     features = make_trainer(KNNMonitor(), CollapseMonitor()).predict(make_model(), LOADER)
-    assert features is not None and len(features) == 2
+    assert features is not None
+    assert len(features) == 2
 
 
 def test_a_collapse_is_judged_by_the_rank_of_the_same_epoch() -> None:
-    """In whatever order the monitors are listed."""
+    """The order in which the monitors are listed does not matter."""
     ranks: list[float | None] = []
 
     class Recorded(CollapseMonitor):
@@ -90,34 +97,25 @@ def test_a_collapse_is_judged_by_the_rank_of_the_same_epoch() -> None:
 # ---------------------------------------------------------------- resumed
 
 
-class SaveAt(pl.Callback):
-    """Saves a checkpoint after so many batches."""
-
-    def __init__(self, batches: int, file: Path, weights_only: bool = False) -> None:
-        self.batches = batches
-        self.file = file
-        self.weights_only = weights_only
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.batches -= 1
-        if self.batches == 0:
-            trainer.save_checkpoint(self.file, weights_only=self.weights_only)
-
-
-@pytest.mark.parametrize("batches", [11, 13])  # within a step of epoch 2, and between two
-def test_a_resume_follows_a_schedule_of_accumulation(batches: int, tmp_path: Path) -> None:
+# Both are within an optimizer step of epoch 2, which has 4 batches: after 3 of them, and after 1.
+@pytest.mark.parametrize("batches", [11, 13])
+def test_a_resume_follows_an_accumulation_schedule(batches: int, tmp_path: Path) -> None:
     def schedule() -> pl.Callback:
         return GradientAccumulationScheduler({0: 1, 1: 4})
 
-    whole, resumed = make_model(), make_model(learning_rate=1.0)
-    fit(SaveAt(batches, tmp_path / "a.ckpt"), schedule(), model=whole, max_epochs=3)
+    uninterrupted = make_model()
+    save = SaveAt(batches, tmp_path / "a.ckpt")
+    fit(save, schedule(), model=uninterrupted, max_epochs=3)
+
+    resumed = make_model(learning_rate=1.0)  # the checkpoint has another rate
     trainer = make_trainer(schedule(), max_epochs=3)
     trainer.fit(resumed, datamodule=make_data(), ckpt_path=tmp_path / "a.ckpt")
-    assert trainer.global_step == 8 + 2 + 2 and same_weights(whole, resumed)
+    assert trainer.global_step == 8 + 2 + 2
+    assert same_weights(uninterrupted, resumed)
 
 
 class Failing(SimSiam):
-    """Raises in its training step for one batch, counted from 1 over all epochs."""
+    """Raises an error for one batch. Batches are counted from 1 over all epochs."""
 
     fails_at = 0
     batch = 0
@@ -132,52 +130,63 @@ class Failing(SimSiam):
 @pytest.mark.filterwarnings("ignore:`?.fit.ckpt_path")
 @pytest.mark.parametrize(
     ("fails_at", "accumulate"),
-    [(4, 2), (5, 2), (8, 2), (3, 1)],  # with a gradient waiting, without, in the last batch
+    [
+        (4, 2),  # the gradient of batch 3 is accumulated
+        (5, 2),  # no gradient is accumulated
+        (8, 2),  # the last batch of the epoch
+        (3, 1),  # no accumulation
+    ],
 )
 def test_a_resume_after_an_error_in_a_batch_is_exact(
     fails_at: int, accumulate: int, tmp_path: Path
 ) -> None:
     flags: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": accumulate}
-    whole, failing, resumed = make_model(), Failing(**SIZES), make_model(learning_rate=1.0)
-    fit(model=whole, **flags)
+    uninterrupted = make_model()
+    fit(model=uninterrupted, **flags)
+
+    failing = Failing(**SIZES)
     failing.load_state_dict(make_model().state_dict())
     failing.fails_at = fails_at
     with pytest.raises(MemoryError):
         fit(OnExceptionCheckpoint(tmp_path), model=failing, enable_checkpointing=True, **flags)
+
+    (checkpoint,) = tmp_path.iterdir()
+    resumed = make_model(learning_rate=1.0)  # the checkpoint has another rate
     trainer = make_trainer(**flags)
-    trainer.fit(resumed, datamodule=make_data(), ckpt_path=next(tmp_path.iterdir()))
-    assert same_weights(whole, resumed)
+    trainer.fit(resumed, datamodule=make_data(), ckpt_path=checkpoint)
+    assert same_weights(uninterrupted, resumed)
 
 
 @pytest.mark.parametrize("weights_only", [True, False])
-def test_only_what_can_be_resumed_has_gradients(weights_only: bool, tmp_path: Path) -> None:
+def test_only_resumable_checkpoints_have_gradients(weights_only: bool, tmp_path: Path) -> None:
     save = SaveAt(3, tmp_path / "a.ckpt", weights_only)
     fit(save, max_epochs=1, accumulate_grad_batches=2)
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert ("accumulated_gradients" in saved) is not weights_only
 
 
-# ---------------------------------------------------------------- other people's extensions
+# ---------------------------------------------------------------- subclasses
 
 
-class Quiet(SimSiam):
-    """Its epochs' start is its own business, which must not falsify the means."""
+class WithoutEpochStart(SimSiam):
+    """Overrides a hook without calling super()."""
 
     def on_train_epoch_start(self) -> None:
         pass
 
 
-def test_the_means_of_an_epoch_are_of_that_epoch_alone() -> None:
-    """Also if a subclass overrides the hook of an epoch's start."""
-    plain, other = make_model(), Quiet(**SIZES)
-    other.load_state_dict(plain.state_dict())
-    losses = [fit(model=m, max_epochs=3).callback_metrics["train_loss"] for m in (plain, other)]
-    assert torch.equal(*losses)
+def test_an_overridden_epoch_start_does_not_change_the_means() -> None:
+    model = make_model()
+    other = WithoutEpochStart(**SIZES)
+    other.load_state_dict(model.state_dict())
+    loss = fit(model=model, max_epochs=3).callback_metrics["train_loss"]
+    other_loss = fit(model=other, max_epochs=3).callback_metrics["train_loss"]
+    assert torch.equal(loss, other_loss)
 
 
 @pytest.mark.filterwarnings("ignore:The provided params to be frozen already exist")
-def test_a_backbone_that_is_frozen_first_learns_later() -> None:
-    """torch's fused SGD cannot start with a parameter in a later step."""
+def test_a_backbone_learns_after_it_was_frozen() -> None:
+    """torch's fused SGD fails if a parameter starts to learn in a later step."""
     model = make_model()
     backbone: Any = model.backbone
     before = backbone.conv1.weight.clone()
@@ -186,13 +195,15 @@ def test_a_backbone_that_is_frozen_first_learns_later() -> None:
 
 
 class OwnLabelledViews(ViewsDataModule):
-    """Takes the splits and the monitor's images, but has views of its own."""
+    """Has the images of ViewsDataModule, but makes views by itself."""
 
     def train_dataloader(self) -> Any:
         return DataLoader([([x, x.flip(2)], 0) for x in IMAGES], batch_size=10)  # pyright: ignore[reportArgumentType]
 
 
 class OwnPairs(ViewsDataModule):
+    """The same, without labels."""
+
     def train_dataloader(self) -> Any:
         return DataLoader([[x, x.flip(2)] for x in IMAGES], batch_size=10)  # pyright: ignore[reportArgumentType]
 
@@ -204,7 +215,7 @@ def test_views_of_a_subclass_are_not_augmented_again(kind: Any) -> None:
 
 
 class WithFunction(SimSiam):
-    """Uses an argument that is no plain value through `self.hparams`."""
+    """Reads an argument that is no plain value from `self.hparams`."""
 
     def __init__(self, function: Any = torch.relu, **options: Any) -> None:
         super().__init__(**options)
@@ -212,7 +223,7 @@ class WithFunction(SimSiam):
 
 
 @pytest.mark.filterwarnings("ignore:hyper-parameters that are not plain")
-def test_arguments_that_are_not_saved_stay_usable(tmp_path: Path) -> None:
+def test_arguments_that_cannot_be_saved_stay_usable(tmp_path: Path) -> None:
     model = WithFunction(**SIZES)
     fit(model=model, max_epochs=1).save_checkpoint(tmp_path / "a.ckpt")
     assert model.hparams["function"] is torch.relu
@@ -221,6 +232,8 @@ def test_arguments_that_are_not_saved_stay_usable(tmp_path: Path) -> None:
 
 
 class ForgetsSuper(WithFunction):
+    """Writes a checkpoint without calling super()."""
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"]["function"] = "relu"
 
@@ -254,11 +267,11 @@ def test_the_backbone_of_a_compiled_module_loads(tmp_path: Path) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_has_no_plain_form_is_refused(value: Any) -> None:
-    """`torch.load(weights_only=True)` could not read it."""
+def test_values_without_a_plain_form_are_refused(value: Any) -> None:
+    """`torch.load(weights_only=True)` could not read them."""
     with pytest.raises(TypeError, match="is not plain"):
         to_plain(value)
 
 
-def test_numbers_that_python_lacks_become_floats() -> None:
+def test_long_doubles_become_floats() -> None:
     assert to_plain(np.array([0.5], dtype=np.longdouble)) == [0.5]

@@ -17,7 +17,7 @@ from tests.trainers import BATCHES, fit, make_data, make_model, make_trainer
 
 
 def test_early_stopping_works_with_knn_in_every_second_epoch(tmp_path: Path) -> None:
-    """A logger gets the measured epochs alone; a callback has a value in each."""
+    """Loggers get values of measured epochs only. Callbacks see the latest value in every epoch."""
     logger = CSVLogger(tmp_path)
     stop = EarlyStopping("kNN_accuracy", mode="max", patience=9, strict=True)
     fit(KNNMonitor(k=5, every=2), stop, max_epochs=4, logger=logger)
@@ -25,72 +25,73 @@ def test_early_stopping_works_with_knn_in_every_second_epoch(tmp_path: Path) -> 
     column = text[0].split(",").index("kNN_accuracy")
     measured = [line for line in text[1:] if line.split(",")[column]]
     assert len(measured) == 3  # untrained, and after epochs 2 and 4
-    assert stop.stopped_epoch == 0 and stop.best_score.isfinite()
+    assert stop.stopped_epoch == 0
+    assert stop.best_score.isfinite()
 
 
-def test_knn_is_measured_after_an_epoch_that_turns_out_to_be_the_last(tmp_path: Path) -> None:
+def test_knn_is_measured_when_early_stopping_ends_the_run(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     stop = EarlyStopping("train_loss", patience=1, min_delta=10.0)
     trainer = fit(KNNMonitor(k=5, every=50), stop, max_epochs=60, logger=logger)
-    assert trainer.current_epoch == 2 and "kNN_accuracy" in trainer.callback_metrics
+    assert trainer.current_epoch == 2
+    assert "kNN_accuracy" in trainer.callback_metrics
     logger.save()
-    last = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[-1]
-    assert f",{trainer.global_step - 1}" in last or last.startswith(f"{trainer.global_step - 1},")
+    last_row = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[-1]
+    assert str(trainer.global_step - 1) in last_row.split(",")
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
-def test_a_checkpoint_of_every_few_steps_resumes(tmp_path: Path) -> None:
+def test_a_checkpoint_within_an_epoch_resumes(tmp_path: Path) -> None:
     saved = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1)
-    model = make_model()
-    fit(
-        saved,
-        model=model,
-        max_epochs=2,
-        enable_checkpointing=True,
-        accumulate_grad_batches=2,
-    )
-    again = make_model()
-    trainer = make_trainer(
-        saved, max_epochs=2, enable_checkpointing=True, accumulate_grad_batches=2
-    )
-    trainer.fit(again, datamodule=make_data(), ckpt_path=tmp_path / "epoch=0-step=3.ckpt")
-    assert all(
-        torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True)
-    )
+    flags: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 2}
+    uninterrupted = make_model()
+    fit(saved, model=uninterrupted, enable_checkpointing=True, **flags)
+
+    resumed = make_model()
+    trainer = make_trainer(saved, enable_checkpointing=True, **flags)
+    trainer.fit(resumed, datamodule=make_data(), ckpt_path=tmp_path / "epoch=0-step=3.ckpt")
+    for weight, expected in zip(resumed.parameters(), uninterrupted.parameters(), strict=True):
+        assert torch.equal(weight, expected)
 
 
 def test_the_rate_finder_suggests_a_rate_for_a_negative_loss(tmp_path: Path) -> None:
-    trainer, model = make_trainer(max_epochs=10, default_root_dir=tmp_path), make_model()
+    trainer = make_trainer(max_epochs=10, default_root_dir=tmp_path)
+    model = make_model()
     finder = Tuner(trainer).lr_find(
         model, datamodule=make_data(), num_training=25, early_stop_threshold=None
     )
-    assert finder is not None and len(finder.results["lr"]) == 25
-    assert model.hparams["learning_rate"] == finder.suggestion() != 0.06
+    assert finder is not None
+    assert len(finder.results["lr"]) == 25
+    suggestion = finder.suggestion()
+    assert suggestion != 0.06  # the default
+    assert model.hparams["learning_rate"] == suggestion
     trainer.fit(model, datamodule=make_data())
     assert trainer.global_step == 10 * BATCHES
 
 
 @pytest.mark.parametrize("mode", ["power", "binsearch"])
 def test_the_batch_size_finder_stays_within_the_data_set(mode: str, tmp_path: Path) -> None:
-    trainer, data = (
-        make_trainer(max_epochs=2, default_root_dir=tmp_path),
-        make_data(train_images=20),
-    )
+    trainer = make_trainer(max_epochs=2, default_root_dir=tmp_path)
+    data = make_data(train_images=20)
     with pytest.warns(UserWarning, match="is more than the 20 train images. 20 is used"):
-        found = Tuner(trainer).scale_batch_size(make_model(), datamodule=data, mode=mode, margin=0)
-    assert found == data.batch_size == 20
+        batch_size = Tuner(trainer).scale_batch_size(
+            make_model(), datamodule=data, mode=mode, margin=0
+        )
+    assert batch_size == 20
+    assert data.batch_size == 20
 
 
 def test_monitors_modules_and_data_can_be_pickled() -> None:
-    """As ddp_spawn and ddp_notebook send them to other processes."""
-    data, monitor = make_data(), KNNMonitor(k=5)
+    """ddp_spawn and ddp_notebook send them to other processes."""
+    data = make_data()
+    monitor = KNNMonitor(k=5)
     fit(monitor, model=make_model(), data=data, max_epochs=1)
     for part in (monitor, KNNMonitor(), CollapseMonitor(), make_model(), make_data()):
         assert type(pickle.loads(pickle.dumps(part))) is type(part)
 
 
-@pytest.mark.filterwarnings("ignore")  # its own parser warns of itself
-def test_lightnings_command_line_reads_what_it_has_saved(
+@pytest.mark.filterwarnings("ignore")  # of LightningCLI's parser
+def test_lightning_cli_reads_the_config_that_it_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["script.py"])
@@ -101,18 +102,17 @@ def test_lightnings_command_line_reads_what_it_has_saved(
         SimSiam, ViewsDataModule, args=flags.split(), run=False, seed_everything_default=False
     )
     cli.parser.save(cli.config, tmp_path / "config.yaml")
-    again = LightningCLI(
-        SimSiam,
-        ViewsDataModule,
-        args=[f"--config={tmp_path / 'config.yaml'}"],
-        run=False,
-        seed_everything_default=False,
+
+    args = [f"--config={tmp_path / 'config.yaml'}"]
+    cli_from_file = LightningCLI(
+        SimSiam, ViewsDataModule, args=args, run=False, seed_everything_default=False
     )
-    monitors = {type(callback): callback for callback in again.trainer.callbacks}
-    assert monitors[KNNMonitor].k == 7 and monitors[CollapseMonitor].stop
+    callbacks = {type(callback): callback for callback in cli_from_file.trainer.callbacks}
+    assert callbacks[KNNMonitor].k == 7
+    assert callbacks[CollapseMonitor].stop
 
 
-def test_a_batch_that_processes_cannot_share_names_one_that_they_can() -> None:
+def test_an_indivisible_batch_size_gives_an_error_with_others() -> None:
     data = make_data(batch_size=9, accumulate=2)
     with pytest.raises(
         ValueError, match=r"batch_size 9 must split into 2 equal parts.*Try 8 or 10"
@@ -122,7 +122,7 @@ def test_a_batch_that_processes_cannot_share_names_one_that_they_can() -> None:
         fit(data=make_data(accumulate=2), max_epochs=1)
 
 
-def test_validation_batches_of_a_subclass_are_left_alone() -> None:
+def test_a_subclass_may_have_validation_batches() -> None:
     images = TensorDataset(torch.randn(10, 3, 32, 32), torch.arange(10))
 
     class WithValidation(ViewsDataModule):

@@ -10,10 +10,10 @@ from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader, IterableDataset
 
 from simsiam import CollapseMonitor, KNNMonitor, ViewsDataModule
-from tests.trainers import BATCHES, final_rate, fit, make_data, make_model, make_trainer
+from tests.trainers import BATCHES, SaveAt, final_rate, fit, make_data, make_model, make_trainer
 
 
-class Record(pl.Callback):
+class BatchCounter(pl.Callback):
     """Counts the batches of each epoch."""
 
     def __init__(self) -> None:
@@ -44,21 +44,21 @@ class Record(pl.Callback):
     ids=str,
 )
 def test_each_epoch_has_all_its_batches(flags: dict[str, Any], batches: int, steps: int) -> None:
-    record = Record()
-    trainer = fit(record, max_epochs=3, **flags)
-    assert record.batches == [batches] * 3
+    counter = BatchCounter()
+    trainer = fit(counter, max_epochs=3, **flags)
+    assert counter.batches == [batches] * 3
     assert trainer.global_step == 3 * steps
     assert final_rate(trainer) == pytest.approx(0, abs=1e-9)
 
 
-def test_the_cosine_follows_a_schedule_of_accumulation() -> None:
+def test_the_cosine_follows_an_accumulation_schedule() -> None:
     trainer = fit(GradientAccumulationScheduler({0: 1, 1: 4}), max_epochs=3)
     assert trainer.global_step == 8 + 2 + 2
     assert final_rate(trainer) == pytest.approx(0, abs=1e-9)
 
 
-class Indices(pl.Callback):
-    """Collects the images of each epoch, in the place of the augmentation."""
+class IndexRecorder(pl.Callback):
+    """Records the indices of the images of each epoch, where the datamodule makes views."""
 
     def __init__(self, data: ViewsDataModule) -> None:
         self.epochs: list[list[int]] = []
@@ -74,62 +74,54 @@ class Indices(pl.Callback):
         self.epochs.append([])
 
 
-def test_overfitting_takes_the_same_images_in_each_epoch() -> None:
+def test_overfit_batches_takes_the_same_images_in_each_epoch() -> None:
     data = make_data()
-    seen = Indices(data)
-    fit(seen, data=data, max_epochs=2, overfit_batches=2)
-    assert seen.epochs[0] == seen.epochs[1] and len(set(seen.epochs[0])) == 16
+    recorder = IndexRecorder(data)
+    fit(recorder, data=data, max_epochs=2, overfit_batches=2)
+    first, second = recorder.epochs
+    assert first == second
+    assert len(set(first)) == 16
 
 
 def test_with_accumulation_each_image_is_seen_once_an_epoch() -> None:
     data = make_data()
-    seen = Indices(data)
-    fit(seen, data=data, max_epochs=2, accumulate_grad_batches=2)
-    assert [sorted(epoch) for epoch in seen.epochs] == [list(range(64))] * 2
-
-
-class SaveAt(pl.Callback):
-    """Saves a checkpoint after so many batches."""
-
-    def __init__(self, batches: int, file: Path) -> None:
-        self.batches, self.file = batches, file
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.batches -= 1
-        if self.batches == 0:
-            trainer.save_checkpoint(self.file)
+    recorder = IndexRecorder(data)
+    fit(recorder, data=data, max_epochs=2, accumulate_grad_batches=2)
+    assert [sorted(epoch) for epoch in recorder.epochs] == [list(range(64))] * 2
 
 
 @pytest.mark.parametrize(
     ("batches", "flags"),
     [
         (4, {"accumulate_grad_batches": 2}),
-        (13, {"accumulate_grad_batches": 4}),  # between two steps
+        (13, {"accumulate_grad_batches": 4}),  # within an optimizer step
         (5, {"limit_train_batches": 3}),
         (11, {"limit_train_batches": 5, "accumulate_grad_batches": 2}),
         (11, {}),
     ],
     ids=str,
 )
-def test_a_resume_in_mid_epoch_is_exact(
+def test_a_resume_within_an_epoch_is_exact(
     batches: int, flags: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Weights and the epoch's mean equal those of a run that was left alone, to the bit."""
-    whole, resumed = make_model(), make_model(learning_rate=1.0)
-    left_alone = fit(SaveAt(batches, tmp_path / "a.ckpt"), model=whole, max_epochs=3, **flags)
+    """Weights and the epoch's mean equal those of an uninterrupted run, to the bit."""
+    save = SaveAt(batches, tmp_path / "a.ckpt")
+    expected = make_model()
+    expected_loss = fit(save, model=expected, max_epochs=3, **flags).callback_metrics["train_loss"]
+
+    resumed = make_model(learning_rate=1.0)  # the checkpoint has another rate
     trainer = make_trainer(max_epochs=3, **flags)
     trainer.fit(resumed, datamodule=make_data(), ckpt_path=tmp_path / "a.ckpt")
-    for name, weight in whole.state_dict().items():
+    for name, weight in expected.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], weight), name
-    loss = trainer.callback_metrics["train_loss"]
-    assert torch.equal(loss, left_alone.callback_metrics["train_loss"])
+    assert torch.equal(trainer.callback_metrics["train_loss"], expected_loss)
 
 
 # ---------------------------------------------------------------- the length of a run
 
 
-class Endless(IterableDataset[Any]):
-    """Pairs of views, without a length."""
+class PairStream(IterableDataset[Any]):
+    """Pairs of views. The data set does not know its length."""
 
     def __iter__(self) -> Any:
         for i in range(32):
@@ -141,10 +133,10 @@ class Endless(IterableDataset[Any]):
     ("data", "flags", "reason"),
     [
         (None, {"max_epochs": -1, "max_time": "00:00:00:05"}, "the run has no end"),
-        (DataLoader(Endless(), 8), {"max_epochs": 1}, "the loader has no length"),
+        (DataLoader(PairStream(), 8), {"max_epochs": 1}, "the loader has no length"),
     ],
 )
-def test_a_run_of_unknown_length_is_told_to_give_max_steps(
+def test_a_run_of_unknown_length_needs_max_steps(
     data: Any, flags: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=f"{reason}: give Trainer\\(max_steps="):
@@ -152,23 +144,26 @@ def test_a_run_of_unknown_length_is_told_to_give_max_steps(
 
 
 def test_a_loader_without_length_trains_for_max_steps() -> None:
-    trainer = fit(CollapseMonitor(), data=DataLoader(Endless(), 8), max_steps=6)
+    trainer = fit(CollapseMonitor(), data=DataLoader(PairStream(), 8), max_steps=6)
     assert trainer.global_step == 6
     assert final_rate(trainer) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    "flags", [{"max_steps": 3}, {"max_epochs": 2, "max_steps": 11}, {"max_time": {"seconds": 1}}]
+    "flags",
+    [
+        {"max_epochs": -1, "max_steps": 3},
+        {"max_epochs": 2, "max_steps": 11},
+        {"max_epochs": 500, "max_time": {"seconds": 1}},
+    ],
 )
-def test_an_epoch_that_is_cut_short_has_its_means(flags: dict[str, Any]) -> None:
+def test_an_epoch_that_ends_early_has_its_means(flags: dict[str, Any]) -> None:
     """CollapseMonitor and the last kNN measurement need them."""
     monitor = KNNMonitor(k=5, every=100)
-    trainer = fit(
-        monitor, CollapseMonitor(), **{"max_epochs": -1 if "max_steps" in flags else 500, **flags}
-    )
+    trainer = fit(monitor, CollapseMonitor(), **flags)
     assert trainer.global_step > 0
     assert {"train_loss", "z_std", "kNN_accuracy", "rankme"} <= set(trainer.callback_metrics)
-    assert monitor.latest  # the last epoch was measured
+    assert monitor.latest  # kNN was measured after the last epoch
 
 
 @pytest.mark.parametrize(
@@ -178,17 +173,17 @@ def test_a_run_without_a_step_ends_normally(flags: dict[str, Any]) -> None:
     assert fit(KNNMonitor(k=5), CollapseMonitor(), **flags).global_step == 0
 
 
-@pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # barebones
-@pytest.mark.parametrize(
-    "flags", [{"fast_dev_run": True}, {"fast_dev_run": 3}, {"barebones": True, "max_epochs": 1}]
-)
-def test_debugging_runs_end_normally(flags: dict[str, Any]) -> None:
-    if "barebones" in flags:
-        trainer = pl.Trainer(accelerator="cpu", **flags)
-        trainer.fit(make_model(), datamodule=make_data())
-    else:
-        trainer = fit(KNNMonitor(k=5), CollapseMonitor(), **flags)
-    assert trainer.global_step == {True: 1, 3: 3}.get(flags.get("fast_dev_run"), BATCHES)
+@pytest.mark.parametrize(("batches", "steps"), [(True, 1), (3, 3)])
+def test_fast_dev_run_ends_normally(batches: Any, steps: int) -> None:
+    trainer = fit(KNNMonitor(k=5), CollapseMonitor(), fast_dev_run=batches)
+    assert trainer.global_step == steps
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_a_barebones_run_ends_normally() -> None:
+    trainer = pl.Trainer(accelerator="cpu", barebones=True, max_epochs=1)
+    trainer.fit(make_model(), datamodule=make_data())
+    assert trainer.global_step == BATCHES
 
 
 # ---------------------------------------------------------------- precision and clipping
@@ -206,8 +201,10 @@ def test_training_and_knn_compute_in_the_trainers_precision(precision: Any) -> N
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_gradients_are_clipped_in_every_precision(precision: Any, algorithm: str) -> None:
-    model, untouched = make_model(weight_decay=0.0), make_model()
+    model = make_model(weight_decay=0.0)
+    untrained = make_model()
     clip = {"gradient_clip_val": 1e-12, "gradient_clip_algorithm": algorithm}
     fit(model=model, max_epochs=1, precision=precision, **clip)
-    for weight, initial in zip(model.parameters(), untouched.parameters(), strict=True):
+    # Gradients that are clipped to nearly 0 leave the weights as they were.
+    for weight, initial in zip(model.parameters(), untrained.parameters(), strict=True):
         torch.testing.assert_close(weight, initial, atol=1e-6, rtol=0)

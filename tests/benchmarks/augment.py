@@ -1,10 +1,14 @@
-"""Augmented views a second: ours against torchvision (PIL, and v2 on tensors), lightly's SimSiam transform and kornia.
+"""Measure augmented views per second: ours, torchvision, lightly's SimSiam transform and kornia.
 
-`python tests/benchmarks/augment.py`. The same pipeline for all: crop of .2 to 1, flip, jitter .4/.4/.4/.1 at .8,
-grayscale at .2, normalised; 32 x 32, without blur. Pipelines of single images run in as many worker processes as the
-column says, as in a DataLoader; those of a batch give torch that many threads. torchvision's v2 goes image by image
-too: on a batch it draws once for all of it, which is another augmentation. Ratios are to torchvision's PIL pipeline in
-the same column. lightly and kornia are left out where they are not installed.
+Run `python tests/benchmarks/augment.py`. All candidates have the same pipeline: crop of 0.2 to 1,
+flip, jitter 0.4/0.4/0.4/0.1 with probability 0.8, grayscale with probability 0.2, normalisation.
+Images have 32 x 32 pixels, and there is no blur.
+
+A column is for a number of threads. Pipelines of single images run in that many worker processes of
+a DataLoader. Pipelines of a batch give torch that many threads. torchvision's v2 gets single images
+too: for a batch it would draw the same parameters for all images, which is another augmentation.
+Ratios are relative to torchvision's PIL pipeline in the same column. lightly and kornia are left
+out if they are not installed.
 """
 
 import argparse
@@ -13,7 +17,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timing import DEVICE, has, in_turn, table
+from timing import DEVICE, in_turn, is_installed, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import transforms as v1
@@ -24,6 +28,8 @@ from simsiam.data.synthetic import make_patterns
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 JITTER = (0.4, 0.4, 0.4, 0.1)
+LIGHTLY = "lightly's SimSiam transform"
+BATCH = 512  # images, for pipelines of a batch
 
 
 def torchvision_pil() -> Callable[[Image.Image], Tensor]:
@@ -71,7 +77,7 @@ def kornia_batch() -> nn.Module:
 
 
 class Single(torch.utils.data.Dataset[Any]):
-    """Images through a transform of one image."""
+    """A data set that applies a transform to single images."""
 
     def __init__(self, images: list[Any], transform: Callable[[Any], Any]) -> None:
         self.images, self.transform = images, transform
@@ -83,9 +89,15 @@ class Single(torch.utils.data.Dataset[Any]):
         return self.transform(self.images[i])
 
 
-def through_workers(dataset: Single, workers: int, batch: int) -> Callable[[], None]:
-    """A pass over the images in workers that live on, so that their start is not measured."""
-    loader = DataLoader(dataset, batch_size=batch, num_workers=workers, persistent_workers=True)
+def pass_in_workers(
+    images: list[Any], transform: Callable[[Any], Any], workers: int
+) -> Callable[[], None]:
+    """Return a function that transforms all images in worker processes.
+
+    The workers are started once, so that their start is not measured.
+    """
+    dataset = Single(images, transform)
+    loader = DataLoader(dataset, batch_size=128, num_workers=workers, persistent_workers=True)
 
     def work() -> None:
         for _ in loader:
@@ -95,47 +107,49 @@ def through_workers(dataset: Single, workers: int, batch: int) -> Callable[[], N
 
 
 def measure(images: Tensor, threads: int, rounds: int) -> dict[str, float]:
-    """Views a second of each pipeline."""
+    """Return the views per second of each pipeline."""
     torch.set_num_threads(threads)
-    n, on_device, indices = len(images), images.to(DEVICE), torch.arange(len(images), device=DEVICE)
-    mean, std = torch.tensor(MEAN, device=DEVICE), torch.tensor(STD, device=DEVICE)
-    pil = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-    compiled, zero = (
-        torch.compile(augment, fullgraph=True, dynamic=False),
-        torch.zeros((), dtype=torch.int64, device=DEVICE),
-    )
+    n = len(images)
+    on_device = images.to(DEVICE)
+    indices = torch.arange(n, device=DEVICE)
+    mean = torch.tensor(MEAN, device=DEVICE)
+    std = torch.tensor(STD, device=DEVICE)
+    zero = torch.zeros((), dtype=torch.int64, device=DEVICE)
+    pil_images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    tensor_images = list(images)
 
     def ours(function: Callable[..., Tensor]) -> Callable[[], None]:
         def work() -> None:
-            for part in indices.split(512):
+            for part in indices.split(BATCH):
                 function(on_device[part], part, seed=0, epoch=zero, view=zero, mean=mean, std=std)
 
         return work
 
     def kornias() -> Callable[[], None]:
-        batch = kornia_batch().to(DEVICE)
+        transform = kornia_batch().to(DEVICE)
 
         def work() -> None:
-            for part in on_device.split(512):
-                batch(part.float() / 255)
+            for part in on_device.split(BATCH):
+                transform(part.float() / 255)
 
         return work
 
     works = {
-        "torchvision, PIL": through_workers(Single(pil, torchvision_pil()), threads, 128),
-        "torchvision v2, tensors": through_workers(
-            Single(list(images), torchvision_v2()), threads, 128
-        ),
+        "torchvision, PIL": pass_in_workers(pil_images, torchvision_pil(), threads),
+        "torchvision v2, tensors": pass_in_workers(tensor_images, torchvision_v2(), threads),
     }
-    if has("lightly"):
-        works["lightly's SimSiam transform"] = through_workers(
-            Single(pil, lightly_simsiam()), threads, 128
-        )
-    if has("kornia"):
-        works["kornia, batches of 512"] = kornias()
-    works |= {"ours, eager": ours(augment), "ours, compiled": ours(compiled)}
-    views = {name: 2 if "lightly" in name else 1 for name in works}
-    return {name: n * views[name] / s for name, s in in_turn(works, rounds).items()}
+    if is_installed("lightly"):
+        works[LIGHTLY] = pass_in_workers(pil_images, lightly_simsiam(), threads)
+    if is_installed("kornia"):
+        works[f"kornia, batches of {BATCH}"] = kornias()
+    works["ours, eager"] = ours(augment)
+    works["ours, compiled"] = ours(torch.compile(augment, fullgraph=True, dynamic=False))
+
+    views_per_second = {}
+    for name, time in in_turn(works, rounds).items():
+        views = 2 * n if name == LIGHTLY else n  # lightly's transform returns two views
+        views_per_second[name] = views / time
+    return views_per_second
 
 
 def main() -> None:
@@ -147,23 +161,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
     images, _ = make_patterns(args.images)
-    figures = {threads: measure(images, threads, args.rounds) for threads in args.threads}
-    names = list(next(iter(figures.values())))
+    speeds = {threads: measure(images, threads, args.rounds) for threads in args.threads}
+
     head = ["pipeline"]
     for threads in args.threads:
-        head += [f"views/s, {threads} thread{'s' * (threads > 1)}", "ratio"]
+        unit = "thread" if threads == 1 else "threads"
+        head += [f"views/s, {threads} {unit}", "ratio"]
+    names = list(speeds[args.threads[0]])
+    reference = names[0]
     rows = []
     for name in names:
         row = [name]
         for threads in args.threads:
-            speed = figures[threads]
-            row += [f"{speed[name]:,.0f}", f"{speed[name] / speed[names[0]]:.2f}"]
+            speed = speeds[threads][name]
+            row += [f"{speed:,.0f}", f"{speed / speeds[threads][reference]:.2f}"]
         rows.append(row)
-    table(
-        f"Augmentation: {args.images:,} images of 32 x 32, medians of {args.rounds} rounds in turn",
-        head,
-        rows,
-    )
+    size = f"{args.images:,} images of 32 x 32"
+    table(f"Augmentation: {size}, medians of {args.rounds} rounds in turn", head, rows)
 
 
 if __name__ == "__main__":

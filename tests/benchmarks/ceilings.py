@@ -1,11 +1,13 @@
-"""What the machine can do at most, and where a step's time goes.
+"""Measure what the machine can do at most, and where the time of a training step goes.
 
-`python tests/benchmarks/ceilings.py`: the rate of a large bf16 matrix product and of a copy; then the parts of a
-training step of ours (views, forward, backward, optimizer) and of an epoch's end (features, kNN). The step's share of
-the matrix product's rate is by floating-point operations that torch counts.
+Run `python tests/benchmarks/ceilings.py`. It measures the rate of a large bf16 matrix product and
+of a copy, then the parts of a training step (views, forward, backward, optimizer) and of the end of
+an epoch (features, kNN). torch counts the floating-point operations of a step, and the table has
+their rate as a share of the matrix product's.
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
 from timing import DEVICE, bf16_peak, in_turn, seconds, step_flops, table
@@ -17,6 +19,97 @@ from simsiam.evaluation.features import extract_features
 from utils.knn import knn_predict
 
 GPU = DEVICE.type == "cuda"
+WARMUP_ROUNDS = 3
+
+
+def autocast() -> torch.autocast:
+    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU)
+
+
+def make_data(images: int, batch_size: int) -> ViewsDataModule:
+    """Return generated images and their statistics on the device."""
+    data = ViewsDataModule(
+        "patterns",
+        train_images=images,
+        test_images=images // 5,
+        batch_size=batch_size,
+        compile=GPU,
+    )
+    data.setup()
+    splits = (data.train, data.test)
+    data.train, data.test = place_on_device(splits, torch.device(DEVICE), memory=64)
+    data.mean = data.mean.to(DEVICE)
+    data.std = data.std.to(DEVICE)
+    return data
+
+
+class Step:
+    """The parts of a training step. They must be called in this order."""
+
+    def __init__(self, model: SimSiam, data: ViewsDataModule) -> None:
+        self.model = model
+        self.data = data
+        self.indices = torch.arange(data.batch_size, device=DEVICE)
+        self.optimizer = torch.optim.SGD(
+            model.parameters(), 0.06, 0.9, weight_decay=5e-4, fused=True
+        )
+
+    def make_views(self) -> None:
+        self.views = self.data.make_views(self.indices, 0)
+
+    def forward(self) -> None:
+        with autocast():
+            self.loss = self.model.training_step(self.views, 0)["loss"]
+
+    def backward(self) -> None:
+        self.loss.backward()
+
+    def optimize(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def measure_step(step: Step, rounds: int) -> dict[str, float]:
+    """Return the median seconds of each part of a training step."""
+    parts: dict[str, Callable[[], None]] = {
+        "two views of each image": step.make_views,
+        "forward": step.forward,
+        "backward": step.backward,
+        "optimizer": step.optimize,
+    }
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(WARMUP_ROUNDS + rounds):
+        for name, part in parts.items():
+            times[name].append(seconds(part))
+    medians = {}
+    for name, values in times.items():
+        measured = sorted(values[WARMUP_ROUNDS:])
+        medians[name] = measured[rounds // 2]
+    return medians
+
+
+def measure_end_of_epoch(model: SimSiam, data: ViewsDataModule) -> dict[str, float]:
+    """Return the median seconds of the features of all images, and of kNN on them."""
+    features = {}
+
+    def extract() -> None:
+        with autocast():
+            for name, split in (("bank", data.train), ("queries", data.test)):
+                features[name] = extract_features(model.backbone, split.images, data.mean, data.std)
+
+    def classify() -> None:
+        k = min(200, len(data.train))
+        knn_predict(features["queries"], features["bank"], data.train.labels, 10, k=k)
+
+    return in_turn({"features of all images": extract, "kNN": classify}, 3)
+
+
+def measure_copy() -> float:
+    """Return the bytes per second that a copy reads and writes."""
+    a = torch.zeros(2**28 if GPU else 2**24, device=DEVICE)
+    b = torch.empty_like(a)
+    times = in_turn({"copy": lambda: b.copy_(a)}, 10)
+    return 2 * a.numel() * a.element_size() / times["copy"]
 
 
 def main() -> None:
@@ -29,84 +122,34 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000 if GPU else 2_000)
     parser.add_argument("--rounds", type=int, default=20 if GPU else 3)
     args = parser.parse_args()
-    data = ViewsDataModule(
-        "patterns",
-        train_images=args.images,
-        test_images=args.images // 5,
-        batch_size=args.batch_size,
-        compile=GPU,
-    )
-    data.setup()
-    data.train, data.test = place_on_device(
-        (data.train, data.test), torch.device(DEVICE), memory=64
-    )
-    data.mean, data.std = data.mean.to(DEVICE), data.std.to(DEVICE)
+    data = make_data(args.images, args.batch_size)
     model = SimSiam(args.backbone, args.width).to(DEVICE)
     if GPU:
-        for part in (model.backbone, model.projector, model.predictor):
-            part.compile(dynamic=False)
-    optimizer = torch.optim.SGD(model.parameters(), 0.06, 0.9, weight_decay=5e-4, fused=True)
-    indices = torch.arange(args.batch_size, device=DEVICE)
-    taken: dict[str, list[float]] = {}
+        for network in (model.backbone, model.projector, model.predictor):
+            network.compile(dynamic=False)
 
-    def timed(name: str, work: object) -> None:
-        taken.setdefault(name, []).append(seconds(work))  # pyright: ignore[reportArgumentType]
-
-    loss, views = torch.zeros(()), []
-
-    def make_views() -> None:
-        nonlocal views
-        views = data.make_views(indices, 0)
-
-    def forward() -> None:
-        nonlocal loss
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
-            loss = model.training_step(views, 0)["loss"]
-
-    def step() -> None:
-        optimizer.step()
-        optimizer.zero_grad()
-
-    for _ in range(args.rounds + 3):
-        timed("two views of each image", make_views)
-        timed("forward", forward)
-        timed("backward", lambda: loss.backward())
-        timed("optimizer", step)
-    parts = {name: sorted(values[3:])[args.rounds // 2] for name, values in taken.items()}
-    features = {}
-
-    def extract() -> None:
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
-            for name, split in (("bank", data.train), ("queries", data.test)):
-                features[name] = extract_features(model.backbone, split.images, data.mean, data.std)
-
-    def vote() -> None:
-        knn_predict(
-            features["queries"], features["bank"], data.train.labels, 10, k=min(200, args.images)
-        )
-
-    end = in_turn({"features of all images": extract, "kNN": vote}, 3)
-
+    parts = measure_step(Step(model, data), args.rounds)
+    step = sum(parts.values())
+    end_of_epoch = measure_end_of_epoch(model, data)
     peak = bf16_peak()
-    a = torch.zeros(2**28 if GPU else 2**24, device=DEVICE)
-    b = torch.empty_like(a)
-    copied = 2 * a.numel() * a.element_size() / in_turn({"copy": lambda: b.copy_(a)}, 10)["copy"]
+    copy = measure_copy()
     flops = step_flops(lambda: SimSiam(args.backbone, args.width), args.batch_size, 2, 32)
-    total = sum(parts.values())
+    share = flops / step / peak
+
     rows = [
         ("bf16 matrix product", f"{peak / 1e12:,.2f} TFLOP/s", ""),
-        ("copy", f"{copied / 1e12:,.3f} TB/s", ""),
-        *((name, f"{1000 * s:,.2f} ms", f"{100 * s / total:.0f} %") for name, s in parts.items()),
-        ("a step", f"{1000 * total:,.2f} ms", "100 %"),
-        (
-            "operations of a step",
-            f"{flops / 1e12:,.3f} TFLOP",
-            f"{100 * flops / total / peak:.1f} % of the product's rate",
-        ),
-        *((name, f"{1000 * s:,.1f} ms", "at an epoch's end") for name, s in end.items()),
+        ("copy", f"{copy / 1e12:,.3f} TB/s", ""),
     ]
-    title = f"{args.backbone} of width {args.width}, {args.batch_size} images x 2 views; {args.images:,} images"
-    table(title, ("what", "measured", ""), rows)
+    for name, time in parts.items():
+        rows.append((name, f"{1000 * time:,.2f} ms", f"{100 * time / step:.0f} %"))
+    rows.append(("a step", f"{1000 * step:,.2f} ms", "100 %"))
+    rate = f"{100 * share:.1f} % of the product's rate"
+    rows.append(("operations of a step", f"{flops / 1e12:,.3f} TFLOP", rate))
+    for name, time in end_of_epoch.items():
+        rows.append((name, f"{1000 * time:,.1f} ms", "at an epoch's end"))
+    network = f"{args.backbone} of width {args.width}"
+    size = f"{args.batch_size} images x 2 views; {args.images:,} images"
+    table(f"{network}, {size}", ("what", "measured", ""), rows)
 
 
 if __name__ == "__main__":

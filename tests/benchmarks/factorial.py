@@ -10,14 +10,14 @@ combinations; the others are products of their signs:
 
     E = ABC, F = BCD; defining relation I = ABCE = BCDF = ADEF; resolution IV
 
-So no main effect is an alias of another one or of an interaction of two factors (only of three).
-The interactions of two factors are aliases of each other, in seven groups:
+So a main effect is an alias of interactions of three factors, but not of another main effect or of
+an interaction of two. The interactions of two factors are aliases of each other, in seven groups:
 
     AB = CE, AC = BE, AD = EF, AE = BC = DF, AF = DE, BD = CF, BF = CD
 
-A is the initialisation and B the rate: their interaction (AB) shares its contrast with that of
-grayscale and the predictor's rate (CE), which nobody expects to interact. The runs with ABD = +1
-come first: these eight alone are a design of resolution III, so that main effects show early.
+A is the initialisation and B the rate. Their interaction AB is an alias of CE, the interaction of
+grayscale and the predictor's rate, which is not expected to exist. The eight runs with ABD = +1
+come first. They alone are a design of resolution III, so that main effects can be estimated early.
 
 Accuracy is kNN (k = 200, T = .1) of 5,000 held-out training images in a bank of the other 45,000,
 after the last epoch. The test images are not used.
@@ -32,110 +32,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.benchmarks.factorial_design import Levels, describe_results, flags_of, make_design
+from tests.benchmarks.factorial_design import describe_results
+from tests.benchmarks.factorial_jobs import Job, collect_results, is_busy, make_jobs, read_results
 from utils.errors import UserError
-from utils.filesystem import is_locked, lock_folder, write_json, write_text
-from utils.run_dir import RunDirectory
+from utils.filesystem import lock_folder, write_json
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 EPOCHS = 20  # of a run with two views
-SEED = 100  # run N has seed SEED + N; seeds 0 to 2 were used to choose the recipe
-SAVE_SECONDS = 300  # that a stopped run has for saving, before it is killed
-TRIES = 3  # starts of one run in one call
-UNFINISHED = 3  # exit status: the same command continues
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of the design."""
-
-    number: int  # from 1
-    levels: Levels
-    root: Path
-    flags: tuple[str, ...]
-
-    @property
-    def folder(self) -> RunDirectory:
-        return RunDirectory(self.root / f"run_{self.number:02d}")
-
-    @property
-    def command(self) -> list[str]:
-        place = ["--save-dir", str(self.root), "--exp-name", self.folder.path.name]
-        return [sys.executable, str(REPOSITORY / "main.py"), *self.flags, *place]
-
-
-def make_jobs(args: argparse.Namespace, extra: Sequence[str]) -> list[Job]:
-    jobs = []
-    for number, levels in enumerate(make_design(), 1):
-        flags = [*flags_of(levels, args.epochs), "--seed", str(SEED + number)]
-        flags += ["--data-dir", args.data_dir, "--held-out-images", "5000", *extra]
-        jobs.append(Job(number, levels, args.root, tuple(flags)))
-    return jobs
-
-
-# ---------------------------------------------------------------- results
-
-
-def read_results(root: Path) -> dict[int, dict[str, Any]]:
-    """Return the lines of results.jsonl by the number of the run."""
-    file = root / "results.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = [json.loads(line) for line in lines]
-    return {row["run"]: row for row in rows}
-
-
-def collect_results(root: Path, jobs: Sequence[Job]) -> dict[int, dict[str, Any]]:
-    """Add each finished run to results.jsonl. A line stays when the folder of its run is gone."""
-    results = read_results(root)
-    before = len(results)
-    for job in jobs:
-        if job.number not in results and job.folder.summary.exists():
-            results[job.number] = describe_result(job)
-    results = dict(sorted(results.items()))
-    if len(results) > before:
-        write_text(
-            root / "results.jsonl", "".join(json.dumps(row) + "\n" for row in results.values())
-        )
-    return results
-
-
-def describe_result(job: Job) -> dict[str, Any]:
-    """Return the line of results.jsonl of a finished run."""
-    run = job.folder
-    summary = json.loads(run.summary.read_text())
-    config = yaml.safe_load(run.config.read_text())
-    last = run.rows()[-1]
-    return {
-        "run": job.number,
-        "levels": dict(job.levels),
-        "seed": config["settings"]["seed"],
-        **{name: summary[name] for name in ("epochs", "step", "kNN_accuracy", "kNN_untrained")},
-        **{name: summary[name] for name in ("train_loss", "z_std", "seconds")},
-        "rankme": last.get("rankme"),
-        "settings": config["settings"],
-        "resolved": config["resolved"],
-        "versions": config["versions"],
-    }
-
-
-# ---------------------------------------------------------------- running
+MAX_SAVE_SECONDS = 300  # a stopped run that still saves after this time is killed
+MAX_TRIES = 3  # starts of one run in one call of this script
+UNFINISHED = 3  # exit status if the same command continues
 
 
 class Stop:
-    """Whether a signal or the deadline asks to stop."""
+    """True once a signal or the deadline asks this script to stop."""
 
     def __init__(self, deadline: float | None) -> None:
         self.reason = ""
-        self.ends = float("inf") if deadline is None else time.monotonic() + deadline
+        self.ends = float("inf")
+        if deadline is not None:
+            self.ends = time.monotonic() + deadline
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, self._note)
@@ -150,16 +70,17 @@ class Stop:
 
 
 def start(job: Job, core: int) -> "subprocess.Popen[bytes]":
-    """Start main.py on one core, with the lowest priority, printing to run_NN.log."""
+    """Start main.py on one core with the lowest priority. It prints to run_NN.log."""
     libc = ctypes.CDLL(None)
 
     def prepare() -> None:
         os.sched_setaffinity(0, {core})  # as taskset does
         os.nice(19)
-        # Linux shares the processor by session, so among sessions a nice value counts for little.
+        # Linux divides the processor among sessions first, and a nice value counts only within one.
         if hasattr(os, "SCHED_IDLE"):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: when this script is killed, save and end
+        # PR_SET_PDEATHSIG: the run saves and ends if this script is killed.
+        libc.prctl(1, signal.SIGTERM)
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with open(job.root / f"{job.folder.path.name}.log", "ab") as log:
@@ -169,24 +90,23 @@ def start(job: Job, core: int) -> "subprocess.Popen[bytes]":
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches this script alone, which stops its runs
+            start_new_session=True,  # Ctrl-C reaches only this script, which then stops its runs
             preexec_fn=prepare,
         )
 
 
 def stop_runs(running: Mapping[int, tuple[Job, "subprocess.Popen[bytes]"]]) -> None:
-    """Have all runs save and end."""
+    """Let all runs save and end. Kill those that take longer than MAX_SAVE_SECONDS."""
     for _, process in running.values():
         process.terminate()
-    ends = time.monotonic() + SAVE_SECONDS
+    ends = time.monotonic() + MAX_SAVE_SECONDS
     for job, process in running.values():
         try:
             process.wait(max(0.0, ends - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-            print(
-                f"run {job.number} did not end within {SAVE_SECONDS} s and was killed", flush=True
-            )
+            limit = f"{MAX_SAVE_SECONDS} s"
+            print(f"run {job.number} did not end within {limit} and was killed", flush=True)
 
 
 def train(jobs: Sequence[Job], cores: Sequence[int], stop: Stop) -> int:
@@ -208,12 +128,12 @@ def train(jobs: Sequence[Job], cores: Sequence[int], stop: Stop) -> int:
                 continue
             log = root / f"{job.folder.path.name}.log"
             print(f"run {job.number} ended with status {process.returncode}: {log}", flush=True)
-            if tries[job.number] < TRIES:
+            if tries[job.number] < MAX_TRIES:
                 waiting.append(job)
             else:
                 failed.append(job.number)
         for core in cores:
-            # A run whose process has outlived a killed script is still saving.
+            # If an earlier call of this script was killed, its run may still be saving.
             free = [job for job in waiting if not is_busy(job)]
             if core in running or not free:
                 continue
@@ -229,25 +149,24 @@ def train(jobs: Sequence[Job], cores: Sequence[int], stop: Stop) -> int:
         collect_results(root, jobs)
         return UNFINISHED
     if failed:
-        print(f"runs {failed} failed {TRIES} times each", flush=True)
+        print(f"runs {failed} failed {MAX_TRIES} times each", flush=True)
         return 1
     return 0
 
 
-def is_busy(job: Job) -> bool:
-    path = job.folder.path
-    return path.exists() and is_locked(path)
-
-
 def check_same_experiment(root: Path, args: argparse.Namespace, extra: Sequence[str]) -> None:
-    """Raise UserError if the folder has the runs of another experiment; else note this one."""
+    """Write the experiment to the folder, or check that it is the one written there.
+
+    Raises:
+        UserError: the folder has the runs of another experiment.
+    """
     file = root / "experiment.json"
     ours = {"epochs": args.epochs, "flags": list(extra)}
     if not file.exists():
         write_json(file, ours)
     theirs = json.loads(file.read_text())
     if theirs != ours:
-        raise UserError(f"--root {root}: has runs with {theirs}, not {ours}. Use another folder")
+        raise UserError(f"--root {root} has runs with {theirs}, not {ours}. Use another folder.")
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
@@ -264,9 +183,9 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--deadline", type=float, metavar="SECONDS", help="stop after this time")
     parser.add_argument("--table", action="store_true", help="print the effects so far, and exit")
     parser.add_argument("--list", action="store_true", help="print the runs, and exit")
-    given = sys.argv[1:]
-    end = given.index("--") if "--" in given else len(given)
-    return parser.parse_args(given[:end]), given[end + 1 :]
+    arguments = sys.argv[1:]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return parser.parse_args(arguments[:end]), arguments[end + 1 :]
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The design of tests/benchmarks/factorial.py (its docstring says which), and its effects."""
+"""The design of tests/benchmarks/factorial.py, whose docstring explains it, and its effects."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,8 @@ import numpy as np
 
 from simsiam.config.options import is_collapsed
 
-DEVIATION = 0.77  # of one 20-epoch run in points, over seeds: docs/benchmarks.md
+# Standard deviation in points of a 20-epoch run over seeds: see docs/benchmarks.md.
+DEVIATION = 0.77
 
 BASE = (
     "--backbone resnet10 --width 16 --out-dim 512 --h-dim 128 --knn-every 1000 --pictures-every 0 "
@@ -25,8 +26,8 @@ class Factor(NamedTuple):
     high: str
 
 
-# F's flags, which depend on the number of epochs, are in `flags_of`: both levels have the same
-# number of steps and of views, also of each size.
+# `flags_of` adds flags of F that depend on the number of epochs, so that both levels have the same
+# number of steps, and the same number of views of each size.
 FACTORS = (
     Factor("A", "initialisation", "--conv-init kaiming", "--conv-init torch"),
     Factor("B", "rate", "--learning-rate 0.04", "--learning-rate 0.08"),
@@ -103,8 +104,8 @@ def estimate_effects(
     """Fit accuracy = mean + the sum of contrasts by least squares.
 
     Returns:
-        (effect, standard error) of each word, both in points: the mean at +1 minus the mean at -1,
-        and what DEVIATION makes of it. None if the runs do not determine them.
+        (effect, standard error) of each word in points. An effect is the mean at +1 minus the mean
+        at -1. Its standard error follows from DEVIATION. None if the runs do not determine them.
     """
     x = np.array([[1, *(contrast(row["levels"], word) for word in words)] for row in results])
     y = np.array([row["kNN_accuracy"] for row in results])
@@ -117,10 +118,11 @@ def estimate_effects(
 
 
 def lenth_error(effects: Sequence[float]) -> float:
-    """Return the pseudo standard error of Lenth 1989, which takes small effects for noise."""
+    """Return the pseudo standard error of Lenth 1989, which treats small effects as noise."""
     sizes = np.abs(effects)
-    first = 1.5 * np.median(sizes)
-    return float(1.5 * np.median(sizes[sizes <= 2.5 * first]))
+    first_estimate = 1.5 * np.median(sizes)
+    small = sizes[sizes <= 2.5 * first_estimate]
+    return float(1.5 * np.median(small))
 
 
 def describe_results(results: Mapping[int, Mapping[str, Any]]) -> str:
@@ -128,11 +130,11 @@ def describe_results(results: Mapping[int, Mapping[str, Any]]) -> str:
     lines = ["run  " + "  ".join(LETTERS) + "   kNN %   loss    z_std  rankme  minutes"]
     for number, row in results.items():
         signs = "  ".join("+" if row["levels"][letter] > 0 else "-" for letter in LETTERS)
-        veto = "  COLLAPSED" if has_collapsed(row) else ""
+        collapse = "  COLLAPSED" if has_collapsed(row) else ""
         rank = "-" if row["rankme"] is None else f"{row['rankme']:.1f}"
         lines.append(
             f"{number:3}  {signs}  {row['kNN_accuracy']:6.2f}  {row['train_loss']:6.3f}  "
-            f"{row['z_std']:5.3f}  {rank:>6}  {row['seconds'] / 60:7.1f}{veto}"
+            f"{row['z_std']:5.3f}  {rank:>6}  {row['seconds'] / 60:7.1f}{collapse}"
         )
     good = [row for row in results.values() if not has_collapsed(row)]
     collapsed = [number for number, row in results.items() if has_collapsed(row)]

@@ -1,9 +1,10 @@
-"""Kills a small run at random moments, resumes it until it ends, and compares it with an undisturbed one.
+"""Kill small runs at random moments, resume them to their end, and compare with an undisturbed run.
 
-`python tests/benchmarks/faults.py --kills 100` prints a table. Of three kills (SIGKILL) one comes at a random moment,
-one just after a checkpoint and one while a checkpoint is being written. After every third kill the next process is told
-to stop by SIGTERM, SIGINT or SIGHUP, at a random moment too, and must lose nothing. TMPDIR is on another file system
-than the run where there is one (/dev/shm).
+`python tests/benchmarks/faults.py --kills 100` prints a table. Of three kills (SIGKILL), one comes
+at a random moment, one just after a checkpoint and one while a checkpoint is being written. After
+every third kill, the next process gets SIGTERM, SIGINT or SIGHUP at a random moment. It must stop
+and lose nothing. If there is /dev/shm, TMPDIR is there, so that it is on another file system than
+the run.
 """
 
 import argparse
@@ -22,61 +23,39 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import main
-from tests.helpers import TIMES, Started, same_run
+from tests.helpers import TIMES, same_run
+from tests.processes import Started
 from utils.checkpoint_io import read_checkpoint
 from utils.errors import UserError
 from utils.run_dir import RunDirectory, previous
 
-logging.getLogger("tensorboard").setLevel(
-    logging.ERROR
-)  # it reports each purge, which is what resuming does
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-EVERY = 2  # epochs between two checkpoints
-MOST_LOST = 2 * EVERY  # epochs: a checkpoint may still be being written when the next one is due
-RUN = [
-    *(
-        "--dataset",
-        "patterns",
-        "--train-images",
-        "300",
-        "--test-images",
-        "60",
-        "--knn-k",
-        "20",
-        "--knn-every",
-        "2",
-    ),
-    *(
-        "--backbone",
-        "resnet10",
-        "--width",
-        "2",
-        "--out-dim",
-        "16",
-        "--h-dim",
-        "8",
-        "--batch-size",
-        "50",
-    ),
-    *("--accelerator", "cpu", "--checkpoint-every", str(EVERY)),
-]
+# TensorBoard logs a line for each resume.
+logging.getLogger("tensorboard").setLevel(logging.ERROR)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+CHECKPOINT_EVERY = 2  # epochs
+# Epochs. A checkpoint may still be being written when the next one is due.
+MAX_LOST = 2 * CHECKPOINT_EVERY
+DATA = "--dataset patterns --train-images 300 --test-images 60 --knn-k 20 --knn-every 2"
+NETWORK = "--backbone resnet10 --width 2 --out-dim 16 --h-dim 8 --batch-size 50 --accelerator cpu"
+RUN = f"{DATA} {NETWORK} --checkpoint-every {CHECKPOINT_EVERY}".split()
 LABELS = {
     "kills": "kills",
-    "in_a_save": "of them inside a save",
+    "in_a_save": "kills during a save",
     "resumes": "resumes from a checkpoint",
-    "runs": "runs brought to their end",
-    "signals": "told to stop by SIGTERM, SIGINT or SIGHUP",
-    "lost_to_signals": "epochs lost by these",
-    "wrong_statuses": "wrong exit statuses of these",
-    "most_lost": f"most epochs lost at once (at most {MOST_LOST})",
-    "unreadable": "checkpoints that could not be read",
-    "mismatches": "mismatches: weights, rows or curves",
+    "runs": "finished runs",
+    "signals": "stops by SIGTERM, SIGINT or SIGHUP",
+    "lost_to_signals": "epochs lost by these stops",
+    "wrong_statuses": "wrong exit statuses of these stops",
+    "most_lost": f"most epochs lost by one kill (limit {MAX_LOST})",
+    "unreadable": "unreadable checkpoints",
+    "mismatches": "mismatches of weights, rows, curves or summary",
 }
 
 
 @dataclass
 class Tally:
-    """The figures of the table, as in LABELS."""
+    """The numbers of the table. LABELS says what they mean."""
 
     kills: int = 0
     in_a_save: int = 0
@@ -91,43 +70,47 @@ class Tally:
 
     @property
     def ok(self) -> bool:
-        wrong = self.mismatches + self.unreadable + self.lost_to_signals + self.wrong_statuses
-        return wrong == 0 and self.most_lost <= MOST_LOST
+        errors = self.mismatches + self.unreadable + self.lost_to_signals + self.wrong_statuses
+        return errors == 0 and self.most_lost <= MAX_LOST
 
 
 class Faults:
-    """Runs of so many epochs below `folder`, and the signals that they get."""
+    """Trains runs below `folder`, and sends signals to them."""
 
     def __init__(self, folder: Path, epochs: int, seed: int = 0) -> None:
-        self.folder, self.epochs = folder, epochs
-        self.random, self.tally = random.Random(seed), Tally()
-        Started(
-            main.main, ["--help"]
-        ).communicate()  # the server that forks processes has now imported everything
-        begun = time.monotonic()
+        self.folder = folder
+        self.epochs = epochs
+        self.random = random.Random(seed)
+        self.tally = Tally()
+
+        # After a first process, the server that forks processes has imported everything.
+        Started(main.main, ["--help"]).communicate()
+        begin = time.monotonic()
         self.undisturbed = RunDirectory(folder / "undisturbed")
         self.train_to_the_end(self.undisturbed)
-        self.seconds = time.monotonic() - begun  # of a whole run
+        self.seconds = time.monotonic() - begin  # of a complete run
 
     def kill_runs(self, kills: int) -> Tally:
-        """Kill so many times, over as many runs as that takes."""
+        """Kill this number of times, over as many runs as that takes."""
         while self.tally.kills < kills:
             run = RunDirectory(self.folder / f"killed_{self.tally.runs}")
-            while self.tally.kills < kills and self.interrupt(run):
-                pass
+            ended_by_signal = True
+            while ended_by_signal and self.tally.kills < kills:
+                ended_by_signal = self.interrupt(run)
             if run.state() != "finished":
                 self.train_to_the_end(run)
             self.tally.runs += 1
-            if not self.is_as_undisturbed(run):
+            if not self.equals_undisturbed(run):
                 self.tally.mismatches += 1
-                print(f"{run.path} is not what {self.undisturbed.path} is")
+                print(f"{run.path} differs from {self.undisturbed.path}")
         return self.tally
 
     def start(self, run: RunDirectory) -> Started:
-        self.tally.resumes += run.last.exists()
-        elsewhere = {"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {}
-        where = ["--save-dir", str(run.path.parent), "--exp-name", run.path.name]
-        return Started(main.main, [*RUN, "--epochs", str(self.epochs), *where], **elsewhere)
+        if run.last.exists():
+            self.tally.resumes += 1
+        environment = {"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {}
+        folder = ["--save-dir", str(run.path.parent), "--exp-name", run.path.name]
+        return Started(main.main, [*RUN, "--epochs", str(self.epochs), *folder], **environment)
 
     def train_to_the_end(self, run: RunDirectory) -> None:
         process = self.start(run)
@@ -135,74 +118,107 @@ class Faults:
         assert process.returncode == 0, printed
 
     def interrupt(self, run: RunDirectory) -> bool:
-        """Start or resume a run, and end it by a signal; False if it ended by itself before."""
-        tally, last = self.tally, run.last.stat().st_mtime_ns if run.last.exists() else 0
-        already = self.lost_epochs(
-            run
-        )  # to the kill before; their rows stay until training begins again
+        """Start or resume a run, and end it by a signal. Return False if it ended by itself."""
+        if self.tally.signals < self.tally.kills // 3:
+            return self.stop(run)
+        return self.kill(run)
+
+    def stop(self, run: RunDirectory) -> bool:
+        """Start or resume a run, and stop it by one of STOP_SIGNALS at a random moment."""
+        tally = self.tally
+        number = STOP_SIGNALS[tally.signals % len(STOP_SIGNALS)]
+        # The rows of epochs that the kill before has lost stay until training begins again.
+        lost_before = self.count_lost_epochs(run)
         process = self.start(run)
-        if tally.signals < tally.kills // 3:
-            number, due = (
-                STOPPING[tally.signals % len(STOPPING)],
-                self.moment(0.3, self.seconds / 2),
-            )
-            status = self.send(
-                process, number, lambda: due() and bool(process.printed()[0])
-            )  # else not begun yet
-            if status is None:
-                return False
-            tally.signals += 1
-            tally.wrong_statuses += status != 128 + number
-            tally.lost_to_signals += max(0, self.lost_epochs(run) - already)
-            return True
-        conditions: tuple[Callable[[], bool], ...] = (
-            self.moment(0.05, self.seconds / 2),
-            lambda: run.last.exists() and run.last.stat().st_mtime_ns > last,
-            lambda before=set(run.checkpoints.glob(".*.partial")): bool(
-                set(run.checkpoints.glob(".*.partial")) - before
-            ),
-        )
-        status = self.send(process, signal.SIGKILL, conditions[tally.kills % 3])
+        is_due = self.choose_moment(0.3, self.seconds / 2)
+
+        def has_begun_and_is_due() -> bool:
+            out, _ = process.printed()
+            return is_due() and out != ""
+
+        status = self.send(process, number, has_begun_and_is_due)
+        if status is None:
+            return False
+        tally.signals += 1
+        if status != 128 + number:
+            tally.wrong_statuses += 1
+        tally.lost_to_signals += max(0, self.count_lost_epochs(run) - lost_before)
+        return True
+
+    def kill(self, run: RunDirectory) -> bool:
+        """Start or resume a run, and kill it at the kind of moment that is next."""
+        tally = self.tally
+        last_saved = save_time(run)
+        partial_files = list_partial_files(run)
+        process = self.start(run)
+
+        def has_saved() -> bool:
+            return save_time(run) > last_saved
+
+        def is_saving() -> bool:
+            return bool(list_partial_files(run) - partial_files)
+
+        conditions = (self.choose_moment(0.05, self.seconds / 2), has_saved, is_saving)
+        condition = conditions[tally.kills % 3]
+        status = self.send(process, signal.SIGKILL, condition)
         assert status in (None, -signal.SIGKILL), process.printed()
         if status is None:
             return False
-        tally.in_a_save += tally.kills % 3 == 2
+        if condition is is_saving:
+            tally.in_a_save += 1
         tally.kills += 1
-        tally.most_lost = max(tally.most_lost, self.lost_epochs(run))
+        tally.most_lost = max(tally.most_lost, self.count_lost_epochs(run))
         return True
 
-    def moment(self, earliest: float, latest: float) -> Callable[[], bool]:
-        """Whether a random moment, in seconds from now, is past."""
-        at = time.monotonic() + self.random.uniform(earliest, latest)
-        return lambda: time.monotonic() >= at
+    def choose_moment(self, earliest: float, latest: float) -> Callable[[], bool]:
+        """Choose a random moment, in seconds from now. The result says whether it has passed."""
+        moment = time.monotonic() + self.random.uniform(earliest, latest)
+        return lambda: time.monotonic() >= moment
 
     def send(self, process: Started, number: int, condition: Callable[[], bool]) -> int | None:
-        """Send a signal once the condition holds; the exit status, None if the process was faster."""
+        """Send a signal once the condition is true, and wait for the end of the process.
+
+        Returns:
+            The exit status, or None if the process was finished before the signal.
+        """
         while process.returncode is None:
             if condition():
                 process.send_signal(number)
                 break
-            time.sleep(0.0002)  # between two polls: short, to hit a save
+            time.sleep(0.0002)  # short, because a save is short
         process.communicate()
         return process.returncode or None
 
-    def lost_epochs(self, run: RunDirectory) -> int:
-        """Epochs recorded in metrics.jsonl but not in the newest whole checkpoint."""
+    def count_lost_epochs(self, run: RunDirectory) -> int:
+        """Count the epochs in metrics.jsonl that are not in the newest readable checkpoint."""
+        rows = len(run.rows())
         for path in (run.last, previous(run.last)):
             if path.exists():
                 try:
-                    return len(run.rows()) - read_checkpoint(path)["row"].get("epoch", 0)
+                    return rows - read_checkpoint(path)["row"].get("epoch", 0)
                 except UserError as error:
                     print(error)
                     self.tally.unreadable += 1
-        return len(run.rows())
+        return rows
 
-    def is_as_undisturbed(self, run: RunDirectory) -> bool:
-        """Whether weights, rows, curves and summary equal those of the undisturbed run, to the bit."""
-        a, b = (json.loads(each.summary.read_text()) for each in (run, self.undisturbed))
-        return same_run(run.path, self.undisturbed.path) and all(
-            a[name] == b[name] for name in a if name not in TIMES
-        )
+    def equals_undisturbed(self, run: RunDirectory) -> bool:
+        """Return whether weights, rows, curves and summary are equal to the bit."""
+        summary = json.loads(run.summary.read_text())
+        expected = json.loads(self.undisturbed.summary.read_text())
+        for name in summary:
+            if name not in TIMES and summary[name] != expected[name]:
+                return False
+        return same_run(run.path, self.undisturbed.path)
+
+
+def save_time(run: RunDirectory) -> int:
+    """Return when last.ckpt was written, in ns; 0 if there is none."""
+    return run.last.stat().st_mtime_ns if run.last.exists() else 0
+
+
+def list_partial_files(run: RunDirectory) -> set[Path]:
+    """Return the files of checkpoints that are being written, or whose writing was cut off."""
+    return set(run.checkpoints.glob(".*.partial"))
 
 
 def command_line(argv: list[str]) -> int:
@@ -210,16 +226,16 @@ def command_line(argv: list[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--epochs", type=int, default=24, help="of each run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
+    parser.add_argument("--epochs", type=int, default=24, help="epochs of each run")
     args = parser.parse_args(argv)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes: the network is too small for more
-    begun = time.monotonic()
+    os.environ["OMP_NUM_THREADS"] = "1"  # the network is too small for more threads
+    begin = time.monotonic()
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".faults-") as folder:
         tally = Faults(Path(folder), args.epochs, args.seed).kill_runs(args.kills)
     for name, label in LABELS.items():
         print(f"{label:<50} {getattr(tally, name):>5}")
-    print(f"{'seconds':<50} {time.monotonic() - begun:>5.0f}")
+    print(f"{'seconds':<50} {time.monotonic() - begin:>5.0f}")
     return 0 if tally.ok else 1
 
 

@@ -1,34 +1,46 @@
 #!/usr/bin/env bash
-# The whole measurement on a GPU box (an H100 or an H200, whichever is there), in legs of at most LEG_SECONDS:
+# Measure everything on a machine with a GPU (an H100 or an H200), in legs of at most LEG_SECONDS.
 #
-#   bash tests/benchmarks/h200.sh ceilings|step|augment|knn|pretrain|measure|report|race|all [flags of main.py ...]
+#   bash tests/benchmarks/h200.sh LEG [flags of main.py ...]
 #
-#   ceilings  bf16 matrix product, copy, the parts of a step
-#   step, augment, knn   the benchmarks of the same names; peers that are not installed are left out
-#   pretrain  main.py with its defaults (800 epochs, kNN of each), or the flags given
-#   measure   kNN by every protocol, linear probes, fine-tuning on 10 % of the labels, of the finished run: what has its
-#             result already is not measured again
-#   report    the page of the run with all that was measured
-#   race      4 views, 200 epochs, in a run of its own (NAME-race); kNN with k = 10 after the last, and the time it took
-#   all       one after another but for the race, as many legs as it takes; what fails is said, and the rest goes on
+# The legs:
 #
-# pretrain, measure and race return 3 while there is more to do: the same call goes on. A leg that is over ends by SIGTERM.
+#   ceilings  rate of a bf16 matrix product and of a copy, and the parts of a step
+#   step, augment, knn   the benchmarks with these names; packages that are not installed are left out
+#   pretrain  main.py with its defaults (800 epochs, kNN after each), or with the given flags
+#   measure   kNN, linear classifiers, and fine-tuning on 10 % of the labels, for the finished run.
+#             Measurements that have a result already are not repeated.
+#   report    the report of the run
+#   race      a run of its own (NAME-race) with 4 views and 200 epochs; then kNN with k = 10, and the time
+#   all       all of these except the race, in as many legs as needed. If one fails, it is named and
+#             the next one starts.
 #
-# Set in the environment: PYTHON (python3), RUNS (./runs), NAME (h200), RESULTS (./results: what to bring home), LEG_SECONDS
-# (540; 30 more to one that does not stop); WHEELS (a folder of wheels, for a box that lacks packages and a network: they
-# are installed into SITE, a folder in /tmp); for small machines, BENCH_ceilings and its like (flags of that benchmark)
-# and MEASURE (of the measuring commands and the report).
+# pretrain, measure and race return 3 if they are not finished: repeat the same call to continue. A leg
+# ends by SIGTERM when its time is over.
+#
+# These environment variables can be set (their defaults are in parentheses):
+#
+#   PYTHON (python3)    the Python to use
+#   RUNS (./runs)       folder of the runs
+#   NAME (h200)         name of the run
+#   RESULTS (./results) folder for the results, which are few and small files
+#   LEG_SECONDS (540)   seconds of a leg; a process that does not stop is killed 30 s later
+#   WHEELS (none)       folder of wheels to install, for a machine without a network
+#   SITE (in /tmp)      folder into which the wheels are installed
+#   BENCH_ceilings ...  flags of the benchmark with this name, for small machines
+#   MEASURE (none)      flags of the commands of `measure` and `report`
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 PYTHON=${PYTHON:-python3} RUNS=${RUNS:-./runs} NAME=${NAME:-h200} RESULTS=${RESULTS:-./results}
 LEG_SECONDS=${LEG_SECONDS:-540} WHEELS=${WHEELS:-} SITE=${SITE:-${TMPDIR:-/tmp}/h200-site}
 RUN=$RUNS/$NAME
-deadline=$LEG_SECONDS  # in seconds since this script began
-leg=${1:?which leg: ceilings, step, augment, knn, pretrain, measure, report, race or all}
+deadline=$LEG_SECONDS  # in seconds since the start of this script
+leg=${1:?name a leg: ceilings, step, augment, knn, pretrain, measure, report, race or all}
 shift
 mkdir -p "$RESULTS"
 
-install_wheels() {  # once; pip needs no network for them
+# Install the wheels, unless they are installed already. This needs no network.
+install_wheels() {
     wheels=$(ls "$WHEELS"/*.whl) || return
     if [ "$wheels" != "$(cat "$SITE/wheels.txt" 2> /dev/null)" ]; then
         "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$SITE" \
@@ -39,13 +51,15 @@ install_wheels() {  # once; pip needs no network for them
     export PYTHONPATH
 }
 
-run() {  # Python until the leg is over, which is status 124
+# Run Python with the given arguments. The status is 124 if the leg is over before it ends.
+run() {
     left=$((deadline - SECONDS))
     [ "$left" -gt 0 ] || return 124
     timeout --signal TERM --kill-after 30 "$left" "$PYTHON" "$@" 2>&1
 }
 
-bring_home() {  # of run $1 to folder $2, few and small files: the rows, the summary, the settings, the curves, the tables
+# Copy the small files of run $1 to folder $2: rows, summary, settings, views, curves and results.
+copy_results() {
     for file in metrics.jsonl summary.json config.yaml views.png; do
         [ -f "$1/$file" ] && cp "$1/$file" "$2/"
     done
@@ -60,19 +74,24 @@ benchmark() {
     run "tests/benchmarks/$1.py" ${!flags:-} | tee "$RESULTS/$1.txt"
 }
 
-train() {  # the run named $1, whose figures go to folder $2, with the flags that follow
-    name=$1 home=$2 begun=$SECONDS
+# Train or resume the run named $1 with the flags from $3 on, and copy its results to folder $2.
+train() {
+    name=$1
+    results=$2
+    begin=$SECONDS
     shift 2
-    mkdir -p "$home"
-    [ -f "$RUNS/$name/summary.json" ] && begun=
-    run main.py --save-dir "$RUNS" --exp-name "$name" "$@" | tee -a "$home/pretrain.txt"
+    mkdir -p "$results"
+    was_finished=no
+    [ -f "$RUNS/$name/summary.json" ] && was_finished=yes
+    run main.py --save-dir "$RUNS" --exp-name "$name" "$@" | tee -a "$results/pretrain.txt"
     status=$?
-    [ -n "$begun" ] && echo $((SECONDS - begun)) >> "$home/legs.txt"
-    bring_home "$RUNS/$name" "$home"
+    # A call for a finished run is no leg of it.
+    [ "$was_finished" = no ] && echo $((SECONDS - begin)) >> "$results/legs.txt"
+    copy_results "$RUNS/$name" "$results"
     case $status in
         0) return 0 ;;
         124 | 143) echo "the leg is over, the run is not: call this again"; return 3 ;;
-        3) return 1 ;;  # a collapse, which no further leg mends
+        3) return 1 ;;  # the run collapsed, so a further leg would not help
         *) return "$status" ;;
     esac
 }
@@ -94,7 +113,8 @@ count_results() {
 }
 
 measure() {
-    failures=0 before=$(count_results)
+    failures=0
+    before=$(count_results)
     while read -r result command; do
         [ -f "$RUN/results/$result/summary.json" ] && continue
         # shellcheck disable=SC2086
@@ -106,9 +126,13 @@ measure() {
 linear linear
 linear_augment linear --augment
 finetune_0.1 finetune --label-fraction 0.1 --seeds 0 1 2"
-    bring_home "$RUN" "$RESULTS"
+    copy_results "$RUN" "$RESULTS"
     [ "${status:-0}" -eq 124 ] || return "$failures"
-    [ "$(count_results)" -gt "$before" ] || { echo "h200.sh: a whole leg is too short for $command" >&2; return 1; }
+    # The leg is over. Another one helps only if this one has measured something.
+    if [ "$(count_results)" -eq "$before" ]; then
+        echo "h200.sh: a leg of $LEG_SECONDS s is too short for '$command'. Set a larger LEG_SECONDS." >&2
+        return 1
+    fi
     echo "the leg is over, not all is measured: call this again"
     return 3
 }
@@ -119,15 +143,24 @@ report() {
     cp "$RUN/report/index.html" "$RESULTS/report.html"
 }
 
-legs_of() {  # as many as it takes
-    while deadline=$((SECONDS + LEG_SECONDS)); "$@"; status=$?; [ "$status" -eq 3 ]; do :; done
+# Call a leg again and again until it is finished.
+repeat() {
+    status=3
+    while [ "$status" -eq 3 ]; do
+        deadline=$((SECONDS + LEG_SECONDS))
+        "$@"
+        status=$?
+    done
     [ "$status" -eq 0 ] && return
     echo "h200.sh: failed with status $status: $*" >&2
     failed=1
 }
 
 if [ -n "$WHEELS" ]; then
-    install_wheels || { echo "h200.sh: the wheels in $WHEELS cannot be installed into $SITE" >&2; exit 2; }
+    install_wheels || {
+        echo "h200.sh: the wheels in $WHEELS cannot be installed into $SITE" >&2
+        exit 2
+    }
 fi
 case $leg in
     ceilings | step | augment | knn) benchmark "$leg" ;;
@@ -135,13 +168,16 @@ case $leg in
     measure | report) "$leg" ;;
     all)
         failed=0
-        for each in ceilings step augment knn; do legs_of benchmark "$each"; done
-        legs_of pretrain "$@"
+        for name in ceilings step augment knn; do repeat benchmark "$name"; done
+        repeat pretrain "$@"
         if [ -f "$RUN/summary.json" ]; then
-            legs_of measure
-            legs_of report
+            repeat measure
+            repeat report
         fi
         exit "$failed"
         ;;
-    *) echo "h200.sh: no leg $leg" >&2; exit 2 ;;
+    *)
+        echo "h200.sh: $leg is no leg" >&2
+        exit 2
+        ;;
 esac

@@ -1,35 +1,42 @@
-"""kNN classification: ours against lightly's `knn_predict`, scikit-learn and faiss, in time, memory and result.
+"""Compare kNN classification in time, memory and result: ours, lightly, scikit-learn and faiss.
 
-`python tests/benchmarks/knn.py`. Unit features, k = 200, T = .1, as the monitor has them: 10,000 queries, a bank of
-50,000, 512 features. Each peer is asked as its own documentation asks it; faiss searches the neighbours, whose votes
-are then counted by our function. Those that are not installed are left out. Memory is the process's highest, over what
-it was, each in a process of its own.
+Run `python tests/benchmarks/knn.py`. Features, k = 200 and T = 0.1 are as in the kNN monitor: unit
+vectors of 512 features, 10,000 queries and a bank of 50,000. Each package is called as its own
+documentation shows. faiss only finds the neighbours, and our function counts their votes. A package
+that is not installed is left out. Memory is the highest memory of a process above what it had
+before the call; each candidate is measured in a process of its own.
 """
 
 import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from timing import DEVICE, has, in_turn, table
+from timing import DEVICE, in_turn, is_installed, table
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from utils.knn import knn_predict, vote
 
-CLASSES, K, T = 10, 200, 0.1
+CLASSES = 10
+K = 200
+T = 0.1
 
 
-def problem(queries: int, bank: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of ten overlapping classes: (Q, F), (N, F), labels (N,)."""
+def make_features(queries: int, bank: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return features of ten overlapping classes.
+
+    Returns:
+        Queries (Q, F), bank (N, F) and labels of the bank (N,).
+    """
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(CLASSES, dim, generator=generator)
     labels = torch.randint(CLASSES, (bank + queries,), generator=generator)
-    features = normalize(
-        centres[labels] + 2 * torch.randn(bank + queries, dim, generator=generator), dim=1
-    )
+    noise = torch.randn(bank + queries, dim, generator=generator)
+    features = normalize(centres[labels] + 2 * noise, dim=1)
     return features[bank:].to(DEVICE), features[:bank].to(DEVICE), labels[:bank].to(DEVICE)
 
 
@@ -40,15 +47,16 @@ def ours(q: Tensor, bank: Tensor, labels: Tensor) -> Tensor:
 def lightlys(q: Tensor, bank: Tensor, labels: Tensor) -> Tensor:
     from lightly.utils.benchmarking import knn_predict as theirs
 
-    return torch.cat(
-        [theirs(part, bank.T, labels, CLASSES, K, T)[:, 0] for part in q.split(512)]
-    )  # its own batches
+    batches = q.split(512)  # the batch size in lightly's benchmarks
+    predicted = [theirs(batch, bank.T, labels, CLASSES, K, T)[:, 0] for batch in batches]
+    return torch.cat(predicted)
 
 
 def sklearns(q: Tensor, bank: Tensor, labels: Tensor) -> Tensor:
     from sklearn.neighbors import KNeighborsClassifier
 
-    def weights(distance: object) -> object:  # euclidean, of unit vectors: d^2 = 2 - 2 cos
+    def weights(distance: object) -> object:
+        # The Euclidean distance d of unit vectors gives their cosine: d^2 = 2 - 2 cos.
         cosine = 1 - torch.as_tensor(distance) ** 2 / 2
         return ((cosine - cosine[:, :1]) / T).exp().numpy()
 
@@ -67,31 +75,41 @@ def faisss(q: Tensor, bank: Tensor, labels: Tensor) -> Tensor:
     return vote(torch.from_numpy(similarity), labels.cpu()[torch.from_numpy(nearest)], CLASSES, T)
 
 
-WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+CANDIDATES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "ours": ours,
     "lightly": lightlys,
     "scikit-learn, brute": sklearns,
     "faiss, flat": faisss,
 }
-PEERS = {
+PACKAGES = {
     "lightly": "lightly",
     "scikit-learn, brute": "sklearn",
     "faiss, flat": "faiss",
-}  # their packages
+}
 
 
-def resident(name: str) -> int:
-    """KiB of this process in memory: now (VmRSS) or at most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+def read_memory(name: str) -> int:
+    """Return a memory figure of this process in KiB: VmRSS (now) or VmHWM (the highest so far)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{name}:")[1].split()[0])
 
 
-def memory(name: str, sizes: list[int]) -> int:
-    """MiB of the host that one call takes at most, on top of the features, in a process of its own."""
+def measure_memory(name: str, sizes: list[int]) -> int:
+    """Return the MiB of memory that one call of a candidate needs in addition to the features."""
     command = [sys.executable, __file__, "--memory-of", name, "--sizes", *map(str, sizes)]
-    return int(
-        subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path.cwd()).stdout
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path.cwd())
+    return int(done.stdout)
+
+
+def print_memory(name: str, q: Tensor, bank: Tensor, labels: Tensor) -> None:
+    """Measure the memory of one call in this process, and print it in MiB."""
+    predict = CANDIDATES[name]
+    # A small call first, so that imports and pools of threads are not counted.
+    predict(q[:10], bank[:1000], labels[:1000])
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before = read_memory("VmRSS")
+    predict(q, bank, labels)
+    print((read_memory("VmHWM") - before) // 1024)
 
 
 def main() -> None:
@@ -102,33 +120,28 @@ def main() -> None:
         "--sizes", type=int, nargs=3, default=[10_000, 50_000, 512], metavar=("Q", "N", "F")
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=CANDIDATES, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    q, bank, labels = problem(*args.sizes)
+    q, bank, labels = make_features(*args.sizes)
     if args.memory_of:
-        WAYS[args.memory_of](
-            q[:10], bank[:1000], labels[:1000]
-        )  # imports and pools of threads are not counted
-        Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
-        before = resident("VmRSS")
-        WAYS[args.memory_of](q, bank, labels)
-        print((resident("VmHWM") - before) // 1024)
+        print_memory(args.memory_of, q, bank, labels)
         return
-    ways = {name: way for name, way in WAYS.items() if name not in PEERS or has(PEERS[name])}
-    answers = {name: way(q, bank, labels).cpu() for name, way in ways.items()}
-    taken = in_turn(
-        {name: lambda way=way: way(q, bank, labels) for name, way in ways.items()}, args.rounds
-    )
-    rows = [
-        (
-            name,
-            f"{taken[name]:.2f}",
-            f"{taken[name] / taken['ours']:.2f}",
-            f"{memory(name, args.sizes):,}",
-            f"{(answers[name] != answers['ours']).sum():,}",
-        )
-        for name in ways
-    ]
+
+    works: dict[str, Callable[[], object]] = {}
+    answers: dict[str, Tensor] = {}
+    for name, predict in CANDIDATES.items():
+        if name in PACKAGES and not is_installed(PACKAGES[name]):
+            continue
+        answers[name] = predict(q, bank, labels).cpu()
+        works[name] = partial(predict, q, bank, labels)
+    times = in_turn(works, args.rounds)
+
+    rows = []
+    for name, time in times.items():
+        ratio = time / times["ours"]
+        memory = measure_memory(name, args.sizes)
+        differing = int((answers[name] != answers["ours"]).sum())
+        rows.append((name, f"{time:.2f}", f"{ratio:.2f}", f"{memory:,}", f"{differing:,}"))
     size = "{:,} queries, a bank of {:,}, {} features".format(*args.sizes)
     head = ("by", "seconds", "x ours", "MiB on top", "other answers")
     table(f"kNN: {size}, medians of {args.rounds} rounds in turn", head, rows)

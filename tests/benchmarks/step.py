@@ -1,21 +1,23 @@
-"""A training step: ours, the same arithmetic without Lightning, and the same job built from lightly's own parts.
+"""Measure a training step: ours, ours without Lightning, and one built from lightly's parts.
 
-`python tests/benchmarks/step.py`. Ours is what `main.py` runs: views made on the device, the module, Lightning's loop.
-"Plain PyTorch" is the same arithmetic in a loop of a few lines: the difference is Lightning's share. lightly's is its
-CIFAR-10 benchmark's way: its ResNet, heads, loss and transform, workers, a Lightning module; "granted" gives it our
-precision (bf16 where the device has it) and channels_last besides; it is left out where it is not installed. Same sizes
-for all; the steady state, in turn, in one process.
+Run `python tests/benchmarks/step.py`. The candidates have the same sizes and are measured in turn
+in one process, after some steps to warm up.
+
+- Ours is what `main.py` runs: views made on the device, the module, and Lightning's loop.
+- "Plain PyTorch" is the same arithmetic in a short loop. The difference is Lightning's share.
+- lightly's is built as in its CIFAR-10 benchmark: its ResNet, heads, loss and transform, workers,
+  and a Lightning module. "Granted" also gives it our precision (bf16 if the device supports it) and
+  channels_last. Both are left out if lightly is not installed.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from timing import DEVICE, has, table
+from timing import DEVICE, is_installed, now, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,38 +28,37 @@ from simsiam.data.dataset import place_on_device
 from simsiam.data.synthetic import make_patterns
 from utils.device import choose_precision
 
-OUT, HIDDEN = 1024, 512
+OUT_DIM = 1024
+H_DIM = 512
+PLAIN = "plain PyTorch, same arithmetic"
 GPU = DEVICE.type == "cuda"
 PRECISION = choose_precision("auto", "auto")
-SKIP = 20 if GPU else 2  # steps before the steady state
-
-
-def now() -> float:
-    if GPU:
-        torch.cuda.synchronize()
-    return time.perf_counter()
+WARMUP_STEPS = 20 if GPU else 2
 
 
 class Clock(pl.Callback):
-    """Seconds of the steps after the first few."""
+    """Measures the seconds of all steps after the warm-up."""
 
-    begun, seconds = 0.0, 0.0
+    begin = 0.0
+    seconds = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == SKIP:
-            self.begun = now()
+        if trainer.global_step == WARMUP_STEPS:
+            self.begin = now()
         if trainer.global_step == trainer.max_steps:
-            self.seconds = now() - self.begun
+            self.seconds = now() - self.begin
 
 
-def by_lightning(model: pl.LightningModule, steps: int, precision: Any, **data: Any) -> float:
-    """Seconds of `steps` steps."""
+def train_with_lightning(
+    model: pl.LightningModule, steps: int, precision: Any, **data: Any
+) -> float:
+    """Return the seconds of `steps` steps after the warm-up."""
     clock = Clock()
     trainer = pl.Trainer(
         accelerator="gpu" if GPU else "cpu",
         devices=1,
         precision=precision,
-        max_steps=SKIP + steps,
+        max_steps=WARMUP_STEPS + steps,
         logger=False,
         callbacks=[clock],
         enable_checkpointing=False,
@@ -70,31 +71,32 @@ def by_lightning(model: pl.LightningModule, steps: int, precision: Any, **data: 
     return clock.seconds
 
 
-def plain(model: SimSiam, data: ViewsDataModule, steps: int) -> float:
-    """Our arithmetic in a loop of its own; seconds of `steps` steps."""
+def train_without_lightning(model: SimSiam, data: ViewsDataModule, steps: int) -> float:
+    """Return the seconds of `steps` steps after the warm-up."""
     model.to(DEVICE).train()
-    data.train, data.test = place_on_device(
-        (data.train, data.test), torch.device(DEVICE), memory=64
-    )
-    data.mean, data.std = data.mean.to(DEVICE), data.std.to(DEVICE)
+    splits = (data.train, data.test)
+    data.train, data.test = place_on_device(splits, torch.device(DEVICE), memory=64)
+    data.mean = data.mean.to(DEVICE)
+    data.std = data.std.to(DEVICE)
     optimizer = torch.optim.SGD(model.parameters(), 0.06, 0.9, weight_decay=5e-4, fused=True)
     batches = torch.randperm(len(data.train), device=DEVICE).split(data.batch_size)
-    begun = 0.0
-    for step in range(SKIP + steps):
-        if step == SKIP:
-            begun = now()
-        indices = batches[step % (len(data.train) // data.batch_size)]
+    complete_batches = len(data.train) // data.batch_size
+    begin = 0.0
+    for step in range(WARMUP_STEPS + steps):
+        if step == WARMUP_STEPS:
+            begin = now()
+        indices = batches[step % complete_batches]
         views = data.make_views(indices, 0)
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=PRECISION == "bf16-mixed"):
             loss = model.training_step(views, step)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return now() - begun
+    return now() - begin
 
 
 class Lightlys(pl.LightningModule):
-    """As lightly's cifar10_benchmark.py builds it, with our sizes."""
+    """SimSiam as in lightly's cifar10_benchmark.py, with our sizes."""
 
     def __init__(self, width: int, channels_last: bool) -> None:
         from lightly.loss import NegativeCosineSimilarity
@@ -104,8 +106,8 @@ class Lightlys(pl.LightningModule):
         super().__init__()
         resnet = ResNetGenerator("resnet-18", width=width / 64)
         self.backbone = nn.Sequential(*list(resnet.children())[:-1], nn.AdaptiveAvgPool2d(1))
-        self.projection_head = SimSiamProjectionHead(8 * width, OUT, OUT)
-        self.prediction_head = SimSiamPredictionHead(OUT, HIDDEN, OUT)
+        self.projection_head = SimSiamProjectionHead(8 * width, OUT_DIM, OUT_DIM)
+        self.prediction_head = SimSiamPredictionHead(OUT_DIM, H_DIM, OUT_DIM)
         self.criterion = NegativeCosineSimilarity()
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone.to(memory_format=self.format)  # pyright: ignore[reportCallIssue]
@@ -116,8 +118,9 @@ class Lightlys(pl.LightningModule):
         return z.detach(), self.prediction_head(z)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        (x0, x1) = batch
-        (z0, p0), (z1, p1) = self(x0), self(x1)
+        x0, x1 = batch
+        z0, p0 = self(x0)
+        z1, p1 = self(x1)
         loss = 0.5 * (self.criterion(z0, p1) + self.criterion(z1, p0))
         self.log("train_loss_ssl", loss)
         return loss
@@ -128,7 +131,7 @@ class Lightlys(pl.LightningModule):
 
 
 class Pairs(Dataset[Any]):
-    """Two views of each image by lightly's transform."""
+    """A data set of two views of each image, made by lightly's transform."""
 
     def __init__(self, images: Tensor) -> None:
         from lightly.transforms import SimSiamTransform
@@ -143,6 +146,14 @@ class Pairs(Dataset[Any]):
         return self.transform(self.images[i])
 
 
+def make_ours(width: int) -> SimSiam:
+    model = SimSiam(width=width, out_dim=OUT_DIM, h_dim=H_DIM, warmup_epochs=0)
+    if GPU:
+        for network in (model.backbone, model.projector, model.predictor):
+            network.compile(dynamic=False)
+    return model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -151,27 +162,26 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=512 if GPU else 128)
     parser.add_argument("--steps", type=int, default=60 if GPU else 6)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=16 if GPU else 2, help="of lightly's loader")
+    parser.add_argument(
+        "--workers", type=int, default=16 if GPU else 2, help="worker processes of lightly's loader"
+    )
     args = parser.parse_args()
     program.silence_lightning()
-    images = max(50_000 if GPU else 0, args.batch_size * (SKIP + args.steps))
+    images = max(50_000 if GPU else 0, args.batch_size * (WARMUP_STEPS + args.steps))
     data = ViewsDataModule(
         "patterns", train_images=images, test_images=10, batch_size=args.batch_size, compile=GPU
     )
     data.setup()
 
-    def ours() -> SimSiam:
-        model = SimSiam(width=args.width, out_dim=OUT, h_dim=HIDDEN, warmup_epochs=0)
-        if GPU:
-            for part in (model.backbone, model.projector, model.predictor):
-                part.compile(dynamic=False)
-        return model
+    def train_ours() -> float:
+        model = make_ours(args.width)
+        return train_with_lightning(model, args.steps, PRECISION, datamodule=data)
 
-    ways: dict[str, Callable[[], float]] = {
-        "ours": lambda: by_lightning(ours(), args.steps, PRECISION, datamodule=data),
-        "plain PyTorch, same arithmetic": lambda: plain(ours(), data, args.steps),
-    }
-    if has("lightly"):
+    def train_plain() -> float:
+        return train_without_lightning(make_ours(args.width), data, args.steps)
+
+    candidates: dict[str, Callable[[], float]] = {"ours": train_ours, PLAIN: train_plain}
+    if is_installed("lightly"):
         pairs = DataLoader(
             Pairs(make_patterns(images)[0]),
             batch_size=args.batch_size,
@@ -181,30 +191,28 @@ def main() -> None:
             persistent_workers=True,
         )
 
-        def lightlys(granted: bool) -> float:
+        def train_lightlys(granted: bool) -> float:
+            model = Lightlys(args.width, channels_last=granted)
             precision = PRECISION if granted else "32-true"
-            return by_lightning(
-                Lightlys(args.width, granted), args.steps, precision, train_dataloaders=pairs
-            )
+            return train_with_lightning(model, args.steps, precision, train_dataloaders=pairs)
 
-        ways["lightly's parts, as shipped"] = lambda: lightlys(False)
-        ways["lightly's parts, granted"] = lambda: lightlys(True)
-    taken = {name: float("inf") for name in ways}
+        candidates["lightly's parts, as shipped"] = lambda: train_lightlys(granted=False)
+        candidates["lightly's parts, granted"] = lambda: train_lightlys(granted=True)
+
+    best = {name: float("inf") for name in candidates}  # seconds of a step
     for _ in range(args.rounds):
-        for name, way in ways.items():
-            taken[name] = min(taken[name], way() / args.steps)
-    rows = [
-        (name, f"{1000 * s:,.1f}", f"{args.batch_size / s:,.0f}", f"{s / taken['ours']:.2f}")
-        for name, s in taken.items()
-    ]
-    what = (
-        f"A step of {args.batch_size} images x 2 views, resnet18 of width {args.width}, {PRECISION}"
-    )
-    title = f"{what}, best of {args.rounds} in turn"
+        for name, train in candidates.items():
+            best[name] = min(best[name], train() / args.steps)
+
+    rows = []
+    for name, time in best.items():
+        speed = args.batch_size / time
+        rows.append((name, f"{1000 * time:,.1f}", f"{speed:,.0f}", f"{time / best['ours']:.2f}"))
+    size = f"{args.batch_size} images x 2 views, resnet18 of width {args.width}, {PRECISION}"
+    title = f"A step of {size}, best of {args.rounds} in turn"
     table(title, ("", "ms a step", "images/s", "time, x ours"), rows)
-    print(
-        f"Lightning's share of our step: {100 * (1 - taken['plain PyTorch, same arithmetic'] / taken['ours']):.1f} %"
-    )
+    share = 1 - best[PLAIN] / best["ours"]
+    print(f"Lightning's share of our step: {100 * share:.1f} %")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Images a second: decoded from files, held in memory, and read from the cache while something else computes.
+"""Measure images per second: decoded from files, taken from memory, and read from the cache.
 
-`python tests/benchmarks/stream.py`. Decoding is that of JPEG files of 500 x 375 pixels, as ImageNet's mostly are, to
-the side that is stored for views of the given size. Batches of 256 in random order are then taken as training takes
-them: gathered from a tensor, or read from the memory map by `PrefetchLoader`. The last column is views made here, which
-must not wait. The file has just been written, so most of it comes from the machine's memory, not from its disk.
+Run `python tests/benchmarks/stream.py`. The decoded files are JPEG files of 500 x 375 pixels, like
+most of ImageNet's, and are stored with the side that the program uses for views of the given size.
+Batches of 256 in random order are then taken as in training: gathered from a tensor, or read from
+the memory map by `PrefetchLoader`. The last column has the views that this machine augments per
+second; reading should be faster. The file has just been written, so the operating system still has
+most of it in memory.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timing import DEVICE, in_turn, seconds, table
+from torch import Tensor
 
 from simsiam.augment import augment
 from simsiam.data.dataset import stored_side
@@ -21,60 +24,65 @@ from simsiam.data.image_cache import decode_images, map_images
 from simsiam.data.sampler import EpochSampler, PrefetchLoader
 
 
-def decoding(size: int, files: int, folder: Path) -> float:
-    """Images a second from JPEG files into a cache."""
+def measure_decoding(size: int, files: int, folder: Path) -> float:
+    """Return the images per second that are decoded from JPEG files into a cache."""
     source = folder / f"jpeg_{size}"
     source.mkdir()
-    smooth = torch.rand(1, 3, 24, 32)
-    picture = torch.nn.functional.interpolate(smooth, (375, 500), mode="bicubic").clamp(0, 1)[0]
-    noisy = (255 * (picture + 0.05 * torch.randn(3, 375, 500)).clamp(0, 1)).byte().permute(1, 2, 0)
+    # A smooth image with a little noise compresses about like a photograph.
+    coarse = torch.rand(1, 3, 24, 32)
+    smooth = torch.nn.functional.interpolate(coarse, (375, 500), mode="bicubic").clamp(0, 1)[0]
+    noisy = (smooth + 0.05 * torch.randn(3, 375, 500)).clamp(0, 1)
+    image = Image.fromarray((255 * noisy).byte().permute(1, 2, 0).numpy())
     names = [Path(f"{i}.jpg") for i in range(files)]
     for name in names:
-        Image.fromarray(noisy.numpy()).save(source / name, quality=90)
+        image.save(source / name, quality=90)
     side = stored_side(size)
     return files / seconds(lambda: decode_images(folder / f"cache_{size}", source, names, side, {}))
 
 
-def measure(size: int, n: int, files: int, rounds: int, batch: int, folder: Path) -> list[str]:
-    """A row of the table."""
-    side, file, n = stored_side(size), folder / f"{size}.uint8", n // batch * batch
+def write_random_images(file: Path, n: int, side: int, batch: int) -> Tensor:
+    """Write n random images to a cache, and return its memory map (n, 3, side, side) uint8."""
     written = np.memmap(file, np.uint8, "w+", shape=(n, 3, side, side))
     for start in range(0, n, batch):
-        written[start : start + batch] = torch.randint(
-            0, 256, (batch, 3, side, side), dtype=torch.uint8
-        ).numpy()
+        pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
+        written[start : start + batch] = pixels.numpy()
     written.flush()
-    disk, order = (
-        map_images(file, n, side),
-        EpochSampler(n, batch, 0, lambda: 0, torch.device("cpu")),
-    )
-    resident = disk.to(DEVICE, copy=True)
-    mean, std, zero = (
-        torch.zeros(3, device=DEVICE),
-        torch.ones(3, device=DEVICE),
-        torch.tensor(0, device=DEVICE),
-    )
+    return map_images(file, n, side)
 
-    def held() -> None:
+
+def measure(size: int, n: int, files: int, rounds: int, batch: int, folder: Path) -> list[str]:
+    """Return a row of the table, for views of `size` pixels and n stored images."""
+    n = n // batch * batch
+    side = stored_side(size)
+    on_disk = write_random_images(folder / f"{size}.uint8", n, side, batch)
+    in_memory = on_disk.to(DEVICE, copy=True)
+    order = EpochSampler(n, batch, 0, lambda: 0, torch.device("cpu"))
+    mean = torch.zeros(3, device=DEVICE)
+    std = torch.ones(3, device=DEVICE)
+    zero = torch.tensor(0, device=DEVICE)
+    first = torch.arange(batch, device=DEVICE)
+
+    def take_from_memory() -> None:
         for indices in order:
-            resident[indices.to(DEVICE)]
+            in_memory[indices.to(DEVICE)]
 
-    def streamed() -> None:
-        for _, pixels in PrefetchLoader(order, disk, pin=DEVICE.type == "cuda"):
+    def stream() -> None:
+        for _, pixels in PrefetchLoader(order, on_disk, pin=DEVICE.type == "cuda"):
             pixels.to(DEVICE, non_blocking=True)
 
-    def views() -> None:
-        few = torch.arange(batch, device=DEVICE)
-        augment(resident[few], few, seed=0, epoch=zero, view=zero, mean=mean, std=std, size=size)
+    def make_views() -> None:
+        images = in_memory[first]
+        augment(images, first, seed=0, epoch=zero, view=zero, mean=mean, std=std, size=size)
 
-    took = in_turn({"held": held, "streamed": streamed, "views": views}, rounds)
-    rates = [decoding(size, files, folder), len(disk) / took["held"], len(disk) / took["streamed"]]
-    gigabytes = disk.nbytes / took["streamed"] / 1e9
+    works = {"memory": take_from_memory, "stream": stream, "views": make_views}
+    times = in_turn(works, rounds)
     return [
         f"{size}, stored {side}",
-        *(f"{x:,.0f}" for x in rates),
-        f"{gigabytes:.1f}",
-        f"{batch / took['views']:,.0f}",
+        f"{measure_decoding(size, files, folder):,.0f}",
+        f"{n / times['memory']:,.0f}",
+        f"{n / times['stream']:,.0f}",
+        f"{on_disk.nbytes / times['stream'] / 1e9:.1f}",
+        f"{batch / times['views']:,.0f}",
     ]
 
 
@@ -84,16 +92,17 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 224])
     parser.add_argument(
-        "--megabytes", type=int, default=800, help="of stored images, for each size"
+        "--megabytes", type=int, default=800, help="megabytes of stored images for each size"
     )
-    parser.add_argument("--files", type=int, default=400, help="JPEG files to decode")
+    parser.add_argument("--files", type=int, default=400, help="number of JPEG files to decode")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in args.sizes:
-            n = max(args.batch_size, args.megabytes * 10**6 // (3 * stored_side(size) ** 2))
+            bytes_per_image = 3 * stored_side(size) ** 2
+            n = max(args.batch_size, args.megabytes * 10**6 // bytes_per_image)
             rows.append(measure(size, n, args.files, args.rounds, args.batch_size, Path(folder)))
     head = ("view, pixels", "decoded/s", "from memory/s", "streamed/s", "GB/s", "views made/s")
     table(f"Images a second, medians of {args.rounds} rounds in turn", head, rows)
