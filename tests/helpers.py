@@ -1,6 +1,6 @@
 """Small runs of the program, and what a run leaves in its folder.
 
-tests/processes.py starts processes, tests/images.py makes images. Their names are also here.
+tests/processes.py starts processes, and tests/images.py makes images.
 """
 
 import json
@@ -13,47 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from tests.images import (
-    CIFAR_FOLDER,
-    PAGE,
-    Bomb,
-    bad_folder,
-    flipped,
-    linked,
-    patterns,
-    picture,
-    write_images,
-)
-from tests.processes import (
-    Started,
-    as_nobody,
-    children,
-    end_all,
-    start,
-    start_pair,
-    torchrun_environments,
-    wait_for,
-)
-
-__all__ = [
-    "CIFAR_FOLDER",
-    "PAGE",
-    "Bomb",
-    "Started",
-    "as_nobody",
-    "bad_folder",
-    "children",
-    "end_all",
-    "flipped",
-    "linked",
-    "patterns",
-    "picture",
-    "start",
-    "start_pair",
-    "torchrun_environments",
-    "wait_for",
-    "write_images",
-]
+from tests.processes import Started, start
 
 ROOT = Path(__file__).parent.parent
 Program = Callable[..., tuple[int, str, str]]  # the fixture `program`

@@ -15,7 +15,8 @@ import main
 from simsiam import SimSiam
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.sampler import EpochSampler
-from tests.helpers import SMALL, Program, Started, rows, same_run, start_small
+from tests.helpers import SMALL, Program, rows, same_run, start_small
+from tests.processes import Started
 
 QUIET: dict[str, Any] = {
     "enable_progress_bar": False,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.at_steps import LONG, start_small_with_events, steps_saved
-from tests.helpers import SMALL, Program, same_run, start_small, wait_for
+from tests.helpers import SMALL, Program, same_run, start_small
+from tests.processes import wait_for
 
 
 @pytest.fixture

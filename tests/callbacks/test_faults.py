@@ -19,16 +19,8 @@ from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.callbacks.signals import SignalCallback
 from tests.at_steps import LONG, run_with_events, start_small_with_events, steps_saved
 from tests.benchmarks import faults
-from tests.helpers import (
-    SMALL,
-    Program,
-    Started,
-    rows,
-    same_run,
-    same_weights,
-    start_small,
-    wait_for,
-)
+from tests.helpers import SMALL, Program, rows, same_run, same_weights, start_small
+from tests.processes import Started, wait_for
 from utils.run_dir import RunDirectory
 
 

@@ -13,7 +13,9 @@ from simsiam import load_backbone
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.evaluation.features import extract_features
-from tests.helpers import Program, Started, bad_folder
+from tests.helpers import Program
+from tests.images import bad_folder
+from tests.processes import Started
 
 
 def raw_features(run: Path, images: torch.Tensor) -> np.ndarray:

@@ -14,7 +14,8 @@ from simsiam.commands.pretrain import build_model
 from simsiam.config.commands import Pretrain
 from simsiam.data.datamodule import ViewsDataModule
 from tests.at_steps import start_small_with_events
-from tests.helpers import SMALL, Program, rows, same_weights, wait_for, weights
+from tests.helpers import SMALL, Program, rows, same_weights, weights
+from tests.processes import wait_for
 from tests.terminal import run_on_a_terminal
 from utils.cli import from_settings
 

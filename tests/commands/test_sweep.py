@@ -15,7 +15,8 @@ from simsiam.commands.sweep import expand_seeds, list_gpus, make_variant
 from simsiam.config.ablations import paper_says
 from simsiam.config.commands import Ablate, Pretrain
 from tests.at_steps import run_with_main, start_with_events_below
-from tests.helpers import SMALL, Program, Started, children, rows, same_weights, start, wait_for
+from tests.helpers import SMALL, Program, rows, same_weights
+from tests.processes import Started, children, start, wait_for
 from utils.cli import from_settings
 
 STUB = """

@@ -13,7 +13,8 @@ import yaml
 
 import main
 from simsiam.config.commands import COMMANDS, Pretrain, settings_to_keep
-from tests.helpers import ROOT, SMALL, Program, Started, is_announcement, limit_memory
+from tests.helpers import ROOT, SMALL, Program, is_announcement, limit_memory
+from tests.processes import Started
 from utils.cli import flatten, parse
 from utils.errors import UserError
 

@@ -14,7 +14,8 @@ from torchvision.datasets import CIFAR10
 
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
-from tests.helpers import CIFAR_FOLDER, PAGE, SMALL, Bomb, Program, flipped, is_announcement, linked
+from tests.helpers import SMALL, Program, is_announcement
+from tests.images import CIFAR_FOLDER, PAGE, Bomb, flipped, linked
 from utils.errors import UserError
 
 NOT_PUBLISHED = "data_batch_2 is damaged (its MD5 is not the published one)"

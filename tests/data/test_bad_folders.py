@@ -8,16 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.helpers import (
-    TINY,
-    Program,
-    Started,
-    as_nobody,
-    bad_folder,
-    patterns,
-    picture,
-    write_images,
-)
+from tests.helpers import TINY, Program
+from tests.images import bad_folder, patterns, picture, write_images
+from tests.processes import Started, as_nobody
 
 
 def spoil(folder: Path, problem: str) -> None:

@@ -18,7 +18,7 @@ from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.cifar import read_plain_pickle
 from simsiam.data.dataset import channel_statistics
-from tests.helpers import CIFAR_FOLDER, linked
+from tests.images import CIFAR_FOLDER, linked
 from utils.errors import UserError
 
 

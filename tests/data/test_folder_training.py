@@ -13,7 +13,9 @@ from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.data.dataset import ImageDataset
 from tests.at_steps import start_with_events
-from tests.helpers import ROOT, TINY, Program, rows, same_weights, start, write_images
+from tests.helpers import ROOT, TINY, Program, rows, same_weights
+from tests.images import write_images
+from tests.processes import start
 
 
 def class_names(images: ImageDataset) -> list[str]:

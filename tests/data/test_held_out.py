@@ -17,7 +17,8 @@ from simsiam.data.dataset import ImageDataset
 from simsiam.data.held_out import choose_held_out
 from simsiam.data.synthetic import make_patterns
 from tests.at_steps import start_with_events
-from tests.helpers import SMALL, Program, same_run, start
+from tests.helpers import SMALL, Program, same_run
+from tests.processes import start
 
 AT = SMALL.index("--test-images")
 FLAGS = SMALL[:AT] + SMALL[AT + 2 :]

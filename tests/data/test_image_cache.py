@@ -10,7 +10,7 @@ import torch
 
 from simsiam.data.image_cache import decode_images, open_cache
 from tests.data.decoding import FILES, Printed, decode, expected, metadata, photos
-from tests.helpers import bad_folder, picture
+from tests.images import bad_folder, picture
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 from simsiam import load_backbone
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
-from tests.helpers import Program, patterns, picture, write_images
+from tests.helpers import Program
+from tests.images import patterns, picture, write_images
 
 # ---------------------------------------------------------------- layouts
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from simsiam.data.images import FORMATS, read_image, silence_pillow, try_to_read
 from simsiam.data.listing import ImageFolder
-from tests.helpers import Started, bad_folder, picture
+from tests.images import bad_folder, picture
+from tests.processes import Started
 from utils.errors import UserError
 
 RED = (200, 40, 10)

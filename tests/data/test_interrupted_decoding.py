@@ -17,7 +17,8 @@ from simsiam.data.image_cache import decode_images, open_cache
 from simsiam.data.images import CHUNK_IMAGES, read_image
 from simsiam.data.listing import ImageFolder
 from tests.data.decoding import FILES, Printed, decode, metadata, photos
-from tests.helpers import Started, picture, wait_for
+from tests.images import picture
+from tests.processes import Started, wait_for
 from utils.errors import UserError
 from utils.filesystem import lock_folder
 

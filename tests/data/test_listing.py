@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from simsiam.data.listing import ImageFolder
-from tests.helpers import picture
+from tests.images import picture
 from utils.errors import UserError
 
 SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff")

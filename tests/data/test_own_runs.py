@@ -8,17 +8,9 @@ import torch
 
 from simsiam import SimSiam, load_backbone
 from simsiam.config.options import DataOptions
-from tests.helpers import (
-    TINY,
-    Program,
-    Started,
-    patterns,
-    rows,
-    start,
-    start_pair,
-    summary,
-    write_images,
-)
+from tests.helpers import TINY, Program, rows, summary
+from tests.images import patterns, write_images
+from tests.processes import Started, start, start_pair
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import make_options
 from simsiam.data.images import read_image
-from tests.helpers import Program, picture, summary
+from tests.helpers import Program, summary
+from tests.images import picture
 from utils.errors import UserError
 
 Printed = pytest.CaptureFixture[str]

@@ -9,7 +9,8 @@ import pytest
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import Splits
-from tests.helpers import Program, patterns, picture, summary, write_images
+from tests.helpers import Program, summary
+from tests.images import patterns, picture, write_images
 
 Printed = pytest.CaptureFixture[str]
 

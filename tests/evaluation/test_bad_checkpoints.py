@@ -24,7 +24,8 @@ from simsiam import SimSiam, load_backbone
 from simsiam.commands.resume import STATEFUL
 from simsiam.config.commands import COMMANDS
 from simsiam.evaluation.checkpoint import load_weights
-from tests.helpers import PAGE, SMALL, Bomb, Program, flipped, is_announcement
+from tests.helpers import SMALL, Program, is_announcement
+from tests.images import PAGE, Bomb, flipped
 from utils.checkpoint_io import read_resumable
 
 

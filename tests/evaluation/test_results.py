@@ -10,7 +10,8 @@ import pytest
 
 import main
 from tests.at_steps import start_with_events
-from tests.helpers import SMALL, Program, Started, as_nobody, summary
+from tests.helpers import SMALL, Program, summary
+from tests.processes import Started, as_nobody
 from utils.filesystem import lock_folder
 
 COMMANDS = ("knn", "linear", "finetune", "embed", "neighbours", "export")

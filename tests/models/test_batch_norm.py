@@ -12,7 +12,7 @@ from models.heads import projection_mlp
 from models.resnet import resnet10
 from simsiam import SimSiam
 from simsiam.commands import launch
-from tests.helpers import Started, torchrun_environments
+from tests.processes import Started, torchrun_environments
 from utils import distributed
 
 

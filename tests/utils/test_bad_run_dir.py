@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from simsiam import load_backbone
-from tests.helpers import PAGE, SMALL, Program, is_announcement, rows, same_weights
+from tests.helpers import SMALL, Program, is_announcement, rows, same_weights
+from tests.images import PAGE
 from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
 

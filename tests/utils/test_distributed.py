@@ -15,17 +15,8 @@ from simsiam.callbacks.knn import nearest_in_shards
 from simsiam.commands import launch
 from simsiam.evaluation.features import extract_features
 from tests.at_steps import Events, start_with_events, start_with_events_below, steps_saved
-from tests.helpers import (
-    SMALL,
-    Started,
-    children,
-    is_announcement,
-    rows,
-    same_run,
-    start_small,
-    torchrun_environments,
-    wait_for,
-)
+from tests.helpers import SMALL, is_announcement, rows, same_run, start_small
+from tests.processes import Started, children, torchrun_environments, wait_for
 from utils import distributed
 
 SHORT = (
