@@ -1,4 +1,4 @@
-"""simsiam/inputs.py: batches, values and datamodules of others are taken or refused with a sentence."""
+"""simsiam/inputs.py accepts a user's batches, values and datamodules, or says what is wrong."""
 
 import warnings
 from collections.abc import Callable
@@ -257,9 +257,9 @@ def test_what_a_foreign_datamodule_means_otherwise_is_ignored(
     attributes: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
     model = make_model()
-    with pytest.warns(UserWarning, match=f"Foreign: not taken over: {named}") as warned:
+    with pytest.warns(UserWarning, match=f"SimSiam ignores these of Foreign: {named}") as warned:
         trainer = fit(model=model, data=Foreign(**attributes), max_epochs=1)
-    assert len([w for w in warned if "not taken over" in str(w.message)]) == 1
+    assert len([w for w in warned if "SimSiam ignores" in str(w.message)]) == 1
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     load_backbone(tmp_path / "a.ckpt")
     assert (model.hparams["mean"], model.hparams["image_size"], model.hparams["classes"]) == (
