@@ -38,16 +38,16 @@ def get_views(batch: Any) -> list[Tensor]:
     Raises:
         ValueError: The batch has another form.
     """
-    views = batch
-    if isinstance(batch, list | tuple) and batch and isinstance(batch[0], list | tuple):
-        views = batch[0]
+    views: list[Any] = []
+    if isinstance(batch, list | tuple) and batch:
+        has_labels = isinstance(batch[0], list | tuple)
+        views = list(batch[0]) if has_labels else list(batch)
 
-    is_several = isinstance(views, list | tuple) and len(views) >= 2
-    if not is_several or not all(_is_image_batch(view) for view in views):
+    if len(views) < 2 or not all(_is_image_batch(view) for view in views):
         raise ValueError(f"{VIEWS_EXPECTED}; this one is {describe_batch(batch)}")
     if any(len(view) != len(views[0]) for view in views):
         raise ValueError(f"{VIEWS_EXPECTED}; these views differ in B: {describe_batch(views)}")
-    return list(views)
+    return views
 
 
 def get_images(batch: Any) -> Tensor:

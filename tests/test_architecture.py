@@ -21,7 +21,7 @@ FLOORS = (
     ("simsiam.evaluation",),
     ("simsiam.data",),
     ("simsiam.module", "simsiam.augment", "simsiam.loss", "simsiam.config"),
-    ("simsiam.inputs", "simsiam.optimizer", "simsiam.resumable_module"),
+    ("simsiam.inputs", "simsiam.optimizer", "simsiam.resumable_module", "simsiam.image_ops"),
     ("models", "utils"),
 )
 APART = (

@@ -1,4 +1,4 @@
-"""simsiam/augment.py: torchvision's operations and torchvision's pipeline are the oracles."""
+"""simsiam/augment.py and image_ops.py do what torchvision's operations and pipeline do."""
 
 import pytest
 import torch
@@ -7,17 +7,8 @@ import torchvision.transforms.functional as F
 from PIL import Image
 from torch import Tensor
 
-from simsiam.augment import (
-    Policy,
-    apply,
-    augment,
-    color_jitter,
-    draw,
-    luma,
-    normalize,
-    resized_crop,
-    shift_hue,
-)
+from simsiam.augment import Policy, apply, augment, draw, normalize
+from simsiam.image_ops import color_jitter, luma, resized_crop, shift_hue
 from utils.philox import permutation
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
@@ -34,7 +25,7 @@ def draws(n: int, policy: Policy = Policy(), size: int = 32):
     return draw(torch.arange(n), size, seed=0, epoch=0, view=0, policy=policy)
 
 
-# ---------------------------------------------------------------- apply, against torchvision's functional operations
+# ---------------------------------------------------------------- apply, against torchvision
 
 
 @pytest.mark.parametrize("size", [32, 33, 64])
@@ -65,7 +56,7 @@ def test_each_colour_operation_is_torchvisions(operation: int, real_images: Tens
     x, v = real_images[:200].float() / 255, draws(200)
     factor = torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(200, 1)
     factor[:, operation] = v.factor[:, operation]
-    ours = color_jitter(x, v.turn, factor, torch.ones(200, dtype=torch.bool))
+    ours = color_jitter(x, v.op_order, factor, torch.ones(200, dtype=torch.bool))
     for i in range(200):
         torch.testing.assert_close(
             ours[i], JITTER[operation](x[i], float(factor[i, operation])), rtol=0, atol=2e-6
@@ -87,7 +78,7 @@ def test_hue_turns_gray_into_gray_and_a_full_turn_into_itself(real_images: Tenso
 def test_the_whole_view_is_torchvisions_in_each_samples_own_order(real_images: Tensor) -> None:
     images, v = real_images[:500], draws(500)
     ours = apply(images, v)
-    order = v.turn.argsort(dim=1)  # the operation of each turn
+    order = v.op_order.argsort(dim=1)  # row: the operations in their order
     assert len(order.unique(dim=0)) == 24
     for i, image in enumerate(images.float() / 255):
         box = (int(v.top[i]), int(v.left[i]), int(v.height[i]), int(v.width[i]))
@@ -148,7 +139,7 @@ def test_parameters_have_torchvisions_distribution() -> None:
         assert factor.mean().item() == pytest.approx(
             (low + high) / 2, abs=0.005 * (high - low) / 0.2
         )
-    orders = (v.turn * torch.tensor([64, 16, 4, 1])).sum(1)
+    orders = (v.op_order * torch.tensor([64, 16, 4, 1])).sum(1)
     counts = torch.unique(orders, return_counts=True)[1]
     assert len(counts) == 24 and (counts - n / 24).abs().max() < 5 * (n / 24) ** 0.5
 
@@ -169,10 +160,10 @@ def test_the_parameters_of_a_view_are_independent() -> None:
         v.jitter,
         v.grayscale,
         *v.factor.T,
-        *v.turn[:, :3].T,
+        *v.op_order[:, :3].T,
     ]
     correlation = torch.corrcoef(torch.stack([x.float() for x in drawn]))
-    correlation[-3:, -3:] = 0  # the turns are a permutation
+    correlation[-3:, -3:] = 0  # op_order is a permutation
     assert (correlation.fill_diagonal_(0)).abs().max() < 5 / n**0.5
 
 
@@ -231,7 +222,8 @@ def test_views_are_distributed_as_torchvisions_pipeline(n: int, real_images: Ten
 
     a, b = statistics(ours), statistics(theirs)
     for name in a:
-        # two-sample Kolmogorov-Smirnov: the largest distance of the two distributions; 1.95 sqrt(2/n) is p = .001
+        # Two-sample Kolmogorov-Smirnov test: the largest distance of the two distributions is
+        # compared with 1.95 sqrt(2/n), which has p = .001.
         points = torch.cat([a[name], b[name]]).sort().values
         distance = [
             (torch.searchsorted(s[name].sort().values, points, right=True) / len(ours))
@@ -255,7 +247,7 @@ def test_switched_off_it_only_normalises() -> None:
 
 
 def test_it_is_compiled_once_for_all_epochs_and_views() -> None:
-    """With the eager backend: what is counted is the tracing, which is the same for every backend."""
+    """Count traces with the eager backend. Every backend compiles the same traces."""
     torch.compiler.reset()
     images, indices = noise(16), torch.arange(16)
     compiled = torch.compile(augment, fullgraph=True, backend="eager")
