@@ -40,7 +40,7 @@ def test_resized_crop_is_torchvisions(size: int) -> None:
 
 
 @pytest.mark.parametrize(("side", "size"), [(110, 96), (48, 32), (64, 100)])
-def test_a_view_of_another_size_than_the_image_is_torchvisions_too(side: int, size: int) -> None:
+def test_a_crop_resized_to_another_size_is_torchvisions(side: int, size: int) -> None:
     images, v = noise(60, side), draws(60, Policy(crop_scale=0.08), side)
     ours = resized_crop(images.float() / 255, v.top, v.left, v.height, v.width, v.flip, size)
     assert ours.shape == apply(images, v, size).shape == (60, 3, size, size)
@@ -68,7 +68,7 @@ def test_grayscale_is_torchvisions(real_images: Tensor) -> None:
     torch.testing.assert_close(luma(x), F.rgb_to_grayscale(x))
 
 
-def test_hue_turns_gray_into_gray_and_a_full_turn_into_itself(real_images: Tensor) -> None:
+def test_hue_keeps_gray_and_a_full_turn_changes_nothing(real_images: Tensor) -> None:
     gray = torch.full((1, 3, 4, 4), 0.3)
     assert torch.equal(shift_hue(gray, torch.tensor([0.2])), gray)
     x = real_images[:50].float() / 255
@@ -104,13 +104,12 @@ def test_a_view_is_a_pure_function_of_seed_epoch_index_and_view() -> None:
     def view(some: Tensor = indices, seed: int = 0, epoch: int = 0, view: int = 0) -> Tensor:
         return augment(images[some], some, seed=seed, epoch=epoch, view=view, mean=MEAN, std=STD)
 
-    whole, some = view(), torch.tensor([5, 63, 0])
-    assert torch.equal(whole, view())
-    torch.testing.assert_close(
-        view(some), whole[some], rtol=0, atol=1e-6
-    )  # whatever batch it sits in
+    all_views = view()
+    assert torch.equal(all_views, view())
+    some = torch.tensor([5, 63, 0])  # A view does not depend on the other samples of its batch.
+    torch.testing.assert_close(view(some), all_views[some], rtol=0, atol=1e-6)
     for other in (view(seed=1), view(epoch=1), view(view=1)):
-        assert (whole - other).abs().mean() > 0.1
+        assert (all_views - other).abs().mean() > 0.1
 
 
 def test_parameters_have_torchvisions_distribution() -> None:
@@ -125,11 +124,11 @@ def test_parameters_have_torchvisions_distribution() -> None:
     ours = torch.stack([v.top, v.left, v.height, v.width], dim=1)
     for column in range(4):
         a, b = (torch.bincount(x[:, column], minlength=33).double() for x in (ours, theirs))
-        seen = (a + b) > 0
-        chi2 = ((a - b)[seen] ** 2 / (a + b)[seen]).sum().item()
-        assert chi2 < 2.2 * seen.sum().item(), (
-            column
-        )  # expected: the number of bins, deviation sqrt(2 x bins)
+        is_used = (a + b) > 0
+        num_bins = is_used.sum().item()
+        # Its expectation is num_bins, its standard deviation sqrt(2 * num_bins).
+        chi2 = ((a - b)[is_used] ** 2 / (a + b)[is_used]).sum().item()
+        assert chi2 < 2.2 * num_bins, column
     assert v.flip.float().mean().item() == pytest.approx(0.5, abs=0.015)
     assert v.jitter.float().mean().item() == pytest.approx(0.8, abs=0.015)
     assert v.grayscale.float().mean().item() == pytest.approx(0.2, abs=0.015)
@@ -167,17 +166,17 @@ def test_the_parameters_of_a_view_are_independent() -> None:
     assert (correlation.fill_diagonal_(0)).abs().max() < 5 / n**0.5
 
 
-def test_the_order_of_an_epoch_says_nothing_of_its_views() -> None:
+def test_views_are_independent_of_the_order_of_the_epoch() -> None:
     n = 20_000
-    place = permutation(n, 0, seed=0).argsort().float()
+    position = permutation(n, 0, seed=0).argsort().float()
     for view in range(2):
         v = draw(torch.arange(n), 32, seed=0, epoch=0, view=view, policy=Policy())
         drawn = [v.top, v.left, v.height, v.width, v.flip, v.jitter, v.grayscale, *v.factor.T]
-        correlation = torch.corrcoef(torch.stack([place, *(x.float() for x in drawn)]))
+        correlation = torch.corrcoef(torch.stack([position, *(x.float() for x in drawn)]))
         assert correlation[0, 1:].abs().max() < 5 / n**0.5
 
 
-def test_each_strength_is_that_of_its_operation() -> None:
+def test_each_operation_has_its_own_strength() -> None:
     policy = Policy(
         brightness=0.1, contrast=0.2, saturation=0.3, hue=0.4, flip=0.6, jitter=0.7, grayscale=0.8
     )
@@ -193,7 +192,7 @@ def test_each_strength_is_that_of_its_operation() -> None:
     "n", [2500, pytest.param(10_000, marks=pytest.mark.slow("40 s of PIL; finer, not other"))]
 )
 def test_views_are_distributed_as_torchvisions_pipeline(n: int, real_images: Tensor) -> None:
-    """The distributions of simple statistics of real images' views, ours and PIL's."""
+    """Simple statistics of views of real images have the same distribution, ours and PIL's."""
     real_images = real_images[:n]
     pipeline = T.Compose(
         [
@@ -211,7 +210,7 @@ def test_views_are_distributed_as_torchvisions_pipeline(n: int, real_images: Ten
     ours = apply(real_images, draws(len(real_images)))
 
     def statistics(x: Tensor) -> dict[str, Tensor]:
-        """Each (N,)."""
+        """Return simple statistics of each image, (N,) each."""
         return {
             "brightness": x.mean((1, 2, 3)),
             "contrast": luma(x).std((1, 2, 3)),
@@ -232,18 +231,16 @@ def test_views_are_distributed_as_torchvisions_pipeline(n: int, real_images: Ten
         assert (distance[0] - distance[1]).abs().max().item() < 1.95 * (2 / len(ours)) ** 0.5, name
 
 
-def test_switched_off_it_only_normalises() -> None:
+def test_without_augmentation_images_stay_the_same() -> None:
     off = Policy(1.0, flip=0, jitter=0, grayscale=0)
     images = noise(32)
     v = draws(32, off)
-    square = (
-        v.height == v.width
-    )  # a crop of full area is the whole image unless its aspect ratio fits exactly
-    whole = (v.height == 32) & (v.width == 32)
-    assert square.any() and torch.equal(square, whole)
-    torch.testing.assert_close(
-        apply(images, v)[whole], images[whole].float() / 255, rtol=0, atol=1e-6
-    )
+    # A crop with the area of the image is the whole image, or not square.
+    is_square = v.height == v.width
+    is_whole = (v.height == 32) & (v.width == 32)
+    assert is_square.any() and torch.equal(is_square, is_whole)
+    views = apply(images, v)
+    torch.testing.assert_close(views[is_whole], images[is_whole].float() / 255, rtol=0, atol=1e-6)
 
 
 def test_it_is_compiled_once_for_all_epochs_and_views() -> None:
@@ -253,13 +250,12 @@ def test_it_is_compiled_once_for_all_epochs_and_views() -> None:
     compiled = torch.compile(augment, fullgraph=True, backend="eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for epoch, view in ((0, 0), (0, 1), (1, 0), (2, 1), (700, 3)):
-            given = {
+            arguments = {
                 "seed": 0,
                 "epoch": torch.tensor(epoch),
                 "view": torch.tensor(view),
                 "mean": MEAN,
                 "std": STD,
             }
-            torch.testing.assert_close(
-                compiled(images, indices, **given), augment(images, indices, **given)
-            )
+            expected = augment(images, indices, **arguments)
+            torch.testing.assert_close(compiled(images, indices, **arguments), expected)

@@ -52,7 +52,9 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
     try:
         with safe_open(path, framework="pt") as file:
             text_metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file}
+            # An open safetensors file has keys(), but cannot be iterated over.
+            names = file.keys()
+            state = {name: file.get_tensor(name) for name in names}
         kind_in_words = kind.removeprefix("simsiam-")
         require(
             text_metadata.get("kind") == kind,
