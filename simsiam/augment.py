@@ -97,7 +97,8 @@ def draw(
     numbers = uniform(indices, epoch, view, 2 * CROP_TRIES + 13, seed=seed)  # (B, 33), 0 to 1
     crop_numbers = numbers[:, : 2 * CROP_TRIES]
     # The columns of the other 13 are: 0 top, 1 left, 2 flip, 3 jitter, 4 to 7 order of the colour
-    # operations, 8 to 11 their strengths, 12 grayscale.
+    # operations, 8 to 11 their strengths, 12 grayscale. A new augmentation must draw from further
+    # columns, so that runs without it stay the same.
     other_numbers = numbers[:, 2 * CROP_TRIES :]
 
     height, width = _draw_crop_shape(crop_numbers, size, policy)

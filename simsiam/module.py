@@ -112,7 +112,8 @@ class SimSiam(ResumableModule):
         else:
             self.hparams["backbone"] = backbone
 
-        # Arguments of a subclass may be no plain values. They stay in self.hparams for its use.
+        # A subclass may have arguments that are not plain, such as a function. It can use them
+        # through self.hparams, but checkpoints do not save them.
         plain_hparams, names_left_out = select_plain(self.hparams)
         self.hparams.update(plain_hparams)
         if names_left_out:
@@ -124,10 +125,9 @@ class SimSiam(ResumableModule):
         self.backbone, self.projector, self.predictor = build_networks(backbone, self.hparams)
         self.predictor.requires_grad_(not fixed_predictor)
 
-        # Whether to encode all views as one batch. None means: where this is faster.
+        # Whether to encode all views as one batch. If None, `training_step` does what is faster.
         self.one_pass: bool | None = None
-        # Whether all BN layers can normalise each view of such a batch by itself. None means: not
-        # checked yet.
+        # Whether all BN layers can normalise each view by itself. None if not checked yet.
         self._bn_separates_views: bool | None = None
         # The compiled form of `self.losses`, set by `compile_networks`.
         self._compiled_losses: Callable[..., tuple[Tensor, Tensor]] | None = None
@@ -145,10 +145,10 @@ class SimSiam(ResumableModule):
         return self.projector(self.backbone(x))
 
     def losses(self, x: Sequence[Tensor], one_pass: bool) -> tuple[Tensor, Tensor]:
-        """Compute the loss of a batch.
+        """Return the loss and z_std of a batch.
 
         Args:
-            x: The views x1, x2, ... of the same images, (B, 3, S, S) each.
+            x: The views x1, x2, ... of the same images, two or more, (B, 3, S, S) each.
             one_pass: Encode all views as one batch. BN still normalises each view by itself, so
                 the numbers are the same. This is faster on a GPU, but 5 to 10 % slower on a CPU.
 
@@ -187,17 +187,19 @@ class SimSiam(ResumableModule):
 
         compute_losses = self._compiled_losses or self.losses
         is_compiled = self._compiled_losses is not None
+        # BN layers must know how many views they see at a time.
         with expect_views(self, views_in_one_pass, compiled=is_compiled):
             loss, metrics = compute_losses(x, one_pass)
 
-        self.record(metrics, len(x[0]), batch_idx)
+        self.record_metrics(metrics, len(x[0]), batch_idx)
         return {"loss": loss, "z_std": metrics[1]}
 
     def _choose_one_pass(self, x: Sequence[Tensor]) -> bool:
         """Return whether to encode all views as one batch."""
         if self.one_pass is not None:
             return self.one_pass
-        # One pass pays on a GPU. It needs BN layers that normalise each view by itself.
+        # Only a GPU is faster with one pass. Views of different sizes cannot be one batch, and all
+        # BN layers must be able to normalise each view by itself.
         have_same_shape = all(view.shape == x[0].shape for view in x)
         if not x[0].is_cuda or not have_same_shape:
             return False
@@ -261,10 +263,10 @@ class SimSiam(ResumableModule):
                 without gradient accumulation.
         """
         # By default, Inductor writes a value to memory if it is computed from more than four
-        # tensors and used twice. A ReLU after BN is computed from six. To compute it again at
-        # each use is faster.
+        # tensors and used twice. The output of a ReLU after BN is computed from six tensors.
+        # Computing it again at each use is faster, so the threshold is raised to eight.
         options: dict[str, Any] = {"triton.cudagraphs": cuda_graphs, "realize_reads_threshold": 8}
-        # Messages between processes break the graph into several.
+        # Communication between processes breaks the graph into several.
         is_one_graph = distributed.world_size() == 1
         self._compiled_losses = torch.compile(
             self.losses, fullgraph=is_one_graph, dynamic=False, options=options

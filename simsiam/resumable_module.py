@@ -28,7 +28,7 @@ class ResumableModule(pl.LightningModule):
 
     # ---------------------------------------------------------------- epoch means
 
-    def record(self, metrics: Tensor, batch_size: int, batch_idx: int) -> None:
+    def record_metrics(self, metrics: Tensor, batch_size: int, batch_idx: int) -> None:
         """Add the metrics of a batch to the sums of the epoch, and log them every few steps.
 
         `self.log(on_epoch=True)` also computes the means of an epoch. But it takes half a
@@ -97,12 +97,12 @@ class ResumableModule(pl.LightningModule):
             checkpoint["accumulated_gradients"] = gradients
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` added. Older checkpoints do not have all of it."""
+        """Restore the sums and the gradients. Older checkpoints may not have them."""
         epoch_so_far = checkpoint.get("epoch_so_far")
         if epoch_so_far:
             self._epoch_sums = epoch_so_far["sums"].to(self.device)
             self._epoch_batches = epoch_so_far["batches"]
-        # Parameters have no gradients yet: `on_train_start` sets them.
+        # `on_train_start` sets them as gradients of the parameters.
         self._restored_gradients = checkpoint.get("accumulated_gradients", {})
 
     def on_train_start(self) -> None:

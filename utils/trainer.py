@@ -74,14 +74,14 @@ def count_steps(trainer: "pl.Trainer", epochs: float | None = None) -> float:
         if epochs is not None:
             raise UnknownLengthError("the loader has no length, so it has no epochs to count")
         if not has_max_steps:
-            raise UnknownLengthError("the loader has no length: give Trainer(max_steps=...)")
+            raise UnknownLengthError("the loader has no length. Pass Trainer(max_steps=...).")
         return trainer.max_steps
 
     if epochs is not None:
         return _count_steps_of_epochs(trainer, epochs, batches_per_epoch)
     if trainer.max_epochs in (None, -1):
         if not has_max_steps:
-            raise UnknownLengthError("the run has no end: give Trainer(max_steps=...)")
+            raise UnknownLengthError("the run has no end. Pass Trainer(max_steps=...).")
         return trainer.max_steps
     steps = _count_steps_of_epochs(trainer, trainer.max_epochs, batches_per_epoch)
     if has_max_steps:
