@@ -1,8 +1,9 @@
-"""Batch normalisation of several views in one batch, each with its own statistics, over all processes of a run.
+"""Batch normalisation (BN) that normalises each view of a batch by itself, over all processes.
 
-SimSiam encodes each view separately (Algorithm 1: z1, z2 = f(x1), f(x2)), so BN's statistics are those of one view.
-Statistics over all views together would be another method, and one pass for each view uses a GPU badly. These layers
-take the concatenated views (V * B, ...) and normalise each view by itself: one pass gives what V passes would, running
+SimSiam encodes each view separately (Algorithm 1: z1, z2 = f(x1), f(x2)), so BN computes its
+statistics for one view at a time. But one pass for each view uses a GPU badly, and statistics of
+all views together would be another method. The layers here take the views concatenated,
+(V * B, ...), and normalise each view by itself. So one pass gives the same as V passes, running
 statistics included.
 """
 
@@ -15,8 +16,18 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+def _world_size() -> int:
+    """Return the number of processes of the run.
+
+    This repeats `utils.distributed.world_size`, because models/ does not import utils/.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
+
+
 class _AllGather(torch.autograd.Function):
-    """The tensors of all processes, stacked: (...) -> (processes, ...), with gradients."""
+    """Stack the tensors of all processes: (...) -> (processes, ...). Gradients flow to each."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -26,86 +37,104 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # The outputs of all processes depend on this process's x, so their gradients are added.
         total = gradient.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
         return total[distributed.get_rank()]
 
 
-def _count_processes() -> int:
-    return (
-        distributed.get_world_size()
-        if distributed.is_available() and distributed.is_initialized()
-        else 1
-    )
-
-
 def _widen(x: Tensor) -> Tensor:
+    """Convert bfloat16 and float16 to float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _NormalizeViews(torch.autograd.Function):
-    """(V, B, ..., C) -> each view normalised, scaled and shifted by (C,); and the moments (V, 1, ..., C).
+    """Normalise, scale and shift each view, and optionally apply a ReLU, within a compiled graph.
 
-    The derivative is written out, with fp32 values that live in registers only: torch's own of the same formula would
-    keep them in memory. Where the output was above 0 is computed anew from `x`, which is read in any case.
+    The backward pass is written out, because torch's own derivative of the same formula keeps
+    float32 values in memory. Here a compiler keeps them in registers. The backward pass of the ReLU
+    needs to know where the output was positive. It computes the output again from x, which it reads
+    for BN anyway.
     """
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = _widen(x)
-        var, mean = torch.var_mean(wide, dim=_within_view(x), correction=0, keepdim=True)
+        """Return the output (V, B, ..., C), and mean and variance of each view (V, 1, ..., C).
+
+        Args:
+            x: (V, B, ..., C).
+            weight, bias: (C,) each, or None.
+            eps: Is added to the variance.
+            relu: Apply a ReLU to the output.
+        """
+        wide_x = _widen(x)
+        var, mean = torch.var_mean(wide_x, dim=_dims_within_view(x), correction=0, keepdim=True)
         rstd = (var + eps).rsqrt()
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.mark_non_differentiable(mean, var)
-        ctx.relu, y = relu, _scale(wide - mean, rstd, weight, bias)
-        return (y.relu() if relu else y).to(x.dtype), mean, var
+        ctx.relu = relu
+        y = _scale_and_shift(wide_x - mean, rstd, weight, bias)
+        if relu:
+            y = y.relu()
+        return y.to(x.dtype), mean, var
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, gradient: Tensor, *_: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+        """Return the gradients of x, weight and bias. `eps` and `relu` have none."""
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        dims = _within_view(x)
-        g, centered, n = _widen(gradient), _widen(x) - mean, x.numel() // mean.numel()
+        dims = _dims_within_view(x)
+        g = _widen(gradient)
+        centered = _widen(x) - mean
+        n = x.numel() // mean.numel()  # numbers that each mean was computed from
         if ctx.relu:
-            g = torch.where(_scale(centered, rstd, weight, bias) > 0, g, 0.0)
+            is_positive = _scale_and_shift(centered, rstd, weight, bias) > 0
+            g = torch.where(is_positive, g, 0.0)
+
+        # Sums of g, and of g times the normalised x: (V, 1, ..., C) each.
         g_sum = g.sum(dims, keepdim=True)
-        gx_sum = (g * centered).sum(dims, keepdim=True) * rstd  # of g times the normalised x
-        dx = (g - g_sum / n - centered * (rstd * gx_sum / n)) * (
-            rstd if weight is None else rstd * weight
-        )
+        gx_sum = (g * centered).sum(dims, keepdim=True) * rstd
+        dx = g - g_sum / n - centered * (rstd * gx_sum / n)
         if weight is None:
-            return dx.to(x.dtype), None, None, None, None
-        return (
-            dx.to(x.dtype),
-            gx_sum.sum_to_size(weight.shape),
-            g_sum.sum_to_size(weight.shape),
-            None,
-            None,
-        )
+            return (dx * rstd).to(x.dtype), None, None, None, None
+        dx = dx * (rstd * weight)
+        d_weight = gx_sum.sum_to_size(weight.shape)
+        d_bias = g_sum.sum_to_size(weight.shape)
+        return dx.to(x.dtype), d_weight, d_bias, None, None
 
 
-def _scale(centered: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _scale_and_shift(
+    centered: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
     normalized = centered * rstd
-    return normalized if weight is None or bias is None else normalized * weight + bias
+    if weight is None or bias is None:
+        return normalized
+    return normalized * weight + bias
 
 
-def _within_view(x: Tensor) -> list[int]:
-    """All dimensions but those of views and channels."""
+def _dims_within_view(x: Tensor) -> list[int]:
+    """Return the dimensions of x (V, B, ..., C) except the views and the channels."""
     return list(range(1, x.dim() - 1))
 
 
 class _BatchNormPerView(_BatchNorm):
-    """torch's BN, except that a training batch consists of `views` views."""
+    """torch's BN, except that a training batch consists of `views` concatenated views.
+
+    `expect_views` sets the attributes `views` and `compiled`.
+    """
 
     views = 1
-    compiled = False  # within a compiled graph: normalise by operations that a compiler fuses
-    uncounted = 0  # batches seen by compiled graphs, not yet added to `num_batches_tracked`
+    # Whether the layer runs within a compiled graph. It then normalises by operations that a
+    # compiler fuses with their neighbours.
+    compiled = False
+    # Views that compiled graphs have normalised, not yet added to `num_batches_tracked`.
+    uncounted = 0
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Check nothing: a network that torch.fx traces has no dimensions yet."""
+        """Check nothing: while torch.fx traces a network, the input has no dimensions yet."""
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if self.uncounted and self.num_batches_tracked is not None:
@@ -118,78 +147,87 @@ class _BatchNormPerView(_BatchNorm):
         super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and _count_processes() > 1:
+        if self.training and _world_size() > 1:
             return self._normalize_over_processes(input)
         if self.training and self.views > 1:
             if self.compiled:
                 return self._normalize_views(input)
-            forward = super().forward
-            return torch.cat([forward(view) for view in input.chunk(self.views)])
+            forward_one_view = super().forward
+            return torch.cat([forward_one_view(view) for view in input.chunk(self.views)])
         return super().forward(input)
 
     def forward_relu(self, input: Tensor) -> Tensor:
-        """relu(BN(input)), as one operation in a compiled graph."""
-        if self.training and self.compiled and _count_processes() == 1:
+        """Return relu(BN(input)). In a compiled graph, this is one operation."""
+        if self.training and self.compiled and _world_size() == 1:
             return self._normalize_views(input, relu=True)
         return self.forward(input).relu_()
 
     def _normalize_views(self, input: Tensor, relu: bool = False) -> Tensor:
-        """Normalise each view on a view of the memory, if it is in channels_last: nothing is moved."""
-        x = input.movedim(1, -1).unflatten(0, (self.views, -1))  # (V, B, ..., C)
+        """Normalise each view by operations that a compiler fuses."""
+        # Channels last, (V, B, ..., C). If the memory has this format already, nothing is copied.
+        x = input.movedim(1, -1).unflatten(0, (self.views, -1))
         y, mean, var = _NormalizeViews.apply(x, self.weight, self.bias, self.eps, relu)
-        self._update_running_statistics(mean.flatten(1), var.flatten(1), x[0, ..., 0].numel())
+        n = x[0, ..., 0].numel()
+        self._update_running_statistics(mean.flatten(1), var.flatten(1), n)
         return y.flatten(0, 1).movedim(-1, 1)
 
     def _normalize_over_processes(self, input: Tensor) -> Tensor:
-        """Each process has an equal part of every view; a view's moments are computed from those of its parts.
+        """Normalise each view by the statistics of its parts on all processes.
 
-        One message forward and one backward for all views: with small parts, the messages take most of the time.
+        Every process has an equal part of every view. One message forward and one backward serve
+        all views, since messages take most of the time if the parts are small.
         """
         x = _widen(input).unflatten(0, (self.views, -1))  # (V, B, C, ...)
-        dims = [d for d in range(x.dim()) if d not in (0, 2)]
-        var, mean = torch.var_mean(x, dims, correction=0)  # (V, C) each
-        means, variances = _AllGather.apply(torch.stack([mean, var])).unbind(
-            1
-        )  # (processes, V, C) each
-        mean = means.mean(0)
-        var = (variances + (means - mean).square()).mean(0)
-        self._update_running_statistics(
-            mean.detach(), var.detach(), x[0].numel() // x.shape[2] * len(means)
-        )
-        shape = (self.views, 1, -1, *[1] * (x.dim() - 3))
+        dims = [dim for dim in range(x.dim()) if dim not in (0, 2)]
+        part_var, part_mean = torch.var_mean(x, dims, correction=0)  # (V, C) each
+        moments = _AllGather.apply(torch.stack([part_mean, part_var]))  # (processes, 2, V, C)
+        means, variances = moments.unbind(1)  # (processes, V, C) each
+
+        # The variance of a view is the mean variance of its parts plus the variance of their means.
+        mean = means.mean(0)  # (V, C)
+        var = (variances + (means - mean).square()).mean(0)  # (V, C)
+        n = x[0].numel() // x.shape[2] * len(means)
+        self._update_running_statistics(mean.detach(), var.detach(), n)
+
+        shape = [self.views, 1, -1] + [1] * (x.dim() - 3)  # for (V, C) to broadcast over x
         x = (x - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
         if self.affine:
             x = x * self.weight.view(shape[1:]) + self.bias.view(shape[1:])
         return x.flatten(0, 1).to(input.dtype)
 
     def _update_running_statistics(self, mean: Tensor, var: Tensor, n: int) -> None:
-        """As torch does, view after view, with moments (V, C) of n numbers each."""
-        if (
-            self.running_mean is None
-            or self.running_var is None
-            or self.num_batches_tracked is None
-        ):
+        """Update the running statistics view by view, as torch does in separate passes.
+
+        Args:
+            mean, var: Biased moments of each view, (V, C) each.
+            n: How many numbers each moment was computed from.
+        """
+        if self.running_mean is None or self.running_var is None:
+            return
+        if self.num_batches_tracked is None:
             return
         with torch.no_grad():
             if not self.compiled:
                 self.num_batches_tracked.add_(self.views)
             for view in range(self.views):
                 self.running_mean.lerp_(mean[view], self.momentum or 0.0)
-                self.running_var.lerp_(var[view] * (n / (n - 1)), self.momentum or 0.0)
+                unbiased_var = var[view] * (n / (n - 1))
+                self.running_var.lerp_(unbiased_var, self.momentum or 0.0)
 
 
 class BatchNorm1d(_BatchNormPerView, nn.BatchNorm1d):
-    """(V * B, C) -> (V * B, C)."""
+    """Normalise each view of (V * B, C) by itself."""
 
 
 class BatchNorm2d(_BatchNormPerView, nn.BatchNorm2d):
-    """(V * B, C, H, W) -> (V * B, C, H, W)."""
+    """Normalise each view of (V * B, C, H, W) by itself."""
 
 
 def batch_norm_relu(bn: nn.Module, relu: nn.Module, x: Tensor) -> Tensor:
-    """Return relu(bn(x)), as one operation in a compiled graph.
+    """Return relu(bn(x)). In a compiled graph, this is one operation.
 
-    `bn` may be another layer by now: SyncBatchNorm, or none once it is folded into a convolution.
+    `bn` may be another layer than a network was built with: SyncBatchNorm, or Identity after BN was
+    folded into a convolution.
     """
     if isinstance(bn, _BatchNormPerView) and bn.compiled:
         return bn.forward_relu(x)
@@ -197,7 +235,7 @@ def batch_norm_relu(bn: nn.Module, relu: nn.Module, x: Tensor) -> Tensor:
 
 
 def separates_views(network: nn.Module) -> bool:
-    """Whether `expect_views` reaches all BN layers of `network`."""
+    """Return whether all BN layers of a network can normalise each view by itself."""
     for module in network.modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, _BatchNormPerView):
             return False
@@ -206,18 +244,25 @@ def separates_views(network: nn.Module) -> bool:
 
 @contextmanager
 def expect_views(network: nn.Module, views: int, compiled: bool = False) -> Iterator[None]:
-    """Within this context, all BN layers of `network` take a training batch for the concatenation of `views` views.
+    """Within this context, BN layers take a training batch as a concatenation of views.
 
     Args:
-        compiled: `network` is part of a compiled graph.
+        network: Its BN layers from this module are affected.
+        views: Number of views in a batch.
+        compiled: Whether `network` runs as part of a compiled graph.
     """
     layers = [module for module in network.modules() if isinstance(module, _BatchNormPerView)]
     for layer in layers:
-        layer.views, layer.compiled = views, compiled and views > 1
+        layer.views = views
+        layer.compiled = compiled and views > 1
     try:
         yield
+        # Count the views in Python. To update `num_batches_tracked` in each step would take a
+        # kernel for each layer, outside the compiled graph.
         for layer in layers:
-            layer.uncounted += views * (layer.compiled and layer.training)
+            if layer.compiled and layer.training:
+                layer.uncounted += views
     finally:
         for layer in layers:
-            layer.views, layer.compiled = 1, False
+            layer.views = 1
+            layer.compiled = False

@@ -1,8 +1,15 @@
-"""The two MLPs of SimSiam (Chen & He 2020, arXiv 2011.10566, section 3, "Baseline settings"), and all its networks.
+"""The heads of SimSiam, projector and predictor, and a function that builds all its networks.
 
-`bn` says which fully-connected layers BN is applied to (section 4.4, table 3): "paper" is the default of both heads,
-"none" of them, the "hidden" ones alone, or "all", the predictor's output too. A linear layer before BN has no bias: BN
-would take it out again.
+The quotations are from Chen & He 2020 (arXiv 2011.10566), section 3, "Baseline settings".
+
+The argument `bn` says which fully-connected layers are followed by BN (section 4.4, table 3):
+
+    "paper"   each layer of the projector, hidden layers of the predictor (the paper's default)
+    "none"    no layer
+    "hidden"  hidden layers of both heads
+    "all"     every layer, also the output of the predictor
+
+A linear layer before BN has no bias, because BN would subtract it again.
 """
 
 import itertools
@@ -16,83 +23,119 @@ from models.batch_norm import BatchNorm1d
 from models.resnet import BACKBONES
 
 BN = ("paper", "none", "hidden", "all")
-OWN_BACKBONE = (
-    "an own"  # what hyper-parameters say of a backbone that was not built here, before its class
-)
+# In hyper-parameters, this and the name of its class stand for a backbone of the user.
+OWN_BACKBONE = "an own"
+# `count_features` tries images of this size if the size is not known.
+DEFAULT_IMAGE_SIZE = 32
 
 
 def build_networks(
     backbone: str | nn.Module, hp: Mapping[str, Any]
 ) -> tuple[nn.Module, nn.Sequential, nn.Module]:
-    """Backbone (B, 3, S, S) -> (B, F), projector (B, F) -> (B, d), predictor (B, d) -> (B, d), by those of `SimSiam`.
+    """Build the networks of SimSiam.
 
-    Raises ValueError for an unknown name, or a backbone of one's own that gives something else.
+    Args:
+        backbone: A name in `BACKBONES`, or a module that maps (B, 3, S, S) to (B, F).
+        hp: The hyper-parameters of `SimSiam`.
+
+    Returns:
+        The backbone (B, 3, S, S) -> (B, F), the projector (B, F) -> (B, d) and the predictor
+        (B, d) -> (B, d). Without a predictor, the last is the identity.
+
+    Raises:
+        ValueError: A name is unknown, or a module gives something other than (B, F).
     """
-    if hp["heads_bn"] not in BN:
-        raise ValueError(f"heads_bn {hp['heads_bn']!r}: there are {', '.join(BN)}")
+    bn = hp["heads_bn"]
+    if bn not in BN:
+        raise ValueError(f"heads_bn must be one of {', '.join(BN)}, got {bn!r}")
+
     if isinstance(backbone, nn.Module):
-        network, features = backbone, count_features(backbone, hp["image_size"] or 32)
+        network = backbone
+        num_features = count_features(backbone, hp["image_size"] or DEFAULT_IMAGE_SIZE)
+    elif backbone in BACKBONES:
+        build_backbone = BACKBONES[backbone]
+        network = build_backbone(hp["width"], hp["zero_init_residual"], hp["stem"], hp["conv_init"])
+        network.image_size = hp["image_size"]
+        num_features = network.num_features
     else:
-        if backbone not in BACKBONES:
-            raise ValueError(f"unknown backbone {backbone!r}: there are {', '.join(BACKBONES)}")
-        network = BACKBONES[backbone](
-            hp["width"], hp["zero_init_residual"], hp["stem"], hp["conv_init"]
-        )
-        network.image_size, features = hp["image_size"], network.num_features
-    d, bn = hp["out_dim"], hp["heads_bn"]
-    projector = projection_mlp(features, hp["proj_hidden"] or d, d, hp["proj_layers"], bn)
-    return (
-        network,
-        projector,
-        prediction_mlp(d, hp["h_dim"], bn) if hp["predictor"] else nn.Identity(),
-    )
+        names = ", ".join(BACKBONES)
+        raise ValueError(f"backbone must be one of {names}, or a module, got {backbone!r}")
+
+    d = hp["out_dim"]
+    projector_hidden_dim = hp["proj_hidden"] or d
+    projector = projection_mlp(num_features, projector_hidden_dim, d, hp["proj_layers"], bn)
+    predictor: nn.Module = nn.Identity()
+    if hp["predictor"]:
+        predictor = prediction_mlp(d, hp["h_dim"], bn)
+    return network, projector, predictor
 
 
 @torch.no_grad()
 def count_features(network: nn.Module, size: int) -> int:
-    """F of a network (B, 3, S, S) -> (B, F). Raises ValueError for any other output."""
+    """Return F of a network (B, 3, S, S) -> (B, F), by passing one image of `size` pixels.
+
+    Raises:
+        ValueError: The output has another shape.
+    """
     was_training = network.training
-    out = network.eval()(torch.zeros(1, 3, size, size))
+    network.eval()  # BN then accepts a single image, and keeps its running statistics.
+    out = network(torch.zeros(1, 3, size, size))
     network.train(was_training)
     if not isinstance(out, Tensor) or out.dim() != 2:
-        raise ValueError("the backbone must give features (B, F): leave its classifier out")
+        raise ValueError("the backbone must give features (B, F). Remove its classifier.")
     return out.shape[1]
 
 
 def projection_mlp(
     in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2, bn: str = "paper"
 ) -> nn.Sequential:
-    """The projector g: (B, in_dim) -> (B, out_dim).
+    """Build the projector: (B, in_dim) -> (B, out_dim).
 
-    "The projection MLP (in f) has BN applied to each fully-connected (fc) layer, including its output fc. Its output fc
-    has no ReLU." The output's BN has no affine part, as in the authors' code.
+    "The projection MLP (in f) has BN applied to each fully-connected (fc) layer, including its
+    output fc. Its output fc has no ReLU." As in the authors' code, the BN of the output has no
+    learned scale and shift.
 
     Args:
+        in_dim: Number of features of the backbone.
+        hidden_dim: Dimension of the hidden layers.
+        out_dim: Dimension d of the projections.
         layers: 2, as in the paper's CIFAR experiments (App. D), or 3, as in its ImageNet ones.
+        bn: Layers that have BN, one of `BN`.
+
+    Raises:
+        ValueError: `layers` is neither 2 nor 3.
     """
     if layers not in (2, 3):
-        raise ValueError(f"the projector has 2 or 3 layers, not {layers}")
+        raise ValueError(f"the projector must have 2 or 3 layers, got {layers}")
+    modules: list[nn.Module] = []
     dims = [in_dim] + [hidden_dim] * (layers - 1)
-    hidden: list[nn.Module] = []
-    for i, o in itertools.pairwise(dims):
-        hidden += [*_fc(i, o, bn != "none"), nn.ReLU(inplace=True)]
-    return nn.Sequential(*hidden, *_fc(dims[-1], out_dim, bn in ("paper", "all"), affine=False))
+    for dim, next_dim in itertools.pairwise(dims):
+        modules += _linear(dim, next_dim, bn=bn != "none")
+        modules.append(nn.ReLU(inplace=True))
+    modules += _linear(dims[-1], out_dim, bn=bn in ("paper", "all"), affine=False)
+    return nn.Sequential(*modules)
 
 
 def prediction_mlp(dim: int, hidden_dim: int, bn: str = "paper") -> nn.Sequential:
-    """The predictor h: (B, dim) -> (B, dim), through a bottleneck of `hidden_dim`.
+    """Build the predictor h: (B, dim) -> (B, dim).
 
-    "The prediction MLP (h) has BN applied to its hidden fc layers. Its output fc does not have BN (ablation in Sec.
-    4.4) or ReLU. This MLP has 2 layers."
+    "The prediction MLP (h) has BN applied to its hidden fc layers. Its output fc does not have BN
+    (ablation in Sec. 4.4) or ReLU. This MLP has 2 layers."
+
+    Args:
+        dim: Dimension d of projections and predictions.
+        hidden_dim: Dimension of the hidden layer, which is a bottleneck in the paper.
+        bn: Layers that have BN, one of `BN`.
     """
     return nn.Sequential(
-        *_fc(dim, hidden_dim, bn != "none"),
+        *_linear(dim, hidden_dim, bn=bn != "none"),
         nn.ReLU(inplace=True),
-        *_fc(hidden_dim, dim, bn == "all"),
+        *_linear(hidden_dim, dim, bn=bn == "all"),
     )
 
 
-def _fc(i: int, o: int, bn: bool, affine: bool = True) -> list[nn.Module]:
+def _linear(in_dim: int, out_dim: int, bn: bool, affine: bool = True) -> list[nn.Module]:
+    """Return a linear layer, and its BN if `bn`."""
     if bn:
-        return [nn.Linear(i, o, bias=False), BatchNorm1d(o, affine=affine)]
-    return [nn.Linear(i, o)]
+        return [nn.Linear(in_dim, out_dim, bias=False), BatchNorm1d(out_dim, affine=affine)]
+    return [nn.Linear(in_dim, out_dim)]

@@ -1,8 +1,10 @@
-"""ResNets of torchvision's residual blocks, without a classifier, behind a stem for small images or for large ones.
+"""ResNets without a classifier (He et al. 2015, arXiv 1512.03385), made of torchvision's blocks.
 
-He et al. 2015 (arXiv 1512.03385). The cifar stem (3x3, no max-pooling) is that of the SimSiam paper's CIFAR experiments
-(App. D); the imagenet stem is torchvision's own. Parameter names are torchvision's, so a state dict loads into
-`torchvision.models.resnet18` (or timm's): with the cifar stem, once its stem is made the same.
+There are two stems. The imagenet stem is torchvision's. The cifar stem (3x3 convolution, no
+max-pooling) is for small images, as in the CIFAR experiments of the SimSiam paper (App. D).
+
+Parameters have torchvision's names, so a state dict loads into the same network of torchvision or
+timm. For the cifar stem, the stem of that network must be replaced first.
 """
 
 import copy
@@ -21,17 +23,18 @@ from models.batch_norm import BatchNorm2d, batch_norm_relu
 
 STEMS = ("cifar", "imagenet")
 CONV_INITS = ("kaiming", "torch")
+# What to do if mean and std are unknown; part of error messages.
 TELL_STATISTICS = (
     "train with SimSiam(mean=..., std=..., image_size=...), or set .statistics = mean, std"
 )
-CHANNEL_MULTIPLE = 8  # cuDNN's fast kernels take a multiple of so many channels
-# With channels_last and at most so many channels, oneDNN's backward pass of a 1x1 convolution of
-# stride 2 corrupts memory.
-NARROW = 8
+CHANNEL_MULTIPLE = 8  # The number of channels must be a multiple of 8 for cuDNN's fast kernels.
+# Networks up to this width do not use the memory format channels_last: with 8 or fewer channels,
+# oneDNN's backward pass of a 1x1 convolution of stride 2 then corrupts memory.
+MAX_NARROW_WIDTH = 8
 
 
 class _AddReLU(torch.autograd.Function):
-    """relu(x + residual), whose backward pass reads only the output."""
+    """Compute relu(x + residual). The backward pass needs only the output."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -42,14 +45,14 @@ class _AddReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient = torch.where(ctx.saved_tensors[0] > 0, gradient, 0.0)
-        # as_strided returns the same tensor, but makes Inductor write it to memory
-        # instead of computing it again for each of its uses.
+        # as_strided returns the same tensor. But it makes Inductor write the tensor to memory,
+        # instead of computing it again for each use.
         gradient = gradient.as_strided(gradient.shape, gradient.stride())
         return gradient, gradient
 
 
 def add_relu(x: Tensor, residual: Tensor) -> Tensor:
-    """Return relu(x + residual). Overwrites `x` where nothing is compiled."""
+    """Return relu(x + residual). Outside a compiled graph, this overwrites `x`."""
     if torch.compiler.is_compiling() and x.requires_grad:
         return _AddReLU.apply(x, residual)
     x += residual
@@ -57,7 +60,7 @@ def add_relu(x: Tensor, residual: Tensor) -> Tensor:
 
 
 class BasicBlock(torchvision_resnet.BasicBlock):
-    """torchvision's block; a compiler sees each BN and the ReLU after it as one operation."""
+    """torchvision's block. To a compiler, BN and the ReLU after it are one operation."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = batch_norm_relu(self.bn1, self.relu, self.conv1(x))
@@ -67,7 +70,7 @@ class BasicBlock(torchvision_resnet.BasicBlock):
 
 
 class Bottleneck(torchvision_resnet.Bottleneck):
-    """torchvision's block; a compiler sees each BN and the ReLU after it as one operation."""
+    """torchvision's block. To a compiler, BN and the ReLU after it are one operation."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = batch_norm_relu(self.bn1, self.relu, self.conv1(x))
@@ -78,47 +81,62 @@ class Bottleneck(torchvision_resnet.Bottleneck):
 
 
 def append_zero_channels(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C', H, W), where C' is the next multiple of CHANNEL_MULTIPLE."""
-    return pad(x, (0, 0, 0, 0, 0, -x.shape[1] % CHANNEL_MULTIPLE))
+    """Append zeros: (B, C, H, W) -> (B, C', H, W), C' the next multiple of CHANNEL_MULTIPLE."""
+    missing_channels = -x.shape[1] % CHANNEL_MULTIPLE
+    # (before, after) for each dimension, from the last one to the channels.
+    return pad(x, (0, 0, 0, 0, 0, missing_channels))
 
 
-@torch.fx.wrap  # recorded as one call, since what is traced has no device yet
+# While torch.fx traces a network, tensors have no device to ask for. So the trace records a call of
+# this function instead of its operations.
+@torch.fx.wrap
 def pad_channels_on_gpu(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Give input and weight of a convolution the channels that cuDNN needs for its fast kernels."""
+    """On a GPU, pad input and weight of a convolution with channels of zeros."""
     if not x.is_cuda:
         return x, weight
     return append_zero_channels(x), append_zero_channels(weight)
 
 
 class FirstConv2d(nn.Conv2d):
-    """A convolution of 3 channels, computed as one of 8 on a GPU: (B, 3, H, W) -> (B, C, H', W')."""
+    """A convolution of 3 channels. On a GPU it uses the faster kernels for 8 channels."""
 
     def forward(self, input: Tensor) -> Tensor:
-        padded = pad_channels_on_gpu(input, self.weight)
-        return self._conv_forward(padded[0], padded[1], self.bias)
+        x, weight = pad_channels_on_gpu(input, self.weight)
+        return self._conv_forward(x, weight, self.bias)
 
 
 class UnknownStatisticsError(AttributeError, ValueError):
-    """`.mean` or `.std` was asked of a backbone whose checkpoint does not have them.
+    """A backbone has no `.mean` and `.std`, because its checkpoint does not have them.
 
-    An AttributeError, so that tools that look through all attributes (`hasattr`, torch.jit,
-    inspect) pass over it.
+    This is an AttributeError, so that tools which look at all attributes (`hasattr`, torch.jit,
+    inspect) ignore it.
     """
 
 
 class ResNet(nn.Module):
-    """A ResNet: (B, 3, S, S) -> (B, `num_features`).
+    """A ResNet: (B, 3, S, S) -> (B, F), where F is `num_features`.
 
     Args:
-        block: `BasicBlock` or `Bottleneck`.
-        layers: residual blocks in each of the four stages.
-        width: channels of the first stage; the stages have width x (1, 2, 4, 8). The paper's is 64.
-        zero_init_residual: start the last BN of each block at zero, so that every block starts as the identity
-            (Goyal et al. 2017, arXiv 1706.02677, section 5.1). `Bottleneck` keeps its 3x3 convolution at the block's
-            own width, as in torchvision.
-        stem: cifar (3x3, no max-pooling) or imagenet (7x7 of stride 2, then max-pooling).
-        conv_init: initial weights of convolutions: kaiming (normal, fan-out, as in torchvision) or
-            torch (PyTorch's default for a convolution: uniform, fan-in, several times smaller).
+        block: `BasicBlock` or `Bottleneck`, whose 3x3 convolution has the block's width, as in
+            torchvision.
+        layers: Number of residual blocks in each of the four stages.
+        width: Channels of the first stage, 64 in the paper. The stages have 1, 2, 4 and 8 times
+            as many.
+        zero_init_residual: Start the last BN of each block at zero, so that every block starts as
+            the identity (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
+        stem: "cifar" (3x3, no max-pooling) or "imagenet" (7x7 of stride 2, then max-pooling).
+        conv_init: Initial weights of convolutions. "kaiming" is normal and scaled by the fan-out,
+            as in torchvision. "torch" is PyTorch's default: uniform, scaled by the fan-in, and
+            several times smaller.
+
+    Attributes:
+        num_features: F, the number of features.
+        statistics: (mean, std) of the channels of the training images, on the scale of 0 to 1, or
+            None. Set when a checkpoint is loaded.
+        image_size: Side of the training images in pixels, or None.
+
+    Raises:
+        ValueError: `width` is below 1, or `stem` or `conv_init` is unknown.
     """
 
     def __init__(
@@ -132,53 +150,67 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if width < 1:
-            raise ValueError(f"width must be at least 1, not {width}")
+            raise ValueError(f"width must be at least 1, got {width}")
         if stem not in STEMS:
-            raise ValueError(f"unknown stem {stem!r}: there are {', '.join(STEMS)}")
+            raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {stem!r}")
         if conv_init not in CONV_INITS:
             raise ValueError(f"conv_init must be one of {', '.join(CONV_INITS)}, got {conv_init!r}")
         self.num_features = 8 * width * block.expansion
-        # (mean, std) and side of the training images; set when a checkpoint is loaded.
         self.statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         self.image_size: int | None = None
 
-        small = stem == "cifar"
-        kernel, stride = (3, 1) if small else (7, 2)
-        self.conv1 = FirstConv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
+        if stem == "cifar":
+            self.conv1 = FirstConv2d(3, width, 3, stride=1, padding=1, bias=False)
+        else:
+            self.conv1 = FirstConv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(block, width, width, layers[0], stride=1)
-        self.layer2 = _stage(block, width * block.expansion, 2 * width, layers[1], stride=2)
-        self.layer3 = _stage(block, 2 * width * block.expansion, 4 * width, layers[2], stride=2)
-        self.layer4 = _stage(block, 4 * width * block.expansion, 8 * width, layers[3], stride=2)
+        if stem == "cifar":
+            self.maxpool = nn.Identity()
+        else:
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        e = block.expansion  # A block has e times as many output channels as its width.
+        self.layer1 = _make_stage(block, width, width, layers[0], stride=1)
+        self.layer2 = _make_stage(block, width * e, 2 * width, layers[1], stride=2)
+        self.layer3 = _make_stage(block, 2 * width * e, 4 * width, layers[2], stride=2)
+        self.layer4 = _make_stage(block, 4 * width * e, 8 * width, layers[3], stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
 
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                if conv_init == "kaiming":
-                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
-                last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
-                assert isinstance(last, BatchNorm2d)
-                nn.init.zeros_(last.weight)
-        if width > NARROW:  # 1.5 times the speed on a CPU
+        self._initialize(conv_init, zero_init_residual)
+        if width > MAX_NARROW_WIDTH:
+            # On a CPU this is 1.5 times as fast.
             self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def _initialize(self, conv_init: str, zero_init_residual: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and conv_init == "kaiming":
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, BasicBlock | Bottleneck) and zero_init_residual:
+                last_bn = module.bn2 if isinstance(module, BasicBlock) else module.bn3
+                assert isinstance(last_bn, BatchNorm2d)
+                nn.init.zeros_(last_bn.weight)
+
+    # If a property raises AttributeError, Python calls __getattr__. nn.Module's __getattr__ would
+    # say that there is no such attribute, so the one below raises an error that says more.
 
     @property
     def mean(self) -> tuple[float, ...]:
         """Mean of each channel of the training images (3 floats), on the scale of 0 to 1.
 
         Raises:
-            UnknownStatisticsError: the checkpoint does not have it.
+            UnknownStatisticsError: The checkpoint does not have it.
         """
         if self.statistics is None:
-            raise AttributeError  # Python then calls __getattr__, which says more
+            raise AttributeError
         return self.statistics[0]
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel of the training images; errors as of `mean`."""
+        """Standard deviation of each channel of the training images, on the scale of 0 to 1.
+
+        Raises:
+            UnknownStatisticsError: The checkpoint does not have it.
+        """
         if self.statistics is None:
             raise AttributeError
         return self.statistics[1]
@@ -192,47 +224,53 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = batch_norm_relu(self.bn1, self.relu, self.conv1(x))
-        x = self.maxpool(x)  # (B, width, S, S) behind the cifar stem, S/4 behind the imagenet stem
+        x = self.maxpool(x)  # (B, width, H, H): H = S after the cifar stem, S/4 after imagenet's
         x = self.layer1(x)
         x = self.layer2(x)
         x = self.layer3(x)
-        x = self.layer4(x)  # (B, F, S/8, S/8), or S/32
+        x = self.layer4(x)  # (B, F, H/8, H/8)
         return torch.flatten(self.avgpool(x), 1)  # (B, F)
 
 
 def fold_batch_norm(network: ResNet) -> ResNet:
-    """Return a copy for evaluation whose convolutions do what the BN layers after them did.
+    """Return a copy for evaluation whose convolutions include the BN layers after them.
 
-    The copy shares no memory with `network`.
+    The copy computes the same features in less time. It shares no memory with `network`.
     """
     folded = copy.deepcopy(network).eval()
     for module in folded.modules():
+        # Each convolution stands right before its BN among the children of a block.
         children = list(module.named_children())
-        for (conv_name, conv), (bn_name, bn) in itertools.pairwise(children):
-            if isinstance(conv, nn.Conv2d) and isinstance(bn, _BatchNorm):
-                setattr(module, conv_name, fuse_conv_bn_eval(conv, bn))
-                setattr(module, bn_name, nn.Identity())
+        for (name, child), (next_name, next_child) in itertools.pairwise(children):
+            if isinstance(child, nn.Conv2d) and isinstance(next_child, _BatchNorm):
+                setattr(module, name, fuse_conv_bn_eval(child, next_child))
+                setattr(module, next_name, nn.Identity())
     return folded.requires_grad_(False)
 
 
-def _stage(
-    block: type[BasicBlock] | type[Bottleneck], channels: int, planes: int, blocks: int, stride: int
+def _make_stage(
+    block: type[BasicBlock] | type[Bottleneck],
+    in_channels: int,
+    block_width: int,
+    num_blocks: int,
+    stride: int,
 ) -> nn.Sequential:
-    """`blocks` residual blocks; the first one changes resolution and channels."""
-    out = planes * block.expansion
+    """Return `num_blocks` residual blocks. The first changes the resolution and the channels."""
+    out_channels = block_width * block.expansion
     downsample = None
-    if stride != 1 or channels != out:
+    if stride != 1 or in_channels != out_channels:
         downsample = nn.Sequential(
-            torchvision_resnet.conv1x1(channels, out, stride), BatchNorm2d(out)
+            torchvision_resnet.conv1x1(in_channels, out_channels, stride),
+            BatchNorm2d(out_channels),
         )
-    first = block(channels, planes, stride, downsample, norm_layer=BatchNorm2d)
-    return nn.Sequential(
-        first, *(block(out, planes, norm_layer=BatchNorm2d) for _ in range(blocks - 1))
-    )
+    blocks = [block(in_channels, block_width, stride, downsample, norm_layer=BatchNorm2d)]
+    for _ in range(num_blocks - 1):
+        blocks.append(block(out_channels, block_width, norm_layer=BatchNorm2d))
+    return nn.Sequential(*blocks)
 
 
-resnet10 = partial(ResNet, BasicBlock, (1, 1, 1, 1))  # the small one, for a CPU
-resnet18 = partial(ResNet, BasicBlock, (2, 2, 2, 2))  # the paper's CIFAR backbone
+resnet10 = partial(ResNet, BasicBlock, (1, 1, 1, 1))  # small enough for a CPU
+resnet18 = partial(ResNet, BasicBlock, (2, 2, 2, 2))  # the paper's backbone for CIFAR
 resnet34 = partial(ResNet, BasicBlock, (3, 4, 6, 3))
 resnet50 = partial(ResNet, Bottleneck, (3, 4, 6, 3))
 BACKBONES = {"resnet10": resnet10, "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}

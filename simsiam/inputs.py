@@ -1,7 +1,7 @@
-"""What SimSiam and its monitor take from code that is not theirs: batches, values, datamodules.
+"""Check what the user's own code passes in: batches, hyper-parameters, datamodules.
 
-Each function returns what was asked for in one fixed form, or raises ValueError with what it was
-given and what it needs.
+SimSiam and KNNMonitor accept batches in several forms. The functions here return each batch in one
+fixed form, or raise a ValueError that says what was expected and what the batch is.
 """
 
 import math
@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-VIEWS_NEEDED = (
+VIEWS_EXPECTED = (
     "a training batch must be views of the same images, [x1, x2] or more, float tensors "
     "(B, 3, S, S) each, or ([x1, x2], labels, ...)"
 )
-LABELLED_NEEDED = (
+LABELLED_EXPECTED = (
     "KNNMonitor's loaders must give (images, labels) or (images, labels, ...): float images "
     "(B, 3, S, S), whole numbers from 0 as labels (B,)"
 )
-MANY = 6  # parts of a batch that an error message describes
+MAX_PARTS_DESCRIBED = 6  # An error message describes at most this many parts of a batch.
 
 
 def get_views(batch: Any) -> list[Tensor]:
@@ -33,61 +33,61 @@ def get_views(batch: Any) -> list[Tensor]:
         batch: `[x1, x2, ...]`, or `([x1, x2, ...], labels, ...)`.
 
     Returns:
-        At least two tensors (B, 3, S, S).
+        At least two tensors (B, 3, S, S). Their sizes S may differ.
 
     Raises:
-        ValueError: the batch is something else.
+        ValueError: The batch has another form.
     """
-    views = batch
-    if isinstance(batch, list | tuple) and batch and isinstance(batch[0], list | tuple):
-        views = batch[0]
-    if (
-        not isinstance(views, list | tuple)
-        or len(views) < 2
-        or not all(map(_is_image_batch, views))
-    ):
-        raise ValueError(f"{VIEWS_NEEDED}; this one is {describe_batch(batch)}")
-    if len({len(view) for view in views}) > 1:
-        raise ValueError(f"{VIEWS_NEEDED}; these views differ in B: {describe_batch(views)}")
-    return list(views)
+    views: list[Any] = []
+    if isinstance(batch, list | tuple) and batch:
+        has_labels = isinstance(batch[0], list | tuple)
+        views = list(batch[0]) if has_labels else list(batch)
+
+    if len(views) < 2 or not all(_is_image_batch(view) for view in views):
+        raise ValueError(f"{VIEWS_EXPECTED}; this one is {describe_batch(batch)}")
+    if any(len(view) != len(views[0]) for view in views):
+        raise ValueError(f"{VIEWS_EXPECTED}; these views differ in B: {describe_batch(views)}")
+    return views
 
 
 def get_images(batch: Any) -> Tensor:
-    """Return the images (B, 3, S, S) of a batch: a tensor, or the first part of a tuple.
+    """Return the images (B, 3, S, S) of a batch, which is `images` or `(images, ...)`.
 
     Raises:
-        ValueError: the batch is something else.
+        ValueError: The batch has another form.
     """
     images: Any = batch
     if isinstance(batch, list | tuple) and batch:
         images = batch[0]
     if not _is_image_batch(images):
         raise ValueError(
-            f"a batch to predict must be images (B, 3, S, S), or (images, ...); this one is {describe_batch(batch)}"
+            "a batch to predict must be images (B, 3, S, S), or (images, ...); "
+            f"this one is {describe_batch(batch)}"
         )
     return images
 
 
 def get_labelled_images(batch: Any) -> tuple[Tensor, Tensor]:
-    """Return images (B, 3, S, S) and labels (B,) int64 of a batch `(images, labels, ...)`.
+    """Return the images (B, 3, S, S) and labels (B,) int64 of a batch `(images, labels, ...)`.
 
     Raises:
-        ValueError: the batch is something else, or a label is negative.
+        ValueError: The batch has another form, or a label is negative.
     """
+    message = f"{LABELLED_EXPECTED}; this batch is {describe_batch(batch)}"
     if not isinstance(batch, list | tuple) or len(batch) < 2 or not _is_image_batch(batch[0]):
-        raise ValueError(f"{LABELLED_NEEDED}; this batch is {describe_batch(batch)}")
-    images, labels = batch[:2]
+        raise ValueError(message)
+    images = batch[0]
+    labels = batch[1]
+
     if isinstance(labels, list | tuple) and all(isinstance(y, numbers.Integral) for y in labels):
         labels = torch.tensor(labels)
-    if isinstance(labels, Tensor) and labels.shape == (len(images), 1):  # as MedMNIST has them
-        labels = labels[:, 0]
-    if (
-        not isinstance(labels, Tensor)
-        or labels.shape != (len(images),)
-        or labels.is_floating_point()
-        or bool((labels < 0).any())
-    ):
-        raise ValueError(f"{LABELLED_NEEDED}; this batch is {describe_batch(batch)}")
+    if isinstance(labels, Tensor) and labels.shape == (len(images), 1):
+        labels = labels[:, 0]  # MedMNIST's labels have this shape.
+
+    if not isinstance(labels, Tensor) or labels.shape != (len(images),):
+        raise ValueError(message)
+    if labels.is_floating_point() or bool((labels < 0).any()):
+        raise ValueError(message)
     return images, labels.long()
 
 
@@ -96,41 +96,59 @@ def _is_image_batch(x: Any) -> bool:
 
 
 def describe_batch(batch: Any) -> str:
-    """Return the structure of a batch in words: "a list of a float32 tensor (8, 3, 32, 32), ..."."""
+    """Describe the structure of a batch for an error message.
+
+    An example is "a list of 2 (a float32 tensor (8, 3, 32, 32); a int64 tensor (8,))".
+    """
     if isinstance(batch, Tensor):
         dtype = str(batch.dtype).removeprefix("torch.")
         return f"a {dtype} tensor {tuple(batch.shape)}"
     if isinstance(batch, Mapping):
-        return f"a dict with the keys {', '.join(map(str, list(batch)[:MANY]))}"
+        keys = [str(key) for key in batch]
+        return f"a dict with the keys {', '.join(keys[:MAX_PARTS_DESCRIBED])}"
     if isinstance(batch, list | tuple):
         kind = type(batch).__name__
-        parts = [describe_batch(part) for part in batch[:MANY]]
-        if len(batch) > MANY:
+        parts = [describe_batch(part) for part in batch[:MAX_PARTS_DESCRIBED]]
+        if len(batch) > MAX_PARTS_DESCRIBED:
             parts.append("...")
         return f"a {kind} of {len(batch)} ({'; '.join(parts)})"
     return f"a value of type {type(batch).__name__}"
 
 
-# ---------------------------------------------------------------- plain values
+# ---------------------------------------------------------------- hyper-parameters
+
+
+def select_plain(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values that have a plain form, in that form, and the names of the others."""
+    plain: dict[str, Any] = {}
+    names_left_out: list[str] = []
+    for name, value in values.items():
+        try:
+            plain[name] = to_plain(value)
+        except TypeError:
+            names_left_out.append(name)
+    return plain, names_left_out
 
 
 def to_plain(value: Any) -> Any:
-    """Return a value as None, bool, int, float, str, or a list or dict of these.
+    """Convert a value to None, bool, int, float, str, or a list or dict of such values.
 
-    A checkpoint of such values can be read without running code from it. NumPy's and torch's
-    numbers and arrays, paths and enumerations are converted.
+    A checkpoint that holds only plain values can be read without running code from it. Numbers and
+    arrays of NumPy and torch, paths and enumerations have a plain form.
 
     Raises:
-        TypeError: the value is something else, such as a module.
+        TypeError: The value has no plain form. A module is an example.
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
-        raise TypeError("a tensor without values at hand is not plain")
+        raise TypeError("a meta or sparse tensor is not plain")
     if isinstance(value, np.ndarray | np.generic | Tensor):
-        if value.dtype == np.longdouble and value.ndim == 0:  # Python has no number of this size
+        # For a single longdouble, tolist() returns a longdouble again.
+        if value.dtype == np.longdouble and value.ndim == 0:
             return float(value)
-        return to_plain(value.tolist())  # what NumPy holds may be anything
+        # An array of dtype object may hold anything, so its parts are converted too.
+        return to_plain(value.tolist())
     if isinstance(value, Enum):
         return to_plain(value.value)
     if isinstance(value, str):
@@ -152,17 +170,19 @@ def to_plain(value: Any) -> Any:
 
 
 def read_image_metadata(datamodule: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return what a datamodule says of its images, and what it says that cannot be meant so.
+    """Read mean, std, size and classes of the images from attributes of a datamodule.
 
-    A datamodule of somebody else's may use the same names for other things, so a value is taken
-    only if its type and shape fit.
+    The datamodule may be the user's own, and may use these names for other things. So a value is
+    taken only if its type and shape fit.
 
     Returns:
-        `mean` and `std` (3 floats each, both or none), `image_size` (pixels) and `classes` (names),
-        as far as they are known; and a description of each attribute that was left out.
+        The metadata: `mean` and `std` (3 floats each, either both or none), `image_size` (pixels)
+        and `classes` (names), each only if the datamodule has it. Then a list that describes each
+        attribute whose value does not fit.
     """
     metadata: dict[str, Any] = {}
     ignored: list[str] = []
+
     mean = _get_plain(datamodule, "mean")
     std = _get_plain(datamodule, "std")
     if mean is not None or std is not None:
@@ -171,21 +191,24 @@ def read_image_metadata(datamodule: Any) -> tuple[dict[str, Any], list[str]]:
             metadata["std"] = [float(x) for x in std]
         else:
             ignored.append("mean and std (each must be 3 numbers, those of std above 0)")
+
     size = _get_plain(datamodule, "size")
     if type(size) is int and size > 0:
         metadata["image_size"] = size
     elif size is not None:
         ignored.append("size (must be the side of the images in pixels)")
+
     classes = _get_plain(datamodule, "classes")
     if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
         metadata["classes"] = classes
     elif classes is not None:
         ignored.append("classes (must be a list of names)")
+
     return metadata, ignored
 
 
 def _get_plain(owner: Any, name: str) -> Any:
-    """Return an attribute as a plain value; the attribute itself if it has no such form."""
+    """Return the plain form of an attribute, or the attribute itself if it has no plain form."""
     value = getattr(owner, name, None)
     try:
         return to_plain(value)

@@ -1,4 +1,4 @@
-"""The loss of SimSiam (arXiv 2011.10566, equation 1 and Algorithm 1)."""
+"""The loss of SimSiam (arXiv 2011.10566, equations 1 to 4), and z_std, which detects a collapse."""
 
 from collections.abc import Sequence
 
@@ -10,43 +10,76 @@ from utils import distributed
 
 
 def D(p: Tensor, z: Tensor, stop_grad: bool = True) -> Tensor:
-    """Negative cosine similarity of predictions p and projections z, (B, d) each: the mean over the batch, -1 to 1.
+    """Return the negative cosine similarity of predictions and projections (equation 1).
 
-    No gradient flows into z unless `stop_grad` is False.
+    Args:
+        p: Predictions of one view, (B, d).
+        z: Projections of another view, (B, d).
+        stop_grad: Treat z as a constant, so that no gradient flows into it (equation 3).
+
+    Returns:
+        The mean over the batch, a scalar from -1 to 1.
     """
     if stop_grad:
         z = z.detach()
-    wide = torch.promote_types(p.dtype, torch.float32)  # bf16 would round a cosine to 2 digits
-    return -cosine_similarity(p.to(wide), z.to(wide), dim=1).mean()
+    # bfloat16 would round a cosine to two digits. float64 stays float64.
+    dtype = torch.promote_types(p.dtype, torch.float32)
+    return -cosine_similarity(p.to(dtype), z.to(dtype), dim=1).mean()
 
 
 def siamese_loss(
     p: Sequence[Tensor], z: Sequence[Tensor], stop_grad: bool = True, symmetric: bool = True
 ) -> Tensor:
-    """L = D(p1, z2)/2 + D(p2, z1)/2 for two views (B, d); for V views, each p_i against the mean of the other z_j.
+    """Return the loss L = D(p1, z2)/2 + D(p2, z1)/2 of two views (equations 2 and 4).
 
-    The generalisation is FastSiam's (Pototzky et al. 2022, DAGM GCPR). Not symmetric: D(p1, z2) alone (section 4.6).
+    With more than two views, each p_i is compared with the mean of all other z_j, as in FastSiam
+    (Pototzky et al. 2022, DAGM GCPR), and L is the mean over i.
+
+    Args:
+        p: Predictions of each view, (B, d) each.
+        z: Projections of each view, (B, d) each.
+        stop_grad: Let no gradient flow into z.
+        symmetric: If False, only p1 is compared: L = D(p1, z2) (section 4.6).
     """
     views = range(len(z))
-    predicted = views if symmetric else views[:1]
-    targets = [torch.stack([z[j] for j in views if j != i]).mean(0) for i in predicted]
-    return torch.stack([D(p[i], targets[i], stop_grad) for i in predicted]).mean()
+    predicting_views = views if symmetric else views[:1]
+
+    # The target of view i, (B, d). With two views it is the other z.
+    targets: list[Tensor] = []
+    for i in predicting_views:
+        other_z = [z[j] for j in views if j != i]
+        targets.append(torch.stack(other_z).mean(0))
+
+    losses = [D(p[i], targets[i], stop_grad) for i in predicting_views]
+    return torch.stack(losses).mean()
 
 
 @torch.no_grad()
 def z_std(z: Tensor) -> Tensor:
-    """How far the projections (B, d) are from collapse: the mean over channels of std(z / |z|), times sqrt(d).
+    """Measure how far projections are from a collapse: 0 is collapsed, 1 is healthy.
 
-    0 when collapsed, 1 when healthy: "if the output z has a zero-mean isotropic Gaussian distribution, [...] the std
-    of z/|z| is 1/sqrt(d)" (section 4.1). With several processes, of the whole batch.
+    The paper (section 4.1) takes the standard deviation of z/|z| of each channel: "if the output z
+    has a zero-mean isotropic Gaussian distribution, [...] the std of z/|z| is 1/sqrt(d)". This
+    function returns its mean over the channels, times sqrt(d).
+
+    Args:
+        z: Projections (B, d). With several processes, each passes its own part of the batch.
+
+    Returns:
+        A scalar that is equal on all processes.
     """
-    unit = normalize(z.float(), dim=1)
+    unit_z = normalize(z.float(), dim=1)
+    std = _std_over_processes(unit_z)  # (d,)
+    return std.mean() * z.shape[1] ** 0.5
+
+
+def _std_over_processes(x: Tensor) -> Tensor:
+    """Return the standard deviation (d,) of the rows (B, d) of all processes."""
     if distributed.world_size() == 1:
-        spread = unit.std(dim=0)
-    else:
-        n = len(z) * distributed.world_size()
-        mean, square = distributed.all_reduce_mean(
-            torch.stack([unit.double().mean(0), unit.double().square().mean(0)])
-        )
-        spread = ((square - mean.square()).clamp(min=0) * n / (n - 1)).sqrt().float()
-    return spread.mean() * z.shape[1] ** 0.5
+        return x.std(dim=0)
+    n = len(x) * distributed.world_size()
+    # In float32, the difference below would lose digits.
+    moments = torch.stack([x.double().mean(0), x.double().square().mean(0)])
+    mean, mean_square = distributed.all_reduce_mean(moments)
+    variance = (mean_square - mean.square()).clamp(min=0) * n / (n - 1)
+    return variance.sqrt().float()

@@ -1,4 +1,4 @@
-"""--accumulate: a batch in parts, one after the other, is one step."""
+"""--accumulate: the parts of a batch, one after the other, make one step."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ def untrained() -> SimSiam:
 
 
 def test_a_step_follows_the_mean_gradient_of_its_parts() -> None:
-    """The same images as in one part, in the same order; each part with BN statistics of its own."""
+    """The images and their order are those of a whole batch; BN normalises each part by itself."""
     trained, expected = untrained(), untrained()
     data = ViewsDataModule("patterns", train_images=40, test_images=10, batch_size=40, accumulate=4)
     trainer = pl.Trainer(
@@ -45,8 +45,8 @@ def test_a_step_follows_the_mean_gradient_of_its_parts() -> None:
     trainer.fit(trained, datamodule=data)
     assert trainer.global_step == 1
 
-    (whole,) = EpochSampler(40, 40, seed=0, epoch=lambda: 0, device=torch.device("cpu"))
-    parts = [expected.training_step(data.make_views(part, 0), 0) for part in whole.split(10)]
+    (indices,) = EpochSampler(40, 40, seed=0, epoch=lambda: 0, device=torch.device("cpu"))
+    parts = [expected.training_step(data.make_views(part, 0), 0) for part in indices.split(10)]
     torch.stack([part["loss"] for part in parts]).mean().backward()
     for name, logged in (("loss", "train_loss"), ("z_std", "z_std")):
         mean = sum(part[name].item() for part in parts) / 4
@@ -58,44 +58,21 @@ def test_a_step_follows_the_mean_gradient_of_its_parts() -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0, msg=name)
 
 
-def test_the_record_counts_steps_and_images_not_parts(
+def test_metrics_count_steps_and_images_not_parts(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = SimpleNamespace(
-        perf_counter=itertools.count().__next__
-    )  # an epoch's steps take a second of it
+    # With this clock, the steps of an epoch take one second.
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)
     monkeypatch.setattr("simsiam.callbacks.metrics.time", clock)
-    small = [
-        "--dataset",
-        "patterns",
-        "--train-images",
-        "80",
-        "--test-images",
-        "20",
-        "--knn-every",
-        "0",
-    ]
-    small += [
-        "--backbone",
-        "resnet10",
-        "--width",
-        "4",
-        "--out-dim",
-        "32",
-        "--h-dim",
-        "8",
-        "--accelerator",
-        "cpu",
-    ]
+    small = (
+        "--dataset patterns --train-images 80 --test-images 20 --knn-every 0 --backbone resnet10 "
+        "--width 4 --out-dim 32 --h-dim 8 --accelerator cpu --batch-size 20 --epochs 2"
+    )
     for name, flags in (("whole", []), ("parts", ["--accumulate", "2"])):
-        status, out, _ = program(
-            *small, "--batch-size", "20", "--epochs", "2", "--exp-name", name, *flags
-        )
-        assert (
-            status == 0
-            and "2 epochs of 4 steps" in out
-            and ("20 images in 2 parts" in out) == (name == "parts")
-        )
+        status, out, _ = program(*small.split(), "--exp-name", name, *flags)
+        assert status == 0
+        assert "2 epochs of 4 steps" in out
+        assert ("20 images in 2 parts" in out) == (name == "parts")
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["images_per_second"] for line in lines] == [80, 80]
     whole, parts = (
@@ -106,28 +83,22 @@ def test_the_record_counts_steps_and_images_not_parts(
 
 
 def stopped_in_a_part(args: list[str]) -> int:
-    """main.py, which is told to stop in epoch 2, in the second of the five parts of a step."""
+    """Run main.py and stop it in epoch 2, in the second of the five parts of a step."""
     step = SimSiam.training_step
 
-    def told_to_stop(self: SimSiam, batch: Any, batch_idx: int) -> Any:
+    def step_with_signal(self: SimSiam, batch: Any, batch_idx: int) -> Any:
         if self._trainer is not None and (self.current_epoch, batch_idx) == (1, 6):
             signal.raise_signal(signal.SIGTERM)
         return step(self, batch, batch_idx)
 
-    SimSiam.training_step = told_to_stop
+    SimSiam.training_step = step_with_signal
     return main.main(args)
 
 
 @pytest.mark.slow("three runs; exact resume is a quick test, and that parts make a step")
 def test_a_stopped_run_ends_its_step_and_resumes_to_the_bit(tmp_path: Path) -> None:
-    few = (
-        "--train-images",
-        "60",
-        "--batch-size",
-        "20",
-        "--accumulate",
-        "5",
-    )  # three steps an epoch
+    # Three steps in an epoch.
+    few = ("--train-images", "60", "--batch-size", "20", "--accumulate", "5")
     flags = (*few, "--epochs", "4", "--checkpoint-every", "1")
     start_small("whole", tmp_path, *flags).communicate()
     where = ["--save-dir", str(tmp_path / "runs"), "--exp-name", "stopped"]

@@ -22,7 +22,7 @@ FLOORS = (
     ("simsiam.evaluation",),
     ("simsiam.data",),
     ("simsiam.module", "simsiam.augment", "simsiam.loss", "simsiam.config"),
-    ("simsiam.inputs", "simsiam.optimizer"),
+    ("simsiam.inputs", "simsiam.optimizer", "simsiam.resumable_module", "simsiam.image_ops"),
     ("models", "utils"),
 )
 # Packages on the same floor that must not import each other.

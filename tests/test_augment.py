@@ -1,4 +1,4 @@
-"""simsiam/augment.py: torchvision's operations and torchvision's pipeline are the oracles."""
+"""simsiam/augment.py and image_ops.py do what torchvision's operations and pipeline do."""
 
 import pytest
 import torch
@@ -7,17 +7,8 @@ import torchvision.transforms.functional as F
 from PIL import Image
 from torch import Tensor
 
-from simsiam.augment import (
-    Policy,
-    apply,
-    augment,
-    color_jitter,
-    draw,
-    luma,
-    normalize,
-    resized_crop,
-    shift_hue,
-)
+from simsiam.augment import Policy, apply, augment, draw, normalize
+from simsiam.image_ops import color_jitter, luma, resized_crop, shift_hue
 from utils.philox import permutation
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
@@ -34,7 +25,7 @@ def draws(n: int, policy: Policy = Policy(), size: int = 32):
     return draw(torch.arange(n), size, seed=0, epoch=0, view=0, policy=policy)
 
 
-# ---------------------------------------------------------------- apply, against torchvision's functional operations
+# ---------------------------------------------------------------- apply, against torchvision
 
 
 @pytest.mark.parametrize("size", [32, 33, 64])
@@ -49,7 +40,7 @@ def test_resized_crop_is_torchvisions(size: int) -> None:
 
 
 @pytest.mark.parametrize(("side", "size"), [(110, 96), (48, 32), (64, 100)])
-def test_a_view_of_another_size_than_the_image_is_torchvisions_too(side: int, size: int) -> None:
+def test_a_crop_resized_to_another_size_is_torchvisions(side: int, size: int) -> None:
     images, v = noise(60, side), draws(60, Policy(crop_scale=0.08), side)
     ours = resized_crop(images.float() / 255, v.top, v.left, v.height, v.width, v.flip, size)
     assert ours.shape == apply(images, v, size).shape == (60, 3, size, size)
@@ -65,7 +56,7 @@ def test_each_colour_operation_is_torchvisions(operation: int, real_images: Tens
     x, v = real_images[:200].float() / 255, draws(200)
     factor = torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(200, 1)
     factor[:, operation] = v.factor[:, operation]
-    ours = color_jitter(x, v.turn, factor, torch.ones(200, dtype=torch.bool))
+    ours = color_jitter(x, v.op_order, factor, torch.ones(200, dtype=torch.bool))
     for i in range(200):
         torch.testing.assert_close(
             ours[i], JITTER[operation](x[i], float(factor[i, operation])), rtol=0, atol=2e-6
@@ -77,7 +68,7 @@ def test_grayscale_is_torchvisions(real_images: Tensor) -> None:
     torch.testing.assert_close(luma(x), F.rgb_to_grayscale(x))
 
 
-def test_hue_turns_gray_into_gray_and_a_full_turn_into_itself(real_images: Tensor) -> None:
+def test_hue_keeps_gray_and_a_full_turn_changes_nothing(real_images: Tensor) -> None:
     gray = torch.full((1, 3, 4, 4), 0.3)
     assert torch.equal(shift_hue(gray, torch.tensor([0.2])), gray)
     x = real_images[:50].float() / 255
@@ -87,7 +78,7 @@ def test_hue_turns_gray_into_gray_and_a_full_turn_into_itself(real_images: Tenso
 def test_the_whole_view_is_torchvisions_in_each_samples_own_order(real_images: Tensor) -> None:
     images, v = real_images[:500], draws(500)
     ours = apply(images, v)
-    order = v.turn.argsort(dim=1)  # the operation of each turn
+    order = v.op_order.argsort(dim=1)  # row: the operations in their order
     assert len(order.unique(dim=0)) == 24
     for i, image in enumerate(images.float() / 255):
         box = (int(v.top[i]), int(v.left[i]), int(v.height[i]), int(v.width[i]))
@@ -113,13 +104,12 @@ def test_a_view_is_a_pure_function_of_seed_epoch_index_and_view() -> None:
     def view(some: Tensor = indices, seed: int = 0, epoch: int = 0, view: int = 0) -> Tensor:
         return augment(images[some], some, seed=seed, epoch=epoch, view=view, mean=MEAN, std=STD)
 
-    whole, some = view(), torch.tensor([5, 63, 0])
-    assert torch.equal(whole, view())
-    torch.testing.assert_close(
-        view(some), whole[some], rtol=0, atol=1e-6
-    )  # whatever batch it sits in
+    all_views = view()
+    assert torch.equal(all_views, view())
+    some = torch.tensor([5, 63, 0])  # A view does not depend on the other samples of its batch.
+    torch.testing.assert_close(view(some), all_views[some], rtol=0, atol=1e-6)
     for other in (view(seed=1), view(epoch=1), view(view=1)):
-        assert (whole - other).abs().mean() > 0.1
+        assert (all_views - other).abs().mean() > 0.1
 
 
 def test_parameters_have_torchvisions_distribution() -> None:
@@ -134,11 +124,11 @@ def test_parameters_have_torchvisions_distribution() -> None:
     ours = torch.stack([v.top, v.left, v.height, v.width], dim=1)
     for column in range(4):
         a, b = (torch.bincount(x[:, column], minlength=33).double() for x in (ours, theirs))
-        seen = (a + b) > 0
-        chi2 = ((a - b)[seen] ** 2 / (a + b)[seen]).sum().item()
-        assert chi2 < 2.2 * seen.sum().item(), (
-            column
-        )  # expected: the number of bins, deviation sqrt(2 x bins)
+        is_used = (a + b) > 0
+        num_bins = is_used.sum().item()
+        # Its expectation is num_bins, its standard deviation sqrt(2 * num_bins).
+        chi2 = ((a - b)[is_used] ** 2 / (a + b)[is_used]).sum().item()
+        assert chi2 < 2.2 * num_bins, column
     assert v.flip.float().mean().item() == pytest.approx(0.5, abs=0.015)
     assert v.jitter.float().mean().item() == pytest.approx(0.8, abs=0.015)
     assert v.grayscale.float().mean().item() == pytest.approx(0.2, abs=0.015)
@@ -148,7 +138,7 @@ def test_parameters_have_torchvisions_distribution() -> None:
         assert factor.mean().item() == pytest.approx(
             (low + high) / 2, abs=0.005 * (high - low) / 0.2
         )
-    orders = (v.turn * torch.tensor([64, 16, 4, 1])).sum(1)
+    orders = (v.op_order * torch.tensor([64, 16, 4, 1])).sum(1)
     counts = torch.unique(orders, return_counts=True)[1]
     assert len(counts) == 24 and (counts - n / 24).abs().max() < 5 * (n / 24) ** 0.5
 
@@ -169,24 +159,24 @@ def test_the_parameters_of_a_view_are_independent() -> None:
         v.jitter,
         v.grayscale,
         *v.factor.T,
-        *v.turn[:, :3].T,
+        *v.op_order[:, :3].T,
     ]
     correlation = torch.corrcoef(torch.stack([x.float() for x in drawn]))
-    correlation[-3:, -3:] = 0  # the turns are a permutation
+    correlation[-3:, -3:] = 0  # op_order is a permutation
     assert (correlation.fill_diagonal_(0)).abs().max() < 5 / n**0.5
 
 
-def test_the_order_of_an_epoch_says_nothing_of_its_views() -> None:
+def test_views_are_independent_of_the_order_of_the_epoch() -> None:
     n = 20_000
-    place = permutation(n, 0, seed=0).argsort().float()
+    position = permutation(n, 0, seed=0).argsort().float()
     for view in range(2):
         v = draw(torch.arange(n), 32, seed=0, epoch=0, view=view, policy=Policy())
         drawn = [v.top, v.left, v.height, v.width, v.flip, v.jitter, v.grayscale, *v.factor.T]
-        correlation = torch.corrcoef(torch.stack([place, *(x.float() for x in drawn)]))
+        correlation = torch.corrcoef(torch.stack([position, *(x.float() for x in drawn)]))
         assert correlation[0, 1:].abs().max() < 5 / n**0.5
 
 
-def test_each_strength_is_that_of_its_operation() -> None:
+def test_each_operation_has_its_own_strength() -> None:
     policy = Policy(
         brightness=0.1, contrast=0.2, saturation=0.3, hue=0.4, flip=0.6, jitter=0.7, grayscale=0.8
     )
@@ -202,7 +192,7 @@ def test_each_strength_is_that_of_its_operation() -> None:
     "n", [2500, pytest.param(10_000, marks=pytest.mark.slow("40 s of PIL; finer, not other"))]
 )
 def test_views_are_distributed_as_torchvisions_pipeline(n: int, real_images: Tensor) -> None:
-    """The distributions of simple statistics of real images' views, ours and PIL's."""
+    """Simple statistics of views of real images have the same distribution, ours and PIL's."""
     real_images = real_images[:n]
     pipeline = T.Compose(
         [
@@ -220,7 +210,7 @@ def test_views_are_distributed_as_torchvisions_pipeline(n: int, real_images: Ten
     ours = apply(real_images, draws(len(real_images)))
 
     def statistics(x: Tensor) -> dict[str, Tensor]:
-        """Each (N,)."""
+        """Return simple statistics of each image, (N,) each."""
         return {
             "brightness": x.mean((1, 2, 3)),
             "contrast": luma(x).std((1, 2, 3)),
@@ -231,7 +221,8 @@ def test_views_are_distributed_as_torchvisions_pipeline(n: int, real_images: Ten
 
     a, b = statistics(ours), statistics(theirs)
     for name in a:
-        # two-sample Kolmogorov-Smirnov: the largest distance of the two distributions; 1.95 sqrt(2/n) is p = .001
+        # Two-sample Kolmogorov-Smirnov test: the largest distance of the two distributions is
+        # compared with 1.95 sqrt(2/n), which has p = .001.
         points = torch.cat([a[name], b[name]]).sort().values
         distance = [
             (torch.searchsorted(s[name].sort().values, points, right=True) / len(ours))
@@ -240,34 +231,31 @@ def test_views_are_distributed_as_torchvisions_pipeline(n: int, real_images: Ten
         assert (distance[0] - distance[1]).abs().max().item() < 1.95 * (2 / len(ours)) ** 0.5, name
 
 
-def test_switched_off_it_only_normalises() -> None:
+def test_without_augmentation_images_stay_the_same() -> None:
     off = Policy(1.0, flip=0, jitter=0, grayscale=0)
     images = noise(32)
     v = draws(32, off)
-    square = (
-        v.height == v.width
-    )  # a crop of full area is the whole image unless its aspect ratio fits exactly
-    whole = (v.height == 32) & (v.width == 32)
-    assert square.any() and torch.equal(square, whole)
-    torch.testing.assert_close(
-        apply(images, v)[whole], images[whole].float() / 255, rtol=0, atol=1e-6
-    )
+    # A crop with the area of the image is the whole image, or not square.
+    is_square = v.height == v.width
+    is_whole = (v.height == 32) & (v.width == 32)
+    assert is_square.any() and torch.equal(is_square, is_whole)
+    views = apply(images, v)
+    torch.testing.assert_close(views[is_whole], images[is_whole].float() / 255, rtol=0, atol=1e-6)
 
 
 def test_it_is_compiled_once_for_all_epochs_and_views() -> None:
-    """With the eager backend: what is counted is the tracing, which is the same for every backend."""
+    """Count traces with the eager backend. Every backend compiles the same traces."""
     torch.compiler.reset()
     images, indices = noise(16), torch.arange(16)
     compiled = torch.compile(augment, fullgraph=True, backend="eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for epoch, view in ((0, 0), (0, 1), (1, 0), (2, 1), (700, 3)):
-            given = {
+            arguments = {
                 "seed": 0,
                 "epoch": torch.tensor(epoch),
                 "view": torch.tensor(view),
                 "mean": MEAN,
                 "std": STD,
             }
-            torch.testing.assert_close(
-                compiled(images, indices, **given), augment(images, indices, **given)
-            )
+            expected = augment(images, indices, **arguments)
+            torch.testing.assert_close(compiled(images, indices, **arguments), expected)

@@ -1,4 +1,4 @@
-"""simsiam/inputs.py: batches, values and datamodules of others are taken or refused with a sentence."""
+"""simsiam/inputs.py accepts a user's batches, values and datamodules, or says what is wrong."""
 
 import warnings
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def views(
         lambda a, b, i: [a, b],
         lambda a, b, i: (a, b, a),
         lambda a, b, i: ([a, b], i),
-        lambda a, b, i: ([a, b], i, f"{i}.png"),  # as lightly gives them
+        lambda a, b, i: ([a, b], i, f"{i}.png"),  # the form of lightly's loaders
         lambda a, b, i: ([a, b[:, :8, :8]], i),  # views of different sizes
     ],
 )
@@ -69,7 +69,7 @@ def test_views_come_alone_or_before_labels_and_names(arrange: Any) -> None:
         (lambda a, b, i: [a.byte(), b.byte()], r"a list of 2 \(a uint8 tensor"),
     ],
 )
-def test_a_batch_that_is_no_views_is_described(arrange: Any, described: str) -> None:
+def test_a_batch_without_two_views_is_described(arrange: Any, described: str) -> None:
     message = (
         rf"a training batch must be views of the same images, \[x1, x2\].*this one is {described}"
     )
@@ -89,8 +89,8 @@ NAMES = [f"{i}.png" for i in range(len(IMAGES))]
     [
         (LABELS.tolist(),),
         (LABELS.tolist(), NAMES),
-        (LABELS[:, None],),  # (N, 1), as MedMNIST has them
-        ((LABELS * 10**9).tolist(),),  # memory is that of the classes that occur
+        (LABELS[:, None],),  # (N, 1), the shape of MedMNIST's labels
+        ((LABELS * 10**9).tolist(),),  # Memory grows with the number of different labels only.
         (LABELS.to(torch.uint8),),
     ],
 )
@@ -145,8 +145,8 @@ def test_predict_gives_the_features_of_images_with_or_without_labels(loader: Any
     model = make_model()
     features = make_trainer().predict(model, loader)
     assert features is not None
-    found, expected = torch.cat(features), model.eval()(IMAGES)  # pyright: ignore[reportArgumentType]
-    torch.testing.assert_close(found, expected)
+    expected = model.eval()(IMAGES)
+    torch.testing.assert_close(torch.cat(features), expected)  # pyright: ignore[reportArgumentType]
 
 
 # ---------------------------------------------------------------- hyper-parameters
@@ -187,16 +187,16 @@ def test_a_size_is_a_whole_number(name: str, value: Any) -> None:
         make_model(**{name: value})
 
 
-class Hot(SimSiam):
-    """One more argument."""
+class WithTemperature(SimSiam):
+    """Has one more argument."""
 
     def __init__(self, temperature: float = 0.5, **options: Any) -> None:
         super().__init__(**options)
         self.temperature = temperature
 
 
-class Rotating(SimSiam):
-    """A further network, arguments that are not plain, another predictor."""
+class WithHead(SimSiam):
+    """Has one more network, arguments that are not plain, and another predictor."""
 
     def __init__(self, head: nn.Module, folder: Path = Path("x"), **options: Any) -> None:
         super().__init__(**options)
@@ -206,16 +206,17 @@ class Rotating(SimSiam):
 
 @pytest.mark.filterwarnings("ignore:Attribute 'head' is an instance of")
 @pytest.mark.parametrize(
-    ("kind", "arguments"), [(Hot, {"temperature": 0.1}), (Rotating, {"head": nn.Linear(2, 2)})]
+    ("kind", "arguments"),
+    [(WithTemperature, {"temperature": 0.1}), (WithHead, {"head": nn.Linear(2, 2)})],
 )
 def test_a_checkpoint_of_a_subclass_gives_its_backbone(
     kind: Any, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
-    with warnings.catch_warnings(record=True) as warned:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         module = kind(backbone="resnet10", width=2, out_dim=16, h_dim=8, **arguments)
-    left_out = [str(w.message) for w in warned if "are not saved: head" in str(w.message)]
-    assert len(left_out) == (kind is Rotating)
+    messages = [str(w.message) for w in caught if "are not saved: head" in str(w.message)]
+    assert len(messages) == (1 if kind is WithHead else 0)
     fit(model=module, data=views(), max_epochs=1).save_checkpoint(tmp_path / "a.ckpt")
     loaded = load_backbone(tmp_path / "a.ckpt")
     for name, weight in module.backbone.state_dict().items():
@@ -229,7 +230,7 @@ def test_a_checkpoint_of_a_subclass_gives_its_backbone(
 
 
 class Foreign(pl.LightningDataModule):
-    """Somebody else's, with attributes that mean something to them."""
+    """A user's datamodule, whose attributes may mean something else."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__()
@@ -253,23 +254,21 @@ class Foreign(pl.LightningDataModule):
         ({"mean": abs, "size": "large", "classes": nn.Linear(2, 2)}, "mean and std.*size.*classes"),
     ],
 )
-def test_what_a_foreign_datamodule_means_otherwise_is_ignored(
+def test_attributes_that_do_not_fit_are_ignored(
     attributes: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
     model = make_model()
-    with pytest.warns(UserWarning, match=f"Foreign: not taken over: {named}") as warned:
+    with pytest.warns(UserWarning, match=f"SimSiam ignores these of Foreign: {named}") as caught:
         trainer = fit(model=model, data=Foreign(**attributes), max_epochs=1)
-    assert len([w for w in warned if "not taken over" in str(w.message)]) == 1
+    assert len([w for w in caught if "SimSiam ignores" in str(w.message)]) == 1
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     load_backbone(tmp_path / "a.ckpt")
-    assert (model.hparams["mean"], model.hparams["image_size"], model.hparams["classes"]) == (
-        None,
-        None,
-        [],
-    )
+    assert model.hparams["mean"] is None
+    assert model.hparams["image_size"] is None
+    assert model.hparams["classes"] == []
 
 
-def test_what_a_foreign_datamodule_means_so_is_taken(tmp_path: Path) -> None:
+def test_attributes_that_fit_are_taken(tmp_path: Path) -> None:
     data = Foreign(mean=np.full(3, 0.5), std=(1, 1, 1), size=np.int64(16), classes=("a", "b"))
     fit(data=data, max_epochs=1).save_checkpoint(tmp_path / "a.ckpt")
     backbone = load_backbone(tmp_path / "a.ckpt")

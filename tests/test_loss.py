@@ -13,7 +13,7 @@ def leaf(*shape: int) -> Tensor:
     return torch.randn(*shape, requires_grad=True)
 
 
-def test_D_at_hand_made_values() -> None:
+def test_D_of_hand_made_vectors() -> None:
     p = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]])
     z = torch.tensor([[3.0, 4.0], [0.0, 5.0], [0.0, -1.0]])
     torch.testing.assert_close(D(p, z), torch.tensor(-(1.0 + 0.0 - 1.0) / 3))

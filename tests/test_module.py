@@ -1,4 +1,4 @@
-"""simsiam/module.py: Algorithm 1, step by step, and what the switches do."""
+"""simsiam/module.py: Algorithm 1 step by step, its switches and its optimizer."""
 
 from typing import Any
 
@@ -8,11 +8,19 @@ import torch
 from torch import Tensor
 
 from simsiam import SimSiam
+from simsiam.config.options import OptimizerOptions
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.loss import D, z_std
-from simsiam.optimizer import _count_warmup_steps
+from simsiam.optimizer import DEFAULT_WARMUP_EPOCHS, _count_warmup_steps
 
 SIZES: dict[str, Any] = {"backbone": "resnet10", "width": 4, "out_dim": 32, "h_dim": 8}
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
 
 
 def views(n: int = 2, batch: int = 16) -> list[Tensor]:
@@ -42,7 +50,7 @@ def test_a_step_is_algorithm_1() -> None:
         assert torch.equal(ours.grad, theirs.grad), name
 
 
-def test_without_symmetry_one_view_is_predicted() -> None:
+def test_without_symmetry_the_loss_is_D_of_p1_and_z2() -> None:
     a, b = model(symmetric=False), model()
     x1, x2 = views()
     z1, z2 = (b.projector(b.backbone(x)) for x in (x1, x2))
@@ -51,17 +59,14 @@ def test_without_symmetry_one_view_is_predicted() -> None:
 
 def test_each_view_has_batch_statistics_of_its_own() -> None:
     x1, x2 = views()
-    # the first BN takes a view's scale out, up to eps, unless the views share statistics
-    torch.testing.assert_close(
-        model().training_step([x1, 3 * x2], 0)["loss"],
-        model().training_step([x1, x2], 0)["loss"],
-        atol=1e-3,
-        rtol=0,
-    )
+    # The first BN removes the scale of a view, up to eps, unless the views share statistics.
+    scaled = model().training_step([x1, 3 * x2], 0)["loss"]
+    unscaled = model().training_step([x1, x2], 0)["loss"]
+    torch.testing.assert_close(scaled, unscaled, atol=1e-3, rtol=0)
 
 
 def test_the_gradient_stops_at_z() -> None:
-    """With the predictor's weights at zero p does not depend on z: only through a z without stop would f learn."""
+    """If the last weights of h are zero, p is constant, and f can learn through z alone."""
     for stop_grad, learns in ((True, False), (False, True)):
         module = model(stop_grad=stop_grad)
         with torch.no_grad():
@@ -81,26 +86,18 @@ def test_without_predictor_p_is_z() -> None:
     )
 
 
-def test_a_fixed_predictor_stays_as_it_began() -> None:
-    quiet = {
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=False, **quiet)
-    module, began = model(fixed_predictor=True, warmup_epochs=0), model(fixed_predictor=True)
-    trainer.fit(
-        module,
-        datamodule=ViewsDataModule("patterns", train_images=40, test_images=10, batch_size=8),
-    )
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(module.predictor.parameters(), began.predictor.parameters(), strict=True)
-    )
-    assert not torch.equal(module.projector[0].weight, began.projector[0].weight)
+def test_a_fixed_predictor_keeps_its_initial_weights() -> None:
+    trainer = pl.Trainer(max_epochs=1, **QUIET)
+    trained, untrained = model(fixed_predictor=True, warmup_epochs=0), model(fixed_predictor=True)
+    data = ViewsDataModule("patterns", train_images=40, test_images=10, batch_size=8)
+    trainer.fit(trained, datamodule=data)
+    initial = untrained.predictor.parameters()
+    for a, b in zip(trained.predictor.parameters(), initial, strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(trained.projector[0].weight, untrained.projector[0].weight)
 
 
-def test_four_views_are_trained_together() -> None:
+def test_a_step_of_four_views_gives_all_parameters_gradients() -> None:
     module = model()
     module.training_step(views(4), 0)["loss"].backward()
     assert all(p.grad is not None for p in module.parameters())
@@ -113,26 +110,19 @@ def test_forward_gives_pooled_backbone_features() -> None:
 
 
 class Rates(pl.Callback):
-    """The rates of encoder and predictor after each step."""
+    """Record the learning rates of encoder and predictor after each step."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, float]] = []
+        self.rates: list[tuple[float, float]] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         encoder, predictor = trainer.optimizers[0].param_groups
-        self.seen.append((encoder["lr"], predictor["lr"]))
+        self.rates.append((encoder["lr"], predictor["lr"]))
 
 
 def test_weight_decay_is_on_every_parameter_and_the_rate_on_every_group() -> None:
-    rates, quiet = (
-        Rates(),
-        {
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-        },
-    )
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=5, callbacks=[rates], logger=False, **quiet)
+    record = Rates()
+    trainer = pl.Trainer(max_epochs=5, callbacks=[record], **QUIET)
     module = model(
         constant_predictor_lr=True,
         weight_decay=0.123,
@@ -140,37 +130,29 @@ def test_weight_decay_is_on_every_parameter_and_the_rate_on_every_group() -> Non
         learning_rate=0.02,
         warmup_epochs=1,
     )
-    trainer.fit(
-        module,
-        datamodule=ViewsDataModule("patterns", train_images=32, test_images=10, batch_size=8),
-    )
+    data = ViewsDataModule("patterns", train_images=32, test_images=10, batch_size=8)
+    trainer.fit(module, datamodule=data)
 
     groups = trainer.optimizers[0].param_groups
-    counted = sum(p.numel() for group in groups for p in group["params"])
-    assert counted == sum(p.numel() for p in module.parameters())
+    num_optimized = sum(p.numel() for group in groups for p in group["params"])
+    assert num_optimized == sum(p.numel() for p in module.parameters())
     assert [(group["weight_decay"], group["momentum"]) for group in groups] == [(0.123, 0.7)] * 2
-    assert len(rates.seen) == 20
-    assert rates.seen[11] == (
-        pytest.approx(0.01),
-        0.02,
-    )  # half-way down the cosine, which takes steps 4 to 20
-    assert rates.seen[-1] == (pytest.approx(0, abs=1e-9), 0.02)
+    assert len(record.rates) == 20
+    # The cosine takes steps 4 to 20. Step 12 is in the middle, where its rate is half the peak.
+    assert record.rates[11] == (pytest.approx(0.01), 0.02)
+    assert record.rates[-1] == (pytest.approx(0, abs=1e-9), 0.02)
 
 
 @pytest.mark.parametrize("constant", [False, True])
 def test_the_predictors_rate_is_scaled_throughout(constant: bool) -> None:
-    rates = Rates()
-    quiet = {
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=2, callbacks=[rates], logger=False, **quiet)
+    record = Rates()
+    trainer = pl.Trainer(max_epochs=2, callbacks=[record], **QUIET)
     module = model(constant_predictor_lr=constant, learning_rate=0.02, predictor_lr_scale=0.5)
     data = ViewsDataModule("patterns", train_images=80, test_images=10, batch_size=8)
     trainer.fit(module, datamodule=data)
-    expected = [0.01 if constant else 0.5 * encoder for encoder, _ in rates.seen]
-    assert [predictor for _, predictor in rates.seen] == pytest.approx(expected)
+    for encoder_rate, predictor_rate in record.rates:
+        expected = 0.01 if constant else 0.5 * encoder_rate
+        assert predictor_rate == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -180,9 +162,16 @@ def test_the_predictors_rate_is_scaled_throughout(constant: bool) -> None:
 def test_the_warm_up_takes_ten_epochs_or_a_tenth(
     warmup_epochs: int | None, epochs: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 97 steps an epoch; a longer one than the run leaves a step to the cosine."""
+    """An epoch has 97 steps. A warm-up longer than the run leaves one step for the cosine."""
     monkeypatch.setattr("simsiam.optimizer.count_steps", lambda trainer, epochs: 97 * epochs)
     assert _count_warmup_steps(pl.Trainer(logger=False), warmup_epochs, 97 * epochs) == steps
+
+
+@pytest.mark.parametrize("epochs", [50, 99, 100, 800])
+def test_the_options_know_the_default_warm_up(epochs: int) -> None:
+    """The rule stands in two places, since `--help` must not import torch."""
+    expected = min(DEFAULT_WARMUP_EPOCHS, epochs / 10)
+    assert OptimizerOptions(epochs=epochs).warmup == expected
 
 
 def test_an_unknown_backbone_is_refused() -> None:

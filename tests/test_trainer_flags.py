@@ -139,7 +139,7 @@ class PairStream(IterableDataset[Any]):
 def test_a_run_of_unknown_length_needs_max_steps(
     data: Any, flags: dict[str, Any], reason: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"{reason}: give Trainer\\(max_steps="):
+    with pytest.raises(ValueError, match=f"{reason}. Pass Trainer\\(max_steps="):
         fit(data=data, **flags)
 
 

@@ -1,12 +1,13 @@
-"""Weighted k-nearest-neighbour classification on cosine similarity (Wu et al. 2018, arXiv 1805.01978, section 3.4)."""
+"""Weighted kNN classification on cosine similarity (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+
+Only the features of the nearest images matter, so this measures a representation without training.
+"""
 
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = {
-    "cpu": 2**24,
-    "cuda": 2**27,
-}  # similarities held at once: 64 and 512 MiB of float32
+# Similarities that are computed at a time: 64 MiB of float32 on a CPU, 512 MiB on a GPU.
+CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 
 
 def knn_predict(
@@ -17,37 +18,75 @@ def knn_predict(
     k: int = 200,
     temperature: float = 0.1,
 ) -> Tensor:
-    """(Q,) int64 classes, for which the k most similar bank entries vote, each with weight exp(cosine / temperature).
+    """Predict the class of each query by a vote of the k most similar images in the bank.
 
-    `features` are (Q, F) queries, L2-normalised, as the bank (N, F); `bank_labels` (N,) int64, in 0 .. num_classes - 1.
-    In chunks, so that memory grows with Q x k only. ValueError unless k is in 1 .. N and the temperature positive.
+    Each vote has the weight exp(cosine similarity / temperature). Queries are taken in chunks, so
+    memory grows with Q x k, not with Q x N.
+
+    Args:
+        features: Features of the queries, (Q, F), L2-normalised.
+        bank: Features of the bank, (N, F), L2-normalised.
+        bank_labels: Labels of the bank, (N,) int64, from 0 to num_classes - 1.
+        num_classes: Number of classes.
+        k: Number of neighbours that vote, from 1 to N.
+        temperature: A low one gives more weight to the most similar images. Must be positive.
+
+    Returns:
+        (Q,) int64 classes.
+
+    Raises:
+        ValueError: `k` or `temperature` is out of range.
     """
     if not 1 <= k <= len(bank):
-        raise ValueError(f"k = {k} neighbours asked of a bank of {len(bank)} images")
+        raise ValueError(f"k must be from 1 to the {len(bank)} images of the kNN bank, got {k}")
     if not temperature > 0:
-        raise ValueError(f"the kNN temperature must be positive, not {temperature}")
-    similarity, found = nearest(features, bank, k)
-    return vote(similarity, bank_labels[found], num_classes, temperature)
+        raise ValueError(f"the kNN temperature must be positive, got {temperature}")
+    similarity, neighbours = nearest(features, bank, k)
+    return vote(similarity, bank_labels[neighbours], num_classes, temperature)
 
 
 @torch.no_grad()
 def nearest(features: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k bank entries most similar to each query, the most similar first: float32 similarity and index, (Q, k)."""
-    elements = CHUNK_ELEMENTS.get(features.device.type, 2**24)
-    rows = max(1, min(len(features), elements // max(1, len(bank))))  # queries at a time
-    buffer = features.new_empty(
-        rows, len(bank)
-    )  # reused: allocating each product costs a CPU a sixth of the time
-    chunks = [
-        torch.mm(q, bank.T, out=buffer[: len(q)]).topk(k, dim=1) for q in features.split(rows)
-    ]
-    return torch.cat([c.values for c in chunks]).float(), torch.cat([c.indices for c in chunks])
+    """Find the k bank entries that are most similar to each query, the most similar first.
+
+    Args:
+        features: (Q, F), L2-normalised.
+        bank: (N, F), L2-normalised.
+        k: From 1 to N.
+
+    Returns:
+        Similarities (Q, k) float32, and indices in the bank (Q, k) int64.
+    """
+    chunk_elements = CHUNK_ELEMENTS.get(features.device.type, CHUNK_ELEMENTS["cpu"])
+    chunk_size = chunk_elements // max(1, len(bank))  # queries in a chunk
+    chunk_size = max(1, min(len(features), chunk_size))
+
+    # All chunks share a buffer: to allocate each product would take a CPU a sixth of the time.
+    buffer = features.new_empty(chunk_size, len(bank))
+    similarities: list[Tensor] = []
+    indices: list[Tensor] = []
+    for queries in features.split(chunk_size):
+        product = torch.mm(queries, bank.T, out=buffer[: len(queries)])
+        top = product.topk(k, dim=1)
+        similarities.append(top.values)
+        indices.append(top.indices)
+    return torch.cat(similarities).float(), torch.cat(indices)
 
 
 def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
-    """(Q, k) similarities, the highest first, and labels of the neighbours -> (Q,) classes."""
-    weights = (
-        (similarity - similarity[:, :1]) / temperature
-    ).exp()  # the nearest weighs 1, so that nothing overflows
+    """Return the class with the largest sum of weights exp(similarity / temperature).
+
+    Args:
+        similarity: Similarities of the neighbours of each query, (Q, k), the highest first.
+        labels: Labels of these neighbours, (Q, k) int64.
+        num_classes: Number of classes.
+        temperature: A positive number.
+
+    Returns:
+        (Q,) int64 classes.
+    """
+    # Relative to the nearest neighbour, which gets the weight 1. So nothing overflows.
+    relative_similarity = similarity - similarity[:, :1]
+    weights = (relative_similarity / temperature).exp()
     votes = torch.zeros(len(labels), num_classes, device=labels.device)
     return votes.scatter_add_(1, labels, weights).argmax(dim=1)

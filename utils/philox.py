@@ -1,52 +1,96 @@
-"""Counter-based random numbers: Philox4x32-10 of Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+"""Counter-based random numbers: Philox4x32-10 of Salmon et al. 2011.
 
-A number is a pure function of a key and a counter: there is no generator state to save or to share among workers, and
-the same counters give the same bits on a CPU and on a GPU.
+The paper is "Parallel random numbers: as easy as 1, 2, 3". A number is a pure function of a key and
+a counter. So there is no generator state to save or to share among workers, and the same counters
+give the same bits on a CPU and on a GPU.
+
+Here the key is the seed, and the counter is (sample index, epoch, stream, block). Each view of an
+image has its own stream.
 """
 
 import torch
 from torch import Tensor
 
-_MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_MASK = 0xFFFFFFFF
-_ORDER_STREAM = _MASK  # the last stream; views use the first ones
+MASK_32 = 0xFFFFFFFF  # the lowest 32 bits of a word
+# Constants of Philox4x32: multipliers of the rounds, and what is added to the key after each round.
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+# The stream of the order of an epoch is the last one, since views use the first streams.
+ORDER_STREAM = MASK_32
 
 
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox4x32 on int64 tensors of 32-bit words that broadcast, with a 64-bit key: uniform words."""
+    """Compute ten rounds of Philox4x32.
+
+    Args:
+        counter: Four int64 tensors of 32-bit words, whose shapes broadcast.
+        seed: The 64-bit key.
+
+    Returns:
+        Four int64 tensors of uniformly distributed 32-bit words.
+    """
     c0, c1, c2, c3 = counter
-    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    k0 = seed & MASK_32
+    k1 = (seed >> 32) & MASK_32
     for _ in range(10):
-        high0, low0 = _multiply(c0, _MULTIPLIER[0])
-        high1, low1 = _multiply(c2, _MULTIPLIER[1])
+        high0, low0 = _multiply(c0, MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, MULTIPLIERS[1])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+        k0 = (k0 + KEY_INCREMENTS[0]) & MASK_32
+        k1 = (k1 + KEY_INCREMENTS[1]) & MASK_32
     return c0, c1, c2, c3
 
 
 def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    """The high and the low 32 bits of a 32 x 32-bit product, computed in halves so that no int64 overflows."""
+    """Return the high and the low 32 bits of the product of two 32-bit numbers.
+
+    The product is computed in two halves, because it would overflow a signed int64.
+    """
     lower = (word & 0xFFFF) * constant  # < 2**48
     upper = (word >> 16) * constant + (lower >> 16)  # < 2**49
-    return upper >> 16, ((upper & 0xFFFF) << 16) | (lower & 0xFFFF)
+    high = upper >> 16
+    low = ((upper & 0xFFFF) << 16) | (lower & 0xFFFF)
+    return high, low
 
 
 def uniform(
     index: Tensor, epoch: int | Tensor, stream: int | Tensor, count: int, *, seed: int
 ) -> Tensor:
-    """(B, count) float32 in [0, 1), multiples of 2**-24; of sample indices (B,) and a stream, or (B, 1) streams."""
-    block = torch.arange((count + 3) // 4, device=index.device)  # each counter yields four words
+    """Return random numbers for each sample.
+
+    Args:
+        index: Index of each sample, (B,) int64.
+        epoch: Number of the epoch.
+        stream: Number of the stream, for all samples or (B, 1) for each.
+        count: How many numbers to return for each sample.
+        seed: Seed of the run.
+
+    Returns:
+        (B, count) float32 in [0, 1), multiples of 2**-24.
+    """
+    num_blocks = (count + 3) // 4  # Each counter yields four words.
+    block = torch.arange(num_blocks, device=index.device)
     zero = torch.zeros_like(block)
-    words = philox((index[:, None] & _MASK, zero + epoch, zero + stream, block), seed)
-    return (torch.stack(words, dim=2).flatten(1)[:, :count] >> 8).float() * 2**-24
+    words = philox((index[:, None] & MASK_32, zero + epoch, zero + stream, block), seed)
+    flat_words = torch.stack(words, dim=2).flatten(1)[:, :count]  # (B, count)
+    # A float32 represents integers below 2**24 exactly, so 24 of the 32 bits are used.
+    return (flat_words >> 8).float() * 2**-24
 
 
 def permutation(n: int, epoch: int, *, seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """(n,) int64: 0 .. n - 1 in the order of epoch `epoch`, by sorting 63 random bits for each index."""
+    """Return the numbers 0 to n - 1 in a random order, (n,) int64.
+
+    Args:
+        n: How many numbers.
+        epoch: Each epoch has another order.
+        seed: Seed of the run.
+        device: Device of the result. The order does not depend on it.
+    """
     index = torch.arange(n, device=device)
     zero = torch.zeros_like(index)
-    high, low, _, _ = philox((index, zero + epoch, zero + _ORDER_STREAM, zero), seed)
-    return torch.argsort((high >> 1 << 32) | low, stable=True)
+    high, low, _, _ = philox((index, zero + epoch, zero + ORDER_STREAM, zero), seed)
+    # 63 random bits for each index; a signed int64 has no more.
+    sort_keys = ((high >> 1) << 32) | low
+    return torch.argsort(sort_keys, stable=True)

@@ -1,39 +1,42 @@
-"""What a Lightning Trainer knows of its run: which batch comes next, how many steps there are."""
+"""Ask a Lightning Trainer about its run: its position in the epoch and the length of the run."""
 
 import math
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # Lightning takes seconds to import
+if TYPE_CHECKING:  # Lightning takes seconds to import.
     import pytorch_lightning as pl
 
 
 class UnknownLengthError(ValueError):
-    """The Trainer does not know how long its run or an epoch is."""
+    """The Trainer does not know the length of its run or of an epoch."""
 
 
 def count_batches_done(trainer: "pl.Trainer") -> int:
-    """Return how many batches of this epoch were trained on: the index of the next one.
+    """Return how many batches of this epoch the model was trained on.
 
-    The Trainer keeps this number in its checkpoints, so it holds after a resume in mid-epoch, with
-    accumulated gradients and with `limit_train_batches`.
+    This is also the index of the next batch. The Trainer saves it in checkpoints, so it is right
+    after a resume within an epoch, with accumulated gradients and with `limit_train_batches`.
     """
     return trainer.fit_loop.batch_idx + 1
 
 
-def is_between_steps(trainer: "pl.Trainer") -> bool:
-    """Return whether no gradient is waiting for further batches to become an optimizer step."""
+def has_accumulated_gradients(trainer: "pl.Trainer") -> bool:
+    """Return whether there are gradients that wait for more batches of their optimizer step."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
-    batches: Any = progress.current  # of this epoch
-    # After an exception within a batch, that batch is ready but not processed.
-    if progress.is_last_batch and batches.processed == batches.ready:
-        return True
-    return batches.processed % trainer.accumulate_grad_batches == 0
+    batches: Any = progress.current  # counts batches of this epoch
+
+    # An epoch's last batch always ends a step. After an exception in a batch, Lightning has counted
+    # that batch as ready but not as processed, so the last batch may not be done.
+    is_last_batch_done = progress.is_last_batch and batches.processed == batches.ready
+    if is_last_batch_done:
+        return False
+    return batches.processed % trainer.accumulate_grad_batches != 0
 
 
 def follow_accumulation_schedule(trainer: "pl.Trainer") -> None:
-    """Accumulate as a GradientAccumulationScheduler says for the current epoch.
+    """Set how many batches make a step in this epoch, as a GradientAccumulationScheduler says.
 
-    Its own hook is not called after a resume in mid-epoch.
+    Lightning does this at the start of an epoch, but not after a resume within an epoch.
     """
     from pytorch_lightning.callbacks import GradientAccumulationScheduler
 
@@ -44,50 +47,64 @@ def follow_accumulation_schedule(trainer: "pl.Trainer") -> None:
 
 
 def is_last_epoch(trainer: "pl.Trainer") -> bool:
-    """Return whether training ends with the current epoch, as far as can be told at its end."""
+    """Return whether training ends with the current epoch. Is right only at the end of an epoch."""
     if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
         return True
     return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
 
 
 def count_steps(trainer: "pl.Trainer", epochs: float | None = None) -> float:
-    """Return the optimizer steps of the first epochs of a run.
+    """Return the number of optimizer steps in the first epochs of a run.
 
     Args:
-        epochs: how many, or None for the whole run.
+        epochs: How many epochs to count. None means the whole run.
 
     Raises:
-        UnknownLengthError: the run has no known end, or its epochs have no known length.
+        UnknownLengthError: The run has no known end, or an epoch has no known length.
     """
+    has_max_steps = trainer.max_steps != -1
     if trainer.limit_train_batches == 0 or trainer.max_epochs == 0 or trainer.max_steps == 0:
         return 0
-    trainer.fit_loop.setup_data()  # Lightning has not asked for the loader yet
-    batches = trainer.num_training_batches
-    if math.isinf(batches):
-        if epochs is None and trainer.max_steps != -1:
-            return trainer.max_steps
-        if epochs is None:
-            raise UnknownLengthError("the loader has no length: give Trainer(max_steps=...)")
-        raise UnknownLengthError("the loader has no length, so it has no epochs to count")
-    if epochs is None:
-        if trainer.max_epochs in (None, -1):
-            if trainer.max_steps == -1:
-                raise UnknownLengthError("the run has no end: give Trainer(max_steps=...)")
-            return trainer.max_steps
-        epochs = trainer.max_epochs
-        limit = trainer.max_steps if trainer.max_steps != -1 else math.inf
-    else:
-        limit = math.inf
-    schedule = _accumulation_schedule(trainer)
+
+    # Lightning has not asked the loader for its length yet.
+    trainer.fit_loop.setup_data()
+    batches_per_epoch = trainer.num_training_batches
+
+    if math.isinf(batches_per_epoch):
+        if epochs is not None:
+            raise UnknownLengthError("the loader has no length, so it has no epochs to count")
+        if not has_max_steps:
+            raise UnknownLengthError("the loader has no length. Pass Trainer(max_steps=...).")
+        return trainer.max_steps
+
+    if epochs is not None:
+        return _count_steps_of_epochs(trainer, epochs, batches_per_epoch)
+    if trainer.max_epochs in (None, -1):
+        if not has_max_steps:
+            raise UnknownLengthError("the run has no end. Pass Trainer(max_steps=...).")
+        return trainer.max_steps
+    steps = _count_steps_of_epochs(trainer, trainer.max_epochs, batches_per_epoch)
+    if has_max_steps:
+        steps = min(steps, trainer.max_steps)
+    return steps
+
+
+def _count_steps_of_epochs(trainer: "pl.Trainer", epochs: float, batches_per_epoch: float) -> float:
+    """Count the steps of the first epochs. Epochs may accumulate different numbers of batches."""
+    schedule = _get_accumulation_schedule(trainer)
+    starts = list(schedule)
+    ends = [*starts[1:], math.inf]
     steps = 0.0
-    for start, accumulate in schedule.items():
-        end = min([epochs, *(epoch for epoch in schedule if epoch > start)])
-        steps += max(0, end - start) * math.ceil(batches / accumulate)
-    return min(steps, limit)
+    for start, end in zip(starts, ends, strict=True):
+        epochs_in_phase = max(0, min(end, epochs) - start)
+        # The last step of an epoch may have fewer batches than the others.
+        steps_per_epoch = math.ceil(batches_per_epoch / schedule[start])
+        steps += epochs_in_phase * steps_per_epoch
+    return steps
 
 
-def _accumulation_schedule(trainer: "pl.Trainer") -> dict[int, int]:
-    """Return {first epoch: batches that make a step from then on}; epoch 0 is among the keys."""
+def _get_accumulation_schedule(trainer: "pl.Trainer") -> dict[int, int]:
+    """Return {first epoch: batches per step from this epoch on}, sorted, with a key 0."""
     from pytorch_lightning.callbacks import GradientAccumulationScheduler
 
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""Weights of a network in a safetensors file, with what it takes to use them as metadata."""
+"""Weights of a network in a safetensors file, with the metadata that is needed to use them."""
 
 import json
 from pathlib import Path
@@ -11,31 +11,59 @@ from torch import Tensor
 from utils.errors import UserError, require
 from utils.filesystem import write_atomically
 
-BACKBONE, HEAD = "simsiam-backbone", "simsiam-head"
+# Kinds of files. They are written into the files, so they must not change.
+BACKBONE = "simsiam-backbone"
+HEAD = "simsiam-head"
 
 
 def write_weights(
     path: Path, kind: str, state: dict[str, Tensor], metadata: dict[str, Any]
 ) -> None:
-    """Write weights with `metadata`: values as JSON, which is how safetensors' text-only metadata keeps numbers."""
-    text = {"kind": kind, **{key: json.dumps(value) for key, value in metadata.items()}}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_atomically(path, lambda partial: partial.write_bytes(save(tensors, text)))
+    """Write weights and metadata to a safetensors file.
+
+    Args:
+        path: The file.
+        kind: `BACKBONE` or `HEAD`.
+        state: The weights by name.
+        metadata: Values that JSON can represent. safetensors stores text only, so each value is
+            written as JSON.
+    """
+    text_metadata = {"kind": kind}
+    for key, value in metadata.items():
+        text_metadata[key] = json.dumps(value)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        tensors[name] = tensor.detach().cpu().contiguous()
+    content = save(tensors, text_metadata)
+    write_atomically(path, lambda partial_file: partial_file.write_bytes(content))
 
 
 def read_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and weights; UserError for a file that is missing, damaged, of another kind or another program."""
+    """Read metadata and weights from a safetensors file.
+
+    Args:
+        path: The file.
+        kind: The kind that the file must have, `BACKBONE` or `HEAD`.
+
+    Raises:
+        UserError: The file is missing, damaged, of another kind, or of another program.
+    """
     require(path.is_file(), f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            text, state = (
-                file.metadata() or {},
-                {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
-            )
+            text_metadata = file.metadata() or {}
+            # An open safetensors file has keys(), but cannot be iterated over.
+            names = file.keys()
+            state = {name: file.get_tensor(name) for name in names}
+        kind_in_words = kind.removeprefix("simsiam-")
         require(
-            text.get("kind") == kind,
-            f"{path}: a safetensors file, but not a {kind.split('-')[1]} of this program",
+            text_metadata.get("kind") == kind,
+            f"{path}: a safetensors file, but not a {kind_in_words} of this program",
         )
-        return {key: json.loads(value) for key, value in text.items() if key != "kind"}, state
+        metadata: dict[str, Any] = {}
+        for key, text in text_metadata.items():
+            if key != "kind":
+                metadata[key] = json.loads(text)
+        return metadata, state
     except (SafetensorError, OSError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from None

@@ -1,4 +1,4 @@
-"""models/batch_norm.py: views in one pass are normalised as in passes of their own; its state is torch's."""
+"""models/batch_norm.py: several views in one pass are normalised as in separate passes."""
 
 import copy
 from functools import partial
@@ -19,7 +19,10 @@ from utils import distributed
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("views", [2, 4])
 def test_joined_views_give_what_separate_passes_give(views: int, compiled: bool) -> None:
-    """Outputs, gradients and running statistics, to rounding: the convolutions see batches of another size."""
+    """Outputs, gradients and running statistics are equal up to rounding.
+
+    Rounding differs because the convolutions see batches of another size.
+    """
     torch.manual_seed(0)
     separate = nn.Sequential(resnet10(8), projection_mlp(64, 32, 16)).double().train()
     joined = copy.deepcopy(separate)
@@ -39,14 +42,14 @@ def test_joined_views_give_what_separate_passes_give(views: int, compiled: bool)
         torch.testing.assert_close(state[name], expected[name], rtol=1e-9, atol=1e-9)
     with expect_views(joined, views, compiled):
         joined(torch.cat(x))
-    joined.load_state_dict(expected)  # what was seen before it is not counted on
+    joined.load_state_dict(expected)  # discards the batches that were counted before
     assert all(torch.equal(value, expected[name]) for name, value in joined.state_dict().items())
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs"), [(BatchNorm1d, nn.BatchNorm1d), (BatchNorm2d, nn.BatchNorm2d)]
 )
-def test_of_one_view_it_is_torchs_to_the_bit(
+def test_one_view_gives_torchs_output_to_the_bit(
     ours: type[nn.BatchNorm2d], theirs: type[nn.BatchNorm2d]
 ) -> None:
     a, b = ours(5), theirs(5)
@@ -60,7 +63,7 @@ def test_of_one_view_it_is_torchs_to_the_bit(
         )
 
 
-def test_views_that_were_mixed_would_be_noticed() -> None:
+def test_views_are_normalised_by_themselves() -> None:
     layer = BatchNorm1d(4).double()
     x = torch.cat([torch.randn(9, 4), 5 + 3 * torch.randn(9, 4)]).double()
     mixed = layer(x)
@@ -70,7 +73,7 @@ def test_views_that_were_mixed_would_be_noticed() -> None:
     torch.testing.assert_close(apart[9:].mean(0), torch.zeros(4).double(), atol=1e-9, rtol=0)
 
 
-def test_evaluation_does_not_know_of_views() -> None:
+def test_in_eval_mode_views_change_nothing() -> None:
     module = SimSiam(backbone="resnet10", width=4, out_dim=8, h_dim=4).eval()
     x = torch.randn(5, 3, 32, 32)
     before = module(x)
@@ -79,8 +82,7 @@ def test_evaluation_does_not_know_of_views() -> None:
 
 
 @pytest.mark.parametrize("views", [2, 4])
-def test_a_step_in_one_pass_is_a_step(views: int) -> None:
-    """Loss, z_std, gradients and running statistics."""
+def test_a_step_in_one_pass_gives_the_same_gradients_and_state(views: int) -> None:
     module = SimSiam(backbone="resnet10", width=4, out_dim=16, h_dim=8).double()
     twin = copy.deepcopy(module)
     twin.one_pass = True
@@ -94,7 +96,7 @@ def test_a_step_in_one_pass_is_a_step(views: int) -> None:
 
 
 def compare_with_whole_batch(args: list[str]) -> int:
-    """One of two processes: its half of a batch against the whole batch in one process."""
+    """Compare half of a batch in one of two processes with the whole batch in one process."""
     torch.manual_seed(0)
     ours = nn.Sequential(resnet10(8), projection_mlp(64, 32, 16)).double().train()
     whole = copy.deepcopy(ours)
@@ -107,9 +109,9 @@ def compare_with_whole_batch(args: list[str]) -> int:
     with launch.process_group(None, None, gpu=False):
         mine = slice(distributed.rank(), None, 2)
         with expect_views(ours, 2):
-            found = ours(x[:, mine].flatten(0, 1)).unflatten(0, (2, 4))
-        close(found, expected[:, mine])
-        (found * weight[:, mine]).sum().backward()
+            half = ours(x[:, mine].flatten(0, 1)).unflatten(0, (2, 4))
+        close(half, expected[:, mine])
+        (half * weight[:, mine]).sum().backward()
         for a, b in zip(ours.parameters(), whole.parameters(), strict=True):
             close(distributed.all_reduce_mean(a.grad) * 2, b.grad)
         for a, b in zip(ours.state_dict().values(), whole.state_dict().values(), strict=True):
@@ -118,8 +120,10 @@ def compare_with_whole_batch(args: list[str]) -> int:
 
 
 def test_two_processes_normalise_by_the_moments_of_the_whole_batch() -> None:
-    """Outputs, gradients and running statistics of each view, to 1e-9 in float64."""
-    for process in [
-        Started(compare_with_whole_batch, [], **told) for told in torchrun_environments()
-    ]:
+    """Outputs, gradients and running statistics of each view agree to 1e-9 in float64."""
+    processes = [
+        Started(compare_with_whole_batch, [], **environment)
+        for environment in torchrun_environments()
+    ]
+    for process in processes:
         assert process.communicate() == ("", "") and process.returncode == 0

@@ -1,13 +1,16 @@
 """models/heads.py against lightly's heads and the paper's description."""
 
 import itertools
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
 from torch import nn
 
-from models.heads import prediction_mlp, projection_mlp
+from models.heads import BN, prediction_mlp, projection_mlp
+from models.resnet import BACKBONES, CONV_INITS, STEMS
+from simsiam.config.options import NetworkOptions
 
 
 def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
@@ -66,12 +69,26 @@ def test_bn_follows_the_layers_of_table_3(
         (prediction_mlp(8, 4, bn), predictor),
     ):
         layers = list(head)
-        found = [
-            isinstance(b, nn.BatchNorm1d)
-            for a, b in itertools.pairwise([*layers, None])
-            if isinstance(a, nn.Linear)
+        has_bn = [
+            isinstance(following, nn.BatchNorm1d)
+            for layer, following in itertools.pairwise([*layers, None])
+            if isinstance(layer, nn.Linear)
         ]
-        assert found == expected
+        assert has_bn == expected
+
+
+def test_the_command_line_offers_what_the_networks_accept() -> None:
+    """models/ and the options list the choices separately, since `--help` must not import torch."""
+    hints = get_type_hints(NetworkOptions)
+    assert get_args(hints["heads_bn"]) == BN
+    assert get_args(hints["backbone"]) == tuple(BACKBONES)
+    assert get_args(hints["conv_init"]) == CONV_INITS
+    assert get_args(get_args(hints["stem"])[0]) == STEMS  # Optional[Literal[...]]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_options_know_the_number_of_features(name: str) -> None:
+    assert NetworkOptions(backbone=name, width=2).num_features == BACKBONES[name](2).num_features
 
 
 def test_other_depths_are_refused() -> None:

@@ -27,7 +27,7 @@ LAYERS = {
 
 
 def shake_bn(network: nn.Module) -> None:
-    """BN statistics and weights that differ from one and zero, so that a wrong one shows."""
+    """Give BN random statistics and weights, so that an exchange of any two would be noticed."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight.data, module.running_var):
@@ -49,7 +49,7 @@ def test_weights_and_outputs_are_torchvisions(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_with_the_imagenet_stem_it_is_torchvisions_network_as_it_stands(name: str) -> None:
+def test_imagenet_stem_is_torchvisions(name: str) -> None:
     torch.manual_seed(0)
     ours = BACKBONES[name](stem="imagenet")
     shake_bn(ours)
@@ -60,8 +60,8 @@ def test_with_the_imagenet_stem_it_is_torchvisions_network_as_it_stands(name: st
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-6, atol=1e-6)
 
 
-def test_a_stem_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown stem 'patch'"):
+def test_an_unknown_stem_is_refused() -> None:
+    with pytest.raises(ValueError, match="stem must be one of cifar, imagenet, got 'patch'"):
         resnet10(stem="patch")
 
 
@@ -76,7 +76,7 @@ def test_weights_and_outputs_are_timms(name: str) -> None:
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-6, atol=1e-6)
 
 
-def test_in_the_usual_memory_format_only_the_order_of_sums_differs() -> None:
+def test_the_memory_format_changes_only_rounding() -> None:
     torch.manual_seed(0)
     ours = resnet18()
     shake_bn(ours)
@@ -119,7 +119,7 @@ def test_every_block_starts_as_the_identity() -> None:
 
 
 def test_convolutions_start_as_he_et_al_propose() -> None:
-    """By the fan-out: the deviation of a weight is sqrt(2 / outputs of an input pixel), as torchvision's."""
+    """The standard deviation of a weight is sqrt(2 / fan-out), as in torchvision."""
     torch.manual_seed(0)
     for module in resnet50(width=32).modules():
         if isinstance(module, nn.Conv2d):
@@ -145,12 +145,12 @@ def test_channels_of_zeros_change_nothing(stem: str) -> None:
     conv, x = resnet18(width=16, stem=stem).conv1, torch.randn(2, 3, 32, 32)
     padded = append_zero_channels(x), append_zero_channels(conv.weight)
     assert [tensor.shape[1] for tensor in padded] == [8, 8]
-    found = nn.functional.conv2d(*padded, None, conv.stride, conv.padding)
-    torch.testing.assert_close(found, conv(x), atol=1e-5, rtol=0)
+    output = nn.functional.conv2d(*padded, None, conv.stride, conv.padding)
+    torch.testing.assert_close(output, conv(x), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_a_network_without_bn_has_the_same_features_and_shares_nothing(name: str) -> None:
+def test_folding_bn_keeps_the_features_and_shares_no_memory(name: str) -> None:
     network = BACKBONES[name](16)
     shake_bn(network)
     folded, x = fold_batch_norm(network), torch.randn(4, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""Other people's tools see torchvision's network in ours: tracing, feature extraction, SyncBatchNorm."""
+"""Tools of torch and torchvision work with our networks: tracing, features, SyncBatchNorm."""
 
 import copy
 import inspect
@@ -34,7 +34,7 @@ def test_a_traced_network_gives_the_same_features(name: str) -> None:
 
 
 def test_torchvision_extracts_the_features_of_a_layer() -> None:
-    """Those of torchvision's own network with the same weights."""
+    """They equal the features of torchvision's own network with the same weights."""
     from torchvision.models.resnet import BasicBlock
     from torchvision.models.resnet import ResNet as Theirs
 
@@ -43,10 +43,10 @@ def test_torchvision_extracts_the_features_of_a_layer() -> None:
     theirs = cifar_stem(Theirs(BasicBlock, [1, 1, 1, 1]))
     theirs.load_state_dict(ours.state_dict())
     nodes = ["relu", "layer1.0.bn1", "layer1.0.relu", "layer3"]
-    found = create_feature_extractor(ours, nodes).eval()(X)
+    features = create_feature_extractor(ours, nodes).eval()(X)
     expected = create_feature_extractor(theirs, nodes).eval()(X)
     for node in ("relu", "layer1.0.bn1", "layer3"):
-        torch.testing.assert_close(found[node], expected[node], msg=node)
+        torch.testing.assert_close(features[node], expected[node], msg=node)
 
 
 @pytest.mark.parametrize("name", ["resnet10", "resnet50"])
@@ -58,10 +58,10 @@ def test_torchs_synchronised_batch_norm_gives_the_same_features(name: str) -> No
     assert not separates_views(converted)  # so SimSiam gives it one view after the other
 
 
-def test_unknown_statistics_are_no_attribute() -> None:
-    """Tools that look at all attributes pass over them; a person gets a sentence."""
+def test_unknown_statistics_raise_an_error_that_says_what_to_do() -> None:
+    """hasattr and inspect ignore the attributes, since the error is an AttributeError."""
     network = SimSiam("resnet10", width=2, out_dim=8, h_dim=4).backbone
     assert not hasattr(network, "mean") and "conv1" in dict(inspect.getmembers(network))
     for kind in (AttributeError, ValueError, UnknownStatisticsError):
         with pytest.raises(kind, match=r"mean and std .* not known: train with SimSiam\(mean="):
-            network.mean
+            _ = network.mean

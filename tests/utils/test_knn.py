@@ -1,4 +1,4 @@
-"""utils/knn.py against lightly's knn_predict, scikit-learn and values made by hand."""
+"""utils/knn.py against lightly's knn_predict, scikit-learn and hand-made values."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from utils.knn import knn_predict
 
 @pytest.fixture
 def clusters() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries (500, 32), bank (3000, 32), labels (3000,): ten overlapping clusters on the sphere."""
+    """Return queries (500, 32), bank (3000, 32) and labels (3000,) of ten overlapping clusters."""
     torch.manual_seed(0)
     centers, labels = torch.randn(10, 32), torch.randint(0, 10, (3000,))
     bank = normalize(centers[labels] + 2 * torch.randn(3000, 32), dim=1)
@@ -42,7 +42,7 @@ def test_equal_to_scikit_learn(clusters: tuple[torch.Tensor, ...], k: int) -> No
 def test_the_votes_are_weighted_by_similarity() -> None:
     bank = normalize(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]]), dim=1)
     query, labels = torch.tensor([[1.0, 0.0]]), torch.tensor([0, 1, 1])
-    # exp(1/T) against 2 exp(.6/T): they are equal at T = .4 / ln 2 = .577
+    # exp(1/T) votes for class 0, and 2 exp(.6/T) for class 1. They are equal at T = .4/ln 2 = .577.
     assert knn_predict(query, bank, labels, 2, k=3, temperature=0.57).item() == 0
     assert knn_predict(query, bank, labels, 2, k=3, temperature=0.59).item() == 1
 
@@ -53,11 +53,11 @@ def test_no_temperature_over_or_underflows(
 ) -> None:
     queries, bank, labels = clusters
     predicted = knn_predict(queries, bank, labels, 10, k=1, temperature=1.0)
-    if temperature < 1:  # the nearest decides alone
+    if temperature < 1:  # The nearest neighbour alone decides.
         assert torch.equal(
             knn_predict(queries, bank, labels, 10, k=50, temperature=temperature), predicted
         )
-    else:  # a plain majority
+    else:  # All neighbours have the same weight: the majority decides.
         nearest = labels[(queries @ bank.T).topk(51).indices]
         counts = torch.nn.functional.one_hot(nearest, 10).sum(1)
         voted = counts.gather(
@@ -66,13 +66,13 @@ def test_no_temperature_over_or_underflows(
         assert torch.equal(voted, counts.amax(1))
 
 
-def test_chunks_change_nothing(
+def test_the_chunk_size_changes_nothing(
     clusters: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries, bank, labels = clusters
-    whole = knn_predict(queries, bank, labels, 10)
+    in_one_chunk = knn_predict(queries, bank, labels, 10)
     monkeypatch.setattr(knn, "CHUNK_ELEMENTS", {"cpu": 7 * len(bank)})
-    assert torch.equal(knn_predict(queries, bank, labels, 10), whole)
+    assert torch.equal(knn_predict(queries, bank, labels, 10), in_one_chunk)
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(0, 0.1), (3001, 0.1), (20, 0.0), (20, -1.0)])

@@ -1,11 +1,12 @@
-"""utils/philox.py against the known answers of Random123, and the rule of randomness."""
+"""utils/philox.py against known answers of Random123, and properties of the numbers."""
 
 import pytest
 import torch
 
 from utils.philox import permutation, philox, uniform
 
-KNOWN = [  # counter, key, output: philox4x32 with 10 rounds, from Random123's kat_vectors
+# Counter, key and output of philox4x32 with 10 rounds, from kat_vectors of Random123.
+KNOWN_ANSWERS = [
     (
         "00000000 00000000 00000000 00000000",
         "00000000 00000000",
@@ -24,8 +25,8 @@ KNOWN = [  # counter, key, output: philox4x32 with 10 rounds, from Random123's k
 ]
 
 
-@pytest.mark.parametrize(("counter", "key", "output"), KNOWN)
-def test_known_answers(counter: str, key: str, output: str) -> None:
+@pytest.mark.parametrize(("counter", "key", "output"), KNOWN_ANSWERS)
+def test_output_is_that_of_random123(counter: str, key: str, output: str) -> None:
     c0, c1, c2, c3 = (torch.tensor([int(word, 16)]) for word in counter.split())
     k0, k1 = (int(word, 16) for word in key.split())
     assert [
@@ -34,10 +35,10 @@ def test_known_answers(counter: str, key: str, output: str) -> None:
 
 
 def test_a_number_does_not_depend_on_its_batch() -> None:
-    whole = uniform(torch.arange(1000), 3, 1, 30, seed=5)
+    all_numbers = uniform(torch.arange(1000), 3, 1, 30, seed=5)
     some = torch.tensor([999, 17, 0])
-    assert torch.equal(uniform(some, 3, 1, 30, seed=5), whole[some])
-    assert torch.equal(uniform(some, 3, 1, 12, seed=5), whole[some][:, :12])
+    assert torch.equal(uniform(some, 3, 1, 30, seed=5), all_numbers[some])
+    assert torch.equal(uniform(some, 3, 1, 12, seed=5), all_numbers[some][:, :12])
 
 
 def test_each_coordinate_changes_the_numbers() -> None:
@@ -60,7 +61,7 @@ def test_the_numbers_are_uniform_and_uncorrelated() -> None:
     assert (torch.corrcoef(u.T) - torch.eye(4)).abs().max() < 0.015
 
 
-def test_an_epoch_is_a_permutation_and_another_epoch_another() -> None:
+def test_each_epoch_has_another_permutation() -> None:
     first, again, second = (permutation(5000, e, seed=1) for e in (0, 0, 1))
     assert torch.equal(first.sort().values, torch.arange(5000))
     assert torch.equal(first, again) and not torch.equal(first, second)
