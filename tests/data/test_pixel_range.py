@@ -203,7 +203,7 @@ def test_a_run_and_what_follows_use_one_range(
 def test_what_is_no_range_is_answered_in_one_line(text: str, own: Program, folder: Path) -> None:
     picture().save(folder / "0.png")
     status, _, err = own(folder, f"--pixel-range={text}")
-    assert status == 2 and err.count("\n") == 1 and f"--pixel-range {text}: LOW:HIGH" in err
+    assert status == 2 and err.count("\n") == 1 and f"--pixel-range {text}: must be LOW:HIGH" in err
 
 
 def test_a_range_is_refused_where_it_means_nothing(program: Program) -> None:
