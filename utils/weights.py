@@ -30,7 +30,7 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
         with safe_open(path, framework="pt") as file:
             text, state = (
                 file.metadata() or {},
-                {name: file.get_tensor(name) for name in file},
+                {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
             )
         require(
             text.get("kind") == kind,
