@@ -1,7 +1,7 @@
-"""The options of a command as flat settings, {name: value}: what files, checkpoints and flags hold.
+"""The options of a command as flat settings, {name: value}, which files and checkpoints hold.
 
-A command is a dataclass whose fields are groups of options (`utils.option_group`). The names of
-all options of a command are different, so that the settings need no group names.
+A command is a dataclass whose fields are groups of options (`utils.option_group`). No two
+options of a command have the same name, so that the settings need no group names.
 """
 
 import dataclasses
@@ -33,12 +33,9 @@ def iterate_options(command: type) -> Iterator[Option]:
         type_hints = get_type_hints(group_type, include_extras=True)
         for field in dataclasses.fields(group_type):
             type_hint = type_hints[field.name]
-            rule = find_annotation(type_hint, Rule)
-            hint = find_annotation(type_hint, Hint)
-            default_text = ""
-            if hint is not None and hint.default is not None:
-                default_text = hint.default
-            yield Option(group, field, Rule.PLAIN if rule is None else rule, default_text)
+            rule = find_annotation(type_hint, Rule) or Rule.PLAIN
+            hint = find_annotation(type_hint, Hint) or Hint()
+            yield Option(group, field, rule, default_text=hint.default or "")
 
 
 def flatten(config: Any) -> dict[str, Any]:

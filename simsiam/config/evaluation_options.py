@@ -24,12 +24,12 @@ class CheckpointOptions:
     """Checkpoint and results."""
 
     checkpoint: Annotated[str, Hint("PATH"), Rule.CHANGEABLE_ON_RESUME]
-    """A run folder, a .ckpt or a .safetensors of this program; it may also come first, without the
-    flag."""
+    """A run folder, a .ckpt or a .safetensors of this program. The path may also come first,
+    without the flag."""
     results_dir: Annotated[
         str | None, Hint("DIR", default="results in the run's folder"), Rule.CHANGEABLE_ON_RESUME
     ] = None
-    """Folder for the figures (JSON) and whatever else the command makes."""
+    """Folder for the results (JSON) and for the other files of the command."""
     overwrite: Annotated[bool, Rule.CHANGEABLE_ON_RESUME] = False
     """Replace the results of an earlier call."""
 
@@ -49,11 +49,11 @@ class LinearOptions:
     """Linear classifier."""
 
     augment: bool = False
-    """Train with crops and flips by SGD, as papers do; else on features computed once, by
-    L-BFGS."""
+    """Train by SGD on crops and flips, as papers do, instead of by L-BFGS on features that are
+    computed once."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Without --augment: share of the train images on which the weight decay is chosen; then all
-    are used."""
+    """Without --augment: share of the train images on which the weight decay is chosen. The final
+    classifier is fitted on all of them."""
     epochs: Annotated[AtLeast1 | None, Hint("EPOCHS", default=f"{LinearSGD.epochs}")] = None
     """With --augment: length of the training; the rate decays to 0 along a cosine."""
     batch_size: Annotated[AtLeast1 | None, Hint("N", default=f"{LinearSGD.batch_size}")] = None
@@ -104,10 +104,10 @@ class FinetuneOptions:
     )
     """Share of the train labels to use: exactly that share of every class, chosen by the seed."""
     label_count: Annotated[AtLeast1 | None, Hint("N", default="--label-fraction")] = None
-    """Use N labels instead, equally many of every class."""
+    """Number of labels to use instead of a share, equally many of every class."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Rule.CHANGEABLE_ON_RESUME] = (0,)
-    """One training for each seed (of label choice, order and crops); the table has their mean and
-    deviation."""
+    """Train once for each seed (of label choice, order and crops); the table has the mean and the
+    standard deviation of the accuracies."""
     from_scratch: bool = False
     """Train the same network from random weights instead, to see what pre-training is worth."""
     epochs: AtLeast1 = 100
@@ -130,7 +130,7 @@ class FinetuneOptions:
     momentum: Momentum = 0.9
     """Momentum of SGD."""
     weight_decay: NotNegative = 5e-4
-    """On all parameters."""
+    """Weight decay of all parameters."""
     crop_scale: Share = 0.5
     """Smallest area of a crop, as a share of the image."""
 
@@ -187,7 +187,7 @@ class NeighboursOptions:
     queries: Annotated[int, Field(ge=1, le=50)] = 10
     """Queries, spread evenly over all images."""
     k: Annotated[int, Field(ge=1, le=50)] = 10
-    """Neighbours of each."""
+    """Neighbours of each query."""
 
     def __post_init__(self) -> None:
         require(
@@ -206,7 +206,7 @@ class ExportOptions:
     output: Annotated[str | None, Hint("FILE", default="backbone.SUFFIX in the results folder")] = (
         None
     )
-    """Where to write it: a name that ends in .safetensors, .pt2 or .onnx, as the format has it."""
+    """The file to write; its name must end as the format does: .safetensors, .pt2 or .onnx."""
 
 
 @option_group(kw_only=True)
@@ -214,19 +214,19 @@ class ReportOptions:
     """Report."""
 
     runs: Annotated[tuple[str, ...], Hint("RUN [RUN ...]", positional=True)]
-    """Folders of runs (finished, training, or killed), or of several, as --seeds makes them. At
-    least one."""
+    """Folders of runs (finished, training or killed), or folders that hold several runs, as
+    --seeds makes them."""
     output: Annotated[
         str | None,
-        Hint("DIR", default="report in the run's folder, or in that which holds the runs"),
+        Hint("DIR", default="report in the run's folder, or in the folder that holds the runs"),
     ] = None
-    """Folder for index.html and figures/*.png. It replaces an earlier report there, and nothing
-    else."""
+    """Folder for index.html and figures/*.png. An earlier report in it is replaced; other files
+    stay."""
     pictures: bool = True
-    """Draw what needs a checkpoint and its images: neighbours, classes, the map of features. Of
-    four runs at most."""
+    """Draw what needs a checkpoint and its images, for at most four runs: neighbours, classes, the
+    map of features."""
     data_dir: Annotated[str | None, Hint("DIR", default="where the run had it, or ./data")] = None
-    """Folder of the data sets. Nothing is downloaded: without its images a run has no such
+    """Folder of the data sets. Nothing is downloaded: a run whose images are missing has no such
     pictures."""
 
     def __post_init__(self) -> None:
@@ -238,12 +238,12 @@ class ReportOptions:
 
 @option_group()
 class AblateOptions:
-    """Ablation: what is taken away or changed, one thing at a time."""
+    """Ablation: variants of SimSiam that each lack or change one thing."""
 
     variants: Annotated[tuple[str, ...], Field(min_length=1)] = USUAL
-    """The paper's: baseline, no-stop-grad, no-predictor, fixed-predictor, constant-predictor-lr,
-    no-bn, hidden-bn and all-bn (in the heads), asymmetric, and batch-64 to batch-4096 (the rate
-    follows the batch)."""
+    """Variants of the paper to train: baseline, no-stop-grad, no-predictor, fixed-predictor,
+    constant-predictor-lr, no-bn, hidden-bn and all-bn (in the heads), asymmetric, and batch-64 to
+    batch-4096 (the rate follows the batch)."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.variants if name not in VARIANTS]

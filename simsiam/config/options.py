@@ -48,11 +48,12 @@ class DataOptions:
     """Data."""
 
     dataset: Dataset = "cifar10"
-    """cifar10 and cifar100 are downloaded if need be; patterns is generated (no file, no network),
-    a demonstration. Your own: folder (DIR/train/CLASS/* and DIR/val/CLASS/*, DIR/CLASS/*, or DIR/*
-    without labels), and arrays, an .npz file of x_train, y_train, x_test, y_test, or MedMNIST's."""
+    """Data set. cifar10 and cifar100 are downloaded if necessary; patterns is generated, for
+    demonstrations. For your own images: folder (DIR/train/CLASS/* and DIR/val/CLASS/*,
+    DIR/CLASS/*, or DIR/* without labels), or arrays (an .npz file of x_train, y_train, x_test,
+    y_test, or one of MedMNIST)."""
     data_dir: Annotated[PathText, Rule.CHANGEABLE_ON_RESUME] = "./data"
-    """Folder of the data sets in torchvision's layout; or your folder of images; or your .npz
+    """Folder of the data sets in torchvision's layout, or your folder of images, or your .npz
     file."""
     data_url: Annotated[
         str | None, Hint("URL", default="the publisher's"), Rule.CHANGEABLE_ON_RESUME
@@ -66,22 +67,23 @@ class DataOptions:
         ImageSize | None,
         Hint("PIXELS", default=f"the data set's own; {FOLDER_IMAGE_SIZE} of a folder"),
     ] = None
-    """Side of a view. Above 64, a folder's images are stored with a margin for the crops (256
-    pixels for 224)."""
+    """Side of a view. Above 64 pixels, the images of a folder are stored with a margin for the
+    crops (256 pixels for 224)."""
     cache_dir: Annotated[
         PathText | None, Hint("DIR", default="~/.cache/simsiam"), Rule.CHANGEABLE_ON_RESUME
     ] = None
     """Folder for the decoded images of a folder."""
     skip_bad_images: Annotated[bool, Rule.CHANGEABLE_ON_RESUME] = False
-    """Leave out a folder's unreadable images, instead of an error."""
+    """Leave out unreadable images of a folder, instead of stopping with an error."""
     data_memory: Annotated[
         NotNegative | None, Hint("GIB", default="half of what is free"), Rule.CHANGEABLE_ON_RESUME
     ] = None
-    """GiB of device memory for the data set; a larger one is streamed from disk."""
+    """GiB of device memory for the data set; a larger data set is streamed from disk."""
     held_out_images: AtLeast0 = 0
-    """Evaluate on N training images, which are not trained on, instead of the test images."""
+    """Hold out N training images, and evaluate on them instead of the test images."""
     pixel_range: Annotated[PairText | None, Hint("LOW:HIGH", default="all of 8 or 16 bits")] = None
-    """Values that become black and white: for your own images of, say, 12 bits in 16 (0:4095)."""
+    """Pixel values that become black and white, for your own images. 0:4095 is for images of 12
+    bits in files of 16 bits."""
 
     def __post_init__(self) -> None:
         require(
@@ -115,19 +117,19 @@ class EvaluationDataOptions(DataOptions):
     """Data: the images that the checkpoint was trained on, unless others are given."""
 
     dataset: Annotated[Dataset | None, Hint("NAME", default="the checkpoint's")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """cifar10, cifar100, patterns, folder or arrays."""
+    """Data set: cifar10, cifar100, patterns, folder or arrays."""
     data_dir: Annotated[  # pyright: ignore[reportIncompatibleVariableOverride]
         PathText | None,
         Hint("DIR", default="where the run had it, or ./data"),
         Rule.CHANGEABLE_ON_RESUME,
     ] = None
-    """Folder of the data sets in torchvision's layout; a folder of images; an .npz file."""
+    """Folder of the data sets in torchvision's layout, or a folder of images, or an .npz file."""
     train_images: Annotated[AtLeast1 | None, Hint("N", default="as many as the run had")] = None
     """Use the first N images of the train split (of a folder: N spread evenly)."""
     test_images: Annotated[AtLeast1 | None, Hint("N", default="as many as the run had")] = None
     """Use the first N images of the test split (of a folder: N spread evenly)."""
     image_size: Annotated[ImageSize | None, Hint("PIXELS", default="the checkpoint's")] = None
-    """Of a folder: the side of the images."""
+    """Side of the images of a folder."""
     held_out_images: Annotated[AtLeast0 | None, Hint("N", default="as many as the run had")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Evaluate on N training images that the run held out; 0 for the test images."""
 
@@ -162,7 +164,7 @@ class NetworkOptions:
     """Network: the encoder f (backbone and projector) and the predictor h."""
 
     backbone: BackboneName = "resnet18"
-    """resnet10 is the small one, for a CPU."""
+    """Backbone; resnet10 is small enough for a CPU."""
     stem: Annotated[
         Stem | None, Hint("{cifar,imagenet}", default=f"cifar up to {SMALL_IMAGE} pixels")
     ] = None
@@ -185,8 +187,8 @@ class NetworkOptions:
     proj_hidden: Annotated[AtLeast1 | None, Hint("N", default="--out-dim")] = None
     """Hidden dimension of the projector."""
     heads_bn: HeadsBN = "paper"
-    """Layers of the heads with BN (table 3 of the paper): paper's own, none, hidden ones, or h's
-    output too."""
+    """Layers of the heads that have BN (table 3): those of the paper's default, none, the hidden
+    layers, or all, which adds the output of h."""
     zero_init_residual: bool = True
     """Start each residual block as the identity (its last BN at zero)."""
     conv_init: ConvInit = "kaiming"
@@ -210,17 +212,17 @@ class MethodOptions:
     """Method: SimSiam (arXiv 2011.10566) and its ablations."""
 
     views: Annotated[int, Field(ge=2)] = 2
-    """Views of each image. More than two is FastSiam: each prediction against the mean of the other
-    projections."""
+    """Views of each image. More than two are FastSiam: each prediction is compared with the mean of
+    the other projections."""
     image_schedule: Annotated[tuple[str, ...], Hint("PIXELS:EPOCHS", default="none")] = ()
-    """Smaller views first, which are cheaper: 16:12 24:6 is 12 epochs of 16 pixels, 6 of 24, the
-    rest of full size."""
+    """Train on smaller views first, which is cheaper: 16:12 24:6 is 12 epochs of 16 pixels, then 6
+    epochs of 24 pixels, then full size."""
     stop_grad: bool = True
     """Stop the gradient at z. Without it the representation collapses."""
     predictor: bool = True
     """Use the predictor h. Without it the representation collapses."""
     fixed_predictor: bool = False
-    """Keep h at its random initial weights (section 4.2): nothing is learned then."""
+    """Keep h at its random initial weights (section 4.2). The network learns nothing then."""
     symmetric: bool = True
     """Predict each view from the other; --no-symmetric is D(p1, z2) alone (section 4.6)."""
 
@@ -239,17 +241,18 @@ class OptimizerOptions:
     epochs: AtLeast1 = 800
     """Length of the run; the cosine reaches 0 at its end."""
     batch_size: BatchSize = 512
-    """Images in a step, each with its views; the last partial batch of an epoch is dropped."""
+    """Images in a step, each in several views. The last partial batch of an epoch is dropped."""
     accumulate: AtLeast1 = 1
-    """Take each batch in N parts one after another, in 1/N of the memory; BN statistics are those
-    of a part."""
+    """Process each batch in N parts, one after another, in 1/N of the memory. BN uses the
+    statistics of a part."""
     learning_rate: Annotated[Positive | Literal["auto"], Hint("RATE|auto")] = DEFAULT_LEARNING_RATE
-    """Peak rate for this batch size; auto is the paper's 0.03 x batch size / 256. Small runs like
-    more: 0.15."""
+    """Peak rate for this batch size; auto is the paper's 0.03 x batch size / 256. Small runs learn
+    better with more, such as 0.15."""
     momentum: Momentum = 0.9
     """Momentum of SGD."""
     weight_decay: NotNegative = 5e-4
-    """On all parameters, BN included, as in the paper. Ten times more collapses."""
+    """Weight decay of all parameters, BN included, as in the paper. With ten times more the
+    representation collapses."""
     warmup_epochs: Annotated[
         NotNegative | None,
         Hint(

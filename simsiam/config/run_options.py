@@ -28,12 +28,12 @@ class RunOptions:
     )
     """Name of the run; its folder is SAVE_DIR/EXP_NAME."""
     version: Annotated[str | None, Hint("NAME", default="none"), Rule.NOT_INHERITED] = None
-    """A further folder below it: SAVE_DIR/EXP_NAME/VERSION."""
+    """Name of a version of the run, whose folder is then SAVE_DIR/EXP_NAME/VERSION."""
     seed: Seed = 0
     """Seed of weights, order and augmentation; the same seed gives the same run."""
     seeds: Annotated[tuple[Seed, ...], Hint(default="--seed alone"), Rule.NOT_SAVED] = ()
-    """Train once for each of these seeds, in folders seed_N of the run's, and write the report of
-    all."""
+    """Train once for each of these seeds, in folders seed_N inside the run's folder, and write a
+    report of all runs."""
     ckpt_dir: Annotated[str | None, Hint("PATH", default="none"), Rule.NOT_INHERITED] = None
     """Resume from this checkpoint: a .ckpt, or a folder that holds one. The settings must be the
     same."""
@@ -44,10 +44,10 @@ class RunOptions:
     ] = None
     """Epochs between checkpoints."""
     config: Annotated[str | None, Hint("FILE", default="none"), Rule.NOT_SAVED] = None
-    """Start from the settings in the config.yaml of an earlier run (all but its name); flags beside
-    it win."""
+    """Take the settings (all but the name) from the config.yaml of an earlier run, except those
+    given by other flags."""
     overwrite: Annotated[bool, Rule.NOT_SAVED] = False
-    """Delete an earlier run of this name and start anew."""
+    """Delete an earlier run of this name and start again."""
     dry_run: Annotated[bool, Rule.NOT_SAVED] = False
     """Print what would be trained and where it would write, and exit."""
 
@@ -85,7 +85,7 @@ class AcceleratorOptions:
     """Device."""
 
     accelerator: Annotated[Literal["auto", "cpu", "gpu"], Rule.CHANGEABLE_ON_RESUME] = "auto"
-    """auto is the GPU if there is one."""
+    """Device: auto is the GPU if there is one."""
 
 
 @option_group()
@@ -93,7 +93,8 @@ class PrecisionOptions(AcceleratorOptions):
     """Device and precision."""
 
     precision: Precision = "auto"
-    """auto is bf16 (mixed) on a GPU, and on a CPU that has it (avx512_bf16, amx_bf16); else 32."""
+    """Precision: auto is bf16 (mixed) on a GPU, and on a CPU with avx512_bf16 or amx_bf16; else
+    32."""
 
 
 @option_group()
@@ -115,8 +116,8 @@ class DeviceOptions(AcceleratorOptions):
     strategy: Annotated[Literal["auto", "ddp"], Rule.CHANGEABLE_ON_RESUME] = "auto"
     """Lightning's strategy; auto is ddp for several devices."""
     precision: Precision = "auto"
-    """auto is bf16 (mixed) on a GPU, and on a CPU that has it (avx512_bf16, amx_bf16); else 32.
-    Kept on resuming."""
+    """Precision: auto is bf16 (mixed) on a GPU, and on a CPU with avx512_bf16 or amx_bf16; else
+    32. A resumed run keeps its precision."""
     compile: Annotated[bool, Rule.CHANGEABLE_ON_RESUME] = True
     """Compile the step and the augmentation (on a GPU)."""
 
@@ -144,18 +145,18 @@ class MonitorOptions:
     knn_k: AtLeast1 = 200
     """Neighbours that vote in the kNN monitor."""
     knn_t: Positive = 0.1
-    """Temperature of their votes."""
+    """Temperature of the votes in the kNN monitor."""
     knn_every: Annotated[AtLeast0, Rule.CHANGEABLE_ON_RESUME] = 1
-    """Epochs between kNN measurements (always after the last); 0: never."""
+    """Epochs between kNN measurements; the last epoch always has one. 0 for no measurements."""
     pictures_every: Annotated[
         AtLeast0 | None, Hint("EPOCHS", default="a tenth of the run"), Rule.CHANGEABLE_ON_RESUME
     ] = None
-    """Epochs between views and neighbours in TensorBoard; 0 for the first and the last epoch
-    only."""
+    """Epochs between pictures of views and neighbours in TensorBoard; 0 for the first and the last
+    epoch only."""
     logger: Annotated[
         tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...], Rule.CHANGEABLE_ON_RESUME
     ] = ("tensorboard",)
-    """Where the curves go: into the run's folder; wandb and mlflow to where these packages' own
-    settings say."""
+    """Loggers of the curves. tensorboard and csv write into the run's folder; wandb and mlflow
+    follow their own settings."""
     stop_on_collapse: Annotated[bool, Rule.CHANGEABLE_ON_RESUME] = False
     """End the run with status 3 when the projections collapse, instead of a warning."""
