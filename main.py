@@ -1,4 +1,4 @@
-"""SimSiam from the command line: `python main.py` pre-trains; `python main.py --help` says what can be set."""
+"""The program: `python main.py` pre-trains a network, `python main.py --help` lists the flags."""
 
 import gc
 import importlib.util
@@ -10,24 +10,33 @@ import sys
 import threading
 import warnings
 from contextlib import suppress
+from types import FrameType
 
-if sys.version_info < (3, 11):
+REQUIREMENTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "req.txt")
+INSTALL = f"{sys.executable} -m pip install -r {REQUIREMENTS}"
+
+# An older Python must be able to read this file up to here, in order to print this message.
+if sys.version_info < (3, 11):  # noqa: UP036
+    version = sys.version.split()[0]
+    print(f"main.py needs Python 3.11 or newer; {sys.executable} is {version}.", file=sys.stderr)
+    sys.exit(2)
+
+# Windows has no fcntl, and no SIGHUP either.
+if importlib.util.find_spec("fcntl") is None:
     print(
-        f"main.py: needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}",
-        file=sys.stderr,
+        "main.py: needs Linux or macOS; on Windows, run it in WSL (wsl --install)", file=sys.stderr
     )
     sys.exit(2)
-INSTALL = f"{sys.executable} -m pip install -r {os.path.join(os.path.dirname(os.path.abspath(__file__)), 'req.txt')}"
+
+# A Ctrl-C during the imports below ends the process without a traceback.
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C during the imports needs no traceback
-if importlib.util.find_spec("fcntl") is None:  # Windows, which lacks SIGHUP too
-    needs = "needs Linux or macOS; on Windows, run it in WSL (wsl --install)"
-    print(f"main.py: {needs}", file=sys.stderr)
-    sys.exit(2)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 try:
-    from simsiam.config.commands import COMMANDS, Evaluation
+    from simsiam.config.commands import COMMANDS
+    from simsiam.config.evaluation_commands import Evaluation
     from simsiam.config.run_state import announce
-    from utils.cli import iterate_options, parse
+    from utils.cli import parse
     from utils.errors import (
         RunError,
         StoppedBySignal,
@@ -35,152 +44,216 @@ try:
         describe_os_error,
         is_missing_home,
         is_out_of_memory,
-        require,
     )
+    from utils.settings import iterate_options
 except ModuleNotFoundError as missing:
     print(f"main.py: the package {missing.name} is not installed: {INSTALL}", file=sys.stderr)
     sys.exit(2)
 
-# An option that saves memory -> how to use it.
+# An option that saves memory -> what to do with it.
 LESS_MEMORY = {
     "batch_size": "a smaller --batch-size",
     "accumulate": "a larger --accumulate",
     "data_memory": "less --data-memory",
 }
+# Each signal that ends the program, with Python's own handler of it.
 DEFAULTS = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
     signal.SIGINT: signal.default_int_handler,
 }
 
-may_unwind = threading.Event()  # set once a signal may raise an exception
+may_unwind = threading.Event()  # set while a signal may raise an exception
 
 
 def main(args: list[str]) -> int:
-    """Run one command; the exit status: 0, 2 for a mistake of the user (one line on stderr), see `utils.errors`."""
+    """Run one command.
+
+    Args:
+        args: a command and its flags, or the flags of `pretrain` alone.
+
+    Returns:
+        The exit status: 0, or the status of an error (`utils.errors`). One line on stderr then says
+        what is wrong.
+    """
     prepare_streams()
-    may_unwind.clear()
-    for number, usual in DEFAULTS.items():
-        if signal.getsignal(number) in (usual, signal.SIG_DFL):  # not nohup's
-            signal.signal(number, stop)
-    named = bool(args) and not args[0].startswith("-")
-    name, rest = (args[0], args[1:]) if named else ("pretrain", args)
+    install_signal_handlers()
+    name = "pretrain"
+    flags = args
+    prog = "main.py"
+    if args and not args[0].startswith("-"):
+        name = args[0]
+        flags = args[1:]
+        prog = f"main.py {name}"
     try:
-        require(
-            name in COMMANDS,
-            f"{name}: no such command; there are {', '.join(COMMANDS)}, each with --help",
-        )
-        if rest and not rest[0].startswith("-") and issubclass(COMMANDS[name], Evaluation):
-            rest = ["--checkpoint", *rest]
-        config = parse(COMMANDS[name], rest, prog=f"main.py {name}" if named else "main.py")
-        if name == "pretrain" and config.run.seeds:
-            name = "sweep"
-        elif name == "pretrain" and not announce(config):
-            return 0
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not on where its caches are
-        gc.disable()  # nothing that is imported is garbage, and to look for it takes a fifth of the time
-        command = importlib.import_module(
-            f"simsiam.commands.{'sweep' if name == 'ablate' else name}"
-        )  # and torch
-        gc.freeze()
-        gc.enable()
-        silence_lightning()
-        may_unwind.set()
-        getattr(command, name)(config)
+        run_command(name, flags, prog)
         return 0
     except (UserError, RunError, StoppedBySignal) as error:
         return fail(error, error.status)
-    except ModuleNotFoundError as missing:
-        return fail(f"the package {missing.name} is not installed: {INSTALL}")
+    except ModuleNotFoundError as error:
+        return fail(f"the package {error.name} is not installed: {INSTALL}")
     except (MemoryError, RuntimeError) as error:
         if is_missing_home(error):
-            how = "set HOME, or give --cache-dir (without it ~/.cache/simsiam)"
-            return fail(f"this user has no home folder, for which ~ stands: {how}")
+            return fail(
+                "this user has no home folder, for which ~ stands. "
+                "Set HOME, or give --cache-dir (without it ~/.cache/simsiam)."
+            )
         if not is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:100] or "of the program"
-        return fail(f"out of memory ({reason}): {suggest_less_memory(name)}; what is saved stays")
-    except BrokenPipeError:  # the reader of the output (`| head`) has gone
+        advice = suggest_less_memory(name)
+        return fail(f"out of memory ({reason}). {advice}. What is saved stays.")
+    except BrokenPipeError:
+        # The reader of the output, such as `| head`, has ended. Python would complain once more
+        # when it flushes stdout at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:  # no permission, no space
+        return 128 + signal.SIGPIPE
+    except OSError as error:  # such as no permission or no space
         return fail(describe_os_error(error))
 
 
+def run_command(name: str, flags: list[str], prog: str) -> None:
+    """Parse the flags of a command, and run it."""
+    if name not in COMMANDS:
+        names = ", ".join(COMMANDS)
+        raise UserError(f"{name}: no such command. There are {names}, each with --help.")
+    command = COMMANDS[name]
+    if issubclass(command, Evaluation) and flags and not flags[0].startswith("-"):
+        flags = ["--checkpoint", *flags]  # a checkpoint may come first, without its flag
+    config = parse(command, flags, prog)
+
+    module_name = name
+    function_name = name
+    if name == "ablate":
+        module_name = "sweep"
+    elif name == "pretrain" and config.run.seeds:
+        module_name = "sweep"
+        function_name = "sweep"
+    elif name == "pretrain":
+        # The announcement comes before the slow imports, so that the user sees an answer at once.
+        is_something_to_do = announce(config)
+        if not is_something_to_do:
+            return
+
+    module = import_without_gc(f"simsiam.commands.{module_name}")
+    silence_libraries()
+    may_unwind.set()
+    run = getattr(module, function_name)
+    run(config)
+
+
+def import_without_gc(module_name: str) -> object:
+    """Import a module, and with it torch.
+
+    Nothing that is imported is garbage. Looking for garbage would take a fifth of the time: 4.7 s
+    in place of 3.7 s for `simsiam.commands.pretrain`.
+    """
+    gc.disable()
+    module = importlib.import_module(module_name)
+    gc.freeze()
+    gc.enable()
+    return module
+
+
 def suggest_less_memory(name: str) -> str:
-    """Return what a command can do with less memory: the flags that it has for that."""
-    command = COMMANDS.get(name, COMMANDS["pretrain"])  # a sweep has the flags of a pre-training
-    options = {field.name for _, field, _, _ in iterate_options(command)}
+    """Return what the user of a command can do with less memory: flags that the command has."""
+    options = {option.field.name for option in iterate_options(COMMANDS[name])}
     ways = [way for option, way in LESS_MEMORY.items() if option in options]
-    return f"give {', or '.join(ways)}" if ways else "free some memory"
+    if not ways:
+        return "Free some memory"
+    return f"Give {', or '.join(ways)}"
 
 
-def stop(number: int, frame: object) -> None:
-    """Signal handler of commands that have nothing to save; pre-training installs its own."""
-    stopped = StoppedBySignal(number, "; the same command goes on, or begins again")
+def fail(message: object, status: int = 2) -> int:
+    """Print an error in the first process of each machine, and return the exit status."""
+    local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+    if local_rank == "0":
+        with suppress(OSError):  # after a SIGHUP there may be no terminal
+            print(f"main.py: {message}", file=sys.stderr)
+    return status
+
+
+# ---------------------------------------------------------------- signals
+
+
+def install_signal_handlers() -> None:
+    """Let signals end the program with one line, except those that are ignored, as by nohup."""
+    may_unwind.clear()
+    for number, default_handler in DEFAULTS.items():
+        if signal.getsignal(number) in (default_handler, signal.SIG_DFL):
+            signal.signal(number, stop)
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Handle a signal, in commands that have nothing to save; pre-training has its own handler."""
+    stopped = StoppedBySignal(number, "; the same command resumes, or starts again")
     if may_unwind.is_set():
         raise stopped
-    # Packages are being imported. Some would take an exception for a missing package and go on.
+    # Packages are being imported. Some would take the exception for a missing package and continue.
     fail(stopped)
-    with suppress(Exception):  # the signal may have come while something was printed
+    with suppress(Exception):  # the signal may have interrupted a write to stdout
         sys.stdout.flush()
     os._exit(stopped.status)
 
 
-def fail(why: object, status: int = 2) -> int:
-    """Print one line, in the first process of each machine; the status."""
-    if (os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0") == "0":
-        with suppress(OSError):  # after a SIGHUP there may be no terminal
-            print(f"main.py: {why}", file=sys.stderr)
-    return status
+def reset_signal_handlers() -> None:
+    """Let a signal end the process silently, unless the signal is ignored."""
+    for number in DEFAULTS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+# ---------------------------------------------------------------- output
 
 
 def prepare_streams() -> None:
     """Open the standard streams that are closed, and escape letters that stdout cannot encode."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            # A file opened later would get this number, and with it all that C code prints.
-            null = os.open(os.devnull, os.O_RDWR)
-            if null != number:
-                os.dup2(null, number)
-                os.close(null)
-            mode = "r" if name == "stdin" else "w"
-            setattr(sys, name, os.fdopen(number, mode, closefd=False))
-    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr does by itself
-        sys.stdout.reconfigure(errors="backslashreplace")
+        if getattr(sys, name) is not None:
+            continue
+        # Otherwise the next file that is opened would get the number of the stream, and with it
+        # everything that C code prints.
+        null = os.open(os.devnull, os.O_RDWR)
+        if null != number:
+            os.dup2(null, number)
+            os.close(null)
+        mode = "r" if name == "stdin" else "w"
+        setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # stderr escapes such letters by default
 
 
-def silence_lightning() -> None:
-    """This program prints itself what a person must know."""
+def silence_libraries() -> None:
+    """Turn off messages of libraries where this program prints what the user must know."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-    warnings.filterwarnings(
-        "ignore", message="TensorFloat32"
-    )  # its three digits are too few for crops and cosines
-    warnings.filterwarnings(
-        "ignore", message="Image size .* exceeds limit"
-    )  # refused by `read_image`
-    warnings.filterwarnings(
-        "ignore", message="Detected call of `lr_scheduler"
-    )  # fp16's first steps may be skipped
-    warnings.filterwarnings("ignore", message="CUDA initialization")  # `utils.nvidia` explains it
-    threading.excepthook = ignore_full_disk
+    # The three digits of TensorFloat32 are too few for crops and cosines.
+    warnings.filterwarnings("ignore", message="TensorFloat32")
+    # `read_image` refuses such an image.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+    # Of fp16's first optimizer steps some are skipped, which is expected.
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")
+    # `utils.nvidia` explains why a GPU cannot be used.
+    warnings.filterwarnings("ignore", message="CUDA initialization")
+    threading.excepthook = print_thread_error
 
 
-def ignore_full_disk(failed: threading.ExceptHookArgs) -> None:
-    """TensorBoard's writer thread met a full disk: ResilientTensorBoardLogger reports it."""
-    if not isinstance(failed.exc_value, OSError):
-        threading.__excepthook__(failed)
+def print_thread_error(failure: threading.ExceptHookArgs) -> None:
+    """Print the traceback of an error in a thread, except for an OSError.
+
+    The writer thread of TensorBoard raises an OSError on a full disk, which
+    ResilientTensorBoardLogger reports.
+    """
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     finally:
-        for number in DEFAULTS:  # all is said and saved: a signal ends what is left, without a word
-            signal.signal(
-                number,
-                signal.SIG_IGN if signal.getsignal(number) is signal.SIG_IGN else signal.SIG_DFL,
-            )
-        gc.freeze()  # else Python looks for garbage in all of torch, which takes more than a second
+        # Everything is printed and saved. A signal during the exit needs no message.
+        reset_signal_handlers()
+        # Otherwise Python looks for garbage in all of torch at the exit, which takes 1 to 3 s.
+        gc.freeze()

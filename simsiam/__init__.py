@@ -1,4 +1,4 @@
-"""SimSiam: the method, its data path and its monitors. Names are imported when they are first used."""
+"""SimSiam: the method, its data path and its monitors. A name is imported when it is first used."""
 
 import importlib
 import importlib.util
@@ -13,30 +13,35 @@ if TYPE_CHECKING:
     from simsiam.module import SimSiam
 
 __all__ = ["CollapseMonitor", "KNNMonitor", "SimSiam", "ViewsDataModule", "load_backbone"]
-MODULES = (
-    "callbacks.collapse",
-    "callbacks.knn",
-    "module",
-    "data.datamodule",
-    "evaluation.checkpoint",
-)
 
-
-def check_packages() -> None:
-    """Raise ImportError if a module of somebody else's hides one of the packages beside this one."""
-    root = Path(__file__).resolve().parent.parent
-    for package in ("models", "utils"):
-        found = importlib.util.find_spec(package)
-        where = Path(found.origin).resolve() if found and found.origin else "nothing"
-        if where != root / package / "__init__.py":
-            raise ImportError(
-                f"simsiam needs its own package {package!r}, but Python finds {where}: put {root} before it"
-            )
+# Public name -> the module that defines it.
+MODULES = {
+    "CollapseMonitor": "simsiam.callbacks.collapse",
+    "KNNMonitor": "simsiam.callbacks.knn",
+    "SimSiam": "simsiam.module",
+    "ViewsDataModule": "simsiam.data.datamodule",
+    "load_backbone": "simsiam.evaluation.checkpoint",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import late, so that `--help` does not wait for torch."""
-    if name in __all__:
-        check_packages()
-        return getattr(importlib.import_module(f"simsiam.{MODULES[__all__.index(name)]}"), name)
-    raise AttributeError(f"module 'simsiam' has no attribute {name!r}")
+    """Import a public name when it is first used, so that `--help` does not wait for torch."""
+    if name not in MODULES:
+        raise AttributeError(f"module 'simsiam' has no attribute {name!r}")
+    check_packages()
+    return getattr(importlib.import_module(MODULES[name]), name)
+
+
+def check_packages() -> None:
+    """Raise ImportError if another module hides `models` or `utils`, which are beside simsiam."""
+    root = Path(__file__).resolve().parent.parent
+    for package in ("models", "utils"):
+        spec = importlib.util.find_spec(package)
+        location = "no such package"
+        if spec is not None and spec.origin is not None:
+            location = str(Path(spec.origin).resolve())
+        if location != str(root / package / "__init__.py"):
+            raise ImportError(
+                f"simsiam needs its own package {package!r}, but Python finds {location}. "
+                f"Put {root} first in sys.path."
+            )

@@ -1,230 +1,255 @@
-"""A command line from a dataclass of option groups, by tyro and pydantic; every mistake is one line.
+"""Parse a command line into a command, with tyro and pydantic; every mistake is one line.
 
-A group is a field of the command's dataclass and a heading in `--help`; its fields are the flags, each with its range
-(`Annotated[int, Field(ge=1)]`).
+A command is a dataclass whose fields are groups of options (`utils.option_group`). Each group is
+a heading in `--help`, and each of its fields is a flag.
 """
 
+import dataclasses
 import difflib
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, asdict, fields, is_dataclass
-from enum import IntEnum
 from inspect import getdoc
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
 import yaml
 from pydantic import ValidationError
-from tyro import _errors  # private, hence req.txt pins tyro
+from tyro import _errors  # private, therefore req.txt names one version of tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from utils.errors import UserError, require
+from utils.option_group import Hint, Rule, describe_invalid, find_annotation, get_help, to_flag
+from utils.settings import flatten, from_settings, iterate_options
+from utils.settings import to_flags as to_flags  # for modules that still import it from here
+
+CHANGEABLE_ON_RESUME = Rule.CHANGEABLE_ON_RESUME  # for modules that still import it from here
 
 Command = TypeVar("Command")
 
-# What other tools call it.
+# The name of a flag in other tools -> its name here.
 FLAGS_ELSEWHERE = {
-    **{
-        "--lr": "--learning-rate",
-        "--base-lr": "--learning-rate",
-        "--wd": "--weight-decay",
-        "--bs": "--batch-size",
-    },
-    **{
-        "--gpus": "--devices",
-        "--num-gpus": "--devices",
-        "--nodes": "--num-nodes",
-        "--nnodes": "--num-nodes",
-    },
-    **{
-        "--max-epochs": "--epochs",
-        "--num-epochs": "--epochs",
-        "--warmup": "--warmup-epochs",
-        "--arch": "--backbone",
-    },
-    **{
-        "--model": "--backbone",
-        "--data": "--data-dir",
-        "--resume": "--ckpt-dir",
-        "--output-dir": "--save-dir",
-    },
+    "--accumulate-grad-batches": "--accumulate",
+    "--arch": "--backbone",
+    "--base-lr": "--learning-rate",
+    "--bs": "--batch-size",
+    "--data": "--data-dir",
+    "--default-root-dir": "--save-dir",
+    "--gpus": "--devices",
     "--held-out": "--held-out-images",
-    **{"--default-root-dir": "--save-dir", "--accumulate-grad-batches": "--accumulate"},
+    "--lr": "--learning-rate",
+    "--max-epochs": "--epochs",
+    "--model": "--backbone",
+    "--nnodes": "--num-nodes",
+    "--nodes": "--num-nodes",
+    "--num-epochs": "--epochs",
+    "--num-gpus": "--devices",
+    "--output-dir": "--save-dir",
+    "--resume": "--ckpt-dir",
+    "--warmup": "--warmup-epochs",
+    "--wd": "--weight-decay",
 }
+# A value in other tools -> its name here.
 VALUES_ELSEWHERE = {
-    "cuda": "gpu",
-    "bf16-mixed": "bf16",
     "16-mixed": "16",
     "32-true": "32",
+    "bf16-mixed": "bf16",
+    "cuda": "gpu",
     "fp16": "16",
     "fp32": "32",
 }
 
 
-class Rule(IntEnum):
-    """What becomes of an option later; it stands in the `Annotated` of its field. Each implies those before it."""
+def parse(command: type[Command], args: list[str], prog: str) -> Command:
+    """Return the command that these arguments ask for.
 
-    PLAIN = 0
-    CHANGEABLE_ON_RESUME = 1  # a run may be resumed with another value
-    NOT_INHERITED = 2  # a run that starts from an earlier run's `--config` does not take it over
-    NOT_SAVED = 3  # it is not written into the run's config and checkpoints
+    With `--config FILE` the settings in that file replace the defaults of the flags.
 
+    Args:
+        command: a dataclass whose fields are groups of options.
+        args: the arguments after the name of the program and of the command.
+        prog: the name of the program and of the command, for `--help`.
 
-PLAIN, CHANGEABLE_ON_RESUME, NOT_INHERITED, NOT_SAVED = Rule
+    Raises:
+        UserError: for the first mistake in the arguments or in the file.
+        SystemExit: after `--help` was printed.
+    """
+    if "-h" in args or "--help" in args:
+        args = ["--help"]  # help does not wait for the other arguments to be right
 
+    rules = {option.field.name: option.rule for option in iterate_options(command)}
+    default: Any = tyro.MISSING_NONPROP  # the defaults of the options
+    config_file = _find_config_file(args)
+    if config_file is not None and "config" in rules:
+        default = _read_config(command, config_file, rules)
 
-def default_hint(metavar: str, default: str) -> Any:
-    """How `--help` shows a flag whose default is None: its value, and what happens without it."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-
-
-def to_flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-# ---------------------------------------------------------------- commands as flat settings
-
-
-def iterate_options(command: type) -> Iterator[tuple[str, Field[Any], Rule, str]]:
-    """(group, field, rule, what happens without it, if that is not its default) of each option of a command."""
-    for group, type_ in get_type_hints(command).items():
-        if is_dataclass(type_):
-            hints = get_type_hints(type_, include_extras=True)
-            for field in fields(type_):
-                known = (
-                    get_args(hints[field.name])
-                    if get_origin(hints[field.name]) is Annotated
-                    else ()
-                )
-                rule = next((rule for rule in known if isinstance(rule, Rule)), PLAIN)
-                told = [
-                    hint
-                    for arg in known
-                    if isinstance(hint := getattr(arg, "help_behavior_hint", None), str)
-                ]
-                yield group, field, rule, "".join(told).removeprefix("(default: ").removesuffix(")")
+    flags = [to_flag(name) for name in rules]
+    with _errors.on_parse_error(lambda event: _raise_user_error(event, flags)):
+        config: Command = tyro.cli(
+            command,
+            args=args,
+            prog=prog,
+            description=getdoc(command),
+            default=default,
+            config=(tyro.conf.OmitArgPrefixes,),
+            registry=_REGISTRY,
+        )
+    _check_texts(flatten(config))
+    return config
 
 
-def flatten(config: Any) -> dict[str, Any]:
-    """All settings of a command by name, without their groups; several values as a list, which is what files hold."""
-    found = (setting for group in asdict(config).values() for setting in group.items())
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found}
-
-
-def from_settings(command: type[Command], settings: Mapping[str, Any]) -> Command:
-    """The inverse of `flatten`; what is not given has its default. UserError: a wrong value, or an unknown name."""
-    group_of = {field.name: group for group, field, *_ in iterate_options(command)}
-    unknown = sorted(map(str, settings.keys() - group_of.keys()))
-    require(not unknown, f"unknown setting {', '.join(unknown)}")
-    groups: dict[str, dict[str, Any]] = {}
-    for name, value in settings.items():
-        groups.setdefault(group_of[name], {})[name] = value
-    types = get_type_hints(command)
-    try:
-        return command(**{group: types[group](**values) for group, values in groups.items()})
-    except ValidationError as error:
-        raise UserError(describe_invalid(error)) from None
-
-
-def to_flags(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as flags; one that is None is left out."""
-    written = []
+def _check_texts(settings: dict[str, Any]) -> None:
+    """Refuse empty names, and paths below a home folder that does not exist."""
     for name, value in settings.items():
         flag = to_flag(name)
-        if isinstance(value, bool):
-            written.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, list) and value:
-            written += [flag, *map(str, value)]
-        elif value not in (None, []):
-            written.append(f"{flag}={value}")
-    return written
+        items = value if isinstance(value, list) else [value]
+        for item in items:
+            text = str(item)
+            require(text != "", f"{flag} is empty. Give a name, or leave the flag out.")
+            is_expanded = not text.startswith("~") or os.path.expanduser(text) != text
+            require(is_expanded, f"{flag} {text}: there is no such home folder")
 
 
-# ---------------------------------------------------------------- parsing
+def _find_config_file(args: list[str]) -> Path | None:
+    """Return the file behind the last `--config`; None without the flag."""
+    file: str | None = None
+    for arg, next_arg in itertools.zip_longest(args, args[1:]):
+        if arg.startswith("--config="):
+            file = arg.removeprefix("--config=")
+        elif arg == "--config":
+            file = next_arg  # None if nothing follows, which tyro refuses
+    return None if file is None else Path(os.path.expanduser(file))
 
 
-def parse(command: type[Command], args: list[str], prog: str) -> Command:
-    """The command from its flags; `--config FILE` puts that file's settings in the place of the defaults."""
-    flat = tyro.conf.OmitArgPrefixes[command]
-    args = ["--help"] if {"-h", "--help"} & set(args) else args
-    rules = {field.name: rule for _, field, rule, _ in iterate_options(command)}
-    default = _read_config(command, args, rules) if "config" in rules else None
-    with _errors.on_parse_error(lambda event: _refuse(event, rules)):
-        parsed: Command = tyro.cli(
-            flat, args=args, prog=prog, description=getdoc(command), default=default
-        )  # pyright: ignore
-    for name, value in flatten(parsed).items():
-        for text in value if isinstance(value, list) else [value]:
-            require(text != "", f"{to_flag(name)}: an empty name; leave the flag out")
-            lost = str(text).startswith("~") and os.path.expanduser(text) == text
-            require(not lost, f"{to_flag(name)} {text}: there is no such home folder")
-    return parsed
+def _read_config(command: type[Command], file: Path, rules: dict[str, Rule]) -> Command:
+    """Return the command with the settings that the config.yaml of a run hands on."""
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))["settings"]
+        inherited = {}
+        for name, value in settings.items():
+            # Names that no option has are kept for `from_settings`, which refuses them.
+            if rules.get(name, Rule.PLAIN) < Rule.NOT_INHERITED:
+                inherited[name] = value
+        return from_settings(command, inherited)
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(
+            f"--config {file} is not the config.yaml of a run: it has no `settings`"
+        ) from None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())  # YAML's messages have several lines
+        raise UserError(f"--config {file}: {reason}") from None
 
 
-def _refuse(event: _errors.ParseErrorEvent, rules: dict[str, Rule]) -> NoReturn:
-    """One line for what tyro would not take."""
-    argument = getattr(event, "argument", None)
-    flag = argument.lowered.name_or_flags[0] if argument is not None else ""
+# ---------------------------------------------------------------- option groups for tyro
+
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.struct_rule
+def _describe_group(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Describe the fields of a command, or of a group of options, to tyro."""
+    if not dataclasses.is_dataclass(info.type):
+        return None  # tyro's own rules apply
+    type_hints = get_type_hints(info.type, include_extras=True)
+    specs: list[StructFieldSpec] = []
+    for field in dataclasses.fields(info.type):
+        if dataclasses.is_dataclass(info.default):
+            default = getattr(info.default, field.name)
+        elif field.default is not dataclasses.MISSING:
+            default = field.default
+        else:
+            default = tyro.MISSING_NONPROP  # the flag must be given
+        spec = StructFieldSpec(
+            name=field.name,
+            type=_add_tyro_annotations(type_hints[field.name]),
+            default=default,
+            helptext=get_help(info.type, field.name),
+        )
+        specs.append(spec)
+    return StructConstructorSpec(instantiate=info.type, fields=tuple(specs))
+
+
+def _add_tyro_annotations(type_hint: Any) -> Any:
+    """Return a type hint in which tyro's own annotations say what its `Hint` says."""
+    hint = find_annotation(type_hint, Hint)
+    if hint is None:
+        return type_hint
+    if hint.positional:
+        argument = tyro.conf.arg(metavar=hint.metavar, help_behavior_hint="(required)")
+        return Annotated[type_hint, argument, tyro.conf.Positional]
+    default_text = None  # tyro shows the default value
+    if hint.default is not None:
+        default_text = f"(default: {hint.default})"
+    return Annotated[
+        type_hint, tyro.conf.arg(metavar=hint.metavar, help_behavior_hint=default_text)
+    ]
+
+
+# ---------------------------------------------------------------- errors
+
+
+def _raise_user_error(event: _errors.ParseErrorEvent, flags: list[str]) -> NoReturn:
+    """Raise UserError, in one line, for what tyro would refuse in several."""
     match event:
         case _errors.UnrecognizedArgs(tokens=tokens):
-            message = _suggest_flag(tokens[0].split("=")[0], rules)
-        case _errors.MissingArgs(missing_arguments=[missing, *_]):
-            message = f"{missing.arg.lowered.name_or_flags[-1]} {missing.arg.lowered.metavar} must be given"
+            message = _describe_unknown_flag(tokens[0].split("=")[0], flags)
+        case _errors.MissingArgs(missing_arguments=missing_arguments):
+            argument = missing_arguments[0].arg.lowered
+            message = f"{argument.name_or_flags[-1]} {argument.metavar} must be given"
         case _errors.InvalidChoice(value=value, choices=choices):
-            near = [
-                VALUES_ELSEWHERE.get(value),
-                *difflib.get_close_matches(value.lower(), choices, 1),
-            ]
-            hints = [f"did you mean {choice}? " for choice in near if choice in choices]
-            message = f"{flag} {value}: {''.join(hints[:1])}There are {', '.join(choices)}"
+            message = f"{_get_flag(event)} {value}: {_describe_choices(value, choices)}"
         case _errors.InstantiationFailure():
-            error = sys.exception()
-            while error is not None and not isinstance(error, ValidationError):
-                error = error.__cause__ or error.__context__
-            text = f"{flag}: {event.message.splitlines()[0]}" if flag else event.message
-            message = describe_invalid(error) if error else text
+            message = _describe_failure(event)
         case _:
-            message = f"{flag}: needs a value"
+            message = f"{_get_flag(event)} needs a value"
     raise UserError(message) from None
 
 
-def _suggest_flag(flag: str, rules: dict[str, Rule]) -> str:
+def _get_flag(event: _errors.ParseErrorEvent) -> str:
+    """Return the flag that an error is about; "" if the error is about no single flag."""
+    argument = getattr(event, "argument", None)
+    return "" if argument is None else argument.lowered.name_or_flags[0]
+
+
+def _describe_unknown_flag(flag: str, flags: list[str]) -> str:
     if not flag.startswith("-"):
         return f"{flag}: flags begin with --; --help lists them"
-    flags = list(map(to_flag, rules))
-    elsewhere = FLAGS_ELSEWHERE.get(flag.replace("_", "-"))
-    if elsewhere in flags:
-        return f"{flag}: it is called {elsewhere} here"
-    near = difflib.get_close_matches(flag, flags, 1)
-    return f"{flag}: " + (f"did you mean {near[0]}?" if near else "no such flag; --help lists them")
+    name_here = FLAGS_ELSEWHERE.get(flag.replace("_", "-"))
+    if name_here in flags:
+        return f"{flag} is called {name_here} here"
+    nearest = difflib.get_close_matches(flag, flags, 1)
+    if nearest:
+        return f"{flag}: did you mean {nearest[0]}?"
+    return f"{flag}: no such flag; --help lists them"
 
 
-def describe_invalid(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, as "--flag VALUE: what it should be"."""
-    first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, UserError):  # of a __post_init__, which names its flags itself
-        return str(cause)
-    name = next((part for part in first["loc"] if isinstance(part, str)), "")
-    return f"{to_flag(name)} {first['input']}: {first['msg'].removeprefix('Input ')}"
+def _describe_choices(value: str, choices: tuple[str, ...]) -> str:
+    """Return which choices there are, and which of them was probably meant."""
+    all_choices = f"There are {', '.join(choices)}"
+    meant = VALUES_ELSEWHERE.get(value)
+    if meant not in choices:
+        nearest = difflib.get_close_matches(value.lower(), choices, 1)
+        meant = nearest[0] if nearest else None
+    if meant is None:
+        return all_choices
+    return f"did you mean {meant}? {all_choices}"
 
 
-def _read_config(command: type[Command], args: list[str], rules: dict[str, Rule]) -> Command | None:
-    """The command with the settings of the file that `--config` names."""
-    values = [a.split("=", 1)[1] for a in args if a.startswith("--config=")]
-    values += [after for flag, after in itertools.pairwise(args) if flag == "--config"]
-    if not values:
-        return None
-    file = Path(os.path.expanduser(values[-1]))
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))["settings"].items()
-        taken = {name: value for name, value in settings if rules.get(name, PLAIN) < NOT_INHERITED}
-        return from_settings(command, taken)
-    except (TypeError, KeyError, AttributeError):
-        raise UserError(
-            f"--config {file}: not a config.yaml of a run (it has no `settings`)"
-        ) from None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"--config {file}: {' '.join(str(error).split())}") from None
+def _describe_failure(event: _errors.InstantiationFailure) -> str:
+    """Return why a value could not be made of the text, or a group of its values."""
+    # tyro wraps the error of pydantic, which says more, into errors of its own.
+    error = sys.exception()
+    while error is not None:
+        if isinstance(error, ValidationError):
+            return describe_invalid(error)
+        error = error.__cause__ or error.__context__
+    flag = _get_flag(event)
+    if not flag:
+        return event.message
+    return f"{flag}: {event.message.splitlines()[0]}"

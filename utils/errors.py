@@ -5,38 +5,62 @@ import signal
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: a flag, a file, a folder. The message says how. Exit status 2."""
+    """A mistake that the user can fix: in a flag, a file or a folder. Exit status 2.
+
+    The message says how to fix the mistake.
+    """
 
     status = 2
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on: collapsed (exit status 3), not finite (4), or a process of it ended."""
+    """A run that cannot continue.
+
+    Args:
+        message: what happened.
+        status: exit status of the program: 3 if the representation collapsed, 4 if a value is not
+            finite, or the status of a process of the run that ended.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
 
 
-class StoppedBySignal(
-    BaseException
-):  # not an Exception, so that no `except Exception` around a file takes it for a bad file
-    """Ended by a signal: exit status 128 + its number. The message says where, and whether the work was saved."""
+class StoppedBySignal(BaseException):
+    """A signal ended the program. Exit status 128 + the number of the signal.
 
-    def __init__(self, number: int, where: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}{where}")
-        self.number, self.status = number, 128 + number
+    It is no Exception, so that `except Exception` around the reading of a file does not take the
+    signal for a bad file.
+
+    Args:
+        number: number of the signal.
+        details: the rest of the message: where the program was, and whether the work was saved.
+    """
+
+    def __init__(self, number: int, details: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}{details}")
+        self.number = number
+        self.status = 128 + number
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise UserError with the message unless the condition holds."""
+    if not condition:
+        raise UserError(message)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's error, a GPU's, or that of torch's allocator on a CPU."""
-    return isinstance(error, MemoryError) or any(
-        s in str(error) for s in ("out of memory", "allocate memory")
-    )
+    """Return whether memory is exhausted: of Python, of a GPU, or of torch's CPU allocator."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
 
 
 def is_missing_home(error: BaseException) -> bool:
-    """Whether pathlib could not expand "~": HOME is not set, and the user's id is in no passwd."""
+    """Return whether pathlib could not expand "~".
+
+    HOME is not set then, and the user's id has no entry in passwd.
+    """
     return isinstance(error, RuntimeError) and str(error) == "Could not determine home directory."
 
 
@@ -44,16 +68,10 @@ def describe_os_error(error: OSError) -> str:
     """Return what failed and why, in one line."""
     reason = error.strerror or str(error)
     if error.filename is None and reason.startswith("No usable temporary directory"):
-        return f"{reason}: free some space in one of them, or set TMPDIR to another folder"
+        return f"{reason}. Free some space in one of them, or set TMPDIR to another folder."
     if not error.filename:
         return reason
     name = error.filename
     if isinstance(name, bytes):
         name = os.fsdecode(name)
     return f"{name}: {reason}"
-
-
-def require(ok: bool, message: str) -> None:
-    """Raise UserError(message) unless ok."""
-    if not ok:
-        raise UserError(message)

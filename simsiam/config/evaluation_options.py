@@ -1,79 +1,157 @@
-"""Groups of options of the commands that use a trained network; as `simsiam.config.options`."""
+"""Groups of options of the commands that use a trained network; see `simsiam.config.options`."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
-from tyro.conf import Positional, arg
 
 from simsiam.config.ablations import USUAL, VARIANTS
-from simsiam.config.options import AtLeast1, BatchSize, Momentum, NotNegative, Positive, Seed, Share
-from utils.cli import CHANGEABLE_ON_RESUME, default_hint
+from simsiam.config.value_types import (
+    AtLeast1,
+    BatchSize,
+    Momentum,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+)
 from utils.errors import require
-from utils.option_group import option_group
+from utils.option_group import Hint, Rule, option_group
 
 
 @option_group(kw_only=True)
 class CheckpointOptions:
     """Checkpoint and results."""
 
-    checkpoint: Annotated[str, arg(metavar="PATH"), CHANGEABLE_ON_RESUME]
-    """A run folder, a .ckpt or a .safetensors of this program; it may also come first, without the flag."""
+    checkpoint: Annotated[str, Hint("PATH"), Rule.CHANGEABLE_ON_RESUME]
+    """A run folder, a .ckpt or a .safetensors of this program. The path may also come first,
+    without the flag."""
     results_dir: Annotated[
-        str | None, default_hint("DIR", "results in the run's folder"), CHANGEABLE_ON_RESUME
+        str | None, Hint("DIR", default="results in the run's folder"), Rule.CHANGEABLE_ON_RESUME
     ] = None
-    """Folder for the figures (JSON) and whatever else the command makes."""
-    overwrite: Annotated[bool, CHANGEABLE_ON_RESUME] = (
-        False  # Replace the results of an earlier call.
-    )
+    """Folder for the results (JSON) and for the other files of the command."""
+    overwrite: Annotated[bool, Rule.CHANGEABLE_ON_RESUME] = False
+    """Replace the results of an earlier call."""
+
+
+@dataclass(frozen=True)
+class LinearSGD:
+    """Settings of `linear --augment`, with the defaults of the flags of these names."""
+
+    epochs: int = 100
+    batch_size: int = 256
+    learning_rate: float = 0.1
+    crop_scale: float = 0.8
 
 
 @option_group()
 class LinearOptions:
     """Linear classifier."""
 
-    augment: bool = False  # Train with crops and flips by SGD, as papers do; else on features computed once, by L-BFGS.
+    augment: bool = False
+    """Train by SGD on crops and flips, as papers do, instead of by L-BFGS on features that are
+    computed once."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Without --augment: share of the train images on which the weight decay is chosen; then all are used."""
-    epochs: Annotated[AtLeast1 | None, default_hint("EPOCHS", "100")] = None
+    """Without --augment: share of the train images on which the weight decay is chosen. The final
+    classifier is fitted on all of them."""
+    epochs: Annotated[AtLeast1 | None, Hint("EPOCHS", default=f"{LinearSGD.epochs}")] = None
     """With --augment: length of the training; the rate decays to 0 along a cosine."""
-    batch_size: Annotated[AtLeast1 | None, default_hint("N", "256")] = (
-        None  # With --augment: images in a step.
-    )
-    learning_rate: Annotated[Positive | None, default_hint("RATE", "0.1")] = None
+    batch_size: Annotated[AtLeast1 | None, Hint("N", default=f"{LinearSGD.batch_size}")] = None
+    """With --augment: images in a step."""
+    learning_rate: Annotated[
+        Positive | None, Hint("RATE", default=f"{LinearSGD.learning_rate}")
+    ] = None
     """With --augment: the head's initial rate, for standardised features."""
-    crop_scale: Annotated[Share | None, default_hint("SHARE", "0.8")] = None
+    crop_scale: Annotated[Share | None, Hint("SHARE", default=f"{LinearSGD.crop_scale}")] = None
     """With --augment: smallest area of a crop, as a share of the image."""
-    seed: Seed = 0  # Seed of the held-out choice, the order and the crops.
-    from_scratch: bool = False  # Probe the same network with random weights instead, to see what pre-training is worth.
+    seed: Seed = 0
+    """Seed of the held-out choice, the order and the crops."""
+    from_scratch: bool = False
+    """Probe the same network with random weights instead, to see what pre-training is worth."""
+
+    @property
+    def sgd(self) -> LinearSGD:
+        """The settings of the training with --augment, with the defaults resolved."""
+        return LinearSGD(
+            epochs=self.epochs or LinearSGD.epochs,
+            batch_size=self.batch_size or LinearSGD.batch_size,
+            learning_rate=self.learning_rate or LinearSGD.learning_rate,
+            crop_scale=self.crop_scale or LinearSGD.crop_scale,
+        )
+
+
+DEFAULT_LABEL_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class FinetuneRates:
+    """Initial learning rates of a fine-tuning."""
+
+    backbone: float
+    head: float
+
+
+PRETRAINED_RATES = FinetuneRates(backbone=0.03, head=0.03)
+SCRATCH_RATES = FinetuneRates(backbone=0.3, head=0.1)
 
 
 @option_group()
 class FinetuneOptions:
     """Fine-tuning."""
 
-    label_fraction: Annotated[Share | None, default_hint("SHARE", "0.1")] = None
+    label_fraction: Annotated[Share | None, Hint("SHARE", default=f"{DEFAULT_LABEL_FRACTION}")] = (
+        None
+    )
     """Share of the train labels to use: exactly that share of every class, chosen by the seed."""
-    label_count: Annotated[AtLeast1 | None, default_hint("N", "--label-fraction")] = None
-    """Use N labels instead, equally many of every class."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), CHANGEABLE_ON_RESUME] = (0,)
-    """One training for each seed (of label choice, order and crops); the table has their mean and deviation."""
-    from_scratch: bool = False  # Train the same network from random weights instead, to see what pre-training is worth.
-    epochs: AtLeast1 = 100  # Length of a training, in passes over the labelled images; rates decay to 0 along a cosine.
-    batch_size: BatchSize = 256  # Images in a step.
-    learning_rate: Annotated[Positive | None, default_hint("RATE", "0.03; 0.3 from scratch")] = None
+    label_count: Annotated[AtLeast1 | None, Hint("N", default="--label-fraction")] = None
+    """Number of labels to use instead of a share, equally many of every class."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Rule.CHANGEABLE_ON_RESUME] = (0,)
+    """Train once for each seed (of label choice, order and crops); the table has the mean and the
+    standard deviation of the accuracies."""
+    from_scratch: bool = False
+    """Train the same network from random weights instead, to see what pre-training is worth."""
+    epochs: AtLeast1 = 100
+    """Length of a training, in passes over the labelled images; rates decay to 0 along a cosine."""
+    batch_size: BatchSize = 256
+    """Images in a step."""
+    learning_rate: Annotated[
+        Positive | None,
+        Hint(
+            "RATE",
+            default=f"{PRETRAINED_RATES.backbone}; {SCRATCH_RATES.backbone} from scratch",
+        ),
+    ] = None
     """The backbone's initial rate."""
     head_learning_rate: Annotated[
-        Positive | None, default_hint("RATE", "0.03; 0.1 from scratch")
+        Positive | None,
+        Hint("RATE", default=f"{PRETRAINED_RATES.head}; {SCRATCH_RATES.head} from scratch"),
     ] = None
     """The head's initial rate."""
-    momentum: Momentum = 0.9  # Momentum of SGD.
-    weight_decay: NotNegative = 5e-4  # On all parameters.
-    crop_scale: Share = 0.5  # Smallest area of a crop, as a share of the image.
+    momentum: Momentum = 0.9
+    """Momentum of SGD."""
+    weight_decay: NotNegative = 5e-4
+    """Weight decay of all parameters."""
+    crop_scale: Share = 0.5
+    """Smallest area of a crop, as a share of the image."""
 
     def __post_init__(self) -> None:
         require(
             self.label_count is None or self.label_fraction is None,
-            "--label-fraction is a share, --label-count a number: give one of them",
+            "--label-fraction is a share, --label-count a number. Give one of them.",
+        )
+
+    @property
+    def fraction(self) -> float:
+        """The share of the train labels, with the default resolved."""
+        return self.label_fraction or DEFAULT_LABEL_FRACTION
+
+    @property
+    def rates(self) -> FinetuneRates:
+        """The initial learning rates, with the defaults resolved."""
+        defaults = SCRATCH_RATES if self.from_scratch else PRETRAINED_RATES
+        return FinetuneRates(
+            backbone=self.learning_rate or defaults.backbone,
+            head=self.head_learning_rate or defaults.head,
         )
 
 
@@ -81,17 +159,18 @@ class FinetuneOptions:
 class EmbedOptions:
     """Embedding."""
 
-    output: Annotated[str | None, default_hint("FILE", "features.npz in the results folder")] = (
-        None  # The .npz file to write.
-    )
-    images: Annotated[str | None, default_hint("DIR", "the data set")] = None
-    """Embed all images in this folder and below it (their central square, resized) instead of the data set."""
-    split: Literal["both", "train", "test"] = "both"  # Part of the data set.
+    output: Annotated[str | None, Hint("FILE", default="features.npz in the results folder")] = None
+    """The .npz file to write."""
+    images: Annotated[str | None, Hint("DIR", default="the data set")] = None
+    """Embed all images in this folder and below it (their central square, resized) instead of the
+    data set."""
+    split: Literal["both", "train", "test"] = "both"
+    """Part of the data set."""
 
     def __post_init__(self) -> None:
         require(
             self.output is None or self.output.endswith(".npz"),
-            f"--output {self.output}: a name that ends in .npz",
+            f"--output {self.output}: give a name that ends in .npz",
         )
 
 
@@ -99,18 +178,21 @@ class EmbedOptions:
 class NeighboursOptions:
     """Gallery: a row for each query, with its nearest train images."""
 
-    output: Annotated[str | None, default_hint("FILE", "neighbours.png in the results folder")] = (
-        None  # The picture to write.
+    output: Annotated[str | None, Hint("FILE", default="neighbours.png in the results folder")] = (
+        None
     )
-    images: Annotated[str | None, default_hint("DIR", "test images")] = None
+    """The picture to write."""
+    images: Annotated[str | None, Hint("DIR", default="test images")] = None
     """Take the queries from this folder of images instead of the test images."""
-    queries: Annotated[int, Field(ge=1, le=50)] = 10  # Queries, spread evenly over all images.
-    k: Annotated[int, Field(ge=1, le=50)] = 10  # Neighbours of each.
+    queries: Annotated[int, Field(ge=1, le=50)] = 10
+    """Queries, spread evenly over all images."""
+    k: Annotated[int, Field(ge=1, le=50)] = 10
+    """Neighbours of each query."""
 
     def __post_init__(self) -> None:
         require(
             self.output is None or self.output.endswith(".png"),
-            f"--output {self.output}: a name that ends in .png",
+            f"--output {self.output}: give a name that ends in .png",
         )
 
 
@@ -119,32 +201,33 @@ class ExportOptions:
     """File."""
 
     format: Literal["safetensors", "torch-export", "onnx"] = "safetensors"
-    """safetensors (weights under torchvision's names), torch-export (a .pt2 program for torch), or onnx."""
-    output: Annotated[str | None, default_hint("FILE", "backbone.SUFFIX in the results folder")] = (
+    """safetensors (weights under torchvision's names), torch-export (a .pt2 program for torch), or
+    onnx."""
+    output: Annotated[str | None, Hint("FILE", default="backbone.SUFFIX in the results folder")] = (
         None
     )
-    """Where to write it: a name that ends in .safetensors, .pt2 or .onnx, as the format has it."""
+    """The file to write; its name must end as the format does: .safetensors, .pt2 or .onnx."""
 
 
 @option_group(kw_only=True)
 class ReportOptions:
     """Report."""
 
-    runs: Annotated[
-        tuple[str, ...],
-        Positional,
-        arg(metavar="RUN [RUN ...]", help_behavior_hint="(one at least)"),
-    ]
-    """Folders of runs (finished, training, or killed), or of several, as --seeds makes them."""
+    runs: Annotated[tuple[str, ...], Hint("RUN [RUN ...]", positional=True)]
+    """Folders of runs (finished, training or killed), or folders that hold several runs, as
+    --seeds makes them."""
     output: Annotated[
         str | None,
-        default_hint("DIR", "report in the run's folder, or in that which holds the runs"),
+        Hint("DIR", default="report in the run's folder, or in the folder that holds the runs"),
     ] = None
-    """Folder for index.html and figures/*.png. It replaces an earlier report there, and nothing else."""
+    """Folder for index.html and figures/*.png. An earlier report in it is replaced; other files
+    stay."""
     pictures: bool = True
-    """Draw what needs a checkpoint and its images: neighbours, classes, the map of features. Of four runs at most."""
-    data_dir: Annotated[str | None, default_hint("DIR", "where the run had it, or ./data")] = None
-    """Folder of the data sets. Nothing is downloaded: without its images a run has no such pictures."""
+    """Draw what needs a checkpoint and its images, for at most four runs: neighbours, classes, the
+    map of features."""
+    data_dir: Annotated[str | None, Hint("DIR", default="where the run had it, or ./data")] = None
+    """Folder of the data sets. Nothing is downloaded: a run whose images are missing has no such
+    pictures."""
 
     def __post_init__(self) -> None:
         require(
@@ -155,13 +238,20 @@ class ReportOptions:
 
 @option_group()
 class AblateOptions:
-    """Ablation: what is taken away or changed, one thing at a time."""
+    """Ablation: variants of SimSiam that each lack or change one thing."""
 
-    #: The paper's: baseline, no-stop-grad, no-predictor, fixed-predictor, constant-predictor-lr, no-bn, hidden-bn and
-    #: all-bn (in the heads), asymmetric, and batch-64 to batch-4096 (the rate follows the batch).
     variants: Annotated[tuple[str, ...], Field(min_length=1)] = USUAL
+    """Variants of the paper to train: baseline, no-stop-grad, no-predictor, fixed-predictor,
+    constant-predictor-lr, no-bn, hidden-bn and all-bn (in the heads), asymmetric, and batch-64 to
+    batch-4096 (the rate follows the batch)."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.variants if name not in VARIANTS]
-        require(not unknown, f"--variants {' '.join(unknown)}: there are {', '.join(VARIANTS)}")
-        require(len(set(self.variants)) == len(self.variants), "--variants: give each variant once")
+        require(
+            not unknown,
+            f"--variants {' '.join(unknown)}: unknown. There are {', '.join(VARIANTS)}",
+        )
+        require(
+            len(set(self.variants)) == len(self.variants),
+            "--variants has a variant twice. Give each variant once.",
+        )

@@ -1,73 +1,113 @@
-"""What a run is to be, and what is in its folder already: said before torch is imported."""
+"""Check the folder of a run, and announce the run, before torch is imported."""
 
 import os
 
 from simsiam.config.commands import (
-    CUSTOM_DATASETS,
     Pretrain,
     describe_differences,
+    find_differences,
     settings_to_keep,
 )
+from simsiam.config.options import CUSTOM_DATASETS, DataOptions
 from utils.console import plural
-from utils.errors import require
+from utils.errors import UserError, require
 from utils.run_dir import RunDirectory
 
 
 def check_folder(config: Pretrain, run: RunDirectory) -> str:
-    """The state of the run's folder: new, unfinished or finished; UserError if it holds another run, or none."""
+    """Return the state of the run's folder: "new", "unfinished" or "finished".
+
+    Raises:
+        UserError: if the folder cannot be used, or holds another run.
+    """
     name = str(run.path)
+    is_utf8 = name.encode(errors="replace").decode() == name
     require(
-        name.encode(errors="replace").decode() == name,
-        f"--save-dir, --exp-name or --version: {name!a} is not UTF-8: give another name",
+        is_utf8,
+        f"{name!a} is not UTF-8. Give another --save-dir, --exp-name or --version.",
     )
-    state, data = run.state(), config.data
+    state = run.state()
     if state != "new" and not config.run.overwrite:
-        changed, weights = (
-            describe_differences(run.settings(), settings_to_keep(config)),
-            f"--model-path {run.path}",
-        )
-        require(
-            not (len(changed) == 1 and changed[0].startswith("--epochs ")),
-            f"{run.path} holds a run of {run.settings().get('epochs')} epochs, for which its learning rate was planned "
-            f"to fall to 0: it has no further ones. A new run may begin with its weights: {weights} --exp-name NAME",
-        )
-        require(
-            not changed,
-            f"{run.path} holds a run with other settings ({'; '.join(changed)}): "
-            "give another --exp-name, or --overwrite to start anew",
-        )
-        began = run.settings().get("data_dir") or ""
-        require(
-            state == "unfinished"
-            or data.dataset not in CUSTOM_DATASETS
-            or os.path.realpath(began) == os.path.realpath(data.path),
-            f"{run.path} holds a finished run on the images in {began}: give another --exp-name, or --overwrite",
-        )
-    if data.dataset == "folder":
-        root = data.path.resolve()
-        root = root / "train" if (root / "train").is_dir() else root
-        why = f"lies in --data-dir {data.data_dir}, where its pictures would be taken for images"
-        require(
-            root not in run.path.resolve().parents, f"{run.path} {why}: give another --save-dir"
-        )
+        _check_settings(config, run)
+        if state == "finished" and config.data.dataset in CUSTOM_DATASETS:
+            _check_images(config.data, run)
+    if config.data.dataset == "folder":
+        _check_outside_images(config.data, run)
     return state
 
 
+def _check_settings(config: Pretrain, run: RunDirectory) -> None:
+    """Refuse to resume a run with settings that would compute something else."""
+    old = run.settings()
+    new = settings_to_keep(config)
+    differences = find_differences(old, new)
+    if differences == ["epochs"]:
+        raise UserError(
+            f"{run.path} holds a run of {old.get('epochs')} epochs. Its learning rate was planned "
+            "to fall to 0 at their end, so the run cannot be made longer or shorter. To start a "
+            f"new run from its weights, give --model-path {run.path} --exp-name NAME."
+        )
+    if differences:
+        descriptions = "; ".join(describe_differences(old, new))
+        raise UserError(
+            f"{run.path} holds a run with other settings ({descriptions}). "
+            "Give another --exp-name, or --overwrite to start again."
+        )
+
+
+def _check_images(data: DataOptions, run: RunDirectory) -> None:
+    """Refuse other images for a finished run; an unfinished run compares the images themselves."""
+    old_path = run.settings().get("data_dir") or ""
+    require(
+        os.path.realpath(old_path) == os.path.realpath(data.path),
+        f"{run.path} holds a finished run on the images in {old_path}. "
+        "Give another --exp-name, or --overwrite to start again.",
+    )
+
+
+def _check_outside_images(data: DataOptions, run: RunDirectory) -> None:
+    """Refuse a run below the folder of its images, since its pictures would become images too."""
+    images = data.path.resolve()
+    if (images / "train").is_dir():
+        images = images / "train"
+    require(
+        images not in run.path.resolve().parents,
+        f"{run.path} is inside --data-dir {data.data_dir}, where its pictures would be taken for "
+        "images. Give another --save-dir.",
+    )
+
+
 def announce(config: Pretrain) -> bool:
-    """Print what is asked for, in the first process of a run; whether there is anything to do."""
-    run, optimizer, network = RunDirectory(config.run_dir), config.optimizer, config.network
-    finished = check_folder(config, run) == "finished" and not config.run.overwrite
-    parts = f" in {optimizer.accumulate} parts" * (optimizer.accumulate > 1)
+    """Print in the first process of a run what is asked for; return whether anything is to do."""
+    run = RunDirectory(config.run_dir)
+    is_finished = check_folder(config, run) == "finished" and not config.run.overwrite
+
+    # This process prints if it is the first one of torchrun or SLURM, or if it is the only one.
+    # A process that will start others leaves the announcement of a run to the first of them.
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
+    devices = config.device.devices or 1
+    starts_others = rank is None and devices > 1 and not config.run.dry_run
+    is_first = rank is None or rank == "0"
+    if is_finished and is_first:
+        print(f"{run.path} is finished already. Give --overwrite to start again.", flush=True)
+    elif is_first and not starts_others:
+        print(_describe_run(config, run), flush=True)
+    return not is_finished
+
+
+def _describe_run(config: Pretrain, run: RunDirectory) -> str:
+    """Return what is asked for, in four lines."""
+    network = config.network
+    optimizer = config.optimizer
+    epochs = plural(optimizer.epochs, "epoch")
+    rate = f"{optimizer.peak_rate:g} after {optimizer.warmup:g} epochs of warm-up"
+    batch = f"{optimizer.batch_size} images"
+    if optimizer.accumulate > 1:
+        batch += f" in {optimizer.accumulate} parts"
     lines = [
-        f"SimSiam on {config.data.dataset}: {network.backbone} of width {network.width}, "
-        + plural(optimizer.epochs, "epoch"),
-        f"  training  {optimizer.batch_size} images{parts} x {config.method.views} views in a step",
-        f"            learning rate {optimizer.peak_rate:g} after {optimizer.warmup:g} epochs of warm-up",
+        f"SimSiam on {config.data.dataset}: {network.backbone} of width {network.width}, {epochs}",
+        f"  training  {batch} x {config.method.views} views in a step",
+        f"            learning rate {rate}",
         f"  run       {run.path}",
     ]
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")  # by torchrun or SLURM
-    starts_others = (config.device.devices or 1) > 1 and rank is None and not config.run.dry_run
-    if rank in (None, "0") and (finished or not starts_others):
-        again = f"{run.path} is finished already. --overwrite would start anew."
-        print(again if finished else "\n".join(lines), flush=True)
-    return not finished
+    return "\n".join(lines)

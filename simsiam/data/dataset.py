@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from simsiam.config.options import DataOptions
-from utils.cli import describe_invalid
 from utils.console import print_line
 from utils.device import free_memory
 from utils.distributed import local_world_size
 from utils.errors import UserError, require
+from utils.option_group import describe_invalid
 from utils.text import printable
 
 # Images of up to this side (in pixels) are stored in the size of the views, as CIFAR's are.

@@ -217,9 +217,9 @@ def test_a_run_whose_command_has_died_does_not_begin(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "answer"),
     [
-        (["ablate", "--variants", "no-brain"], "there are baseline, no-stop-grad"),
+        (["ablate", "--variants", "no-brain"], "There are baseline, no-stop-grad"),
         (["--seeds", "1", "-1"], "greater than or equal to 0"),
-        (["--seeds", "1", "2", "--ckpt-dir", "x"], "drop --seeds"),
+        (["--seeds", "1", "2", "--ckpt-dir", "x"], "Drop --ckpt-dir or --seeds"),
         pytest.param(
             ["--seeds", "1", "2", "--batch-size", "4000"],
             "more than the 200 train images",

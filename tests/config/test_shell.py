@@ -107,5 +107,5 @@ runpy.run_path("main.py", run_name="__main__")
         assert (done.returncode, done.stderr) == (-number, "")
     else:
         assert done.returncode == 128 + number
-        stopped = f"stopped by {number.name}; the same command goes on, or begins again"
+        stopped = f"stopped by {number.name}; the same command resumes, or starts again"
         assert done.stderr == f"main.py: {stopped}\n"

@@ -1,4 +1,4 @@
-"""The start of the program: nothing is imported before it is needed, and what is missing is named."""
+"""The start of the program: imports wait until they are needed; a missing package is named."""
 
 import signal
 import subprocess
@@ -22,9 +22,7 @@ def modules_after(*args: str) -> set[str]:
     )
 
 
-def test_what_does_not_train_waits_for_no_package_that_it_does_not_need(
-    trained: Path, tmp_path: Path
-) -> None:
+def test_no_command_imports_packages_that_it_does_not_need(trained: Path, tmp_path: Path) -> None:
     again = [*SMALL, "--epochs", "2", "--save-dir", str(trained.parent), "--exp-name", trained.name]
     assert modules_after(*again) == set()  # it is finished already
     assert modules_after(*again, "--learning-rate", "0.1") == set()
@@ -35,7 +33,7 @@ def test_what_does_not_train_waits_for_no_package_that_it_does_not_need(
     assert modules_after("knn", str(trained), "--results-dir", str(tmp_path)) == {"torch"}
 
 
-def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs_it() -> None:
+def test_a_missing_package_is_named_with_its_install_command() -> None:
     bare = [sys.executable, "-S", "main.py", "--help"]  # without the folder of installed packages
     done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
@@ -67,15 +65,20 @@ def test_windows_gets_a_sentence_for_the_parts_too() -> None:
     assert done.stderr.splitlines()[-1].startswith("ImportError: needs Linux or macOS")
 
 
-@pytest.mark.parametrize(("word", "said"), [("nosuch", 1), ("--help", 0)])
-def test_a_signal_after_the_last_line_ends_the_process_without_a_word(word: str, said: int) -> None:
-    code = "import atexit, os, runpy, sys; sys.path.insert(0, ''); atexit.register(os.kill, os.getpid(), 15); "
-    code += f"sys.argv = ['main.py', {word!r}]; runpy.run_path('main.py', run_name='__main__')"
+@pytest.mark.parametrize(("word", "error_lines"), [("nosuch", 1), ("--help", 0)])
+def test_a_signal_during_the_exit_prints_nothing(word: str, error_lines: int) -> None:
+    code = f"""
+import atexit, os, runpy, sys
+sys.path.insert(0, "")
+atexit.register(os.kill, os.getpid(), 15)
+sys.argv = ["main.py", {word!r}]
+runpy.run_path("main.py", run_name="__main__")
+"""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert (
         done.returncode == -signal.SIGTERM
-        and done.stderr.count("\n") == said
+        and done.stderr.count("\n") == error_lines
         and "Traceback" not in done.stderr
     )

@@ -204,7 +204,7 @@ def test_a_run_and_what_follows_use_one_range(
 def test_malformed_pixel_ranges_are_refused(text: str, own: Program, folder: Path) -> None:
     picture().save(folder / "0.png")
     status, _, err = own(folder, f"--pixel-range={text}")
-    assert status == 2 and err.count("\n") == 1 and f"--pixel-range {text}: LOW:HIGH" in err
+    assert status == 2 and err.count("\n") == 1 and f"--pixel-range {text}: must be LOW:HIGH" in err
 
 
 def test_pixel_range_is_refused_for_cifar10(program: Program) -> None:

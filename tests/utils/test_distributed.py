@@ -149,7 +149,7 @@ def test_a_signal_ends_the_wait_for_a_missing_process(number, tmp_path: Path) ->
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == 128 + number
-    assert err == f"main.py: stopped by {number.name}; the same command goes on, or begins again\n"
+    assert err == f"main.py: stopped by {number.name}; the same command resumes, or starts again\n"
 
 
 def test_a_signal_ends_the_wait_for_a_missing_first_process(tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""Options: every option has a help, and choices and defaults agree with those of the parts."""
+
+import inspect
+import subprocess
+import sys
+from typing import get_args, get_type_hints
+
+import pytest
+
+import models
+import simsiam
+from models.choices import FEATURES_PER_CHANNEL, BackboneName, ConvInit, HeadsBN, Stem
+from models.heads import BN
+from models.resnet import BACKBONES, CONV_INITS, STEMS
+from simsiam.config.commands import COMMANDS, Pretrain, find_differences
+from simsiam.config.evaluation_options import (
+    DEFAULT_LABEL_FRACTION,
+    FinetuneOptions,
+    FinetuneRates,
+    LinearOptions,
+    LinearSGD,
+)
+from simsiam.config.options import (
+    DEFAULT_WARMUP_EPOCHS,
+    FOLDER_IMAGE_SIZE,
+    SMALL_IMAGE,
+    DataOptions,
+    NetworkOptions,
+    OptimizerOptions,
+)
+from simsiam.config.run_options import MonitorOptions
+from simsiam.config.value_types import parse_image_schedule
+from simsiam.data.dataset import SMALL
+from simsiam.data.image_folder import DEFAULT_SIZE
+from simsiam.optimizer import DEFAULT_WARMUP_EPOCHS as OPTIMIZER_WARMUP_EPOCHS
+from tests.helpers import ROOT
+from utils.errors import UserError
+from utils.knn import knn_predict
+from utils.option_group import get_help
+from utils.settings import flatten, iterate_options
+
+
+def test_the_parts_import_no_command_line() -> None:
+    code = """
+import sys, simsiam
+for name in simsiam.__all__:
+    getattr(simsiam, name)
+    print(name, [module for module in ("tyro", "utils.cli") if module in sys.modules])
+simsiam.SimSiam("resnet10", width=4)
+simsiam.ViewsDataModule("patterns", train_images=8, batch_size=4).setup()
+simsiam.KNNMonitor()
+simsiam.CollapseMonitor()
+print("used", [module for module in ("tyro", "utils.cli") if module in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{name} []" for name in [*simsiam.__all__, "used"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_help(command: str) -> None:
+    groups = get_type_hints(COMMANDS[command])
+    for option in iterate_options(COMMANDS[command]):
+        assert get_help(groups[option.group], option.field.name), option.field.name
+
+
+# ---------------------------------------------------------------- choices
+
+
+def test_the_choices_are_those_of_the_networks() -> None:
+    assert get_args(BackboneName) == tuple(BACKBONES)
+    assert get_args(Stem) == STEMS
+    assert get_args(ConvInit) == CONV_INITS
+    assert get_args(HeadsBN) == BN
+
+
+@pytest.mark.parametrize("backbone", get_args(BackboneName))
+def test_the_number_of_features_is_that_of_the_network(backbone: BackboneName) -> None:
+    network = BACKBONES[backbone](width=4)
+    assert network.num_features == 4 * FEATURES_PER_CHANNEL[backbone]
+    assert NetworkOptions(backbone=backbone, width=4).num_features == network.num_features
+
+
+def test_models_knows_no_other_name() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'resnet19'"):
+        models.resnet19  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
+
+
+# ---------------------------------------------------------------- defaults
+
+
+def default_of(function: object, argument: str) -> object:
+    return inspect.signature(function).parameters[argument].default  # pyright: ignore[reportArgumentType]
+
+
+def test_the_parts_have_the_defaults_of_the_flags() -> None:
+    for name in ("learning_rate", "momentum", "weight_decay", "warmup_epochs"):
+        assert default_of(simsiam.SimSiam, name) == getattr(OptimizerOptions, name), name
+    for name in ("dataset", "data_dir"):
+        assert default_of(simsiam.ViewsDataModule, name) == getattr(DataOptions, name), name
+    assert default_of(simsiam.ViewsDataModule, "batch_size") == OptimizerOptions.batch_size
+    for function in (simsiam.KNNMonitor, knn_predict):
+        assert default_of(function, "k") == MonitorOptions.knn_k
+        assert default_of(function, "temperature") == MonitorOptions.knn_t
+    assert OPTIMIZER_WARMUP_EPOCHS == DEFAULT_WARMUP_EPOCHS
+    assert SMALL == SMALL_IMAGE
+    assert DEFAULT_SIZE == FOLDER_IMAGE_SIZE
+
+
+def test_linear_resolves_its_defaults() -> None:
+    assert LinearOptions(augment=True).sgd == LinearSGD(100, 256, 0.1, 0.8)
+    assert LinearOptions(augment=True, epochs=7, crop_scale=0.5).sgd == LinearSGD(7, 256, 0.1, 0.5)
+
+
+def test_finetune_resolves_its_defaults() -> None:
+    assert FinetuneOptions().fraction == DEFAULT_LABEL_FRACTION
+    assert FinetuneOptions().rates == FinetuneRates(0.03, 0.03)
+    assert FinetuneOptions(from_scratch=True).rates == FinetuneRates(0.3, 0.1)
+    assert FinetuneOptions(from_scratch=True, learning_rate=0.2).rates == FinetuneRates(0.2, 0.1)
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_an_image_schedule_is_a_list_of_phases() -> None:
+    assert parse_image_schedule(("16:12", "24:6")) == [(16, 12), (24, 6)]
+
+
+@pytest.mark.parametrize("text", ["16", "16:0", "0:3", "16x2", "16:2:3", "-16:2", ""])
+def test_another_image_schedule_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=f"--image-schedule {text}: must be PIXELS:EPOCHS"):
+        parse_image_schedule([text])
+
+
+def test_only_settings_that_matter_make_a_difference() -> None:
+    settings = flatten(Pretrain())
+    changed = settings | {"epochs": 6, "knn_every": 3, "save_dir": "elsewhere"}
+    assert find_differences(settings, changed) == ["epochs"]
