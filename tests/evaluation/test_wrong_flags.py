@@ -27,7 +27,7 @@ BAD_FLAGS = {
         "--augment --learning-rate nan": "finite",
         "--held-out 0": "greater than 0",
         "--held-out 0.001": "hold out 0 of 200",
-        "--results-dir=": "an empty name",
+        "--results-dir=": "is empty",
         "--precision bf16": "goes with --augment",
         "--augment --precision 16": "GPU",
         "--seed -1": "greater than or equal to 0",
@@ -57,7 +57,7 @@ BAD_FLAGS = {
         "--images /etc/passwd": "no such folder",
         "--split all": "There are both, train, test",
         f"--output /tmp/{'x' * 300}.npz": "too long",
-        "--images=": "an empty name",
+        "--images=": "is empty",
     },
     "neighbours": {
         "--output picture.jpg": ".png",
