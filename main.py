@@ -57,7 +57,7 @@ LESS_MEMORY = {
     "data_memory": "less --data-memory",
 }
 # Each signal that ends the program, with Python's own handler of it.
-DEFAULTS = {
+DEFAULT_SIGNAL_HANDLERS = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
     signal.SIGINT: signal.default_int_handler,
@@ -179,12 +179,12 @@ def fail(message: object, status: int = 2) -> int:
 def install_signal_handlers() -> None:
     """Let signals end the program with one line, except those that are ignored, as by nohup."""
     may_unwind.clear()
-    for number, default_handler in DEFAULTS.items():
+    for number, default_handler in DEFAULT_SIGNAL_HANDLERS.items():
         if signal.getsignal(number) in (default_handler, signal.SIG_DFL):
-            signal.signal(number, stop)
+            signal.signal(number, raise_stopped)
 
 
-def stop(number: int, frame: FrameType | None) -> None:
+def raise_stopped(number: int, frame: FrameType | None) -> None:
     """Handle a signal, in commands that have nothing to save; pre-training has its own handler."""
     stopped = StoppedBySignal(number, "; the same command resumes, or starts again")
     if may_unwind.is_set():
@@ -198,7 +198,7 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 def reset_signal_handlers() -> None:
     """Let a signal end the process silently, unless the signal is ignored."""
-    for number in DEFAULTS:
+    for number in DEFAULT_SIGNAL_HANDLERS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
 

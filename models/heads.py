@@ -14,17 +14,18 @@ A linear layer before BN has no bias, because BN would subtract it again.
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from models.batch_norm import BatchNorm1d
+from models.choices import HeadsBN
 from models.resnet import BACKBONES
 
-BN = ("paper", "none", "hidden", "all")
+HEADS_BN_CHOICES = get_args(HeadsBN)
 # In hyper-parameters, this and the name of its class stand for a backbone of the user.
-OWN_BACKBONE = "an own"
+CUSTOM_BACKBONE_PREFIX = "an own"
 # `count_features` tries images of this size if the size is not known.
 DEFAULT_IMAGE_SIZE = 32
 
@@ -46,8 +47,8 @@ def build_networks(
         ValueError: A name is unknown, or a module gives something other than (B, F).
     """
     bn = hp["heads_bn"]
-    if bn not in BN:
-        raise ValueError(f"heads_bn must be one of {', '.join(BN)}, got {bn!r}")
+    if bn not in HEADS_BN_CHOICES:
+        raise ValueError(f"heads_bn must be one of {', '.join(HEADS_BN_CHOICES)}, got {bn!r}")
 
     if isinstance(backbone, nn.Module):
         network = backbone
@@ -100,7 +101,7 @@ def projection_mlp(
         hidden_dim: Dimension of the hidden layers.
         out_dim: Dimension d of the projections.
         layers: 2, as in the paper's CIFAR experiments (App. D), or 3, as in its ImageNet ones.
-        bn: Layers that have BN, one of `BN`.
+        bn: Layers that have BN, one of `HEADS_BN_CHOICES`.
 
     Raises:
         ValueError: `layers` is neither 2 nor 3.
@@ -125,7 +126,7 @@ def prediction_mlp(dim: int, hidden_dim: int, bn: str = "paper") -> nn.Sequentia
     Args:
         dim: Dimension d of projections and predictions.
         hidden_dim: Dimension of the hidden layer, which is a bottleneck in the paper.
-        bn: Layers that have BN, one of `BN`.
+        bn: Layers that have BN, one of `HEADS_BN_CHOICES`.
     """
     return nn.Sequential(
         *_linear(dim, hidden_dim, bn=bn != "none"),

@@ -10,7 +10,7 @@ timm. For the cifar stem, the stem of that network must be replaced first.
 import copy
 import itertools
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import resnet as torchvision_resnet
 
 from models.batch_norm import BatchNorm2d, batch_norm_relu
+from models.choices import ConvInit, Stem
 
-STEMS = ("cifar", "imagenet")
-CONV_INITS = ("kaiming", "torch")
+STEMS = get_args(Stem)
+CONV_INITS = get_args(ConvInit)
 # What to do if mean and std are unknown; part of error messages.
-TELL_STATISTICS = (
+HOW_TO_SET_STATISTICS = (
     "train with SimSiam(mean=..., std=..., image_size=...), or set .statistics = mean, std"
 )
 CHANNEL_MULTIPLE = 8  # The number of channels must be a multiple of 8 for cuDNN's fast kernels.
@@ -218,7 +219,7 @@ class ResNet(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name in ("mean", "std"):
             raise UnknownStatisticsError(
-                f"the mean and std of its training images are not known: {TELL_STATISTICS}"
+                f"the mean and std of its training images are not known: {HOW_TO_SET_STATISTICS}"
             )
         return super().__getattr__(name)
 

@@ -22,9 +22,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from models.batch_norm import expect_views, separates_views
-from models.heads import OWN_BACKBONE, build_networks
+from models.heads import CUSTOM_BACKBONE_PREFIX, build_networks
 from models.resnet import ResNet
-from simsiam.config.options import NetworkOptions, OptimizerOptions
+from simsiam.config.options import DEFAULT_LEARNING_RATE, NetworkOptions, OptimizerOptions
 from simsiam.inputs import get_images, get_views, read_image_metadata, select_plain
 from simsiam.loss import siamese_loss, z_std
 from simsiam.optimizer import make_optimizer
@@ -92,7 +92,7 @@ class SimSiam(ResumableModule):
         heads_bn: str = NetworkOptions.heads_bn,
         symmetric: bool = True,
         zero_init_residual: bool = NetworkOptions.zero_init_residual,
-        learning_rate: float = OptimizerOptions().peak_rate,
+        learning_rate: float = DEFAULT_LEARNING_RATE,
         momentum: float = OptimizerOptions.momentum,
         weight_decay: float = OptimizerOptions.weight_decay,
         warmup_epochs: float | None = None,
@@ -108,7 +108,7 @@ class SimSiam(ResumableModule):
         super().__init__()
         self.save_hyperparameters(ignore="backbone", logger=False)
         if isinstance(backbone, nn.Module):
-            self.hparams["backbone"] = f"{OWN_BACKBONE} {type(backbone).__name__}"
+            self.hparams["backbone"] = f"{CUSTOM_BACKBONE_PREFIX} {type(backbone).__name__}"
         else:
             self.hparams["backbone"] = backbone
 

@@ -7,10 +7,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
+from simsiam.config.options import DEFAULT_WARMUP_EPOCHS, RUN_TO_WARMUP_RATIO
 from utils.schedule import warmup_cosine
 from utils.trainer import UnknownLengthError, count_steps
-
-DEFAULT_WARMUP_EPOCHS = 10
 
 
 def make_optimizer(module: pl.LightningModule) -> dict[str, Any]:
@@ -109,7 +108,7 @@ def _count_warmup_steps(trainer: pl.Trainer, epochs: float | None, total_steps: 
         return 0
 
     if epochs is None:
-        warmup_steps = total_steps / 10
+        warmup_steps = total_steps / RUN_TO_WARMUP_RATIO
         # A loader without a length has no epochs to count: a tenth of the run remains.
         with suppress(UnknownLengthError):
             warmup_steps = min(warmup_steps, count_steps(trainer, DEFAULT_WARMUP_EPOCHS))

@@ -117,8 +117,8 @@ def program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Program:
             status = int(stop.code or 0)
         finally:
             # pytest must get a Ctrl-C again.
-            for number, default_handler in main.DEFAULTS.items():
-                if signal.getsignal(number) is main.stop:
+            for number, default_handler in main.DEFAULT_SIGNAL_HANDLERS.items():
+                if signal.getsignal(number) is main.raise_stopped:
                     signal.signal(number, default_handler)
         out, err = capsys.readouterr()
         return status, out, err
@@ -206,9 +206,9 @@ def own(program: Program, tmp_path: Path) -> Program:
 
 
 @pytest.fixture(scope="session")
-def own_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished run on `photos`, which read its images from the cache."""
-    folder = tmp_path_factory.mktemp("own_run")
+    folder = tmp_path_factory.mktemp("folder_run")
     data = ["--dataset", "folder", "--data-dir", str(photos), "--image-size", "32"]
     cache = ["--cache-dir", str(folder / "cache"), "--data-memory", "0"]
     run = ["--save-dir", str(folder), "--exp-name", "run"]

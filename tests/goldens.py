@@ -29,7 +29,7 @@ import torch
 from torchvision.models import resnet18
 
 from tests.at_steps import start_with_events
-from tests.helpers import rows, weights
+from tests.helpers import load_weights, read_rows
 from tests.images import patterns, write_images
 from tests.processes import Started, start, start_pair
 
@@ -115,7 +115,7 @@ def record(name: str, folder: Path) -> Record:
         printed = re.sub(pattern, mask, printed)
 
     run = folder / "runs" / "run"
-    state = weights(run)
+    state = load_weights(run)
     digest = hashlib.sha256()
     norms = {}
     for key in sorted(state):
@@ -130,7 +130,7 @@ def record(name: str, folder: Path) -> Record:
     return {
         "weights": digest.hexdigest(),
         "norms": norms,
-        "rows": rows(run),
+        "rows": read_rows(run),
         "files": sorted(files),
         "printed": printed.splitlines(),
     }

@@ -35,7 +35,7 @@ def start_small(name: str, tmp_path: Path, *flags: str, **environment: str) -> S
     return start(*SMALL, *folder, *flags, **environment)
 
 
-def is_announcement(out: str) -> bool:
+def prints_only_header(out: str) -> bool:
     """Return whether the program printed nothing, or only the four lines at a run's start."""
     return out == "" or (out.startswith("SimSiam on ") and out.count("\n") == 4)
 
@@ -54,28 +54,28 @@ TIMES = ("seconds", "images_per_second")
 TAGS = ("kNN_accuracy", "rankme", "train_loss", "z_std", "learning_rate")
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
+def read_rows(run: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl without their times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in TIMES} for row in lines]
 
 
-def summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
+def load_weights(run: Path) -> dict[str, torch.Tensor]:
     """Return the state dict of last.ckpt."""
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
 def same_weights(a: Path, b: Path) -> bool:
-    x = weights(a)
-    y = weights(b)
+    x = load_weights(a)
+    y = load_weights(b)
     return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
 
 
-def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Return (step, value) of each point in TensorBoard, by tag."""
     events = EventAccumulator(str(run))
     events.Reload()
@@ -87,15 +87,15 @@ def same_run(run: Path, undisturbed: Path) -> bool:
 
     So no point of a curve is missing or there twice.
     """
-    same_curves = curves(run) == curves(undisturbed)
-    same_rows = rows(run) == rows(undisturbed)
+    same_curves = read_curves(run) == read_curves(undisturbed)
+    same_rows = read_rows(run) == read_rows(undisturbed)
     return same_curves and same_rows and same_weights(run, undisturbed)
 
 
 # ---------------------------------------------------------------- networks
 
 
-def cifar_stem(network: nn.Module) -> nn.Module:
+def with_cifar_stem(network: nn.Module) -> nn.Module:
     """Give torchvision's or timm's ResNet the stem for small images, and remove its classifier."""
     network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()

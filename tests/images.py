@@ -35,20 +35,20 @@ def write_images(
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, compress_level=1)
 
 
-def picture(size: tuple[int, int] = (48, 40)) -> Image.Image:
+def smooth_image(size: tuple[int, int] = (48, 40)) -> Image.Image:
     """Return a smooth image, which lossy formats hardly change. Its corners and channels differ."""
     width, height = size
     y, x = np.mgrid[0:height, 0:width] / max(size)
     return Image.fromarray((255 * np.stack([x, y, 1 - x], axis=2)).astype(np.uint8))
 
 
-def bad_folder(folder: Path) -> dict[str, str]:
+def write_bad_images(folder: Path) -> dict[str, str]:
     """Fill a folder with bad files and one good image.
 
     Returns:
         The name of each bad file, and a part of the message about it.
     """
-    picture().save(folder / "good.png")
+    smooth_image().save(folder / "good.png")
     good = (folder / "good.png").read_bytes()
     (folder / "truncated.png").write_bytes(good[: len(good) // 2])
     (folder / "empty.png").write_bytes(b"")
@@ -71,7 +71,7 @@ def bad_folder(folder: Path) -> dict[str, str]:
     }
 
 
-def linked(cifar10_dir: Path, root: Path, without: tuple[str, ...] = ()) -> Path:
+def link_cifar10(cifar10_dir: Path, root: Path, without: tuple[str, ...] = ()) -> Path:
     """Make a data folder with links to the files of CIFAR-10, except for those in `without`."""
     (root / CIFAR_FOLDER).mkdir(parents=True)
     for file in (cifar10_dir / CIFAR_FOLDER).iterdir():
@@ -87,6 +87,6 @@ class Bomb:
         return os.system, ("touch HACKED",)
 
 
-def flipped(raw: bytes, at: int) -> bytes:
+def flip_bit(raw: bytes, at: int) -> bytes:
     """Return the bytes with one bit of byte `at` flipped."""
     return raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :]

@@ -109,7 +109,7 @@ def _run(
     tempfile.tempdir = None  # TMPDIR may be another one now
     os.dup2(os.open(stdout, os.O_WRONLY | os.O_APPEND), 1)
     os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND), 2)
-    for number, handler in main.DEFAULTS.items():
+    for number, handler in main.DEFAULT_SIGNAL_HANDLERS.items():
         signal.signal(number, handler)
     sys.exit(function(args))
 
@@ -140,7 +140,7 @@ def torchrun_environments() -> list[dict[str, str]]:
     return [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
 
 
-def as_nobody(args: list[str]) -> int:
+def run_as_nobody(args: list[str]) -> int:
     """Run main.py as a user who owns nothing. Only root can become this user."""
     # These modules are imported while their files may be read.
     importlib.import_module("simsiam.commands.knn")
@@ -164,7 +164,7 @@ def wait_for(process: Started, condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def children(process: Started) -> list[int]:
+def child_pids(process: Started) -> list[int]:
     """Return the process ids of the child processes."""
     text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     return [int(pid) for pid in text.split()]

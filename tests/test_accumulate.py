@@ -15,7 +15,7 @@ import main
 from simsiam import SimSiam
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.sampler import EpochSampler
-from tests.helpers import SMALL, Program, rows, same_run, start_small
+from tests.helpers import SMALL, Program, read_rows, same_run, start_small
 from tests.processes import Started
 
 QUIET: dict[str, Any] = {
@@ -76,7 +76,7 @@ def test_metrics_count_steps_and_images_not_parts(
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["images_per_second"] for line in lines] == [80, 80]
     whole, parts = (
-        [(row["step"], row["learning_rate"]) for row in rows(tmp_path / "runs" / name)]
+        [(row["step"], row["learning_rate"]) for row in read_rows(tmp_path / "runs" / name)]
         for name in ("whole", "parts")
     )
     assert whole == parts and [step for step, _ in whole] == [4, 8]

@@ -21,8 +21,9 @@ FLOORS = (
     ("simsiam.report", "simsiam.callbacks"),
     ("simsiam.evaluation",),
     ("simsiam.data",),
-    ("simsiam.module", "simsiam.augment", "simsiam.loss", "simsiam.config"),
+    ("simsiam.module", "simsiam.augment", "simsiam.loss"),
     ("simsiam.inputs", "simsiam.optimizer", "simsiam.resumable_module", "simsiam.image_ops"),
+    ("simsiam.config", "simsiam.collapse"),
     ("models", "utils"),
 )
 # Packages on the same floor that must not import each other.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import goldens
-from tests.helpers import rows, weights
+from tests.helpers import load_weights, read_rows
 from tests.processes import start
 
 KNN_TOLERANCE = 5.0  # percent: two of the 40 test images
@@ -59,7 +59,7 @@ def test_the_stored_resumed_run_equals_the_uninterrupted_one() -> None:
 
 
 def norms(run: Path) -> dict[str, float]:
-    return {key: weight.double().norm().item() for key, weight in weights(run).items()}
+    return {key: weight.double().norm().item() for key, weight in load_weights(run).items()}
 
 
 def test_a_checkpoint_with_old_class_names_resumes(tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_a_checkpoint_with_old_class_names_resumes(tmp_path: Path) -> None:
     checkpoint = goldens.FOLDER / "before_the_move.ckpt"
     goldens.finish(start(*flags, "--exp-name", "resumed", "--ckpt-dir", str(checkpoint)))
 
-    uninterrupted = rows(tmp_path / "uninterrupted")
-    resumed = rows(tmp_path / "resumed")
+    uninterrupted = read_rows(tmp_path / "uninterrupted")
+    resumed = read_rows(tmp_path / "resumed")
     for resumed_row, other_row in zip(resumed, uninterrupted, strict=True):
         # The row of the first epoch has no `rankme`, which the old version did not measure.
         check_close(resumed_row, {name: other_row[name] for name in resumed_row})

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simsiam import CollapseMonitor, KNNMonitor, ViewsDataModule, load_backbone
-from tests.helpers import Program, summary
+from tests.helpers import Program, read_summary
 from tests.trainers import final_rate, fit, make_data, make_model
 
 SIZES: dict[str, Any] = {"width": 4, "out_dim": 32, "h_dim": 16}
@@ -92,7 +92,7 @@ def test_the_knn_command_measures_what_the_monitor_measured(
     assert (status, err) == (0, ""), out
     accuracies = {
         (row["features"], row["k"], row["temperature"]): row["accuracy"]
-        for row in summary(tmp_path / "knn")["table"]
+        for row in read_summary(tmp_path / "knn")["table"]
     }
     measured = float(trainer.callback_metrics["kNN_accuracy"])
     assert measured == pytest.approx(accuracies["backbone", 20, 0.1])

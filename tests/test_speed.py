@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from models.batch_norm import expect_views
 from simsiam import SimSiam
 from simsiam.data.datamodule import ViewsDataModule
-from tests.helpers import Program, rows, start_small, summary
+from tests.helpers import Program, read_rows, read_summary, start_small
 
 
 def make_model() -> SimSiam:
@@ -145,9 +145,9 @@ def test_bf16_learns_what_fp32_learns(program: Program, tmp_path: Path) -> None:
     fp32 = tmp_path / "runs" / "32"
     bf16 = tmp_path / "runs" / "bf16"
     # Both runs have the same weights before training.
-    untrained = summary(bf16)["kNN_untrained"]
-    assert untrained == pytest.approx(summary(fp32)["kNN_untrained"], abs=2)
-    for row_bf16, row_fp32 in zip(rows(bf16), rows(fp32), strict=True):
+    untrained = read_summary(bf16)["kNN_untrained"]
+    assert untrained == pytest.approx(read_summary(fp32)["kNN_untrained"], abs=2)
+    for row_bf16, row_fp32 in zip(read_rows(bf16), read_rows(fp32), strict=True):
         assert row_bf16["train_loss"] == pytest.approx(row_fp32["train_loss"], abs=0.01)
         assert row_bf16["z_std"] == pytest.approx(row_fp32["z_std"], abs=0.01)
 

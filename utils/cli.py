@@ -27,9 +27,6 @@ from tyro.constructors import (
 from utils.errors import UserError, require
 from utils.option_group import Hint, Rule, describe_invalid, find_annotation, get_help, to_flag
 from utils.settings import flatten, from_settings, iterate_options
-from utils.settings import to_flags as to_flags  # for modules that still import it from here
-
-CHANGEABLE_ON_RESUME = Rule.CHANGEABLE_ON_RESUME  # for modules that still import it from here
 
 Command = TypeVar("Command")
 

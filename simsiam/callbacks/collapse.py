@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from simsiam.callbacks.knn import KNNMonitor
-from simsiam.config.options import is_collapsed
+from simsiam.collapse import is_collapsed
 from utils.errors import RunError
 
 

@@ -17,9 +17,10 @@ from simsiam.callbacks.sharded_features import (
     extract_batches,
     nearest_in_shards,
 )
+from simsiam.config.run_options import MonitorOptions
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset, knn_unavailable_reason
-from simsiam.evaluation.features import chunk_size, extract_features
+from simsiam.evaluation.features import choose_chunk_size, extract_features
 from simsiam.evaluation.metrics import rankme
 from utils import distributed
 from utils.knn import vote
@@ -63,8 +64,8 @@ class KNNMonitor(pl.Callback):
 
     def __init__(
         self,
-        k: int = 200,
-        temperature: float = 0.1,
+        k: int = MonitorOptions.knn_k,
+        temperature: float = MonitorOptions.knn_t,
         every: int = 1,
         bank: Batches | None = None,
         queries: Batches | None = None,
@@ -217,7 +218,7 @@ class KNNMonitor(pl.Callback):
         self, network: nn.Module, data: ViewsDataModule, split: ImageDataset
     ) -> LabelledFeatures:
         images = split.images[distributed.shard(len(split))]
-        chunks: Iterable[Tensor] = images.split(chunk_size(images))
+        chunks: Iterable[Tensor] = images.split(choose_chunk_size(images))
         if self.progress is not None:
             chunks = self.progress(chunks, len(images), f"kNN, {len(split):,} images")
         features = extract_features(network, chunks, data.mean, data.std, False, len(images))

@@ -16,7 +16,12 @@ from pytorch_lightning.loggers import (
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
-from simsiam.config.commands import DEFAULTS, Pretrain, settings_that_matter, settings_to_keep
+from simsiam.config.commands import (
+    PRETRAIN_DEFAULTS,
+    Pretrain,
+    settings_that_matter,
+    settings_to_keep,
+)
 from utils import distributed
 from utils.console import print_line
 from utils.errors import UserError, require
@@ -129,7 +134,7 @@ def make_loggers(config: Pretrain, run: RunDirectory, resumed_at: int | None) ->
             if resumed_at is None and distributed.rank() == 0:
                 shown = {"seed": config.run.seed}
                 for name, value in settings.items():
-                    if value != DEFAULTS.get(name):
+                    if value != PRETRAIN_DEFAULTS.get(name):
                         shown[name] = value
                 logger.log_settings(shown)
         elif kind == "csv":

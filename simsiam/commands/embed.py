@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simsiam.config.commands import Embed
+from simsiam.config.evaluation_commands import Embed
 from simsiam.data.dataset import ImageDataset, stored_side
 from simsiam.data.listing import ImageFolder
 from simsiam.evaluation.checkpoint import LoadedCheckpoint
 from simsiam.evaluation.context import find_pixel_range, open_checkpoint, open_context
-from simsiam.evaluation.features import chunk_size
+from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.results import Results, name_results
 from utils.console import print_line
 from utils.device import choose_device
@@ -101,7 +101,7 @@ def open_dataset(config: Embed) -> Source:
         is_chosen = config.embed.split in ("both", name)
         if is_chosen and len(split) > 0:
             splits[name] = split
-            chunks.extend(split.images.split(chunk_size(split.images)))
+            chunks.extend(split.images.split(choose_chunk_size(split.images)))
     require(
         len(splits) > 0,
         f"--split {config.embed.split}: {context.dataset} has no such images. Choose another split",

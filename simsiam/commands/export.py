@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.resnet import ResNet
 from simsiam.augment import normalize
-from simsiam.config.commands import Export
+from simsiam.config.evaluation_commands import Export
 from simsiam.config.options import EvaluationDataOptions
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_backbone_file
 from simsiam.evaluation.context import EvaluationContext, add_images, open_checkpoint

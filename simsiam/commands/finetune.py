@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from simsiam.config.commands import Finetune
+from simsiam.config.evaluation_commands import Finetune
 from simsiam.evaluation.classifier import Recipe, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.label_subset import choose_labels, compute_label_quotas, hash_indices
@@ -21,10 +21,11 @@ from simsiam.evaluation.logistic_regression import (
 )
 from simsiam.evaluation.networks import build_backbone, hash_weights
 from simsiam.evaluation.results import Results
-from utils.cli import CHANGEABLE_ON_RESUME, flatten, iterate_options, to_flag
 from utils.console import print_line
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError, require
+from utils.option_group import Rule, to_flag
+from utils.settings import flatten, iterate_options
 from utils.weights import BACKBONE, write_weights
 
 # Weight decay of the probe that the head starts as. It is strong, because few labels are not
@@ -33,13 +34,6 @@ HEAD_WEIGHT_DECAY = 1e-2
 # 800 epochs of pre-training leave small features. Without this limit, their large gradients would
 # destroy the backbone in the first steps.
 MAX_GRADIENT_NORM = 1.0
-
-# Defaults. The help of `FinetuneOptions` shows the same values.
-LABEL_FRACTION = 0.1
-LEARNING_RATE = 0.03
-HEAD_LEARNING_RATE = 0.03
-SCRATCH_LEARNING_RATE = 0.3
-SCRATCH_HEAD_LEARNING_RATE = 0.1
 
 
 class SeedResult(NamedTuple):
@@ -73,15 +67,14 @@ def finetune(config: Finetune) -> None:
     precision = choose_precision(config.device.precision, config.device.accelerator)
     context = open_context(config, choose_device(config.device.accelerator), labels=True)
 
-    fraction = options.label_fraction or LABEL_FRACTION
     if options.label_count:
         name = f"finetune_{options.label_count}_labels"
     else:
-        name = f"finetune_{fraction:g}"
+        name = f"finetune_{options.fraction:g}"
     if options.from_scratch:
         name += "_from_scratch"
     labels = context.train.labels
-    quotas = compute_label_quotas(labels, context.classes, fraction, options.label_count)
+    quotas = compute_label_quotas(labels, context.classes, options.fraction, options.label_count)
     results = Results(config, context.checkpoint, name, resumes=True)
 
     results_by_seed: dict[int, SeedResult] = {}
@@ -168,7 +161,7 @@ def read_finished_seeds(
     settings = flatten(config)
     fixed_names: list[str] = []
     for _, field, rule, _ in iterate_options(Finetune):
-        if rule < CHANGEABLE_ON_RESUME:
+        if rule < Rule.CHANGEABLE_ON_RESUME:
             fixed_names.append(field.name)
     weights = hash_weights(context.checkpoint.backbone)
 
@@ -215,15 +208,11 @@ def finetune_seed(
     if options.from_scratch:
         backbone = build_backbone(metadata, seed).to(context.device)
         linear_accuracy = None
-        default_lr = SCRATCH_LEARNING_RATE
-        default_head_lr = SCRATCH_HEAD_LEARNING_RATE
         max_gradient_norm = None
     else:
         backbone = copy.deepcopy(context.checkpoint.backbone)
         fit_probe(head, context, chosen)
         linear_accuracy = context.measure_accuracy(head)["test_accuracy"]
-        default_lr = LEARNING_RATE
-        default_head_lr = HEAD_LEARNING_RATE
         max_gradient_norm = MAX_GRADIENT_NORM
 
     recipe = Recipe(
@@ -232,8 +221,8 @@ def finetune_seed(
         crop_scale=options.crop_scale,
         seed=seed,
         precision=precision,
-        head_lr=options.head_learning_rate or default_head_lr,
-        backbone_lr=options.learning_rate or default_lr,
+        head_lr=options.rates.head,
+        backbone_lr=options.rates.backbone,
         momentum=options.momentum,
         weight_decay=options.weight_decay,
         max_gradient_norm=max_gradient_norm,

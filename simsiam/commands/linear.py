@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from simsiam.config.commands import Linear
+from simsiam.config.evaluation_commands import Linear
 from simsiam.config.evaluation_options import LinearOptions
 from simsiam.evaluation.classifier import CHOICE_EPOCH, Recipe, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
-from simsiam.evaluation.features import chunk_size
+from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.logistic_regression import (
     adapt_head,
     fit_logistic,
@@ -27,12 +27,6 @@ from utils.philox import permutation
 
 # Candidates for standardised features, the strongest first.
 WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-
-# Defaults of --augment. The help of `LinearOptions` shows the same values.
-EPOCHS = 100
-BATCH_SIZE = 256
-LEARNING_RATE = 0.1
-CROP_SCALE = 0.8
 
 
 def linear(config: Linear) -> None:
@@ -93,7 +87,7 @@ def fit_by_solver(
     # Put the images into a random order, of which the first ones are held out.
     train = context.train
     order = permutation(len(train), CHOICE_EPOCH, seed=seed, device=context.device)
-    chunks = (train.images_at(indices) for indices in order.split(chunk_size(train.images)))
+    chunks = (train.images_at(indices) for indices in order.split(choose_chunk_size(train.images)))
     x = context.checkpoint.extract_features(chunks, len(train), "train images", unit=False)
     center, spread = standardise_features(x)
     labels = train.labels[order]
@@ -142,12 +136,12 @@ def fit_by_sgd(
     del features  # they may take gigabytes, and only their mean and deviation are needed
     head = make_head(backbone.num_features, len(context.classes)).to(context.device)
     recipe = Recipe(
-        epochs=options.epochs or EPOCHS,
-        batch_size=options.batch_size or BATCH_SIZE,
-        crop_scale=options.crop_scale or CROP_SCALE,
+        epochs=options.sgd.epochs,
+        batch_size=options.sgd.batch_size,
+        crop_scale=options.sgd.crop_scale,
         seed=options.seed,
         precision=precision,
-        head_lr=options.learning_rate or LEARNING_RATE,
+        head_lr=options.sgd.learning_rate,
     )
     all_images = torch.arange(len(train), device=context.device)
     steps = train_classifier(backbone, head, train, all_images, recipe, center, spread)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from simsiam.config.commands import Neighbours
+from simsiam.config.evaluation_commands import Neighbours
 from simsiam.data.dataset import ImageDataset, stored_side
 from simsiam.data.listing import ImageFolder
 from simsiam.evaluation.context import EvaluationContext, find_pixel_range, open_context

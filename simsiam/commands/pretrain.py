@@ -38,7 +38,8 @@ from simsiam.config.commands import Pretrain, settings_to_keep, subprocess_args
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import default_stem, knn_unavailable_reason
-from simsiam.evaluation.checkpoint import FACTS, load_backbone
+from simsiam.evaluation.checkpoint import load_backbone
+from simsiam.evaluation.metadata import METADATA_HPARAMS
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import print_line, track_progress
@@ -284,7 +285,7 @@ def finish_run(
     # If the run resumed after its last epoch, no epoch has repaired a damaged metrics.jsonl.
     run.write_rows(recorder.rows)
 
-    metadata = {name: context.model.hparams[name] for name in FACTS}
+    metadata = {name: context.model.hparams[name] for name in METADATA_HPARAMS}
     metadata.update(collect_provenance(context))
     metadata["row"] = recorder.row
     write_weights(run.backbone, BACKBONE, context.model.backbone.state_dict(), metadata)

@@ -17,7 +17,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from simsiam.config.ablations import paper_says
-from simsiam.config.commands import DEFAULTS, Report, command_line
+from simsiam.config.commands import PRETRAIN_DEFAULTS, command_line
+from simsiam.config.evaluation_commands import Report
 from simsiam.report import figures, records
 from simsiam.report.records import Group, Run, summarize
 from utils.console import print_line, print_table
@@ -137,7 +138,7 @@ def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
         table[name] = [
             summarize([y for run in group.runs for y in get(run)], form) for group in groups
         ]
-    paper = paper_says([group.runs[0].settings for group in groups], DEFAULTS)
+    paper = paper_says([group.runs[0].settings for group in groups], PRETRAIN_DEFAULTS)
     return table | ({PAPER: [words or "-" for words in paper]} if any(paper) else {})
 
 

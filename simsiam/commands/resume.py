@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.config.commands import Pretrain, describe_differences, settings_to_keep
-from simsiam.config.options import DeviceOptions, MonitorOptions, OptimizerOptions
+from simsiam.config.options import OptimizerOptions
+from simsiam.config.run_options import DeviceOptions, MonitorOptions
 from simsiam.config.run_state import check_folder
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import knn_unavailable_reason
-from simsiam.evaluation.checkpoint import find_checkpoint, load_strictly, load_weights
+from simsiam.evaluation.checkpoint import find_checkpoint, load_weights
+from simsiam.evaluation.networks import load_strictly
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.checkpoint_io import read_resumable
@@ -26,7 +28,7 @@ from utils.errors import RunError, UserError, is_out_of_memory, require
 from utils.run_dir import RunDirectory
 
 # The state keys of the callbacks whose state a checkpoint must hold: Lightning takes class names.
-STATEFUL = (MetricsRecorder.__name__, CheckpointCallback.__name__)
+REQUIRED_STATES = (MetricsRecorder.__name__, CheckpointCallback.__name__)
 MAX_ERROR_LENGTH = 300  # characters of a library's error that a message quotes
 MODEL_PATH_HINT = "Pass it as --model-path instead to start a new run from its weights."
 
@@ -95,7 +97,7 @@ def find_start(
     if not ckpt_dir:
         return None
     path = find_checkpoint(ckpt_dir, whole=True)
-    content = read_resumable(path, STATEFUL)
+    content = read_resumable(path, REQUIRED_STATES)
     _check_same_run(path, content, config, data)
     is_in_run_folder = run.path.resolve() in path.resolve().parents
     require(
@@ -134,7 +136,7 @@ def _find_own_checkpoint(run: RunDirectory, data: ViewsDataModule, ckpt_dir: str
     problems: list[str] = []
     for path in run.resumable():
         try:
-            content = read_resumable(path, STATEFUL)
+            content = read_resumable(path, REQUIRED_STATES)
         except UserError as error:
             problems.append(str(error))
             continue

@@ -11,13 +11,14 @@ import torch
 from simsiam.commands import launch
 from simsiam.commands.report import report
 from simsiam.config.ablations import VARIANTS
-from simsiam.config.commands import DEFAULTS, Ablate, Pretrain, Report, subprocess_args
+from simsiam.config.commands import PRETRAIN_DEFAULTS, Ablate, Pretrain, subprocess_args
+from simsiam.config.evaluation_commands import Report
 from simsiam.config.evaluation_options import ReportOptions
-from simsiam.config.options import AcceleratorOptions
-from utils.cli import flatten, from_settings
+from simsiam.config.run_options import AcceleratorOptions
 from utils.console import print_line
 from utils.errors import RunError, StoppedBySignal, require
 from utils.run_dir import RunDirectory
+from utils.settings import flatten, from_settings
 
 SHOWS_SOMETHING = (
     3,
@@ -38,7 +39,7 @@ def ablate(config: Ablate) -> None:
 
 def make_variant(config: Ablate, variant: str) -> Pretrain:
     """A variant's run: all settings but its changes are the baseline's."""
-    shared = {name: value for name, value in flatten(config).items() if name in DEFAULTS}
+    shared = {name: value for name, value in flatten(config).items() if name in PRETRAIN_DEFAULTS}
     changes = VARIANTS[variant][0]
     if "batch_size" in changes:  # the rate follows it, as in the paper
         shared["learning_rate"] = (

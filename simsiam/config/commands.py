@@ -23,9 +23,6 @@ from simsiam.config.evaluation_commands import (
     Neighbours,
     Report,
 )
-from simsiam.config.evaluation_commands import (
-    Evaluation as Evaluation,
-)
 from simsiam.config.evaluation_options import AblateOptions
 from simsiam.config.options import CUSTOM_DATASETS
 from utils.option_group import Rule, option_group, to_flag
@@ -94,7 +91,7 @@ COMMANDS: dict[str, type] = {
 
 MAIN = Path(__file__).parents[2] / "main.py"
 RULES = {option.field.name: option.rule for option in iterate_options(Pretrain)}
-DEFAULTS = flatten(Pretrain())
+PRETRAIN_DEFAULTS = flatten(Pretrain())
 # Option -> what happens without its flag, where its default value does not say so itself.
 UNSET = {
     option.field.name: option.default_text
@@ -130,7 +127,7 @@ def find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
 
     A setting that `old` lacks had its default: the option was added after that run.
     """
-    before = settings_that_matter({**DEFAULTS, **old})
+    before = settings_that_matter({**PRETRAIN_DEFAULTS, **old})
     after = settings_that_matter(new)
     names = sorted(before.keys() | after.keys())
     return [name for name in names if before.get(name) != after.get(name)]
@@ -138,7 +135,7 @@ def find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
 
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the settings that matter and differ, each as "--flag OLD, now NEW"."""
-    before = {**DEFAULTS, **old}
+    before = {**PRETRAIN_DEFAULTS, **old}
     descriptions: list[str] = []
     for name in find_differences(old, new):
         old_text = _describe_value(name, before.get(name))
@@ -200,5 +197,5 @@ def _without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in settings.items()
-        if name in DEFAULTS and value != DEFAULTS[name]
+        if name in PRETRAIN_DEFAULTS and value != PRETRAIN_DEFAULTS[name]
     }

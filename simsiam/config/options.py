@@ -10,9 +10,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from models.choices import FEATURES_PER_CHANNEL, BackboneName, ConvInit, HeadsBN, Stem
-from simsiam.config.run_options import AcceleratorOptions as AcceleratorOptions
-from simsiam.config.run_options import MonitorOptions as MonitorOptions
-from simsiam.config.run_options import is_collapsed as is_collapsed
 from simsiam.config.value_types import (
     AtLeast0,
     AtLeast1,

@@ -122,22 +122,6 @@ class DeviceOptions(AcceleratorOptions):
     """Compile the step and the augmentation (on a GPU)."""
 
 
-def is_collapsed(z_std: float, rankme: float | None) -> bool:
-    """Return whether the projections hardly differ and the effective rank of the features is low.
-
-    Healthy runs stay above a z_std of 0.9. Without BN in the heads z_std comes down to 0.3, but
-    features of dozens of dimensions have not collapsed.
-
-    Args:
-        z_std: standard deviation of the normalised projections, scaled to be near 1.
-        rankme: effective rank of the features; None if it is not measured (yet), in which case
-            z_std alone decides, by a lower threshold.
-    """
-    if rankme is None:
-        return z_std < 0.1
-    return z_std < 0.5 and rankme < 12
-
-
 @option_group()
 class MonitorOptions:
     """Monitoring."""

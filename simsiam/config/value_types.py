@@ -18,7 +18,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 BatchSize = Annotated[int, Field(ge=2)]  # BN needs a batch
-ImageSize = Annotated[int, Field(ge=8, le=1024)]
+MIN_VIEW_SIDE = 8  # pixels
+ImageSize = Annotated[int, Field(ge=MIN_VIEW_SIDE, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 

@@ -15,10 +15,11 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from simsiam.augment import Policy, augment
-from simsiam.config.options import DataOptions, MethodOptions, OptimizerOptions, RunOptions
+from simsiam.config.options import SMALL_IMAGE, DataOptions, MethodOptions, OptimizerOptions
+from simsiam.config.run_options import RunOptions
+from simsiam.config.value_types import parse_image_schedule
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import (
-    SMALL_SIDE,
     Splits,
     channel_statistics,
     make_options,
@@ -27,7 +28,6 @@ from simsiam.data.dataset import (
 from simsiam.data.image_schedule import (
     check_image_schedule,
     find_view_size,
-    parse_image_schedule,
 )
 from simsiam.data.sampler import EpochSampler, PrefetchLoader, ViewsLoader
 from utils.errors import require
@@ -255,7 +255,7 @@ class ViewsDataModule(pl.LightningDataModule):
         if images is None:
             images = self.train.images_at(indices)
         # One call for all views is faster. One call for each view takes less memory.
-        views_per_call = self.views if images.shape[-1] <= SMALL_SIDE else 1
+        views_per_call = self.views if images.shape[-1] <= SMALL_IMAGE else 1
         if views_per_call > 1:
             images = images.repeat(views_per_call, 1, 1, 1)
         repeated_indices = indices.repeat(views_per_call)

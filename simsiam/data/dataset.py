@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from simsiam.config.options import DataOptions
+from simsiam.config.options import SMALL_IMAGE, DataOptions
 from utils.console import print_line
 from utils.device import free_memory
 from utils.distributed import local_world_size
@@ -16,8 +16,6 @@ from utils.errors import UserError, require
 from utils.option_group import describe_invalid
 from utils.text import printable
 
-# Images of up to this side (in pixels) are stored in the size of the views, as CIFAR's are.
-SMALL_SIDE = 64
 MEMORY_FRACTION = 0.5  # of the free memory that images take, unless --data-memory sets a limit
 
 # Images are nearly flat if all their values lie within fewer levels (of 256) than this.
@@ -124,14 +122,14 @@ def stored_side(size: int) -> int:
 
     Beyond 64 pixels the stored images have a margin, like ImageNet's usual 256 pixels for 224.
     """
-    if size <= SMALL_SIDE:
+    if size <= SMALL_IMAGE:
         return size
     return round(size * 8 / 7)
 
 
 def default_stem(size: int) -> str:
     """Return the stem of a backbone for views of side `size`."""
-    return "cifar" if size <= SMALL_SIDE else "imagenet"
+    return "cifar" if size <= SMALL_IMAGE else "imagenet"
 
 
 def evenly_spaced(n: int, total: int) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from simsiam.config.options import DataOptions
+from simsiam.config.options import FOLDER_IMAGE_SIZE, DataOptions
 from simsiam.data.cache_manifest import IMAGES
 from simsiam.data.dataset import (
     Splits,
@@ -39,9 +39,6 @@ from simsiam.data.split_folders import (
 from utils.console import print_line
 from utils.errors import require
 from utils.text import printable
-
-# Side of the views. It is small enough for one GPU, and most images show as much detail.
-DEFAULT_SIZE = 96
 
 MAX_LISTED_CLASSES = 3  # unknown classes that a message names
 
@@ -220,7 +217,7 @@ def _absolute_root(options: DataOptions) -> Path:
 
 def _cache_side(options: DataOptions) -> int:
     """Return C, the side of the decoded images in pixels."""
-    return stored_side(options.image_size or DEFAULT_SIZE)
+    return stored_side(options.image_size or FOLDER_IMAGE_SIZE)
 
 
 def _cache_folder(options: DataOptions) -> Path:

@@ -1,33 +1,12 @@
-"""The image schedule: the first epochs train with smaller views, which are cheaper."""
+"""Find the view size of an epoch: the first epochs may train with smaller, cheaper views."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from simsiam.config.value_types import MIN_VIEW_SIDE, ImagePhase
 from utils.errors import require
 
-MIN_VIEW_SIDE = 8  # pixels
 
-
-class Phase(NamedTuple):
-    """A number of epochs with views of one size."""
-
-    size: int  # S, the side of the views in pixels
-    epochs: int
-
-
-def parse_image_schedule(schedule: Sequence[str]) -> list[Phase]:
-    """Return the phases of a schedule such as ("16:12", "24:6"), in the form PIXELS:EPOCHS.
-
-    `MethodOptions` checks the form.
-    """
-    phases = []
-    for part in schedule:
-        size, epochs = part.split(":")
-        phases.append(Phase(int(size), int(epochs)))
-    return phases
-
-
-def check_image_schedule(phases: Sequence[Phase], full_size: int) -> None:
+def check_image_schedule(phases: Sequence[ImagePhase], full_size: int) -> None:
     """Raise UserError unless the views of each phase have from 8 to `full_size` pixels."""
     for phase in phases:
         require(
@@ -37,7 +16,7 @@ def check_image_schedule(phases: Sequence[Phase], full_size: int) -> None:
         )
 
 
-def find_view_size(phases: Sequence[Phase], epoch: int, full_size: int) -> int:
+def find_view_size(phases: Sequence[ImagePhase], epoch: int, full_size: int) -> int:
     """Return the side of the views in an epoch (from 0): `full_size` after the last phase."""
     phase_end = 0
     for phase in phases:

@@ -183,7 +183,7 @@ class ImageFolder:
     def read(
         self,
         size: int,
-        skip_bad: bool = False,
+        skip_unreadable: bool = False,
         pixel_range: PixelRange = None,
     ) -> Iterator[Tensor]:
         """Yield all images in the order of `files`, in chunks (B, 3, size, size) uint8.
@@ -191,7 +191,7 @@ class ImageFolder:
         At the end, files that cannot be read are dropped from `files` and a message lists them.
 
         Args:
-            skip_bad: go on with the other images if one cannot be read.
+            skip_unreadable: go on with the other images if one cannot be read.
             pixel_range: see `read_image`.
 
         Raises:
@@ -212,11 +212,11 @@ class ImageFolder:
                     readable_indices.append(index)
                 index += 1
             # After an unreadable image, read the others only to list all that are unreadable.
-            will_raise = bool(unreadable) and not skip_bad
+            will_raise = bool(unreadable) and not skip_unreadable
             if images and not will_raise:
                 yield torch.stack(images)
 
-        report_unreadable(unreadable, len(readable_indices), self.folder, skip_bad)
+        report_unreadable(unreadable, len(readable_indices), self.folder, skip_unreadable)
         warn_of_unused_bits(deep_ranges, self.folder)
         self.keep(readable_indices)
 

@@ -36,7 +36,7 @@ from utils.weights import BACKBONE, read_weights
 if TYPE_CHECKING:
     from simsiam.module import SimSiam
 
-FACTS = METADATA_HPARAMS  # the earlier name
+METADATA_HPARAMS = METADATA_HPARAMS  # the earlier name
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.resnet import TELL_STATISTICS, ResNet
-from simsiam.config.commands import CUSTOM_DATASETS, Evaluation
-from simsiam.config.options import DataOptions
+from models.resnet import HOW_TO_SET_STATISTICS, ResNet
+from simsiam.config.evaluation_commands import Evaluation
+from simsiam.config.options import CUSTOM_DATASETS, DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import ImageDataset, knn_unavailable_reason, make_options, place_on_device
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
-from simsiam.evaluation.features import chunk_size
+from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.metrics import accuracy, confusion, per_class
 from utils.console import print_line, print_table
 from utils.errors import UserError, require
@@ -68,7 +68,7 @@ class EvaluationContext:
             label: names the images in the progress.
             unit: L2-normalise each row, for cosines.
         """
-        chunks = images.split(chunk_size(images))
+        chunks = images.split(choose_chunk_size(images))
         return self.checkpoint.extract_features(chunks, len(images), label, unit)
 
     def describe_accuracy(self, name: str, counts: Tensor) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoin
     backbone = checkpoint.backbone
     require(
         backbone.statistics is not None and checkpoint.metadata.image_size is not None,
-        f"{checkpoint.file}: mean, std and size of its images are unknown: {TELL_STATISTICS}",
+        f"{checkpoint.file}: mean, std and size of its images are unknown: {HOW_TO_SET_STATISTICS}",
     )
     require(
         all(bool(tensor.isfinite().all()) for tensor in backbone.state_dict().values()),

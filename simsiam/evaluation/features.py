@@ -13,7 +13,7 @@ MIN_FEATURE_CHUNK = 8
 CIFAR_SIDE = 32  # pixels
 
 
-def chunk_size(images: Tensor) -> int:
+def choose_chunk_size(images: Tensor) -> int:
     """Return how many of the images (N, 3, C, C) are encoded at once: fewer of larger images."""
     largest = FEATURE_CHUNK if torch.cuda.is_available() else CPU_FEATURE_CHUNK
     with_as_many_pixels = largest * CIFAR_SIDE**2 // images.shape[-1] ** 2
@@ -61,7 +61,7 @@ def extract_features(
     """
     if isinstance(images, Tensor):
         n = len(images)
-        images = images.split(chunk_size(images))
+        images = images.split(choose_chunk_size(images))
     dtype = compute_dtype(network)
     size = getattr(network, "image_size", None)
     was_training = network.training

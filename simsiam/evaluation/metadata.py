@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from models.heads import OWN_BACKBONE
+from models.heads import CUSTOM_BACKBONE_PREFIX
 from models.resnet import BACKBONES, STEMS
 from simsiam.config.options import NetworkOptions
 from utils.errors import UserError, require
@@ -100,8 +100,8 @@ def read_metadata(file: Path, content: dict[str, Any]) -> BackboneMetadata:
     hparams = content["hyper_parameters"]
     backbone = str(hparams.get("backbone"))
     require(
-        not backbone.startswith(OWN_BACKBONE),
-        f"{file}: its backbone is a custom {backbone.removeprefix(OWN_BACKBONE).strip()}, which "
+        not backbone.startswith(CUSTOM_BACKBONE_PREFIX),
+        f"{file}: its backbone is a custom {backbone.removeprefix(CUSTOM_BACKBONE_PREFIX).strip()}, which "
         "this program cannot build. Build it in your own code, and load the weights whose names "
         "begin with 'backbone.'",
     )

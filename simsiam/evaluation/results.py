@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from simsiam.config.commands import Evaluation
+from simsiam.config.evaluation_commands import Evaluation
 from simsiam.evaluation.checkpoint import LoadedCheckpoint
 from simsiam.evaluation.context import EvaluationContext
 from simsiam.evaluation.networks import hash_weights
-from utils.cli import flatten
 from utils.console import print_line
 from utils.device import git_commit, versions
 from utils.errors import require
 from utils.filesystem import check_writable, lock_folder, write_json
 from utils.run_dir import RunDirectory
+from utils.settings import flatten
 from utils.weights import HEAD, write_weights
 
 MAX_NAME_LENGTH = 200  # characters of a file's name; its temporary file has some more

@@ -10,9 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from simsiam.config.commands import Evaluation, Report
+from simsiam.config.evaluation_commands import Evaluation, Report
 from simsiam.config.evaluation_options import CheckpointOptions
-from simsiam.config.options import EvaluationDataOptions, MonitorOptions
+from simsiam.config.options import EvaluationDataOptions
+from simsiam.config.run_options import MonitorOptions
 from simsiam.data.dataset import knn_unavailable_reason
 from simsiam.evaluation.context import open_context
 from simsiam.evaluation.gallery import draw_gallery, find_nearest, select_evenly

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import yaml
 from PIL import Image
 
-from simsiam.config.commands import DEFAULTS, settings_that_matter
-from simsiam.config.options import is_collapsed
-from utils.cli import to_flags
+from simsiam.collapse import is_collapsed
+from simsiam.config.commands import PRETRAIN_DEFAULTS, settings_that_matter
 from utils.console import plural, print_line
 from utils.errors import require
 from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
+from utils.settings import to_flags
 
 GENERATOR = "SimSiam report"  # of the page's <meta name="generator">
 DAMAGE = (
@@ -93,7 +93,7 @@ class Run:
     def comparable_settings(self) -> dict[str, Any]:
         """Those that change what is learned, without the seed; an older run lacks those at their default."""
         return (
-            settings_that_matter({**DEFAULTS, **self.settings, "seed": None})
+            settings_that_matter({**PRETRAIN_DEFAULTS, **self.settings, "seed": None})
             if self.settings
             else {}
         )
@@ -281,6 +281,10 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 def describe_settings(settings: Mapping[str, Any]) -> str:
     """Settings in words: figures, and what is not at its default."""
-    told = {k: v for k, v in settings.items() if type(v) in (int, float) or v != DEFAULTS.get(k)}
+    told = {
+        k: v
+        for k, v in settings.items()
+        if type(v) in (int, float) or v != PRETRAIN_DEFAULTS.get(k)
+    }
     flags = (" ".join(to_flags({name: value})) for name, value in told.items())
     return ", ".join(flag[2:].replace("=", " ", 1) for flag in flags if flag)[:90] or "baseline"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simsiam.config.options import is_collapsed
+from simsiam.collapse import is_collapsed
 
 # Standard deviation in points of a 20-epoch run over seeds: see docs/benchmarks.md.
 DEVIATION = 0.77

@@ -14,7 +14,7 @@ from timing import DEVICE, table
 from torch.nn.functional import one_hot
 
 import main as program
-from simsiam.config.commands import Knn
+from simsiam.config.evaluation_commands import Knn
 from simsiam.config.evaluation_options import CheckpointOptions
 from simsiam.evaluation.context import open_context
 from utils.knn import nearest

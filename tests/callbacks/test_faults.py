@@ -19,7 +19,7 @@ from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.callbacks.signals import SignalCallback
 from tests.at_steps import LONG, run_with_events, start_small_with_events, steps_saved
 from tests.benchmarks import faults
-from tests.helpers import SMALL, Program, rows, same_run, same_weights, start_small
+from tests.helpers import SMALL, Program, read_rows, same_run, same_weights, start_small
 from tests.processes import Started, wait_for
 from utils.run_dir import RunDirectory
 
@@ -49,17 +49,21 @@ def test_a_run_killed_again_and_again_is_the_same_run(undisturbed: Path, tmp_pat
 
     process = start_small_with_events("run", tmp_path, {9: ["SIGKILL"]}, *LONG)
     process.communicate()
-    assert process.returncode == -signal.SIGKILL and len(rows(run)) == 1 and not last.exists()
+    assert process.returncode == -signal.SIGKILL and len(read_rows(run)) == 1 and not last.exists()
 
     process = start_small_with_events("run", tmp_path, {21: [held]}, *LONG)
     wait_for(process, lambda: held.exists() and last.exists())
     process.kill()
     process.communicate()
-    assert len(rows(run)) == 3 and steps_saved(last) == 12
+    assert len(read_rows(run)) == 3 and steps_saved(last) == 12
 
     process = Started(killed_in_a_save, [*SMALL, *LONG, *where])
     assert "resumed from" in process.communicate()[0] and process.returncode == -signal.SIGKILL
-    assert len(rows(run)) >= 4 and steps_saved(last) == 12 and list(last.parent.glob(".*.partial"))
+    assert (
+        len(read_rows(run)) >= 4
+        and steps_saved(last) == 12
+        and list(last.parent.glob(".*.partial"))
+    )
 
     again = start_small("run", tmp_path, *LONG)
     out, err = again.communicate()
@@ -121,7 +125,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once(tmp_path: Path) -> None:
     _, err = process.communicate()
     assert (process.returncode, err) == (130, "")
     run = tmp_path / "runs" / "run"
-    assert len(rows(run)) == 1 and not (run / "checkpoints" / "last.ckpt").exists()
+    assert len(read_rows(run)) == 1 and not (run / "checkpoints" / "last.ckpt").exists()
 
 
 def under_nohup(args: list[str]) -> int:
@@ -135,7 +139,7 @@ def test_under_nohup_a_hang_up_is_ignored(tmp_path: Path) -> None:
     flags = [*SMALL, "--epochs", "2", "--save-dir", str(tmp_path / "runs"), "--exp-name", "run"]
     process = Started(under_nohup, [json.dumps({3: ["SIGHUP"]}), *flags])  # of four steps an epoch
     process.communicate()
-    assert process.returncode == 0 and len(rows(tmp_path / "runs" / "run")) == 2
+    assert process.returncode == 0 and len(read_rows(tmp_path / "runs" / "run")) == 2
 
 
 def test_slurms_signal_requeues_the_run_and_it_resumes(undisturbed: Path, tmp_path: Path) -> None:
@@ -177,7 +181,7 @@ def test_a_removed_run_folder_is_written_again(undisturbed: Path, tmp_path: Path
     held.unlink()
     _, err = process.communicate()
     assert (process.returncode, err) == (0, "")
-    assert rows(run) == rows(undisturbed) and same_weights(run, undisturbed)
+    assert read_rows(run) == read_rows(undisturbed) and same_weights(run, undisturbed)
     assert start_small("run", tmp_path, *LONG).communicate()[0].count("finished already") == 1
 
 
@@ -188,7 +192,7 @@ def test_resuming_in_another_folder_keeps_the_rows(program: Program, tmp_path: P
     a, b = tmp_path / "runs" / "a", tmp_path / "runs" / "b"
     middle = str(a / "checkpoints" / "last.previous.ckpt")
     assert program(*flags, "--exp-name", "b", "--ckpt-dir", middle)[0] == 0
-    assert rows(a) == rows(b) and same_weights(a, b)
+    assert read_rows(a) == read_rows(b) and same_weights(a, b)
 
 
 @pytest.mark.slow("three runs; that the checkpoint before is taken is a quick test")
@@ -228,7 +232,7 @@ def test_checkpoints_by_time_are_saved_in_mid_epoch_too(
     often = tmp_path / "runs" / "simsiam_patterns"
     before = torch.load(often / "checkpoints" / "last.previous.ckpt", weights_only=True)
     assert before["global_step"] == 7 and before["row"]["epoch"] == 1  # four steps an epoch
-    assert rows(trained) == rows(often) and same_weights(trained, often)
+    assert read_rows(trained) == read_rows(often) and same_weights(trained, often)
 
 
 @pytest.mark.parametrize(

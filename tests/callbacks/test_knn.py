@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 from simsiam import KNNMonitor, SimSiam
-from simsiam.config.options import is_collapsed
+from simsiam.collapse import is_collapsed
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.evaluation.features import extract_features
 from simsiam.evaluation.metrics import rankme

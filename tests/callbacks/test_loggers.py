@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, Program, rows, summary
+from tests.helpers import ROOT, Program, read_rows, read_summary
 
 LOGGERS = [
     "--dataset",
@@ -54,7 +54,10 @@ def test_main_logs_to_wandb_and_mlflow_instead_of_tensorboard(tmp_path: Path) ->
     run = tmp_path / "runs" / "run"
     (kNN,) = run.glob("mlruns/*/*/metrics/kNN_accuracy")
     points = [float(line.split()[1]) for line in kNN.read_text().splitlines()]
-    assert points == [summary(run)["kNN_untrained"], *(row["kNN_accuracy"] for row in rows(run))]
+    assert points == [
+        read_summary(run)["kNN_untrained"],
+        *(row["kNN_accuracy"] for row in read_rows(run)),
+    ]
     (recorded,) = run.glob("wandb/offline-run-*/*.wandb")
     assert b"kNN_accuracy" in recorded.read_bytes() and not list(run.glob("events*"))
 
@@ -68,7 +71,8 @@ def test_main_logs_to_csv_instead_of_tensorboard(tmp_path: Path, program: Progra
     assert (status, err) == (0, "") and not list(run.glob("events*"))
     recorded = [float(row["train_loss"]) for row in table if row["train_loss"]]
     assert (
-        recorded == pytest.approx([row["train_loss"] for row in rows(run)]) and len(recorded) == 2
+        recorded == pytest.approx([row["train_loss"] for row in read_rows(run)])
+        and len(recorded) == 2
     )
 
 

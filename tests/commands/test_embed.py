@@ -14,7 +14,7 @@ from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.evaluation.features import extract_features
 from tests.helpers import Program
-from tests.images import bad_folder
+from tests.images import write_bad_images
 from tests.processes import Started
 
 
@@ -91,7 +91,7 @@ def test_bad_images_stop_it_or_are_left_out(
 ) -> None:
     images = tmp_path / "images"
     images.mkdir()
-    bad = bad_folder(images)
+    bad = write_bad_images(images)
     flags = ["--images", str(images), "--results-dir", str(tmp_path / "results")]
     for command in ("embed", "neighbours"):
         status, _, err = program(command, "--checkpoint", str(trained), *flags)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from simsiam import load_backbone
 from simsiam.commands import export as export_command
-from tests.helpers import Program, cifar_stem, summary
+from tests.helpers import Program, read_summary, with_cifar_stem
 
 BATCHES = (1, 3, 64)
 FORMATS = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
@@ -38,7 +38,7 @@ def exported(format: str, run: Path, program: Program, folder: Path) -> Path:
     flags = ["--format", format, "--output", str(output), "--results-dir", str(folder / "results")]
     status, out, err = program("export", "--checkpoint", str(run), *flags)
     assert (status, err) == (0, "") and str(output) in out, err
-    compared = summary(folder / "results" / f"export_{format}")["largest_difference"]
+    compared = read_summary(folder / "results" / f"export_{format}")["largest_difference"]
     assert list(compared) == ["1", "32", "64"]  # by size of the batch
     return output
 
@@ -112,7 +112,7 @@ def test_torchvision_and_timm_take_the_safetensors_file_strictly(
     images = torch.randn(2, 3, 32, 32)
     expected = load_backbone(tmp_path / "run")(images)
     for theirs in (torchvision.models.resnet18(), timm.create_model("resnet18", num_classes=0)):
-        network = cifar_stem(theirs).eval()
+        network = with_cifar_stem(theirs).eval()
         network.load_state_dict(load_file(output), strict=True)
         torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-5)
 

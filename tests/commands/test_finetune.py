@@ -17,7 +17,7 @@ from simsiam import load_backbone
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.evaluation.features import extract_features
-from tests.helpers import Program, summary
+from tests.helpers import Program, read_summary
 from utils.weights import BACKBONE, read_weights, write_weights
 
 FINETUNE = ["--label-fraction", "0.25", "--epochs", "2"]
@@ -55,9 +55,9 @@ def test_finetune_keeps_networks_and_gives_mean_and_deviation(
     status, out, err = program(*command, "--seeds", "0", "1", "2")
     assert (status, err) == (0, "")
     folder = tmp_path / "finetune_0.25"
-    seeds = [summary(folder / f"seed_{seed}") for seed in range(3)]
+    seeds = [read_summary(folder / f"seed_{seed}") for seed in range(3)]
     accuracies = [figures["test_accuracy"] for figures in seeds]
-    whole = summary(folder)
+    whole = read_summary(folder)
     assert whole["test_accuracy"] == mean(accuracies) and whole["deviation"] == stdev(accuracies)
     assert f"{mean(accuracies):.2f} +- {stdev(accuracies):.2f}" in out and whole["labels"] == 50
     assert whole["linear_accuracy"] == mean(figures["linear_accuracy"] for figures in seeds)
@@ -103,7 +103,7 @@ def test_the_same_finetune_again_trains_only_the_seeds_that_are_missing(
     command = ["finetune", "--checkpoint", str(trained), "--results-dir", str(tmp_path), *FINETUNE]
     assert program(*command, "--seeds", "1")[0] == 0
     first = tmp_path / "finetune_0.25" / "seed_1" / "summary.json"
-    measured = summary(first.parent)
+    measured = read_summary(first.parent)
     del measured["linear_accuracy"]  # as older calls left it
     first.write_text(json.dumps(measured))
     before = first.stat().st_mtime_ns
@@ -111,7 +111,7 @@ def test_the_same_finetune_again_trains_only_the_seeds_that_are_missing(
     assert status == 0
     assert "seed 1 is finished already" in out
     assert first.stat().st_mtime_ns == before
-    assert set(summary(tmp_path / "finetune_0.25")["seeds"]) == {"0", "1"}
+    assert set(read_summary(tmp_path / "finetune_0.25")["seeds"]) == {"0", "1"}
 
     status, _, err = program(*command, "--epochs", "3", "--seeds", "1")
     assert status == 2 and "another --epochs" in err and err.count("\n") == 1
@@ -147,11 +147,12 @@ def test_from_scratch_begins_with_random_weights(
     )
     probe = load_file(tuned / "head.safetensors")
     right = (features @ probe["weight"].T + probe["bias"]).argmax(dim=1) == test.labels
-    assert summary(tuned)["linear_accuracy"] == pytest.approx(
+    assert read_summary(tuned)["linear_accuracy"] == pytest.approx(
         100 * right.float().mean().item(), abs=1e-4
     )
     assert (
-        summary(tuned)["linear_accuracy"] > 14 and summary(scratch)["linear_accuracy"] is None
+        read_summary(tuned)["linear_accuracy"] > 14
+        and read_summary(scratch)["linear_accuracy"] is None
     )  # measured: 17
     assert load_file(scratch / "head.safetensors")["weight"].abs().max() < 1e-9
 
@@ -187,7 +188,7 @@ def test_a_tuned_backbone_says_so_and_not_what_its_origin_reached(
     metadata, _ = read_weights(folder / "seed_4" / "backbone.safetensors", BACKBONE)
     tuned = metadata["tuned"]
     assert (tuned["labels"], tuned["seed"]) == (50, 4)
-    assert tuned["test_accuracy"] == summary(folder)["test_accuracy"]
+    assert tuned["test_accuracy"] == read_summary(folder)["test_accuracy"]
     assert "row" not in metadata
 
 
@@ -201,7 +202,10 @@ def test_seeds_of_other_weights_are_not_averaged_and_overwrite_leaves_other_seed
     before = (folder / "seed_1" / "summary.json").read_bytes()
     assert program(*command, "--seeds", "0", "--overwrite")[0] == 0
     assert (folder / "seed_1" / "summary.json").read_bytes() == before
-    assert program(*command, "--seeds", "0")[0] == 0 and set(summary(folder)["seeds"]) == {"0", "1"}
+    assert program(*command, "--seeds", "0")[0] == 0 and set(read_summary(folder)["seeds"]) == {
+        "0",
+        "1",
+    }
 
     metadata, state = read_weights(run / "backbone.safetensors", BACKBONE)
     state["bn1.bias"] += 0.1
@@ -224,5 +228,5 @@ def test_all_labels_teach_more_than_a_few(
         flags = ["--results-dir", str(tmp_path), "--label-fraction", fraction]
         flags += ["--epochs", "6", "--batch-size", "64"]
         assert program("finetune", "--checkpoint", str(cifar10_run), *flags)[0] == 0
-        accuracies.append(summary(tmp_path / f"finetune_{fraction}")["test_accuracy"])
+        accuracies.append(read_summary(tmp_path / f"finetune_{fraction}")["test_accuracy"])
     assert accuracies[1] > accuracies[0] + 5  # measured: 22 and 37

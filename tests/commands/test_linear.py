@@ -19,7 +19,7 @@ from simsiam.evaluation.logistic_regression import (
     make_head,
     standardise_features,
 )
-from tests.helpers import Program, summary
+from tests.helpers import Program, read_summary
 from utils.philox import permutation
 
 
@@ -41,7 +41,7 @@ def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
     )
     assert (status, err) == (0, "")
     folder = tmp_path / ("linear_augment" if flags else "linear")
-    figures = summary(folder)
+    figures = read_summary(folder)
     assert f"{figures['test_accuracy']:.2f}" in out
 
     head = torch.nn.Linear(32, 10)
@@ -68,7 +68,7 @@ def test_held_out_images_choose_and_all_train_images_teach(
     """Heads are measured on images that they have not seen. The saved head has seen all images."""
     flags = ["--results-dir", str(tmp_path), "--held-out", "0.25", "--seed", "3"]
     assert program("linear", "--checkpoint", str(trained), *flags)[0] == 0
-    figures = summary(tmp_path / "linear")
+    figures = read_summary(tmp_path / "linear")
 
     train, _ = load_dataset(DataOptions("patterns", "", train_images=200, test_images=100))
     backbone = load_backbone(trained)
@@ -109,7 +109,7 @@ def test_the_weight_decay_is_chosen_on_held_out_train_images_alone(
         there = tmp_path / str(n)
         flags = ["--results-dir", str(there), "--test-images", str(n)]
         assert program("linear", "--checkpoint", str(cifar10_run), *flags)[0] == 0
-        figures = summary(there / "linear")
+        figures = read_summary(there / "linear")
         best = max(figures["held_out"].values())
         assert figures["held_out"][f"{figures['weight_decay']:g}"] == best
         assert len(figures["held_out"]) == 5

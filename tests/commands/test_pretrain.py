@@ -14,10 +14,10 @@ from simsiam.commands.pretrain import build_model
 from simsiam.config.commands import Pretrain
 from simsiam.data.datamodule import ViewsDataModule
 from tests.at_steps import start_small_with_events
-from tests.helpers import SMALL, Program, rows, same_weights, weights
+from tests.helpers import SMALL, Program, load_weights, read_rows, same_weights
 from tests.processes import wait_for
 from tests.terminal import run_on_a_terminal
-from utils.cli import from_settings
+from utils.settings import from_settings
 
 
 def test_a_finished_run_has_all_files_metrics_and_curves(program: Program, tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ def test_the_same_seed_gives_the_same_bits(trained: Path, program: Program, tmp_
     for name, seed in (("again", 0), ("other", 2)):
         assert program(*SMALL, "--epochs", "2", "--exp-name", name, "--seed", str(seed))[0] == 0
     again, other = tmp_path / "runs" / "again", tmp_path / "runs" / "other"
-    assert rows(again) == rows(trained) and same_weights(again, trained)
-    assert rows(other) != rows(trained) and not same_weights(other, trained)
+    assert read_rows(again) == read_rows(trained) and same_weights(again, trained)
+    assert read_rows(other) != read_rows(trained) and not same_weights(other, trained)
 
 
 def test_the_seed_decides_the_initial_weights() -> None:
@@ -122,7 +122,7 @@ def test_other_settings_are_refused_unless_overwrite(program: Program, tmp_path:
     )  # what is measured makes no other run
     assert program(*SMALL, "--epochs", "1", "--learning-rate", "0.1", "--overwrite")[0] == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["settings"]["learning_rate"] == 0.1
-    assert len(rows(run)) == 1 and (run / "notes.txt").read_text() == "mine"
+    assert len(read_rows(run)) == 1 and (run / "notes.txt").read_text() == "mine"
 
 
 def test_two_processes_cannot_train_the_same_run(program: Program, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_two_processes_cannot_train_the_same_run(program: Program, tmp_path: Pat
     assert status == 2 and "another process" in err and err.count("\n") == 1
     held.unlink()
     first.communicate()
-    assert first.returncode == 0 and len(rows(tmp_path / "runs" / "shared")) == 2
+    assert first.returncode == 0 and len(read_rows(tmp_path / "runs" / "shared")) == 2
 
 
 def test_ckpt_dir_resumes_in_another_folder(program: Program, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_ckpt_dir_resumes_in_another_folder(program: Program, tmp_path: Path) ->
         program(*SMALL, "--epochs", "4", "--exp-name", "rest", "--ckpt-dir", str(earlier))[0] == 0
     )
     assert sorted(os.listdir(runs / "rest" / "checkpoints")) == ["best.ckpt", "last.ckpt"]
-    assert same_weights(runs / "rest", runs / "whole") and rows(runs / "rest") == rows(
+    assert same_weights(runs / "rest", runs / "whole") and read_rows(runs / "rest") == read_rows(
         runs / "whole"
     )
     for flags, answer in (
@@ -262,7 +262,7 @@ def test_the_error_of_a_diverged_run_names_the_last_good_checkpoint(
         status == 4
         and f"in epoch 2: lower --learning-rate; the last good checkpoint is {last}" in err
     )
-    assert all(bool(value.isfinite().all()) for value in weights(last.parent.parent).values())
+    assert all(bool(value.isfinite().all()) for value in load_weights(last.parent.parent).values())
 
 
 def test_a_collapse_ends_with_status_3_where_asked(program: Program) -> None:
@@ -273,7 +273,7 @@ def test_a_collapse_ends_with_status_3_where_asked(program: Program) -> None:
 def test_a_collapse_is_warned_of_once(program: Program, tmp_path: Path) -> None:
     status, out, _ = program(*SMALL, *COLLAPSING)
     assert status == 0 and out.count("warning: the representation has collapsed in epoch") == 1
-    assert sum(row["z_std"] < 0.5 for row in rows(tmp_path / "runs" / "simsiam_patterns")) > 1
+    assert sum(row["z_std"] < 0.5 for row in read_rows(tmp_path / "runs" / "simsiam_patterns")) > 1
 
 
 def test_the_bar_does_not_hide_an_error(tmp_path: Path) -> None:
@@ -337,11 +337,11 @@ def test_a_run_killed_while_it_finishes_is_finished_by_the_same_command(
 ) -> None:
     assert program(*SMALL, "--epochs", "2")[0] == 0
     run = tmp_path / "runs" / "simsiam_patterns"
-    summary, trained = (run / "summary.json").read_text(), weights(run)
+    summary, trained = (run / "summary.json").read_text(), load_weights(run)
     (run / "summary.json").unlink()
     (run / "backbone.safetensors").unlink()
     (run / ".summary.json.1.partial").write_text("{")
     assert program(*SMALL, "--epochs", "2")[0] == 0
     assert (run / "summary.json").read_text() == summary and (run / "backbone.safetensors").exists()
-    assert all(torch.equal(weights(run)[name], trained[name]) for name in trained)
+    assert all(torch.equal(load_weights(run)[name], trained[name]) for name in trained)
     assert not list(run.glob(".*"))

@@ -15,9 +15,9 @@ from simsiam.commands.sweep import expand_seeds, list_gpus, make_variant
 from simsiam.config.ablations import paper_says
 from simsiam.config.commands import Ablate, Pretrain
 from tests.at_steps import run_with_main, start_with_events_below
-from tests.helpers import SMALL, Program, rows, same_weights
-from tests.processes import Started, children, start, wait_for
-from utils.cli import from_settings
+from tests.helpers import SMALL, Program, read_rows, same_weights
+from tests.processes import Started, child_pids, start, wait_for
+from utils.settings import from_settings
 
 STUB = """
 import json, os, signal, sys, time
@@ -102,7 +102,7 @@ def test_an_ablation_trains_each_variant_and_compares_them(tmp_path: Path) -> No
     process = start("ablate", *SMALL, *flags, "--variants", "baseline", "no-predictor")
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "") and str(folder / "report" / "index.html") in out
-    assert [len(rows(folder / name)) for name in ("baseline", "no-predictor")] == [1, 1]
+    assert [len(read_rows(folder / name)) for name in ("baseline", "no-predictor")] == [1, 1]
     page = (folder / "report" / "index.html").read_text()
     assert "67.7 (table 1)" in page and "0.1 (table 1)" in page
 
@@ -134,7 +134,7 @@ def test_an_ablation_told_to_stop_saves_and_goes_on_to_the_report(tmp_path: Path
     process = start(*flags)
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "") and "resumed from" in out
-    assert [len(rows(folder / name)) for name in ("baseline", "no-predictor")] == [5, 5]
+    assert [len(read_rows(folder / name)) for name in ("baseline", "no-predictor")] == [5, 5]
     assert str(folder / "report" / "index.html") in out
 
 
@@ -180,7 +180,7 @@ def test_the_death_of_the_command_stops_its_run(tmp_path: Path) -> None:
     held = tmp_path / "held"
     process = start_with_events_below(tmp_path, {9: [held]}, *flags)
     wait_for(process, held.exists)
-    (child,) = children(process)
+    (child,) = child_pids(process)
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 240

@@ -10,7 +10,7 @@ import torch
 
 import main
 from simsiam.config.commands import Pretrain
-from tests.helpers import ROOT, SMALL, Program, is_announcement, limit_memory
+from tests.helpers import ROOT, SMALL, Program, limit_memory, prints_only_header
 from tests.processes import Started
 from utils.cli import parse
 from utils.errors import UserError
@@ -79,7 +79,7 @@ if not torch.cuda.is_available():
 @pytest.mark.parametrize("flags", BAD_FLAGS)
 def test_a_wrong_flag_is_answered_in_one_line(flags: str, program: Program, tmp_path: Path) -> None:
     status, out, err = program(*SMALL, *flags.split())
-    assert status == 2 and is_announcement(out)
+    assert status == 2 and prints_only_header(out)
     assert err.startswith("main.py: ") and err.count("\n") == 1 and BAD_FLAGS[flags] in err
     assert not (tmp_path / "runs").exists()
 

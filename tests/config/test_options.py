@@ -104,9 +104,6 @@ def test_the_parts_have_the_defaults_of_the_flags() -> None:
     for function in (simsiam.KNNMonitor, knn_predict):
         assert default_of(function, "k") == MonitorOptions.knn_k
         assert default_of(function, "temperature") == MonitorOptions.knn_t
-    assert OPTIMIZER_WARMUP_EPOCHS == DEFAULT_WARMUP_EPOCHS
-    assert SMALL == SMALL_IMAGE
-    assert DEFAULT_SIZE == FOLDER_IMAGE_SIZE
 
 
 def test_linear_resolves_its_defaults() -> None:

@@ -14,15 +14,15 @@ from torchvision.datasets import CIFAR10
 
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
-from tests.helpers import SMALL, Program, is_announcement
-from tests.images import CIFAR_FOLDER, PAGE, Bomb, flipped, linked
+from tests.helpers import SMALL, Program, prints_only_header
+from tests.images import CIFAR_FOLDER, PAGE, Bomb, flip_bit, link_cifar10
 from utils.errors import UserError
 
 NOT_PUBLISHED = "data_batch_2 is damaged (its MD5 is not the published one)"
 BATCHES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda raw: b"", NOT_PUBLISHED),
     "cut short": (lambda raw: raw[:-1], NOT_PUBLISHED),
-    "a flipped bit": (lambda raw: flipped(raw, 1_000_000), NOT_PUBLISHED),
+    "a flipped bit": (lambda raw: flip_bit(raw, 1_000_000), NOT_PUBLISHED),
     "a page": (lambda raw: PAGE, NOT_PUBLISHED),
     "a bomb": (lambda raw: pickle.dumps(Bomb()), NOT_PUBLISHED),
 }
@@ -50,12 +50,12 @@ def test_a_bad_batch(
     case: str, cifar10_dir: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
+    root = link_cifar10(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
     make, answer = BATCHES[case]
     content = make((cifar10_dir / CIFAR_FOLDER / "data_batch_2").read_bytes())
     (root / CIFAR_FOLDER / "data_batch_2").write_bytes(content)
     status, out, err = program(*SMALL, "--dataset", "cifar10", "--data-dir", "data")
-    assert status == 2 and is_announcement(out) and err.count("\n") == 1 and answer in err
+    assert status == 2 and prints_only_header(out) and err.count("\n") == 1 and answer in err
     assert (root / CIFAR_FOLDER / "data_batch_2").read_bytes() == content
     assert os.listdir(tmp_path) == ["data"]
 
@@ -65,7 +65,7 @@ def test_a_batch_with_a_forged_md5_runs_no_code(
     case: str, cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
+    root = link_cifar10(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
     make, answer = FORGED[case]
     (root / CIFAR_FOLDER / "data_batch_2").write_bytes(make())
     md5 = hashlib.md5(make()).hexdigest()  # as if somebody had found a collision
@@ -135,6 +135,6 @@ def test_a_bad_archive_with_the_right_checksum(
     url = (tmp_path / "archive").as_uri()
     flags = ["--dataset", "cifar10", "--data-dir", "data", "--data-url", url]
     status, out, err = program(*SMALL, *flags)
-    assert status == 2 and is_announcement(out) and err.count("\n") == 1 and answer in err, err
+    assert status == 2 and prints_only_header(out) and err.count("\n") == 1 and answer in err, err
     assert not list(tmp_path.rglob("*evil*")) and not Path("/tmp/evil_of_simsiam").exists()
     assert not Path("HACKED").exists() and not (tmp_path / "runs").exists()

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from tests.helpers import TINY, Program
-from tests.images import bad_folder, patterns, picture, write_images
-from tests.processes import Started, as_nobody
+from tests.images import patterns, smooth_image, write_bad_images, write_images
+from tests.processes import Started, run_as_nobody
 
 
 def spoil(folder: Path, problem: str) -> None:
@@ -20,7 +20,7 @@ def spoil(folder: Path, problem: str) -> None:
         (folder / "val").mkdir()
     elif problem == "a class of val alone":
         (folder / "val" / "cats").mkdir(parents=True)
-        picture().save(folder / "val" / "cats" / "a.png")
+        smooth_image().save(folder / "val" / "cats" / "a.png")
     elif problem == "a text file":
         (train / "dots" / "a b é.jpg").write_text("hello")
     elif problem == "a broken link":
@@ -58,7 +58,7 @@ def test_a_class_without_permission_is_named() -> None:
         flags = ["--dataset", "folder", "--data-dir", f"{where}/photos"]
         flags += ["--cache-dir", f"{where}/cache", "--image-size", "32"]
         flags += ["--save-dir", f"{where}/runs", *TINY, "--batch-size", "10"]
-        process = Started(as_nobody, flags)
+        process = Started(run_as_nobody, flags)
         _, err = process.communicate()
         assert process.returncode == 2 and err.count("\n") == 1, err
         assert "zigzag (Permission denied). Repair or remove them" in err
@@ -74,7 +74,7 @@ def test_missing_and_empty_folders_are_refused(own: Program, tmp_path: Path) -> 
 
 def test_skip_bad_images_leaves_them_out(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(20))
-    bad = bad_folder(tmp_path / "photos" / "train" / "dots")
+    bad = write_bad_images(tmp_path / "photos" / "train" / "dots")
     status, out, err = own(tmp_path / "photos", "--batch-size", "10", "--skip-bad-images")
     assert (status, err) == (0, "")
     assert f"left out: {len(bad)} of {21 + len(bad)}" in out and "21 train" in out
@@ -85,7 +85,7 @@ def test_a_run_does_not_resume_on_other_images(own: Program, tmp_path: Path) -> 
     assert own(tmp_path / "photos", "--batch-size", "10")[0] == 0
     run = tmp_path / "runs" / "simsiam_folder"
     (run / "summary.json").unlink()  # as if it had not been finished
-    picture().save(tmp_path / "photos" / "train" / "dots" / "new.png")
+    smooth_image().save(tmp_path / "photos" / "train" / "dots" / "new.png")
     status, _, err = own(tmp_path / "photos", "--batch-size", "10")
     assert status == 2 and err.count("\n") == 1 and "on other images than are in" in err
     assert yaml.safe_load((run / "config.yaml").read_text())["resolved"]["stem"] == "cifar"

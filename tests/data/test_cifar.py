@@ -18,7 +18,7 @@ from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.cifar import read_plain_pickle
 from simsiam.data.dataset import channel_statistics
-from tests.images import CIFAR_FOLDER, linked
+from tests.images import CIFAR_FOLDER, link_cifar10
 from utils.errors import UserError
 
 
@@ -38,7 +38,7 @@ def test_statistics_are_those_of_all_pixels(cifar10_dir: Path) -> None:
 
 
 def test_a_missing_file_is_named_with_the_remedies(cifar10_dir: Path, tmp_path: Path) -> None:
-    root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_3",))
+    root = link_cifar10(cifar10_dir, tmp_path / "data", without=("data_batch_3",))
     with pytest.raises(UserError) as error:
         prepare_dataset(
             DataOptions("cifar10", str(root), "http://127.0.0.1:9/nothing-there.tar.gz")
@@ -53,7 +53,7 @@ def test_a_missing_file_is_named_with_the_remedies(cifar10_dir: Path, tmp_path: 
 
 
 def test_a_damaged_file_is_named_and_left_alone(cifar10_dir: Path, tmp_path: Path) -> None:
-    root = linked(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
+    root = link_cifar10(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
     content = bytearray((cifar10_dir / CIFAR_FOLDER / "data_batch_2").read_bytes())
     content[1_000_000] ^= 1
     (root / CIFAR_FOLDER / "data_batch_2").write_bytes(content)

@@ -7,8 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from simsiam.config.commands import CUSTOM_DATASETS
-from simsiam.config.options import DataOptions, Dataset, EvaluationDataOptions
+from simsiam.config.options import CUSTOM_DATASETS, DataOptions, Dataset, EvaluationDataOptions
 from simsiam.data import DATASETS, load_dataset, make_placeholders, prepare_dataset
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import channel_statistics, make_options, place_on_device

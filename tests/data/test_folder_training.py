@@ -13,7 +13,7 @@ from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.data.dataset import ImageDataset
 from tests.at_steps import start_with_events
-from tests.helpers import ROOT, TINY, Program, rows, same_weights
+from tests.helpers import ROOT, TINY, Program, read_rows, same_weights
 from tests.images import write_images
 from tests.processes import start
 
@@ -47,7 +47,10 @@ def test_files_train_exactly_as_the_same_arrays(
     data = ("--dataset", "arrays", "--data-dir", str(tmp_path / "x.npz"), "--exp-name", "arrays")
     assert program(*TINY, *batch, *data)[0] == 0
     runs = [tmp_path / "runs" / name for name in ("files", "streamed", "arrays")]
-    assert rows(runs[0]) == rows(runs[1]) == rows(runs[2]) and rows(runs[0])[0]["kNN_accuracy"] > 10
+    assert (
+        read_rows(runs[0]) == read_rows(runs[1]) == read_rows(runs[2])
+        and read_rows(runs[0])[0]["kNN_accuracy"] > 10
+    )
     assert same_weights(runs[0], runs[1]) and same_weights(runs[0], runs[2])
 
 
@@ -70,7 +73,7 @@ def test_a_streamed_run_cut_off_within_an_epoch_resumes_exactly(
     out, err = start(*flags, "--exp-name", "cut").communicate()
     assert err == "" and "resumed from" in out
     runs = [tmp_path / "runs" / name for name in ("alone", "cut")]
-    assert rows(runs[0]) == rows(runs[1]) and same_weights(*runs)
+    assert read_rows(runs[0]) == read_rows(runs[1]) and same_weights(*runs)
 
 
 TRAIN_WITH_LIMITED_MEMORY = """

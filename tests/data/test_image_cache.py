@@ -10,7 +10,7 @@ import torch
 
 from simsiam.data.image_cache import decode_images, open_cache
 from tests.data.decoding import FILES, Printed, decode, expected, metadata, photos
-from tests.images import bad_folder, picture
+from tests.images import smooth_image, write_bad_images
 
 
 @pytest.fixture
@@ -70,9 +70,9 @@ def test_changed_sources_are_decoded_again(change: str, tmp_path: Path, printed:
     side = 8
     file = tmp_path / "photos" / files[3]
     if change == "replaced":
-        picture().save(file)
+        smooth_image().save(file)
     elif change == "new":
-        picture().save(tmp_path / "photos" / "0001b.png")
+        smooth_image().save(tmp_path / "photos" / "0001b.png")
         files = sorted([*files, Path("0001b.png")])
     elif change == "removed":
         file.unlink()
@@ -91,14 +91,14 @@ def test_a_mapped_cache_survives_decoding_again(tmp_path: Path) -> None:
     files = photos(tmp_path / "photos", 20)
     old = decode(tmp_path, files)
     before = expected(tmp_path, files)
-    picture().save(tmp_path / "photos" / files[0])
+    smooth_image().save(tmp_path / "photos" / files[0])
     new = decode(tmp_path, files)
     assert torch.equal(old, before) and not torch.equal(new, before)
 
 
 def test_bad_images_are_listed_and_tried_again(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    bad = bad_folder(tmp_path / "photos")
+    bad = write_bad_images(tmp_path / "photos")
     files = [Path(name) for name in sorted([*bad, "good.png"])]
     for _ in range(2):
         listed = decode_images(tmp_path / "cache", tmp_path / "photos", files, 8, metadata(files))
@@ -108,7 +108,7 @@ def test_bad_images_are_listed_and_tried_again(tmp_path: Path) -> None:
     cache = open_cache(tmp_path / "cache")[0]
     assert cache.labels.tolist() == [files.index(Path("good.png"))] and len(reasons) == len(bad)
     assert torch.equal(cache.images, expected(tmp_path, [Path("good.png")]))
-    picture().save(tmp_path / "photos" / "nowhere.png")  # now the dangling link has a target
+    smooth_image().save(tmp_path / "photos" / "nowhere.png")  # now the dangling link has a target
     assert len(decode(tmp_path, files)) == 2
 
 

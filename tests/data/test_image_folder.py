@@ -9,7 +9,7 @@ from simsiam import load_backbone
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from tests.helpers import Program
-from tests.images import patterns, picture, write_images
+from tests.images import patterns, smooth_image, write_images
 
 # ---------------------------------------------------------------- layouts
 
@@ -41,7 +41,7 @@ def test_each_layout_is_recognised(layout: str, message: str, own: Program, tmp_
 
 def test_an_image_outside_the_classes_removes_all_labels(own: Program, tmp_path: Path) -> None:
     write_images(tmp_path, patterns(20))
-    picture().save(tmp_path / "train" / "loose.png")
+    smooth_image().save(tmp_path / "train" / "loose.png")
     status, out, _ = own(tmp_path, "--batch-size", "10", "--dry-run")
     assert status == 0
     assert "1 of 21 images are in no class's folder" in out
@@ -63,7 +63,7 @@ def test_a_part_of_a_folder_is_spread_over_its_classes(
 def test_large_images_have_a_margin_and_the_imagenet_stem(own: Program, tmp_path: Path) -> None:
     for i in range(12):
         (tmp_path / "train" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
-        picture((150, 130)).rotate(10 * i).save(tmp_path / "train" / "ab"[i % 2] / f"{i}.jpg")
+        smooth_image((150, 130)).rotate(10 * i).save(tmp_path / "train" / "ab"[i % 2] / f"{i}.jpg")
     status, out, err = own(tmp_path, "--image-size", "96", "--batch-size", "4")
     assert (status, err) == (0, "")
     assert "96 x 96 pixels from 110 x 110" in out and "imagenet stem" in out
@@ -94,10 +94,10 @@ def test_large_images_have_a_margin_and_the_imagenet_stem(own: Program, tmp_path
     ],
 )
 def test_each_command_finds_the_images_of_the_run(
-    command: str, memory: list[str], own_run: Path, program: Program, tmp_path: Path
+    command: str, memory: list[str], folder_run: Path, program: Program, tmp_path: Path
 ) -> None:
     results = ["--results-dir", str(tmp_path / "results"), *memory]
-    status, out, err = program(*command.split(), "--checkpoint", str(own_run), *results)
+    status, out, err = program(*command.split(), "--checkpoint", str(folder_run), *results)
     line = "200 train and 60 test images, 10 classes"
     if command.startswith("embed"):
         line = "260 images"
@@ -106,12 +106,12 @@ def test_each_command_finds_the_images_of_the_run(
 
 @pytest.mark.parametrize("command", ["knn", "linear", "finetune", "embed", "neighbours", "export"])
 def test_commands_that_need_labels_refuse_images_without_them(
-    command: str, own_run: Path, program: Program, tmp_path: Path
+    command: str, folder_run: Path, program: Program, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "flat", patterns(30), "{i}.png")
     flags = ["--dataset", "folder", "--data-dir", str(tmp_path / "flat")]
     flags += ["--cache-dir", str(tmp_path / "cache"), "--results-dir", str(tmp_path / "results")]
-    status, out, err = program(command, "--checkpoint", str(own_run), *flags)
+    status, out, err = program(command, "--checkpoint", str(folder_run), *flags)
     if command in ("knn", "linear", "finetune"):
         assert status == 2 and err.count("\n") == 1 and "folder: no labels" in err
     else:

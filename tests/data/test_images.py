@@ -11,7 +11,7 @@ from PIL import Image
 
 from simsiam.data.images import FORMATS, read_image, silence_pillow, try_to_read
 from simsiam.data.listing import ImageFolder
-from tests.images import bad_folder, picture
+from tests.images import smooth_image, write_bad_images
 from tests.processes import Started
 from utils.errors import UserError
 
@@ -28,8 +28,8 @@ def saved(image: Image.Image, path: Path, **options: object) -> torch.Tensor:
 )
 def test_every_format_gives_the_same_picture(suffix: str, tmp_path: Path) -> None:
     options = {"quality": 95} if suffix in ("jpg", "jfif", "webp", "avif") else {}
-    pixels = saved(picture(), tmp_path / f"a.{suffix}", **options)
-    central_square = np.array(picture())[:, 4:44].copy()
+    pixels = saved(smooth_image(), tmp_path / f"a.{suffix}", **options)
+    central_square = np.array(smooth_image())[:, 4:44].copy()
     expected = torch.from_numpy(central_square).permute(2, 0, 1).float()
     tolerance = 6 if options else 0
     assert pixels.shape == (3, 40, 40)
@@ -44,13 +44,13 @@ def test_an_image_of_the_right_size_is_unchanged(tmp_path: Path) -> None:
 
 def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
     for mode in ("L", "1", "LA"):
-        pixels = saved(picture().convert("L").convert(mode), tmp_path / f"{mode}.png")
+        pixels = saved(smooth_image().convert("L").convert(mode), tmp_path / f"{mode}.png")
         assert torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[0], pixels[2])
         assert pixels.std() > 10
 
 
 def test_16_bits_are_scaled_to_8(tmp_path: Path) -> None:
-    grey = np.array(picture().convert("L"))
+    grey = np.array(smooth_image().convert("L"))
     eight = saved(Image.fromarray(grey), tmp_path / "8.png")
     for suffix in ("png", "tif"):
         sixteen = saved(Image.fromarray(grey.astype(np.uint16) * 257), tmp_path / f"16.{suffix}")
@@ -80,8 +80,8 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    turned = picture((40, 40)).transpose(Image.Transpose.ROTATE_90)
-    upright = saved(picture((40, 40)), tmp_path / "a.png")
+    turned = smooth_image((40, 40)).transpose(Image.Transpose.ROTATE_90)
+    upright = saved(smooth_image((40, 40)), tmp_path / "a.png")
     assert torch.equal(saved(turned, tmp_path / "b.png", exif=exif), upright)
 
 
@@ -109,7 +109,7 @@ BROKEN_EXIF = {
 def test_broken_exif_data_are_ignored(damage: str, suffix: str, tmp_path: Path) -> None:
     entries, turned = BROKEN_EXIF[damage]
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, max(1, len(entries) // 12)) + entries + bytes(4)
-    image = picture((40, 40))
+    image = smooth_image((40, 40))
     options = {"quality": 95} if suffix == "jpg" else {"lossless": True}
     image.save(tmp_path / f"a.{suffix}", exif=exif, **options)
     image.save(tmp_path / f"b.{suffix}", **options)
@@ -124,15 +124,15 @@ def test_broken_exif_data_are_ignored(damage: str, suffix: str, tmp_path: Path) 
 
 def test_garbage_instead_of_exif_data_is_ignored(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "a.webp"):
-        picture((40, 40)).save(tmp_path / name, exif=b"Exif\0\0garbage")
+        smooth_image((40, 40)).save(tmp_path / name, exif=b"Exif\0\0garbage")
         assert not isinstance(try_to_read(tmp_path / name, 40), str), name
 
 
 def test_warnings_of_pillow_do_not_reach_the_terminal(tmp_path: Path) -> None:
     """In this test suite, a warning is an error."""
-    palette = picture().convert("P", palette=Image.Palette.ADAPTIVE)
+    palette = smooth_image().convert("P", palette=Image.Palette.ADAPTIVE)
     palette.save(tmp_path / "a.png", transparency=bytes(range(256)))
-    picture().save(tmp_path / "b.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01")
+    smooth_image().save(tmp_path / "b.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01")
     assert [chunk.shape for chunk in ImageFolder(tmp_path).read(8)] == [(2, 3, 8, 8)]
 
 
@@ -152,7 +152,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
         "a/.b.png",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        picture().save(tmp_path / name, "PNG" if name.endswith("txt") else None)
+        smooth_image().save(tmp_path / name, "PNG" if name.endswith("txt") else None)
     folder = ImageFolder(tmp_path)
     assert [str(file) for file in folder.files] == [
         "a/x/deep.jpg",
@@ -167,28 +167,28 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
 def test_bad_images_are_reported_or_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = bad_folder(tmp_path)
+    bad = write_bad_images(tmp_path)
     with pytest.raises(
         UserError, match=rf"{len(bad)} of {len(bad) + 1} images .*--skip-bad-images"
     ) as error:
         list(ImageFolder(tmp_path).read(8))
     assert "dangling.png (No such file" in str(error.value) and "\n" not in str(error.value)
     folder = ImageFolder(tmp_path)
-    assert torch.cat(list(folder.read(8, skip_bad=True))).shape == (1, 3, 8, 8)
+    assert torch.cat(list(folder.read(8, skip_unreadable=True))).shape == (1, 3, 8, 8)
     assert [str(file) for file in folder.files] == ["good.png"] and len(folder.labels) == 1
     assert f"left out: {len(bad)} of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", range(7))
 def test_each_bad_image_says_why(number: int, tmp_path: Path) -> None:
-    name, reason = list(bad_folder(tmp_path).items())[number]
+    name, reason = list(write_bad_images(tmp_path).items())[number]
     for file in tmp_path.iterdir():
         if file.name != name and not file.is_dir():
             file.unlink()
     # If no image is left, to skip bad images is an error too.
     for skip in (False, True):
         with pytest.raises(UserError, match=rf"1 of 1 images .*{name} \(.*{reason}"):
-            list(ImageFolder(tmp_path).read(8, skip_bad=skip))
+            list(ImageFolder(tmp_path).read(8, skip_unreadable=skip))
 
 
 # The image has 1920 pixels. Pillow itself refuses twice its limit, and below that only warns.
@@ -197,7 +197,7 @@ def test_each_bad_image_says_why(number: int, tmp_path: Path) -> None:
 def test_a_huge_image_is_not_decoded(
     limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture().save(tmp_path / "a.png")
+    smooth_image().save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(UserError, match=r"too large|exceeds limit"):
         list(ImageFolder(tmp_path).read(8))
@@ -221,7 +221,7 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
 
 def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "photos" / "cats").mkdir(parents=True)
-    picture().save(tmp_path / "photos" / "cats" / "a.png")
+    smooth_image().save(tmp_path / "photos" / "cats" / "a.png")
     (tmp_path / "photos" / "cats" / "loop").symlink_to(tmp_path / "photos")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "cats").symlink_to(tmp_path / "photos" / "cats")
@@ -237,7 +237,7 @@ def read_as_nobody(args: list[str]) -> int:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can read as somebody else")
 def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
-    picture().save(tmp_path / "a.png")
+    smooth_image().save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
     tmp_path.chmod(0o755)
     out, err = Started(read_as_nobody, [str(tmp_path / "a.png")]).communicate()

@@ -17,7 +17,7 @@ from simsiam.data.image_cache import decode_images, open_cache
 from simsiam.data.images import CHUNK_IMAGES, read_image
 from simsiam.data.listing import ImageFolder
 from tests.data.decoding import FILES, Printed, decode, metadata, photos
-from tests.images import picture
+from tests.images import smooth_image
 from tests.processes import Started, wait_for
 from utils.errors import UserError
 from utils.filesystem import lock_folder
@@ -94,7 +94,7 @@ def test_a_file_changed_after_a_kill_is_decoded_again(tmp_path: Path) -> None:
     files = noise(tmp_path)
     kill_after_a_chunk(tmp_path)
     (tmp_path / "photos" / files[5]).unlink()
-    picture().save(tmp_path / "photos" / files[5])
+    smooth_image().save(tmp_path / "photos" / files[5])
     decode_images(tmp_path / "cache", tmp_path / "photos", files, 48, metadata(files))
     images = open_cache(tmp_path / "cache")[0].images
     assert torch.equal(images[5], read_image(tmp_path / "photos" / files[5], 48))

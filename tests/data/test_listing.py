@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from simsiam.data.listing import ImageFolder
-from tests.images import picture
+from tests.images import smooth_image
 from utils.errors import UserError
 
 SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff")
@@ -18,7 +18,7 @@ def put(folder: Path, *names: str) -> ImageFolder:
     """Put a file with each of these names into a folder: images, unless their suffix says not."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture((8, 8)).save(folder / name, "PNG")
+        smooth_image((8, 8)).save(folder / name, "PNG")
     return ImageFolder(folder)
 
 
@@ -96,5 +96,5 @@ def test_unicode_forms_of_a_name_are_one_class(tmp_path: Path) -> None:
 def test_unprintable_class_names_are_escaped(tmp_path: Path) -> None:
     for name in (b"a\nb", b"caf\xe9"):
         os.mkdir(os.fsencode(tmp_path) + b"/" + name)
-        picture().save(tmp_path / os.fsdecode(name) / "0.png")
+        smooth_image().save(tmp_path / os.fsdecode(name) / "0.png")
     assert ImageFolder(tmp_path).classes == ("a\\nb", "caf\\xe9")

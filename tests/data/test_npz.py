@@ -10,7 +10,7 @@ import torch
 from simsiam.config.options import DataOptions
 from simsiam.data.dataset import Splits, knn_unavailable_reason
 from simsiam.data.npz import load_arrays
-from tests.helpers import TINY, Program, summary
+from tests.helpers import TINY, Program, read_summary
 from utils.errors import UserError
 
 X = np.random.default_rng(0).integers(0, 256, (30, 12, 12, 3), dtype=np.uint8)
@@ -74,7 +74,7 @@ def test_only_labels_that_occur_are_classes(program: Program, tmp_path: Path) ->
     for command, *flags in (("knn",), ("linear",), finetune, ("report",), ("embed",)):
         status, _, err = program(command, str(run), *flags)
         assert (status, err) == (0, "")
-    assert summary(run / "results" / "knn")["per_class"].keys() == {*train.classes}
+    assert read_summary(run / "results" / "knn")["per_class"].keys() == {*train.classes}
 
 
 def test_class_names_are_indexed_by_label(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from simsiam import SimSiam, load_backbone
 from simsiam.config.options import DataOptions
-from tests.helpers import TINY, Program, rows, summary
+from tests.helpers import TINY, Program, read_rows, read_summary
 from tests.images import patterns, write_images
 from tests.processes import Started, start, start_pair
 
@@ -68,7 +68,7 @@ def test_a_report_tells_runs_on_different_images_apart(
 
 
 def test_an_evaluation_uses_the_images_of_the_run(
-    own_run: Path,
+    folder_run: Path,
     others: Path,
     program: Program,
     tmp_path: Path,
@@ -78,7 +78,8 @@ def test_an_evaluation_uses_the_images_of_the_run(
     monkeypatch.chdir(tmp_path)
     results = ("--results-dir", str(tmp_path / "results"))
     assert (
-        "200 train and 60 test images" in program("knn", "--checkpoint", str(own_run), *results)[1]
+        "200 train and 60 test images"
+        in program("knn", "--checkpoint", str(folder_run), *results)[1]
     )
 
 
@@ -93,7 +94,7 @@ def test_a_run_is_exported_after_its_photos_have_moved(
     status, out, err = program("export", str(run), "--format", format)
     assert (status, err) == (0, "")
     assert "without the images of the run" in out and "comparing it on generated images" in out
-    assert summary(run / "results" / f"export_{format}")["compared_on"] == "generated images"
+    assert read_summary(run / "results" / f"export_{format}")["compared_on"] == "generated images"
     backbone = load_backbone(run)
     if format == "safetensors":
         file = run / "results" / f"export_{format}" / "backbone.safetensors"
@@ -156,8 +157,8 @@ def test_two_processes_share_a_streamed_folder(photos: Path, tmp_path: Path) -> 
     alone = start(*flags, "--exp-name", "one")
     for process in (alone, *start_pair(*flags, "--exp-name", "two", "--data-memory", "0")):
         assert process.communicate()[1] == "" and process.returncode == 0
-    (one,) = rows(tmp_path / "runs" / "one")
-    (two,) = rows(tmp_path / "runs" / "two")
+    (one,) = read_rows(tmp_path / "runs" / "one")
+    (two,) = read_rows(tmp_path / "runs" / "two")
     assert one["step"] == two["step"]
     assert one["train_loss"] == pytest.approx(two["train_loss"], abs=5e-4)
     assert one["kNN_accuracy"] == pytest.approx(two["kNN_accuracy"], abs=4)  # of 60 test images

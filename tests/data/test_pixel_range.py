@@ -13,13 +13,13 @@ from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import make_options
 from simsiam.data.images import read_image
-from tests.helpers import Program, summary
-from tests.images import picture
+from tests.helpers import Program, read_summary
+from tests.images import smooth_image
 from utils.errors import UserError
 
 Printed = pytest.CaptureFixture[str]
-GREY = np.array(picture((40, 40)).convert("L"))
-COLOURS = np.array(picture((40, 40)))
+GREY = np.array(smooth_image((40, 40)).convert("L"))
+COLOURS = np.array(smooth_image((40, 40)))
 
 
 def of_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_a_narrow_range_anywhere_is_named(folder: Path, capsys: Printed) -> None
 
 
 def test_few_bits_among_ordinary_images_are_named(folder: Path, capsys: Printed) -> None:
-    picture((40, 40)).save(folder / "0.jpg")
+    smooth_image((40, 40)).save(folder / "0.jpg")
     Image.fromarray(of_bits(GREY, 12)).save(folder / "1.png")
     prepare(folder)
     assert "1 of 2 images" in capsys.readouterr().out
@@ -197,12 +197,12 @@ def test_a_run_and_what_follows_use_one_range(
         assert (status, err) == (0, "") and "decoded" not in out and "warning" not in out
         features.append(np.load(tmp_path / name / "embed" / "features.npz")["features"])
     np.testing.assert_allclose(features[0], features[1], atol=1e-6)
-    assert summary(tmp_path / "a" / "embed")["settings"]["pixel_range"] is None  # the run's
+    assert read_summary(tmp_path / "a" / "embed")["settings"]["pixel_range"] is None  # the run's
 
 
 @pytest.mark.parametrize("text", ["0", "3:2", "a:b", "0:inf", "nan:1", "1:1", "1:2:3", ":"])
 def test_malformed_pixel_ranges_are_refused(text: str, own: Program, folder: Path) -> None:
-    picture().save(folder / "0.png")
+    smooth_image().save(folder / "0.png")
     status, _, err = own(folder, f"--pixel-range={text}")
     assert status == 2 and err.count("\n") == 1 and f"--pixel-range {text}: must be LOW:HIGH" in err
 

@@ -9,8 +9,8 @@ import pytest
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import Splits
-from tests.helpers import Program, summary
-from tests.images import patterns, picture, write_images
+from tests.helpers import Program, read_summary
+from tests.images import patterns, smooth_image, write_images
 
 Printed = pytest.CaptureFixture[str]
 
@@ -19,7 +19,7 @@ def put(folder: Path, *names: str) -> None:
     """An image with each of these names."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture((8, 8)).save(folder / name)
+        smooth_image((8, 8)).save(folder / name)
 
 
 def load(folder: Path) -> Splits:
@@ -118,4 +118,6 @@ def test_folder_names_may_be_any_bytes(own: Program, program: Program, tmp_path:
         assert (status, err) == (0, "")
         if command == "knn":
             assert all(f" {name} " in out for name in ("\\xff", "[bold]", "new\\nline", ":cat:"))
-    assert {"\\xff", "[bold]", "new\\nline"} <= summary(run / "results" / "knn")["per_class"].keys()
+    assert {"\\xff", "[bold]", "new\\nline"} <= read_summary(run / "results" / "knn")[
+        "per_class"
+    ].keys()

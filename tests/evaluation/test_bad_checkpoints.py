@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import load_file, save
 
 from simsiam import SimSiam, load_backbone
-from simsiam.commands.resume import STATEFUL
+from simsiam.commands.resume import REQUIRED_STATES
 from simsiam.config.commands import COMMANDS
 from simsiam.evaluation.checkpoint import load_weights
-from tests.helpers import SMALL, Program, is_announcement
-from tests.images import PAGE, Bomb, flipped
+from tests.helpers import SMALL, Program, prints_only_header
+from tests.images import PAGE, Bomb, flip_bit
 from utils.checkpoint_io import read_resumable
 
 
@@ -92,11 +92,11 @@ CHECKPOINTS: dict[str, tuple[Callable[[Good], bytes], str]] = {
     "without_its_end.ckpt": (lambda g: g.raw[:-1000], "not a checkpoint, or cut short"),
     "zeros.ckpt": (lambda g: bytes(len(g.raw)), "not a checkpoint, or cut short"),
     "bit_in_the_weights.ckpt": (
-        lambda g: flipped(g.raw, len(g.raw) // 2),
+        lambda g: flip_bit(g.raw, len(g.raw) // 2),
         "damaged (the checksum of",
     ),
-    "bit_at_the_start.ckpt": (lambda g: flipped(g.raw, 2), "damaged (the checksum of"),
-    "bit_in_the_directory.ckpt": (lambda g: flipped(g.raw, len(g.raw) - 200), "ckpt"),
+    "bit_at_the_start.ckpt": (lambda g: flip_bit(g.raw, 2), "damaged (the checksum of"),
+    "bit_in_the_directory.ckpt": (lambda g: flip_bit(g.raw, len(g.raw) - 200), "ckpt"),
     "doubled.ckpt": (lambda g: g.raw + g.raw[: len(g.raw) // 2], "not a checkpoint, or cut short"),
     "page.ckpt": (lambda g: PAGE, "not a checkpoint, or cut short"),
     "picture.ckpt": (lambda g: b"\x89PNG\r\n\x1a\n" + bytes(500), "not a checkpoint, or cut short"),
@@ -227,7 +227,7 @@ def test_each_reader_of_checkpoints_refuses_a_bad_file(
     assert name in str(error.value) and message in str(error.value)
     if name not in RESUMABLE:
         with pytest.raises(ValueError) as error:
-            read_resumable(Path(name), STATEFUL)
+            read_resumable(Path(name), REQUIRED_STATES)
         assert name in str(error.value)
     assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_bytes() == before
 
@@ -241,7 +241,7 @@ def test_a_run_does_not_resume_from_a_bad_file(
     make, _ = CHECKPOINTS[name]
     (tmp_path / name).write_bytes(make(good))
     status, out, err = program(*SMALL, "--epochs", "3", "--ckpt-dir", name)
-    assert status == 2 and is_announcement(out) and err.count("\n") == 1 and name in err, err
+    assert status == 2 and prints_only_header(out) and err.count("\n") == 1 and name in err, err
     assert os.listdir(tmp_path) == [name]
 
 
@@ -259,7 +259,7 @@ def test_each_command_refuses_a_bad_file_in_one_line(
     make, message = CHECKPOINTS[name]
     (tmp_path / name).write_bytes(make(good))
     status, out, err = program(*use, name)
-    assert status == 2 and is_announcement(out) and err.count("\n") == 1 and name in err, err
+    assert status == 2 and prints_only_header(out) and err.count("\n") == 1 and name in err, err
     if (use[-1], name) == ("--ckpt-dir", "half.safetensors"):
         message = "weights alone, which no run can resume from"
     assert message in err

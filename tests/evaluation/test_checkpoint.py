@@ -12,7 +12,7 @@ from simsiam import SimSiam, load_backbone
 from simsiam.evaluation.checkpoint import load_weights
 from simsiam.evaluation.features import extract_features
 from simsiam.evaluation.metadata import ALL_HPARAMS
-from tests.helpers import SMALL, Program, cifar_stem
+from tests.helpers import SMALL, Program, with_cifar_stem
 from utils.weights import BACKBONE, read_weights, write_weights
 
 
@@ -91,7 +91,7 @@ def test_timm_takes_the_file_strictly(tmp_path: Path) -> None:
     write_weights(
         tmp_path / "b.safetensors", BACKBONE, trained.state_dict(), {"backbone": "resnet18"}
     )
-    theirs = cifar_stem(timm.create_model("resnet18", num_classes=0))
+    theirs = with_cifar_stem(timm.create_model("resnet18", num_classes=0))
     theirs.load_state_dict(load_file(tmp_path / "b.safetensors"), strict=True)
     x = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(theirs.eval()(x), trained.eval()(x), atol=1e-6, rtol=1e-6)

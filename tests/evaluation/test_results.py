@@ -10,8 +10,8 @@ import pytest
 
 import main
 from tests.at_steps import start_with_events
-from tests.helpers import SMALL, Program, summary
-from tests.processes import Started, as_nobody
+from tests.helpers import SMALL, Program, read_summary
+from tests.processes import Started, run_as_nobody
 from utils.filesystem import lock_folder
 
 COMMANDS = ("knn", "linear", "finetune", "embed", "neighbours", "export")
@@ -59,7 +59,7 @@ def test_results_are_saved_in_the_run_of_the_checkpoint(
         status, out, err = program(command, *arguments, "--overwrite")
         assert (status, err) == (0, "")
         assert str(folder / "summary.json") in out
-        saved = summary(folder)
+        saved = read_summary(folder)
         assert saved["epoch"] in (1, 2)
         assert saved["command"] == command
         assert "torch" in saved["versions"]
@@ -74,7 +74,7 @@ def test_results_of_a_file_outside_its_run_are_saved_next_to_it(
     folder.mkdir()
     file = Path(shutil.copy(copy / name, folder))
     assert program("knn", "--checkpoint", str(file))[0] == 0
-    saved = summary(folder / f"{file.stem}_results" / "knn")
+    saved = read_summary(folder / f"{file.stem}_results" / "knn")
     assert saved["dataset"] == "patterns"
     assert (saved["train_images"], saved["test_images"]) == (200, 100)
 
@@ -231,7 +231,7 @@ def test_a_folder_without_permission_is_named(trained: Path, tmp_path: Path) -> 
         ["--checkpoint", str(readable)],
         ["--checkpoint", str(readable), "--results-dir", str(unreadable / "results")],
     ):
-        process = Started(as_nobody, ["knn", *flags])
+        process = Started(run_as_nobody, ["knn", *flags])
         _, err = process.communicate()
         assert process.returncode == 2
         assert err.count("\n") == 1

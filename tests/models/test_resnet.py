@@ -16,7 +16,7 @@ from models.resnet import (
     resnet18,
     resnet50,
 )
-from tests.helpers import cifar_stem
+from tests.helpers import with_cifar_stem
 
 LAYERS = {
     "resnet10": (BasicBlock, [1, 1, 1, 1]),
@@ -42,7 +42,7 @@ def test_weights_and_outputs_are_torchvisions(name: str) -> None:
     ours = BACKBONES[name]()
     shake_bn(ours)
     block, layers = LAYERS[name]
-    theirs = cifar_stem(torchvision.models.ResNet(block, layers))
+    theirs = with_cifar_stem(torchvision.models.ResNet(block, layers))
     theirs.load_state_dict(ours.state_dict(), strict=True)
     x = torch.randn(4, 3, 32, 32)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-6, atol=1e-6)
@@ -70,7 +70,7 @@ def test_weights_and_outputs_are_timms(name: str) -> None:
     torch.manual_seed(0)
     ours = BACKBONES[name]()
     shake_bn(ours)
-    theirs = cifar_stem(timm.create_model(name, num_classes=0))
+    theirs = with_cifar_stem(timm.create_model(name, num_classes=0))
     theirs.load_state_dict(ours.state_dict(), strict=True)
     x = torch.randn(4, 3, 32, 32)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-6, atol=1e-6)
@@ -80,7 +80,9 @@ def test_the_memory_format_changes_only_rounding() -> None:
     torch.manual_seed(0)
     ours = resnet18()
     shake_bn(ours)
-    theirs = cifar_stem(torchvision.models.resnet18()).to(memory_format=torch.contiguous_format)
+    theirs = with_cifar_stem(torchvision.models.resnet18()).to(
+        memory_format=torch.contiguous_format
+    )
     theirs.load_state_dict(ours.state_dict(), strict=True)
     x = torch.randn(4, 3, 32, 32)
     a, b = ours.eval()(x), theirs.eval()(x)
@@ -90,7 +92,7 @@ def test_the_memory_format_changes_only_rounding() -> None:
 def test_training_mode_gives_torchvisions_gradients() -> None:
     torch.manual_seed(0)
     ours = resnet18()
-    theirs = cifar_stem(torchvision.models.resnet18())
+    theirs = with_cifar_stem(torchvision.models.resnet18())
     theirs.load_state_dict(ours.state_dict(), strict=True)
     x = torch.randn(8, 3, 16, 16)
     for network in (ours, theirs):

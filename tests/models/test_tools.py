@@ -11,7 +11,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from models.batch_norm import separates_views
 from models.resnet import ResNet, UnknownStatisticsError, resnet10, resnet50
 from simsiam import SimSiam
-from tests.helpers import cifar_stem
+from tests.helpers import with_cifar_stem
 from tests.models.test_resnet import shake_bn
 
 X = torch.randn(2, 3, 32, 32)
@@ -40,7 +40,7 @@ def test_torchvision_extracts_the_features_of_a_layer() -> None:
 
     ours = resnet10()
     shake_bn(ours)
-    theirs = cifar_stem(Theirs(BasicBlock, [1, 1, 1, 1]))
+    theirs = with_cifar_stem(Theirs(BasicBlock, [1, 1, 1, 1]))
     theirs.load_state_dict(ours.state_dict())
     nodes = ["relu", "layer1.0.bn1", "layer1.0.relu", "layer3"]
     features = create_feature_extractor(ours, nodes).eval()(X)

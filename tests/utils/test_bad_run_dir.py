@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from simsiam import load_backbone
-from tests.helpers import SMALL, Program, is_announcement, rows, same_weights
+from tests.helpers import SMALL, Program, prints_only_header, read_rows, same_weights
 from tests.images import PAGE
 from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
@@ -80,7 +80,7 @@ def test_a_damaged_run_folder_is_refused_and_unchanged(
     damage(unfinished)
     before = {file: file.read_bytes() for file in unfinished.rglob("*") if file.is_file()}
     status, out, err = program(*SMALL, "--epochs", "2")
-    assert status == 2 and is_announcement(out) and err.count("\n") == 1 and answer in err, err
+    assert status == 2 and prints_only_header(out) and err.count("\n") == 1 and answer in err, err
     assert {file: file.read_bytes() for file in unfinished.rglob("*") if file.is_file()} == before
     assert not Path("HACKED").exists()
 
@@ -115,7 +115,7 @@ def test_a_resumed_run_repairs_damaged_files(
         warned,
         warned,
     ), err
-    assert rows(unfinished) == rows(trained) and same_weights(unfinished, trained)
+    assert read_rows(unfinished) == read_rows(trained) and same_weights(unfinished, trained)
     summary = json.loads((unfinished / "summary.json").read_text())
     assert summary == json.loads((trained / "summary.json").read_text())
     load_backbone(unfinished)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from simsiam.commands.resume import STATEFUL
+from simsiam.commands.resume import REQUIRED_STATES
 from tests import goldens
 from utils.checkpoint_io import read_checkpoint, read_resumable
 from utils.errors import UserError
@@ -21,7 +21,7 @@ def test_states_of_older_checkpoints_get_the_names_of_their_classes() -> None:
     """tests/test_goldens.py resumes from this checkpoint."""
     file = goldens.FOLDER / "before_the_move.ckpt"
     old = torch.load(file, weights_only=True)["callbacks"]
-    states = read_resumable(file, STATEFUL)["callbacks"]
+    states = read_resumable(file, REQUIRED_STATES)["callbacks"]
     assert old.keys() == {"KNNMonitor", "Recorder", "Keeper"} and states.keys() == CLASS_NAMES
     assert states["MetricsRecorder"]["rows"] == old["Recorder"]["rows"]
     assert states["CheckpointCallback"] == old["Keeper"]
@@ -49,10 +49,10 @@ def test_an_error_names_what_is_missing(
     torch.save(content | changes, tmp_path / "a.ckpt")
     read_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(UserError, match=message):
-        read_resumable(tmp_path / "a.ckpt", STATEFUL)
+        read_resumable(tmp_path / "a.ckpt", REQUIRED_STATES)
 
 
 def test_the_first_epoch_has_no_row_yet(trained: Path, tmp_path: Path) -> None:
     content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     torch.save(content | {"row": {}}, tmp_path / "a.ckpt")
-    assert read_resumable(tmp_path / "a.ckpt", STATEFUL)["row"] == {}
+    assert read_resumable(tmp_path / "a.ckpt", REQUIRED_STATES)["row"] == {}

@@ -15,8 +15,8 @@ from simsiam.callbacks.knn import nearest_in_shards
 from simsiam.commands import launch
 from simsiam.evaluation.features import extract_features
 from tests.at_steps import Events, start_with_events, start_with_events_below, steps_saved
-from tests.helpers import SMALL, is_announcement, rows, same_run, start_small
-from tests.processes import Started, children, torchrun_environments, wait_for
+from tests.helpers import SMALL, prints_only_header, read_rows, same_run, start_small
+from tests.processes import Started, child_pids, torchrun_environments, wait_for
 from utils import distributed
 
 SHORT = (
@@ -79,7 +79,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     )  # the first process speaks for both
     assert one.communicate()[1] == "" and one.returncode == 0
     for one, two in zip(
-        rows(tmp_path / "runs" / "one"), rows(tmp_path / "runs" / "two"), strict=True
+        read_rows(tmp_path / "runs" / "one"), read_rows(tmp_path / "runs" / "two"), strict=True
     ):
         assert one["step"] == two["step"] and one["learning_rate"] == two["learning_rate"]
         assert one["train_loss"] == pytest.approx(two["train_loss"], abs=5e-4)
@@ -244,7 +244,7 @@ def test_the_command_that_started_them_passes_a_signal_on_and_one_process_may_go
     assert (
         (alone.returncode, err) == (0, "")
         and "resumed from" in out
-        and len(rows(tmp_path / "runs" / "run")) == 4
+        and len(read_rows(tmp_path / "runs" / "run")) == 4
     )
 
 
@@ -256,7 +256,7 @@ def test_the_command_that_started_them_says_in_one_line_that_one_was_killed(tmp_
     held = tmp_path / "held"
     process = start_with_events_below(tmp_path, {11: [held]}, *flags, TMPDIR=str(temporary))
     wait_for(process, held.exists)
-    os.kill(children(process)[-1], signal.SIGKILL)
+    os.kill(child_pids(process)[-1], signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGKILL and err.count("\n") == 1, err
     assert "process 2 of 2 was ended by SIGKILL" in err and "the same command resumes" in err
@@ -276,7 +276,7 @@ def test_a_mistake_is_told_once(flags: str, answer: str, tmp_path: Path) -> None
         assert [process.returncode for process in pair] == [2, 2]
     (out, err), nothing = said
     assert (
-        is_announcement(out) and nothing == ("", "") and err.count("\n") == 1 and answer in err
+        prints_only_header(out) and nothing == ("", "") and err.count("\n") == 1 and answer in err
     ), err
     assert not (tmp_path / "runs" / "run" / "config.yaml").exists()
 
@@ -285,5 +285,5 @@ def test_a_mistake_is_told_once(flags: str, answer: str, tmp_path: Path) -> None
 def test_the_command_that_started_them_leaves_a_mistake_to_be_told_once(tmp_path: Path) -> None:
     process = start_two("wrong", tmp_path, "--devices", "2", "--batch-size", "25")
     out, err = process.communicate()
-    assert process.returncode == 2 and is_announcement(out), out
+    assert process.returncode == 2 and prints_only_header(out), out
     assert err.count("\n") == 1 and "for 2 devices" in err, err
