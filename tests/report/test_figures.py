@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from simsiam.report import figures
-from simsiam.report.analysis import draw_classes, project_features
-from simsiam.report.records import describe_settings, group_runs, printable, read_run
+from simsiam.report import figures, plots
+from simsiam.report.analysis import project_features
+from simsiam.report.charts import FEATURE_CHARTS, FeatureAnalysis, render_feature_charts
+from simsiam.report.groups import describe_settings, group_runs
+from simsiam.report.records import read_run, replace_unprintable
 from tests.report.conftest import HOSTILE, rows
 
 
@@ -50,7 +52,7 @@ def test_a_band_is_a_deviation_to_each_side_of_the_mean(runs: Path) -> None:
     )
     assert epochs == [1, 2, 3] and deviation == [stdev(column) for column in columns]
     assert middle == [mean(column) for column in columns]
-    drawn = figures.draw_curves([together], "train_loss", "loss", False).axes[0]
+    drawn = plots.draw_curves([together], "train_loss", "loss", False).axes[0]
     corners = {(x, round(y, 9)) for x, y in drawn.collections[0].get_paths()[0].vertices.tolist()}
     edges = {
         (e, round(m + s * d, 9))
@@ -63,21 +65,56 @@ def test_a_band_is_a_deviation_to_each_side_of_the_mean(runs: Path) -> None:
 def test_any_class_name_leaves_room_and_is_in_the_legend() -> None:
     names = ["n" * 200, "_background", "cat"]
     labels = np.arange(3)
-    figure = figures.draw_map(np.zeros((3, 2)), labels, names)
+    figure = plots.draw_map(np.zeros((3, 2)), labels, names)
     legend = [text.get_text().strip() for text in figure.legends[0].get_texts()]
     assert legend == ["n" * 45 + "...", "_background", "cat"]
-    for chart in (figures.draw_bars(names, [1, 2, 3]), figures.draw_matrix(np.eye(3), names)):
+    for chart in (plots.draw_bars(names, [1, 2, 3]), plots.draw_matrix(np.eye(3), names)):
         ticks = [tick.get_text().strip() for tick in chart.axes[0].get_yticklabels()]
         assert ticks == legend
 
 
 def test_hostile_names_in_charts_stay_text(tmp_path: Path) -> None:
-    name = printable(HOSTILE)
-    for chart in draw_classes(np.ones((2, 2), dtype=int), [name, "b"], "kNN", f"{tmp_path}/"):
-        for theme in ("light", "dark"):
+    name = replace_unprintable(HOSTILE)
+    analysis = make_analysis(class_names=[name, "b"], confusion=np.ones((2, 2), dtype=int))
+    charts = render_feature_charts(analysis, f"{tmp_path}/")
+    assert len(charts) == len(FEATURE_CHARTS)
+    for chart in charts:
+        for theme in figures.THEMES:
             svg = ElementTree.fromstring(base64.b64decode(chart[theme].split(",")[1]))
             assert name in "".join(svg.itertext())
             assert not [e for e in svg.iter() if e.tag.split("}")[-1] == "script"]
+
+
+def make_analysis(class_names: list[str], confusion: np.ndarray | None) -> FeatureAnalysis:
+    """The analysis of two images of the first two classes."""
+    return FeatureAnalysis(
+        class_names=class_names,
+        image_kind="test images",
+        points=np.eye(2),
+        labels=np.arange(2),
+        labelled=True,
+        confusion=confusion,
+        classifier="kNN",
+    )
+
+
+def test_without_labels_there_is_only_the_map(tmp_path: Path) -> None:
+    render_feature_charts(make_analysis(["a", "b"], None), f"{tmp_path}/")
+    assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
+
+
+@pytest.mark.parametrize(("classes", "bars"), [(20, 20), (21, 20), (100, 20)])
+def test_of_many_classes_the_ten_best_and_the_ten_worst_have_bars(classes: int, bars: int) -> None:
+    names = [f"class {i}" for i in range(classes)]
+    right = np.arange(classes)  # of 100 test images of each class
+    confusion = np.diag(right)
+    confusion[:, 0] += 100 - right
+    chart = FEATURE_CHARTS["classes"](make_analysis(names, confusion))
+    assert chart is not None
+    ticks = [tick.get_text() for tick in chart.draw().axes[0].get_yticklabels()]
+    assert len(ticks) == bars == len(set(ticks))
+    assert ("the ten best and the ten worst" in chart.caption) == (classes > bars)
+    assert "most often" in FEATURE_CHARTS["confusion"](make_analysis(names, confusion)).caption
 
 
 def test_the_map_is_by_principal_components() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from simsiam.report.records import group_runs, read_runs
+from simsiam.report.find_runs import read_runs
+from simsiam.report.groups import group_runs
 from tests.helpers import Program
 from tests.report.conftest import words
 
