@@ -64,7 +64,7 @@ def test_a_run_that_collapses_or_diverges_does_not_keep_the_others_from_being_tr
     process = begin_stubs(tmp_path, variants, **{"no-bn": 3, "no-predictor": 4, "baseline": 0})
     out, err = process.communicate()
     assert process.returncode == 4 and err.count("\n") == 1 and "3 of 3: baseline" in out
-    assert "not brought to their end: no-bn (status 3), no-predictor (status 4)" in err
+    assert "runs that collapsed or diverged: no-bn (status 3), no-predictor (status 4)" in err
 
 
 def test_a_run_that_a_person_has_to_mend_ends_all_with_its_status(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_death_of_a_run_is_told_in_one_line(tmp_path: Path) -> None:
     os.kill(int(pid.read_text()), signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGKILL and err.count("\n") == 1
-    assert "baseline was ended by SIGKILL; the same command goes on" in err
+    assert "baseline was ended by SIGKILL. The same command resumes it" in err
 
 
 @pytest.mark.slow(
