@@ -20,7 +20,7 @@ from simsiam.report.charts import file_stem, is_figure, render_curves
 from simsiam.report.find_runs import GENERATOR, is_report, read_runs
 from simsiam.report.groups import Group, group_runs
 from simsiam.report.records import Run, replace_unprintable
-from simsiam.report.summary import PRINTED_METRICS, UNKNOWN, summarize_groups
+from simsiam.report.summary import PAPER_RESULT, PRINTED_METRICS, UNKNOWN, summarize_groups
 from utils.console import print_line, print_table
 from utils.errors import UserError, require
 from utils.filesystem import check_writable, write_atomically, write_text
@@ -116,6 +116,7 @@ def render_page(**variables: Any) -> str:
         light=figures.LIGHT,
         dark=figures.DARK,
         generator=GENERATOR,
+        paper_result=PAPER_RESULT,
         command_line=command_line,
     )
     return page.encode("ascii", "xmlcharrefreplace").decode()
@@ -157,7 +158,7 @@ def describe_features(group: Group, config: Report, folder: Path) -> dict[str, A
         try:
             section.update(analysis.analyse_run(run, config, stem))
         except UserError as error:
-            section["problem"] = error
+            section["problem"] = str(error).rstrip(".")  # the template ends the sentence
     return section
 
 

@@ -39,28 +39,28 @@ CURVES = {
     "kNN_accuracy": CurveChart(
         "kNN accuracy (%)",
         from_zero=False,
-        explanation="top-1 on the test images by weighted kNN; epoch 0 is untrained.",
+        explanation="top-1 on the test images by weighted kNN. Epoch 0 is the untrained network.",
     ),
     "train_loss": CurveChart(
         "loss (negative cosine)",
         from_zero=False,
-        explanation="mean of the epoch's steps.",
+        explanation="mean over the steps of the epoch.",
     ),
     "z_std": CurveChart(
         "z_std",
         from_zero=True,
-        explanation="spread of the projections, mean of the epoch; "
-        "near 1 is healthy, 0 is collapsed.",
+        explanation="spread of the projections, mean over the steps of the epoch. "
+        "Near 1 is healthy, 0 is collapsed.",
     ),
     "rankme": CurveChart(
         "effective rank",
         from_zero=True,
-        explanation="RankMe of the backbone's features on train images; it needs no labels.",
+        explanation="RankMe of the backbone's features on train images. It needs no labels.",
     ),
     "images_per_second": CurveChart(
         "images/s",
         from_zero=True,
-        explanation="train images a second, of training alone, without kNN and checkpoints.",
+        explanation="train images per second of training; kNN and checkpoints do not count.",
     ),
 }
 
@@ -129,9 +129,11 @@ def chart_class_accuracies(analysis: FeatureAnalysis) -> Chart | None:
     if len(from_best) > 2 * BARS_AT_EACH_END:
         title += ", the ten best and the ten worst"
         shown = from_best[:BARS_AT_EACH_END] + from_best[-BARS_AT_EACH_END:]
+    shown_names = [names[i] for i in shown]
+    shown_accuracies = [float(accuracies[i]) for i in shown]
     listing = ", ".join(f"{names[i]} {accuracies[i]:.1f}" for i in shown)
     return Chart(
-        draw=partial(draw_bars, [names[i] for i in shown], accuracies[shown]),
+        draw=partial(draw_bars, shown_names, shown_accuracies),
         caption=f"{title}: {analysis.classifier}.",
         alt=f"{title} in %: {listing}",
     )

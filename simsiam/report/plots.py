@@ -86,7 +86,7 @@ def draw_bars(names: Sequence[str], accuracies: Sequence[float]) -> Figure:
     axes.bar_label(bars, fmt="%.1f", padding=3)
     # The limits of y are in this order so that the first bar is at the top.
     axes.set(xlim=(0, 108), ylim=(len(labels) - 0.4, -0.6), xticks=range(0, 101, 20))
-    axes.set_xlabel("test images classified rightly (%)")
+    axes.set_xlabel("test images classified correctly (%)")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     return figure
@@ -136,7 +136,8 @@ def draw_map(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Fi
         names: of the classes, for the legend; empty for a map without legend.
     """
     figure, axes = new_figure(SQUARE_HEIGHT)
-    for label in np.unique(labels):
+    classes: list[int] = np.unique(labels).tolist()
+    for label in classes:
         x, y = points[labels == label].T
         axes.scatter(
             x,

@@ -30,7 +30,7 @@ def test_damaged_files_are_left_out_and_named(page_of_wrecks: Path) -> None:
         "results/linear/summary.json is",
     ):
         assert f"damaged: {part}" in text
-    assert re.search(r"Without neighbours and map: \S+\.ckpt: ", text)
+    assert re.search(r"Neighbours and map cannot be shown: \S+\.ckpt: ", text)
     figures = {file.stem for file in (page_of_wrecks.parent / "figures").iterdir()}
     assert "A_views" in figures and "B_views" not in figures
 
