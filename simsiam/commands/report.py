@@ -25,7 +25,7 @@ from utils.console import print_line, print_table
 from utils.errors import UserError, require
 from utils.filesystem import check_writable, write_atomically, write_text
 
-TEMPLATE = Path(figures.__file__).with_name("template.html.j2")
+TEMPLATE = Path(figures.__file__).with_name("template.html.j2")  # in the folder simsiam/report
 MAX_SECTIONS = 4  # groups with pictures of a checkpoint, which take time and space
 MAX_VIEWS_SIDE = 2000  # pixels of the picture of views on the page
 

@@ -17,14 +17,14 @@ from simsiam.report.groups import Group
 from simsiam.report.plots import draw_bars, draw_curves, draw_map, draw_matrix
 from utils.console import MANY_CLASSES
 
-BARS_AT_EACH_END = 10  # of many classes, the chart shows as many of the best and of the worst
+SHOWN_BEST_OR_WORST = 10  # of many classes, as many of the best and of the worst have bars
 
 
 class CurveChart(NamedTuple):
     """A metric by epoch.
 
     Attributes:
-        label: text at the y axis.
+        label: text next to the y axis.
         from_zero: whether the y axis begins at zero.
         explanation: the end of the caption.
     """
@@ -34,7 +34,7 @@ class CurveChart(NamedTuple):
     explanation: str
 
 
-# By the metric's column in metrics.jsonl, which is also the name of the PNG file.
+# The keys are columns of metrics.jsonl and names of the PNG files.
 CURVES = {
     "kNN_accuracy": CurveChart(
         "kNN accuracy (%)",
@@ -121,14 +121,16 @@ def chart_class_accuracies(analysis: FeatureAnalysis) -> Chart | None:
         return None
     names = analysis.class_names
     accuracies = confusion_percentages(analysis.confusion).diagonal()
+
+    # The classes from the best to the worst, without those that have no test images.
     image_counts = analysis.confusion.sum(axis=1)
     from_best = [int(i) for i in np.argsort(-accuracies, kind="stable") if image_counts[i] > 0]
 
     title = "Accuracy of each class"
     shown = from_best
-    if len(from_best) > 2 * BARS_AT_EACH_END:
-        title += ", the ten best and the ten worst"
-        shown = from_best[:BARS_AT_EACH_END] + from_best[-BARS_AT_EACH_END:]
+    if len(from_best) > 2 * SHOWN_BEST_OR_WORST:
+        title += f", the {SHOWN_BEST_OR_WORST} best and the {SHOWN_BEST_OR_WORST} worst"
+        shown = from_best[:SHOWN_BEST_OR_WORST] + from_best[-SHOWN_BEST_OR_WORST:]
     shown_names = [names[i] for i in shown]
     shown_accuracies = [float(accuracies[i]) for i in shown]
     listing = ", ".join(f"{names[i]} {accuracies[i]:.1f}" for i in shown)
@@ -177,13 +179,13 @@ def chart_map(analysis: FeatureAnalysis) -> Chart:
     )
 
 
-# By the name of the PNG file. A function returns None if its chart cannot be drawn.
+# The keys are names of the PNG files. A function returns None if its chart cannot be drawn.
 FEATURE_CHARTS: dict[str, Callable[[FeatureAnalysis], Chart | None]] = {
     "classes": chart_class_accuracies,
     "confusion": chart_confusion,
     "map": chart_map,
 }
-FEATURE_PICTURES = ("neighbours", "views")  # PNG files that are no charts
+FEATURE_PICTURES = ("neighbours", "views")  # names of the PNG files that are not charts
 
 
 def render_feature_charts(analysis: FeatureAnalysis, stem: str) -> list[dict[str, str]]:
@@ -201,14 +203,14 @@ def render_feature_charts(analysis: FeatureAnalysis, stem: str) -> list[dict[str
 
 
 def file_stem(folder: Path, group: Group) -> str:
-    """Return the beginning of the paths of a group's PNG files; `is_figure` recognises them."""
+    """Return the beginning of the paths of a group's PNG files, such as "figures/A_"."""
     if group.mark:
         return f"{folder}/{group.mark}_"
     return f"{folder}/"
 
 
 def is_figure(file: Path) -> bool:
-    """Return whether a report of this program gives its PNG files such a name."""
+    """Return whether a file has the name of a report's PNG file. A new report may delete it."""
     curves = "|".join(CURVES)
     pictures = "|".join([*FEATURE_CHARTS, *FEATURE_PICTURES])
     pattern = rf"({curves}|([A-Z]+[0-9]*_)?({pictures}))\.png"

@@ -13,10 +13,11 @@ MAX_DESCRIPTION = 90  # characters of the settings in a group's label
 
 
 class Curve(NamedTuple):
-    """A metric by epoch: the mean over the runs of a group.
+    """The values of a metric by epoch, over the runs of a group.
 
     Attributes:
-        deviations: standard deviation over the runs at each epoch; None for a single run.
+        means: the mean over the runs at each of the epochs.
+        deviations: the standard deviation over the runs at each of the epochs; None for one run.
     """
 
     epochs: list[float]
@@ -28,7 +29,7 @@ class Group(NamedTuple):
     """Runs that differ only in the seed; often a single run.
 
     Attributes:
-        index: position among the groups; decides about colour, dash and marker of its lines.
+        index: position among the groups; it determines the colour, dash and marker of lines.
         mark: a letter that stands for the group; empty if there is only one group.
         label: the settings that differ from those of the other groups, or the names of the runs.
     """
@@ -44,8 +45,14 @@ class Group(NamedTuple):
         return "; ".join(dict.fromkeys(run.status for run in self.runs))
 
     def curve(self, column: str) -> Curve:
-        """Return the mean of a column at each epoch for which all runs that measured it have it."""
-        values_of_runs: list[dict[float, float]] = []
+        """Return the values of a metric at the epochs for which every run has one.
+
+        Runs that never measured the metric do not count.
+
+        Args:
+            column: the metric's name in metrics.jsonl.
+        """
+        values_of_runs: list[dict[float, float]] = []  # the value by epoch, of each run
         for run in self.runs:
             value_by_epoch = {row["epoch"]: row[column] for row in run.rows if column in row}
             if value_by_epoch:
@@ -53,13 +60,18 @@ class Group(NamedTuple):
         if not values_of_runs:
             return Curve([], [], None)
 
-        epochs = sorted(set.intersection(*map(set, values_of_runs)))
-        values = [[value_by_epoch[epoch] for value_by_epoch in values_of_runs] for epoch in epochs]
-        deviations = None
-        if len(values_of_runs) > 1:
-            deviations = [stdev(values_at_epoch) for values_at_epoch in values]
-        means = [mean(values_at_epoch) for values_at_epoch in values]
-        return Curve(epochs, means, deviations)
+        epochs: list[float] = []
+        means: list[float] = []
+        deviations: list[float] = []
+        for epoch in sorted(values_of_runs[0]):
+            values = [of_run[epoch] for of_run in values_of_runs if epoch in of_run]
+            if len(values) < len(values_of_runs):
+                continue
+            epochs.append(epoch)
+            means.append(mean(values))
+            if len(values) > 1:
+                deviations.append(stdev(values))
+        return Curve(epochs, means, deviations if len(values_of_runs) > 1 else None)
 
     def accuracy(self, name: str) -> str:
         """Return one of the `accuracies` of the runs as text: mean and standard deviation.
@@ -96,12 +108,16 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     labels = label_groups(members)
     groups: list[Group] = []
     for i, group_members in enumerate(members):
-        mark = ""
-        if len(members) > 1:
-            # A to Z, then A1 to Z1, and so on.
-            mark = ascii_uppercase[i % 26] + (str(i // 26) if i >= 26 else "")
+        mark = make_mark(i) if len(members) > 1 else ""
         groups.append(Group(group_members, i, mark, labels[i]))
     return groups
+
+
+def make_mark(index: int) -> str:
+    """Return "A" to "Z" for the first groups, then "A1" to "Z1", "A2" to "Z2" and so on."""
+    round_number, letter_index = divmod(index, len(ascii_uppercase))
+    letter = ascii_uppercase[letter_index]
+    return letter if round_number == 0 else f"{letter}{round_number}"
 
 
 def is_further_seed(run: Run, group: Sequence[Run]) -> bool:

@@ -36,7 +36,7 @@ def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: boo
     Args:
         groups: those that have values of the metric.
         column: the metric's name in metrics.jsonl.
-        label: text at the y axis.
+        label: text next to the y axis.
         from_zero: whether the y axis begins at zero.
     """
     has_legend = len(groups) > 1

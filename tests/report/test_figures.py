@@ -104,7 +104,7 @@ def test_without_labels_there_is_only_the_map(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("classes", "bars"), [(20, 20), (21, 20), (100, 20)])
-def test_of_many_classes_the_ten_best_and_the_ten_worst_have_bars(classes: int, bars: int) -> None:
+def test_only_the_10_best_and_the_10_worst_of_many_classes_have_bars(classes: int, bars: int) -> None:
     names = [f"class {i}" for i in range(classes)]
     right = np.arange(classes)  # of 100 test images of each class
     confusion = np.diag(right)
@@ -113,7 +113,7 @@ def test_of_many_classes_the_ten_best_and_the_ten_worst_have_bars(classes: int, 
     assert chart is not None
     ticks = [tick.get_text() for tick in chart.draw().axes[0].get_yticklabels()]
     assert len(ticks) == bars == len(set(ticks))
-    assert ("the ten best and the ten worst" in chart.caption) == (classes > bars)
+    assert ("the 10 best and the 10 worst" in chart.caption) == (classes > bars)
     assert "most often" in FEATURE_CHARTS["confusion"](make_analysis(names, confusion)).caption
 
 
