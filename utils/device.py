@@ -44,6 +44,7 @@ def choose_accelerator(accelerator: str) -> str:
         _require_kernels()
         return "gpu"
     problem = find_problem(torch.__version__, torch.version.cuda, torch_message)
+    # "auto" uses the CPU without an error if somebody intended that, for example by hiding the GPU.
     if problem is not None and (accelerator == "gpu" or not problem.intended):
         raise UserError(f"{problem.message}. {USE_CPU}")
     no_gpu = "--accelerator gpu: torch finds no GPU here. Leave the flag out to use the CPU."

@@ -1,4 +1,4 @@
-"""What the checkpoint of a run has learned: nearest neighbours, a confusion matrix, a map."""
+"""Analyse the checkpoint of a run: nearest neighbours, a confusion matrix, a map of features."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The looks of the charts: colours, matplotlib's settings, and a chart as files and as data URIs.
+"""Colours and style of the charts, and their output as PNG files and data URIs.
 
 Each chart is drawn twice, in light and in dark colours; a browser shows the one that fits.
 """
@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 
 from utils.filesystem import write_atomically
 
-# Without this, matplotlib warns of each font in `make_style` that is not installed.
+# matplotlib would log a warning for each font in `make_style` that is not installed.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
-# Colours of the page, and c0 to c4 of the lines: those of Okabe & Ito 2008, some darker on white.
-# The contrast to "paper" is at least 4.5 for text and 3 for lines (WCAG 2).
+# Colours of the page, and of lines (c0 to c4). The colours of lines are those of Okabe & Ito 2008;
+# on white some are darker. The contrast to "paper" is at least 4.5 for text, 3 for lines (WCAG 2).
 LIGHT = {
     "ink": "#1b1f24",
     "muted": "#57606a",
@@ -49,8 +49,8 @@ DARK = {
 THEMES = {"light": LIGHT, "dark": DARK}
 LINE_COLOURS = [name for name in LIGHT if name.startswith("c")]
 
-# Lines differ in colour, dash and marker, so that people who see no hues can tell them apart. The
-# 5 colours, 4 dashes and 7 markers give 140 different lines.
+# Lines differ in colour, dash and marker, so that people who cannot see hues can tell them apart.
+# The 5 colours, 4 dashes and 7 markers give 140 different lines.
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 

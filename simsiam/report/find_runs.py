@@ -1,4 +1,4 @@
-"""Which runs a report is about: those in the folders on the command line."""
+"""Find and read the runs of a report: those in the folders on the command line."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -10,7 +10,7 @@ from utils.errors import require
 
 GENERATOR = "SimSiam report"  # content of <meta name="generator"> in the page
 PAGE_HEAD = 2000  # characters at the start of a page that contain this <meta>
-MAX_DEPTH = 3  # levels below a folder in which runs are searched: ablation/VARIANT/seed_N
+MAX_DEPTH = 3  # levels of folders that are searched; runs/ablation/VARIANT/seed_N needs 3
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -22,8 +22,9 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         UserError: if a path is neither the folder of a run nor contains runs, or if no run has
             finished an epoch.
     """
+    # Each folder once, in the order of the command line.
     folders = list(dict.fromkeys(Path(path).expanduser().resolve() for path in paths))
-    titles: dict[Path, str] = {}  # by the folder of the run; empty if the command line names it
+    titles: dict[Path, str] = {}  # by the run's folder; a run without a title has the folder's name
     for folder in folders:
         inner_runs = find_runs_below(folder)
         if is_run(folder):

@@ -1,4 +1,4 @@
-"""The functions that draw the charts with matplotlib, in the colours of its current style."""
+"""Draw the charts with matplotlib, in the colours of its current style."""
 
 from collections.abc import Sequence
 from textwrap import fill
@@ -23,11 +23,11 @@ CURVE_HEIGHT = 3.1
 LEGEND_LINE_HEIGHT = 0.2
 BAR_HEIGHT = 0.24
 BAR_AXIS_HEIGHT = 0.7
-SQUARE_HEIGHT = 4.7  # of charts that are about as high as wide
+SQUARE_HEIGHT = 4.7  # of the matrix and the map, which are almost square
 
-MARKERS_PER_LINE = 8
+MARKERS_PER_LINE = 8  # about
 LEGEND_CHARACTERS = 72  # in a line of a legend
-DARK_TINT = 0.85  # share of the strongest tint from which text on it has to be white
+DARK_TINT = 0.85  # on a tint above this share of the strongest, text must be white
 
 
 def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: bool) -> Figure:
@@ -48,8 +48,8 @@ def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: boo
     for group in groups:
         curve = group.curve(column)
         style = line_style(group.index)
-        # The groups have their markers at different epochs, so that all are seen where lines
-        # coincide.
+        # Each group has its first marker at another epoch. Where the lines of groups coincide, the
+        # markers of all of them are visible.
         marker_step = max(1, len(curve.epochs) // MARKERS_PER_LINE)
         first_marker = group.index * marker_step // 3 % marker_step
         axes.plot(
@@ -84,7 +84,7 @@ def draw_bars(names: Sequence[str], accuracies: Sequence[float]) -> Figure:
     figure, axes = new_figure(BAR_AXIS_HEIGHT + BAR_HEIGHT * len(labels))
     bars = axes.barh(range(len(labels)), accuracies, 0.7, tick_label=labels)
     axes.bar_label(bars, fmt="%.1f", padding=3)
-    # The limits of y are in this order so that the first bar is at the top.
+    # With the greater limit of y first, the first bar is at the top.
     axes.set(xlim=(0, 108), ylim=(len(labels) - 0.4, -0.6), xticks=range(0, 101, 20))
     axes.set_xlabel("test images classified correctly (%)")
     axes.tick_params(axis="y", length=0)

@@ -1,4 +1,4 @@
-"""One run, as it is read from the files in its folder.
+"""Read a run from the files in its folder.
 
 Files may be damaged or hold anything. Whatever cannot be read is left out, and a note on the page
 names the file.
