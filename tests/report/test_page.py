@@ -13,12 +13,13 @@ import yaml
 from PIL import Image
 
 from simsiam.config.commands import Pretrain, command_line, settings_to_keep
+from simsiam.report import charts as charts_of_the_page
 from tests.helpers import Program
 from tests.report.conftest import cells, charts, page_text, parse_page, rows
 from utils.cli import parse
 
-CURVES = ["images_per_second", "kNN_accuracy", "rankme", "train_loss", "z_std"]
-PICTURES = ["classes", "confusion", "map", "neighbours", "views"]
+CURVES = sorted(charts_of_the_page.CURVES)
+PICTURES = [*charts_of_the_page.FEATURE_CHARTS, *charts_of_the_page.FEATURE_PICTURES]
 FEW = ("--seeds", "0", "1", "--epochs", "1", "--label-fraction", "0.5")
 
 
@@ -44,7 +45,7 @@ def test_pictures_are_not_empty_and_curves_have_all_epochs(page_of_one: Path, ru
             assert len(colours) > 2, file
             if file.stem != "views":
                 assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255), file
-    assert len(charts(page_of_one)) == len(CURVES) + 3  # classes, confusion, map
+    assert len(charts(page_of_one)) == len(CURVES) + len(charts_of_the_page.FEATURE_CHARTS)
     for theme, colour in (("light", "#0072b2"), ("dark", "#56b4e9")):
         accuracy_charts = [
             svg for alt, svg in charts(page_of_one, theme).items() if alt.startswith("kNN accuracy")
