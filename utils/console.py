@@ -1,4 +1,4 @@
-"""Printing: lines, progress and tables, on a terminal and in a file."""
+"""Print lines, progress bars and tables, on a terminal or into a file."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -19,101 +19,121 @@ from rich.progress import (
 from rich.table import Table
 
 Chunk = TypeVar("Chunk", bound=Sized)
-MANY_CLASSES = 20  # of more, a table shows the extremes
-WIDEST_TABLE = 1000  # columns
-TIME_LEFT = 8  # columns of "0:00:01" and a space
-UNKNOWN_DIGITS = 12  # room for the count of items whose number is not known
-NARROWEST_BAR = 8  # columns
-WIDEST_BAR = 40
-PROGRESS_SECONDS = 5  # between lines of progress, if there is no terminal
+
+MANY_CLASSES = 20  # of more classes, tables and charts show only a selection
+MAX_TABLE_WIDTH = 1000  # columns
+PROGRESS_SECONDS = 5  # between lines of progress where there is no bar
+
+# Columns of the parts of a progress bar.
+TIME_LEFT_WIDTH = 8  # of "0:00:01" and a space
+UNKNOWN_TOTAL_DIGITS = 12  # reserved for the count if the total is not known
+MIN_BAR_WIDTH = 8
+MAX_BAR_WIDTH = 40
 
 
 class _Console(Console):
     @property
     def size(self) -> ConsoleDimensions:
-        """Columns and rows; COLUMNS=0 and a terminal that does not tell them mean 80 x 25."""
+        """Columns and rows; 80 x 25 if COLUMNS=0 is set or the terminal does not know its size."""
         width, height = super().size
         return ConsoleDimensions(width or 80, height or 25)
 
     @property
     def draws_bars(self) -> bool:
-        """Whether lines can be drawn over: on a terminal that is not dumb.
-
-        FORCE_COLOR makes rich take a file for a terminal.
-        """
+        """Whether printed lines can be drawn over: on a terminal that is not dumb."""
+        # With FORCE_COLOR, rich counts a file as interactive.
         return self.is_interactive and self.file.isatty()
 
-    def on_broken_pipe(
-        self,
-    ) -> None:  # rich would exit with status 1, which Lightning takes for Ctrl-C
+    def on_broken_pipe(self) -> None:
+        """Raise BrokenPipeError.
+
+        rich would exit with status 1, which Lightning takes for a Ctrl-C.
+        """
         self.quiet = True
         raise BrokenPipeError
 
 
-# Names of classes may look like rich's markup or its codes for emoji.
+# Markup and emoji codes are off because names of classes and folders may look like them.
 console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def plural(count: int, noun: str) -> str:
-    """ "1 epoch", "2 epochs"; "2 classes"."""
-    return (
-        f"{count:,} {noun}"
-        if count == 1
-        else f"{count:,} {noun}{'es' if noun.endswith('s') else 's'}"
-    )
+    """Return a count with its noun, such as "1 epoch", "2,000 epochs" or "2 classes"."""
+    if count == 1:
+        return f"{count:,} {noun}"
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
 
 
 def print_line(line: str) -> None:
-    """Print a line at once; where there is a bar, above it."""
+    """Print a line without delay; if there is a progress bar, the line appears above it."""
     print(line, flush=True)
 
 
 def track_progress(
-    chunks: Iterable[Chunk], total: int, what: str, lines: bool = True
+    chunks: Iterable[Chunk], total: int, label: str, lines: bool = True
 ) -> Iterator[Chunk]:
-    """Yield `chunks`, `total` items in all, and show the progress: a bar, or `lines` where there is no terminal."""
-    text, columns = choose_bar_columns(what, total, console.width)
-    terminal = console.draws_bars
-    due = time.monotonic() + PROGRESS_SECONDS
-    with Progress(*columns, console=console, transient=True, disable=not terminal) as bar:
+    """Yield `chunks` and show the progress: a bar, or lines where there is no terminal.
+
+    Args:
+        chunks: sequences of items.
+        total: the number of items in all chunks; 0 if it is not known.
+        label: names the progress, such as "features of test images".
+        lines: whether to print lines every PROGRESS_SECONDS where there is no terminal.
+    """
+    text, columns = choose_bar_columns(label, total, console.width)
+    has_bar = console.draws_bars
+    next_line = time.monotonic() + PROGRESS_SECONDS
+    with Progress(*columns, console=console, transient=True, disable=not has_bar) as bar:
         task = bar.add_task(text, total=total)
         done = 0
         for chunk in chunks:
             yield chunk
+            # This runs when the caller asks for the next chunk: the caller is done with this one.
             done += len(chunk)
             bar.update(task, completed=done)
-            if lines and not terminal and time.monotonic() >= due and done < total:
-                print_line(f"{what}: {done:,} of {total:,}")
-                due = time.monotonic() + PROGRESS_SECONDS
+            is_due = time.monotonic() >= next_line and done < total
+            if lines and not has_bar and is_due:
+                print_line(f"{label}: {done:,} of {total:,}")
+                next_line = time.monotonic() + PROGRESS_SECONDS
 
 
 def choose_bar_columns(text: str, total: int, width: int) -> tuple[str, list[ProgressColumn]]:
-    """Return the text of a progress bar and the columns that fit a terminal, so that no figure is cut.
+    """Return the text of a progress bar and the columns that fit a terminal.
 
-    The count is worth most, then the time left, the text, which may be shortened, and the bar.
+    Numbers are never cut. Room goes first to the count, then to the time left, then to the text,
+    which may be shortened, and last to the bar.
+
+    Args:
+        text: the full text.
+        total: the number of items; 0 if it is not known.
+        width: columns of the terminal.
     """
-    digits = len(str(total)) if total > 0 else UNKNOWN_DIGITS
-    room = width - 2 * digits - 1
+    digits = len(str(total)) if total > 0 else UNKNOWN_TOTAL_DIGITS
+    room = width - 2 * digits - 1  # the count is "done/total"
     columns: list[ProgressColumn] = [MofNCompleteColumn()]
-    if room >= TIME_LEFT:
+    if room >= TIME_LEFT_WIDTH:
         columns.append(TimeRemainingColumn())
-        room -= TIME_LEFT
-    room -= 1  # between the text and the count
-    if room < 2:
+        room -= TIME_LEFT_WIDTH
+
+    room -= 1  # the space between the text and the count
+    if room < 2:  # no room for a character and an ellipsis
         return "", columns
     if cell_len(text) > room:
         text = set_cell_size(text, room - 1) + "\u2026"
     columns.insert(0, TextColumn("{task.description}", markup=False))
-    room -= cell_len(text) + 1
-    if room >= NARROWEST_BAR:
-        columns.insert(1, BarColumn(min(WIDEST_BAR, room)))
+
+    room -= cell_len(text) + 1  # the space between the text and the bar
+    if room >= MIN_BAR_WIDTH:
+        columns.insert(1, BarColumn(min(MAX_BAR_WIDTH, room)))
     return text, columns
 
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table: the first column to the left, the others, which are figures, to the right.
+    """Print a table with the first column aligned to the left, and the numbers to the right.
 
-    On a terminal that is too narrow, its lines are longer than the screen: no figure is cut.
+    No number is cut: on a terminal that is too narrow, the lines of the table are longer than the
+    screen is wide.
     """
     table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
     table.pad_edge = False
@@ -121,6 +141,6 @@ def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) 
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    without_limit = console.options.update(max_width=WIDEST_TABLE)
+    without_limit = console.options.update(max_width=MAX_TABLE_WIDTH)
     table.width = Measurement.get(console, without_limit, table).maximum
     console.print(table, crop=False)

@@ -1,11 +1,10 @@
-"""The device and the precision to compute with, and what the machine is."""
+"""Choose the device and the precision to compute with, and describe the machine."""
 
 import os
 import platform
 import re
 import subprocess
 import warnings
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,131 +15,186 @@ from utils.errors import UserError, require
 from utils.nvidia import find_missing_kernels, find_problem
 from utils.run_dir import PACKAGES
 
-AUTO_PRECISIONS = ("32-true", "bf16-mixed")  # what "auto" comes to
+# Lightning's names by the values of --precision.
+LIGHTNING_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+# What --precision auto can choose.
+AUTO_PRECISIONS = (LIGHTNING_PRECISIONS["32"], LIGHTNING_PRECISIONS["bf16"])
+
+USE_CPU = "Or pass --accelerator cpu to compute without the GPU."
+GIT_TIMEOUT = 10  # seconds
 
 
 def choose_accelerator(accelerator: str) -> str:
-    """Return Lightning's name, "gpu" or "cpu", for auto, gpu or cpu.
+    """Return Lightning's name of the accelerator to compute on.
+
+    Args:
+        accelerator: "auto", "gpu" or "cpu". "auto" is the GPU if there is one.
+
+    Returns:
+        "gpu" or "cpu".
 
     Raises:
-        UserError: for gpu if torch finds none; for auto if there is a GPU that torch cannot use.
+        UserError: for "gpu" if torch finds no GPU; for "auto" and "gpu" if there is a GPU that
+            torch cannot use.
     """
     if accelerator == "cpu":
         return "cpu"
-    problem = None
-    available, message = _ask_torch_for_gpu()
-    if not available:
-        problem = find_problem(torch.__version__, torch.version.cuda, message)
+    available, torch_message = _ask_torch_for_gpu()
+    if available:
+        _require_kernels()
+        return "gpu"
+    problem = find_problem(torch.__version__, torch.version.cuda, torch_message)
+    # "auto" uses the CPU without an error if somebody intended that, for example by hiding the GPU.
     if problem is not None and (accelerator == "gpu" or not problem.intended):
-        raise UserError(f"{problem.message}. Or go on without it: --accelerator cpu")
-    missing = "--accelerator gpu: torch finds no GPU here; leave the flag out for the CPU"
-    require(available or accelerator != "gpu", missing)
-    if available and torch.version.cuda is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own words on a GPU that is too old
-            capability = torch.cuda.get_device_capability()
-            name = torch.cuda.get_device_name()
-        built_for = torch.cuda.get_arch_list()
-        too_old = find_missing_kernels(name, capability, torch.__version__, built_for)
-        require(too_old is None, f"{too_old}. Or go on without it: --accelerator cpu")
-    return "gpu" if available else "cpu"
+        raise UserError(f"{problem.message}. {USE_CPU}")
+    no_gpu = "--accelerator gpu: torch finds no GPU here. Leave the flag out to use the CPU."
+    require(accelerator != "gpu", no_gpu)
+    return "cpu"
 
 
 def hidden_gpu(accelerator: str) -> str | None:
-    """Return why "auto" takes the CPU though the machine has a GPU; None if it has none."""
+    """Return why "auto" chooses the CPU of a machine that has a GPU; None in all other cases."""
     if accelerator != "auto" or torch.cuda.is_available():
         return None
     problem = find_problem(torch.__version__, torch.version.cuda, "")
-    return problem.message if problem is not None else None
+    return None if problem is None else problem.message
 
 
 def _ask_torch_for_gpu() -> tuple[bool, str]:
-    """Whether torch can use a GPU; if not, the warning in which it says why."""
+    """Return whether torch can use a GPU, and the warning in which torch says why it cannot."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
+    # torch adds the line of its C++ code: "... (Triggered internally at ...)".
     messages = [str(warning.message).partition(" (Triggered")[0] for warning in caught]
     return available, " ".join(messages)
 
 
+def _require_kernels() -> None:
+    """Raise UserError if torch was built without code for this machine's GPU."""
+    if torch.version.cuda is None:  # not an NVIDIA GPU
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of an old GPU, less clearly than we do
+        capability = torch.cuda.get_device_capability()
+        name = torch.cuda.get_device_name()
+    architectures = torch.cuda.get_arch_list()
+    too_old = find_missing_kernels(name, capability, torch.__version__, architectures)
+    require(too_old is None, f"{too_old}. {USE_CPU}")
+
+
 def choose_device(accelerator: str) -> torch.device:
-    """torch's device for auto, gpu or cpu. Raises UserError, as `choose_accelerator`."""
+    """Return torch's device for "auto", "gpu" or "cpu".
+
+    Raises:
+        UserError: as `choose_accelerator`.
+    """
     return torch.device("cuda" if choose_accelerator(accelerator) == "gpu" else "cpu")
 
 
 def choose_precision(precision: str, accelerator: str) -> Any:
-    """Lightning's name for a precision: auto, 32, bf16 or 16. Raises UserError if the device does not have it."""
-    gpu = choose_accelerator(accelerator) == "gpu"
+    """Return Lightning's name of the precision to compute in.
+
+    Args:
+        precision: "auto", "32", "bf16" or "16". "auto" is bf16 on a device that has instructions
+            for it, and 32 elsewhere.
+        accelerator: "auto", "gpu" or "cpu".
+
+    Returns:
+        A value of LIGHTNING_PRECISIONS. It is a `str`; the annotation is `Any` because Lightning
+        expects a literal type.
+
+    Raises:
+        UserError: for "16" without a GPU, and as `choose_accelerator`.
+    """
+    uses_gpu = choose_accelerator(accelerator) == "gpu"
     if precision == "auto":
-        native = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else _cpu_has_bf16()
-        precision = "bf16" if native else "32"
-    require(precision != "16" or gpu, "--precision 16 needs a GPU: take bf16 or 32")
-    return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+        if uses_gpu:
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            has_bf16 = _cpu_has_bf16()
+        precision = "bf16" if has_bf16 else "32"
+    require(precision != "16" or uses_gpu, "--precision 16 needs a GPU. Pass bf16 or 32 instead.")
+    return LIGHTNING_PRECISIONS[precision]
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself; where it does not, bf16 is slower than fp32."""
-    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", _read("/proc/cpuinfo")))
+    """Return whether the processor has instructions for bf16; without them fp32 is faster."""
+    return re.search(r"\b(avx512_bf16|amx_bf16)\b", _read("/proc/cpuinfo")) is not None
 
 
 def hardware(accelerator: str) -> dict[str, Any]:
-    """The processor and the cores that this process may use; for "gpu" also the GPU's name and memory."""
-    names = re.findall(
-        r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE
-    )  # platform knows few names
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    about: dict[str, Any] = {
-        "cpu": [*names, platform.processor() or platform.machine()][0],
-        "cores": cores,
-    }
+    """Return the name of the processor and the number of cores that this process may use.
+
+    For the accelerator "gpu" the result also has the name and the memory of the GPU.
+    """
+    cpu = platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    if model is not None:  # on Linux, where `platform` often says no more than "x86_64"
+        cpu = model[1]
+
+    cores = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        cores = len(os.sched_getaffinity(0))
+
+    description: dict[str, Any] = {"cpu": cpu, "cores": cores}
     if accelerator == "gpu":
         gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
-        about |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1)}
-    return about
+        description["gpu"] = gpu.name
+        description["gpu_memory_gib"] = round(gpu.total_memory / 2**30, 1)
+    return description
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free: on a GPU, or on the machine and within this process's control group (a container's)."""
+    """Return the free memory of a device in bytes.
+
+    For the CPU, this is what is free on the machine and within the limit of this process's control
+    group, such as that of a container. On a system that says neither, it is 2**62.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = [int(kib) * 1024 for kib in re.findall(r"MemAvailable:\s+(\d+)", _read("/proc/meminfo"))]
-    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
-    if limit.isdigit() and used.isdigit():  # without a limit: "max"
-        free.append(int(limit) - int(used))
-    return max(0, min(free, default=2**62))
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+
+    limits: list[int] = []
+    available = re.search(r"MemAvailable:\s+(\d+)", _read("/proc/meminfo"))
+    if available is not None:
+        limits.append(int(available[1]) * 1024)  # the file has KiB
+    group_limit = _read("/sys/fs/cgroup/memory.max").strip()
+    group_usage = _read("/sys/fs/cgroup/memory.current").strip()
+    if group_limit.isdigit() and group_usage.isdigit():  # a group without limit has "max"
+        limits.append(int(group_limit) - int(group_usage))
+    return max(0, min(limits, default=2**62))
 
 
 def _read(file: str) -> str:
-    """The text of a file of the kernel; empty on a system without it."""
-    with suppress(OSError):
+    """Return the text of one of Linux's files about the system; empty if there is no such file."""
+    try:
         return Path(file).read_text()
-    return ""
+    except OSError:
+        return ""
 
 
 def versions() -> dict[str, str]:
-    """Versions of PACKAGES."""
-    return {
-        name: platform.python_version() if name == "python" else version(name) for name in PACKAGES
-    }
+    """Return the versions of PACKAGES."""
+    installed: dict[str, str] = {}
+    for name in PACKAGES:
+        installed[name] = platform.python_version() if name == "python" else version(name)
+    return installed
 
 
 def git_commit() -> str | None:
-    """This program's commit, with "-dirty" behind it if files differ; None outside its own git checkout."""
+    """Return this program's commit, with "-dirty" at the end if tracked files have changed.
+
+    Outside of the program's own git checkout the result is None.
+    """
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():  # git would find a checkout that the program merely lies in
+    # Without this check, git would describe a checkout in whose folders the program was copied.
+    if not (root / ".git").exists():
         return None
-    describe = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
-    with suppress(OSError, subprocess.TimeoutExpired):
-        return (
-            subprocess.run(describe, capture_output=True, text=True, timeout=10).stdout.strip()
-            or None
-        )
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    command.append("--exclude=*")  # no tags: the commit alone
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=GIT_TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

@@ -1,4 +1,7 @@
-"""What the processes of a run exchange; `simsiam.commands.launch` is how they start and meet."""
+"""Communication between the processes of a run. `simsiam.commands.launch` starts and connects them.
+
+All functions also work in a run of a single process, and then communicate with nobody.
+"""
 
 import os
 from collections.abc import Callable
@@ -13,61 +16,87 @@ Result = TypeVar("Result")
 
 
 def world_size() -> int:
-    """Number of processes of the run."""
+    """Return the number of processes of the run."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def local_world_size() -> int:
-    """Number of the run's processes on this machine."""
-    started = (
-        os.environ.get("LOCAL_WORLD_SIZE")
-        or os.environ.get("SLURM_NTASKS_PER_NODE")
-        or world_size()
-    )
-    return min(
-        int(started), world_size()
-    )  # SLURM's variable is also there if srun has started none
+    """Return the number of the run's processes on this machine."""
+    # torchrun sets the first variable, srun the second.
+    started = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
+    if not started:
+        return world_size()
+    # SLURM sets its variable in each job, even if srun has not started the tasks.
+    return min(int(started), world_size())
 
 
 def rank() -> int:
-    """Number of this process; rank 0 writes files and prints."""
+    """Return the number of this process in the run. Rank 0 writes files and prints."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
+def local_rank() -> int:
+    """Return the number of this process among those on this machine."""
+    # torchrun sets the first variable, srun the second.
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
 def broadcast_result(function: Callable[[], Result]) -> Result:
-    """Call `function` on rank 0 and return its result on all ranks, which end with rank 0's status if it raises."""
-    box: list[Any] = [_call_in(rank() == 0, function)]
+    """Call `function` on rank 0 and return its result on all ranks.
+
+    Raises:
+        BaseException: on rank 0, what `function` raises.
+        SystemExit: on the other ranks, with the status of rank 0 if `function` raises there.
+    """
+    results: list[Any] = [_call_on_some_ranks(function, is_caller=rank() == 0)]
     if world_size() > 1:
-        call_interruptibly(lambda: distributed.broadcast_object_list(box))
-    return box[0]
+        # This replaces the list's item by that of rank 0.
+        call_interruptibly(lambda: distributed.broadcast_object_list(results))
+    return results[0]
 
 
 def once_per_node(function: Callable[[], object]) -> None:
-    """Call `function` in one process of each machine while the others wait; if it raises in one, all end."""
-    _call_in(
-        int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0, function
-    )
+    """Call `function` in one process on each machine while the other processes wait.
+
+    Raises:
+        BaseException: in the process that called `function`, what `function` raises.
+        SystemExit: in all other processes, if `function` raises in any process.
+    """
+    _call_on_some_ranks(function, is_caller=local_rank() == 0)
 
 
-def _call_in(chosen: bool, function: Callable[[], Result]) -> Result | None:
+def _call_on_some_ranks(function: Callable[[], Result], is_caller: bool) -> Result | None:
+    """Call `function` where `is_caller` is true, and wait on all ranks until all calls have ended.
+
+    If a call raises, no rank returns: the exit status of the error ends the other ranks too.
+    """
     if world_size() == 1:
         return function()
-    result, failure, status = None, None, 0
-    try:
-        result = function() if chosen else None
-    except BaseException as error:
-        failure, status = error, getattr(error, "status", 1)
-    # Interruptibly, because rank 0 may download for an hour.
-    (status,) = call_interruptibly(lambda: all_reduce_max(status))
-    if failure is not None:
-        raise failure
-    if status:
-        raise SystemExit(status)
+    result: Result | None = None
+    error: BaseException | None = None
+    status = 0
+    if is_caller:
+        try:
+            result = function()
+        except BaseException as raised:  # noqa: BLE001  (raised again below)
+            error = raised
+            status = getattr(raised, "status", 1)
+
+    # This wait ends when the slowest rank arrives. Rank 0 may download for an hour, and signals
+    # must work meanwhile.
+    (highest_status,) = call_interruptibly(lambda: all_reduce_max(status))
+    if error is not None:
+        raise error
+    if highest_status > 0:  # the rank whose call failed prints the message
+        raise SystemExit(highest_status)
     return result
 
 
 def all_reduce_max(*numbers: int) -> list[int]:
-    """The maximum of each number over all processes. On the CPU: does not wait for GPUs."""
+    """Return the maximum over all processes of each number.
+
+    The numbers are exchanged by the CPUs, so that this does not wait for computations on a GPU.
+    """
     if world_size() == 1:
         return list(numbers)
     values = torch.tensor(numbers)
@@ -76,30 +105,40 @@ def all_reduce_max(*numbers: int) -> list[int]:
 
 
 def all_reduce_mean(values: Tensor) -> Tensor:
-    """The mean over all processes, element by element; a copy."""
-    values = values.clone()
+    """Return a new tensor: the mean over all processes of each element."""
+    total = values.clone()
     if world_size() > 1:
-        distributed.all_reduce(values)
-    return values / world_size()
+        distributed.all_reduce(total)
+    return total / world_size()
 
 
 def shard(n: int) -> slice:
-    """This process's share of n items: contiguous, in the order of the ranks."""
-    return slice(n * rank() // world_size(), n * (rank() + 1) // world_size())
+    """Return the part of n items for this process: contiguous, in the order of the ranks."""
+    start = n * rank() // world_size()
+    stop = n * (rank() + 1) // world_size()
+    return slice(start, stop)
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes, in the order of the ranks; each may have another number of them."""
+    """Return the rows of all processes in the order of the ranks.
+
+    Args:
+        rows: (N, ...); N may differ between the processes.
+    """
     if world_size() == 1:
         return rows
-    from torchmetrics.utilities.distributed import (
-        gather_all_tensors,
-    )  # 2 s, which one process need not wait for
+    # The import takes 2 s, which a run of a single process need not wait.
+    from torchmetrics.utilities.distributed import gather_all_tensors
 
     return torch.cat(gather_all_tensors(rows))
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone: the cause is reported there."""
-    lost = isinstance(error, distributed.DistError) or "gloo" in str(error)
-    return world_size() > 1 and lost and "timed out" not in str(error).lower()
+    """Return whether an error only means that another process has ended.
+
+    That process prints the reason, so this one need not print anything. A timeout does not count:
+    then no process has ended, and nobody else prints a message.
+    """
+    if world_size() == 1 or "timed out" in str(error).lower():
+        return False
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)

@@ -1,4 +1,4 @@
-"""Atomic writing, and locks on folders."""
+"""Write files so that a kill never leaves a half-written one, and lock folders."""
 
 import json
 import os
@@ -14,14 +14,20 @@ from utils.errors import UserError, require
 try:
     import fcntl
 except ModuleNotFoundError:
-    needs = "needs Linux or macOS, whose file locks it uses; on Windows, use WSL"
-    raise ImportError(needs) from None
+    message = "needs Linux or macOS, because it uses their file locks. On Windows, use WSL."
+    raise ImportError(message) from None
 
-PARTIAL = ".partial"
+PARTIAL = ".partial"  # the suffix of files that are being written
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a temporary file that becomes `path`: after a kill there is the old file or the new one."""
+    """Write a file so that after a kill or a power cut there is the old file or the new one.
+
+    Args:
+        path: of the file. Missing folders are created.
+        write: takes the path of a temporary file and writes it. The temporary file then becomes
+            `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -29,57 +35,84 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        with suppress(OSError):  # some network file systems cannot
-            os.fsync(folder)  # without it, a power cut can undo the rename
-        os.close(folder)
+        _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def _sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk. Without this, a power cut can undo a rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # some network file systems cannot do this
+        os.fsync(descriptor)
+    os.close(descriptor)
+
+
 def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, as `write_atomically` does."""
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write indented JSON, as `write_atomically` does.
+
+    Raises:
+        ValueError: if a number is infinite or NaN, for which JSON has no notation.
+    """
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def check_writable(folder: Path, flag: str) -> None:
-    """Raise UserError, which asks for another `flag`, unless `folder` exists or can be made, and takes files."""
-    above = next(part for part in (folder, *folder.parents) if part.exists())
-    require(above.is_dir(), f"{above} is a file, not a folder: give another {flag}")
+    """Check that files can be written in a folder, which need not exist yet. Nothing is created.
+
+    Args:
+        flag: the option that chose the folder, for the message.
+
+    Raises:
+        UserError: if the folder, or the first folder above it that exists, takes no files.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    require(existing.is_dir(), f"{existing} is a file, not a folder. Pass another {flag}.")
     try:
-        with tempfile.TemporaryFile(dir=above):  # os.access would say yes to root everywhere
+        # os.access would allow root everything, also on a read-only file system.
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise UserError(
-            f"{above} cannot be written ({error.strerror}): give another {flag}"
-        ) from None
+        reason = f"{existing} cannot be written ({error.strerror})"
+        raise UserError(f"{reason}. Pass another {flag}.") from None
 
 
 @contextmanager
-def lock_folder(folder: Path, taken: str, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock on a folder. It leaves no file behind and ends with the process that holds it.
+def lock_folder(folder: Path, message: str, wait: bool = False) -> Iterator[None]:
+    """Hold an exclusive lock on a folder inside the `with` block.
 
-    If another process holds it, raise UserError(taken), or with `wait` print `taken` and wait. On a network file system
-    it may exclude only processes of the same machine.
+    The lock leaves no file behind, and ends with the process that holds it. On a network file
+    system it may exclude only processes on the same machine.
+
+    Args:
+        message: says that another process holds the lock.
+        wait: if another process holds the lock, print `message` and wait, instead of raising.
+
+    Raises:
+        UserError: with `message`, if another process holds the lock and `wait` is false.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        require(wait, taken)
-        print_line(taken)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            require(wait, message)
+            print_line(message)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        os.close(descriptor)  # this also releases the lock
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds `lock_folder`'s lock."""
+    """Return whether another process holds the lock of `lock_folder`."""
     try:
         with lock_folder(folder, ""):
             return False

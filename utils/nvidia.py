@@ -1,4 +1,4 @@
-"""Why torch cannot use the NVIDIA GPU of this machine, and what helps."""
+"""Find out why torch cannot use the NVIDIA GPU of this machine, and what the user can do."""
 
 import errno
 import os
@@ -6,63 +6,98 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-PROC = Path("/proc/driver/nvidia")  # of the kernel's module; containers see it too
+PROC = Path("/proc/driver/nvidia")  # files of NVIDIA's kernel module; containers see them too
 DEV = Path("/dev")
+NVIDIA_SMI_TIMEOUT = 20  # seconds
 
-# NVIDIA's table "minor version compatibility": the first driver for each major version of CUDA.
+# The oldest driver branch for each major version of CUDA, from NVIDIA's table "minor version
+# compatibility".
 DRIVER_OF_CUDA = {13: 580, 12: 525}
-# The first driver for each of torch's package indices, the newest first. PyTorch's RELEASE.md:
-# torch 2.11 has cu126, cu128 and cu130, torch 2.12 to 2.14 have cu126, cu130 and cu132.
+# The package index of torch to use from a driver branch on, the newest first. PyTorch's RELEASE.md
+# lists the indices: torch 2.11 has cu126, cu128 and cu130; torch 2.12 to 2.14 have cu126, cu130 and
+# cu132.
 INDEX_OF_DRIVER = {580: "cu130", 525: "cu126"}
-NEWEST_DRIVER = 580
-OLDEST_GPUS_INDEX = "cu126"  # from Maxwell (compute capability 5.0) to Hopper
-# Blackwell GPUs need CUDA 12.8. Before driver 580 they take the last torch that is built for it.
+NEWEST_DRIVER = 580  # with this branch or a newer one, every torch works
+OLDEST_GPUS_INDEX = "cu126"  # supports Maxwell (compute capability 5.0) to Hopper
+# Blackwell GPUs need CUDA 12.8 or newer. With a driver before 580, that leaves the index cu128,
+# whose last torch is 2.11.
 BLACKWELL = re.compile(r"RTX 50\d0|Blackwell|\bG?B[123]0?0\b")
 BLACKWELL_INDEX = "cu128"
 INDEX_URL = "https://download.pytorch.org/whl/"
 
+# Values of CUDA_VISIBLE_DEVICES that hide all GPUs begin with one of these.
+HIDES_ALL_GPUS = ("-1", "NoDevFiles")
+MAX_TORCH_MESSAGE = 200  # characters of torch's own message in ours
+
 
 class Gpu(NamedTuple):
-    """The first NVIDIA GPU of this machine, and the version of its driver, such as 580.65.06."""
+    """The first NVIDIA GPU of this machine.
+
+    Attributes:
+        name: its model, such as "NVIDIA H200".
+        driver: the version of its driver, such as "580.65.06".
+    """
 
     name: str
     driver: str
 
     @property
     def driver_branch(self) -> int:
-        """The first number of the driver's version."""
+        """The first number of the driver's version, such as 580."""
         return int(self.driver.split(".")[0])
 
 
 class Problem(NamedTuple):
-    """Why torch does not use the GPU. If that is `intended`, training on the CPU is right."""
+    """A reason why torch does not use the GPU.
+
+    Attributes:
+        message: the reason, and what the user can do.
+        intended: whether somebody chose that this process gets no GPU, for example by the settings
+            of a container. Then "auto" may use the CPU.
+    """
 
     message: str
     intended: bool
 
 
 def find_gpu() -> Gpu | None:
-    """Return the GPU that the kernel's module knows, or without that module (WSL) nvidia-smi."""
-    with suppress(OSError):
-        driver = re.search(r"\d{3,}\.\d+(\.\d+)*", (PROC / "version").read_text())
-        for file in sorted(PROC.glob("gpus/*/information")):
-            model = re.search(r"^Model:\s*(.+?)\s*$", file.read_text(), re.MULTILINE)
-            if driver and model:
-                return Gpu(model[1], driver[0])
-        return None
+    """Return the first NVIDIA GPU of this machine, also if torch cannot use it.
+
+    NVIDIA's kernel module knows the GPU. Where its files are missing, as in WSL, nvidia-smi does.
+    """
+    try:
+        return _read_kernel_module()
+    except OSError:
+        return _ask_nvidia_smi()
+
+
+def _read_kernel_module() -> Gpu | None:
+    """Return the GPU that the kernel module's files name; raise OSError if there are no files."""
+    driver = re.search(r"\d{3,}\.\d+(\.\d+)*", (PROC / "version").read_text())
+    for file in sorted(PROC.glob("gpus/*/information")):
+        model = re.search(r"^Model:\s*(.+?)\s*$", file.read_text(), re.MULTILINE)
+        if driver is not None and model is not None:
+            return Gpu(name=model[1], driver=driver[0])
+    return None
+
+
+def _ask_nvidia_smi() -> Gpu | None:
     command = shutil.which("nvidia-smi")
     if command is None:
         return None
-    with suppress(OSError, subprocess.TimeoutExpired):
-        query = [command, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout
-        match = re.match(r"(.+?), *(\d{3,}[\d.]*)", answer)
-        return Gpu(match[1], match[2]) if match else None
-    return None
+    query = [command, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    # "NVIDIA GeForce RTX 3090, 566.36"
+    match = re.match(r"(.+?), *(\d{3,}[\d.]*)", result.stdout)
+    if match is None:
+        return None
+    return Gpu(name=match[1], driver=match[2])
 
 
 def find_problem(torch_version: str, cuda: str | None, torch_message: str) -> Problem | None:
@@ -71,29 +106,38 @@ def find_problem(torch_version: str, cuda: str | None, torch_message: str) -> Pr
     Args:
         torch_version: as in `torch.__version__`.
         cuda: the version of CUDA that torch was built for; None if it was built without.
-        torch_message: what torch says about it.
+        torch_message: the warning in which torch says why; may be empty.
     """
     gpu = find_gpu()
     if gpu is None:
         return None
     name = f"{gpu.name} (driver {gpu.driver})"
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and (visible == "" or visible.startswith(("-1", "NoDevFiles"))):
+    if visible is not None and (visible == "" or visible.startswith(HIDES_ALL_GPUS)):
         return Problem(f"{name} is hidden by CUDA_VISIBLE_DEVICES={visible!r}", intended=True)
-    refused = _find_refused_device(name)
-    if refused is not None:
-        return refused
+
+    problem_with_file = _find_problem_with_device_file(name)
+    if problem_with_file is not None:
+        return problem_with_file
+
+    torch_name = f"torch {torch_version}"
     if cuda is None:
-        reason = f"was built without CUDA: {_advise_package(gpu)}"
-    elif gpu.driver_branch < DRIVER_OF_CUDA.get(int(cuda.split(".")[0]), 0):
-        needed = DRIVER_OF_CUDA[int(cuda.split(".")[0])]
-        reason = f"was built for CUDA {cuda}, which needs driver {needed} or newer: "
-        reason += _advise_package(gpu)
-    else:
-        given = f"CUDA_VISIBLE_DEVICES is {visible}; " if visible is not None else ""
-        said = " ".join(torch_message.split())[:200] or "it does not say why"
-        reason = f"cannot use it ({given}{said})"
-    return Problem(f"{name} is here, but torch {torch_version} {reason}", intended=False)
+        reason = f"{torch_name} was built without CUDA: {_advise_package(gpu)}"
+        return Problem(f"{name} is here, but {reason}", intended=False)
+
+    cuda_major = int(cuda.split(".")[0])
+    needed_driver = DRIVER_OF_CUDA.get(cuda_major, 0)
+    if gpu.driver_branch < needed_driver:
+        reason = (
+            f"{torch_name} was built for CUDA {cuda}, which needs driver {needed_driver} or newer"
+        )
+        return Problem(f"{name} is here, but {reason}: {_advise_package(gpu)}", intended=False)
+
+    details = " ".join(torch_message.split())[:MAX_TORCH_MESSAGE] or "it does not say why"
+    if visible is not None:
+        details = f"CUDA_VISIBLE_DEVICES is {visible}; {details}"
+    return Problem(f"{name} is here, but {torch_name} cannot use it ({details})", intended=False)
 
 
 def find_missing_kernels(
@@ -102,51 +146,63 @@ def find_missing_kernels(
     torch_version: str,
     architectures: list[str],
 ) -> str | None:
-    """Return a message if torch has no code for a GPU because the GPU is too old, else None.
+    """Return a message if a GPU is older than all for which torch was built, else None.
 
     Args:
-        name: of the GPU.
+        name: the GPU's name.
         capability: the GPU's compute capability, such as (7, 0).
         torch_version: as in `torch.__version__`.
-        architectures: as `torch.cuda.get_arch_list()` gives them: sm_75, sm_90a, compute_120.
+        architectures: those of torch, from `torch.cuda.get_arch_list()`, such as "sm_75", "sm_90a"
+            and "compute_120".
     """
-    matches = [re.search(r"_(\d+)", architecture) for architecture in architectures]
-    oldest = min((int(match[1]) for match in matches if match), default=0)
-    if oldest <= 10 * capability[0] + capability[1]:
+    supported: list[int] = []  # ten times the compute capability
+    for architecture in architectures:
+        match = re.search(r"_(\d+)", architecture)
+        if match is not None:
+            supported.append(int(match[1]))
+    oldest = min(supported, default=0)
+    major, minor = capability
+    if oldest <= 10 * major + minor:
         return None
     return (
-        f"{name} has compute capability {capability[0]}.{capability[1]}, but torch {torch_version} "
-        f"was built for {oldest / 10} and newer: {_install(OLDEST_GPUS_INDEX)}"
+        f"{name} has compute capability {major}.{minor}, but torch {torch_version} "
+        f"was built for {oldest / 10} and newer: {_install_command(OLDEST_GPUS_INDEX)}"
     )
 
 
-def _install(index: str) -> str:
+def _install_command(index: str) -> str:
     packages = f"torch torchvision --index-url {INDEX_URL}{index}"
     return f"{sys.executable} -m pip install --force-reinstall {packages}"
 
 
 def _advise_package(gpu: Gpu) -> str:
-    """Say which package of torch fits the driver, or that the driver must be newer."""
+    """Return the command that installs a fitting torch, or the advice to update the driver."""
     update = f"update the driver to {NEWEST_DRIVER} or newer"
-    indices = [index for first, index in INDEX_OF_DRIVER.items() if first <= gpu.driver_branch]
-    if not indices:
+    usable = [index for branch, index in INDEX_OF_DRIVER.items() if branch <= gpu.driver_branch]
+    if not usable:  # the driver is too old for every torch
         return update
+    newest_index = usable[0]
     if gpu.driver_branch >= NEWEST_DRIVER:
-        return _install(indices[0])
+        return _install_command(newest_index)
     if BLACKWELL.search(gpu.name):
-        return f"{_install(BLACKWELL_INDEX)}, or {update}"
-    return f"{_install(indices[0])}, or {update}"
+        return f"{_install_command(BLACKWELL_INDEX)}, or {update}"
+    return f"{_install_command(newest_index)}, or {update}"
 
 
-def _find_refused_device(name: str) -> Problem | None:
-    """Return why the GPU's device file cannot be opened; None if it can."""
-    if (DEV / "dxg").exists():  # the device of WSL, which has no other
+def _find_problem_with_device_file(name: str) -> Problem | None:
+    """Return why no device file of a GPU can be opened; None if one can.
+
+    Args:
+        name: the GPU's name, for the message.
+    """
+    if (DEV / "dxg").exists():  # WSL has this file in place of nvidia0
         return None
     devices = sorted(DEV.glob("nvidia[0-9]*"))
     if not devices:
         reason = f"this container or job was started without it: there is no {DEV}/nvidia0"
         return Problem(f"{name} belongs to the machine, but {reason}", intended=True)
-    refused: dict[int, Path] = {}  # by the number of the error
+
+    refused: dict[int, Path] = {}  # the device, by the number of the error
     for device in devices:
         try:
             os.close(os.open(device, os.O_RDWR))
@@ -154,7 +210,10 @@ def _find_refused_device(name: str) -> Problem | None:
             refused[error.errno or 0] = device
         else:
             return None
-    if errno.EPERM in refused:  # by a control group, such as that of a SLURM job, not by the file
+
+    # A control group, such as that of a SLURM job, refuses with EPERM. The permissions of the file
+    # refuse with EACCES.
+    if errno.EPERM in refused:
         reason = f"this container or job may not open {refused[errno.EPERM]}"
         return Problem(f"{name} belongs to the machine, but {reason}", intended=True)
     if errno.EACCES in refused:

@@ -1,187 +1,187 @@
-"""The command `report`: one page of a run, or of several side by side."""
+"""The command `report`: one page about a run, or about several side by side."""
 
 import importlib
 import io
 import os
-import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from simsiam.config.ablations import paper_says
-from simsiam.config.commands import PRETRAIN_DEFAULTS, command_line
-from simsiam.config.evaluation_commands import Report
-from simsiam.report import figures, records
-from simsiam.report.records import Group, Run, summarize
+from simsiam.config.commands import Report, command_line
+from simsiam.report import figures
+from simsiam.report.charts import file_stem, is_figure, render_curves
+from simsiam.report.find_runs import GENERATOR, is_report, read_runs
+from simsiam.report.groups import Group, group_runs
+from simsiam.report.records import Run, replace_unprintable
+from simsiam.report.summary import PAPER_RESULT, PRINTED_METRICS, UNKNOWN, summarize_groups
 from utils.console import print_line, print_table
 from utils.errors import UserError, require
 from utils.filesystem import check_writable, write_atomically, write_text
 
-TEMPLATE = Path(figures.__file__).with_name("template.html.j2")
-MAX_SECTIONS = 4  # groups whose first run is shown by pictures, which take time and room
-CURVES = {  # column: axis, whether the axis begins at zero, caption
-    "kNN_accuracy": (
-        "kNN accuracy (%)",
-        False,
-        "top-1 on the test images by weighted kNN; epoch 0 is untrained.",
-    ),
-    "train_loss": ("loss (negative cosine)", False, "mean of the epoch's steps."),
-    "z_std": (
-        "z_std",
-        True,
-        "spread of the projections, mean of the epoch; near 1 is healthy, 0 is collapsed.",
-    ),
-    "rankme": (
-        "effective rank",
-        True,
-        "RankMe of the backbone's features on train images; it needs no labels.",
-    ),
-    "images_per_second": (
-        "images/s",
-        True,
-        "train images a second, of training alone, without kNN and checkpoints.",
-    ),
-}
-FILES = re.compile(
-    rf"({'|'.join(CURVES)}|([A-Z]+[0-9]*_)?(classes|confusion|map|neighbours|views))\.png"
-)
-SUMMARY: dict[
-    str, tuple[str, Callable[[Run], list[float]]]
-] = {  # name: format, none or one figure of a run
-    "kNN, last (%)": (".2f", lambda run: run.values("kNN_accuracy")[-1:]),
-    "kNN, best (%)": (".2f", lambda run: sorted(run.values("kNN_accuracy"))[-1:]),
-    "kNN, untrained (%)": (
-        ".2f",
-        lambda run: [y for name, y in run.rows[0].items() if name == "kNN_accuracy"],
-    ),
-    "loss": (".4f", lambda run: run.values("train_loss")[-1:]),
-    "z_std": (".3f", lambda run: run.values("z_std")[-1:]),
-    "RankMe": (".1f", lambda run: run.values("rankme")[-1:]),
-    "images/s, mean": (
-        ",.0f",
-        lambda run: [mean(y)] if (y := run.values("images_per_second")) else [],
-    ),
-    "minutes": (".1f", lambda run: [sum(y) / 60] if (y := run.values("seconds")) else []),
-}
-PAPER = "paper (%)"  # of ImageNet, linear, 100 epochs
+TEMPLATE = Path(figures.__file__).with_name("template.html.j2")  # in the folder simsiam/report
+MAX_SECTIONS = 4  # groups with pictures of a checkpoint, which take time and space
+MAX_VIEWS_SIDE = 2000  # pixels of the picture of views on the page
 
 
 def report(config: Report) -> None:
-    """Read the runs, draw the figures, write the page; print where it is and the main figures."""
-    runs = records.read_runs(config.report.runs)
-    parent = os.path.commonpath([run.folder.path for run in runs])
-    output = Path(config.report.output or f"{parent}/report").expanduser()
-    index, folder = output / "index.html", output / "figures"
-    for needed in (output, folder):
-        check_writable(needed, "--output")
-    free = not index.exists() or records.is_report(index)
-    require(free, f"{index} is not a report of this program: give another --output")
-    for file in folder.glob("*.png"):
-        if FILES.fullmatch(file.name):  # of an earlier report
+    """Read the runs, write the page and its figures, and print the most important metrics.
+
+    Raises:
+        UserError: if there is no run, or the page cannot be written or would replace a file that
+            is not a report.
+    """
+    runs = read_runs(config.report.runs)
+    output = choose_output(config, runs)
+    page_file = output / "index.html"
+    figures_folder = output / "figures"
+    clear_output(page_file, figures_folder)
+
+    groups = group_runs(runs)
+    summary = summarize_groups(groups)
+    page = render_page(
+        **describe_runs(groups),
+        summary=summary,
+        curves=render_curves(groups, figures_folder),
+        sections=[
+            describe_features(group, config, figures_folder) for group in groups[:MAX_SECTIONS]
+        ],
+    )
+    write_text(page_file, page)
+
+    print_summary(groups, summary)
+    print_line(f"page      {page_file}")
+    print_line(f"          {page_file.resolve().as_uri()}")
+    print_line(f"figures   {figures_folder}")
+
+
+def choose_output(config: Report, runs: Sequence[Run]) -> Path:
+    """Return the folder for the page and its figures."""
+    if config.report.output:
+        return Path(config.report.output).expanduser()
+    # The folder of a single run, or the folder that contains all runs.
+    common_folder = Path(os.path.commonpath([run.folder.path for run in runs]))
+    return common_folder / "report"
+
+
+def clear_output(page_file: Path, figures_folder: Path) -> None:
+    """Check that the page can be written, and remove the PNG files of an earlier report.
+
+    Raises:
+        UserError: if the folders cannot be written, or there is a page that is not a report.
+    """
+    for folder in (page_file.parent, figures_folder):
+        check_writable(folder, "--output")
+    is_free = not page_file.exists() or is_report(page_file)
+    require(is_free, f"{page_file} is not a report of this program. Pass another --output.")
+    for file in figures_folder.glob("*.png"):
+        if is_figure(file):
             file.unlink()
 
-    groups = records.group_runs(runs)
-    runs, summary = [run for group in groups for run in group.runs], summarize_groups(groups)
-    measured = dict.fromkeys(name for run in runs for name in run.accuracies)
-    machine = dict.fromkeys(name for run in runs for name in run.machine)
-    page = render_page(
-        title=f"SimSiam: {runs[0].name}" if len(runs) == 1 else f"SimSiam: {len(runs)} runs",
-        written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
-        groups=groups,
-        runs=runs,
-        summary=summary,
-        curves=draw_curves(groups, folder),
-        results={name: [group.accuracy(name) for group in groups] for name in measured},
-        sections=[describe_features(group, config, folder) for group in groups[:MAX_SECTIONS]],
-        machines={name: [run.machine.get(name, "-") for run in runs] for name in machine},
-    )
-    write_text(index, page)
-    for group in groups:
-        print_line(f"{group.mark}: {group.label} ({group.status})".removeprefix(": "))
-    names = [name for name in ("kNN, last (%)", "loss", "z_std", PAPER) if name in summary]
-    rows = [[group.mark, *(summary[name][i] for name in names)] for i, group in enumerate(groups)]
-    print_table("", ["", *names], rows)
-    print_line(f"page      {index}\n          {index.resolve().as_uri()}\nfigures   {folder}")
+
+def describe_runs(groups: Sequence[Group]) -> dict[str, Any]:
+    """Return the variables of the page's template that need neither charts nor a checkpoint."""
+    runs = [run for group in groups for run in group.runs]
+    subject = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+
+    # Each name once, in the order in which the runs have them.
+    accuracy_names = dict.fromkeys(name for run in runs for name in run.accuracies)
+    machine_names = dict.fromkeys(name for run in runs for name in run.machine)
+    return {
+        "title": f"SimSiam: {subject}",
+        "written": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        "groups": groups,
+        "runs": runs,
+        "results": {name: [group.accuracy(name) for group in groups] for name in accuracy_names},
+        "machines": {
+            name: [run.machine.get(name, UNKNOWN) for run in runs] for name in machine_names
+        },
+    }
 
 
-def render_page(**content: Any) -> str:
-    """The template, filled; in ASCII, so that no locale can spoil it."""
+def render_page(**variables: Any) -> str:
+    """Fill the template. The page is ASCII, so that no encoding can damage it."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.finalize = lambda value: (
-        value if isinstance(value, Markup) else records.printable(value)
-    )
+    environment.finalize = make_printable
     environment.filters["encode"] = encode_picture
-    content |= {"light": figures.LIGHT, "dark": figures.DARK, "generator": records.GENERATOR}
-    page = environment.from_string(TEMPLATE.read_text("utf-8")).render(
-        content, command_line=command_line
+    template = environment.from_string(TEMPLATE.read_text("utf-8"))
+    page = template.render(
+        variables,
+        light=figures.LIGHT,
+        dark=figures.DARK,
+        generator=GENERATOR,
+        paper_result=PAPER_RESULT,
+        command_line=command_line,
     )
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
+def make_printable(value: Any) -> Any:
+    """Return the text of a value in the template; HTML of the template's macros stays as it is."""
+    return value if isinstance(value, Markup) else replace_unprintable(value)
+
+
 def encode_picture(picture: Image.Image) -> str:
-    picture.save(out := io.BytesIO(), "WEBP", lossless=True, method=0)
-    return figures.data_uri("webp", out.getvalue())
-
-
-def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """A table: by name, a figure for each group."""
-    table = {}
-    for name, (form, get) in SUMMARY.items():
-        table[name] = [
-            summarize([y for run in group.runs for y in get(run)], form) for group in groups
-        ]
-    paper = paper_says([group.runs[0].settings for group in groups], PRETRAIN_DEFAULTS)
-    return table | ({PAPER: [words or "-" for words in paper]} if any(paper) else {})
-
-
-def draw_curves(groups: Sequence[Group], folder: Path) -> list[dict[str, str]]:
-    charts = []
-    for column, (axis, from_zero, caption) in CURVES.items():
-        if shown := [group for group in groups if group.curve(column)[0]]:
-            ends = [
-                f"{group.mark or group.label} ends at {group.curve(column)[1][-1]:.4g}"
-                for group in shown
-            ]
-            draw = partial(figures.draw_curves, shown, column, axis, from_zero)
-            alt = f"{axis} by epoch: {', '.join(ends)}."
-            charts.append(
-                figures.render_chart(
-                    draw, f"{folder}/{column}.png", f"{axis} by epoch: {caption}", alt
-                )
-            )
-    return charts
+    """Return a picture as a data URI."""
+    content = io.BytesIO()
+    picture.save(content, "WEBP", lossless=True, method=0)
+    return figures.data_uri("webp", content.getvalue())
 
 
 def describe_features(group: Group, config: Report, folder: Path) -> dict[str, Any]:
-    """The pictures of a group's first run: of its checkpoint, and the views in its folder."""
-    run, stem = group.runs[0], f"{folder}/{group.mark}_" if group.mark else f"{folder}/"
-    found = {
+    """Return the variables of a section of the page: pictures of a group's first run.
+
+    The section shows the run's augmented views, and the analysis of its checkpoint. Where the
+    checkpoint cannot be used, `problem` says why.
+    """
+    run = group.runs[0]
+    stem = file_stem(folder, group)
+    section: dict[str, Any] = {
         "group": group,
         "run": run,
         "problem": None,
         "gallery": [],
         "charts": [],
-        "views": None,
+        "views": read_views(run),
     }
-    if run.folder.views.exists():
-        with run.note_damage(run.folder.views), Image.open(run.folder.views) as file:
-            found["views"] = file.convert("RGB")
-            found["views"].thumbnail((2000, 2000))
-    if found["views"]:
+    if section["views"] is not None:
         write_atomically(Path(f"{stem}views.png"), partial(shutil.copyfile, run.folder.views))
     if config.report.pictures:
-        try:  # torch is imported only now: a page without pictures does not wait for it
-            return found | importlib.import_module("simsiam.report.analysis").analyse_run(
-                run, config, stem
-            )
+        # The module imports torch. A page without pictures does not wait for that.
+        analysis = importlib.import_module("simsiam.report.analysis")
+        try:
+            section.update(analysis.analyse_run(run, config, stem))
         except UserError as error:
-            found["problem"] = error
-    return found
+            section["problem"] = str(error).rstrip(".")  # the template ends the sentence
+    return section
+
+
+def read_views(run: Run) -> Image.Image | None:
+    """Return the picture of augmented views in a run's folder, if there is one that can be read."""
+    if not run.folder.views.exists():
+        return None
+    with run.note_damage(run.folder.views), Image.open(run.folder.views) as file:
+        views = file.convert("RGB")
+        views.thumbnail((MAX_VIEWS_SIDE, MAX_VIEWS_SIDE))
+        return views
+    return None  # the file is damaged: `note_damage` has caught the error
+
+
+def print_summary(groups: Sequence[Group], summary: dict[str, list[str]]) -> None:
+    """Print the label of each group, and a table of the most important metrics."""
+    for group in groups:
+        line = f"{group.label} ({group.status})"
+        if group.mark:
+            line = f"{group.mark}: {line}"
+        print_line(line)
+    names = [name for name in PRINTED_METRICS if name in summary]
+    rows: list[list[str]] = []
+    for i, group in enumerate(groups):
+        rows.append([group.mark] + [summary[name][i] for name in names])
+    print_table("", ["", *names], rows)

@@ -1,4 +1,8 @@
-"""Several runs by one command, each in a process of its own: one after another, or one on each GPU."""
+"""Several runs by one command: one for each of `--seeds`, or one for each variant of an ablation.
+
+Each run has a process of its own. The runs train one after another, or at the same time if there
+are several GPUs: then each GPU trains one run at a time.
+"""
 
 import os
 import signal
@@ -11,130 +15,185 @@ import torch
 from simsiam.commands import launch
 from simsiam.commands.report import report
 from simsiam.config.ablations import VARIANTS
-from simsiam.config.commands import PRETRAIN_DEFAULTS, Ablate, Pretrain, subprocess_args
-from simsiam.config.evaluation_commands import Report
+from simsiam.config.commands import DEFAULTS, Ablate, Pretrain, Report, subprocess_args
 from simsiam.config.evaluation_options import ReportOptions
-from simsiam.config.run_options import AcceleratorOptions
+from simsiam.config.options import AcceleratorOptions
+from utils.cli import flatten, from_settings
 from utils.console import print_line
 from utils.errors import RunError, StoppedBySignal, require
 from utils.run_dir import RunDirectory
-from utils.settings import flatten, from_settings
 
-SHOWS_SOMETHING = (
-    3,
-    4,
-)  # statuses of a collapsed or diverged run, which an ablation may be meant to show
+# Exit statuses of a run that has collapsed (3) or diverged (4). An ablation may be meant to show
+# just that, so the other runs continue.
+INFORMATIVE_STATUSES = (3, 4)
+POLL_SECONDS = 0.05  # between two checks whether a run has ended
+ANY_GPU = ""  # the place of runs that choose their device themselves
 
 
 def sweep(config: Pretrain) -> None:
-    """Train once for each of `--seeds`, and write the report of all."""
+    """Train a run for each of `--seeds`, and write a report about all of them."""
     run_all(config, expand_seeds(config))
 
 
 def ablate(config: Ablate) -> None:
-    """Train each variant, for each seed, in a folder of its own, and compare them."""
-    variants = [make_variant(config, variant) for variant in config.ablation.variants]
-    run_all(config, [run for variant in variants for run in expand_seeds(variant)])
+    """Train each variant, with each of `--seeds`, and write a report that compares them."""
+    runs: list[Pretrain] = []
+    for variant in config.ablation.variants:
+        runs += expand_seeds(make_variant(config, variant))
+    run_all(config, runs)
 
 
 def make_variant(config: Ablate, variant: str) -> Pretrain:
-    """A variant's run: all settings but its changes are the baseline's."""
-    shared = {name: value for name, value in flatten(config).items() if name in PRETRAIN_DEFAULTS}
-    changes = VARIANTS[variant][0]
-    if "batch_size" in changes:  # the rate follows it, as in the paper
-        shared["learning_rate"] = (
-            config.optimizer.peak_rate * changes["batch_size"] / config.optimizer.batch_size
-        )
-    shared |= {"save_dir": str(config.run_dir), "exp_name": variant, "version": None}
-    return from_settings(Pretrain, shared | changes)
+    """Return the run of a variant: the settings of `config` with the changes of the variant."""
+    settings = {name: value for name, value in flatten(config).items() if name in DEFAULTS}
+    settings.update(save_dir=str(config.run_dir), exp_name=variant, version=None)
+    changes, _ = VARIANTS[variant]
+    if "batch_size" in changes:
+        # The peak learning rate is proportional to the batch size, as in the paper.
+        optimizer = config.optimizer
+        batch_size = changes["batch_size"]
+        settings["learning_rate"] = optimizer.peak_rate * batch_size / optimizer.batch_size
+    settings.update(changes)
+    return from_settings(Pretrain, settings)
 
 
 def expand_seeds(config: Pretrain) -> list[Pretrain]:
-    """The run of each of `--seeds`, in a folder `seed_N` of the run's own; without `--seeds` the run itself."""
-    shared = flatten(config) | {
-        "seeds": (),
-        "save_dir": str(config.run_dir.parent),
-        "exp_name": config.run_dir.name,
-    }
-    each = ({"seed": seed, "version": f"seed_{seed}"} for seed in config.run.seeds)
-    return [from_settings(Pretrain, shared | own) for own in each] or [config]
+    """Return a run for each of `--seeds`, or without `--seeds` the run itself.
+
+    The run of seed N has the folder `seed_N` inside the folder of `config`.
+    """
+    if not config.run.seeds:
+        return [config]
+    settings = flatten(config)
+    settings.update(seeds=(), save_dir=str(config.run_dir.parent), exp_name=config.run_dir.name)
+    runs: list[Pretrain] = []
+    for seed in config.run.seeds:
+        settings.update(seed=seed, version=f"seed_{seed}")
+        runs.append(from_settings(Pretrain, settings))
+    return runs
 
 
 def run_all(config: Pretrain, runs: Sequence[Pretrain]) -> None:
-    """Train each run that is not finished yet, then write the report of all."""
-    started = launch.cluster_environment()
-    alone = started is None or started.world_size() == 1
-    require(alone, "several runs: not by torchrun or srun; each has its own processes")
-    one_by_one = config.device.accelerator == "cpu" or (config.device.devices or 1) > 1
-    names = {str(run.run_dir.relative_to(config.run_dir)): run for run in runs}
-    failed = run_processes(names, [] if one_by_one else list_gpus())
+    """Train each run that is not finished yet, then write a report about all runs.
+
+    Raises:
+        UserError: if torchrun or srun started this command in several processes.
+        RunError: if a run collapsed or diverged; raised after the report is written.
+        SystemExit: if a run failed otherwise, with the status of the run.
+    """
+    cluster = launch.cluster_environment()
+    is_single_process = cluster is None or cluster.world_size() == 1
+    require(
+        is_single_process,
+        "this command starts a process for each of its runs. Call it without torchrun or srun.",
+    )
+
+    gpus: list[str] = []
+    uses_cpu = config.device.accelerator == "cpu"
+    uses_several_gpus = (config.device.devices or 1) > 1
+    if not uses_cpu and not uses_several_gpus:
+        gpus = list_gpus()
+    run_by_name = {str(run.run_dir.relative_to(config.run_dir)): run for run in runs}
+    failed = run_processes(run_by_name, gpus)
+
+    # Runs that have not finished an epoch have nothing to report.
     trained = tuple(str(run.run_dir) for run in runs if RunDirectory(run.run_dir).rows())
     if trained and not config.run.dry_run:
         device = AcceleratorOptions(accelerator=config.device.accelerator)
         report(Report(report=ReportOptions(runs=trained), device=device))
     if failed:
-        told = ", ".join(f"{name} (status {status})" for name, status in failed.items())
-        raise RunError(f"not brought to their end: {told}", max(failed.values()))
+        statuses = ", ".join(f"{name} (status {status})" for name, status in failed.items())
+        raise RunError(f"runs that collapsed or diverged: {statuses}", max(failed.values()))
 
 
 def list_gpus() -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        [name.strip() for name in named.split(",")]
-        if named
-        else list(map(str, range(torch.cuda.device_count())))
-    )
+    """Return the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return [name.strip() for name in visible.split(",")]
+    return [str(index) for index in range(torch.cuda.device_count())]
 
 
-def run_processes(runs: Mapping[str, Pretrain], gpus: list[str]) -> dict[str, int]:
-    """Train the runs, one at a time on each GPU; with fewer than two, one at a time.
+def run_processes(runs: Mapping[str, Pretrain], gpus: Sequence[str]) -> dict[str, int]:
+    """Train the runs, each in a process of its own, and wait until all have ended.
 
-    Returns the statuses of those that collapsed or diverged, once all have ended. A signal to this process, and any
-    other failure of a run, end all that still run.
+    A signal to this process, and a run that fails otherwise than by collapse or divergence, end
+    all runs that are still training.
+
+    Args:
+        runs: by name, in the order in which they start.
+        gpus: their names. Each GPU trains one run at a time. If there are fewer than two names,
+            one run trains at a time, on the device that it chooses.
+
+    Returns:
+        The exit statuses, by name, of the runs that collapsed or diverged.
+
+    Raises:
+        SystemExit: with the status of a run that failed, or after a signal to this process.
+        RunError: if a signal ended a run.
     """
-    waiting, places = list(runs.items()), gpus[: len(runs)] or [""]
-    running: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}  # by GPU
-    failed, number = {}, int(signal.SIGTERM)
+    waiting = list(runs.items())
+    places = gpus[: len(runs)] or [ANY_GPU]
+    is_parallel = len(places) > 1
+    running: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}  # name and process, by GPU
+    failed: dict[str, int] = {}
+    stop_signal = int(signal.SIGTERM)  # for the other runs when one has failed
     try:
         while waiting or running:
-            for gpu in [gpu for gpu in places if gpu not in running][: len(waiting)]:
-                name, config = waiting.pop(0)
-                print_line(f"\n{len(runs) - len(waiting)} of {len(runs)}: {name}")
-                environment, silent = (
-                    {**os.environ, launch.PARENT_VARIABLE: str(os.getpid())},
-                    len(places) > 1,
-                )
-                if silent:  # the lines of several would be mixed
-                    environment["CUDA_VISIBLE_DEVICES"] = gpu
-                out = subprocess.DEVNULL if silent else None
-                # In a session of its own: a Ctrl-C reaches it by this process alone.
-                process = subprocess.Popen(
-                    subprocess_args(config), env=environment, stdout=out, start_new_session=True
-                )
-                running[gpu] = name, process
-            time.sleep(0.05)  # between two looks at all processes; a signal ends it
+            for gpu in places:
+                if gpu not in running and waiting:
+                    name, config = waiting.pop(0)
+                    print_line(f"\n{len(runs) - len(waiting)} of {len(runs)}: {name}")
+                    only_gpu = gpu if is_parallel else None
+                    running[gpu] = (name, start_process(config, only_gpu))
+
+            time.sleep(POLL_SECONDS)  # the handler of a signal raises StoppedBySignal here
+
             for gpu, (name, process) in list(running.items()):
-                if (status := process.poll()) is None:
+                status = process.poll()
+                if status is None:  # the run is still training
                     continue
                 del running[gpu]
-                if status in SHOWS_SOMETHING:
+                if status in INFORMATIVE_STATUSES:
                     failed[name] = status
                 elif status > 0:
-                    raise SystemExit(status)
+                    raise SystemExit(status)  # the run has printed the reason
                 elif status < 0:
-                    how = signal.Signals(-status).name
-                    raise RunError(
-                        f"{name} was ended by {how}; the same command goes on", 128 - status
-                    )
-                elif len(places) > 1:
+                    signal_name = signal.Signals(-status).name
+                    advice = "The same command resumes it and trains the runs that are left."
+                    raise RunError(f"{name} was ended by {signal_name}. {advice}", 128 - status)
+                elif is_parallel:  # a run that trains alone prints its own messages
                     print_line(f"done: {name}")
         return failed
     except StoppedBySignal as stopped:
-        number = stopped.number
-        raise SystemExit(128 + number) from None
+        # The runs get the same signal below, and each prints where it stopped: no message here.
+        stop_signal = stopped.number
+        raise SystemExit(128 + stopped.number) from None
     finally:
+        # If all runs have ended, `running` is empty. Otherwise the runs save before they end.
         for _, process in running.values():
-            process.send_signal(number)
+            process.send_signal(stop_signal)
         for _, process in running.values():
             process.wait()
+
+
+def start_process(config: Pretrain, gpu: str | None) -> subprocess.Popen[bytes]:
+    """Start the process of a run.
+
+    Args:
+        gpu: the only GPU that the run may use, while others train on the other GPUs. None if no
+            other run trains.
+    """
+    environment = os.environ.copy()
+    environment[launch.PARENT_VARIABLE] = str(os.getpid())  # the run ends if this process dies
+    stdout = None  # the stdout of this process
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+        stdout = subprocess.DEVNULL  # lines of several runs would be mixed up
+    return subprocess.Popen(
+        subprocess_args(config),
+        env=environment,
+        stdout=stdout,
+        # A Ctrl-C in the terminal reaches only this process, which passes it on to each run once.
+        start_new_session=True,
+    )

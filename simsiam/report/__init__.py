@@ -1,1 +1,1 @@
-"""What the command `report` reads, computes and draws."""
+"""The parts of the command `report`: read runs, group them, draw charts."""

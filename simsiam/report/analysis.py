@@ -1,6 +1,5 @@
-"""What a checkpoint shows: nearest neighbours, accuracy and confusion of classes, a map of its features."""
+"""Analyse the checkpoint of a run: nearest neighbours, a confusion matrix, a map of features."""
 
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,72 +9,123 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from simsiam.config.evaluation_commands import Evaluation, Report
+from simsiam.config.commands import Evaluation, Report
 from simsiam.config.evaluation_options import CheckpointOptions
-from simsiam.config.options import EvaluationDataOptions
-from simsiam.config.run_options import MonitorOptions
-from simsiam.data.dataset import knn_unavailable_reason
-from simsiam.evaluation.context import open_context
-from simsiam.evaluation.gallery import draw_gallery, find_nearest, select_evenly
+from simsiam.config.options import EvaluationDataOptions, MonitorOptions
+from simsiam.data.dataset import ImageDataset, knn_unavailable_reason
+from simsiam.evaluation.context import EvaluationContext, open_context
+from simsiam.evaluation.gallery import Tile, draw_gallery, find_nearest, select_evenly
 from simsiam.evaluation.metrics import confusion
-from simsiam.report.figures import draw_classes, draw_map, render_chart
-from simsiam.report.records import Run, printable
-from utils.console import MANY_CLASSES
+from simsiam.report.charts import FeatureAnalysis, render_feature_charts
+from simsiam.report.records import Run, replace_unprintable
 from utils.device import choose_device
 from utils.filesystem import write_atomically
 from utils.knn import knn_predict
 
-QUERIES, NEAREST = 8, 8  # rows and neighbours of the gallery
-MAP_IMAGES = 2000  # points of the map
+GALLERY_ROWS = 8
+GALLERY_NEIGHBOURS = 8  # in each row
+MAP_IMAGES = 2000  # the map has at most as many points
 
 
 def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
-    """`gallery`, `charts`, `epoch` and `source` of a run's checkpoint; figures are saved as STEMmap.png and so on."""
-    checkpoint = CheckpointOptions(checkpoint=str(run.folder.path))
-    evaluation = Evaluation(
-        checkpoint=checkpoint, data=EvaluationDataOptions(data_dir=config.report.data_dir)
-    )
-    context = open_context(evaluation, choose_device(config.device.accelerator), download=False)
-    train, test, names = context.train, context.test, [printable(name) for name in context.classes]
-    shown, source = (test, test.kind) if len(test) else (train, "train images")
+    """Evaluate the checkpoint of a run, and save the pictures as {stem}neighbours.png and so on.
+
+    Returns:
+        The values that the page's template uses: `gallery` (rows of tiles), `charts` (of
+        `render_chart`), `epoch` of the checkpoint, and `source`, the name of the query images.
+
+    Raises:
+        UserError: if the checkpoint or its images are missing or damaged.
+    """
+    context = open_run(run, config)
+    train = context.train
     bank = context.extract_features(train.images, f"train images of {run.name}")
-    queries = (
-        bank
-        if shown is train
-        else context.extract_features(shown.images, f"{test.kind} of {run.name}")
-    )
-    places = torch.tensor(select_evenly(len(shown), QUERIES), device=queries.device)
-    gallery = find_nearest(
-        train, shown.subset(places), queries[places], bank, NEAREST, in_bank=shown is train
-    )
-    picture = draw_gallery(
-        gallery, f"{source.capitalize()} and their nearest train images, by cosine"
-    )
+
+    # Without test images, the train images are the queries.
+    queries_in_bank = len(context.test) == 0
+    if queries_in_bank:
+        queries = train
+        query_kind = "train images"
+        query_features = bank
+    else:
+        queries = context.test
+        query_kind = queries.kind
+        query_features = context.extract_features(queries.images, f"{query_kind} of {run.name}")
+
+    gallery = make_gallery(train, bank, queries, query_features, queries_in_bank)
+    heading = f"{query_kind.capitalize()} and their nearest train images, by cosine"
+    picture = draw_gallery(gallery, heading)
     write_atomically(Path(f"{stem}neighbours.png"), partial(picture.save, format="PNG"))
 
-    charts = []
-    if knn_unavailable_reason(train, test) is None:
-        options = MonitorOptions()
-        with suppress(ValidationError, KeyError):
-            options = MonitorOptions(knn_k=run.settings["knn_k"], knn_t=run.settings["knn_t"])
+    counts = None
+    classifier = ""
+    if knn_unavailable_reason(train, context.test) is None:
+        options = choose_knn_options(run)
         k = min(options.knn_k, len(bank))
-        predicted = knn_predict(queries, bank, train.labels, len(names), k, options.knn_t)
-        counts = confusion(predicted, test.labels, len(names)).numpy()
-        charts = draw_classes(counts, names, f"kNN, k {k}, T {options.knn_t:g}", stem)
-    points, labels = project_features(queries[:MAP_IMAGES]), shown.labels[:MAP_IMAGES].cpu().numpy()
-    told = names if shown.labelled and len(names) <= MANY_CLASSES else ()
-    caption = f"Map of the features of {len(points):,} {source} by PCA, {len(names)} classes."
-    charts.append(render_chart(partial(draw_map, points, labels, told), f"{stem}map.png", caption))
+        classes = len(context.classes)
+        predicted = knn_predict(query_features, bank, train.labels, classes, k, options.knn_t)
+        counts = confusion(predicted, queries.labels, classes).numpy()
+        classifier = f"kNN, k {k}, T {options.knn_t:g}"
+
+    analysis = FeatureAnalysis(
+        class_names=[replace_unprintable(name) for name in context.classes],
+        image_kind=query_kind,
+        points=project_features(query_features[:MAP_IMAGES]),
+        labels=queries.labels[:MAP_IMAGES].cpu().numpy(),
+        labelled=queries.labelled,
+        confusion=counts,
+        classifier=classifier,
+    )
     return {
         "gallery": gallery,
-        "charts": charts,
+        "charts": render_feature_charts(analysis, stem),
         "epoch": context.checkpoint.facts.row.get("epoch"),
-        "source": source,
+        "source": query_kind,
     }
 
 
+def open_run(run: Run, config: Report) -> EvaluationContext:
+    """Load the checkpoint and the images of a run; images that are missing are not downloaded."""
+    evaluation = Evaluation(
+        checkpoint=CheckpointOptions(checkpoint=str(run.folder.path)),
+        data=EvaluationDataOptions(data_dir=config.report.data_dir),
+    )
+    return open_context(evaluation, choose_device(config.device.accelerator), download=False)
+
+
+def make_gallery(
+    train: ImageDataset,
+    bank: Tensor,
+    queries: ImageDataset,
+    query_features: Tensor,
+    queries_in_bank: bool,
+) -> list[list[Tile]]:
+    """Return a row of tiles for some of the queries: the query, and the nearest train images.
+
+    Args:
+        bank: features (N, F) of the train images.
+        query_features: (Q, F).
+        queries_in_bank: whether the queries are the train images; no query is its own neighbour.
+    """
+    indices = torch.tensor(select_evenly(len(queries), GALLERY_ROWS), device=bank.device)
+    selected_queries = queries.subset(indices)
+    selected_features = query_features[indices]
+    return find_nearest(
+        train, selected_queries, selected_features, bank, GALLERY_NEIGHBOURS, queries_in_bank
+    )
+
+
+def choose_knn_options(run: Run) -> MonitorOptions:
+    """Return k and T of the run, or the defaults if its settings are missing or invalid."""
+    try:
+        return MonitorOptions(knn_k=run.settings["knn_k"], knn_t=run.settings["knn_t"])
+    except (ValidationError, KeyError):
+        return MonitorOptions()
+
+
 def project_features(features: Tensor) -> np.ndarray:
-    """(n, F) -> (n, 2), the directions of the greatest variance (PCA)."""
+    """Return features (N, F) as points (N, 2): the two directions of greatest variance (PCA)."""
     centred = (features - features.mean(dim=0)).nan_to_num()
+    # The eigenvalues are in ascending order.
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, [-1, -2]]
     return (centred @ directions).cpu().numpy()

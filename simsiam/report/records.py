@@ -1,28 +1,28 @@
-"""Reads what runs left behind. Files may hold anything: what cannot be read is left out, and noted."""
+"""Read a run from the files in its folder.
+
+Files may be damaged or hold anything. Whatever cannot be read is left out, and a note on the page
+names the file.
+"""
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
-from statistics import mean, stdev
-from string import ascii_uppercase
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from PIL import Image
 
-from simsiam.collapse import is_collapsed
-from simsiam.config.commands import PRETRAIN_DEFAULTS, settings_that_matter
-from utils.console import plural, print_line
+from simsiam.config.commands import DEFAULTS, settings_that_matter
+from simsiam.config.options import is_collapsed
+from utils.console import plural
 from utils.errors import require
 from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
-from utils.settings import to_flags
 
-GENERATOR = "SimSiam report"  # of the page's <meta name="generator">
+# The errors that reading a damaged file can raise.
 DAMAGE = (
     OSError,
     ValueError,
@@ -32,44 +32,59 @@ DAMAGE = (
     RecursionError,
     SyntaxError,
     yaml.YAMLError,
+    Image.DecompressionBombError,
 )
-DAMAGE += (Image.DecompressionBombError,)  # what reading a file raises that may hold anything
-DEEPEST = 3  # levels below a named folder, where runs are looked for: ablation/VARIANT/seed_N
+MAX_NUMBER = 1e12  # absolute value; a larger number in a file counts as damage
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
-def printable(value: Any) -> str:
-    """Text that HTML and SVG can hold: control characters and lone surrogates become U+FFFD."""
+def replace_unprintable(value: Any) -> str:
+    """Return text that HTML and SVG can hold: U+FFFD replaces controls and lone surrogates."""
     return UNPRINTABLE.sub("\ufffd", str(value))
 
 
 def read_damaged(file: Path) -> str:
-    """Return the text of a file; bytes that are not UTF-8 become U+FFFD."""
+    """Return the text of a file; U+FFFD replaces bytes that are not UTF-8."""
     return file.read_text(encoding="utf-8", errors="replace")
 
 
-def numbers(row: Any) -> dict[str, float]:
-    """The figures of a mapping; what is none, such as text or NaN, is left out."""
-    known = row.items() if isinstance(row, dict) else ()
-    return {str(name): y for name, y in known if type(y) in (int, float) and abs(y) < 1e12}
+def select_numbers(row: Any) -> dict[str, float]:
+    """Return the entries of a mapping whose values are numbers.
+
+    Entries with another value, such as text, a bool, NaN or a number beyond MAX_NUMBER, are left
+    out. If `row` is not a mapping, the result is empty.
+    """
+    if not isinstance(row, dict):
+        return {}
+    return {str(name): value for name, value in row.items() if is_number(value)}
+
+
+def is_number(value: Any) -> bool:
+    # isinstance would accept True as an int. NaN fails every comparison.
+    return type(value) in (int, float) and abs(value) < MAX_NUMBER
 
 
 @dataclass
 class Run:
-    """One run's files."""
+    """What the files of one run contain.
+
+    Attributes:
+        rows: the rows of metrics.jsonl. A row for epoch 0, the untrained network, comes first; its
+            accuracy is known after the run has finished.
+        settings: the run's options by name; empty if config.yaml is damaged.
+        machine: hardware, precision, devices and versions.
+        accuracies: top-1 accuracies in percent by the name of the measurement; the list has an
+            accuracy for each seed of the command that measured.
+        notes: sentences about damaged files.
+        title: the run's name on the page; empty for the name of its folder.
+    """
 
     folder: RunDirectory
-    rows: list[
-        dict[str, float]
-    ]  # of metrics.jsonl, after epoch 0: the untrained network, known of a finished run
+    rows: list[dict[str, float]]
     settings: dict[str, Any] = field(default_factory=dict)
-    machine: dict[str, Any] = field(
-        default_factory=dict
-    )  # hardware, precision, devices and versions
-    accuracies: dict[str, list[float]] = field(
-        default_factory=dict
-    )  # top-1 in percent, by what measured it
-    notes: list[str] = field(default_factory=list)  # what is damaged
+    machine: dict[str, Any] = field(default_factory=dict)
+    accuracies: dict[str, list[float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     title: str = ""
 
     @property
@@ -78,213 +93,142 @@ class Run:
 
     @property
     def status(self) -> str:
-        row, unfinished = self.rows[-1], "running" if is_locked(self.folder.path) else "stopped"
-        state = "finished" if self.folder.summary.exists() else unfinished
-        collapsed = "z_std" in row and is_collapsed(row["z_std"], row.get("rankme"))
-        return (
-            f"{state}, {row['epoch']:.0f} of {self.settings.get('epochs', '?')} epochs"
-            + ", collapsed" * collapsed
-        )
+        """How far the run has come, such as "stopped, 2 of 3 epochs, collapsed"."""
+        if self.folder.summary.exists():
+            state = "finished"
+        elif is_locked(self.folder.path):
+            state = "running"
+        else:
+            state = "stopped"
+        last_row = self.rows[-1]
+        text = f"{state}, {last_row['epoch']:.0f} of {self.settings.get('epochs', '?')} epochs"
+        if "z_std" in last_row and is_collapsed(last_row["z_std"], last_row.get("rankme")):
+            text += ", collapsed"
+        return text
 
     def values(self, column: str) -> list[float]:
-        """Of the epochs in which it was measured, without the untrained network."""
+        """Return a column of the rows of trained epochs; epochs without a value are skipped."""
         return [row[column] for row in self.rows[1:] if column in row]
 
     def comparable_settings(self) -> dict[str, Any]:
-        """Those that change what is learned, without the seed; an older run lacks those at their default."""
-        return (
-            settings_that_matter({**PRETRAIN_DEFAULTS, **self.settings, "seed": None})
-            if self.settings
-            else {}
-        )
+        """Return the settings, except for the seed, that change what the network learns.
 
-    def is_further_seed(self, runs: "Sequence[Run]") -> bool:
-        """Whether it differs from these in the seed, and in nothing else."""
-        alike = self.comparable_settings() == runs[0].comparable_settings() != {}
-        return alike and self.settings.get("seed") not in [run.settings.get("seed") for run in runs]
+        Settings that an older run does not have get their defaults. If the settings could not be
+        read, the result is empty.
+        """
+        if not self.settings:
+            return {}
+        return settings_that_matter({**DEFAULTS, **self.settings, "seed": None})
 
     @contextmanager
     def note_damage(self, file: Path) -> Iterator[None]:
+        """Add a note to the run, instead of raising, if reading `file` inside this block fails."""
         try:
             yield
         except DAMAGE:
             self.notes.append(f"{file.relative_to(self.folder.path)} is damaged or missing")
 
 
-def read_run(path: Path, title: str = "") -> Run:
-    """UserError where there is no run."""
-    folder = RunDirectory(path)
-    run = Run(folder, [{"epoch": 0}], title=title)
-    require(path.exists(), f"{path}: no such folder")
-    require(path.is_dir(), f"{path} is a file, not the folder of a run")
-    require(is_run(path), f"{path} is not the folder of a run, and holds none")
-    with run.note_damage(folder.config):
-        content = yaml.safe_load(read_damaged(folder.config))
-        resolved, versions = content.get("resolved") or {}, content.get("versions") or {}
-        chosen = {name: resolved[name] for name in ("precision", "devices") if name in resolved}
-        run.machine = {**(resolved.get("hardware") or {}), **chosen, **versions}
-        run.settings = {str(name): value for name, value in content["settings"].items()}
-        if digest := resolved.get("images"):  # of a person's own: which they are
-            run.settings["images"] = f"of {Path(run.settings['data_dir']).name} ({digest:.8})"
-    with run.note_damage(folder.metrics):
-        run.rows += [row for row in map(numbers, folder.rows()) if row.get("epoch", 0) > 0]
-    if folder.summary.exists():
-        with run.note_damage(folder.summary):
-            untrained = json.loads(read_damaged(folder.summary)).get("kNN_untrained")
-            run.rows[0] |= numbers({"kNN_accuracy": untrained})
-    for file in sorted(folder.results.glob("*/summary.json")):
-        with run.note_damage(file):
-            run.accuracies |= read_accuracies(file.parent.name, json.loads(read_damaged(file)))
-    return run
-
-
-def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[float]]:
-    """What the commands knn, linear and finetune measured, of finetune one for each seed."""
-    measured = {}
-    for row in (row for row in content.get("table", ()) if "accuracy" in numbers(row)):
-        weight = "" if row.get("k") == 1 else f", T {row.get('temperature')}"
-        measured[f"kNN, {row.get('features')} features, k {row.get('k')}{weight}"] = [
-            row["accuracy"]
-        ]
-    labels = content.get("labels") or content.get("train_images")
-    epochs = content["settings"].get("epochs") if "finetune" in name else None
-    counts = [
-        plural(count, what) for count, what in ((labels, "label"), (epochs, "epoch")) if count
-    ]
-    if seeds := [*numbers(content.get("seeds") or {"": content.get("test_accuracy")}).values()]:
-        measured[", ".join([name.replace("_", " "), *counts])] = seeds
-    return measured
-
-
 def is_run(path: Path) -> bool:
-    """Whether a folder has the files of a run."""
+    """Return whether a folder contains the files of a run."""
     folder = RunDirectory(path)
     return folder.config.exists() or folder.metrics.exists()
 
 
-def find_runs_below(path: Path, depth: int = DEEPEST) -> list[Path]:
-    """Return the folders of runs inside a folder, as --seeds and ablate make them."""
-    if depth == 0 or not path.is_dir():
-        return []
-    found: list[Path] = []
-    for folder in sorted(path.iterdir(), key=lambda folder: split_numbers(folder.name)):
-        if not folder.is_dir() or folder.name.startswith(".") or is_report(folder / "index.html"):
-            continue
-        if is_run(folder):
-            found.append(folder)
-        else:
-            found += find_runs_below(folder, depth - 1)
-    return found
+def read_run(path: Path, title: str = "") -> Run:
+    """Read the files of a run.
 
-
-def split_numbers(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts seed_2 before seed_10."""
-    key: list[tuple[int, str]] = []
-    for part in re.split(r"(\d+)", name):
-        key.append((int(part), "") if part.isdecimal() else (-1, part))
-    return key
-
-
-def read_runs(paths: Sequence[str]) -> list[Run]:
-    """Read each run once; of a folder that holds runs, all of these. Earlier reports are ignored.
+    Args:
+        path: the run's folder.
+        title: the run's name on the page; empty for the name of its folder.
 
     Raises:
-        UserError: where there is no run, or none has an epoch.
+        UserError: if `path` is not the folder of a run.
     """
-    named = dict.fromkeys(Path(path).expanduser().resolve() for path in paths)
-    titles: dict[Path, str] = {}  # by the folder of a run; empty for one that is named itself
-    for path in named:
-        below = find_runs_below(path)
-        if is_run(path) or (not below and not is_report(path / "index.html")):
-            titles[path] = ""
-            left_out = [str(run.relative_to(path)) for run in below if run not in named]
-            if left_out:
-                names = ", ".join(left_out)
-                print_line(f"{path.name}: the runs inside this run are left out: {names}")
-        else:
-            for run in below:
-                titles.setdefault(run, str(run.relative_to(path.parent)))
-    runs = [read_run(path, title) for path, title in titles.items()]
-    require(any(len(run.rows) > 1 for run in runs), f"{', '.join(paths)}: no epoch is recorded yet")
-    return runs
+    require(path.exists(), f"{path}: no such folder")
+    require(path.is_dir(), f"{path} is a file, not the folder of a run")
+    require(is_run(path), f"{path} is not the folder of a run, and contains no runs")
+    run = Run(RunDirectory(path), rows=[{"epoch": 0}], title=title)
+    _read_config(run)
+    _read_metrics(run)
+    _read_results(run)
+    return run
 
 
-def is_report(index: Path) -> bool:
-    """Whether an HTML file is a report of this program."""
-    return index.is_file() and f'content="{GENERATOR}"' in read_damaged(index)[:2000]
+def _read_config(run: Run) -> None:
+    """Read the settings and the machine from config.yaml."""
+    with run.note_damage(run.folder.config):
+        content = yaml.safe_load(read_damaged(run.folder.config))
+
+        # "resolved" has the values that the program chose for itself.
+        resolved = content.get("resolved") or {}
+        hardware = resolved.get("hardware") or {}
+        choices = {name: resolved[name] for name in ("precision", "devices") if name in resolved}
+        versions = content.get("versions") or {}
+        run.machine = {**hardware, **choices, **versions}
+
+        run.settings = {str(name): value for name, value in content["settings"].items()}
+        digest = resolved.get("images")
+        if digest:
+            # The user's own images: the digest tells runs on different images apart.
+            data_dir = Path(run.settings["data_dir"])
+            run.settings["images"] = f"of {data_dir.name} ({digest:.8})"
 
 
-class Group(NamedTuple):
-    """Runs that differ in nothing but the seed: often a single one."""
-
-    runs: list[Run]
-    index: int
-    mark: str  # a letter; "" where there is one group
-    label: str
-
-    @property
-    def status(self) -> str:
-        return "; ".join(dict.fromkeys(run.status for run in self.runs))
-
-    def curve(self, column: str) -> tuple[list[float], list[float], list[float] | None]:
-        """Epochs that all runs have, the mean of their values, and the standard deviation of several."""
-        curves = [
-            {row["epoch"]: row[column] for row in run.rows if column in row} for run in self.runs
-        ]
-        curves = [curve for curve in curves if curve]
-        epochs = sorted(set.intersection(*map(set, curves))) if curves else []
-        values = [[curve[epoch] for curve in curves] for epoch in epochs]
-        return (
-            epochs,
-            [mean(v) for v in values],
-            [stdev(v) for v in values] if len(curves) > 1 else None,
-        )
-
-    def accuracy(self, name: str) -> str:
-        """One of `accuracies`: over the runs, or of a single one over its command's seeds."""
-        found = [run.accuracies[name] for run in self.runs if name in run.accuracies]
-        return summarize(found[0] if len(found) == 1 else [mean(values) for values in found])
+def _read_metrics(run: Run) -> None:
+    """Read the metrics of each epoch, and the accuracy of the untrained network."""
+    with run.note_damage(run.folder.metrics):
+        for row in map(select_numbers, run.folder.rows()):
+            if row.get("epoch", 0) > 0:
+                run.rows.append(row)
+    if run.folder.summary.exists():
+        with run.note_damage(run.folder.summary):
+            summary = json.loads(read_damaged(run.folder.summary))
+            untrained = {"kNN_accuracy": summary.get("kNN_untrained")}
+            run.rows[0].update(select_numbers(untrained))
 
 
-def summarize(values: Sequence[float], form: str = ".2f") -> str:
-    """A figure, or the mean and standard deviation of several."""
-    spread = f" \u00b1 {stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{mean(values):{form}}{spread}" if values else "-"
+def _read_results(run: Run) -> None:
+    """Read what the commands knn, linear and finetune measured."""
+    for file in sorted(run.folder.results.glob("*/summary.json")):
+        with run.note_damage(file):
+            content = json.loads(read_damaged(file))
+            run.accuracies.update(read_accuracies(file.parent.name, content))
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Seeds of the same settings together; groups are named by the settings that differ, or by their runs."""
-    found: list[list[Run]] = []
-    for run in runs:
-        group = next((group for group in found if run.is_further_seed(group)), None)
-        if group is None:
-            found.append([run])
-        else:
-            group.append(run)
-    known = [group[0].comparable_settings() for group in found]
-    names = [
-        name
-        for name in dict.fromkeys(chain(*known))
-        if len({str(k.get(name)) for k in known if k}) > 1
-    ]
-    labels = [describe_settings({name: k[name] for name in names if name in k}) for k in known]
-    groups = []
-    for i, members in enumerate(found):
-        told = [labels[i]] if known[i] and names else []
-        if not told or labels.count(labels[i]) > 1:
-            told += [run.name for run in members]
-        seeds = f" (mean of {len(members)} seeds)" * (len(members) > 1)
-        mark = f"{ascii_uppercase[i % 26]}{i // 26 or ''}" * (len(found) > 1)
-        groups.append(Group(members, i, mark, printable(", ".join(told) + seeds)))
-    return groups
+def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the accuracies in percent in a summary.json of the command knn, linear or finetune.
 
+    Args:
+        name: the summary's folder, such as "finetune_0.1".
+        content: the parsed summary.json.
 
-def describe_settings(settings: Mapping[str, Any]) -> str:
-    """Settings in words: figures, and what is not at its default."""
-    told = {
-        k: v
-        for k, v in settings.items()
-        if type(v) in (int, float) or v != PRETRAIN_DEFAULTS.get(k)
-    }
-    flags = (" ".join(to_flags({name: value})) for name, value in told.items())
-    return ", ".join(flag[2:].replace("=", " ", 1) for flag in flags if flag)[:90] or "baseline"
+    Returns:
+        A list of accuracies by the name of the measurement, such as "linear, 50,000 labels".
+        Finetune measures an accuracy for each of its seeds; the other commands measure one.
+    """
+    accuracies: dict[str, list[float]] = {}
+
+    # knn has a table: a row for each kind of features, k and temperature.
+    for row in content.get("table", ()):
+        if "accuracy" not in select_numbers(row):
+            continue
+        setting = f"kNN, {row.get('features')} features, k {row.get('k')}"
+        if row.get("k") != 1:  # a single neighbour needs no weight, so no temperature
+            setting += f", T {row.get('temperature')}"
+        accuracies[setting] = [row["accuracy"]]
+
+    # linear and finetune have one accuracy, or one for each seed.
+    details = [name.replace("_", " ")]
+    labels = content.get("labels") or content.get("train_images")
+    if labels:
+        details.append(plural(labels, "label"))
+    if "finetune" in name:
+        epochs = content["settings"].get("epochs")
+        if epochs:
+            details.append(plural(epochs, "epoch"))
+    accuracy_by_seed = content.get("seeds") or {"": content.get("test_accuracy")}
+    measured = list(select_numbers(accuracy_by_seed).values())
+    if measured:
+        accuracies[", ".join(details)] = measured
+    return accuracies

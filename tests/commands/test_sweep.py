@@ -19,10 +19,12 @@ from tests.helpers import SMALL, Program, read_rows, same_weights
 from tests.processes import Started, child_pids, start, wait_for
 from utils.settings import from_settings
 
+# A stub of main.py: it ends with the status that $STATUSES has for its run, or waits for a signal.
 STUB = """
 import json, os, signal, sys, time
 stopping = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-signal.pthread_sigmask(signal.SIG_BLOCK, stopping)  # one that comes before `sigwait` waits for it
+# A signal that arrives before `sigwait` stays pending until then.
+signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
 flags = dict(flag.split("=", 1) for flag in sys.argv[1:] if "=" in flag)
 name, folder = flags["--exp-name"], flags["--save-dir"]
 statuses = json.loads(os.environ["STATUSES"])
@@ -30,13 +32,14 @@ open(f"{folder}/{name}.pid", "w").write(str(os.getpid()))
 if name in statuses:
     sys.exit(statuses[name])
 number = signal.sigwait(stopping)
-time.sleep(0.2)  # to save takes time, for which the command has to wait
+time.sleep(0.2)  # stands for saving, for which the command has to wait
 print(f"main.py: {name} stopped by {number.name}", file=sys.stderr)
 sys.exit(128 + number)
-"""  # ends with the status that it is given, or waits for a signal
+"""
 
 
-def begin_stubs(tmp_path: Path, variants: list[str], **statuses: int) -> Started:
+def start_ablation_of_stubs(tmp_path: Path, variants: list[str], **statuses: int) -> Started:
+    """Start `ablate` with STUB in place of the runs; `statuses` by the name of the variant."""
     (tmp_path / "stub.py").write_text(STUB)
     (tmp_path / "ablation_patterns").mkdir()
     flags = ["ablate", *SMALL, "--variants", *variants, "--save-dir", str(tmp_path)]
@@ -46,10 +49,10 @@ def begin_stubs(tmp_path: Path, variants: list[str], **statuses: int) -> Started
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_to_the_command_is_passed_on_to_its_run_and_no_further_run_begins(
+def test_signal_ends_the_current_run_and_no_other_run_starts(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    process = begin_stubs(tmp_path, ["baseline", "no-predictor"])
+    process = start_ablation_of_stubs(tmp_path, ["baseline", "no-predictor"])
     wait_for(process, (tmp_path / "ablation_patterns" / "baseline.pid").exists)
     process.send_signal(number)
     out, err = process.communicate()
@@ -58,48 +61,42 @@ def test_a_signal_to_the_command_is_passed_on_to_its_run_and_no_further_run_begi
     assert not (tmp_path / "ablation_patterns" / "no-predictor.pid").exists()
 
 
-def test_a_run_that_collapses_or_diverges_does_not_keep_the_others_from_being_trained(
+def test_other_runs_train_after_one_has_collapsed_or_diverged(
     tmp_path: Path,
 ) -> None:
     variants = ["no-bn", "no-predictor", "baseline"]
-    process = begin_stubs(tmp_path, variants, **{"no-bn": 3, "no-predictor": 4, "baseline": 0})
+    process = start_ablation_of_stubs(
+        tmp_path, variants, **{"no-bn": 3, "no-predictor": 4, "baseline": 0}
+    )
     out, err = process.communicate()
     assert process.returncode == 4 and err.count("\n") == 1 and "3 of 3: baseline" in out
-    assert "not brought to their end: no-bn (status 3), no-predictor (status 4)" in err
+    assert "runs that collapsed or diverged: no-bn (status 3), no-predictor (status 4)" in err
 
 
-def test_a_run_that_a_person_has_to_mend_ends_all_with_its_status(tmp_path: Path) -> None:
-    process = begin_stubs(tmp_path, ["baseline", "no-predictor"], baseline=2)
-    assert process.communicate()[1] == "" and process.returncode == 2  # the run has said why
+def test_user_error_in_a_run_ends_the_command_with_its_status(tmp_path: Path) -> None:
+    process = start_ablation_of_stubs(tmp_path, ["baseline", "no-predictor"], baseline=2)
+    assert process.communicate()[1] == "" and process.returncode == 2  # the run has printed why
     assert not (tmp_path / "ablation_patterns" / "no-predictor.pid").exists()
 
 
-def test_the_death_of_a_run_is_told_in_one_line(tmp_path: Path) -> None:
-    process = begin_stubs(tmp_path, ["baseline", "no-predictor"])
+def test_killed_run_gives_one_line_of_error(tmp_path: Path) -> None:
+    process = start_ablation_of_stubs(tmp_path, ["baseline", "no-predictor"])
     pid = tmp_path / "ablation_patterns" / "baseline.pid"
     wait_for(process, lambda: pid.exists() and pid.read_text() != "")
     os.kill(int(pid.read_text()), signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGKILL and err.count("\n") == 1
-    assert "baseline was ended by SIGKILL; the same command goes on" in err
+    assert "baseline was ended by SIGKILL. The same command resumes it" in err
 
 
 @pytest.mark.slow(
-    "two fresh starts and a page; what starts, signals and ends runs is tested on stubs"
+    "two fresh starts and a page; starting, signals and exit statuses are tested with stubs"
 )
-def test_an_ablation_trains_each_variant_and_compares_them(tmp_path: Path) -> None:
+def test_ablation_trains_each_variant_and_compares_them(tmp_path: Path) -> None:
     folder = tmp_path / "ablation_patterns"
-    flags = [
-        "--train-images",
-        "100",
-        "--batch-size",
-        "50",
-        "--epochs",
-        "1",
-        "--save-dir",
-        str(tmp_path),
-    ]
-    process = start("ablate", *SMALL, *flags, "--variants", "baseline", "no-predictor")
+    short = ["--train-images", "100", "--batch-size", "50", "--epochs", "1"]
+    variants = ["--variants", "baseline", "no-predictor"]
+    process = start("ablate", *SMALL, *short, *variants, "--save-dir", str(tmp_path))
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "") and str(folder / "report" / "index.html") in out
     assert [len(read_rows(folder / name)) for name in ("baseline", "no-predictor")] == [1, 1]
@@ -108,20 +105,11 @@ def test_an_ablation_trains_each_variant_and_compares_them(tmp_path: Path) -> No
 
 
 @pytest.mark.slow(
-    "three fresh starts and a page; signals to an ablation and resuming are quick tests each"
+    "three fresh starts and a page; signals and resuming have quick tests of their own"
 )
-def test_an_ablation_told_to_stop_saves_and_goes_on_to_the_report(tmp_path: Path) -> None:
-    flags = [
-        "ablate",
-        *SMALL,
-        "--epochs",
-        "5",
-        "--variants",
-        "baseline",
-        "no-predictor",
-        "--save-dir",
-        str(tmp_path),
-    ]
+def test_stopped_ablation_saves_and_the_same_command_finishes_it(tmp_path: Path) -> None:
+    variants = ["--variants", "baseline", "no-predictor"]
+    flags = ["ablate", *SMALL, "--epochs", "5", *variants, "--save-dir", str(tmp_path)]
     folder = tmp_path / "ablation_patterns"
     held = tmp_path / "held"
     process = start_with_events_below(tmp_path, {9: [held]}, *flags)
@@ -138,45 +126,33 @@ def test_an_ablation_told_to_stop_saves_and_goes_on_to_the_report(tmp_path: Path
     assert str(folder / "report" / "index.html") in out
 
 
-@pytest.mark.slow(
-    "three trainings and a page; that expand_seeds makes a run of each seed is in the quick suite"
-)
-def test_a_run_for_each_seed_is_the_run_of_that_seed(program: Program, tmp_path: Path) -> None:
-    process = start(
-        *SMALL, "--epochs", "2", "--seeds", "3", "4", "--save-dir", str(tmp_path / "runs")
-    )
+@pytest.mark.slow("three trainings and a page; expand_seeds has a quick test")
+def test_run_of_a_sweep_equals_the_run_with_that_seed_alone(
+    program: Program, tmp_path: Path
+) -> None:
+    flags = [*SMALL, "--epochs", "2"]
+    process = start(*flags, "--seeds", "3", "4", "--save-dir", str(tmp_path / "runs"))
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "") and "mean of 2 seeds" in out
     folder = tmp_path / "runs" / "simsiam_patterns"
-    alone = start(*SMALL, "--epochs", "2", "--seed", "4", "--save-dir", str(tmp_path / "alone"))
+    alone = start(*flags, "--seed", "4", "--save-dir", str(tmp_path / "alone"))
     alone.communicate()
     assert same_weights(folder / "seed_4", tmp_path / "alone" / "simsiam_patterns")
     assert not same_weights(folder / "seed_3", folder / "seed_4")
 
 
-def test_a_run_for_each_seed_has_its_settings_and_a_folder_of_its_own() -> None:
-    given = from_settings(Pretrain, {"seeds": (3, 4), "epochs": 2, "exp_name": "x"})
-    runs = expand_seeds(given)
-    assert [run.run.seed for run in runs] == [3, 4] and all(
-        run.run.seeds == () and run.optimizer.epochs == 2 for run in runs
-    )
-    assert [run.run_dir for run in runs] == [given.run_dir / "seed_3", given.run_dir / "seed_4"]
+def test_run_for_a_seed_has_the_settings_and_its_own_folder() -> None:
+    config = from_settings(Pretrain, {"seeds": (3, 4), "epochs": 2, "exp_name": "x"})
+    runs = expand_seeds(config)
+    assert [run.run.seed for run in runs] == [3, 4]
+    assert all(run.run.seeds == () and run.optimizer.epochs == 2 for run in runs)
+    assert [run.run_dir for run in runs] == [config.run_dir / "seed_3", config.run_dir / "seed_4"]
 
 
-@pytest.mark.slow(
-    "a fresh start of the program; that a run which loses its parent saves is all that is new here"
-)
-def test_the_death_of_the_command_stops_its_run(tmp_path: Path) -> None:
-    flags = [
-        "ablate",
-        *SMALL,
-        "--epochs",
-        "5",
-        "--variants",
-        "baseline",
-        "--save-dir",
-        str(tmp_path),
-    ]
+@pytest.mark.slow("a fresh start of the program")
+def test_run_saves_and_ends_when_its_command_is_killed(tmp_path: Path) -> None:
+    variants = ["--variants", "baseline"]
+    flags = ["ablate", *SMALL, "--epochs", "5", *variants, "--save-dir", str(tmp_path)]
     held = tmp_path / "held"
     process = start_with_events_below(tmp_path, {9: [held]}, *flags)
     wait_for(process, held.exists)
@@ -186,31 +162,30 @@ def test_the_death_of_the_command_stops_its_run(tmp_path: Path) -> None:
     deadline = time.monotonic() + 240
     while os.path.exists(f"/proc/{child}") and time.monotonic() < deadline:
         time.sleep(0.01)  # between two polls
-    assert (
-        "step 9" in process.printed()[1]
-        and "saved: the same command resumes it" in process.printed()[1]
-    )
+    _, err = process.printed()
+    assert "step 9" in err and "saved: the same command resumes it" in err
 
 
-def test_a_run_whose_command_has_died_does_not_begin(tmp_path: Path) -> None:
-    """The command was killed while its run was still importing torch."""
-    gone, zombie = (subprocess.Popen(["true"]) for _ in range(2))
-    gone.wait()
+def test_run_whose_command_was_killed_does_not_start(tmp_path: Path) -> None:
+    """A kill of the command may come while its run is still importing torch."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    zombie = subprocess.Popen(["true"])  # it has ended, but nobody has asked for its status
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
-    where = ("--save-dir", str(tmp_path / "runs"))
-    for launcher, status in (
-        (gone.pid, 143),
-        (zombie.pid, 143),
-        (os.getpid(), 0),
-    ):  # the last is a grandparent
-        process = start(*SMALL, *where, "--dry-run", **{launch.PARENT_VARIABLE: str(launcher)})
+
+    def dry_run(launcher: int) -> tuple[int | None, str]:
+        """Return the exit status and the stderr of a run that a process with this id started."""
+        flags = [*SMALL, "--save-dir", str(tmp_path / "runs"), "--dry-run"]
+        process = start(*flags, **{launch.PARENT_VARIABLE: str(launcher)})
         _, err = process.communicate()
-        assert process.returncode == status, err
-        assert (
-            err.count("\n")
-            == ("the command that started this run has ended" in err)
-            == (status == 143)
-        )
+        return process.returncode, err
+
+    for launcher in (ended.pid, zombie.pid):
+        status, err = dry_run(launcher)
+        assert status == 128 + signal.SIGTERM
+        assert err.count("\n") == 1 and "the command that started this run has ended" in err
+    # This process is the grandparent of the run, and still there.
+    assert dry_run(os.getpid()) == (0, "")
     zombie.wait()
 
 
@@ -223,11 +198,11 @@ def test_a_run_whose_command_has_died_does_not_begin(tmp_path: Path) -> None:
         pytest.param(
             ["--seeds", "1", "2", "--batch-size", "4000"],
             "more than the 200 train images",
-            marks=pytest.mark.slow("a fresh start; that a run's mistake ends all is a quick test"),
+            marks=pytest.mark.slow("a fresh start; a user error in a run is tested with stubs"),
         ),
     ],
 )
-def test_a_mistake_is_answered_in_one_line(flags: list[str], answer: str, tmp_path: Path) -> None:
+def test_user_error_gives_one_line(flags: list[str], answer: str, tmp_path: Path) -> None:
     command = flags[:1] if flags[0] == "ablate" else []
     process = start(*command, *SMALL, "--save-dir", str(tmp_path / "runs"), *flags[len(command) :])
     _, err = process.communicate()
@@ -235,35 +210,35 @@ def test_a_mistake_is_answered_in_one_line(flags: list[str], answer: str, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
-def test_runs_at_once_take_the_gpus_that_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_gpus_returns_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     assert list_gpus() == ["4", "5"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert len(list_gpus()) == torch.cuda.device_count()
 
 
-def test_the_rate_of_a_batch_variant_follows_the_batch() -> None:
-    given = from_settings(Ablate, {"learning_rate": 0.1, "batch_size": 256})
-    assert make_variant(given, "batch-1024").optimizer.peak_rate == pytest.approx(0.4)
-    assert make_variant(given, "no-bn").optimizer.peak_rate == 0.1
+def test_learning_rate_of_a_variant_is_proportional_to_its_batch_size() -> None:
+    config = from_settings(Ablate, {"learning_rate": 0.1, "batch_size": 256})
+    assert make_variant(config, "batch-1024").optimizer.peak_rate == pytest.approx(0.4)
+    assert make_variant(config, "no-bn").optimizer.peak_rate == 0.1
 
 
-def test_what_the_paper_says_of_a_run_follows_from_its_settings() -> None:
-    usual = {
+def test_paper_result_of_a_run_follows_from_its_settings() -> None:
+    baseline = {
         "stop_grad": True,
         "predictor": True,
         "fixed_predictor": False,
         "constant_predictor_lr": False,
+        "heads_bn": "paper",
+        "symmetric": True,
+        "batch_size": 512,
     }
-    usual |= {"heads_bn": "paper", "symmetric": True, "batch_size": 512}
-    assert paper_says([usual, usual | {"predictor": False}], usual) == [
-        "67.7 (table 1)",
-        "0.1 (table 1)",
-    ]
-    assert paper_says([usual, usual | {"batch_size": 4096}], usual) == [
-        "68.1 (table 2)",
-        "64.0 (table 2)",
-    ]
-    both = usual | {"predictor": False, "stop_grad": False}
-    assert paper_says([usual, both], usual) == ["67.7 (table 1)", None]
-    assert paper_says([usual, usual], usual) == [None, None]
+    no_predictor = {**baseline, "predictor": False}
+    large_batch = {**baseline, "batch_size": 4096}
+    two_changes = {**no_predictor, "stop_grad": False}
+    results = paper_says([baseline, no_predictor], baseline)
+    assert results == ["67.7 (table 1)", "0.1 (table 1)"]
+    results = paper_says([baseline, large_batch], baseline)
+    assert results == ["68.1 (table 2)", "64.0 (table 2)"]
+    assert paper_says([baseline, two_changes], baseline) == ["67.7 (table 1)", None]
+    assert paper_says([baseline, baseline], baseline) == [None, None]

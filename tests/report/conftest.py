@@ -1,4 +1,4 @@
-"""Runs and reports of them that tests only read, and a report as a browser reads it."""
+"""Runs and reports that the tests share and do not change, and functions that read a page."""
 
 import base64
 import json
@@ -21,67 +21,59 @@ HOSTILE = "<script>alert(1)<\\script> $x$ \u4e2d \x1b[31m &amp; \"'"  # the name
 
 @pytest.fixture(scope="session")
 def runs(made: Callable[..., Path]) -> Path:
-    """Runs `a`, `b`, `c` of seeds 0, 1, 2, and `d` of another width."""
+    """Train the runs `a`, `b` and `c` with seeds 0, 1 and 2, and `d` with another width."""
 
     def fill(folder: Path) -> None:
-        small = [*SMALL, "--epochs", "3", "--save-dir", str(folder), "--exp-name"]
-        for name, *flags in (
-            ["a"],
-            ["b", "--seed", "1"],
-            ["c", "--seed", "2"],
-            ["d", "--width", "8"],
-        ):
-            assert main.main([*small, name, *flags]) == 0
+        common = [*SMALL, "--epochs", "3", "--save-dir", str(folder)]
+        assert main.main([*common, "--exp-name", "a"]) == 0
+        assert main.main([*common, "--exp-name", "b", "--seed", "1"]) == 0
+        assert main.main([*common, "--exp-name", "c", "--seed", "2"]) == 0
+        assert main.main([*common, "--exp-name", "d", "--width", "8"]) == 0
 
     return made("reported", fill)
 
 
 def make_page(folder: Path, *args: str) -> None:
-    """A report in a folder's `report`, and what was printed."""
+    """Write a report into the folder `report` inside `folder`."""
     assert main.main(["report", *args, "--output", str(folder / "report")]) == 0
 
 
 @pytest.fixture(scope="session")
 def page_of_one(runs: Path, made: Callable[..., Path]) -> Path:
-    """The report of `a`."""
-    return (
-        made("page_of_one", lambda folder: make_page(folder, str(runs / "a")))
-        / "report"
-        / "index.html"
-    )
+    """Return the page about `a`."""
+    folder = made("page_of_one", lambda folder: make_page(folder, str(runs / "a")))
+    return folder / "report" / "index.html"
 
 
 @pytest.fixture(scope="session")
 def page_of_four(runs: Path, made: Callable[..., Path]) -> Path:
-    """The report of all of them, without what needs a checkpoint."""
-    given = [str(runs / name) for name in "abcd"]
-    return (
-        made("page_of_four", lambda folder: make_page(folder, *given, "--no-pictures"))
-        / "report"
-        / "index.html"
-    )
+    """Return the page about all four runs, without the pictures that need a checkpoint."""
+    paths = [str(runs / name) for name in "abcd"]
+    folder = made("page_of_four", lambda folder: make_page(folder, *paths, "--no-pictures"))
+    return folder / "report" / "index.html"
 
 
 @pytest.fixture(scope="session")
 def page_of_wrecks(runs: Path, made: Callable[..., Path]) -> Path:
-    """The report of copies of `a`: killed, with damaged files, without a checkpoint, and with a hostile name."""
+    """Return the page about four broken copies of `a`.
+
+    One was killed, one has damaged files, one has no checkpoint, and one has a hostile name.
+    """
 
     def fill(folder: Path) -> None:
-        names = ("killed", "damaged", "bare", HOSTILE)
-        killed, damaged, bare, hostile = (
-            shutil.copytree(runs / "a", folder / name) for name in names
-        )
+        killed = shutil.copytree(runs / "a", folder / "killed")
+        damaged = shutil.copytree(runs / "a", folder / "damaged")
+        bare = shutil.copytree(runs / "a", folder / "bare")
+        hostile = shutil.copytree(runs / "a", folder / HOSTILE)
+
         (killed / "summary.json").unlink()
         (killed / "backbone.safetensors").unlink()
         metrics = killed / "metrics.jsonl"
-        metrics.write_text(metrics.read_text()[:-20])  # killed while it wrote the last line
+        metrics.write_text(metrics.read_text()[:-20])  # the kill came during the last line
 
-        for name, content in (
-            ("knn", "{"),
-            ("linear", "[1]"),
-            ("odd", '{"command": "linear", "test_accuracy": "x"}'),
-        ):
-            write_summary(damaged, name, content)
+        write_summary(damaged, "knn", "{")
+        write_summary(damaged, "linear", "[1]")
+        write_summary(damaged, "odd", '{"command": "linear", "test_accuracy": "x"}')
         for file in (damaged / "backbone.safetensors", *(damaged / "checkpoints").iterdir()):
             file.write_bytes(b"half")
         (damaged / "config.yaml").write_bytes(b"\x00\xff: [")
@@ -92,15 +84,12 @@ def page_of_wrecks(runs: Path, made: Callable[..., Path]) -> Path:
         for run in (bare, hostile):
             shutil.rmtree(run / "checkpoints")
             (run / "backbone.safetensors").unlink()
-        counted = {
-            "command": "knn",
-            "per_class": {"cat": 75, "<b>": 50},
-            "confusion": [[3, 1], [2, 2]],
-        }
-        write_summary(bare, "knn", json.dumps(counted))
+        per_class = {"cat": 75, "<b>": 50}
+        summary = {"command": "knn", "per_class": per_class, "confusion": [[3, 1], [2, 2]]}
+        write_summary(bare, "knn", json.dumps(summary))
         table = [{"features": HOSTILE, "k": "<b>", "temperature": [], "accuracy": 50.0}]
         write_summary(hostile, "knn", json.dumps({"command": "knn", "table": table}))
-        make_page(folder, *(str(folder / name) for name in names))
+        make_page(folder, str(killed), str(damaged), str(bare), str(hostile))
 
     return made("page_of_wrecks", fill) / "report" / "index.html"
 
@@ -112,29 +101,30 @@ def write_summary(run: Path, name: str, content: str) -> None:
 
 @pytest.fixture
 def run(runs: Path, tmp_path: Path) -> Path:
-    """A copy of `a`, to be changed."""
+    """Return a copy of `a` that a test may change."""
     return shutil.copytree(runs / "a", tmp_path / "runs" / "a")
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl with its times."""
+    """Return the rows of metrics.jsonl, with their times."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def read(index: Path) -> Element:
-    """The page as a browser reads it; whatever is not valid raises."""
+def parse_page(index: Path) -> Element:
+    """Parse a page as a browser does; raise an error if it is not valid HTML."""
     return html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(
         index.read_text("ascii")
     )
 
 
-def words(index: Path) -> str:
-    return re.sub(r"\s+", " ", " ".join(read(index).itertext()))
+def page_text(index: Path) -> str:
+    """Return the text of a page, with single spaces."""
+    return re.sub(r"\s+", " ", " ".join(parse_page(index).itertext()))
 
 
 def cells(index: Path, name: str) -> list[str]:
-    """The figures of a table's row."""
-    for row in read(index).iter("tr"):
+    """Return the cells of the table row with this name."""
+    for row in parse_page(index).iter("tr"):
         texts = ["".join(cell.itertext()) for cell in row]
         if texts[0] == name:
             return texts[1:]
@@ -142,13 +132,13 @@ def cells(index: Path, name: str) -> list[str]:
 
 
 def charts(index: Path, theme: str = "light") -> dict[str, Element]:
-    """The figures of the page as SVG, by what is said of them to those who do not see it."""
-    found = {}
-    for picture in read(index).iter("picture"):
-        uri = picture[0].get("srcset") if theme == "dark" else picture[1].get("src")
+    """Return the charts of a page as SVG, by their alternative text."""
+    svg_by_alt: dict[str, Element] = {}
+    for picture in parse_page(index).iter("picture"):
+        source, image = picture
+        uri = source.get("srcset") if theme == "dark" else image.get("src")
         kind, content = (uri or "").split(",")
         assert kind == "data:image/svg+xml;base64"
-        found[picture[1].get("alt") or ""] = ElementTree.fromstring(
-            base64.b64decode(content, validate=True)
-        )
-    return found
+        svg = ElementTree.fromstring(base64.b64decode(content, validate=True))
+        svg_by_alt[image.get("alt") or ""] = svg
+    return svg_by_alt

@@ -1,4 +1,4 @@
-"""Charts that everyone can read, and the map of the features."""
+"""The charts can be read by everyone, and show the right numbers."""
 
 import base64
 import itertools
@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from simsiam.report import figures
-from simsiam.report.analysis import draw_classes, project_features
-from simsiam.report.records import describe_settings, group_runs, printable, read_run
+from simsiam.report import figures, plots
+from simsiam.report.analysis import project_features
+from simsiam.report.charts import FEATURE_CHARTS, FeatureAnalysis, render_feature_charts
+from simsiam.report.groups import describe_settings, group_runs
+from simsiam.report.records import read_run, replace_unprintable
 from tests.report.conftest import HOSTILE, rows
 
 
@@ -23,8 +25,8 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("theme", [figures.LIGHT, figures.DARK])
-def test_text_and_lines_stand_out_from_the_paper(theme: dict[str, str]) -> None:
-    """By WCAG 2: text 4.5 to 1, lines 3 to 1."""
+def test_text_and_lines_have_enough_contrast(theme: dict[str, str]) -> None:
+    """WCAG 2 asks for 4.5 to 1 for text, and 3 to 1 for lines."""
     for name in theme.keys() - {"paper", "rule"}:
         low, high = sorted((luminance(theme[name]), luminance(theme["paper"])))
         assert (high + 0.05) / (low + 0.05) >= (4.5 if name in ("ink", "muted") else 3.0), name
@@ -37,12 +39,12 @@ def test_no_two_lines_look_alike() -> None:
         assert all(a != b for a, b in zip(one, next_, strict=True))  # colour, dash and marker
 
 
-def test_a_setting_of_several_values_is_told_whole() -> None:
+def test_description_has_all_values_of_a_setting() -> None:
     settings = {"epochs": 20, "image_schedule": ["16:15", "24:4"], "stop_grad": False}
     assert describe_settings(settings) == "epochs 20, image-schedule 16:15 24:4, no-stop-grad"
 
 
-def test_a_band_is_a_deviation_to_each_side_of_the_mean(runs: Path) -> None:
+def test_band_is_one_deviation_to_each_side_of_the_mean(runs: Path) -> None:
     (together,) = group_runs([read_run(runs / name) for name in "abc"])
     epochs, middle, deviation = together.curve("train_loss")
     columns = list(
@@ -50,7 +52,7 @@ def test_a_band_is_a_deviation_to_each_side_of_the_mean(runs: Path) -> None:
     )
     assert epochs == [1, 2, 3] and deviation == [stdev(column) for column in columns]
     assert middle == [mean(column) for column in columns]
-    drawn = figures.draw_curves([together], "train_loss", "loss", False).axes[0]
+    drawn = plots.draw_curves([together], "train_loss", "loss", False).axes[0]
     corners = {(x, round(y, 9)) for x, y in drawn.collections[0].get_paths()[0].vertices.tolist()}
     edges = {
         (e, round(m + s * d, 9))
@@ -60,34 +62,71 @@ def test_a_band_is_a_deviation_to_each_side_of_the_mean(runs: Path) -> None:
     assert edges <= corners and drawn.lines[0].get_ydata().tolist() == middle
 
 
-def test_any_class_name_leaves_room_and_is_in_the_legend() -> None:
+def test_labels_of_classes_are_short_and_none_is_hidden() -> None:
     names = ["n" * 200, "_background", "cat"]
     labels = np.arange(3)
-    figure = figures.draw_map(np.zeros((3, 2)), labels, names)
+    figure = plots.draw_map(np.zeros((3, 2)), labels, names)
     legend = [text.get_text().strip() for text in figure.legends[0].get_texts()]
     assert legend == ["n" * 45 + "...", "_background", "cat"]
-    for chart in (figures.draw_bars(names, [1, 2, 3]), figures.draw_matrix(np.eye(3), names)):
+    for chart in (plots.draw_bars(names, [1, 2, 3]), plots.draw_matrix(np.eye(3), names)):
         ticks = [tick.get_text().strip() for tick in chart.axes[0].get_yticklabels()]
         assert ticks == legend
 
 
-def test_hostile_names_in_charts_stay_text(tmp_path: Path) -> None:
-    name = printable(HOSTILE)
-    for chart in draw_classes(np.ones((2, 2), dtype=int), [name, "b"], "kNN", f"{tmp_path}/"):
-        for theme in ("light", "dark"):
+def test_hostile_names_stay_text_in_charts(tmp_path: Path) -> None:
+    name = replace_unprintable(HOSTILE)
+    analysis = make_analysis(class_names=[name, "b"], confusion=np.ones((2, 2), dtype=int))
+    charts = render_feature_charts(analysis, f"{tmp_path}/")
+    assert len(charts) == len(FEATURE_CHARTS)
+    for chart in charts:
+        for theme in figures.THEMES:
             svg = ElementTree.fromstring(base64.b64decode(chart[theme].split(",")[1]))
             assert name in "".join(svg.itertext())
             assert not [e for e in svg.iter() if e.tag.split("}")[-1] == "script"]
 
 
-def test_the_map_is_by_principal_components() -> None:
+def make_analysis(class_names: list[str], confusion: np.ndarray | None) -> FeatureAnalysis:
+    """Return the analysis of two images, one of each of the first two classes."""
+    return FeatureAnalysis(
+        class_names=class_names,
+        image_kind="test images",
+        points=np.eye(2),
+        labels=np.arange(2),
+        labelled=True,
+        confusion=confusion,
+        classifier="kNN",
+    )
+
+
+def test_charts_of_classes_need_labels(tmp_path: Path) -> None:
+    render_feature_charts(make_analysis(["a", "b"], None), f"{tmp_path}/")
+    names = {file.name for file in tmp_path.iterdir()}
+    assert "map.png" in names
+    assert names.isdisjoint({"classes.png", "confusion.png"})
+
+
+@pytest.mark.parametrize(("classes", "bars"), [(20, 20), (21, 20), (100, 20)])
+def test_bars_show_the_best_and_worst_of_many_classes(classes: int, bars: int) -> None:
+    names = [f"class {i}" for i in range(classes)]
+    right = np.arange(classes)  # of 100 test images of each class
+    confusion = np.diag(right)
+    confusion[:, 0] += 100 - right
+    chart = FEATURE_CHARTS["classes"](make_analysis(names, confusion))
+    assert chart is not None
+    ticks = [tick.get_text() for tick in chart.draw().axes[0].get_yticklabels()]
+    assert len(ticks) == bars == len(set(ticks))
+    assert ("the 10 best and the 10 worst" in chart.caption) == (classes > bars)
+    assert "most often" in FEATURE_CHARTS["confusion"](make_analysis(names, confusion)).caption
+
+
+def test_map_shows_the_principal_components() -> None:
     features = torch.randn(60, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(
         8, 0, -1
     )
     points = project_features(features)
     x = (features - features.mean(dim=0)).double().numpy()
     theirs = x @ np.linalg.svd(x)[2][:2].T
-    assert np.allclose(np.abs(points), np.abs(theirs), atol=1e-3)  # the signs are anyone's
-    for few in (torch.ones(50, 8), torch.ones(1, 8)):  # collapsed; alone
+    assert np.allclose(np.abs(points), np.abs(theirs), atol=1e-3)  # signs are arbitrary
+    for few in (torch.ones(50, 8), torch.ones(1, 8)):  # collapsed, and a single image
         points = project_features(few)
         assert points.shape == (len(few), 2) and np.isfinite(points).all()

@@ -1,4 +1,4 @@
-"""`python main.py report`: one page that says what the runs say, to everyone, and needs nothing beside itself."""
+"""The page of `report`: it shows what the runs recorded, is accessible, and fetches nothing."""
 
 import itertools
 import json
@@ -13,16 +13,17 @@ import yaml
 from PIL import Image
 
 from simsiam.config.commands import Pretrain, command_line, settings_to_keep
+from simsiam.report import charts as charts_of_the_page
 from tests.helpers import Program
-from tests.report.conftest import cells, charts, read, rows, words
+from tests.report.conftest import cells, charts, page_text, parse_page, rows
 from utils.cli import parse
 
-CURVES = ["images_per_second", "kNN_accuracy", "rankme", "train_loss", "z_std"]
-PICTURES = ["classes", "confusion", "map", "neighbours", "views"]
+CURVES = sorted(charts_of_the_page.CURVES)
+PICTURES = [*charts_of_the_page.FEATURE_CHARTS, *charts_of_the_page.FEATURE_PICTURES]
 FEW = ("--seeds", "0", "1", "--epochs", "1", "--label-fraction", "0.5")
 
 
-def test_the_page_of_one_run_has_its_figures(page_of_one: Path, runs: Path) -> None:
+def test_page_of_one_run_shows_its_metrics(page_of_one: Path, runs: Path) -> None:
     run = runs / "a"
     assert sorted(file.stem for file in (page_of_one.parent / "figures").iterdir()) == sorted(
         CURVES + PICTURES
@@ -32,35 +33,33 @@ def test_the_page_of_one_run_has_its_figures(page_of_one: Path, runs: Path) -> N
     assert cells(page_of_one, "kNN, best (%)") == [f"{summary['kNN_best']:.2f}"]
     assert cells(page_of_one, "kNN, untrained (%)") == [f"{summary['kNN_untrained']:.2f}"]
     assert cells(page_of_one, "loss") == [f"{last['train_loss']:.4f}"]
-    text = words(page_of_one)
+    text = page_text(page_of_one)
     assert "a (finished, 3 of 3 epochs)" in text and "--width=4" in text and str(run) in text
 
 
-def test_the_pictures_are_pictures_and_the_curves_are_drawn(page_of_one: Path, runs: Path) -> None:
+def test_pictures_are_not_empty_and_curves_have_all_epochs(page_of_one: Path, runs: Path) -> None:
     for file in (page_of_one.parent / "figures").iterdir():
         with Image.open(file) as picture:
-            assert (
-                picture.width > 200 and len(picture.convert("RGB").getcolors(1 << 24) or ()) > 2
-            ), file
-            assert (
-                picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
-                or file.stem == "views"
-            )
-    assert len(charts(page_of_one)) == len(CURVES) + 3  # classes, confusion, map
+            assert picture.width > 200, file
+            colours = picture.convert("RGB").getcolors(1 << 24) or ()
+            assert len(colours) > 2, file
+            if file.stem != "views":
+                assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255), file
+    assert len(charts(page_of_one)) == len(CURVES) + len(charts_of_the_page.FEATURE_CHARTS)
     for theme, colour in (("light", "#0072b2"), ("dark", "#56b4e9")):
-        drawn = next(
+        accuracy_charts = [
             svg for alt, svg in charts(page_of_one, theme).items() if alt.startswith("kNN accuracy")
-        )
-        lines = [e.get("d", "") for e in drawn.iter() if f"stroke: {colour}" in e.get("style", "")]
-        assert max(line.count("L") for line in lines) == len(
-            rows(runs / "a")
-        )  # from the untrained network on
+        ]
+        elements = accuracy_charts[0].iter()
+        lines = [e.get("d", "") for e in elements if f"stroke: {colour}" in e.get("style", "")]
+        # A line has a segment for each epoch, because it begins at the untrained network.
+        assert max(line.count("L") for line in lines) == len(rows(runs / "a"))
 
 
-def test_the_gallery_tells_the_same_class_from_others(page_of_one: Path) -> None:
-    galleries = [e for e in read(page_of_one).iter("div") if e.get("class") == "row"]
+def test_gallery_marks_neighbours_of_the_same_class(page_of_one: Path) -> None:
+    galleries = [e for e in parse_page(page_of_one).iter("div") if e.get("class") == "row"]
     assert len(galleries) == 8 and all(len(row) == 9 for row in galleries)
-    said = {"same": "of the same class", "other": "of another class"}
+    alt_texts = {"same": "of the same class", "other": "of another class"}
     kinds = set()
     for row in galleries:
         query, *neighbours = ("".join(tile.itertext()).strip() for tile in row)
@@ -68,13 +67,13 @@ def test_the_gallery_tells_the_same_class_from_others(page_of_one: Path) -> None
             name, cosine = text.split()
             kind = "same" if name == query else "other"
             assert tile.get("class") == f"tile {kind}" and -1 <= float(cosine) <= 1
-            assert (tile[0].get("alt") or "").endswith(said[kind])
+            assert (tile[0].get("alt") or "").endswith(alt_texts[kind])
             kinds.add(kind)
     assert kinds == {"same", "other"}
 
 
-def test_it_is_valid_small_and_fetches_nothing(page_of_one: Path) -> None:
-    text, tree = page_of_one.read_text("ascii"), read(page_of_one)
+def test_page_is_valid_and_small_and_fetches_nothing(page_of_one: Path) -> None:
+    text, tree = page_of_one.read_text("ascii"), parse_page(page_of_one)
     assert len(text) < 5_000_000
     assert "default-src 'none'" in text and "@import" not in text
     assert not [e for e in tree.iter() if e.tag in ("script", "link", "iframe", "object")]
@@ -92,9 +91,9 @@ def test_it_is_valid_small_and_fetches_nothing(page_of_one: Path) -> None:
         ]
 
 
-def test_it_is_for_everyone(page_of_one: Path, page_of_four: Path) -> None:
+def test_page_is_accessible(page_of_one: Path, page_of_four: Path) -> None:
     for index in (page_of_one, page_of_four):
-        tree = read(index)
+        tree = parse_page(index)
         assert tree.get("lang") == "en" and tree.find("head/title") is not None
         assert [meta.get("content") for meta in tree.iter("meta") if meta.get("name") == "viewport"]
         assert all(image.get("alt") for image in tree.iter("img")) and list(tree.iter("img"))
@@ -109,10 +108,10 @@ def test_it_is_for_everyone(page_of_one: Path, page_of_four: Path) -> None:
             assert len(alt) > 10
 
 
-def test_seeds_become_mean_and_deviation_and_other_runs_are_named_by_what_differs(
+def test_seeds_share_a_mean_and_other_runs_are_named_by_what_differs(
     page_of_four: Path, runs: Path
 ) -> None:
-    text = words(page_of_four)
+    text = page_text(page_of_four)
     assert "width 4 (mean of 3 seeds)" in text and "width 8" in text
     last = [rows(runs / name)[-1]["kNN_accuracy"] for name in "abcd"]
     expected = f"{mean(last[:3]):.2f} \u00b1 {stdev(last[:3]):.2f}"
@@ -125,39 +124,38 @@ def test_seeds_become_mean_and_deviation_and_other_runs_are_named_by_what_differ
 
 
 @pytest.mark.slow("a further page")
-def test_the_same_run_again_is_no_further_seed(
+def test_copy_of_a_run_is_not_a_further_seed(
     runs: Path, run: Path, program: Program, tmp_path: Path
 ) -> None:
     again = run.rename(run.with_name("again"))
-    given = [str(runs / "a"), str(again), str(again)]  # and one named twice is one
-    assert program("report", *given, "--output", str(tmp_path / "out"), "--no-pictures")[0] == 0
+    paths = [str(runs / "a"), str(again), str(again)]  # a run that is named twice counts once
+    assert program("report", *paths, "--output", str(tmp_path / "out"), "--no-pictures")[0] == 0
     index = tmp_path / "out" / "index.html"
-    assert (
-        "seeds)" not in words(index)
-        and len(cells(index, "loss")) == 2
-        and "A again" not in words(index)
-    )
+    assert "seeds)" not in page_text(index)
+    assert len(cells(index, "loss")) == 2
+    assert "A again" not in page_text(index)
 
 
 @pytest.mark.slow("three commands and a page")
-def test_what_the_commands_measured_is_in_the_tables(run: Path, program: Program) -> None:
+def test_tables_have_the_results_of_the_other_commands(run: Path, program: Program) -> None:
     for command in (["knn"], ["linear"], ["finetune", *FEW]):
         assert program(*command, "--checkpoint", str(run))[0] == 0
     assert program("report", str(run))[0] == 0
     index = run / "report" / "index.html"
-    found = {
+    summaries = {
         file.parent.name: json.loads(file.read_text())
         for file in run.glob("results/*/summary.json")
     }
-    row = next(
-        r
-        for r in found["knn"]["table"]
-        if (r["features"], r["k"], r["temperature"]) == ("projector", 20, 0.2)
-    )
-    assert cells(index, "kNN, projector features, k 20, T 0.2") == [f"{row['accuracy']:.2f}"]
-    assert cells(index, "linear, 200 labels") == [f"{found['linear']['test_accuracy']:.2f}"]
-    tuned = found["finetune_0.5"]
-    expected = f"{tuned['test_accuracy']:.2f} \u00b1 {tuned['deviation']:.2f}"
+    accuracies = {
+        (row["features"], row["k"], row["temperature"]): row["accuracy"]
+        for row in summaries["knn"]["table"]
+    }
+    accuracy = accuracies["projector", 20, 0.2]
+    assert cells(index, "kNN, projector features, k 20, T 0.2") == [f"{accuracy:.2f}"]
+    accuracy = summaries["linear"]["test_accuracy"]
+    assert cells(index, "linear, 200 labels") == [f"{accuracy:.2f}"]
+    finetuned = summaries["finetune_0.5"]
+    expected = f"{finetuned['test_accuracy']:.2f} \u00b1 {finetuned['deviation']:.2f}"
     assert cells(index, "finetune 0.5, 100 labels, 1 epoch") == [expected]
 
 
@@ -166,10 +164,11 @@ def test_what_the_commands_measured_is_in_the_tables(run: Path, program: Program
     [
         "",
         "--epochs 7 --no-stop-grad --learning-rate 0.5 --train-images 50 --views 3 --knn-t 0.25",
-        "--save-dir 'a b' --exp-name=-x$HOME --version ';' --warmup-epochs 0 --precision 32 --no-compile",
+        "--save-dir 'a b' --exp-name=-x$HOME --version ';' --warmup-epochs 0 "
+        "--precision 32 --no-compile",
     ],
 )
-def test_the_command_in_the_page_gives_the_same_settings(flags: str) -> None:
+def test_command_on_the_page_gives_the_same_settings(flags: str) -> None:
     config = parse(Pretrain, shlex.split(flags), "main.py")
     for between in (" ", " \\\n    "):
         line = command_line(settings_to_keep(config), between)
@@ -178,33 +177,30 @@ def test_the_command_in_the_page_gives_the_same_settings(flags: str) -> None:
     assert command_line(settings_to_keep(Pretrain())) == "python main.py"
 
 
-def test_a_run_remembers_its_hardware_and_the_page_tells_it(
+def test_page_shows_the_hardware_that_a_run_recorded(
     page_of_one: Path, page_of_wrecks: Path
 ) -> None:
     run = page_of_wrecks.parents[1] / "bare"
     hardware = yaml.safe_load((run / "config.yaml").read_text())["resolved"]["hardware"]
     assert hardware["cpu"] and hardware["cores"] >= 1 and "gpu" not in hardware
-    for name, value in (("cpu", hardware["cpu"]), ("cores", str(hardware["cores"]))):
-        assert cells(page_of_one, name) == [value] and cells(page_of_wrecks, name) == [
-            value,
-            "-",
-            value,
-            value,
-        ]
+    for name in ("cpu", "cores"):
+        value = str(hardware[name])
+        assert cells(page_of_one, name) == [value]
+        # The second run's config.yaml is damaged.
+        assert cells(page_of_wrecks, name) == [value, "-", value, value]
 
 
 @pytest.mark.slow("two pages")
-def test_the_page_is_of_the_runs_as_they_are_now(run: Path, program: Program) -> None:
+def test_second_report_shows_the_run_as_it_is_now(run: Path, program: Program) -> None:
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     status, out, err = program("report", str(run))
     index = run / "report" / "index.html"
     assert (status, err) == (0, "") and str(index) in out and index.as_uri() in out
-    assert {
-        file: file.read_bytes() for file in before
-    } == before  # a report changes nothing of a run
+    # The report has changed no file of the run.
+    assert {file: file.read_bytes() for file in before} == before
     shutil.rmtree(run / "checkpoints")
     (run / "backbone.safetensors").unlink()
     (run / "views.png").unlink()
     assert program("report", str(run))[0] == 0
-    assert "no checkpoint in this folder" in words(index)
+    assert "no checkpoint in this folder" in page_text(index)
     assert sorted(file.stem for file in (run / "report" / "figures").iterdir()) == CURVES

@@ -1,4 +1,4 @@
-"""utils/console.py: figures are never cut, however narrow the terminal is said to be."""
+"""utils/console.py: numbers are never cut, however narrow the terminal is."""
 
 import io
 import re
@@ -16,19 +16,17 @@ ROWS = [
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "20", "40", "80", "200"])
-def test_a_table_has_all_its_figures(
+def test_table_has_all_its_numbers(
     columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     print_table("accuracy in %", HEAD, ROWS)
-    lines = capsys.readouterr().out.splitlines()
-    assert [" ".join(line.split()) for line in lines[-3:-1]] == [" ".join(row) for row in ROWS]
-    assert [" ".join(HEAD)] == [
-        line for line in (" ".join(x.split()) for x in lines) if "T 0.1" in line
-    ]
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-3:-1] == [" ".join(row) for row in ROWS]
+    assert [line for line in lines if "T 0.1" in line] == [" ".join(HEAD)]
 
 
-def test_a_terminal_of_no_columns_counts_as_80(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_with_0_columns_counts_as_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "0")
     assert console.width == 80
 
@@ -39,7 +37,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("term", ["xterm", "dumb", "unknown"])
-def test_a_dumb_terminal_gets_lines_instead_of_a_bar(
+def test_dumb_terminal_gets_lines_in_place_of_a_bar(
     term: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", term)
@@ -51,16 +49,15 @@ def test_a_dumb_terminal_gets_lines_instead_of_a_bar(
     monkeypatch.setattr(module, "print_line", lines.append)
     assert list(track_progress([[0], [1], [2]], 3, "[/a] of [b]")) == [[0], [1], [2]]
     if term == "xterm":
-        assert "[/a] of [b]" in screen.getvalue() and lines == []
+        assert "[/a] of [b]" in screen.getvalue()
+        assert lines == []
     else:
-        assert screen.getvalue().strip() == "" and lines == [
-            "[/a] of [b]: 1 of 3",
-            "[/a] of [b]: 2 of 3",
-        ]
+        assert screen.getvalue().strip() == ""
+        assert lines == ["[/a] of [b]: 1 of 3", "[/a] of [b]: 2 of 3"]
 
 
 @pytest.mark.parametrize("columns", [120, 80, 40, 30, 20])
-def test_the_figures_of_a_bar_are_not_cut(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_of_a_bar_are_not_cut(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr(module, "console", module._Console(file=screen, width=columns))
     url = "downloading https://example.org/a/long/path/to/an/archive-of-images.tar.gz, bytes"
@@ -71,6 +68,6 @@ def test_the_figures_of_a_bar_are_not_cut(columns: int, monkeypatch: pytest.Monk
     assert ("\u2501" in drawn) == (columns >= 120)
 
 
-def test_forced_colours_make_no_bar_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_force_color_draws_no_bar_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert not module._Console(file=io.StringIO()).draws_bars

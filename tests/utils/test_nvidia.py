@@ -1,4 +1,4 @@
-"""utils/nvidia.py: a GPU that torch cannot use is named, with what helps."""
+"""utils/nvidia.py: the message about a GPU that torch cannot use names it and says what helps."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def warn_and_find_none() -> bool:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Make this machine one with a GPU that torch does not find."""
+    """Return a function that makes this a machine with a GPU that torch does not find."""
 
     def make(
         driver: str = "535.104.05",
@@ -49,14 +49,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def refuse(program: Program, *flags: str) -> str:
-    """The single line with which a dry run is refused."""
+    """Return the line of error with which a dry run ends."""
     status, _, err = program(*AUTO, *flags)
     assert status == 2 and err.startswith("main.py: ") and err.count("\n") == 1, err
     assert "--accelerator cpu" in err
     return err
 
 
-def test_a_driver_too_old_for_torch_is_named(machine, program: Program) -> None:
+def test_driver_too_old_for_torch_is_named(machine, program: Program) -> None:
     machine()
     err = refuse(program)
     assert "NVIDIA A100-SXM4-40GB (driver 535.104.05)" in err
@@ -77,12 +77,12 @@ def test_a_driver_too_old_for_torch_is_named(machine, program: Program) -> None:
         ("595.10", "NVIDIA H200", "13.0", f"cannot use it ({TOO_OLD[:20]}"),
     ],
 )
-def test_the_advice_fits_the_driver(driver, name, cuda, advice, machine, program: Program) -> None:
+def test_advice_fits_the_driver(driver, name, cuda, advice, machine, program: Program) -> None:
     machine(driver, name, cuda)
     assert advice in refuse(program)
 
 
-def test_a_gpu_too_old_for_torch_is_named(monkeypatch, program: Program) -> None:
+def test_gpu_too_old_for_torch_is_named(monkeypatch, program: Program) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100-SXM2-16GB")
@@ -94,11 +94,11 @@ def test_a_gpu_too_old_for_torch_is_named(monkeypatch, program: Program) -> None
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 6), (12, 1)])
-def test_a_newer_gpu_than_torchs_first_is_taken(capability: tuple[int, int]) -> None:
+def test_gpu_that_is_new_enough_for_torch_is_used(capability: tuple[int, int]) -> None:
     assert nvidia.find_missing_kernels("GPU", capability, "2.14", BUILT_FOR) is None
 
 
-def test_a_gpu_without_permission_is_named(machine, program: Program, monkeypatch) -> None:
+def test_gpu_without_permission_is_named(machine, program: Program, monkeypatch) -> None:
     dev = machine()
     refuse_to_open(monkeypatch, errno.EACCES)
     assert f"no permission to open {dev}/nvidia0: ask for its group" in refuse(program)
@@ -115,7 +115,7 @@ def refuse_to_open(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 @pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles", "no device", "job"])
-def test_a_gpu_that_is_hidden_on_purpose_is_left_alone(
+def test_auto_uses_the_cpu_if_the_gpu_is_hidden_on_purpose(
     hidden: str, machine, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dev = machine()
@@ -134,7 +134,7 @@ def test_a_gpu_that_is_hidden_on_purpose_is_left_alone(
     assert expected in refuse(program, "--accelerator", "gpu")
 
 
-def test_nvidia_smi_is_asked_where_the_kernel_says_nothing(
+def test_nvidia_smi_is_asked_if_the_kernel_module_is_missing(
     tmp_path: Path, program: Program, machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dev = machine()
@@ -147,7 +147,7 @@ def test_nvidia_smi_is_asked_where_the_kernel_says_nothing(
     assert "NVIDIA GeForce RTX 3090 (driver 566.36)" in refuse(program)
 
 
-def test_a_machine_without_a_gpu_takes_the_cpu(program, machine, tmp_path, monkeypatch) -> None:
+def test_machine_without_gpu_uses_the_cpu(program, machine, tmp_path, monkeypatch) -> None:
     machine()
     monkeypatch.setattr(nvidia, "PROC", tmp_path / "nothing")
     monkeypatch.setattr("shutil.which", lambda name: None)

@@ -1,4 +1,4 @@
-"""utils/slurm.py: what the program makes of the variables of a SLURM job, with and without srun."""
+"""utils/slurm.py: the number of processes follows from SLURM's variables, with and without srun."""
 
 import os
 
@@ -19,13 +19,14 @@ BATCH = {
 }
 STEP = {
     **BATCH,
-    **{"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"},
-    **{
-        "SLURM_STEP_TASKS_PER_NODE": "2",
-        "SLURM_STEP_NODELIST": "n1",
-        "SLURM_TASK_PID": str(os.getpid()),
-    },
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2",
+    "SLURM_STEP_NODELIST": "n1",
+    "SLURM_TASK_PID": str(os.getpid()),
 }
+# The variables of a command that is typed in the shell of `srun --pty bash`.
 TYPED = {**STEP, "SLURM_TASK_PID": "1", "SLURM_PTY_PORT": "40000"}
 
 
@@ -57,12 +58,12 @@ def started_with(monkeypatch: pytest.MonkeyPatch) -> object:
     ],
     ids=["salloc", "sbatch", "interactive step", "named bash", "typed in srun --pty bash"],
 )
-def test_without_srun_a_process_is_alone(variables, started_with, capsys) -> None:
+def test_process_without_srun_is_alone(variables, started_with, capsys) -> None:
     assert started_with(variables) == 1
     assert "2 tasks, but this command was not started by srun" in capsys.readouterr().out
     again = launch.cluster_environment()
     assert again is None or again.world_size() == 1
-    assert capsys.readouterr().out == ""  # said once
+    assert capsys.readouterr().out == ""  # the line is printed once
 
 
 @pytest.mark.parametrize("name", ["job", "bash", "interactive"])
@@ -71,7 +72,7 @@ def test_srun_starts_the_tasks_of_its_step(name: str, started_with, capsys) -> N
     assert capsys.readouterr().out == ""
 
 
-def test_a_step_may_be_smaller_than_its_job(started_with) -> None:
+def test_step_may_be_smaller_than_its_job(started_with) -> None:
     step = {
         "SLURM_STEP_NUM_TASKS": "4",
         "SLURM_STEP_NUM_NODES": "2",
@@ -87,12 +88,12 @@ def test_srun_needs_no_tasks_per_node(started_with) -> None:
     assert started_with(variables) == 2
 
 
-def test_uneven_machines_are_refused(started_with) -> None:
+def test_machines_with_different_numbers_of_tasks_are_refused(started_with) -> None:
     with pytest.raises(UserError, match=r"2,1 tasks .* --ntasks-per-node"):
         started_with({**STEP, "SLURM_STEP_TASKS_PER_NODE": "2,1"})
 
 
-def test_hidden_variables_of_srun_are_named(started_with) -> None:
+def test_missing_variable_of_srun_is_named(started_with) -> None:
     with pytest.raises(UserError, match="SLURM_STEP_ID is missing"):
         started_with({**BATCH, "SLURM_PROCID": "1"})
 
@@ -104,7 +105,7 @@ def test_without_slurm_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(os.environ) == before
 
 
-def test_a_run_in_sbatch_without_srun_ends(program: Program, monkeypatch) -> None:
+def test_run_in_sbatch_without_srun_trains_to_its_end(program: Program, monkeypatch) -> None:
     for name, value in {**dict.fromkeys(STEP, ""), **BATCH}.items():
         monkeypatch.setenv(name, value)
     status, out, err = program(*SMALL, "--epochs", "1")

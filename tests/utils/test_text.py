@@ -1,4 +1,4 @@
-"""utils/text.py: what is printed of names that people and other programs have chosen."""
+"""utils/text.py: names that people and other programs have chosen are safe to print."""
 
 import os
 
@@ -19,11 +19,11 @@ ESCAPED = {
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_letters_and_spaces_of_every_script_stay(name: str) -> None:
+def test_letters_and_spaces_of_every_script_stay_as_they_are(name: str) -> None:
     assert printable(name) == name
 
 
 @pytest.mark.parametrize("name", ESCAPED)
-def test_what_would_break_a_terminal_is_escaped(name: str) -> None:
+def test_characters_that_would_break_a_terminal_are_escaped(name: str) -> None:
     assert printable(name) == ESCAPED[name]
     printable(name).encode()

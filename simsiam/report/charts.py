@@ -1,0 +1,217 @@
+"""The lists of all charts on the page. Add a chart to CURVES or to FEATURE_CHARTS.
+
+CURVES are metrics by epoch, from metrics.jsonl. FEATURE_CHARTS show what the network has learned,
+from a checkpoint. The page, the PNG files and their removal follow from the two lists.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from simsiam.report.figures import Chart, render_chart
+from simsiam.report.groups import Group
+from simsiam.report.plots import draw_bars, draw_curves, draw_map, draw_matrix
+from utils.console import MANY_CLASSES
+
+SHOWN_BEST_OR_WORST = 10  # of many classes, as many of the best and of the worst have bars
+
+
+class CurveChart(NamedTuple):
+    """A metric by epoch.
+
+    Attributes:
+        label: text next to the y axis.
+        from_zero: whether the y axis begins at zero.
+        explanation: the end of the caption.
+    """
+
+    label: str
+    from_zero: bool
+    explanation: str
+
+
+# The keys are columns of metrics.jsonl and names of the PNG files.
+CURVES = {
+    "kNN_accuracy": CurveChart(
+        "kNN accuracy (%)",
+        from_zero=False,
+        explanation="top-1 on the test images by weighted kNN. Epoch 0 is the untrained network.",
+    ),
+    "train_loss": CurveChart(
+        "loss (negative cosine)",
+        from_zero=False,
+        explanation="mean over the steps of the epoch.",
+    ),
+    "z_std": CurveChart(
+        "z_std",
+        from_zero=True,
+        explanation="spread of the projections, mean over the steps of the epoch. "
+        "Near 1 is healthy, 0 is collapsed.",
+    ),
+    "rankme": CurveChart(
+        "effective rank",
+        from_zero=True,
+        explanation="RankMe of the backbone's features on train images. It needs no labels.",
+    ),
+    "images_per_second": CurveChart(
+        "images/s",
+        from_zero=True,
+        explanation="train images per second of training; kNN and checkpoints do not count.",
+    ),
+}
+
+
+def render_curves(groups: Sequence[Group], folder: Path) -> list[dict[str, str]]:
+    """Draw the curves that have values in any group, and save each as a PNG in `folder`.
+
+    Returns:
+        What `render_chart` returns for each curve.
+    """
+    rendered: list[dict[str, str]] = []
+    for column, curve_chart in CURVES.items():
+        measured_groups: list[Group] = []
+        ends: list[str] = []
+        for group in groups:
+            values = group.curve(column).means
+            if values:
+                measured_groups.append(group)
+                ends.append(f"{group.mark or group.label} ends at {values[-1]:.4g}")
+        if not measured_groups:
+            continue
+        label = curve_chart.label
+        chart = Chart(
+            draw=partial(draw_curves, measured_groups, column, label, curve_chart.from_zero),
+            caption=f"{label} by epoch: {curve_chart.explanation}",
+            alt=f"{label} by epoch: {', '.join(ends)}.",
+        )
+        rendered.append(render_chart(chart, folder / f"{column}.png"))
+    return rendered
+
+
+class FeatureAnalysis(NamedTuple):
+    """What the charts of a checkpoint are drawn from.
+
+    Attributes:
+        class_names: of all C classes.
+        image_kind: name of the N images on the map, such as "test images".
+        points: (N, 2), the images' features reduced to the plane.
+        labels: (N,), the images' classes; -1 for an image without a label.
+        labelled: whether all images have labels.
+        confusion: (C, C) counts of test images, by true class (row) and predicted class (column);
+            None if train or test images have no labels.
+        classifier: name of the classifier that predicted the classes.
+    """
+
+    class_names: list[str]
+    image_kind: str
+    points: np.ndarray
+    labels: np.ndarray
+    labelled: bool
+    confusion: np.ndarray | None
+    classifier: str
+
+
+def chart_class_accuracies(analysis: FeatureAnalysis) -> Chart | None:
+    """Return a chart of the accuracy of each class, or of the best and the worst classes."""
+    if analysis.confusion is None:
+        return None
+    names = analysis.class_names
+    accuracies = confusion_percentages(analysis.confusion).diagonal()
+
+    # The classes from the best to the worst, without those that have no test images.
+    image_counts = analysis.confusion.sum(axis=1)
+    from_best = [int(i) for i in np.argsort(-accuracies, kind="stable") if image_counts[i] > 0]
+
+    title = "Accuracy of each class"
+    shown = from_best
+    if len(from_best) > 2 * SHOWN_BEST_OR_WORST:
+        title += f", the {SHOWN_BEST_OR_WORST} best and the {SHOWN_BEST_OR_WORST} worst"
+        shown = from_best[:SHOWN_BEST_OR_WORST] + from_best[-SHOWN_BEST_OR_WORST:]
+    shown_names = [names[i] for i in shown]
+    shown_accuracies = [float(accuracies[i]) for i in shown]
+    listing = ", ".join(f"{names[i]} {accuracies[i]:.1f}" for i in shown)
+    return Chart(
+        draw=partial(draw_bars, shown_names, shown_accuracies),
+        caption=f"{title}: {analysis.classifier}.",
+        alt=f"{title} in %: {listing}",
+    )
+
+
+def chart_confusion(analysis: FeatureAnalysis) -> Chart | None:
+    """Return a chart of the confusion matrix, whose caption names the most frequent mistake."""
+    if analysis.confusion is None:
+        return None
+    names = analysis.class_names
+    percentages = confusion_percentages(analysis.confusion)
+    mistakes = percentages - np.diag(percentages.diagonal())
+    true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
+    mistake = (
+        f"most often {names[true]} is taken for {names[predicted]} "
+        f"({mistakes[true, predicted]:.1f} %)"
+    )
+    shown_names = names if len(names) <= MANY_CLASSES else []
+    return Chart(
+        draw=partial(draw_matrix, percentages, shown_names),
+        caption=f"Confusion, in % of each true class: {mistake}.",
+    )
+
+
+def confusion_percentages(confusion: np.ndarray) -> np.ndarray:
+    """Return counts (C, C) as percentages of their row; a class without images has zeros."""
+    image_counts = confusion.sum(axis=1, keepdims=True)
+    return 100 * confusion / np.maximum(image_counts, 1)
+
+
+def chart_map(analysis: FeatureAnalysis) -> Chart:
+    """Return a chart of the features in the plane."""
+    names = analysis.class_names
+    shown_names = names if analysis.labelled and len(names) <= MANY_CLASSES else []
+    return Chart(
+        draw=partial(draw_map, analysis.points, analysis.labels, shown_names),
+        caption=(
+            f"Map of the features of {len(analysis.points):,} {analysis.image_kind} by PCA, "
+            f"{len(names)} classes."
+        ),
+    )
+
+
+# The keys are names of the PNG files. A function returns None if its chart cannot be drawn.
+FEATURE_CHARTS: dict[str, Callable[[FeatureAnalysis], Chart | None]] = {
+    "classes": chart_class_accuracies,
+    "confusion": chart_confusion,
+    "map": chart_map,
+}
+FEATURE_PICTURES = ("neighbours", "views")  # names of the PNG files that are not charts
+
+
+def render_feature_charts(analysis: FeatureAnalysis, stem: str) -> list[dict[str, str]]:
+    """Draw the charts of a checkpoint, and save them as {stem}classes.png and so on.
+
+    Returns:
+        What `render_chart` returns for each chart.
+    """
+    rendered: list[dict[str, str]] = []
+    for name, make_chart in FEATURE_CHARTS.items():
+        chart = make_chart(analysis)
+        if chart is not None:
+            rendered.append(render_chart(chart, Path(f"{stem}{name}.png")))
+    return rendered
+
+
+def file_stem(folder: Path, group: Group) -> str:
+    """Return the beginning of the paths of a group's PNG files, such as "figures/A_"."""
+    if group.mark:
+        return f"{folder}/{group.mark}_"
+    return f"{folder}/"
+
+
+def is_figure(file: Path) -> bool:
+    """Return whether a file has the name of a report's PNG file. A new report may delete it."""
+    curves = "|".join(CURVES)
+    pictures = "|".join([*FEATURE_CHARTS, *FEATURE_PICTURES])
+    pattern = rf"({curves}|([A-Z]+[0-9]*_)?({pictures}))\.png"
+    return re.fullmatch(pattern, file.name) is not None

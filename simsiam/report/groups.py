@@ -1,0 +1,186 @@
+"""Runs that differ only in the seed form a group, which has one line in each chart."""
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from string import ascii_uppercase
+from typing import Any, NamedTuple
+
+from simsiam.config.commands import DEFAULTS
+from simsiam.report.records import Run, replace_unprintable
+from utils.cli import to_flags
+
+MAX_DESCRIPTION = 90  # characters of the settings in a group's label
+
+
+class Curve(NamedTuple):
+    """The values of a metric by epoch, over the runs of a group.
+
+    Attributes:
+        means: the mean over the runs at each of the epochs.
+        deviations: the standard deviation over the runs at each of the epochs; None for one run.
+    """
+
+    epochs: list[float]
+    means: list[float]
+    deviations: list[float] | None
+
+
+class Group(NamedTuple):
+    """Runs that differ only in the seed; often a single run.
+
+    Attributes:
+        index: position among the groups; it determines the colour, dash and marker of lines.
+        mark: a letter that stands for the group; empty if there is only one group.
+        label: the settings that differ from those of the other groups, or the names of the runs.
+    """
+
+    runs: list[Run]
+    index: int
+    mark: str
+    label: str
+
+    @property
+    def status(self) -> str:
+        """The different statuses of the runs."""
+        return "; ".join(dict.fromkeys(run.status for run in self.runs))
+
+    def curve(self, column: str) -> Curve:
+        """Return the values of a metric at the epochs for which every run has one.
+
+        Runs that never measured the metric do not count.
+
+        Args:
+            column: the metric's name in metrics.jsonl.
+        """
+        values_of_runs: list[dict[float, float]] = []  # the value by epoch, of each run
+        for run in self.runs:
+            value_by_epoch = {row["epoch"]: row[column] for row in run.rows if column in row}
+            if value_by_epoch:
+                values_of_runs.append(value_by_epoch)
+        if not values_of_runs:
+            return Curve([], [], None)
+
+        epochs: list[float] = []
+        means: list[float] = []
+        deviations: list[float] = []
+        for epoch in sorted(values_of_runs[0]):
+            values = [of_run[epoch] for of_run in values_of_runs if epoch in of_run]
+            if len(values) < len(values_of_runs):
+                continue
+            epochs.append(epoch)
+            means.append(mean(values))
+            if len(values) > 1:
+                deviations.append(stdev(values))
+        return Curve(epochs, means, deviations if len(values_of_runs) > 1 else None)
+
+    def accuracy(self, name: str) -> str:
+        """Return one of the `accuracies` of the runs as text: mean and standard deviation.
+
+        The deviation of several runs is that between the runs. The deviation of a single run is
+        that between the seeds of the command that measured it.
+        """
+        measured = [run.accuracies[name] for run in self.runs if name in run.accuracies]
+        if len(measured) == 1:
+            return format_mean(measured[0])
+        return format_mean([mean(accuracies) for accuracies in measured])
+
+
+def format_mean(values: Sequence[float], number_format: str = ".2f") -> str:
+    """Return "3.00" for a single value, "3.00 ± 1.00" for several, and "-" for none."""
+    if not values:
+        return "-"
+    text = f"{mean(values):{number_format}}"
+    if len(values) > 1:
+        text += f" \u00b1 {stdev(values):{number_format}}"
+    return text
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Put runs that differ only in the seed together, and label each group."""
+    members: list[list[Run]] = []
+    for run in runs:
+        matches = [earlier_runs for earlier_runs in members if is_further_seed(run, earlier_runs)]
+        if matches:
+            matches[0].append(run)
+        else:
+            members.append([run])
+
+    labels = label_groups(members)
+    groups: list[Group] = []
+    for i, group_members in enumerate(members):
+        mark = make_mark(i) if len(members) > 1 else ""
+        groups.append(Group(group_members, i, mark, labels[i]))
+    return groups
+
+
+def make_mark(index: int) -> str:
+    """Return "A" to "Z" for the first groups, then "A1" to "Z1", "A2" to "Z2" and so on."""
+    round_number, letter_index = divmod(index, len(ascii_uppercase))
+    letter = ascii_uppercase[letter_index]
+    return letter if round_number == 0 else f"{letter}{round_number}"
+
+
+def is_further_seed(run: Run, group: Sequence[Run]) -> bool:
+    """Return whether a run has the settings of a group and a seed that is new in the group."""
+    settings = run.comparable_settings()
+    if not settings or settings != group[0].comparable_settings():
+        return False
+    return run.settings.get("seed") not in [member.settings.get("seed") for member in group]
+
+
+def label_groups(members: Sequence[Sequence[Run]]) -> list[str]:
+    """Return a label for each group: the settings that differ between groups.
+
+    The names of the runs are added where the settings do not tell the groups apart.
+    """
+    settings = [group[0].comparable_settings() for group in members]
+    differing = find_differing_settings(settings)
+    descriptions: list[str] = []
+    for group_settings in settings:
+        shown = {name: group_settings[name] for name in differing if name in group_settings}
+        descriptions.append(describe_settings(shown))
+
+    labels: list[str] = []
+    for group, group_settings, description in zip(members, settings, descriptions, strict=True):
+        parts: list[str] = []
+        if group_settings and differing:
+            parts.append(description)
+        if not parts or descriptions.count(description) > 1:
+            parts += [run.name for run in group]
+        label = ", ".join(parts)
+        if len(group) > 1:
+            label += f" (mean of {len(group)} seeds)"
+        labels.append(replace_unprintable(label))
+    return labels
+
+
+def find_differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the settings that have more than one value.
+
+    Args:
+        settings: those of each group; empty for a group whose settings could not be read.
+    """
+    readable = [group_settings for group_settings in settings if group_settings]
+    all_names = dict.fromkeys(name for group_settings in readable for name in group_settings)
+    differing: list[str] = []
+    for name in all_names:
+        values = {str(group_settings.get(name)) for group_settings in readable}
+        if len(values) > 1:
+            differing.append(name)
+    return differing
+
+
+def describe_settings(settings: Mapping[str, Any]) -> str:
+    """Return the numbers among the settings, and all settings that differ from their default.
+
+    For example: "epochs 20, no-stop-grad". If there is nothing to show: "baseline".
+    """
+    parts: list[str] = []
+    for name, value in settings.items():
+        is_number = type(value) in (int, float)
+        if is_number or value != DEFAULTS.get(name):
+            # ["--epochs=20"], ["--image-schedule", "16:15", "24:4"], or [] for None.
+            flag = " ".join(to_flags({name: value}))
+            if flag:
+                parts.append(flag.removeprefix("--").replace("=", " ", 1))
+    return ", ".join(parts)[:MAX_DESCRIPTION] or "baseline"

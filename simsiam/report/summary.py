@@ -1,0 +1,86 @@
+"""The table at the top of the page: a column for each group, a row for each entry of METRICS."""
+
+from collections.abc import Callable, Sequence
+from statistics import mean
+from typing import NamedTuple
+
+from simsiam.config.ablations import paper_says
+from simsiam.config.commands import DEFAULTS
+from simsiam.report.groups import Group, format_mean
+from simsiam.report.records import Run
+
+PAPER_RESULT = "paper (%)"  # name of the row with the accuracies that the paper reports
+UNKNOWN = "-"  # cell of a table that has no value
+
+
+class Metric(NamedTuple):
+    """A row of the summary.
+
+    Attributes:
+        number_format: format specification of the numbers, such as ".2f".
+        measure: returns the value of a run, or None if the run has none.
+    """
+
+    number_format: str
+    measure: Callable[[Run], float | None]
+
+
+def last_value(column: str) -> Callable[[Run], float | None]:
+    """Return a measure: the value of `column` in the last epoch that has one."""
+
+    def measure(run: Run) -> float | None:
+        values = run.values(column)
+        return values[-1] if values else None
+
+    return measure
+
+
+def best_accuracy(run: Run) -> float | None:
+    return max(run.values("kNN_accuracy"), default=None)
+
+
+def untrained_accuracy(run: Run) -> float | None:
+    return run.rows[0].get("kNN_accuracy")
+
+
+def mean_throughput(run: Run) -> float | None:
+    values = run.values("images_per_second")
+    return mean(values) if values else None
+
+
+def total_minutes(run: Run) -> float | None:
+    seconds = run.values("seconds")
+    return sum(seconds) / 60 if seconds else None
+
+
+METRICS: dict[str, Metric] = {
+    "kNN, last (%)": Metric(".2f", last_value("kNN_accuracy")),
+    "kNN, best (%)": Metric(".2f", best_accuracy),
+    "kNN, untrained (%)": Metric(".2f", untrained_accuracy),
+    "loss": Metric(".4f", last_value("train_loss")),
+    "z_std": Metric(".3f", last_value("z_std")),
+    "RankMe": Metric(".1f", last_value("rankme")),
+    "images/s, mean": Metric(",.0f", mean_throughput),
+    "minutes": Metric(".1f", total_minutes),
+}
+PRINTED_METRICS = ("kNN, last (%)", "loss", "z_std", PAPER_RESULT)  # rows that are also printed
+
+
+def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Return the cells of each row, one for each group: means over the runs of the group.
+
+    If the groups are ablations of the paper, the last row has what the paper reports.
+    """
+    table: dict[str, list[str]] = {}
+    for name, metric in METRICS.items():
+        cells: list[str] = []
+        for group in groups:
+            measured = [metric.measure(run) for run in group.runs]
+            values = [value for value in measured if value is not None]
+            cells.append(format_mean(values, metric.number_format))
+        table[name] = cells
+
+    paper_results = paper_says([group.runs[0].settings for group in groups], DEFAULTS)
+    if any(paper_results):
+        table[PAPER_RESULT] = [result or UNKNOWN for result in paper_results]
+    return table
