@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from rich.progress import BarColumn, Progress, TextColumn
 
 from simsiam.data.datamodule import ViewsDataModule
-from utils.console import NARROWEST_BAR, console, print_line
+from utils.console import MIN_BAR_WIDTH, console, print_line
 
 REFRESH_SECONDS = 1.0  # between two updates of the bar, each of which waits for the device
 TERMINAL_LINES = 40  # about as many finished epochs stay on a terminal; a file gets all of them
@@ -96,7 +96,7 @@ class ProgressCallback(pl.Callback):
             time_left = f"left {self._estimate_time_left(trainer, batches_done)}"
 
         tail = [text for text in (count, loss, speed, time_left) if text]
-        room = console.width - len(head) - NARROWEST_BAR - COLUMN_GAPS
+        room = console.width - len(head) - MIN_BAR_WIDTH - COLUMN_GAPS
         # A narrow terminal can do without these, the first one before the others.
         for text in (speed, loss, count, time_left):
             if text and len("  ".join(tail)) > room:

@@ -14,7 +14,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from simsiam.config.commands import Report, command_line
+from simsiam.config.commands import command_line
+from simsiam.config.evaluation_commands import Report
 from simsiam.report import figures
 from simsiam.report.charts import file_stem, is_figure, render_curves
 from simsiam.report.find_runs import GENERATOR, is_report, read_runs

@@ -15,13 +15,14 @@ import torch
 from simsiam.commands import launch
 from simsiam.commands.report import report
 from simsiam.config.ablations import VARIANTS
-from simsiam.config.commands import DEFAULTS, Ablate, Pretrain, Report, subprocess_args
+from simsiam.config.commands import PRETRAIN_DEFAULTS, Ablate, Pretrain, subprocess_args
+from simsiam.config.evaluation_commands import Report
 from simsiam.config.evaluation_options import ReportOptions
-from simsiam.config.options import AcceleratorOptions
-from utils.cli import flatten, from_settings
+from simsiam.config.run_options import AcceleratorOptions
 from utils.console import print_line
 from utils.errors import RunError, StoppedBySignal, require
 from utils.run_dir import RunDirectory
+from utils.settings import flatten, from_settings
 
 # Exit statuses of a run that has collapsed (3) or diverged (4). An ablation may be meant to show
 # just that, so the other runs continue.
@@ -45,7 +46,7 @@ def ablate(config: Ablate) -> None:
 
 def make_variant(config: Ablate, variant: str) -> Pretrain:
     """Return the run of a variant: the settings of `config` with the changes of the variant."""
-    settings = {name: value for name, value in flatten(config).items() if name in DEFAULTS}
+    settings = {name: value for name, value in flatten(config).items() if name in PRETRAIN_DEFAULTS}
     settings.update(save_dir=str(config.run_dir), exp_name=variant, version=None)
     changes, _ = VARIANTS[variant]
     if "batch_size" in changes:

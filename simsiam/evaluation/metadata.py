@@ -99,9 +99,10 @@ def read_metadata(file: Path, content: dict[str, Any]) -> BackboneMetadata:
     """
     hparams = content["hyper_parameters"]
     backbone = str(hparams.get("backbone"))
+    class_name = backbone.removeprefix(CUSTOM_BACKBONE_PREFIX).strip()
     require(
         not backbone.startswith(CUSTOM_BACKBONE_PREFIX),
-        f"{file}: its backbone is a custom {backbone.removeprefix(CUSTOM_BACKBONE_PREFIX).strip()}, which "
+        f"{file}: its backbone is a custom {class_name}, which "
         "this program cannot build. Build it in your own code, and load the weights whose names "
         "begin with 'backbone.'",
     )

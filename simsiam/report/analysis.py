@@ -9,9 +9,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from simsiam.config.commands import Evaluation, Report
+from simsiam.config.evaluation_commands import Evaluation, Report
 from simsiam.config.evaluation_options import CheckpointOptions
-from simsiam.config.options import EvaluationDataOptions, MonitorOptions
+from simsiam.config.options import EvaluationDataOptions
+from simsiam.config.run_options import MonitorOptions
 from simsiam.data.dataset import ImageDataset, knn_unavailable_reason
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.gallery import Tile, draw_gallery, find_nearest, select_evenly
@@ -79,7 +80,7 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     return {
         "gallery": gallery,
         "charts": render_feature_charts(analysis, stem),
-        "epoch": context.checkpoint.facts.row.get("epoch"),
+        "epoch": context.checkpoint.metadata.row.get("epoch"),
         "source": query_kind,
     }
 

@@ -5,9 +5,9 @@ from statistics import mean, stdev
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from simsiam.config.commands import DEFAULTS
+from simsiam.config.commands import PRETRAIN_DEFAULTS
 from simsiam.report.records import Run, replace_unprintable
-from utils.cli import to_flags
+from utils.settings import to_flags
 
 MAX_DESCRIPTION = 90  # characters of the settings in a group's label
 
@@ -178,7 +178,7 @@ def describe_settings(settings: Mapping[str, Any]) -> str:
     parts: list[str] = []
     for name, value in settings.items():
         is_number = type(value) in (int, float)
-        if is_number or value != DEFAULTS.get(name):
+        if is_number or value != PRETRAIN_DEFAULTS.get(name):
             # ["--epochs=20"], ["--image-schedule", "16:15", "24:4"], or [] for None.
             flag = " ".join(to_flags({name: value}))
             if flag:

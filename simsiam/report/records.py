@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from simsiam.config.commands import DEFAULTS, settings_that_matter
-from simsiam.config.options import is_collapsed
+from simsiam.collapse import is_collapsed
+from simsiam.config.commands import PRETRAIN_DEFAULTS, settings_that_matter
 from utils.console import plural
 from utils.errors import require
 from utils.filesystem import is_locked
@@ -118,7 +118,7 @@ class Run:
         """
         if not self.settings:
             return {}
-        return settings_that_matter({**DEFAULTS, **self.settings, "seed": None})
+        return settings_that_matter({**PRETRAIN_DEFAULTS, **self.settings, "seed": None})
 
     @contextmanager
     def note_damage(self, file: Path) -> Iterator[None]:

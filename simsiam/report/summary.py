@@ -5,7 +5,7 @@ from statistics import mean
 from typing import NamedTuple
 
 from simsiam.config.ablations import paper_says
-from simsiam.config.commands import DEFAULTS
+from simsiam.config.commands import PRETRAIN_DEFAULTS
 from simsiam.report.groups import Group, format_mean
 from simsiam.report.records import Run
 
@@ -80,7 +80,7 @@ def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
             cells.append(format_mean(values, metric.number_format))
         table[name] = cells
 
-    paper_results = paper_says([group.runs[0].settings for group in groups], DEFAULTS)
+    paper_results = paper_says([group.runs[0].settings for group in groups], PRETRAIN_DEFAULTS)
     if any(paper_results):
         table[PAPER_RESULT] = [result or UNKNOWN for result in paper_results]
     return table

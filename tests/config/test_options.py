@@ -10,7 +10,7 @@ import pytest
 import models
 import simsiam
 from models.choices import FEATURES_PER_CHANNEL, BackboneName, ConvInit, HeadsBN, Stem
-from models.heads import BN
+from models.heads import HEADS_BN_CHOICES
 from models.resnet import BACKBONES, CONV_INITS, STEMS
 from simsiam.config.commands import COMMANDS, Pretrain, find_differences
 from simsiam.config.evaluation_options import (
@@ -21,18 +21,12 @@ from simsiam.config.evaluation_options import (
     LinearSGD,
 )
 from simsiam.config.options import (
-    DEFAULT_WARMUP_EPOCHS,
-    FOLDER_IMAGE_SIZE,
-    SMALL_IMAGE,
     DataOptions,
     NetworkOptions,
     OptimizerOptions,
 )
 from simsiam.config.run_options import MonitorOptions
 from simsiam.config.value_types import parse_image_schedule
-from simsiam.data.dataset import SMALL
-from simsiam.data.image_folder import DEFAULT_SIZE
-from simsiam.optimizer import DEFAULT_WARMUP_EPOCHS as OPTIMIZER_WARMUP_EPOCHS
 from tests.helpers import ROOT
 from utils.errors import UserError
 from utils.knn import knn_predict
@@ -73,7 +67,7 @@ def test_the_choices_are_those_of_the_networks() -> None:
     assert get_args(BackboneName) == tuple(BACKBONES)
     assert get_args(Stem) == STEMS
     assert get_args(ConvInit) == CONV_INITS
-    assert get_args(HeadsBN) == BN
+    assert get_args(HeadsBN) == HEADS_BN_CHOICES
 
 
 @pytest.mark.parametrize("backbone", get_args(BackboneName))

@@ -15,17 +15,8 @@ from simsiam.callbacks.knn import nearest_in_shards
 from simsiam.commands import launch
 from simsiam.evaluation.features import extract_features
 from tests.at_steps import Events, start_with_events, start_with_events_below, steps_saved
-from tests.helpers import (
-    SMALL,
-    Started,
-    children,
-    is_announcement,
-    rows,
-    same_run,
-    start_small,
-    torchrun_environments,
-    wait_for,
-)
+from tests.helpers import SMALL, prints_only_header, read_rows, same_run, start_small
+from tests.processes import Started, child_pids, torchrun_environments, wait_for
 from utils import distributed
 
 # An epoch has 4 steps.
@@ -92,8 +83,8 @@ def test_two_processes_learn_the_same_as_one(tmp_path: Path) -> None:
     assert out_1 == ""  # rank 0 prints for both
     _, err = one.communicate()
     assert (one.returncode, err) == (0, "")
-    rows_of_one = rows(tmp_path / "runs" / "one")
-    rows_of_two = rows(tmp_path / "runs" / "two")
+    rows_of_one = read_rows(tmp_path / "runs" / "one")
+    rows_of_two = read_rows(tmp_path / "runs" / "two")
     for row_1, row_2 in zip(rows_of_one, rows_of_two, strict=True):
         assert row_1["step"] == row_2["step"]
         assert row_1["learning_rate"] == row_2["learning_rate"]
@@ -251,7 +242,7 @@ def test_launcher_passes_a_signal_on_and_a_single_process_can_resume(
     out, err = alone.communicate()
     assert (alone.returncode, err) == (0, "")
     assert "resumed from" in out
-    assert len(rows(tmp_path / "runs" / "run")) == 4
+    assert len(read_rows(tmp_path / "runs" / "run")) == 4
 
 
 @pytest.mark.slow("two fresh starts; the end of the other process has a quick test")
@@ -263,7 +254,7 @@ def test_launcher_prints_one_line_if_a_process_was_killed(tmp_path: Path) -> Non
     held = tmp_path / "held"
     process = start_with_events_below(tmp_path, {11: [held]}, *flags, TMPDIR=str(temporary))
     wait_for(process, held.exists)
-    os.kill(children(process)[-1], signal.SIGKILL)
+    os.kill(child_pids(process)[-1], signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGKILL and err.count("\n") == 1, err
     assert "process 2 of 2 was ended by SIGKILL" in err and "the same command goes on" in err
@@ -282,7 +273,7 @@ def test_user_error_is_printed_once(flags: str, answer: str, tmp_path: Path) -> 
         out_0, err_0 = pair[0].communicate()
         out_1, err_1 = pair[1].communicate()
         assert [process.returncode for process in pair] == [2, 2]
-    assert is_announcement(out_0)
+    assert prints_only_header(out_0)
     assert err_0.count("\n") == 1
     assert answer in err_0
     assert (out_1, err_1) == ("", "")
@@ -293,5 +284,5 @@ def test_user_error_is_printed_once(flags: str, answer: str, tmp_path: Path) -> 
 def test_launcher_does_not_repeat_a_user_error(tmp_path: Path) -> None:
     process = start_short("wrong", tmp_path, "--devices", "2", "--batch-size", "25")
     out, err = process.communicate()
-    assert process.returncode == 2 and is_announcement(out), out
+    assert process.returncode == 2 and prints_only_header(out), out
     assert err.count("\n") == 1 and "for 2 devices" in err, err
