@@ -15,7 +15,7 @@ from types import FrameType
 REQUIREMENTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "req.txt")
 INSTALL = f"{sys.executable} -m pip install -r {REQUIREMENTS}"
 
-# An older Python must be able to read this file up to here, in order to print this message.
+# An older Python must be able to compile this file and run it up to here, to print this message.
 if sys.version_info < (3, 11):  # noqa: UP036
     version = sys.version.split()[0]
     print(f"main.py needs Python 3.11 or newer; {sys.executable} is {version}.", file=sys.stderr)
@@ -96,13 +96,16 @@ def main(args: list[str]) -> int:
         if is_missing_home(error):
             return fail(
                 "this user has no home folder, for which ~ stands. "
-                "Set HOME, or give --cache-dir (without it ~/.cache/simsiam)."
+                "Set HOME, or give --cache-dir, whose default lies below ~."
             )
         if not is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:100] or "of the program"
+        message = "out of memory"
+        reason = " ".join(str(error).split())[:100]  # empty for most MemoryErrors of Python
+        if reason:
+            message += f" ({reason})"
         advice = suggest_less_memory(name)
-        return fail(f"out of memory ({reason}). {advice}. What is saved stays.")
+        return fail(f"{message}. {advice}. What is saved stays.")
     except BrokenPipeError:
         # The reader of the output, such as `| head`, has ended. Python would complain once more
         # when it flushes stdout at the exit.
@@ -224,11 +227,12 @@ def prepare_streams() -> None:
 
 
 def silence_libraries() -> None:
-    """Turn off messages of libraries where this program prints what the user must know."""
+    """Turn off those messages of libraries that this program replaces with its own."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-    # The three digits of TensorFloat32 are too few for crops and cosines.
+    # torch recommends TensorFloat32. Its three digits are too few for crops and cosines, so this
+    # program leaves it off.
     warnings.filterwarnings("ignore", message="TensorFloat32")
     # `read_image` refuses such an image.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")

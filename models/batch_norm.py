@@ -209,6 +209,8 @@ class _BatchNormPerView(_BatchNorm):
         with torch.no_grad():
             if not self.compiled:
                 self.num_batches_tracked.add_(self.views)
+            # The layers of this module have a momentum; torch's cumulative average (None) is not
+            # supported.
             for view in range(self.views):
                 self.running_mean.lerp_(mean[view], self.momentum or 0.0)
                 unbiased_var = var[view] * (n / (n - 1))

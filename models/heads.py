@@ -24,7 +24,8 @@ from models.choices import HeadsBN
 from models.resnet import BACKBONES
 
 HEADS_BN_CHOICES = get_args(HeadsBN)
-# In hyper-parameters, this and the name of its class stand for a backbone of the user.
+# Hyper-parameters cannot hold a backbone that the user has built. They hold this prefix and the
+# name of its class instead. Saved checkpoints have the prefix, so it must not change.
 CUSTOM_BACKBONE_PREFIX = "an own"
 # `count_features` tries images of this size if the size is not known.
 DEFAULT_IMAGE_SIZE = 32

@@ -118,8 +118,7 @@ class ResNet(nn.Module):
     """A ResNet: (B, 3, S, S) -> (B, F), where F is `num_features`.
 
     Args:
-        block: `BasicBlock` or `Bottleneck`, whose 3x3 convolution has the block's width, as in
-            torchvision.
+        block: `BasicBlock` or `Bottleneck`, both as in torchvision.
         layers: Number of residual blocks in each of the four stages.
         width: Channels of the first stage, 64 in the paper. The stages have 1, 2, 4 and 8 times
             as many.

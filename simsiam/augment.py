@@ -136,8 +136,11 @@ def _ranks(numbers: Tensor) -> Tensor:
     """
     column = torch.arange(4, device=numbers.device)
     number = numbers[:, :, None]  # (B, 4, 1)
+    number_column = column[:, None]  # (4, 1)
     other = numbers[:, None, :]  # (B, 1, 4)
-    is_before = (other < number) | ((other == number) & (column < column[:, None]))  # (B, 4, 4)
+    other_column = column
+    is_first_of_equals = (other == number) & (other_column < number_column)
+    is_before = (other < number) | is_first_of_equals  # (B, 4, 4)
     return is_before.sum(dim=2)
 
 

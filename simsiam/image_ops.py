@@ -1,4 +1,4 @@
-"""Image operations on a batch with other parameters for each sample: crop, resize, flip, colour.
+"""Crop, resize, flip and colour a batch of images, with separate parameters for each sample.
 
 The tests compare each operation with torchvision's operation on single images.
 """
@@ -75,9 +75,10 @@ def luma(x: Tensor) -> Tensor:
 def color_jitter(x: Tensor, op_order: Tensor, factor: Tensor, enabled: Tensor) -> Tensor:
     """Change brightness, contrast, saturation and hue in the order of each sample.
 
-    Changing the hue costs the most, so it runs once for the batch. Before it run the operations
-    that each sample has before its hue, and after it those that the sample has after its hue. An
-    operation that a sample skips in a step gets factor 1, which changes nothing.
+    Changing the hue costs the most, so it runs only once, for all samples together. The other
+    operations run in three steps before it and in three steps after it, and each sample takes
+    part in the steps of its own order. A sample that skips a step gets factor 1, which changes
+    nothing.
 
     Args:
         x: (B, 3, S, S), from 0 to 1.

@@ -10,8 +10,8 @@ The paper is "Exploring Simple Siamese Representation Learning". In its letters,
 
 D is the negative cosine similarity. It treats z as a constant: no gradient flows into z.
 
-The methods `f`, `losses` and `training_step` are Algorithm 1. The networks are in models/; what a
-run logs and needs for an exact resume is in simsiam/resumable_module.py.
+The methods `f`, `loss_and_metrics` and `training_step` are Algorithm 1. The networks are in
+models/. What a run logs and needs for an exact resume is in simsiam/resumable_module.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,8 +50,8 @@ class SimSiam(ResumableModule):
         h_dim: Hidden dimension of the predictor.
         proj_layers: Number of layers of the projector, 2 or 3.
         proj_hidden: Hidden dimension of the projector. None means `out_dim`.
-        heads_bn: Layers of projector and predictor that have BN, "paper", "none", "hidden" or
-            "all" (section 4.4).
+        heads_bn: Which layers of the heads have BN (section 4.4): "paper" (all of the projector
+            and the hidden one of the predictor), "none", "hidden" (of both heads) or "all".
         stop_grad: Stop the gradient at z. Without it, SimSiam collapses (section 4.1).
         predictor: Use the predictor h. Without it, SimSiam collapses (section 4.2).
         fixed_predictor: Keep the predictor at its random initial weights (section 4.2).
@@ -129,7 +129,7 @@ class SimSiam(ResumableModule):
         self.one_pass: bool | None = None
         # Whether all BN layers can normalise each view by itself. None if not checked yet.
         self._bn_separates_views: bool | None = None
-        # The compiled form of `self.losses`, set by `compile_networks`.
+        # The compiled form of `self.loss_and_metrics`, set by `compile_networks`.
         self._compiled_losses: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     def _check_sizes(self) -> None:
@@ -144,13 +144,14 @@ class SimSiam(ResumableModule):
         """Return the projections z of images x: (B, 3, S, S) -> (B, d)."""
         return self.projector(self.backbone(x))
 
-    def losses(self, x: Sequence[Tensor], one_pass: bool) -> tuple[Tensor, Tensor]:
-        """Return the loss and z_std of a batch.
+    def loss_and_metrics(self, x: Sequence[Tensor], one_pass: bool) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch, and its metrics: the loss again and z_std.
 
         Args:
             x: The views x1, x2, ... of the same images, two or more, (B, 3, S, S) each.
-            one_pass: Encode all views as one batch. BN still normalises each view by itself, so
-                the numbers are the same. This is faster on a GPU, but 5 to 10 % slower on a CPU.
+            one_pass: Encode all views as one batch. The caller must have entered
+                `expect_views(self, len(x))`. BN then normalises each view by itself, and the
+                numbers are the same. This is faster on a GPU, but 5 to 10 % slower on a CPU.
 
         Returns:
             The loss L, and a detached tensor (2,) that holds L and the z_std of x1.
@@ -185,7 +186,7 @@ class SimSiam(ResumableModule):
         one_pass = self._choose_one_pass(x)
         views_in_one_pass = len(x) if one_pass else 1
 
-        compute_losses = self._compiled_losses or self.losses
+        compute_losses = self._compiled_losses or self.loss_and_metrics
         is_compiled = self._compiled_losses is not None
         # BN layers must know how many views they see at a time.
         with expect_views(self, views_in_one_pass, compiled=is_compiled):
@@ -230,16 +231,21 @@ class SimSiam(ResumableModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         metadata, ignored = read_image_metadata(datamodule)
         self.hparams.update(metadata)
+        # kNN and linear classifiers crop images to this size. The mean and std of the backbone are
+        # set when a checkpoint is loaded.
         if isinstance(self.backbone, ResNet) and "image_size" in metadata:
             self.backbone.image_size = metadata["image_size"]
         if ignored:
             attributes = "; ".join(ignored)
-            rank_zero_warn(f"SimSiam ignores these of {type(datamodule).__name__}: {attributes}")
+            rank_zero_warn(
+                f"SimSiam ignores attributes of {type(datamodule).__name__}: {attributes}"
+            )
 
     def on_train_start(self) -> None:
         """Restore the state of a resumed run, and check the BN layers again."""
         super().on_train_start()
-        # Trainer(sync_batchnorm=True) has replaced the BN layers since the last check.
+        # In a second fit, Trainer(sync_batchnorm=True) may have replaced the BN layers since the
+        # check of the first fit.
         self._bn_separates_views = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -249,7 +255,8 @@ class SimSiam(ResumableModule):
             plain_hparams, _ = select_plain(self.hparams)
             checkpoint["hyper_parameters"] = plain_hparams
         if type(self) is not SimSiam:
-            # `load_backbone` then expects only the backbone to be as SimSiam builds it.
+            # For a subclass, `load_backbone` does not check the heads, because they may differ
+            # from those of SimSiam.
             checkpoint["subclass"] = type(self).__name__
 
     # ---------------------------------------------------------------- compilation
@@ -259,8 +266,8 @@ class SimSiam(ResumableModule):
 
         Args:
             cuda_graphs: Replay the kernels of a step instead of launching each of them. Every
-                replay writes the gradients to the same memory, so it needs a single process
-                without gradient accumulation.
+                replay overwrites the gradients of the replay before it, so gradients cannot be
+                accumulated. Communication between processes cannot be replayed either.
         """
         # By default, Inductor writes a value to memory if it is computed from more than four
         # tensors and used twice. The output of a ReLU after BN is computed from six tensors.
@@ -269,5 +276,5 @@ class SimSiam(ResumableModule):
         # Communication between processes breaks the graph into several.
         is_one_graph = distributed.world_size() == 1
         self._compiled_losses = torch.compile(
-            self.losses, fullgraph=is_one_graph, dynamic=False, options=options
+            self.loss_and_metrics, fullgraph=is_one_graph, dynamic=False, options=options
         )

@@ -109,7 +109,7 @@ def _count_warmup_steps(trainer: pl.Trainer, epochs: float | None, total_steps: 
 
     if epochs is None:
         warmup_steps = total_steps / RUN_TO_WARMUP_RATIO
-        # A loader without a length has no epochs to count: a tenth of the run remains.
+        # A loader without a length has no epochs to count. The warm-up is then a tenth of the run.
         with suppress(UnknownLengthError):
             warmup_steps = min(warmup_steps, count_steps(trainer, DEFAULT_WARMUP_EPOCHS))
     else:

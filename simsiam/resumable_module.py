@@ -70,7 +70,7 @@ class ResumableModule(pl.LightningModule):
             self._log_means()
 
     def on_train_epoch_end(self) -> None:
-        """Log the means of an epoch that ended early, during a validation."""
+        """Log the means of an epoch that a callback stopped early, during a validation."""
         if not self._means_logged:
             self._log_means()
 

@@ -70,7 +70,7 @@ def test_compiled_networks_learn_what_eager_ones_learn() -> None:
 def test_a_step_is_one_graph() -> None:
     module = make_model()
     with expect_views(module, 2, compiled=True):
-        explanation = torch._dynamo.explain(module.losses)(random_views(4), True)
+        explanation = torch._dynamo.explain(module.loss_and_metrics)(random_views(4), True)
     assert explanation.graph_count == 1
     assert explanation.graph_break_count == 0
 

@@ -81,7 +81,7 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
         args = ["--help"]  # help does not wait for the other arguments to be right
 
     rules = {option.field.name: option.rule for option in iterate_options(command)}
-    default: Any = tyro.MISSING_NONPROP  # the defaults of the options
+    default: Any = tyro.MISSING_NONPROP  # each option then has its own default
     config_file = _find_config_file(args)
     if config_file is not None and "config" in rules:
         default = _read_config(command, config_file, rules)
@@ -239,7 +239,7 @@ def _describe_choices(value: str, choices: tuple[str, ...]) -> str:
 
 
 def _describe_failure(event: _errors.InstantiationFailure) -> str:
-    """Return why a value could not be made of the text, or a group of its values."""
+    """Return why tyro could not make a value from a flag's text, or a group from its values."""
     # tyro wraps the error of pydantic, which says more, into errors of its own.
     error = sys.exception()
     while error is not None:

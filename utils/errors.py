@@ -19,7 +19,7 @@ class RunError(RuntimeError):
     Args:
         message: what happened.
         status: exit status of the program: 3 if the representation collapsed, 4 if a value is not
-            finite, or the status of a process of the run that ended.
+            finite, or the exit status of one of the run's processes, if that process failed.
     """
 
     def __init__(self, message: str, status: int) -> None:

@@ -1,6 +1,6 @@
 """Weighted kNN classification on cosine similarity (Wu et al. 2018, arXiv 1805.01978, section 3.4).
 
-Only the features of the nearest images matter, so this measures a representation without training.
+No classifier has to be trained, so this is a quick measure of a representation.
 """
 
 import torch
@@ -58,14 +58,14 @@ def nearest(features: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Similarities (Q, k) float32, and indices in the bank (Q, k) int64.
     """
     chunk_elements = CHUNK_ELEMENTS.get(features.device.type, CHUNK_ELEMENTS["cpu"])
-    choose_chunk_size = chunk_elements // max(1, len(bank))  # queries in a chunk
-    choose_chunk_size = max(1, min(len(features), choose_chunk_size))
+    chunk_size = chunk_elements // max(1, len(bank))  # queries in a chunk
+    chunk_size = max(1, min(len(features), chunk_size))
 
     # All chunks share a buffer: to allocate each product would take a CPU a sixth of the time.
-    buffer = features.new_empty(choose_chunk_size, len(bank))
+    buffer = features.new_empty(chunk_size, len(bank))
     similarities: list[Tensor] = []
     indices: list[Tensor] = []
-    for queries in features.split(choose_chunk_size):
+    for queries in features.split(chunk_size):
         product = torch.mm(queries, bank.T, out=buffer[: len(queries)])
         top = product.topk(k, dim=1)
         similarities.append(top.values)

@@ -6,7 +6,8 @@ from importlib.metadata import distribution
 from torch.optim import Optimizer
 
 # The class is lightning-bolts' own. `import pl_bolts` fails, because bolts uses parts of Lightning
-# that no longer exist; so its file is run by itself, as long as bolts does not import.
+# that no longer exist. Therefore only the file with the class is run. Once bolts can be imported
+# again, an ordinary import can replace this.
 BOLTS_FILE = distribution("lightning-bolts").locate_file("pl_bolts/optimizers/lr_scheduler.py")
 BOLTS_NAMES = runpy.run_path(str(BOLTS_FILE))
 LinearWarmupCosineAnnealingLR: type = BOLTS_NAMES["LinearWarmupCosineAnnealingLR"]
@@ -35,8 +36,9 @@ class WarmupCosine(LinearWarmupCosineAnnealingLR):
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> WarmupCosine:
     """Build a schedule that is stepped after each optimizer step s.
 
-    The rate rises linearly from 0 at s = 0 to the group's own rate lr at s = warmup_steps - 1. Then
-    it is lr/2 (1 + cos(pi t)) with t = (s - warmup_steps) / (total_steps - warmup_steps).
+    Let lr be the rate of a parameter group. Step s = 0, 1, ... of the warm-up has the rate
+    lr s / (warmup_steps - 1); the step of a warm-up of one step has the rate 0. A later step s has
+    lr/2 (1 + cos(pi t)) with t = (s - warmup_steps) / (total_steps - warmup_steps).
 
     Args:
         optimizer: Parameter groups with `constant_lr=True` keep their rate throughout.

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from simsiam.config.commands import command_line
+from simsiam.config.commands import pretrain_command
 from simsiam.config.evaluation_commands import Report
 from simsiam.report import figures
 from simsiam.report.charts import file_stem, is_figure, render_curves
@@ -118,7 +118,7 @@ def render_page(**variables: Any) -> str:
         dark=figures.DARK,
         generator=GENERATOR,
         paper_result=PAPER_RESULT,
-        command_line=command_line,
+        pretrain_command=pretrain_command,
     )
     return page.encode("ascii", "xmlcharrefreplace").decode()
 

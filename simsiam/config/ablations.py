@@ -26,7 +26,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     "batch-4096": ({"batch_size": 4096}, "64.0 (table 2)"),
 }
 USUAL = ("baseline", "no-stop-grad", "no-predictor", "no-bn")  # the default of `ablate`
-# The settings that make a run an ablation. Any run has a batch size.
+# The settings that make a run an ablation. The batch size is not among them, because runs that
+# are no ablations differ in it too.
 SWITCHES = {name for changes, _ in VARIANTS.values() for name in changes if name != "batch_size"}
 
 

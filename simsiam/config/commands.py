@@ -175,8 +175,8 @@ def _shorter_path(file: str) -> str:
     return min(file, os.path.relpath(file), key=len)
 
 
-def command_line(settings: Mapping[str, Any], between: str = " ") -> str:
-    """Return the shell command that starts a run of these settings.
+def pretrain_command(settings: Mapping[str, Any], between: str = " ") -> str:
+    """Return the command `python main.py ...` that pre-trains with these settings.
 
     Args:
         between: text before each flag.

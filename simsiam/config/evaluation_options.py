@@ -226,8 +226,8 @@ class ReportOptions:
     """Draw what needs a checkpoint and its images, for at most four runs: neighbours, classes, the
     map of features."""
     data_dir: Annotated[str | None, Hint("DIR", default="where the run had it, or ./data")] = None
-    """Folder of the data sets. Nothing is downloaded: a run whose images are missing has no such
-    pictures."""
+    """Folder of the data sets. Nothing is downloaded; the report of a run whose images are missing
+    has none of the --pictures."""
 
     def __post_init__(self) -> None:
         require(

@@ -46,9 +46,9 @@ class DataOptions:
 
     dataset: Dataset = "cifar10"
     """Data set. cifar10 and cifar100 are downloaded if necessary; patterns is generated, for
-    demonstrations. For your own images: folder (DIR/train/CLASS/* and DIR/val/CLASS/*,
-    DIR/CLASS/*, or DIR/* without labels), or arrays (an .npz file of x_train, y_train, x_test,
-    y_test, or one of MedMNIST)."""
+    demonstrations. For your own images there are two. folder has one of three layouts:
+    DIR/train/CLASS/* with DIR/val/CLASS/*; DIR/CLASS/*; or DIR/* without labels. arrays is an
+    .npz file of x_train, y_train, x_test and y_test, or one of MedMNIST."""
     data_dir: Annotated[PathText, Rule.CHANGEABLE_ON_RESUME] = "./data"
     """Folder of the data sets in torchvision's layout, or your folder of images, or your .npz
     file."""
@@ -62,7 +62,7 @@ class DataOptions:
     """Use the first N images of the test split (of a folder: N spread evenly)."""
     image_size: Annotated[
         ImageSize | None,
-        Hint("PIXELS", default=f"the data set's own; {FOLDER_IMAGE_SIZE} of a folder"),
+        Hint("PIXELS", default=f"the data set's own; {FOLDER_IMAGE_SIZE} for a folder"),
     ] = None
     """Side of a view. Above 64 pixels, the images of a folder are stored with a margin for the
     crops (256 pixels for 224)."""
@@ -79,8 +79,8 @@ class DataOptions:
     held_out_images: AtLeast0 = 0
     """Hold out N training images, and evaluate on them instead of the test images."""
     pixel_range: Annotated[PairText | None, Hint("LOW:HIGH", default="all of 8 or 16 bits")] = None
-    """Pixel values that become black and white, for your own images. 0:4095 is for images of 12
-    bits in files of 16 bits."""
+    """The pixel value that is black and the one that is white, in your own images. 0:4095 is for
+    images of 12 bits in files of 16 bits."""
 
     def __post_init__(self) -> None:
         require(

@@ -11,7 +11,8 @@ from utils.option_group import Hint, Rule, option_group
 
 Precision = Literal["auto", "32", "bf16", "16"]
 
-MAX_NAME_LENGTH = 100  # of a folder; file systems allow 255 bytes, and one letter may take four
+MAX_NAME_LENGTH = 100  # letters of a folder's name
+MAX_NAME_BYTES = 255  # of a folder's name in UTF-8, in which a letter takes up to four bytes
 
 
 @option_group()
@@ -76,6 +77,12 @@ def _check_folder_name(flag: str, name: str) -> None:
         f"{flag} has {len(name)} letters, which is too long for a folder's name. "
         f"Give at most {MAX_NAME_LENGTH}.",
     )
+    num_bytes = len(name.encode(errors="surrogateescape"))
+    require(
+        num_bytes <= MAX_NAME_BYTES,
+        f"{flag} takes {num_bytes} bytes, which is too long for a folder's name. "
+        f"Give at most {MAX_NAME_BYTES} bytes.",
+    )
     is_plain = name not in (".", "..") and "/" not in name and "\\" not in name
     require(is_plain, f"{flag} {name!r}: must be a plain name, without a slash")
 
@@ -99,7 +106,7 @@ class PrecisionOptions(AcceleratorOptions):
 
 @option_group()
 class DeviceOptions(AcceleratorOptions):
-    """Devices and precision. The defaults choose themselves."""
+    """Devices and precision. The defaults suit the machine."""
 
     devices: Annotated[
         AtLeast1 | None,

@@ -61,6 +61,7 @@ BAD_FLAGS = {
     "--exp-name a/b": "plain name",
     "--exp-name ..": "plain name",
     f"--exp-name {'x' * 300}": "too long",
+    f"--exp-name {chr(0x1F431) * 70}": "takes 280 bytes, which is too long",
     "--dataset cifar10 --data-dir /no/such --data-url foo": "unknown url type",
     "--dataset cifar10 --dry-run --train-images 60000 --data-dir /no/such": "has 50000",
     "--ckpt-dir a --model-path b": "one of them",

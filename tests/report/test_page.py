@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from simsiam.config.commands import Pretrain, command_line, settings_to_keep
+from simsiam.config.commands import Pretrain, pretrain_command, settings_to_keep
 from simsiam.report import charts as charts_of_the_page
 from tests.helpers import Program
 from tests.report.conftest import cells, charts, page_text, parse_page, rows
@@ -171,10 +171,10 @@ def test_tables_have_the_results_of_the_other_commands(run: Path, program: Progr
 def test_command_on_the_page_gives_the_same_settings(flags: str) -> None:
     config = parse(Pretrain, shlex.split(flags), "main.py")
     for between in (" ", " \\\n    "):
-        line = command_line(settings_to_keep(config), between)
+        line = pretrain_command(settings_to_keep(config), between)
         assert line.startswith("python main.py")
         assert parse(Pretrain, shlex.split(line.replace("\\\n", ""))[2:], "main.py") == config
-    assert command_line(settings_to_keep(Pretrain())) == "python main.py"
+    assert pretrain_command(settings_to_keep(Pretrain())) == "python main.py"
 
 
 def test_page_shows_the_hardware_that_a_run_recorded(
