@@ -118,7 +118,7 @@ def test_an_indivisible_batch_size_gives_an_error_with_others() -> None:
         ValueError, match=r"batch_size 9 must split into 2 equal parts.*Try 8 or 10"
     ):
         fit(data=data, max_epochs=1, accumulate_grad_batches=2)
-    with pytest.raises(ValueError, match=r"give Trainer\(accumulate_grad_batches=2\)"):
+    with pytest.raises(ValueError, match=r"Pass Trainer\(accumulate_grad_batches=2\)"):
         fit(data=make_data(accumulate=2), max_epochs=1)
 
 

@@ -97,7 +97,7 @@ def test_each_class_is_held_out_by_its_share() -> None:
         ),
         ("--held-out-images 50 --test-images 9", "--test-images 9: with --held-out-images 50"),
         ("--held-out-images -1", "--held-out-images -1: should be greater"),
-        ("--held-out 50", "it is called --held-out-images here"),
+        ("--held-out 50", "is called --held-out-images here"),
     ],
 )
 def test_impossible_numbers_are_refused_in_one_line(
