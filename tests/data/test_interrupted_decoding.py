@@ -31,7 +31,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
 def decode_folder(args: list[str]) -> int:
     """Decode the images in ARGS[1] into ARGS[0]."""
     folder = ImageFolder(args[1])
-    decode_images(Path(args[0]), folder.folder, folder.files, 48, metadata(folder.files))
+    decode_images(Path(args[0]), folder.root, folder.files, 48, metadata(folder.files))
     return 0
 
 
