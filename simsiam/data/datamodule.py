@@ -42,9 +42,8 @@ class ViewsDataModule(pl.LightningDataModule):
         policy: the distribution of the views.
         compile: whether to compile the augmentation.
         accumulate: number of equal parts in which each batch comes.
-        image_schedule: one "PIXELS:EPOCHS" for each phase. In the first EPOCHS epochs the views
-            have a side of PIXELS pixels. The next phase follows. After the last phase the views
-            have full size.
+        image_schedule: one "PIXELS:EPOCHS" for each phase of the training: EPOCHS epochs with
+            views of PIXELS x PIXELS pixels. After the last phase the views have full size.
         options: other fields of `DataOptions`, such as train_images, test_images, image_size,
             cache_dir and data_memory.
 
@@ -131,8 +130,8 @@ class ViewsDataModule(pl.LightningDataModule):
     def set_splits(self, splits: Splits) -> None:
         """Use these splits, with a mean of 0 and a std of 1.
 
-        `setup` calls this method, and then measures the real mean and std. A caller whose images
-        are blank or already scaled needs no others.
+        `setup` calls this method, and then measures the real mean and std. A caller with blank
+        images, as in a dry run, has nothing to measure.
 
         Raises:
             UserError: if the batches or the views are too large for the train split.

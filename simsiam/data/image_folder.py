@@ -47,7 +47,8 @@ def prepare_folder(options: DataOptions) -> None:
     """Decode the images that are not in the cache yet, and print warnings about them.
 
     Raises:
-        UserError: if an image cannot be read, unless `skip_bad_images` is set.
+        UserError: if there are no images, or if one cannot be read and `skip_bad_images` is not
+            set.
     """
     root = _absolute_root(options)
     splits = _list_splits(options)
@@ -58,12 +59,14 @@ def prepare_folder(options: DataOptions) -> None:
     # Decode the train images, then the test images.
     files = []
     labels = []
-    unreadable: dict[Path, str] = {}  # sub-folders and files, each with the reason
+    # Full paths of sub-folders and relative paths of files, each with the reason
+    unreadable: dict[Path, str] = {}
     for images in image_folders:
         subfolder = images.root.relative_to(root)  # such as "train"
         files += [subfolder / file for file in images.files]
         labels += images.labels.tolist()
         unreadable.update(images.unreadable_folders)
+
     metadata: dict[str, Any] = {
         "train": len(splits.train),
         "labels": labels,
@@ -75,11 +78,11 @@ def prepare_folder(options: DataOptions) -> None:
     side = _cache_side(options)
     unreadable_files = decode_images(cache, root, files, side, metadata)
 
-    # Raise an error for files that cannot be read. Warn of images that use few of the possible
-    # values: one of the two warnings is enough.
     num_readable = len(files) - len(unreadable_files)
     unreadable.update(unreadable_files)
     raise_or_print_unreadable(unreadable, num_readable, root, options.skip_bad_images)
+
+    # Warn of images that use few of the possible values. One of the two warnings is enough.
     has_warned = warn_of_unused_bits(read_16_bit_ranges(cache), root)
     if not has_warned:
         pixels = map_images(cache / IMAGES, num_readable, side)

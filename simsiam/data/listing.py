@@ -105,10 +105,10 @@ class ImageFolder:
 
     def _is_loop(self, folder: str, real_paths: dict[str, str]) -> bool:
         """Return whether a folder is a link to one of the folders that contain it."""
-        parent = folder
-        while parent != str(self.root):
-            parent = os.path.dirname(parent)
-            if real_paths[parent] == real_paths[folder]:
+        ancestor = folder
+        while ancestor != str(self.root):
+            ancestor = os.path.dirname(ancestor)
+            if real_paths[ancestor] == real_paths[folder]:
                 return True
         return False
 
