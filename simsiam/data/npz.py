@@ -40,7 +40,7 @@ MAX_REASON_LENGTH = 200  # letters that are shown of numpy's own messages
 
 
 class ArrayNames(NamedTuple):
-    """The names of the arrays of a data set. There may be no arrays with the names of labels."""
+    """The names of the arrays of a data set. The file may lack the arrays of labels."""
 
     train: str
     train_labels: str
