@@ -68,7 +68,7 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
         "train_images": len(context.data.train),
         "test_images": len(context.data.test),
         "hardware": hardware(context.accelerator),
-        "image_size": context.data.full_view_size,
+        "image_size": context.data.size,
         "stem": context.model.hparams["stem"],
         "images": context.data.dataset_digest,
     }
@@ -131,8 +131,8 @@ def describe_images(context: RunContext) -> list[str]:
     counts = f"{len(data.train):,} train and {len(data.test):,} {data.test.evaluation_name}"
     lines = [f"  images    {counts}, {classes}"]
 
-    views = f"views of {data.full_view_size} x {data.full_view_size} pixels"
-    if data.full_view_size < data.train.side:
+    views = f"views of {data.size} x {data.size} pixels"
+    if data.size < data.train.side:
         views += f" from {data.train.side} x {data.train.side}"
     lines.append(INDENT + views)
 

@@ -126,7 +126,7 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
     # Only the initial weights come from this generator.
     pl.seed_everything(config.run.seed % 2**32, verbose=False)
     network = asdict(config.network)
-    network["stem"] = config.network.stem or default_stem(data.full_view_size)
+    network["stem"] = config.network.stem or default_stem(data.size)
     del network["in_dim"]  # follows from backbone and width
     method = asdict(config.method)
     for name in ("views", "image_schedule"):  # these are arguments of the datamodule
@@ -141,7 +141,7 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
         weight_decay=optimizer.weight_decay,
         constant_predictor_lr=optimizer.constant_predictor_lr,
         predictor_lr_scale=optimizer.predictor_lr_scale,
-        image_size=data.full_view_size,
+        image_size=data.size,
     )
 
 

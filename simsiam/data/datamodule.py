@@ -144,13 +144,13 @@ class ViewsDataModule(pl.LightningDataModule):
 
         # --image-size is the side of the views. The stored images may be larger.
         image_side = self.train.side
-        self.full_view_size = self.options.image_size or image_side
+        self.size = self.options.image_size or image_side
         require(
-            self.full_view_size <= image_side,
-            f"--image-size {self.full_view_size} is too large: "
+            self.size <= image_side,
+            f"--image-size {self.size} is too large: "
             f"the images of {self.options.dataset} are {image_side} pixels wide.",
         )
-        check_image_schedule(self.phases, self.full_view_size)
+        check_image_schedule(self.phases, self.size)
         num_images = len(self.train)
         require(
             self.batch_size <= num_images,
@@ -160,7 +160,7 @@ class ViewsDataModule(pl.LightningDataModule):
 
     def view_size(self, epoch: int) -> int:
         """Return S, the side of the views in an epoch (from 0)."""
-        return find_view_size(self.phases, epoch, self.full_view_size)
+        return find_view_size(self.phases, epoch, self.size)
 
     def train_dataloader(self) -> EpochSampler | PrefetchLoader | ViewsLoader:
         """Return a loader of batches: of indices for a Trainer, of views without one.

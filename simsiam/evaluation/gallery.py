@@ -49,7 +49,7 @@ def draw_views(data: "ViewsDataModule", first: int = 0) -> Tensor:
     n = min(VIEWED_IMAGES, len(data.train))
     indices = torch.arange(n, device=data.mean.device)
     originals = data.train.images_at(indices)
-    columns = [crop_center(originals, data.full_view_size)]
+    columns = [crop_center(originals, data.size)]
     for epoch in range(first, first + VIEWED_EPOCHS):
         for view in range(data.views):
             parameters = draw(
@@ -60,7 +60,7 @@ def draw_views(data: "ViewsDataModule", first: int = 0) -> Tensor:
                 view=view,
                 policy=data.policy,
             )
-            views = apply(originals, parameters, data.full_view_size).clamp(0, 1)
+            views = apply(originals, parameters, data.size).clamp(0, 1)
             columns.append((views * 255).round().to(torch.uint8))
     tiles = torch.stack([shrink_images(column) for column in columns], dim=1)
     tiles = tiles.flatten(0, 1)  # (images * columns, 3, T, T)
