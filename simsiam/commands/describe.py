@@ -128,7 +128,7 @@ def describe_images(context: RunContext) -> list[str]:
     """Return the lines about the images and their views, and why kNN is off if it must be."""
     data = context.data
     classes = plural(len(data.train.classes), "class")
-    counts = f"{len(data.train):,} train and {len(data.test):,} {data.test.kind}"
+    counts = f"{len(data.train):,} train and {len(data.test):,} {data.test.evaluation_name}"
     lines = [f"  images    {counts}, {classes}"]
 
     views = f"views of {data.size} x {data.size} pixels"

@@ -55,7 +55,7 @@ def print_protocols(context: EvaluationContext, accuracies: dict[Protocol, float
         values = [f"{accuracies[kind, k, temperature]:.2f}" for temperature in TEMPERATURES]
         rows.append([kind, str(k), *values])
 
-    test = f"{len(context.test):,} {context.test.kind} of {context.dataset}"
+    test = f"{len(context.test):,} {context.test.evaluation_name} of {context.dataset}"
     bank = f"bank of {len(context.train):,} train images"
     head = ["features", "k", *(f"T {temperature:g}" for temperature in TEMPERATURES)]
     print_table(f"kNN accuracy in % on {test}, {bank}", head, rows)
@@ -70,7 +70,7 @@ def count_by_protocol(context: EvaluationContext) -> dict[Protocol, Tensor]:
     test = context.test
     ks = [k for k in KS if k <= len(train)]
     bank = extract_all(context, train.images, "train images")
-    queries = extract_all(context, test.images, test.kind)
+    queries = extract_all(context, test.images, test.evaluation_name)
 
     counts: dict[Protocol, Tensor] = {}
     for kind in bank:

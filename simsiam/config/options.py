@@ -99,8 +99,8 @@ class DataOptions:
             parse_pixel_range(self.pixel_range)
 
     @property
-    def pixel_limits(self) -> tuple[float, float] | None:
-        """The two values of `pixel_range`."""
+    def parsed_pixel_range(self) -> tuple[float, float] | None:
+        """The two numbers in the text `pixel_range`."""
         return None if self.pixel_range is None else parse_pixel_range(self.pixel_range)
 
     @property

@@ -25,9 +25,10 @@ class Source(NamedTuple):
     """The functions of a data set.
 
     Attributes:
-        load: return the train and the test split.
-        prepare: download or decode what is missing.
-        make_placeholders: return blank splits of the same sizes, or None if nothing is missing.
+        load: returns the train and the test split.
+        prepare: downloads or decodes what is missing.
+        make_placeholders: returns blank splits of the same sizes, or None if nothing has to be
+            downloaded or decoded.
         holds_out: whether `load` and `make_placeholders` apply `--held-out-images` themselves.
     """
 
@@ -60,8 +61,8 @@ def prepare_dataset(options: DataOptions) -> None:
     """Download or decode what is missing of a data set.
 
     Raises:
-        UserError: if a file is damaged (it is left as it is), an image cannot be read, or the
-            download fails.
+        UserError: if a file is damaged, an image cannot be read, or the download fails. A damaged
+            file is left as it is.
     """
     DATASETS[options.dataset].prepare(options)
 

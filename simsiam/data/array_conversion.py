@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from simsiam.data.dataset import name_class
-from simsiam.data.pixel_range import PixelRange, scale_pixels
+from simsiam.data.pixel_range import PixelRange, scale_pixels, scales_8_bits
 from utils import distributed
 from utils.console import print_line
 from utils.errors import require
 
-CLASS_NAMES = "classes"  # the array that names the classes
-SCALED_AT_ONCE = 1000  # images: they are converted to float32 while they are scaled
+CLASSES_ARRAY = "classes"  # name of the array with the names of the classes
+IMAGES_PER_CHUNK = 1000  # images that are scaled together; they are float32 meanwhile
 
 
 def convert_images(
@@ -51,16 +51,17 @@ def convert_images(
 
 
 def _needs_scaling(pixels: np.ndarray, pixel_range: tuple[float, float]) -> bool:
-    """Return whether `pixel_range` applies: to numbers, but to those of 8 bits only below 256."""
-    is_numeric = pixels.dtype.kind in "uif"
-    return is_numeric and (pixels.dtype != np.uint8 or pixel_range[1] < 256)
+    """Return whether to scale an array: any numbers, but see `scales_8_bits` for uint8."""
+    if pixels.dtype == np.uint8:
+        return scales_8_bits(pixel_range)
+    return pixels.dtype.kind in "uif"  # unsigned integers, signed integers, floats
 
 
 def _scale_images(pixels: np.ndarray, pixel_range: tuple[float, float]) -> np.ndarray:
     """Scale pixels as `scale_pixels` does, in chunks to save memory."""
     scaled = np.empty(pixels.shape, np.uint8)
-    for start in range(0, len(pixels), SCALED_AT_ONCE):
-        chunk = slice(start, start + SCALED_AT_ONCE)
+    for start in range(0, len(pixels), IMAGES_PER_CHUNK):
+        chunk = slice(start, start + IMAGES_PER_CHUNK)
         scaled[chunk] = scale_pixels(pixels[chunk], pixel_range)
     return scaled
 
@@ -82,9 +83,10 @@ def convert_labels(where: str, name: str, labels: np.ndarray, num_images: int) -
         return None
     if labels.ndim == 2 and labels.shape[1] == 1:  # Keras and MedMNIST have this shape.
         labels = labels[:, 0]
-    has_label_per_image = labels.shape == (num_images,)
+    has_one_label_per_image = labels.shape == (num_images,)
     require(
-        has_label_per_image, f"{where}: {name} has shape {labels.shape}, for {num_images} images."
+        has_one_label_per_image,
+        f"{where}: {name} has shape {labels.shape}, for {num_images} images.",
     )
     lowest = int(labels.min(initial=0))
     highest = int(labels.max(initial=0))
@@ -97,10 +99,11 @@ def convert_labels(where: str, name: str, labels: np.ndarray, num_images: int) -
 
 
 def name_classes(where: str, names: np.ndarray | None, occurring: np.ndarray) -> tuple[str, ...]:
-    """Return the names of the labels that occur.
+    """Return the names of the classes, which are the labels that occur.
 
     Args:
-        names: (C,) text, the name of each label; None to use the labels themselves as names.
+        names: (C,) text, where names[label] is the name of a label. None means that the labels
+            themselves are the names.
         occurring: the labels that occur, in ascending order.
 
     Raises:
@@ -111,27 +114,30 @@ def name_classes(where: str, names: np.ndarray | None, occurring: np.ndarray) ->
     if names is None:
         return tuple(str(label) for label in occurring)
     is_text = names.dtype.kind == "U" and names.ndim == 1
-    require(is_text, f"{where}: {CLASS_NAMES} is {names.dtype}, but names are text, of shape (C,).")
+    require(
+        is_text, f"{where}: {CLASSES_ARRAY} is {names.dtype}, but names are text, of shape (C,)."
+    )
     highest = int(occurring[-1])
     require(
         highest < len(names),
-        f"{where}: the labels go to {highest}, but {CLASS_NAMES} has {len(names)} names.",
+        f"{where}: the labels go to {highest}, but {CLASSES_ARRAY} has {len(names)} names.",
     )
     classes = tuple(name_class(name) for name in names[occurring].tolist())
     for name, count in Counter(classes).items():
-        require(count == 1, f"{where}: {CLASS_NAMES} has the name {name!r} more than once.")
+        require(count == 1, f"{where}: {CLASSES_ARRAY} has the name {name!r} more than once.")
     return classes
 
 
-def number_labels(
-    numbers: np.ndarray | None, occurring: np.ndarray, num_images: int
+def index_labels(
+    file_labels: np.ndarray | None, occurring: np.ndarray, num_images: int
 ) -> torch.Tensor:
-    """Return labels (N,) int64 as indices into the classes, or -1 without labels.
+    """Return labels (N,) int64 as indices into the classes, or -1 for each image without labels.
 
     Args:
-        numbers: (N,) labels as they are in the file.
-        occurring: the labels that occur, in ascending order.
+        file_labels: (N,) labels as they are in the file, or None if there are none.
+        occurring: the labels that occur, in ascending order. Class i is the label occurring[i].
+        num_images: N.
     """
-    if numbers is None:
+    if file_labels is None:
         return torch.full((num_images,), -1)
-    return torch.from_numpy(np.searchsorted(occurring, numbers))
+    return torch.from_numpy(np.searchsorted(occurring, file_labels))

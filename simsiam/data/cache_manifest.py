@@ -2,9 +2,9 @@
 
 - `images.uint8`: the pixels (N, 3, C, C) of all readable images, without a header.
 - `manifest.jsonl`: the first line is a JSON object with the source files (path, size, modification
-  time), the side C, the labels and the classes. Then comes a line for each source file that is
-  decoded: the SHA-256 of its content and, if its pixels have 16 bits, their lowest and highest
-  value. The line of a file that cannot be read is the word "unreadable".
+  time), the side C, the labels and the classes. Then comes a line for each source file that was
+  tried so far: the SHA-256 of its content and, if its pixels have 16 bits and no pixel range was
+  given, their lowest and highest value. If the file cannot be read, the line is "unreadable".
 """
 
 import json
@@ -20,7 +20,7 @@ UNREADABLE = "unreadable"
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the JSON object of a manifest, and the line of each source file that is decoded.
+    """Return the JSON object of a manifest, and the line of each source file that was tried.
 
     Both are empty if the manifest or the images are missing or damaged.
     """
@@ -40,7 +40,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def bytes_per_image(side: int) -> int:
-    """Return the size of a decoded image of side x side pixels."""
+    """Return the number of bytes of a decoded image of side x side pixels."""
     return 3 * side**2
 
 
@@ -49,7 +49,7 @@ def describe_source(root: Path, file: Path) -> list[str | int]:
     try:
         status = os.stat(root / file)
     except OSError:
-        return [str(file), -1, 0]
+        return [str(file), -1, 0]  # such as a link to a missing file
     return [str(file), status.st_size, status.st_mtime_ns]
 
 
@@ -57,14 +57,14 @@ def format_line(result: ReadResult) -> str:
     """Return the manifest's line of a source file."""
     if isinstance(result, str):
         return UNREADABLE
-    if result.deep_range is None:
+    if result.range_16_bit is None:
         return result.digest
-    low, high = result.deep_range
+    low, high = result.range_16_bit
     return f"{result.digest} {low} {high}"
 
 
 def parse_line(line: str) -> tuple[str, tuple[int, int] | None]:
-    """Return `digest` and `deep_range` of a `DecodedImage` from its line in the manifest."""
+    """Return `digest` and `range_16_bit` of a `DecodedImage` from its line in the manifest."""
     digest, *limits = line.split(" ")
     if not limits:
         return digest, None

@@ -24,7 +24,7 @@ from utils.console import track_progress
 from utils.errors import UserError, require
 from utils.filesystem import lock_folder, write_atomically
 
-# torchvision's class of a data set has its URL, the names of its files, and their MD5s.
+# The classes of torchvision know the URL, the names of the files, and their MD5s.
 PUBLICATIONS: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 SIDE = 32  # pixels
 NUM_TRAIN = 50_000
@@ -58,7 +58,7 @@ def load_cifar(options: DataOptions) -> Splits:
 
 
 def make_placeholders(options: DataOptions) -> Splits | None:
-    """Return blank splits of the published sizes, or None if the data set is downloaded."""
+    """Return blank splits of the published sizes, or None if the folder of the data set exists."""
     if _data_folder(options).is_dir():
         return None
     num_classes = NUM_CLASSES[options.dataset]
@@ -69,7 +69,7 @@ def make_placeholders(options: DataOptions) -> Splits | None:
 
 
 def download_cifar(options: DataOptions) -> None:
-    """Download the data set, unless its files are there.
+    """Download the data set, unless all its files exist.
 
     A lock keeps two processes from downloading at once. The archive's checksum is checked before
     any of its files is used.
@@ -139,7 +139,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _find_missing(publication: type[CIFAR10], folder: Path) -> list[str]:
-    """Return the names of the files that are not there.
+    """Return the names of the files that do not exist.
 
     Raises:
         UserError: if a file's checksum is not the published one. The file is left as it is.
@@ -178,7 +178,7 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _extract(archive: Path, names: list[str], base_folder: str, folder: Path) -> None:
-    """Write these files of an archive into `folder`. Ignore what else the archive contains."""
+    """Write files of an archive into `folder`. Ignore all other files of the archive."""
     with tarfile.open(archive) as tar:
         for name in names:
             member = tar.extractfile(f"{base_folder}/{name}")
@@ -191,18 +191,25 @@ def _extract(archive: Path, names: list[str], base_folder: str, folder: Path) ->
 
 
 def _read_split(folder: Path, files: list[list[str]], classes: tuple[str, ...]) -> ImageDataset:
-    """Return the images in some batch files, which are given as [name, MD5]."""
+    """Return the images and labels of batch files.
+
+    Args:
+        files: [name, MD5] of each file.
+    """
     batches = [read_plain_pickle(folder / name) for name, _ in files]
     pixels = np.concatenate([batch["data"] for batch in batches])  # (N, 3072)
     images = torch.from_numpy(pixels).reshape(-1, 3, SIDE, SIDE)
-    key = "labels" if "labels" in batches[0] else "fine_labels"  # of CIFAR-10, of CIFAR-100
+    if "labels" in batches[0]:
+        key = "labels"  # CIFAR-10
+    else:
+        key = "fine_labels"  # CIFAR-100
     labels = []
     for batch in batches:
         labels += batch[key]
     return ImageDataset(images, torch.tensor(labels), classes)
 
 
-# The classes and functions that a pickled array needs, under the names of the numpy of 2009.
+# The classes and functions that a pickled array needs, under the names that numpy had in 2009.
 ARRAY_GLOBALS = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,

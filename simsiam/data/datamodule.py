@@ -19,16 +19,8 @@ from simsiam.config.options import SMALL_IMAGE, DataOptions, MethodOptions, Opti
 from simsiam.config.run_options import RunOptions
 from simsiam.config.value_types import parse_image_schedule
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import (
-    Splits,
-    channel_statistics,
-    make_options,
-    place_on_device,
-)
-from simsiam.data.image_schedule import (
-    check_image_schedule,
-    find_view_size,
-)
+from simsiam.data.dataset import Splits, channel_statistics, make_options, place_on_device
+from simsiam.data.image_schedule import check_image_schedule, find_view_size
 from simsiam.data.sampler import EpochSampler, PrefetchLoader, ViewsLoader
 from utils.errors import require
 from utils.option_group import reject_unknown
@@ -36,8 +28,9 @@ from utils.trainer import count_batches_done
 
 
 class ViewsDataModule(pl.LightningDataModule):
-    """Two or more augmented views of each train image, and clean images for the monitors.
+    """Makes two or more augmented views of each train image.
 
+    Callbacks such as `KNNMonitor` read the images without augmentation, from `train` and `test`.
     The defaults are those of the command line.
 
     Args:
@@ -49,8 +42,8 @@ class ViewsDataModule(pl.LightningDataModule):
         policy: the distribution of the views.
         compile: whether to compile the augmentation.
         accumulate: number of equal parts in which each batch comes.
-        image_schedule: ("PIXELS:EPOCHS", ...), the side of the views in the first epochs. The
-            views of later epochs have full size.
+        image_schedule: one "PIXELS:EPOCHS" for each phase of the training: EPOCHS epochs with
+            views of PIXELS x PIXELS pixels. After the last phase the views have full size.
         options: other fields of `DataOptions`, such as train_images, test_images, image_size,
             cache_dir and data_memory.
 
@@ -135,7 +128,10 @@ class ViewsDataModule(pl.LightningDataModule):
             self.std = self.std.to(device)
 
     def set_splits(self, splits: Splits) -> None:
-        """Use these splits, without measuring the mean and std of their pixels.
+        """Use these splits, with a mean of 0 and a std of 1.
+
+        `setup` calls this method, and then measures the real mean and std. A caller with blank
+        images, as in a dry run, has nothing to measure.
 
         Raises:
             UserError: if the batches or the views are too large for the train split.
@@ -146,12 +142,14 @@ class ViewsDataModule(pl.LightningDataModule):
         self.mean = torch.zeros(3)
         self.std = torch.ones(3)
 
-        side = self.train.side
-        self.size = self.options.image_size or side
+        # --image-size is the side of the views. The stored images may be larger.
+        image_side = self.train.side
+        # SimSiam reads `size`, mean, std and classes from any datamodule.
+        self.size = self.options.image_size or image_side
         require(
-            self.size <= side,
+            self.size <= image_side,
             f"--image-size {self.size} is too large: "
-            f"the images of {self.options.dataset} are {side} pixels wide.",
+            f"the images of {self.options.dataset} are {image_side} pixels wide.",
         )
         check_image_schedule(self.phases, self.size)
         num_images = len(self.train)
@@ -168,8 +166,8 @@ class ViewsDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> EpochSampler | PrefetchLoader | ViewsLoader:
         """Return a loader of batches: of indices for a Trainer, of views without one.
 
-        For a Trainer, the batches also have the images if these are not on its device.
-        `on_after_batch_transfer` makes views from the batches.
+        For a Trainer, the batches also have the images, if these are on the disk or on another
+        device. `on_after_batch_transfer` makes views from the batches.
 
         Raises:
             ValueError: if the batch does not split evenly among the processes and the
@@ -189,7 +187,7 @@ class ViewsDataModule(pl.LightningDataModule):
             self.seed,
             epoch=lambda: 0 if overfits else trainer.current_epoch,
             device=images.device,
-            batches_done=lambda: count_batches_done(trainer),
+            parts_done=lambda: count_batches_done(trainer),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             accumulate=self.accumulate,
@@ -256,6 +254,7 @@ class ViewsDataModule(pl.LightningDataModule):
             images = self.train.images_at(indices)
         # One call for all views is faster. One call for each view takes less memory.
         views_per_call = self.views if images.shape[-1] <= SMALL_IMAGE else 1
+        # In a call, row v * B + i is view v of image i.
         if views_per_call > 1:
             images = images.repeat(views_per_call, 1, 1, 1)
         repeated_indices = indices.repeat(views_per_call)
@@ -263,14 +262,15 @@ class ViewsDataModule(pl.LightningDataModule):
         epoch_tensor = torch.full((), epoch, device=indices.device)
 
         views = []
-        all_views = torch.arange(self.views, device=indices.device)
-        for view_numbers in all_views.split(views_per_call):
+        all_view_numbers = torch.arange(self.views, device=indices.device)
+        for view_numbers in all_view_numbers.split(views_per_call):
+            view_of_row = view_numbers.repeat_interleave(len(indices))
             augmented = self._augment(
                 images,
                 repeated_indices,
                 seed=self.seed,
                 epoch=epoch_tensor,
-                view=view_numbers.repeat_interleave(len(indices))[:, None],
+                view=view_of_row[:, None],  # `augment` takes a column of numbers
                 policy=self.policy,
                 mean=self.mean,
                 std=self.std,

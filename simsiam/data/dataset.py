@@ -16,15 +16,16 @@ from utils.errors import UserError, require
 from utils.option_group import describe_invalid
 from utils.text import printable
 
-MEMORY_FRACTION = 0.5  # of the free memory that images take, unless --data-memory sets a limit
+# Without --data-memory, the images may take this part of the free memory.
+MEMORY_FRACTION = 0.5
 
-# Images are nearly flat if all their values lie within fewer levels (of 256) than this.
-LOW_CONTRAST_LEVELS = 32
+# A warning is printed if the lowest and the highest of the values 0 to 255 are closer than this.
+MIN_CONTRAST = 32
 CONTRAST_IMAGES = 256  # images on which the contrast is measured
 
 # If the images take more bytes than this, their mean and std are measured on a part of them.
 STATISTICS_BYTES = 2**32
-STATISTICS_CHUNK_BYTES = 2**23  # pixels counted at once; torch.bincount copies them to int64
+STATISTICS_CHUNK_BYTES = 2**23  # pixels counted together; torch.bincount copies them to int64
 
 
 def make_options(**fields: Any) -> DataOptions:
@@ -48,7 +49,8 @@ class ImageDataset:
         labels: (N,) int64, indices into `classes`, or -1 for an image without a label.
         classes: the names of the classes.
         on_disk: whether `images` is a memory map, which is read from the disk when indexed.
-        digest: a hash of the images' names and contents, to recognise a person's own images.
+        digest: a hash of the user's own images. With it a later command checks that it got the
+            same images. It is None for a published data set.
         held_out: whether these are training images that take the place of the test images.
     """
 
@@ -68,8 +70,8 @@ class ImageDataset:
         return self.images.shape[-1]
 
     @property
-    def kind(self) -> str:
-        """The name of the split that a run is evaluated on, for messages."""
+    def evaluation_name(self) -> str:
+        """What messages call this split if a run is evaluated on it."""
         return "held-out training images" if self.held_out else "test images"
 
     @property
@@ -120,7 +122,8 @@ def name_class(folder: str) -> str:
 def stored_side(size: int) -> int:
     """Return the side C of stored images for views of side `size`.
 
-    Beyond 64 pixels the stored images have a margin, like ImageNet's usual 256 pixels for 224.
+    For views larger than 64 pixels the stored images have a margin, from which random crops are
+    cut. It is as large as ImageNet's usual margin: 256 pixels for views of 224.
     """
     if size <= SMALL_IMAGE:
         return size
@@ -144,10 +147,10 @@ def make_blank_split(side: int, labels: Tensor, classes: tuple[str, ...]) -> Ima
 
 
 def take_first(options: DataOptions, train: ImageDataset, test: ImageDataset) -> Splits:
-    """Shorten both splits to --train-images and --test-images.
+    """Shorten the splits to the first --train-images and the first --test-images.
 
     Raises:
-        UserError: if a split has fewer images than that.
+        UserError: if a split has fewer images than its flag asks for.
     """
     _check_count("--train-images", options.train_images, len(train))
     _check_count("--test-images", options.test_images, len(test))
@@ -168,15 +171,15 @@ def knn_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | Non
     if len(test) == 0:
         return "no test images"
     if not test.labelled:
-        return f"no labels of the {test.kind}"
+        return f"no labels of the {test.evaluation_name}"
     return None
 
 
 def place_on_device(splits: Splits, device: torch.device, memory: float | None) -> Splits:
-    """Move both splits to a device if they fit into its memory, otherwise only their labels.
+    """Move the labels of both splits to a device, and the images if those of both splits fit there.
 
     Args:
-        memory: GiB that the images may take, or None for half of the free memory.
+        memory: GiB that the images may take, or None for `MEMORY_FRACTION` of the free memory.
     """
     if memory is not None:
         available = memory * 2**30
@@ -196,7 +199,7 @@ def place_on_device(splits: Splits, device: torch.device, memory: float | None) 
 
 
 def _move_images(split: ImageDataset, device: torch.device) -> ImageDataset:
-    # Without a copy, a memory map would stay a memory map when it moves to the CPU.
+    # If the device is the CPU, `to` without `copy` would return the memory map itself.
     images = split.images.to(device, copy=split.on_disk)
     return replace(split, images=images, on_disk=False)
 
@@ -206,7 +209,7 @@ def warn_of_low_contrast(
     where: str,
     pixel_range: tuple[float, float] | None,
 ) -> None:
-    """Print a warning if all images of a data set are nearly flat.
+    """Print a warning if the images of a data set have hardly any contrast.
 
     Args:
         images: (N, 3, C, C) uint8.
@@ -219,10 +222,10 @@ def warn_of_low_contrast(
     sample = images[evenly_spaced(n, len(images))]
     low = int(sample.min())
     high = int(sample.max())
-    if high - low >= LOW_CONTRAST_LEVELS:
+    if high - low >= MIN_CONTRAST:
         return
     if low == high:
-        return  # `channel_statistics` raises an error for a single value.
+        return  # All pixels are equal, for which `channel_statistics` raises an error.
     if pixel_range is None:
         advice = f"Pass --pixel-range {low}:{high} to make {low} black and {high} white."
     else:
@@ -237,8 +240,9 @@ def warn_of_low_contrast(
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the standard deviation of each channel, on the scale of 0 to 1.
 
-    The values 0 to 255 are counted, so that memory stays small and the result is exact. If there
-    are too many images (`STATISTICS_BYTES`), a part of them is counted, spread evenly.
+    How often each of the values 0 to 255 occurs is counted. This takes little memory, and the
+    result is exact. If the images take more than `STATISTICS_BYTES`, the pixels of a part of them
+    are counted, spread evenly over all.
 
     Args:
         images: (N, 3, C, C) uint8.

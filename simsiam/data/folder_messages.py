@@ -10,10 +10,28 @@ from utils.errors import require
 from utils.text import printable
 
 # Suffixes of images in formats that are not read here. A message advises to convert the files.
-# AVIF, JPEG 2000 and WebP are among them, because some builds of Pillow cannot read these.
+# Only some builds of Pillow read .avif, .jp2 and .webp. With these builds no message names them.
 OTHER_IMAGE_SUFFIXES = {
-    *(".heic", ".heif", ".jxl", ".avif", ".jp2", ".webp", ".dng", ".cr2", ".cr3", ".nef"),
-    *(".arw", ".orf", ".raw", ".psd", ".svg", ".tga", ".exr", ".eps", ".dcm", ".ico"),
+    ".arw",
+    ".avif",
+    ".cr2",
+    ".cr3",
+    ".dcm",
+    ".dng",
+    ".eps",
+    ".exr",
+    ".heic",
+    ".heif",
+    ".ico",
+    ".jp2",
+    ".jxl",
+    ".nef",
+    ".orf",
+    ".psd",
+    ".raw",
+    ".svg",
+    ".tga",
+    ".webp",
 }
 MAX_LISTED = 5  # names of one kind in a message
 MAX_LISTED_UNREADABLE = 3  # unreadable files in a message, each with its reason
@@ -24,7 +42,8 @@ def describe_suffixes(counts: Counter[str]) -> str:
     most_frequent_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     listed = []
     for suffix, count in most_frequent_first[:MAX_LISTED]:
-        text = f"{count:,} {printable(suffix)}" if suffix else f"{count:,} without a suffix"
+        kind = printable(suffix) or "without a suffix"
+        text = f"{count:,} {kind}"
         if suffix in OTHER_IMAGE_SUFFIXES:
             text += " (not a format that is read here: convert them)"
         listed.append(text)
@@ -42,21 +61,21 @@ def describe_folders(folders: Sequence[Path], noun: str) -> str:
     return f"{plural(len(folders), noun)} ({', '.join(names)})"
 
 
-def report_unreadable(
+def raise_or_print_unreadable(
     unreadable: dict[Path, str],
     num_readable: int,
     folder: Path,
     skip: bool,
 ) -> None:
-    """Print which images of a folder cannot be read, if they may be skipped.
+    """Raise an error that lists the unreadable images of a folder, or print it if `skip` is set.
 
     Args:
         unreadable: files and sub-folders that cannot be read, each with the reason.
         num_readable: the number of the other images.
-        skip: whether to go on with the other images.
+        skip: whether to continue with the other images.
 
     Raises:
-        UserError: if an image cannot be read, unless `skip` is set and there are other images.
+        UserError: if anything is unreadable, unless `skip` is set and there are other images.
     """
     if not unreadable:
         return
@@ -73,29 +92,29 @@ def report_unreadable(
     print_line(f"left out: {message}")
 
 
-def warn_of_unused_bits(deep_ranges: Sequence[tuple[int, int] | None], folder: Path) -> bool:
+def warn_of_unused_bits(ranges_16_bit: Sequence[tuple[int, int] | None], folder: Path) -> bool:
     """Print a warning if all 16-bit images of a folder use only a small part of their range.
 
     Args:
-        deep_ranges: for each image the lowest and the highest of its 16-bit values, or None if it
-            has 8 bits.
+        ranges_16_bit: for each image the lowest and the highest of its 16-bit values, or None if
+            it has 8 bits or if a pixel range was given.
 
     Returns:
         Whether the warning was printed.
     """
-    known_ranges = [limits for limits in deep_ranges if limits is not None]
+    known_ranges = [value_range for value_range in ranges_16_bit if value_range is not None]
     if not known_ranges:
         return False
-    low = min(low for low, _ in known_ranges)
-    high = max(high for _, high in known_ranges)
-    suggestion = suggest_pixel_range(low, high)
+    lowest = min(low for low, _ in known_ranges)
+    highest = max(high for _, high in known_ranges)
+    suggestion = suggest_pixel_range(lowest, highest)
     if suggestion is None:
         return False
     black, white = suggestion
-    count = f"{len(known_ranges)} of {len(deep_ranges)} images in {printable(folder)}"
+    count = f"{len(known_ranges)} of {len(ranges_16_bit)} images in {printable(folder)}"
     print_line(
-        f"warning: {count} have 16 bits, but use only the values {low} to {high}, which leaves "
-        f"them hardly any contrast. --pixel-range {black}:{white} makes {black} black and {white} "
-        "white."
+        f"warning: {count} have 16 bits, but use only the values {lowest} to {highest}, which "
+        f"leaves them hardly any contrast. --pixel-range {black}:{white} makes {black} black and "
+        f"{white} white."
     )
     return True

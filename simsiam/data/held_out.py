@@ -9,7 +9,7 @@ from simsiam.data.dataset import ImageDataset, Splits
 from utils.errors import require
 from utils.philox import permutation
 
-# The order of this epoch decides which images are held out. No training reaches it.
+# Images are held out in the order of this epoch, which no training reaches.
 HELD_OUT_EPOCH = 2**32 - 2
 
 

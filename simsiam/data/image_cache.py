@@ -49,7 +49,7 @@ def open_cache(folder: Path) -> Splits:
     where = printable(folder)
     require(is_complete, f"{where} is no complete cache of images. Run the same command again.")
 
-    # Collect the readable images, in the order of their pixels.
+    # Collect the readable images. The file of pixels has them in this order.
     readable = []
     digests = []
     for i, line in enumerate(lines):
@@ -64,7 +64,7 @@ def open_cache(folder: Path) -> Splits:
     digest = _digest_contents(paths, digests)
     both = ImageDataset(images, labels, classes, on_disk=True, digest=digest)
 
-    # The train images come first.
+    # The files of the train images come first.
     num_train = sum(1 for i in readable if i < manifest["train"])
     require(num_train > 0, f"None of the train images in {where} could be read.")
     train = both.first(num_train)
@@ -83,14 +83,14 @@ def map_images(file: Path, n: int, side: int) -> Tensor:
         return torch.from_numpy(np.memmap(file, np.uint8, "r", shape=(n, 3, side, side)))
 
 
-def read_deep_ranges(folder: Path) -> list[tuple[int, int] | None]:
-    """Return `DecodedImage.deep_range` of each readable image of a complete cache."""
+def read_16_bit_ranges(folder: Path) -> list[tuple[int, int] | None]:
+    """Return `DecodedImage.range_16_bit` of each readable image of a complete cache."""
     _, lines = read_manifest(folder)
     ranges = []
     for line in lines:
         if line != UNREADABLE:
-            _, deep_range = parse_line(line)
-            ranges.append(deep_range)
+            _, range_16_bit = parse_line(line)
+            ranges.append(range_16_bit)
     return ranges
 
 
@@ -121,7 +121,7 @@ def decode_images(
         files: paths relative to `root`, those of the train images first.
         side: C, the side of the decoded images in pixels.
         metadata: further entries of the manifest: "train" (the number of train files), "labels",
-            "classes" and, for `read_image`, an optional "pixel_range".
+            "classes" and, if the pixels are to be scaled, "pixel_range" (see `read_image`).
 
     Returns:
         The files that cannot be read, each with the reason.
@@ -146,8 +146,8 @@ class _CacheWriter:
     """Decodes image files into a cache folder, whose lock the caller holds.
 
     Attributes:
-        lines: the manifest's line of each file that is decoded, in the order of `files`.
-        unreadable: the files among these that cannot be read, each with the reason.
+        lines: the manifest's lines of the files that were tried so far, in the order of `files`.
+        unreadable: those of the tried files that cannot be read, each with the reason.
     """
 
     def __init__(
@@ -188,9 +188,9 @@ class _CacheWriter:
         existing_manifest, lines = read_manifest(self.folder)
         if existing_manifest != self.manifest:
             return
-        decoded_files = self.files[: len(lines)]  # not all, if the decoding was interrupted
+        tried_files = self.files[: len(lines)]  # not all files, if the decoding was interrupted
         marked_unreadable = []
-        for file, line in zip(decoded_files, lines, strict=True):
+        for file, line in zip(tried_files, lines, strict=True):
             if line == UNREADABLE:
                 marked_unreadable.append(file)
 
@@ -212,7 +212,7 @@ class _CacheWriter:
 
     def _remove_files(self) -> None:
         # A run that has mapped the old files can still read them after they are unlinked. It could
-        # not if they were overwritten.
+        # not if they were overwritten. The lock stays: it is on the folder, not on a file in it.
         for file in self.folder.iterdir():
             file.unlink()
 
@@ -230,7 +230,7 @@ class _CacheWriter:
         write_text(self.folder / MANIFEST, "\n".join(all_lines) + "\n")
 
     def _decode_remaining_files(self) -> None:
-        """Append the pixels and the manifest's lines of all files that are not decoded yet."""
+        """Append the pixels and the manifest's lines of all files that were not tried yet."""
         remaining = self.files[len(self.lines) :]
         chunks = read_images(self.root, remaining, self.side, self.pixel_range)
         title = f"decoding images of {printable(self.root)}"

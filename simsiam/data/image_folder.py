@@ -26,9 +26,9 @@ from simsiam.data.dataset import (
     stored_side,
     warn_of_low_contrast,
 )
-from simsiam.data.folder_messages import report_unreadable, warn_of_unused_bits
+from simsiam.data.folder_messages import raise_or_print_unreadable, warn_of_unused_bits
 from simsiam.data.held_out import choose_held_out
-from simsiam.data.image_cache import decode_images, map_images, open_cache, read_deep_ranges
+from simsiam.data.image_cache import decode_images, map_images, open_cache, read_16_bit_ranges
 from simsiam.data.listing import ImageFolder
 from simsiam.data.split_folders import (
     TEST_NAMES,
@@ -47,42 +47,46 @@ def prepare_folder(options: DataOptions) -> None:
     """Decode the images that are not in the cache yet, and print warnings about them.
 
     Raises:
-        UserError: if an image cannot be read, unless `skip_bad_images` is set.
+        UserError: if there are no images, or if one cannot be read and `skip_bad_images` is not
+            set.
     """
     root = _absolute_root(options)
     splits = _list_splits(options)
-    folders = [splits.train]
+    image_folders = [splits.train]
     if splits.test is not None:
-        folders.append(splits.test)
+        image_folders.append(splits.test)
 
     # Decode the train images, then the test images.
     files = []
     labels = []
-    unreadable: dict[Path, str] = {}  # sub-folders and files, each with the reason
-    for folder in folders:
-        below_root = folder.folder.relative_to(root)
-        files += [below_root / file for file in folder.files]
-        labels += folder.labels.tolist()
-        unreadable.update(folder.unreadable_folders)
+    # Full paths of sub-folders and relative paths of files, each with the reason
+    unreadable: dict[Path, str] = {}
+    for images in image_folders:
+        subfolder = images.root.relative_to(root)  # such as "train"
+        files += [subfolder / file for file in images.files]
+        labels += images.labels.tolist()
+        unreadable.update(images.unreadable_folders)
+
     metadata: dict[str, Any] = {
         "train": len(splits.train),
         "labels": labels,
         "classes": list(splits.train.classes),
     }
-    if options.pixel_limits is not None:
-        metadata["pixel_range"] = list(options.pixel_limits)
+    if options.parsed_pixel_range is not None:
+        metadata["pixel_range"] = list(options.parsed_pixel_range)
     cache = _cache_folder(options)
     side = _cache_side(options)
     unreadable_files = decode_images(cache, root, files, side, metadata)
 
-    # Report files that cannot be read, and images that use few of the possible values.
     num_readable = len(files) - len(unreadable_files)
     unreadable.update(unreadable_files)
-    report_unreadable(unreadable, num_readable, root, options.skip_bad_images)
-    deep_ranges = read_deep_ranges(cache)
-    if not warn_of_unused_bits(deep_ranges, root):
-        images = map_images(cache / IMAGES, len(deep_ranges), side)
-        warn_of_low_contrast(images, printable(root), options.pixel_limits)
+    raise_or_print_unreadable(unreadable, num_readable, root, options.skip_bad_images)
+
+    # Warn of images that use few of the possible values. One of the two warnings is enough.
+    has_warned = warn_of_unused_bits(read_16_bit_ranges(cache), root)
+    if not has_warned:
+        pixels = map_images(cache / IMAGES, num_readable, side)
+        warn_of_low_contrast(pixels, printable(root), options.parsed_pixel_range)
 
 
 def load_folder(options: DataOptions) -> Splits:
@@ -107,32 +111,32 @@ def make_placeholders(options: DataOptions) -> Splits:
 # ---------------------------------------------------------------- listing the images
 
 
-class FolderSplits(NamedTuple):
+class ListedSplits(NamedTuple):
     """The image files of the train and the test split, labelled by the same classes."""
 
     train: ImageFolder
     test: ImageFolder | None
 
 
-def _list_splits(options: DataOptions) -> FolderSplits:
+def _list_splits(options: DataOptions) -> ListedSplits:
     """List the images of both splits and label them. Print which folders and files are left out."""
     root = _absolute_root(options)
-    folders = find_split_folders(root, with_test=options.held_out_images == 0)
-    train = ImageFolder(folders.train, "--data-dir")
+    split_folders = find_split_folders(root, with_test=options.held_out_images == 0)
+    train = ImageFolder(split_folders.train, "--data-dir")
     test = None
-    if folders.test is not None:
-        test = ImageFolder(folders.test, "--data-dir")
+    if split_folders.test is not None:
+        test = ImageFolder(split_folders.test, "--data-dir")
 
-    if folders.train == root:
+    if split_folders.train == root:  # There is no train/.
         _check_no_class_is_a_split(train)
-    _print_left_out(root, folders, train, test)
+    _print_left_out(root, split_folders, train, test)
 
     classes = _choose_classes(train)
     if test is not None and classes:
         _check_test_classes(test, train)
-    _number_labels(train, classes)
+    _index_labels(train, classes)
     if test is not None:
-        _number_labels(test, classes)
+        _index_labels(test, classes)
 
     train = _spread_evenly(train, options.train_images, "--train-images")
     if test is not None:
@@ -140,35 +144,35 @@ def _list_splits(options: DataOptions) -> FolderSplits:
 
     if options.held_out_images > 0:
         return _hold_out(train, options.held_out_images)
-    return FolderSplits(train, test)
+    return ListedSplits(train, test)
 
 
 def _check_no_class_is_a_split(train: ImageFolder) -> None:
-    """Raise UserError if a class has the name of a test split, because it is no class then."""
+    """Raise UserError if a folder of test images, such as val/, would be taken for a class."""
     split_names = [name for name in train.classes if name.lower() in TEST_NAMES]
     require(
         not split_names,
-        f"{', '.join(split_names)} in {printable(train.folder)} looks like a split, not a class, "
+        f"{', '.join(split_names)} in {printable(train.root)} looks like a split, not a class, "
         "but there is no train/. Move the images to train on into train/, or rename the class.",
     )
 
 
 def _print_left_out(
-    root: Path, folders: SplitFolders, train: ImageFolder, test: ImageFolder | None
+    root: Path, split_folders: SplitFolders, train: ImageFolder, test: ImageFolder | None
 ) -> None:
-    print_split_folders(root, folders)
+    print_split_folders(root, split_folders)
     train.report_skipped()
     if test is not None:
         test.report_skipped()
 
 
 def _choose_classes(train: ImageFolder) -> tuple[str, ...]:
-    """Return the classes of the train images: none if an image is not in a class's folder."""
+    """Return the classes of the train images, or none if any image is outside their folders."""
     num_unlabelled = int((train.labels < 0).sum())
     if not train.classes or num_unlabelled == 0:
         return train.classes
     print_line(
-        f"{printable(train.folder)}: {num_unlabelled} of {len(train)} images are in no class's "
+        f"{printable(train.root)}: {num_unlabelled} of {len(train)} images are in no class's "
         "folder. The images are used without labels."
     )
     return ()
@@ -178,34 +182,34 @@ def _check_test_classes(test: ImageFolder, train: ImageFolder) -> None:
     """Raise UserError if the test images have a class that the train images do not have."""
     unknown = [name for name in test.classes if name not in set(train.classes)]
     listed = ", ".join(unknown[:MAX_LISTED_CLASSES])
-    where = printable(test.folder)
-    require(not unknown, f"{where}: {listed} is no class of {printable(train.folder)}.")
+    where = printable(test.root)
+    require(not unknown, f"{where}: {listed} is no class of {printable(train.root)}.")
 
 
-def _number_labels(folder: ImageFolder, classes: tuple[str, ...]) -> None:
-    """Make the labels of a folder indices into `classes`, or -1 if there are no classes."""
-    index_of = {name: i for i, name in enumerate(classes)}
-    new_labels = [index_of.get(name, -1) for name in folder.classes]
-    new_labels.append(-1)  # an image without a label has the label -1, which is the last index
-    folder.labels = torch.tensor(new_labels)[folder.labels]
-    folder.classes = classes
+def _index_labels(images: ImageFolder, classes: tuple[str, ...]) -> None:
+    """Make the labels of images indices into `classes`, or -1 if there are no classes."""
+    index_of_class = {name: i for i, name in enumerate(classes)}
+    new_labels = [index_of_class.get(name, -1) for name in images.classes]
+    new_labels.append(-1)  # The old label -1 indexes this last entry, so it stays -1.
+    images.labels = torch.tensor(new_labels)[images.labels]
+    images.classes = classes
 
 
-def _spread_evenly(folder: ImageFolder, n: int | None, flag: str) -> ImageFolder:
-    """Return n images of a folder, spread evenly over it, or all if n is None."""
+def _spread_evenly(images: ImageFolder, n: int | None, flag: str) -> ImageFolder:
+    """Return n images, spread evenly over the sorted files, or all images if n is None."""
     if n is None:
-        return folder
-    size = len(folder)
-    require(n <= size, f"{flag} {n} is more than the {size} images in {printable(folder.folder)}.")
-    return folder.subset(evenly_spaced(n, size).tolist())
+        return images
+    total = len(images)
+    require(n <= total, f"{flag} {n} is more than the {total} images in {printable(images.root)}.")
+    return images.subset(evenly_spaced(n, total).tolist())
 
 
-def _hold_out(train: ImageFolder, n: int) -> FolderSplits:
+def _hold_out(train: ImageFolder, n: int) -> ListedSplits:
     """Split n images off the train images. They become the test images."""
     held_out = choose_held_out(train.labels, n).tolist()
     excluded = set(held_out)
     remaining = [i for i in range(len(train)) if i not in excluded]
-    return FolderSplits(train.subset(remaining), train.subset(held_out))
+    return ListedSplits(train.subset(remaining), train.subset(held_out))
 
 
 # ---------------------------------------------------------------- the cache of decoded images
@@ -231,13 +235,14 @@ def _cache_folder(options: DataOptions) -> Path:
         str(options.train_images),
         str(options.test_images),
     ]
-    # Options that were added later change the key only if they are used, so that older caches
-    # stay valid.
+    # Other caches may be older than these two options. They stay valid, because an option that is
+    # not used is not in the key.
     if options.held_out_images > 0:
         key.append(f"held out: {options.held_out_images}")
     if options.pixel_range is not None:
         key.append(options.pixel_range)
     text = "\n".join(key)
+    # A path may have bytes that are not UTF-8, which Python holds as surrogates.
     name = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
     default_parent = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "simsiam"

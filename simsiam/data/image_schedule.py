@@ -1,4 +1,4 @@
-"""Find the view size of an epoch: the first epochs may train with smaller, cheaper views."""
+"""Find the side of the views in an epoch. Training on smaller views first is cheaper."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from utils.errors import require
 
 
 def check_image_schedule(phases: Sequence[ImagePhase], full_size: int) -> None:
-    """Raise UserError unless the views of each phase have from 8 to `full_size` pixels."""
+    """Raise UserError unless each phase has views of `MIN_VIEW_SIDE` to `full_size` pixels."""
     for phase in phases:
         require(
             MIN_VIEW_SIDE <= phase.size <= full_size,

@@ -15,7 +15,7 @@ import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps, features
 from torch import Tensor
 
-from simsiam.data.pixel_range import PixelRange, scale_pixels
+from simsiam.data.pixel_range import PixelRange, scale_pixels, scales_8_bits
 from utils.text import printable
 
 # The formats that Pillow decodes itself. EPS is excluded, because Pillow would run Ghostscript.
@@ -47,9 +47,9 @@ FORMATS = tuple(filter(_has_decoder, FORMAT_SUFFIXES))
 SUFFIXES = {suffix for format in FORMATS for suffix in FORMAT_SUFFIXES[format]}
 
 CHUNK_IMAGES = 512  # maximal number of images that are decoded together
-CHUNK_BYTES = 2**26  # maximal size of the decoded images of a chunk
+CHUNK_BYTES = 2**26  # maximal size of these images after decoding
 MAX_THREADS = 32
-MAX_REASON_LENGTH = 100  # letters of Pillow's own messages
+MAX_REASON_LENGTH = 100  # letters that are shown of Pillow's own messages
 
 # The last letter of Pillow's raw modes is the byte order: big, little, or native to the machine.
 # This maps each order to the opposite one.
@@ -74,13 +74,13 @@ class DecodedImage(NamedTuple):
     Attributes:
         pixels: (3, S, S) uint8.
         digest: SHA-256 of the file.
-        deep_range: the lowest and the highest value of 16-bit pixels. It is None for pixels of 8
-            bits, and if a pixel range was given.
+        range_16_bit: the lowest and the highest value of 16-bit pixels. It is None if the pixels
+            have 8 bits, or if a pixel range was given.
     """
 
     pixels: Tensor
     digest: str
-    deep_range: tuple[int, int] | None
+    range_16_bit: tuple[int, int] | None
 
 
 # What reading a file returns. A string is the reason why the file cannot be read.
@@ -91,14 +91,15 @@ def read_images(
     root: Path, files: Sequence[Path], size: int, pixel_range: PixelRange = None
 ) -> Iterator[list[tuple[Path, ReadResult]]]:
     """Yield each file below `root` with the result of `try_to_read`, in chunks."""
-    images_of_chunk_bytes = CHUNK_BYTES // (3 * size**2)
-    chunk_size = max(1, min(CHUNK_IMAGES, images_of_chunk_bytes))
+    bytes_per_image = 3 * size**2
+    images_that_fit = CHUNK_BYTES // bytes_per_image
+    chunk_size = max(1, min(CHUNK_IMAGES, images_that_fit))
     num_threads = min(MAX_THREADS, os.cpu_count() or 1)
     # Threads are enough, because Pillow releases the GIL while it decodes and resizes.
     with ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, len(files), chunk_size):
             chunk = files[start : start + chunk_size]
-            # The warnings' filter must not stay changed while the caller has the chunk.
+            # Do not yield inside this block: the caller's own warnings must not be silenced.
             with silence_pillow():
                 results = list(
                     pool.map(lambda file: try_to_read(root / file, size, pixel_range), chunk)
@@ -122,8 +123,8 @@ def try_to_read(path: Path, size: int, pixel_range: PixelRange = None) -> ReadRe
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            pixels, deep_range = _decode(file, size, pixel_range)
-            return DecodedImage(pixels, digest, deep_range)
+            pixels, range_16_bit = _decode(file, size, pixel_range)
+            return DecodedImage(pixels, digest, range_16_bit)
     except Image.UnidentifiedImageError:
         return "a HEIC image: convert it" if _is_heic(path) else "not an image"
     except Exception as error:  # noqa: BLE001  (for a damaged file Pillow raises any exception)
@@ -147,7 +148,7 @@ def read_image(path: Path, size: int, pixel_range: PixelRange = None) -> Tensor:
         path: a file in one of `FORMATS`, whatever its suffix.
         size: side of the result in pixels.
         pixel_range: the values that become black and white. None stands for 0 and the highest
-            value of the file's bits. Pixels of 8 bits are scaled only if the range ends below 256.
+            value of 8 bits (255) or of 16 bits (65535). See `scales_8_bits` for images of 8 bits.
 
     Raises:
         Exception: of any kind, if the file is damaged.
@@ -168,13 +169,13 @@ def _decode(
         max_pixels = Image.MAX_IMAGE_PIXELS
         if max_pixels is not None and opened.width * opened.height > max_pixels:
             raise ValueError("too large")
-        image, deep_range = _load(file, opened, pixel_range)
+        image, range_16_bit = _load(file, opened, pixel_range)
         orientation = _read_orientation(opened)
         if orientation is not None:
             image = image.transpose(orientation)
         image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image))  # (size, size, 3)
-    return pixels.permute(2, 0, 1).contiguous(), deep_range
+    return pixels.permute(2, 0, 1).contiguous(), range_16_bit
 
 
 def _load(
@@ -185,13 +186,14 @@ def _load(
     """Load an opened image and reduce it to 8 bits a channel.
 
     Returns:
-        The image, and the lowest and the highest value of its pixels if they have 16 bits and
-        there is no `pixel_range`, so that the caller can notice a range that is hardly used.
+        The image, and the lowest and the highest value of its pixels. The two values are None
+        unless the pixels have 16 bits and there is no `pixel_range`. They are for a warning that
+        the pixels use only few of the 65536 values.
 
     Raises:
         ValueError: if the values have no known scale and there is no `pixel_range`.
     """
-    is_16_bit_colour = _is_16_bit_colour(opened)  # load() would change the answer
+    is_16_bit_colour = _is_16_bit_colour(opened)  # This cannot be found out after load().
     opened.load()
 
     # Grey images of 16 bits, and images of 32-bit integers and floats
@@ -208,7 +210,7 @@ def _load(
         scaled = (values // 257).astype(np.uint8)  # 65535 becomes 255
         return Image.fromarray(scaled), (int(low), int(high))
 
-    # Colours of 16 bits. Pillow has loaded only the upper 8 of them.
+    # Colours of 16 bits. Pillow has loaded only the upper byte of each value.
     if is_16_bit_colour:
         if pixel_range is not None:
             return _read_16_bit_colour(file, pixel_range), None
@@ -217,8 +219,8 @@ def _load(
         high = int(upper_bytes.max()) * 256 + 255
         return opened, (low, high)
 
-    # All others have 8 bits.
-    if pixel_range is not None and pixel_range[1] < 256:
+    # All other images have 8 bits.
+    if pixel_range is not None and scales_8_bits(pixel_range):
         pixels = np.asarray(opened.convert("RGB"))
         return Image.fromarray(scale_pixels(pixels, pixel_range)), None
     return opened, None
@@ -238,9 +240,9 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
 
 def _raw_mode_of_tile(tile: Any) -> str:
     """Return the raw mode of a tile, which is Pillow's description of a part of a file."""
-    args = tile[3]
+    args = tile[3]  # Newer versions of Pillow also name it tile.args.
     if isinstance(args, tuple) and args:
-        args = args[0]  # The others are further arguments of the decoder.
+        args = args[0]  # The other elements are further arguments of the decoder.
     return args if isinstance(args, str) else ""
 
 

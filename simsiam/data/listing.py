@@ -13,7 +13,7 @@ from simsiam.data.dataset import name_class
 from simsiam.data.folder_messages import (
     describe_folders,
     describe_suffixes,
-    report_unreadable,
+    raise_or_print_unreadable,
     warn_of_unused_bits,
 )
 from simsiam.data.images import SUFFIXES, read_images
@@ -24,8 +24,15 @@ from utils.text import printable
 
 # Folders and files that file managers, archives and storage systems create, in lower case.
 SYSTEM_FOLDERS = {
-    *("@eadir", "#recycle", "@recycle", "__macosx", "$recycle.bin", "lost+found"),
-    *("system volume information", "@recently-snapshot", "#snapshot"),
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "@eadir",
+    "@recently-snapshot",
+    "@recycle",
+    "__macosx",
+    "lost+found",
+    "system volume information",
 }
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".directory"}
 
@@ -37,23 +44,24 @@ class ImageFolder:
     skipped. Links to folders are followed, except links to a folder that contains them.
 
     Args:
-        folder: the folder to list.
+        root: the folder to list.
         flag: the option that named the folder, for error messages.
 
     Attributes:
-        files: paths relative to `folder`.
-        classes: names of the sub-folders that contain images, see `name_class`.
-        labels: (N,) int64, the class of each image, or -1 for an image outside the sub-folders.
-        unreadable_folders: sub-folders that cannot be read, each with the reason.
+        root: the folder, with ~ expanded.
+        files: paths relative to `root`.
+        classes: names of the folders directly in `root` that contain images, see `name_class`.
+        labels: (N,) int64, the class of each image, or -1 for an image directly in `root`.
+        unreadable_folders: full paths of folders that cannot be read, each with the reason.
 
     Raises:
         UserError: if there is no such folder, or no image in it.
     """
 
-    def __init__(self, folder: str | Path, flag: str = "--images") -> None:
-        self.folder = Path(folder).expanduser()
-        where = f"{flag} {printable(self.folder)}"
-        require(self.folder.is_dir(), f"{where}: no such folder")
+    def __init__(self, root: str | Path, flag: str = "--images") -> None:
+        self.root = Path(root).expanduser()
+        where = f"{flag} {printable(self.root)}"
+        require(self.root.is_dir(), f"{where}: no such folder")
         self.files: list[Path] = []
         self.unreadable_folders: dict[Path, str] = {}
         self._other_suffixes: Counter[str] = Counter()
@@ -69,18 +77,22 @@ class ImageFolder:
         self.classes, self.labels = _label_by_folder(self.files)
 
     def _list_files(self) -> list[str]:
-        """Find the images, and note what is skipped. Return the names of the sub-folders."""
+        """Find the images, and note what is skipped.
+
+        Returns:
+            The names of the folders directly in `root`, without those that are skipped.
+        """
         real_paths: dict[str, str] = {}  # the path of each visited folder, with links resolved
         class_folders: list[str] = []
-        walk = os.walk(self.folder, onerror=self._note_unreadable_folder, followlinks=True)
+        walk = os.walk(self.root, onerror=self._note_unreadable_folder, followlinks=True)
         for folder, subfolders, names in walk:
             real_paths[folder] = os.path.realpath(folder)
             if self._is_loop(folder, real_paths):
                 subfolders.clear()  # os.walk visits only the sub-folders that stay in this list
                 continue
-            relative = Path(folder).relative_to(self.folder)
+            relative = Path(folder).relative_to(self.root)
             subfolders[:] = self._choose_subfolders(relative, subfolders)
-            if folder == str(self.folder):
+            if folder == str(self.root):
                 class_folders = list(subfolders)
             for name in names:
                 if self._accept_file(name):
@@ -93,10 +105,10 @@ class ImageFolder:
 
     def _is_loop(self, folder: str, real_paths: dict[str, str]) -> bool:
         """Return whether a folder is a link to one of the folders that contain it."""
-        parent = folder
-        while parent != str(self.folder):
-            parent = os.path.dirname(parent)
-            if real_paths[parent] == real_paths[folder]:
+        ancestor = folder
+        while ancestor != str(self.root):
+            ancestor = os.path.dirname(ancestor)
+            if real_paths[ancestor] == real_paths[folder]:
                 return True
         return False
 
@@ -113,22 +125,24 @@ class ImageFolder:
         return chosen
 
     def _accept_file(self, name: str) -> bool:
-        """Return whether a file is an image to read, and count it if it is not."""
+        """Return whether a file is an image to read. Count other files that somebody may miss."""
         suffix = os.path.splitext(name)[1].lower()
+        has_image_suffix = suffix in SUFFIXES
         is_hidden = name.startswith(".")
-        if suffix in SUFFIXES and not is_hidden:
+        if has_image_suffix and not is_hidden:
             return True
         if name.lower() in SYSTEM_FILES or name.startswith("._"):
             return False  # The operating system made it, so nobody misses it.
-        if not is_hidden:
-            self._other_suffixes[suffix] += 1
-        elif suffix in SUFFIXES:
+        if has_image_suffix:
             self._hidden_images += 1
+        elif not is_hidden:
+            self._other_suffixes[suffix] += 1
         return False
 
     def _raise_no_image(self, where: str) -> None:
         """Raise UserError for a folder without an image, with the likely reason."""
-        report_unreadable(self.unreadable_folders, 0, self.folder, skip=False)
+        # If a folder cannot be read, that is the likely reason. This call raises an error then.
+        raise_or_print_unreadable(self.unreadable_folders, 0, self.root, skip=False)
         formats = " ".join(sorted(SUFFIXES))
         skipped = self.describe_skipped()
         message = f"{where}: no image in it"
@@ -140,8 +154,8 @@ class ImageFolder:
         """Return the sub-folders in which there is neither an image nor an unreadable folder."""
         not_empty = {file.parts[0] for file in self.files}
         for path in self.unreadable_folders:
-            parts = path.relative_to(self.folder).parts
-            not_empty.update(parts[:1])  # No part if `self.folder` itself is unreadable.
+            if path != self.root:
+                not_empty.add(path.relative_to(self.root).parts[0])
         return [Path(name) for name in class_folders if name not in not_empty]
 
     def __len__(self) -> int:
@@ -178,7 +192,7 @@ class ImageFolder:
         """Print what is skipped, if anything is."""
         skipped = self.describe_skipped()
         if skipped:
-            print_line(f"{printable(self.folder)}: left out {skipped}")
+            print_line(f"{printable(self.root)}: left out {skipped}")
 
     def read(
         self,
@@ -191,42 +205,43 @@ class ImageFolder:
         At the end, files that cannot be read are dropped from `files` and a message lists them.
 
         Args:
-            skip_unreadable: go on with the other images if one cannot be read.
+            skip_unreadable: continue with the other images if one cannot be read.
             pixel_range: see `read_image`.
 
         Raises:
-            UserError: at the end, if an image cannot be read (see `report_unreadable`).
+            UserError: at the end, if an image cannot be read, unless `skip_unreadable` is set and
+                there are other images.
         """
         unreadable = dict(self.unreadable_folders)
         readable_indices: list[int] = []
-        deep_ranges = []
+        ranges_16_bit = []
         index = 0
-        for chunk in read_images(self.folder, self.files, size, pixel_range):
+        for chunk in read_images(self.root, self.files, size, pixel_range):
             images = []
             for file, result in chunk:
                 if isinstance(result, str):
                     unreadable[file] = result
                 else:
                     images.append(result.pixels)
-                    deep_ranges.append(result.deep_range)
+                    ranges_16_bit.append(result.range_16_bit)
                     readable_indices.append(index)
                 index += 1
-            # After an unreadable image, read the others only to list all that are unreadable.
+            # If an error will be raised, the rest is read only to list all unreadable images in it.
             will_raise = bool(unreadable) and not skip_unreadable
             if images and not will_raise:
                 yield torch.stack(images)
 
-        report_unreadable(unreadable, len(readable_indices), self.folder, skip_unreadable)
-        warn_of_unused_bits(deep_ranges, self.folder)
+        raise_or_print_unreadable(unreadable, len(readable_indices), self.root, skip_unreadable)
+        warn_of_unused_bits(ranges_16_bit, self.root)
         self.keep(readable_indices)
 
 
 def _label_by_folder(files: Sequence[Path]) -> tuple[tuple[str, ...], Tensor]:
     """Return the classes of image files, and their labels (N,) int64.
 
-    The class of a file is its uppermost folder. A file outside any folder has the label -1.
+    The class of a file is the first folder of its path. A file without a folder has the label -1.
     """
-    # Make each name once for its folder, because a folder may have millions of files.
+    # Name the class of each folder only once, because a folder may have millions of files.
     class_of_folder = {}
     for file in files:
         if len(file.parts) > 1 and file.parts[0] not in class_of_folder:

@@ -20,11 +20,11 @@ import numpy as np
 
 from simsiam.config.options import DataOptions
 from simsiam.data.array_conversion import (
-    CLASS_NAMES,
+    CLASSES_ARRAY,
     convert_images,
     convert_labels,
+    index_labels,
     name_classes,
-    number_labels,
 )
 from simsiam.data.dataset import ImageDataset, Splits, take_first, warn_of_low_contrast
 from utils import distributed
@@ -32,15 +32,15 @@ from utils.console import print_line
 from utils.errors import UserError, require
 from utils.text import printable
 
-# The names of a split's images and of its labels: Keras's, then MedMNIST's.
+# Names of the images and of the labels of a split: those of Keras, then those of MedMNIST.
 NAME_PATTERNS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 TEST_SPLITS = ("val", "test")  # in the order of preference
 MAX_LISTED_ARRAYS = 10  # names of arrays in a message
-MAX_REASON_LENGTH = 200  # letters of numpy's own messages
+MAX_REASON_LENGTH = 200  # letters that are shown of numpy's own messages
 
 
 class ArrayNames(NamedTuple):
-    """The names of the arrays of a data set. The arrays of labels may be missing."""
+    """The names of the arrays of a data set. The file may lack the arrays of labels."""
 
     train: str
     train_labels: str
@@ -49,12 +49,12 @@ class ArrayNames(NamedTuple):
 
 
 def load_arrays(options: DataOptions) -> Splits:
-    """Return both splits, without running any code that the file contains.
+    """Return the train and the test split. Rank 0 prints which arrays are used.
 
-    Rank 0 prints which arrays are used.
+    The file may contain pickled code. It is refused, and never run.
 
     Raises:
-        UserError: if the file or an array in it is not as the module describes.
+        UserError: if the file or an array in it is not as the module's docstring says.
     """
     file = options.path
     where = printable(file)
@@ -72,7 +72,7 @@ def load_arrays(options: DataOptions) -> Splits:
             arrays: dict[str, np.ndarray] = {}
             unused: list[str] = []
             for name in available:
-                if name in (*names, CLASS_NAMES):
+                if name in (*names, CLASSES_ARRAY):
                     arrays[name] = opened[name]
                 else:
                     unused.append(name)
@@ -80,7 +80,7 @@ def load_arrays(options: DataOptions) -> Splits:
         _print_used_arrays(where, names, unused)
 
     # Convert the images.
-    pixel_range = options.pixel_limits
+    pixel_range = options.parsed_pixel_range
     train_images = convert_images(where, names.train, arrays[names.train], pixel_range)
     require(len(train_images) > 0, f"{where}: {names.train} has no image.")
     test_images = train_images[:0]
@@ -94,30 +94,33 @@ def load_arrays(options: DataOptions) -> Splits:
         f"{names.test} {test_side}.",
     )
 
-    # Read the labels. Without train labels, labels of the test images are of no use.
-    train_numbers = None
-    test_numbers = None
+    # Read the labels of the file. Without train labels, labels of the test images are of no use.
+    train_file_labels = None
+    test_file_labels = None
     if names.train_labels in arrays:
-        labels = arrays[names.train_labels]
-        train_numbers = convert_labels(where, names.train_labels, labels, len(train_images))
-    if train_numbers is not None and names.test_labels in arrays:
-        labels = arrays[names.test_labels]
-        test_numbers = convert_labels(where, names.test_labels, labels, len(test_images))
+        array = arrays[names.train_labels]
+        train_file_labels = convert_labels(where, names.train_labels, array, len(train_images))
+    if train_file_labels is not None and names.test_labels in arrays:
+        array = arrays[names.test_labels]
+        test_file_labels = convert_labels(where, names.test_labels, array, len(test_images))
 
-    # Number the classes. Only labels that occur among the train images are classes.
-    occurring = np.unique(train_numbers) if train_numbers is not None else np.empty(0, np.int64)
-    if test_numbers is not None:
-        unknown = np.setdiff1d(test_numbers, occurring)
-        label = f"label {unknown[:1]} of {names.test_labels}"
-        require(len(unknown) == 0, f"{where}: {label} is not in {names.train_labels}.")
-    classes = name_classes(where, arrays.get(CLASS_NAMES), occurring)
-    train_labels = number_labels(train_numbers, occurring, len(train_images))
-    test_labels = number_labels(test_numbers, occurring, len(test_images))
+    # Only labels that occur among the train images are classes. Make the labels indices of classes.
+    occurring = np.empty(0, np.int64)
+    if train_file_labels is not None:
+        occurring = np.unique(train_file_labels)
+    if test_file_labels is not None:
+        unknown = np.setdiff1d(test_file_labels, occurring)
+        if len(unknown) > 0:
+            label = f"label {unknown[0]} of {names.test_labels}"
+            raise UserError(f"{where}: {label} is not in {names.train_labels}.")
+    classes = name_classes(where, arrays.get(CLASSES_ARRAY), occurring)
+    train_labels = index_labels(train_file_labels, occurring, len(train_images))
+    test_labels = index_labels(test_file_labels, occurring, len(test_images))
 
     train = ImageDataset(train_images, train_labels, classes, digest=digest)
     test = ImageDataset(test_images, test_labels, classes, digest=digest)
     if distributed.rank() == 0:
-        warn_of_low_contrast(train.images, where, options.pixel_limits)
+        warn_of_low_contrast(train.images, where, pixel_range)
     return take_first(options, train, test)
 
 
@@ -165,9 +168,15 @@ def _find_split(split: str, available: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _print_used_arrays(where: str, names: ArrayNames, unused: Sequence[str]) -> None:
-    """Print which arrays are used, unless they are Keras's and none is unused."""
-    has_usual_names = names.test is None or (names.train == "x_train" and names.test == "x_test")
-    if has_usual_names and not unused:
+    """Print which arrays are used, and which are not.
+
+    If all are used, nothing is printed for x_train and x_test, or for train images alone.
+    """
+    if names.test is None:
+        is_obvious = True
+    else:
+        is_obvious = names.train == "x_train" and names.test == "x_test"
+    if is_obvious and not unused:
         return
     message = f"training on {names.train}"
     if names.test is not None:

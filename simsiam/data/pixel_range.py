@@ -1,4 +1,4 @@
-"""Scale pixels whose values use only a part of their bits (`--pixel-range`)."""
+"""Scale pixels to 0 .. 255 from the range of values in `--pixel-range`."""
 
 import numpy as np
 
@@ -15,10 +15,19 @@ def scale_pixels(values: np.ndarray, pixel_range: tuple[float, float]) -> np.nda
     return np.nan_to_num(scaled).round().clip(0, 255).astype(np.uint8)
 
 
-def suggest_pixel_range(low: int, high: int) -> tuple[int, int] | None:
-    """Return the --pixel-range for 16-bit values from `low` to `high`, or None to use all 16 bits.
+def scales_8_bits(pixel_range: tuple[float, float]) -> bool:
+    """Return whether pixels of 8 bits are scaled, too.
 
-    An ordinary picture uses at least a quarter of the range of 16 bits.
+    A range that ends at 256 or above is meant for other images, with more bits. Among these there
+    may be ordinary images of 8 bits, which stay as they are.
+    """
+    return pixel_range[1] < 256
+
+
+def suggest_pixel_range(low: int, high: int) -> tuple[int, int] | None:
+    """Return the --pixel-range for 16-bit values from `low` to `high`, or None if none is needed.
+
+    An ordinary picture uses at least a quarter of all values of 16 bits, and needs no range.
     """
     uses_a_quarter = high - low >= 2**14
     if uses_a_quarter or low == high:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from utils.philox import permutation
 
-BATCHES_AHEAD = 4  # batches that are read in advance, each by its own thread
+BATCHES_AHEAD = 4  # batches that are read in advance, and threads that read them
 
 
 class _ResumesByTrainer:
     """Tells Lightning that training can resume exactly in the middle of an epoch.
 
     Lightning looks for these two methods. The state is empty, because the Trainer itself knows
-    which batch comes next, and `EpochSampler.batches_done` asks it.
+    how far training got in the epoch, and `EpochSampler.parts_done` asks it.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -32,10 +32,9 @@ class _ResumesByTrainer:
 class EpochSampler(_ResumesByTrainer):
     """Batches of indices, in an order that is a pure function of (seed, epoch).
 
-    The last partial batch of an epoch is dropped. Each process of a run gets its share of each
-    batch.
-
-    Iterating yields (batch_size / accumulate / world_size,) int64 tensors on `device`.
+    Each batch of `batch_size` is yielded in `accumulate` parts, which a Trainer takes for batches.
+    Each process gets its share of each part: (batch_size / accumulate / world_size,) int64 on
+    `device`. The last partial batch of an epoch is dropped.
 
     Args:
         n: number of images in the data set.
@@ -43,11 +42,11 @@ class EpochSampler(_ResumesByTrainer):
         seed: seed of the order.
         epoch: returns the epoch, from 0. It is called when the first batch is requested.
         device: device of the indices.
-        batches_done: returns how many batches of this epoch a resumed run has already trained on.
-            It is called when the first batch is requested.
+        parts_done: returns how many parts of this epoch a resumed run has already trained on. It
+            is called when the first batch is requested.
         rank: number of this process.
         world_size: number of processes.
-        accumulate: number of equal parts in which each batch of `batch_size` is yielded.
+        accumulate: number of equal parts of a batch.
     """
 
     n: int
@@ -55,7 +54,7 @@ class EpochSampler(_ResumesByTrainer):
     seed: int
     epoch: Callable[[], int]
     device: torch.device
-    batches_done: Callable[[], int] = lambda: 0
+    parts_done: Callable[[], int] = lambda: 0
     rank: int = 0
     world_size: int = 1
     accumulate: int = 1
@@ -73,7 +72,7 @@ class EpochSampler(_ResumesByTrainer):
         order = permutation(self.n, self.epoch(), seed=self.seed, device=self.device)
         part_size = self.batch_size // self.accumulate
         parts = order[: len(self) * part_size].split(part_size)
-        for part in parts[self.batches_done() :]:
+        for part in parts[self.parts_done() :]:
             yield part[self.rank :: self.world_size]
 
 
@@ -83,14 +82,14 @@ class PrefetchLoader(_ResumesByTrainer):
 
     Iterating yields indices (B,) and images (B, 3, C, C) uint8.
 
-    These are threads and not the worker processes of a DataLoader. Worker processes would inherit
-    the lock of the run's folder and hold it after this process is killed. They would receive the
-    signals that are meant for the run, and they would need /dev/shm for each batch.
+    Worker processes, as those of a DataLoader, would have three disadvantages. They would inherit
+    the lock of the run's folder, and hold it after this process is killed. They would receive the
+    signals that are meant for the run. They would need shared memory (/dev/shm) for each batch.
 
     Args:
         batches: the indices of each batch.
         images: (N, 3, C, C) uint8 on the CPU, in most cases a memory map.
-        pin: read into page-locked memory, from which a GPU copies in the background.
+        pin: whether to read into page-locked memory, from which a GPU copies in the background.
     """
 
     batches: EpochSampler
@@ -113,7 +112,8 @@ class PrefetchLoader(_ResumesByTrainer):
         image_shape = self.images.shape[1:]
         with ThreadPoolExecutor(BATCHES_AHEAD) as pool:
             for indices in self.batches:
-                # The main thread allocates, because each thread that allocates keeps some memory.
+                # The main thread allocates, because malloc may keep freed memory for each thread
+                # that allocates.
                 buffer = torch.empty(
                     len(indices), *image_shape, dtype=torch.uint8, pin_memory=self.pin
                 )
@@ -129,8 +129,8 @@ class PrefetchLoader(_ResumesByTrainer):
 class ViewsLoader:
     """The batches of views of a data set, for training without a Trainer.
 
-    Iterating yields V views (B, 3, S, S) float32. Each iteration is the next epoch, with
-    other views of the images.
+    Iterating yields lists of V views (B, 3, S, S) float32. Each new iterator is the next epoch,
+    with other views of the images.
 
     Args:
         n: number of images in the data set.

@@ -10,7 +10,7 @@ from simsiam.data.listing import SYSTEM_FOLDERS
 from utils.console import plural, print_line
 from utils.text import printable
 
-# Usual names of the sub-folders, in upper or lower case, in the order of preference.
+# Usual names of the sub-folders, in the order of preference. Upper and lower case are the same.
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "test", "testing")
 
@@ -18,7 +18,7 @@ MAX_LISTED_UNUSED = 5  # unused sub-folders that a message names
 
 
 class SplitFolders(NamedTuple):
-    """The folders of the train and the test images, and what next to them is not used."""
+    """The folders of the train and the test images, and names of what else is next to them."""
 
     train: Path
     test: Path | None
@@ -28,7 +28,7 @@ class SplitFolders(NamedTuple):
 def find_split_folders(root: Path, with_test: bool = True) -> SplitFolders:
     """Find the sub-folders of the train and, if `with_test` is set, of the test images.
 
-    Without a sub-folder for training, all images below `root` are train images.
+    If no sub-folder has a name in `TRAIN_NAMES`, all images below `root` are train images.
     """
     only_root = SplitFolders(root, None, [])
     try:
@@ -45,7 +45,7 @@ def find_split_folders(root: Path, with_test: bool = True) -> SplitFolders:
     if with_test:
         test = _choose_folder(folders, TEST_NAMES)
 
-    # List what else is in the folder.
+    # List what else is in the folder: other folders, and images that are in none.
     unused = []
     for name in folders:
         is_system_folder = name.startswith(".") or name.lower() in SYSTEM_FOLDERS
@@ -74,11 +74,15 @@ def _choose_folder(folders: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def print_split_folders(root: Path, folders: SplitFolders) -> None:
-    """Print which sub-folders are used, unless they are train/ and val/ and nothing is unused."""
-    has_usual_names = folders.test is None or (
-        folders.train.name == "train" and folders.test.name == "val"
-    )
-    if has_usual_names and not folders.unused:
+    """Print which sub-folders are used, and what is not used.
+
+    If everything is used, nothing is printed for train/ and val/, or for train images alone.
+    """
+    if folders.test is None:
+        is_obvious = True
+    else:
+        is_obvious = folders.train.name == "train" and folders.test.name == "val"
+    if is_obvious and not folders.unused:
         return
     message = f"training on {printable(folders.train.name)}/"
     if folders.test is not None:

@@ -57,7 +57,7 @@ class EvaluationContext:
             network += f", epoch {metadata.row['epoch']}"
         print_line(f"{self.checkpoint.file}: {network}")
 
-        images = f"{len(self.train):,} train and {len(self.test):,} {self.test.kind}"
+        images = f"{len(self.train):,} train and {len(self.test):,} {self.test.evaluation_name}"
         print_line(f"{self.dataset}: {images}, {len(self.classes)} classes; {self.device}")
 
     def extract_features(self, images: Tensor, label: str, unit: bool = True) -> Tensor:
@@ -93,14 +93,14 @@ class EvaluationContext:
     @torch.no_grad()
     def measure_accuracy(self, head: nn.Linear) -> dict[str, Any]:
         """Return `describe_accuracy` of a classifier (F) -> (C) on all test images, clean."""
-        features = self.extract_features(self.test.images, self.test.kind, unit=False)
+        features = self.extract_features(self.test.images, self.test.evaluation_name, unit=False)
         predicted = head(features).argmax(dim=1)
         counts = confusion(predicted, self.test.labels, len(self.classes))
         return self.describe_accuracy("test_accuracy", counts)
 
     def print_accuracies(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table of classifiers, the number of their labels, and their accuracies."""
-        images = f"{len(self.test):,} {self.test.kind} of {self.dataset}"
+        images = f"{len(self.test):,} {self.test.evaluation_name} of {self.dataset}"
         print_table(f"accuracy in % on {images}", head, rows)
 
     def with_backbone(self, backbone: ResNet) -> "EvaluationContext":
@@ -259,10 +259,10 @@ def find_pixel_range(
     checkpoint: LoadedCheckpoint,
 ) -> tuple[float, float] | None:
     """Return the range for a folder of further images: `--pixel-range`, or else the run's."""
-    if config.data.pixel_limits is not None:
-        return config.data.pixel_limits
+    if config.data.parsed_pixel_range is not None:
+        return config.data.parsed_pixel_range
     values = {
         "dataset": "folder",
         "pixel_range": checkpoint.metadata.settings.get("pixel_range"),
     }
-    return make_valid_options(checkpoint.file, values).pixel_limits
+    return make_valid_options(checkpoint.file, values).parsed_pixel_range

@@ -50,7 +50,7 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
         query_features = bank
     else:
         queries = context.test
-        query_kind = queries.kind
+        query_kind = queries.evaluation_name
         query_features = context.extract_features(queries.images, f"{query_kind} of {run.name}")
 
     gallery = make_gallery(train, bank, queries, query_features, queries_in_bank)

@@ -1,4 +1,4 @@
-"""Shared by the tests of the image cache: folders of images, decoded."""
+"""Functions that the tests of the image cache share. They make images and decode them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +24,16 @@ def photos(folder: Path, n: int) -> list[Path]:
 
 
 def metadata(files: list[Path]) -> dict[str, Any]:
-    """Return the manifest's entries for train images whose labels are their numbers."""
+    """Return the manifest's entries for train images, where file i has the label i."""
     return {"train": len(files), "labels": list(range(len(files))), "classes": []}
 
 
 def decode(tmp_path: Path, files: list[Path], side: int = 8) -> torch.Tensor:
+    """Decode the files in photos/ into cache/. Return the images (N, 3, side, side) uint8."""
     decode_images(tmp_path / "cache", tmp_path / "photos", files, side, metadata(files))
     return open_cache(tmp_path / "cache")[0].images
 
 
 def expected(tmp_path: Path, files: list[Path], side: int = 8) -> torch.Tensor:
+    """Return the images that `decode` should return, without a cache."""
     return torch.stack([read_image(tmp_path / "photos" / file, side) for file in files])

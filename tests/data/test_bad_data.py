@@ -19,6 +19,8 @@ from tests.images import CIFAR_FOLDER, PAGE, Bomb, flip_bit, link_cifar10
 from utils.errors import UserError
 
 NOT_PUBLISHED = "data_batch_2 is damaged (its MD5 is not the published one)"
+
+# For each case, a function from the published content to a damaged one, and the message.
 BATCHES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda raw: b"", NOT_PUBLISHED),
     "cut short": (lambda raw: raw[:-1], NOT_PUBLISHED),
@@ -26,6 +28,8 @@ BATCHES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a page": (lambda raw: PAGE, NOT_PUBLISHED),
     "a bomb": (lambda raw: pickle.dumps(Bomb()), NOT_PUBLISHED),
 }
+
+# For each case, a function that makes the content of a batch file, and the message.
 FORGED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a bomb": (lambda: pickle.dumps(Bomb()), "names posix.system, which is not plain data"),
     "a bomb among images": (
@@ -51,11 +55,11 @@ def test_a_bad_batch(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     root = link_cifar10(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
-    make, answer = BATCHES[case]
-    content = make((cifar10_dir / CIFAR_FOLDER / "data_batch_2").read_bytes())
+    damage, message = BATCHES[case]
+    content = damage((cifar10_dir / CIFAR_FOLDER / "data_batch_2").read_bytes())
     (root / CIFAR_FOLDER / "data_batch_2").write_bytes(content)
     status, out, err = program(*SMALL, "--dataset", "cifar10", "--data-dir", "data")
-    assert status == 2 and prints_only_header(out) and err.count("\n") == 1 and answer in err
+    assert status == 2 and prints_only_header(out) and err.count("\n") == 1 and message in err
     assert (root / CIFAR_FOLDER / "data_batch_2").read_bytes() == content
     assert os.listdir(tmp_path) == ["data"]
 
@@ -66,17 +70,18 @@ def test_a_batch_with_a_forged_md5_runs_no_code(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     root = link_cifar10(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
-    make, answer = FORGED[case]
+    make, message = FORGED[case]
     (root / CIFAR_FOLDER / "data_batch_2").write_bytes(make())
     md5 = hashlib.md5(make()).hexdigest()  # as if somebody had found a collision
-    files = [[name, md5 if name == "data_batch_2" else known] for name, known in CIFAR10.train_list]
-    monkeypatch.setattr(CIFAR10, "train_list", files)
+    files = dict(CIFAR10.train_list) | {"data_batch_2": md5}
+    monkeypatch.setattr(CIFAR10, "train_list", list(map(list, files.items())))
     with pytest.raises(UserError) as error:
         load_dataset(DataOptions("cifar10", "data"))
-    assert answer in str(error.value) and os.listdir(tmp_path) == ["data"]
+    assert message in str(error.value) and os.listdir(tmp_path) == ["data"]
 
 
 def archive(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
+    """Return a .tar.gz. Its members are files with some content, or links."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=0) as tar:
         for name, member in members.items():
@@ -91,10 +96,12 @@ def archive(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
 
 def link(name: str, target: str) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
-    info.type, info.linkname = tarfile.SYMTYPE, target
+    info.type = tarfile.SYMTYPE
+    info.linkname = target
     return info
 
 
+# For each case, a function that makes the archive, and the message.
 ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "the download failed"),
     "a page": (lambda: PAGE, "the download failed"),
@@ -129,12 +136,12 @@ def test_a_bad_archive_with_the_right_checksum(
 ) -> None:
     """The archive is a local file, as the message about a failed download recommends."""
     monkeypatch.chdir(tmp_path)
-    make, answer = ARCHIVES[case]
+    make, message = ARCHIVES[case]
     (tmp_path / "archive").write_bytes(make())
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(make()).hexdigest())
     url = (tmp_path / "archive").as_uri()
     flags = ["--dataset", "cifar10", "--data-dir", "data", "--data-url", url]
     status, out, err = program(*SMALL, *flags)
-    assert status == 2 and prints_only_header(out) and err.count("\n") == 1 and answer in err, err
+    assert status == 2 and prints_only_header(out) and err.count("\n") == 1 and message in err, err
     assert not list(tmp_path.rglob("*evil*")) and not Path("/tmp/evil_of_simsiam").exists()
     assert not Path("HACKED").exists() and not (tmp_path / "runs").exists()

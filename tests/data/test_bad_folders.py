@@ -1,4 +1,4 @@
-"""simsiam/data/image_folder.py: a bad folder is answered in one line on stderr."""
+"""simsiam/data/image_folder.py: a bad folder is refused with one line on stderr."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from tests.processes import Started, run_as_nobody
 
 
 def spoil(folder: Path, problem: str) -> None:
-    """Add something bad to a folder with images in train/."""
+    """Add a problem to a folder that has images in train/."""
     train = folder / "train"
     if problem == "val is empty":
         (folder / "val").mkdir()
@@ -30,7 +30,7 @@ def spoil(folder: Path, problem: str) -> None:
 
 
 CANNOT_BE_READ = "1 of 21 images in .* cannot be read: train/dots/"
-BAD = {
+MESSAGES = {
     "val is empty": r"--data-dir .*val: no image in it",
     "a class of val alone": r"val: cats is no class of .*train",
     "a text file": rf"{CANNOT_BE_READ}a b é.jpg \(not an image\).*--skip-bad-images",
@@ -39,17 +39,17 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("problem", BAD)
+@pytest.mark.parametrize("problem", MESSAGES)
 def test_bad_folders_are_refused_in_one_line(problem: str, own: Program, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     write_images(folder, patterns(20))
     spoil(folder, problem)
     status, out, err = own(folder, "--batch-size", "10")
     assert status == 2 and err.count("\n") == 1 and not (tmp_path / "runs").exists(), out + err
-    assert re.search(BAD[problem], err), err
+    assert re.search(MESSAGES[problem], err), err
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can read as somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
 def test_a_class_without_permission_is_named() -> None:
     with tempfile.TemporaryDirectory() as where:
         Path(where).chmod(0o777)

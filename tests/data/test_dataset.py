@@ -18,20 +18,21 @@ from utils.errors import UserError
 
 def test_options_and_registry_have_the_same_data_sets() -> None:
     assert set(get_args(Dataset)) == DATASETS.keys()
-    # A run keeps the folder of all data sets but these.
-    published = DATASETS.keys() - set(CUSTOM_DATASETS)
-    assert published == {"cifar10", "cifar100", "patterns"}
+    # All others than the user's own images are published or generated.
+    others = DATASETS.keys() - set(CUSTOM_DATASETS)
+    assert others == {"cifar10", "cifar100", "patterns"}
     with pytest.raises(UserError, match=r"--dataset mnist: should be 'cifar10', .*'arrays'"):
         make_options(dataset="mnist")
 
 
-def test_paths_of_any_kind_are_held_as_strings(tmp_path: Path) -> None:
+def test_paths_of_any_kind_become_strings(tmp_path: Path) -> None:
     class Folder:
         def __fspath__(self) -> str:
             return str(tmp_path)
 
-    odd = os.fsdecode(b"/caf\xe9")
-    for path, text in ((tmp_path, str(tmp_path)), (Folder(), str(tmp_path)), (Path(odd), odd)):
+    not_utf8 = os.fsdecode(b"/caf\xe9")
+    cases = ((tmp_path, str(tmp_path)), (Folder(), str(tmp_path)), (Path(not_utf8), not_utf8))
+    for path, text in cases:
         options = DataOptions("folder", path, cache_dir=path)
         assert type(options.data_dir) is type(options.cache_dir) is str
         assert options.data_dir == options.cache_dir == text
@@ -47,7 +48,7 @@ def test_paths_of_any_kind_are_held_as_strings(tmp_path: Path) -> None:
 def test_a_pair_of_numbers_is_a_range() -> None:
     for pair in ((0, 4095), [0, 4095], "0:4095"):
         options = DataOptions("folder", pixel_range=pair)
-        assert options.pixel_range == "0:4095" and options.pixel_limits == (0, 4095)
+        assert options.pixel_range == "0:4095" and options.parsed_pixel_range == (0, 4095)
 
 
 def test_placeholders_have_the_sizes_of_the_data_set(
@@ -77,7 +78,7 @@ def test_statistics_of_many_images_use_an_even_sample(
     assert channel_statistics(images)[0] == pytest.approx(exact[0], abs=0.02)
 
 
-def test_free_memory_is_a_part_of_the_machines() -> None:
+def test_free_memory_is_less_than_the_memory_of_the_machine() -> None:
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 2**20 < free_memory(torch.device("cpu")) < machine
 

@@ -47,10 +47,8 @@ def test_files_train_exactly_as_the_same_arrays(
     data = ("--dataset", "arrays", "--data-dir", str(tmp_path / "x.npz"), "--exp-name", "arrays")
     assert program(*TINY, *batch, *data)[0] == 0
     runs = [tmp_path / "runs" / name for name in ("files", "streamed", "arrays")]
-    assert (
-        read_rows(runs[0]) == read_rows(runs[1]) == read_rows(runs[2])
-        and read_rows(runs[0])[0]["kNN_accuracy"] > 10
-    )
+    assert read_rows(runs[0]) == read_rows(runs[1]) == read_rows(runs[2])
+    assert read_rows(runs[0])[0]["kNN_accuracy"] > 10
     assert same_weights(runs[0], runs[1]) and same_weights(runs[0], runs[2])
 
 
@@ -107,7 +105,7 @@ assert data.train.on_disk and trainer.global_step == n // 8
 
 @pytest.mark.slow("786 MB are written and read; that images stay on disk is a quick test")
 def test_images_larger_than_the_memory_are_streamed(tmp_path: Path) -> None:
-    """The kernel limits the memory that the program takes after it has built its network."""
+    """The kernel refuses more memory than 200 MiB after the program has built its network."""
     n = 1000
     memory = 200 * 2**20
     images = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, (n, 3, 512, 512))

@@ -20,17 +20,19 @@ from tests.at_steps import start_with_events
 from tests.helpers import SMALL, Program, same_run
 from tests.processes import start
 
-AT = SMALL.index("--test-images")
-FLAGS = SMALL[:AT] + SMALL[AT + 2 :]
+# SMALL without --test-images, which --held-out-images excludes
+TEST_IMAGES_AT = SMALL.index("--test-images")
+FLAGS = SMALL[:TEST_IMAGES_AT] + SMALL[TEST_IMAGES_AT + 2 :]
 
 
 def contents(*splits: ImageDataset) -> list[bytes]:
+    """Return the pixels of all images, sorted."""
     return sorted(image.numpy().tobytes() for split in splits for image in split.images)
 
 
 @pytest.fixture
 def options(photos: Path, tmp_path: Path) -> dict[str, DataOptions]:
-    """A small train split of each kind of data set, of which 50 images are held out."""
+    """Options of three small data sets. Of each, 50 train images are held out."""
     images, labels = make_patterns(200)
     arrays = {"x_train": images.numpy(), "y_train": labels.numpy()}
     np.savez(
@@ -48,14 +50,15 @@ def options(photos: Path, tmp_path: Path) -> dict[str, DataOptions]:
 
 
 @pytest.mark.parametrize("name", ["patterns", "arrays", "folder"])
-def test_imagesare_removed_from_train(
+def test_held_out_images_are_removed_from_train(
     name: str, options: dict[str, DataOptions], photos: Path
 ) -> None:
     prepare_dataset(options[name])
     train, held_out = load_dataset(options[name])
     assert (len(train), len(held_out)) == (150, 50)
-    every = ImageDataset(*make_patterns(200), train.classes)
-    assert contents(train, held_out) == contents(every)  # 200 different images, and no test image
+    all_images = ImageDataset(*make_patterns(200), train.classes)
+    # The 200 train images are different, and no test image is among them.
+    assert contents(train, held_out) == contents(all_images)
     assert held_out.labels.bincount().tolist() == [5] * 10
     assert train.labels.bincount().tolist() == [15] * 10
 
@@ -68,7 +71,7 @@ def test_a_dry_run_counts_held_out_images(options: dict[str, DataOptions], tmp_p
         assert [len(split) for split in splits] == sizes and splits[1].held_out
 
 
-def test_the_imagesdepend_on_no_seed() -> None:
+def test_held_out_images_do_not_depend_on_the_seed() -> None:
     images = []
     for seed in (0, 7):
         data = ViewsDataModule(
@@ -97,7 +100,7 @@ def test_each_class_is_held_out_by_its_share() -> None:
         ),
         ("--held-out-images 50 --test-images 9", "--test-images 9: with --held-out-images 50"),
         ("--held-out-images -1", "--held-out-images -1: should be greater"),
-        ("--held-out 50", "is called --held-out-images here"),
+        ("--held-out 50", "--held-out is called --held-out-images here"),
     ],
 )
 def test_impossible_numbers_are_refused_in_one_line(
@@ -119,9 +122,10 @@ def test_a_run_and_its_evaluations_name_held_out_images(program: Program, tmp_pa
 
     status, out, _ = program("knn", str(run))
     assert status == 0 and "% on 50 held-out training images" in out and "bank of 150" in out
-    figures = json.loads((run / "results" / "knn" / "summary.json").read_text())
-    assert figures["held_out_images"] == 50
-    assert figures["kNN_accuracy"] == json.loads((run / "summary.json").read_text())["kNN_accuracy"]
+    evaluation = json.loads((run / "results" / "knn" / "summary.json").read_text())
+    training = json.loads((run / "summary.json").read_text())
+    assert evaluation["held_out_images"] == 50
+    assert evaluation["kNN_accuracy"] == training["kNN_accuracy"]
     status, out, _ = program("linear", str(run), "--held-out", "0.2")
     assert status == 0 and "% on 50 held-out training images" in out
     status, out, _ = program("knn", str(run), "--held-out-images", "0", "--overwrite")
@@ -136,13 +140,12 @@ def test_evaluation_can_hold_out_images_after_the_run(
     assert (status, err) == (0, "") and "% on 40 held-out training images" in out
 
 
-def test_a_killed_run_on_imagesresumes_exactly(tmp_path: Path) -> None:
+def test_a_killed_run_with_held_out_images_resumes_exactly(tmp_path: Path) -> None:
     flags = [*FLAGS, "--held-out-images", "50", "--epochs", "4", "--checkpoint-every", "1"]
     flags += ["--conv-init", "torch", "--predictor-lr-scale", "0.5", "--save-dir", str(tmp_path)]
     start(*flags, "--exp-name", "whole").communicate()
-    killed = start_with_events(
-        {8: ["SIGKILL"]}, *flags, "--exp-name", "killed"
-    )  # of three steps an epoch
+    # An epoch has three steps, so step 8 is within the third epoch.
+    killed = start_with_events({8: ["SIGKILL"]}, *flags, "--exp-name", "killed")
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
     out, _ = start(*flags, "--exp-name", "killed").communicate()

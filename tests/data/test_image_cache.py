@@ -112,10 +112,8 @@ def test_bad_images_are_listed_and_tried_again(tmp_path: Path) -> None:
     assert len(decode(tmp_path, files)) == 2
 
 
-def test_a_file_that_became_readable_is_decoded(
-    tmp_path: Path,
-) -> None:
-    """Its size and its modification time are the same as before, as after a chmod."""
+def test_a_file_that_became_readable_is_decoded(tmp_path: Path) -> None:
+    """The size and the modification time of the file are the same as before, as after a chmod."""
     files = photos(tmp_path / "photos", 3)
     file = tmp_path / "photos" / files[1]
     content = file.read_bytes()

@@ -31,16 +31,17 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
 def decode_folder(args: list[str]) -> int:
     """Decode the images in ARGS[1] into ARGS[0]."""
     folder = ImageFolder(args[1])
-    decode_images(Path(args[0]), folder.folder, folder.files, 48, metadata(folder.files))
+    decode_images(Path(args[0]), folder.root, folder.files, 48, metadata(folder.files))
     return 0
 
 
 def start(tmp_path: Path) -> Started:
+    """Start a process that decodes photos/ into cache/."""
     return Started(decode_folder, [str(tmp_path / "cache"), str(tmp_path / "photos")])
 
 
 def noise(tmp_path: Path, n: int = 600) -> list[Path]:
-    """Make n files of the same image. 600 are more than are decoded together."""
+    """Make n files of the same noisy image. 600 are more than a chunk (`CHUNK_IMAGES`)."""
     (tmp_path / "photos").mkdir()
     image = Image.fromarray(
         np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
@@ -52,7 +53,7 @@ def noise(tmp_path: Path, n: int = 600) -> list[Path]:
 
 
 def decode_a_chunk(args: list[str]) -> int:
-    """Decode images as `decode_folder` does, and be killed before the second chunk."""
+    """Decode images as `decode_folder` does, but kill this process before the second chunk."""
     read_all_chunks = image_cache.read_images
 
     def read_one_chunk(*arguments: Any) -> Iterator[Any]:
@@ -75,7 +76,7 @@ def test_killed_decoding_resumes_in_one_of_two_processes(tmp_path: Path) -> None
     kill_after_a_chunk(tmp_path)
     with pytest.raises(UserError, match="no complete cache"):
         open_cache(tmp_path / "cache")
-    with lock_folder(tmp_path / "cache", ""):  # held until both processes wait for it
+    with lock_folder(tmp_path / "cache", ""):  # Release it when both processes wait for it.
         both = [start(tmp_path), start(tmp_path)]
         for process in both:
             wait_for(process, lambda process=process: "Waiting for" in process.printed()[0])
@@ -89,7 +90,7 @@ def test_killed_decoding_resumes_in_one_of_two_processes(tmp_path: Path) -> None
     assert len(images) == 600 and bool((images == expected).all())
 
 
-@pytest.mark.slow("decodes 600 images; what changes without a kill is a quick test")
+@pytest.mark.slow("decodes 600 images; a change without a kill is a quick test")
 def test_a_file_changed_after_a_kill_is_decoded_again(tmp_path: Path) -> None:
     files = noise(tmp_path)
     kill_after_a_chunk(tmp_path)

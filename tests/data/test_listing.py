@@ -15,7 +15,7 @@ SUFFIXES += ("ppm", "pgm", "pbm", "pnm", "avif", "jp2", "j2k")
 
 
 def put(folder: Path, *names: str) -> ImageFolder:
-    """Put a file with each of these names into a folder: images, unless their suffix says not."""
+    """Save an image under each of these names, whatever its suffix. Return the listed folder."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         smooth_image((8, 8)).save(folder / name, "PNG")
@@ -39,7 +39,7 @@ def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:
     folder = put(tmp_path, "cats/0.png", "dogs/0.heic")
     assert folder.classes == ("cats",)
     assert "1 folder (dogs) without an image" in folder.describe_skipped()
-    folder.keep([])  # which images are chosen later does not change it
+    folder.keep([])  # The message stays the same if fewer images are used later.
     assert "1 folder (dogs) without an image" in folder.describe_skipped()
 
 

@@ -1,4 +1,4 @@
-"""`--pixel-range`: images that use few of their bits are noticed, and scaled on request."""
+"""`--pixel-range`: a warning names images that use few of their bits, and the flag scales them."""
 
 import struct
 import zlib
@@ -23,12 +23,12 @@ COLOURS = np.array(smooth_image((40, 40)))
 
 
 def of_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """The same picture with `bits` bits in 16."""
+    """Return the pixels (0 to 255) scaled to values of `bits` bits, as 16-bit integers."""
     return np.round(pixels / 255 * (2**bits - 1)).astype(np.uint16)
 
 
 def colour_png(pixels: np.ndarray) -> bytes:
-    """A PNG of 16-bit colours (H, W, 3), which Pillow does not write."""
+    """Return a PNG of 16-bit colours (H, W, 3). Pillow cannot write one."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
@@ -42,14 +42,16 @@ def colour_png(pixels: np.ndarray) -> bytes:
 
 
 def colour_tiff(pixels: np.ndarray, order: str) -> bytes:
-    """A TIFF of 16-bit colours (H, W, 3); order "<" or ">"."""
+    """Return a TIFF of 16-bit colours (H, W, 3), whose bytes have the order "<" or ">"."""
     height, width, _ = pixels.shape
     data = pixels.astype(f"{order}u2").tobytes()
     long = [(256, width), (257, height), (258, 8), (273, 14), (278, height), (279, len(data))]
     short = [(259, 1), (262, 2), (277, 3)]  # no compression, RGB, three values a pixel
     fields = {}
-    for tag, value in long:  # 258, the bits of each value, are three shorts that lie at 8
-        kind, count = (3, 3) if tag == 258 else (4, 1)
+    for tag, value in long:
+        kind, count = 4, 1  # one long
+        if tag == 258:  # The bits of each colour are three shorts. They start at byte 8.
+            kind, count = 3, 3
         fields[tag] = struct.pack(f"{order}HHII", tag, kind, count, value)
     for tag, value in short:
         fields[tag] = struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0)
@@ -62,7 +64,7 @@ def colour_tiff(pixels: np.ndarray, order: str) -> bytes:
 
 
 def prepare(folder: Path, **options: object) -> torch.Tensor:
-    """The decoded images of a folder."""
+    """Decode the images of a folder, and return them."""
     cache = folder.parent / "cache"
     data_options = make_options(
         dataset="folder", data_dir=folder, image_size=40, cache_dir=cache, **options
@@ -77,7 +79,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-# ---------------------------------------------------------------- noticed
+# ---------------------------------------------------------------- warnings
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -89,7 +91,7 @@ def test_few_bits_in_16_are_named_with_the_flag(
         Image.fromarray(of_bits(GREY, bits)).save(folder / f"{i}.{suffix}")
     advice = f"--pixel-range 0:{2**bits - 1} makes 0 black and {2**bits - 1} white"
     highest = of_bits(GREY, bits).max()
-    for _ in range(2):  # also when they are decoded already
+    for _ in range(2):  # The second time, the images are already decoded.
         dark = prepare(folder)
         out = capsys.readouterr().out
         assert "3 of 3 images" in out and f"to {highest}, " in out and advice in out
@@ -99,7 +101,7 @@ def test_few_bits_in_16_are_named_with_the_flag(
 
 
 def read_image_of(pixels: np.ndarray, folder: Path) -> torch.Tensor:
-    """These pixels (H, W) or (H, W, 3) as an image of 8 bits is read."""
+    """Return pixels (H, W) or (H, W, 3) uint8 after they were saved to a file and read."""
     Image.fromarray(pixels).save(folder.parent / "8.png")
     return read_image(folder.parent / "8.png", 40)
 
@@ -140,11 +142,11 @@ def test_dark_images_of_8_bits_are_named(folder: Path, capsys: Printed) -> None:
     assert "Check whether --pixel-range 0:200 is right." in capsys.readouterr().out
 
 
-# ---------------------------------------------------------------- scaled
+# ---------------------------------------------------------------- scaling
 
 
 @pytest.mark.parametrize("kind", ["png", "<tif", ">tif"])
-def test_colours_of_16_bits_are_scaled_from_all_of_them(
+def test_colours_of_16_bits_are_scaled_from_all_bits(
     kind: str, folder: Path, capsys: Printed
 ) -> None:
     pixels = of_bits(COLOURS, 12)
@@ -197,7 +199,8 @@ def test_a_run_and_what_follows_use_one_range(
         assert (status, err) == (0, "") and "decoded" not in out and "warning" not in out
         features.append(np.load(tmp_path / name / "embed" / "features.npz")["features"])
     np.testing.assert_allclose(features[0], features[1], atol=1e-6)
-    assert read_summary(tmp_path / "a" / "embed")["settings"]["pixel_range"] is None  # the run's
+    # None means the range of the run.
+    assert read_summary(tmp_path / "a" / "embed")["settings"]["pixel_range"] is None
 
 
 @pytest.mark.parametrize("text", ["0", "3:2", "a:b", "0:inf", "nan:1", "1:1", "1:2:3", ":"])

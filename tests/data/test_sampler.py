@@ -15,7 +15,7 @@ IMAGES = torch.randint(0, 256, (50, 3, 6, 6), dtype=torch.uint8)
 
 def make_sampler(n: int, done: int = 0) -> EpochSampler:
     return EpochSampler(
-        n, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), batches_done=lambda: done
+        n, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), parts_done=lambda: done
     )
 
 
@@ -41,11 +41,11 @@ def test_prefetched_batches_equal_the_samplers(done: int) -> None:
         assert all(torch.equal(images, IMAGES[indices]) for indices, images in batches)
 
 
-def test_batches_done_is_called_at_the_first_batch() -> None:
+def test_parts_done_is_called_at_the_first_batch() -> None:
     """A Trainer makes its iterator before it restores the state of a run."""
     done = [0]
     sampler = EpochSampler(
-        50, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), batches_done=lambda: done[0]
+        50, 8, seed=0, epoch=lambda: 0, device=torch.device("cpu"), parts_done=lambda: done[0]
     )
     batches = iter(PrefetchLoader(sampler, IMAGES, pin=False))
     done[0] = 4

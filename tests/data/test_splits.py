@@ -16,7 +16,7 @@ Printed = pytest.CaptureFixture[str]
 
 
 def put(folder: Path, *names: str) -> None:
-    """An image with each of these names."""
+    """Save an image under each of these names."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         smooth_image((8, 8)).save(folder / name)
@@ -30,27 +30,34 @@ def load(folder: Path) -> Splits:
 
 
 @pytest.mark.parametrize(
-    ("folders", "message"),
+    ("train_folder", "test_folder", "unused"),
     [
-        (("train", "valid", "test"), "training on train/, testing on valid/; not used: test/"),
-        (("train", "validation"), "training on train/, testing on validation/"),
-        (("training", "testing"), "training on training/, testing on testing/"),
-        (("Train", "Test", "Valid"), "training on Train/, testing on Valid/; not used: Test/"),
-        (("train", "val", "valid"), "training on train/, testing on val/; not used: valid/"),
-        (("train", "bus", "car"), "training on train/; not used: bus/, car/"),
-        (("train", "Training"), "training on train/; not used: Training/"),
+        ("train", "valid", ["test"]),
+        ("train", "validation", []),
+        ("training", "testing", []),
+        ("Train", "Valid", ["Test"]),
+        ("train", "val", ["valid"]),
+        ("train", None, ["bus", "car"]),
+        ("train", None, ["Training"]),
     ],
 )
 def test_splits_may_have_any_usual_name(
-    folders: tuple[str, ...], message: str, tmp_path: Path, capsys: Printed
+    train_folder: str, test_folder: str | None, unused: list[str], tmp_path: Path, capsys: Printed
 ) -> None:
-    for i, folder in enumerate(folders):
-        put(tmp_path / "photos", *(f"{folder}/a/{j}.png" for j in range(i + 1)))
-    train, test = load(tmp_path / "photos")
-    used = message.split("; ")[0].split(", ")
-    names = [part.split()[-1].rstrip("/") for part in used]
-    assert len(train) == folders.index(names[0]) + 1
-    assert len(test) == (folders.index(names[1]) + 1 if len(names) > 1 else 0)
+    photos = tmp_path / "photos"
+    put(photos, f"{train_folder}/a/0.png")
+    message = f"training on {train_folder}/"
+    if test_folder is not None:
+        put(photos, f"{test_folder}/a/0.png", f"{test_folder}/a/1.png")
+        message += f", testing on {test_folder}/"
+    for folder in unused:
+        put(photos, *(f"{folder}/a/{i}.png" for i in range(3)))
+    if unused:
+        message += f"; not used: {', '.join(f'{folder}/' for folder in unused)}"
+
+    train, test = load(photos)
+    assert len(train) == 1
+    assert len(test) == (0 if test_folder is None else 2)
     assert f"photos: {message}\n" in capsys.readouterr().out
 
 
