@@ -42,7 +42,8 @@ class MetricsRecorder(pl.Callback):
         self.knn = knn
         self.rows: list[dict[str, Any]] = []
         self.batches = 0  # of this epoch, in this process
-        self.seconds = 0.0  # of this epoch, before the run was interrupted in it
+        # Of this epoch, before `started`. Not 0 if the run was interrupted in the epoch.
+        self.seconds = 0.0
         # Older checkpoints hold the module's sums over the epoch here instead of in the module.
         self._old_sums: dict[str, Any] | None = None
 
@@ -62,6 +63,8 @@ class MetricsRecorder(pl.Callback):
             self.run.write_rows(self.rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning does not call this when a resumed run continues in the middle of an epoch, so
+        # that epoch keeps the seconds from its checkpoint.
         self.batches = 0
         self.seconds = 0.0
         self.started = time.perf_counter()
@@ -79,8 +82,8 @@ class MetricsRecorder(pl.Callback):
             return
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(pl_module, SimSiam) and isinstance(data, ViewsDataModule)
-        # `tolist` waits until the device has finished the epoch's last step. It is the only wait in
-        # an epoch, and the time can only be taken after it.
+        # `tolist` waits until the device has finished the epoch's last step. Only then can the time
+        # be taken. This callback never waits in another step.
         self.means = pl_module.epoch_means().tolist()
         images = self.batches / trainer.accumulate_grad_batches * data.batch_size
         self.images_per_second = images / (time.perf_counter() - self.started)
