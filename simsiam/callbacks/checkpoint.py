@@ -1,4 +1,4 @@
-"""The checkpoints of a run, which are written in the background, and its end after a signal."""
+"""Write the checkpoints of a run in the background, and end the run after a signal."""
 
 import os
 import shutil
@@ -24,16 +24,15 @@ from utils.filesystem import write_atomically
 from utils.run_dir import RunDirectory, previous
 
 MIN_CHECKPOINT_SECONDS = 30  # between two checkpoints
-MAX_BLOCKED_FRACTION = 0.01  # of the training time that may be spent waiting for checkpoints
+MAX_BLOCKED_FRACTION = 0.01  # share of the training time that may be spent waiting for checkpoints
 
 
 class BackgroundCheckpointIO(TorchCheckpointIO):
     """Write checkpoints in a thread, so that training does not wait for the disk.
 
     The thread writes copies of the tensors, and each file atomically. `best.ckpt` stays in memory
-    until the next checkpoint under another name, or the end of training. So a series of epochs,
-    each better than the one before, costs a single write. The previous `last.ckpt` is kept as
-    `last.previous.ckpt`.
+    until another checkpoint is saved or training ends, so that several better epochs in a row cost
+    a single write. The previous `last.ckpt` is kept as `last.previous.ckpt`.
 
     A failed write raises no error. The dictionary `failures` has the reason for each file whose
     latest write failed.
@@ -117,8 +116,8 @@ class CheckpointCallback(Checkpoint):
         every: epochs between checkpoints. With None a checkpoint is saved every 30 seconds, or less
             often if the training waits longer for a checkpoint than MAX_BLOCKED_FRACTION allows.
         io: writes the checkpoints.
-        signals: after a signal, the run is saved at the end of the step. Then it ends. Only after
-            SIGUSR1 in a SLURM job it requeues the job, and trains until SLURM kills it.
+        signals: after a signal, the run is saved at the end of the step. Then it ends; or, after
+            SIGUSR1 in a SLURM job, it requeues the job and trains until SLURM kills it.
 
     Raises:
         StoppedBySignal: the run was saved after a signal.

@@ -44,7 +44,7 @@ class KNNMonitor(pl.Callback):
 
     Args:
         k: number of neighbours that vote; all images of the bank if it has fewer.
-        temperature: scale of the votes' weights exp(cosine / temperature).
+        temperature: each vote has the weight exp(cosine similarity / temperature).
         every: epochs between measurements; 0 for no measurement at all.
         bank, queries: loaders of (images, labels, ...), with float images (B, 3, S, S) as the
             network takes them and whole numbers from 0 as labels (B,). None for the images of the

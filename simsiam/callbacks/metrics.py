@@ -26,7 +26,7 @@ class MetricsRecorder(pl.Callback):
     - kNN_accuracy (percent), rankme: in epochs in which they are measured
     - learning_rate: at the end of the epoch
     - images_per_second: of training alone, without kNN and checkpoints
-    - seconds: of the whole epoch
+    - seconds: of the complete epoch
 
     Checkpoints hold all rows, so that a resumed run does not depend on the file.
 
@@ -41,9 +41,9 @@ class MetricsRecorder(pl.Callback):
         self.run = run
         self.knn = knn
         self.rows: list[dict[str, Any]] = []
-        self.batches = 0  # of this epoch, in this process
-        # Of this epoch, before `started`. Not 0 if the run was interrupted in the epoch.
-        self.seconds = 0.0
+        # `started` is when this process began or resumed the epoch.
+        self.batches = 0  # of the epoch, since `started`
+        self.seconds = 0.0  # of the epoch, before `started`; 0 unless it was resumed
         # Older checkpoints hold the module's sums over the epoch here instead of in the module.
         self._old_sums: dict[str, Any] | None = None
 

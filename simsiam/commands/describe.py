@@ -169,7 +169,7 @@ def describe_time(context: RunContext) -> list[str]:
         return [time]
     return [
         f"{time}: use a GPU.",
-        f"{INDENT}On CIFAR-10, a CPU reaches a kNN accuracy of 60 % in a quarter of an hour by:",
+        f"{INDENT}This command reaches 60 % (kNN) on CIFAR-10 in 15 minutes on a CPU:",
         INDENT + shell_command(*FLAGS_FOR_CPU.split()),
     ]
 

@@ -26,9 +26,9 @@ class Source(NamedTuple):
     """The images to embed."""
 
     checkpoint: LoadedCheckpoint
-    name: str
+    name: str  # the data set and its splits, or the folder
     splits: dict[str, ImageDataset | ImageFolder]
-    chunks: Iterator[Tensor]  # (B, 3, C, C) uint8, of all splits one after another
+    chunks: Iterator[Tensor]  # (B, 3, side, side) uint8, of all splits one after another
     classes: tuple[str, ...]
 
 

@@ -38,7 +38,7 @@ class Start(NamedTuple):
 
     path: Path
     step: int  # optimizer steps done
-    precision: Any = None  # Lightning's name; None for a checkpoint of an earlier version
+    precision: Any = None  # Lightning's name; None if an earlier version has not saved it
 
 
 def count_processes(device: DeviceOptions, dry_run: bool) -> int:

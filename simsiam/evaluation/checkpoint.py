@@ -92,7 +92,7 @@ def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
         return path
 
     run = RunDirectory(path)
-    # The last one is for the path of the folder `checkpoints` in a run.
+    # The third file exists if `path` is the folder `checkpoints` of a run.
     whole_files = [run.last, run.best, path / run.last.name]
     candidates = [run.backbone, *whole_files]
     if whole:
@@ -127,7 +127,7 @@ def load_checkpoint(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
         path, whole: as in `find_checkpoint`.
 
     Raises:
-        UserError: as in `load_backbone`, which names the cases.
+        UserError: as in `load_backbone`.
     """
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":

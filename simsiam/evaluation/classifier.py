@@ -40,7 +40,7 @@ class Recipe:
         head_lr: initial learning rate of the head.
         backbone_lr: initial learning rate of the backbone. None freezes the backbone: it gets no
             gradient, and its BN statistics do not change.
-        momentum, weight_decay: SGD's.
+        momentum, weight_decay: arguments of SGD.
         max_gradient_norm: gradients are clipped to this norm; None does not clip them.
     """
 

@@ -80,8 +80,8 @@ def select_evenly(n: int, count: int) -> list[int]:
     """Return `count` indices in 0 .. n - 1, evenly spread; all of them if there are fewer.
 
     In many data sets the classes alternate regularly, so that equal steps could meet a single class
-    only. The range is therefore divided into `count` parts, and the i-th index is i places after
-    the start of its part; the place wraps around at the end of the smallest part.
+    only. The range is therefore divided into `count` parts. The i-th index is the start of the i-th
+    part, moved on by i modulo the length of the shortest part.
     """
     count = min(n, count)
     return [i * n // count + i % (n // count) for i in range(count)]
