@@ -12,14 +12,14 @@ from pydantic import BaseModel, Field, ValidationError
 
 from utils.errors import UserError, require
 
-# Key of a callback's state in older checkpoints -> its key now, which is the name of the class.
+# Key of a callback's state in older checkpoints -> its present key, the name of the class.
 RENAMED_STATES = {"Recorder": "MetricsRecorder", "Keeper": "CheckpointCallback"}
 
 
 class Row(BaseModel, strict=True):
     """The part of an epoch's metrics that resuming needs."""
 
-    epoch: int = 0  # epochs done; a checkpoint of the first epoch does not say it
+    epoch: int = 0  # epochs done; missing in a checkpoint from within the first epoch
 
 
 class Resumable(BaseModel, strict=True):
@@ -89,7 +89,7 @@ def _load(path: Path) -> Any:
 
 
 def _rename_states(content: dict[str, Any]) -> None:
-    """Give the callbacks' states in an older checkpoint their keys of now."""
+    """Give the callbacks' states in an older checkpoint their present keys."""
     states = content.get("callbacks")
     if not isinstance(states, dict):
         return

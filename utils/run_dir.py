@@ -17,7 +17,7 @@ PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")
 
 
 def previous(path: Path) -> Path:
-    """Return where the checkpoint before the one at `path` is kept."""
+    """Return the path of the checkpoint that was saved before the one at `path`."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
@@ -32,11 +32,12 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
         self.best = self.checkpoints / "best.ckpt"
+        self.results = path / "results"  # of commands that evaluate the run
         # Only a finished run has these two.
         self.summary = path / "summary.json"
         self.backbone = path / "backbone.safetensors"
-        self.results = path / "results"  # of commands that evaluate the run
-        self._locks = ExitStack()
+        # Holds the folder's lock. `write_rows` exchanges it if it has to make a new folder.
+        self._lock_holder = ExitStack()
         self._created_config: dict[str, Any] | None = None  # what `create` wrote
 
     def state(self) -> Literal["new", "unfinished", "finished"]:
@@ -67,8 +68,8 @@ class RunDirectory:
         """Return a section of config.yaml.
 
         Args:
-            section: "settings" for the settings with which the run was started, "resolved" for what
-                they left to the program.
+            section: "settings" for the settings with which the run was started, "resolved" for the
+                values that the program chose where a setting was left open.
 
         Raises:
             UserError: config.yaml is damaged.
@@ -101,19 +102,20 @@ class RunDirectory:
         Raises:
             UserError: another process is training in it.
         """
-        with self._locks:
-            self._lock()
+        with self._lock_holder:
+            self._acquire_lock()
             yield
 
-    def _lock(self) -> None:
+    def _acquire_lock(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         message = f"another process is training in {self.path}. Wait, or pass another --exp-name."
-        self._locks.enter_context(lock_folder(self.path, message))
+        self._lock_holder.enter_context(lock_folder(self.path, message))
 
     def delete(self) -> None:
-        """Remove what a run writes. Other files in the folder stay.
+        """Remove the files of a run and its results.
 
-        config.yaml is removed last. If this process is killed before that, an unfinished run stays.
+        Other files stay, as do the folders of the loggers csv, wandb and mlflow. config.yaml is
+        removed last: if this process is killed before that, the folder has an unfinished run.
         """
         event_files = self.path.glob("events.out.tfevents.*")
         for file in (self.summary, self.metrics, self.backbone, self.views, *event_files):
@@ -131,7 +133,8 @@ class RunDirectory:
     def resumable(self) -> list[Path]:
         """Return the checkpoints to resume from, the newest first."""
         own = [path for path in (self.last, previous(self.last)) if path.exists()]
-        # Lightning writes one of these when SLURM requeues the job.
+        # Lightning writes such a file when SLURM requeues the job. It counts only if it is newer
+        # than the run's own checkpoint.
         requeued = {path: path.stat().st_mtime for path in self.checkpoints.glob("hpc_ckpt_*.ckpt")}
         if own:
             last_saved = own[0].stat().st_mtime
@@ -161,7 +164,7 @@ class RunDirectory:
         if self._created_config is not None and not self.config.exists():
             self.create(self._created_config)
             # The lock is on the removed folder and does not protect the new one.
-            self._locks.close()
-            self._lock()
+            self._lock_holder.close()
+            self._acquire_lock()
         lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
         write_text(self.metrics, "".join(lines))

@@ -1,4 +1,4 @@
-"""The checkpoints of a run, which are written in the background, and its end after a signal."""
+"""Write the checkpoints of a run in the background, and end the run after a signal."""
 
 import os
 import shutil
@@ -24,18 +24,18 @@ from utils.filesystem import write_atomically
 from utils.run_dir import RunDirectory, previous
 
 MIN_CHECKPOINT_SECONDS = 30  # between two checkpoints
-MAX_BLOCKED_FRACTION = 0.01  # of the training time that may be spent waiting for checkpoints
+MAX_BLOCKED_FRACTION = 0.01  # share of the training time that may be spent waiting for checkpoints
 
 
 class BackgroundCheckpointIO(TorchCheckpointIO):
     """Write checkpoints in a thread, so that training does not wait for the disk.
 
-    The thread writes copies of the tensors, and each file atomically. `best.ckpt` is only written
-    together with the next `last.ckpt`; until then, a better one replaces it in memory. The previous
-    `last.ckpt` is kept as `last.previous.ckpt`.
+    The thread writes copies of the tensors, and each file atomically. `best.ckpt` stays in memory
+    until another checkpoint is saved or training ends, so that several better epochs in a row cost
+    a single write. The previous `last.ckpt` is kept as `last.previous.ckpt`.
 
-    A failure to write raises nothing. It is noted in `failures`: file -> the reason why its latest
-    write failed.
+    A failed write raises no error. The dictionary `failures` has the reason for each file whose
+    latest write failed.
 
     Args:
         extra_state: plain values that every checkpoint holds in addition to Lightning's own.
@@ -87,12 +87,15 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
             shutil.copyfile(last, previous(last))
 
     def wait(self) -> None:
-        """Return when each started write has ended, well or not."""
+        """Wait until each started write has succeeded or failed."""
         while self._writes:
             self._writes.pop().result()
 
     def teardown(self) -> None:
-        """Write what is left; Lightning calls this at the end of training and after an error."""
+        """Write a `best.ckpt` that is still in memory, and wait for all writes.
+
+        Lightning calls this at the end of training and after an error.
+        """
         self._start_writes()
         self.wait()
 
@@ -113,7 +116,8 @@ class CheckpointCallback(Checkpoint):
         every: epochs between checkpoints. With None a checkpoint is saved every 30 seconds, or less
             often if the training waits longer for a checkpoint than MAX_BLOCKED_FRACTION allows.
         io: writes the checkpoints.
-        signals: after a signal, the run is saved at the end of the step. Then it ends.
+        signals: after a signal, the run is saved at the end of the step. Then it ends; or, after
+            SIGUSR1 in a SLURM job, it requeues the job and trains until SLURM kills it.
 
     Raises:
         StoppedBySignal: the run was saved after a signal.
@@ -136,20 +140,25 @@ class CheckpointCallback(Checkpoint):
         self.best: float | None = None  # the highest kNN accuracy, in percent
         self.best_epoch: int | None = None
         self.begun = False  # whether training has begun, which means that all state was restored
-        self.saved_at = time.monotonic()  # when training went on after the latest checkpoint
-        self.blocked_seconds = 0.0  # how long training had waited for that checkpoint
+        # When the latest checkpoint was handed to `io`, and how long training waited for that.
+        self.saved_at = time.monotonic()
+        self.blocked_seconds = 0.0
         self._reported_failures: dict[Path, str] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raise ValueError if a restored checkpoint contradicts itself."""
+        """Check the restored state. From now on, a signal saves the run before it ends.
+
+        Raises:
+            ValueError: the restored checkpoint contradicts itself.
+        """
         schedule = trainer.lr_scheduler_configs[0].scheduler
         if schedule.last_epoch != trainer.global_step:
             raise ValueError(
-                f"its learning rate is that of step {schedule.last_epoch}, "
+                f"the checkpoint has the learning rate of step {schedule.last_epoch}, "
                 f"but its training is at step {trainer.global_step}"
             )
         self.begun = True
-        self.signals.to_save = True
+        self.signals.saves_before_end = True
 
     def on_train_batch_end(
         self,
@@ -171,7 +180,8 @@ class CheckpointCallback(Checkpoint):
         row = self.recorder.row
         epoch = row["epoch"]
 
-        # If best.ckpt could not be written, those weights are lost. Then save the next best ones.
+        # If best.ckpt could not be written, its weights are lost. Then the next weights whose
+        # accuracy is measured count as the best, whatever their accuracy is.
         if self.run.best in self.io.failures:
             self.best = None
         accuracy = row.get("kNN_accuracy")
@@ -183,9 +193,12 @@ class CheckpointCallback(Checkpoint):
 
         if epoch == trainer.max_epochs:
             # Save the last epoch in any case. Ignore a signal, because the run is about to end.
-            self._save_or_stop(trainer, 0, True)
+            self._save_or_stop(trainer, signal_number=0, is_due=True)
             return
-        is_due = self._is_due_by_time() if self.every is None else epoch % self.every == 0
+        if self.every is None:
+            is_due = self._is_due_by_time()
+        else:
+            is_due = epoch % self.every == 0
         self._save_or_stop(trainer, self.signals.received, is_due)
 
     def _is_due_by_time(self) -> bool:
@@ -199,7 +212,8 @@ class CheckpointCallback(Checkpoint):
         All ranks do the same, whichever of them received the signal.
 
         Args:
-            signal_number: 0 if this rank received none.
+            signal_number: the signal that this rank received; 0 for none.
+            is_due: whether this rank counts a checkpoint as due; the ranks' clocks may differ.
         """
         signal_number, is_due_anywhere = distributed.all_reduce_max(signal_number, is_due)
         if signal_number or is_due_anywhere:
@@ -213,12 +227,15 @@ class CheckpointCallback(Checkpoint):
             self.io.wait()
             self.signals.received = 0
             return
-        # Rank 0 writes. If another rank ended before it, rank 0 would take that rank for lost.
+        # Only rank 0 writes. If another rank ended first, rank 0 would report it as lost.
         trainer.strategy.barrier()
-        where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}, in {self.run.path}"
-        raise StoppedBySignal(signal_number, f" in {where}; {self._describe_last_save()}")
+        position = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
+        raise StoppedBySignal(
+            signal_number, f" in {position}, in {self.run.path}; {self._describe_last_save()}"
+        )
 
     def _describe_last_save(self) -> str:
+        """Return whether `last.ckpt` is saved, and from where the run can resume."""
         failure = self.io.failures.get(self.run.last)
         if failure is None:
             return "saved: the same command resumes it"
@@ -233,7 +250,8 @@ class CheckpointCallback(Checkpoint):
                 epoch = trainer.current_epoch + 1
                 raise make_not_finite_error("a weight is not finite", epoch, self.run)
         started = time.monotonic()
-        # Wait for the checkpoint before this one: on a slow disk, copies would fill the memory.
+        # Wait for the checkpoint before this one. Otherwise, on a slow disk, copies that wait to be
+        # written would fill the memory.
         self.io.wait()
         self.io.extra_state["row"] = self.recorder.row
         trainer.save_checkpoint(self.run.last)

@@ -19,12 +19,12 @@ class ImageLogger(pl.Callback):
     """Log the images `views` and `neighbours`.
 
     `views` is logged at the start of a run, and also saved as views.png. Both images are logged
-    every so many epochs and after the last one.
+    after every `every`-th epoch and after the last one.
 
     Args:
         knn: must come before this callback. `neighbours` shows the neighbours that it has found,
             and is only logged in epochs in which it has measured.
-        every: epochs between images; 0 for the start and the last epoch only.
+        every: epochs between images; 0 logs them at the start and after the last epoch only.
         log_image: takes a tag, an image (3, H, W) uint8 and a step.
     """
 
@@ -56,7 +56,7 @@ class ImageLogger(pl.Callback):
             return
         data = get_data(trainer)
         step = trainer.global_step - 1
-        self.log_image("views", draw_views(data, first=epoch), step)
+        self.log_image("views", draw_views(data, first_epoch=epoch), step)
         if self.knn.latest and self.knn.indices is not None:
             indices = self.knn.indices[:GALLERY_QUERIES, :GALLERY_NEIGHBOURS]
             rows = gallery_rows(data.train, data.test.first(len(indices)), indices)

@@ -36,15 +36,15 @@ class KNNMonitor(pl.Callback):
     The features are the pooled backbone features of clean images. For kNN they are L2-normalised
     (Wu et al. 2018; SimSiam paper, appendix D). The bank and the queries are the train and the test
     split of a `ViewsDataModule`, or the images of two loaders. `rankme` is the effective rank of
-    the first 25,600 features of the bank. If there are no labels, only `rankme` is logged.
+    25,600 features of the bank. If there are no labels, only `rankme` is logged.
 
-    The monitor measures before training, every so many epochs and after the last epoch. In an epoch
-    without a measurement, `trainer.callback_metrics` has the latest values, which callbacks such as
-    `EarlyStopping` read. Loggers only get measured values.
+    The monitor measures before training, after every `every`-th epoch and after the last one. In an
+    epoch without a measurement, `trainer.callback_metrics` has the latest values, which callbacks
+    such as `EarlyStopping` read. Loggers only get measured values.
 
     Args:
-        k: number of neighbours that vote; a smaller bank votes completely.
-        temperature: of their votes, as in `utils.knn.knn_predict`.
+        k: number of neighbours that vote; all images of the bank if it has fewer.
+        temperature: each vote has the weight exp(cosine similarity / temperature).
         every: epochs between measurements; 0 for no measurement at all.
         bank, queries: loaders of (images, labels, ...), with float images (B, 3, S, S) as the
             network takes them and whole numbers from 0 as labels (B,). None for the images of the
@@ -94,14 +94,19 @@ class KNNMonitor(pl.Callback):
         self._folded: ResNet | None = None  # on a GPU, the network that extracts the features
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        data = getattr(trainer, "datamodule", None)
         if stage != "fit":
             return
+        data = getattr(trainer, "datamodule", None)
         if self.every and self.bank is None and not isinstance(data, ViewsDataModule):
             raise ValueError(
                 "KNNMonitor has no images: KNNMonitor(bank=..., queries=...) takes loaders of "
                 "(images, labels), clean and normalised; or train with a ViewsDataModule"
             )
+
+    @property
+    def has_measured(self) -> bool:
+        """Whether this run has been measured, before it was resumed or since."""
+        return bool(self._last_measured)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.latest = {}
@@ -125,7 +130,7 @@ class KNNMonitor(pl.Callback):
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         """Return whether to measure at the end of the current epoch."""
-        if not self._last_measured:  # as after a resume from a checkpoint of an earlier version
+        if not self.has_measured:  # as after a resume from a checkpoint of an earlier version
             return True
         return (trainer.current_epoch + 1) % self.every == 0 or is_last_epoch(trainer)
 
@@ -155,12 +160,14 @@ class KNNMonitor(pl.Callback):
         """Return `kNN_accuracy` and `rankme` for the current weights.
 
         `kNN_accuracy` is left out if there are no labels, and `rankme` if it is not finite.
-        Each process extracts the features of its share of the images and searches among them.
+        Each process extracts the features of its share of the images. The processes search the
+        neighbours together.
         """
         started = time.perf_counter()
         with trainer.precision_plugin.forward_context():
             bank, queries = self._extract(trainer, pl_module)
         metrics: dict[str, float] = {}
+        # `rankme` takes the features of all processes together: the first ones of each share.
         rank = rankme(bank.features[: RANKME_IMAGES // distributed.world_size()])
         if queries is not None:
             metrics["kNN_accuracy"] = self._measure_accuracy(bank, queries)
@@ -170,13 +177,17 @@ class KNNMonitor(pl.Callback):
         return trainer.strategy.broadcast(metrics)  # from rank 0, so that all ranks agree
 
     def _measure_accuracy(self, bank: LabelledFeatures, queries: LabelledFeatures) -> float:
-        """Return top-1 in percent, and keep the neighbours in `self.indices`."""
+        """Return top-1 in percent, and keep the neighbours in `self.indices`.
+
+        Args:
+            bank, queries: features of this process's share, labels of all images. The features are
+                normalised in place, because they are not needed any more.
+        """
         # Votes take memory for each class, so only count the classes that occur.
         classes, bank_labels = bank.labels.unique(return_inverse=True)
-        # In place: the features are not needed any more.
         unit_bank = normalize(bank.features, dim=1, out=bank.features)
         unit_queries = normalize(queries.features, dim=1, out=queries.features)
-        unit_queries = distributed.all_gather_rows(unit_queries)
+        unit_queries = distributed.all_gather_rows(unit_queries)  # (Q, F), of all processes
         start = distributed.shard(len(bank_labels)).start
         k = min(self.k, len(bank_labels))
         similarity, self.indices = nearest_in_shards(unit_queries, unit_bank, k, start)
@@ -217,11 +228,12 @@ class KNNMonitor(pl.Callback):
     def _extract_split(
         self, network: nn.Module, data: ViewsDataModule, split: ImageDataset
     ) -> LabelledFeatures:
+        """Return the features of this process's share of a split, and the labels of all of it."""
         images = split.images[distributed.shard(len(split))]
         chunks: Iterable[Tensor] = images.split(choose_chunk_size(images))
         if self.progress is not None:
             chunks = self.progress(chunks, len(images), f"kNN, {len(split):,} images")
-        features = extract_features(network, chunks, data.mean, data.std, False, len(images))
+        features = extract_features(network, chunks, data.mean, data.std, unit=False, n=len(images))
         return LabelledFeatures(features, split.labels)
 
     def _fold(self, backbone: ResNet) -> ResNet:

@@ -97,6 +97,7 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
                 values[name] = " ".join(value)
             else:
                 values[name] = value
+        # `hparams` uses the names only. TensorBoard shows the latest value of each curve.
         curves = dict.fromkeys(("kNN_accuracy", "train_loss", "z_std"), 0.0)
         for summary in hparams(values, curves):
             self.experiment._get_file_writer().add_summary(summary)
@@ -120,6 +121,7 @@ def make_loggers(config: Pretrain, run: RunDirectory, resumed_at: int | None) ->
     Raises:
         UserError: a logger does not start.
     """
+    # Leave out settings that change nothing that is computed, such as --devices and --logger.
     settings = settings_that_matter(settings_to_keep(config))
     loggers: list[Logger] = []
     for kind in dict.fromkeys(config.monitor.logger):  # each once
@@ -132,11 +134,11 @@ def make_loggers(config: Pretrain, run: RunDirectory, resumed_at: int | None) ->
                 purge_step=resumed_at or 0,  # hides the points of the steps that are done again
             )
             if resumed_at is None and distributed.rank() == 0:
-                shown = {"seed": config.run.seed}
+                changed = {"seed": config.run.seed}
                 for name, value in settings.items():
                     if value != PRETRAIN_DEFAULTS.get(name):
-                        shown[name] = value
-                logger.log_settings(shown)
+                        changed[name] = value
+                logger.log_settings(changed)
         elif kind == "csv":
             logger = CSVLogger(run.path, name="csv")
         else:
@@ -162,6 +164,7 @@ def make_remote_logger(
         if kind == "wandb":
             logger = WandbLogger(run_name, run.path, project="simsiam")
         else:
+            # Without a server, MLflow logs to a folder, which it refuses unless this is set.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = os.environ.get("MLFLOW_TRACKING_URI", f"file:{run.path / 'mlruns'}")
             logger = MLFlowLogger("simsiam", run_name, uri)

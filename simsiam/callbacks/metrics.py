@@ -26,7 +26,7 @@ class MetricsRecorder(pl.Callback):
     - kNN_accuracy (percent), rankme: in epochs in which they are measured
     - learning_rate: at the end of the epoch
     - images_per_second: of training alone, without kNN and checkpoints
-    - seconds: of the whole epoch
+    - seconds: of the complete epoch
 
     Checkpoints hold all rows, so that a resumed run does not depend on the file.
 
@@ -41,8 +41,9 @@ class MetricsRecorder(pl.Callback):
         self.run = run
         self.knn = knn
         self.rows: list[dict[str, Any]] = []
-        self.batches = 0  # of this epoch, in this process
-        self.seconds = 0.0  # of this epoch, before the run was interrupted in it
+        # `started` is when this process began or resumed the epoch.
+        self.batches = 0  # of the epoch, since `started`
+        self.seconds = 0.0  # of the epoch, before `started`; 0 unless it was resumed
         # Older checkpoints hold the module's sums over the epoch here instead of in the module.
         self._old_sums: dict[str, Any] | None = None
 
@@ -62,6 +63,8 @@ class MetricsRecorder(pl.Callback):
             self.run.write_rows(self.rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning does not call this when a resumed run continues in the middle of an epoch, so
+        # that epoch keeps the seconds from its checkpoint.
         self.batches = 0
         self.seconds = 0.0
         self.started = time.perf_counter()
@@ -79,8 +82,8 @@ class MetricsRecorder(pl.Callback):
             return
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(pl_module, SimSiam) and isinstance(data, ViewsDataModule)
-        # `tolist` waits until the device has finished the epoch's last step. It is the only wait in
-        # an epoch, and the time can only be taken after it.
+        # `tolist` waits until the device has finished the epoch's last step. Only then can the time
+        # be taken. This callback never waits in another step.
         self.means = pl_module.epoch_means().tolist()
         images = self.batches / trainer.accumulate_grad_batches * data.batch_size
         self.images_per_second = images / (time.perf_counter() - self.started)

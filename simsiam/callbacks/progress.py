@@ -12,7 +12,9 @@ from simsiam.data.datamodule import ViewsDataModule
 from utils.console import MIN_BAR_WIDTH, console, print_line
 
 REFRESH_SECONDS = 1.0  # between two updates of the bar, each of which waits for the device
-TERMINAL_LINES = 40  # about as many finished epochs stay on a terminal; a file gets all of them
+# A terminal gets about this many lines, for epochs at equal intervals. A file gets a line for each
+# epoch.
+TERMINAL_LINES = 40
 COLUMN_GAPS = 4  # columns that stay empty between the bar and the texts around it
 
 
@@ -48,6 +50,7 @@ class ProgressCallback(pl.Callback):
         self.batches = 0
         self.seconds = 0.0
         self.pixels = 0  # the sum of the pixels of a view over the batches
+        # When the latest batch ended. None: the first batch, which is not counted, has not ended.
         self._batch_ended: float | None = None
         self._bar_updated = 0.0
 
@@ -57,8 +60,9 @@ class ProgressCallback(pl.Callback):
         self.bar.start()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.batches:
-            self._batch_ended = time.perf_counter()  # the time between epochs is no training
+        # Leave out the time between two epochs, which is no training.
+        if self._batch_ended is not None:
+            self._batch_ended = time.perf_counter()
         self._update_bar(trainer, 0)
 
     def on_train_batch_end(
@@ -111,15 +115,15 @@ class ProgressCallback(pl.Callback):
         The time of a batch is taken to be proportional to the pixels of its views.
 
         Args:
-            batches_done: of the current epoch.
+            batches_done: number of batches that are done in the current epoch.
         """
         batches = int(trainer.num_training_batches)
         epoch = trainer.current_epoch
         seconds = 0.0
         if self.pixels:
             pixels_left = -batches_done * count_pixels(trainer, epoch)
-            for later_epoch in range(epoch, trainer.max_epochs or epoch):
-                pixels_left += batches * count_pixels(trainer, later_epoch)
+            for unfinished_epoch in range(epoch, trainer.max_epochs or epoch):
+                pixels_left += batches * count_pixels(trainer, unfinished_epoch)
             seconds = self.seconds / self.pixels * pixels_left
         is_epoch_done = batches_done == batches
         epochs_done = epoch + 1 if is_epoch_done else epoch

@@ -1,4 +1,4 @@
-"""Features whose extraction and search the processes of a run share among them."""
+"""Features of many images: each process of a run extracts and searches a share of them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -63,7 +63,7 @@ def nearest_in_shards(queries: Tensor, shard: Tensor, k: int, start: int) -> tup
         Similarity and index in the bank, (Q, k) each, the most similar first.
     """
     similarity, index = nearest(queries, shard, min(k, len(shard)))
-    index = index + start
+    index = index + start  # from indices in the shard to indices in the bank
     if distributed.world_size() == 1:
         return similarity, index
     # `all_gather_rows` joins rows. The transposed tensors are joined to (Q, processes * k).

@@ -30,7 +30,8 @@ class SignalCallback(pl.Callback):
     def __init__(self) -> None:
         self.received = 0  # number of the latest signal; 0 for none
         self.requeue: Callable[[], object] | None = None
-        self.to_save = False  # whether training has begun, so that there is something to save
+        # Whether training has begun: then a run must be saved before a signal ends it.
+        self.saves_before_end = False
         self._previous_handlers: dict[int, Any] = {}  # signal -> its handler before training
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -62,10 +63,11 @@ class SignalCallback(pl.Callback):
                 if stream.isatty():
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         self.received = number
-        # Before the first step there is nothing to save, so a process can end at once. One of
-        # several processes must not: the others would wait for it. All end after the first step.
+        # Before training there is nothing to save, so a single process can end at once. One of
+        # several processes must not end alone, because the others would wait for it: all of them
+        # end after the first step.
         is_alone = distributed.world_size() == 1
-        if not self.to_save and is_alone and number != REQUEUE_SIGNAL:
+        if not self.saves_before_end and is_alone and number != REQUEUE_SIGNAL:
             raise StoppedBySignal(
                 number, " before the first step; the same command starts the run again"
             )

@@ -1,4 +1,4 @@
-"""What is known about a pre-training: as text for the user, and as metadata for its files."""
+"""Describe a pre-training: in text for the user, and in metadata for its files."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,7 +28,7 @@ INDENT = " " * 12  # of a line that continues the one above
 
 @dataclass
 class RunContext:
-    """What the steps of a pre-training share."""
+    """The settings, folder, data and model of a pre-training."""
 
     config: Pretrain
     run: RunDirectory
@@ -40,7 +40,7 @@ class RunContext:
 
 
 def collect_provenance(context: RunContext) -> dict[str, Any]:
-    """Return what each checkpoint and exported file of the run says about its origin."""
+    """Return the origin of the run, for the metadata of its checkpoints and exported files."""
     provenance = {
         "classes": list(context.data.train.classes),
         "settings": settings_to_keep(context.config),
@@ -54,7 +54,11 @@ def collect_provenance(context: RunContext) -> dict[str, Any]:
 
 
 def resolve_settings(context: RunContext) -> dict[str, Any]:
-    """Return what the settings left to the program: the section `resolved` of config.yaml."""
+    """Return the section `resolved` of config.yaml.
+
+    It has the values that the program chose for settings that were left open, and facts about the
+    data and the machine.
+    """
     network = context.config.network
     optimizer = context.config.optimizer
     return {
@@ -75,7 +79,7 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
 
 
 def describe_missing_images(data: ViewsDataModule) -> str:
-    """Return what a run without --dry-run would do first to get its images.
+    """Return a line about how a run without --dry-run would first get its images.
 
     Args:
         data: holds placeholders for the images.
@@ -85,7 +89,7 @@ def describe_missing_images(data: ViewsDataModule) -> str:
         return f"{options.dataset} is not in {options.data_dir}: it would be downloaded first"
     images = len(data.train) + len(data.test)
     gib = images * 3 * data.train.side**2 / 2**30
-    return f"{images:,} images would be decoded, {gib:.2f} GiB, unless they are already"
+    return f"{images:,} images would be decoded, {gib:.2f} GiB, unless they are decoded already"
 
 
 def describe_run(context: RunContext) -> str:
@@ -125,7 +129,7 @@ def describe_run(context: RunContext) -> str:
 
 
 def describe_images(context: RunContext) -> list[str]:
-    """Return the lines about the images and their views, and why kNN is off if it must be."""
+    """Return the lines about the images, their views, and the reason if kNN cannot be measured."""
     data = context.data
     classes = plural(len(data.train.classes), "class")
     counts = f"{len(data.train):,} train and {len(data.test):,} {data.test.evaluation_name}"
@@ -164,8 +168,8 @@ def describe_time(context: RunContext) -> list[str]:
     if seconds <= LONG_RUN:
         return [time]
     return [
-        f"{time}: it wants a GPU.",
-        f"{INDENT}What a CPU learns of CIFAR-10 in a quarter of an hour:",
+        f"{time}: use a GPU.",
+        f"{INDENT}This command reaches 60 % (kNN) on CIFAR-10 in 15 minutes on a CPU:",
         INDENT + shell_command(*FLAGS_FOR_CPU.split()),
     ]
 

@@ -26,9 +26,9 @@ class Source(NamedTuple):
     """The images to embed."""
 
     checkpoint: LoadedCheckpoint
-    name: str
+    name: str  # the data set and its splits, or the folder
     splits: dict[str, ImageDataset | ImageFolder]
-    chunks: Iterator[Tensor]  # (B, 3, C, C) uint8, of all splits one after another
+    chunks: Iterator[Tensor]  # (B, 3, side, side) uint8, of all splits one after another
     classes: tuple[str, ...]
 
 
@@ -55,7 +55,7 @@ def embed(config: Embed) -> None:
         folder.report_skipped()
     features = checkpoint.extract_features(source.chunks, n, name, unit=False).cpu().numpy()
 
-    # Reading a folder has removed the images that cannot be read, so its length is asked again.
+    # Reading a folder has removed the images that cannot be read, so ask for the lengths again.
     sizes = {name: len(split) for name, split in source.splits.items()}
     labels = [split.labels for split in source.splits.values()]
     arrays = {

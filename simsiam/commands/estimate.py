@@ -1,4 +1,4 @@
-"""How long a pre-training will take on a CPU, estimated from a few images."""
+"""Estimate how long a pre-training takes on a CPU, by computing on a few images."""
 
 import copy
 import math
@@ -77,15 +77,15 @@ def measure_seconds(step: Callable[[int], object], count: int) -> float:
 
     Args:
         step: computes on the given number of images.
-        count: the number of images whose time is asked for.
+        count: the number of images whose time is returned.
     """
 
     def time_step(n: int) -> float:
         started = time.perf_counter()
         started_computing = time.process_time()
         step(n)
-        # Other programs can hold up the step: then its elapsed time is too long. The processor
-        # time is that of all threads together: with several threads it is too long.
+        # The elapsed time is too long if other programs hold up the step. The processor time is too
+        # long if there are several threads, because it is their sum.
         return min(time.perf_counter() - started, time.process_time() - started_computing)
 
     def time_again(n: int, first: float) -> float:
@@ -97,7 +97,7 @@ def measure_seconds(step: Callable[[int], object], count: int) -> float:
     few = min(2, count)
     seconds_for_few = time_again(few, time_step(few))
 
-    # Take more images until a call takes long enough to be measured well.
+    # Take more images, at least once, until a call takes long enough to be measured well.
     images = few
     seconds = seconds_for_few
     while images < min(count, MAX_IMAGES) and (images == few or seconds < MIN_CALL_SECONDS):
@@ -107,16 +107,18 @@ def measure_seconds(step: Callable[[int], object], count: int) -> float:
         return seconds * count / few
     seconds = time_again(images, seconds)
 
-    if seconds <= seconds_for_few:  # another program has disturbed the calls with few images
+    # More images cannot take less time: another program has disturbed the calls with few images.
+    if seconds <= seconds_for_few:
         return seconds * count / images
     seconds_per_image = (seconds - seconds_for_few) / (images - few)
-    # If this is more than the calls with few images took for an image, a call was disturbed.
+    # This cannot be more than an image took in the calls with few images, unless a call was
+    # disturbed.
     seconds_per_image = min(seconds_per_image, seconds_for_few / few)
     return seconds_for_few + seconds_per_image * (count - few)
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as text, in the largest unit of which it has two: "about 3 hours"."""
+    """Return a duration such as "about 3 hours", in the largest unit that it has at least twice."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"about {seconds / length:.0f} {unit}"

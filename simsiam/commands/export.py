@@ -26,7 +26,7 @@ from utils.weights import BACKBONE, write_weights
 
 FORMAT_SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-COMPARED_IMAGES = 64
+COMPARED_IMAGES = 64  # on which the features of checkpoint and export are compared
 MAX_DIFFERENCE = 1e-4  # between features, as a share of the largest feature
 
 
@@ -106,9 +106,9 @@ def find_images(
     config: Export,
     checkpoint: LoadedCheckpoint,
 ) -> tuple[EvaluationContext | None, str]:
-    """Return the run's images, or None and the reason why they cannot be had.
+    """Return the run's images and "", or None and the reason why they are not available.
 
-    An export needs no images, so none are downloaded or decoded for it, unless flags name them.
+    An export needs no images, so none are downloaded or decoded for it unless flags name them.
     """
     flags_name_images = config.data != EvaluationDataOptions()
     try:
@@ -121,7 +121,7 @@ def find_images(
 
 
 def choose_images(context: EvaluationContext | None, checkpoint: LoadedCheckpoint) -> Tensor:
-    """Return some images (n, 3, S, S) uint8 to compare on: the run's, or else random pixels."""
+    """Return images (n, 3, S, S) uint8 to compare on: images of the run, or random pixels."""
     size = checkpoint.metadata.image_size
     if context is not None:
         split = context.test if len(context.test) > 0 else context.train

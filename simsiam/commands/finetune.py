@@ -14,10 +14,10 @@ from simsiam.evaluation.classifier import Recipe, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.label_subset import choose_labels, compute_label_quotas, hash_indices
 from simsiam.evaluation.logistic_regression import (
-    adapt_head,
     fit_logistic,
+    fold_standardisation,
     make_head,
-    standardise_features,
+    standardise_in_place,
 )
 from simsiam.evaluation.networks import build_backbone, hash_weights
 from simsiam.evaluation.results import Results
@@ -28,8 +28,8 @@ from utils.option_group import Rule, to_flag
 from utils.settings import flatten, iterate_options
 from utils.weights import BACKBONE, write_weights
 
-# Weight decay of the probe that the head starts as. It is strong, because few labels are not
-# enough to choose it by.
+# Weight decay of the linear probe from which the head starts. With few labels it cannot be chosen
+# by an accuracy on held-out images, so it is fixed, and strong.
 HEAD_WEIGHT_DECAY = 1e-2
 # 800 epochs of pre-training leave small features. Without this limit, their large gradients would
 # destroy the backbone in the first steps.
@@ -160,9 +160,9 @@ def read_finished_seeds(
     """
     settings = flatten(config)
     fixed_names: list[str] = []
-    for _, field, rule, _ in iterate_options(Finetune):
-        if rule < Rule.CHANGEABLE_ON_RESUME:
-            fixed_names.append(field.name)
+    for option in iterate_options(Finetune):
+        if option.rule == Rule.PLAIN:  # it must have the same value in each call
+            fixed_names.append(option.field.name)
     weights = hash_weights(context.checkpoint.backbone)
 
     results_by_seed: dict[int, SeedResult] = {}
@@ -261,6 +261,6 @@ def fit_probe(head: nn.Linear, context: EvaluationContext, chosen: Tensor) -> No
     """Fit the head to features of the chosen images by logistic regression, in place."""
     images = context.train.images_at(chosen)
     x = context.extract_features(images, "labelled images", unit=False)
-    center, spread = standardise_features(x)
+    center, spread = standardise_in_place(x)
     fit_logistic(head, x, context.train.labels[chosen], HEAD_WEIGHT_DECAY)
-    adapt_head(head, center, spread)
+    fold_standardisation(head, center, spread)

@@ -1,4 +1,4 @@
-"""How the processes of a run start and meet.
+"""Start the processes of a run, and let them meet.
 
 `launch` starts them on one machine with torchrun's engine. torchrun or srun can start them instead,
 also on several machines. Each process runs the same command.
@@ -28,11 +28,14 @@ from utils.errors import RunError, StoppedBySignal, UserError, require
 from utils.slurm import match_environment_to_started_tasks
 from utils.waiting import call_interruptibly
 
-# How long processes wait for each other. Rank 0 may download or decode for as long as that. The
-# others notice a dead process at once, without this.
+# How long a process waits for the others: rank 0 may download or decode for hours meanwhile. If a
+# process dies, the others notice at once and do not wait for this long.
 TIMEOUT = timedelta(hours=2)
-SHUTDOWN_SECONDS = 600  # for processes that were told to end: to finish an epoch and save
-PARENT_VARIABLE = "SIMSIAM_PROCESSES_END_WITH"  # holds the id of the process that launched this one
+# How long processes may take to end after a signal: they finish their step, or the measurements at
+# the end of an epoch, and save.
+SHUTDOWN_SECONDS = 600
+# Environment variable with the id of the process that launched this one.
+PARENT_VARIABLE = "SIMSIAM_PROCESSES_END_WITH"
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 MAX_ERROR_LENGTH = 200  # characters of torch's error that a message quotes
 
@@ -46,6 +49,8 @@ def cluster_environment() -> ClusterEnvironment | None:
     # Ask for torchrun first: it may run inside a SLURM job.
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
+    # SLURM's variables describe the job, of which srun may have started fewer tasks, or none.
+    # Lightning reads the variables, so they are corrected first.
     match_environment_to_started_tasks()
     try:
         return SLURMEnvironment() if SLURMEnvironment.detect() else None
@@ -127,14 +132,14 @@ def end_with_parent() -> None:
     """Have the kernel send SIGTERM to this process when its launcher dies, even by SIGKILL.
 
     Raises:
-        StoppedBySignal: the launcher died before this process could ask for that.
+        StoppedBySignal: the launcher died before this process asked the kernel for the signal.
     """
     launcher = os.environ.get(PARENT_VARIABLE)
     if launcher is None or sys.platform != "linux":
         return
     if launcher == str(os.getppid()):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    # Look after the request: if the launcher died before it, the kernel sends no signal.
+    # Check this only now: if the launcher died before the request, the kernel sends no signal.
     if has_ended(launcher):
         raise StoppedBySignal(signal.SIGTERM, ": the command that started this run has ended")
 
@@ -165,22 +170,23 @@ def needs_launch(devices: int) -> bool:
 def launch(processes: int, command: list[str]) -> int:
     """Run a command in several processes on this machine, by torchrun's engine.
 
-    If one process ends early, the others are ended. Signals are passed on to each process.
+    If one process ends early, the engine ends the others. It passes signals on to each process.
 
     Returns:
-        The exit status: 0, or that of the first process that failed and has said why.
+        The exit status: 0; 128 plus the number of the signal that ended the command; or the highest
+        status of the processes that failed, if one of them has printed the reason.
 
     Raises:
         RunError: a process was killed, or failed without a message of its own.
     """
     end_with_parent()
-    logging.disable(logging.CRITICAL)  # the engine's log; this process logs nothing itself
+    logging.disable(logging.CRITICAL)  # silences the engine; this process logs nothing itself
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     threads = max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:
-        # The engine would leave empty log folders behind.
+        # Without a temporary folder, the engine would leave empty log folders behind.
         with TemporaryDirectory() as log_dir:
             engine_args = [
                 f"--nproc-per-node={processes}",
@@ -199,11 +205,15 @@ def launch(processes: int, command: list[str]) -> int:
 
 
 def _explain_failure(error: ChildFailedError, processes: int) -> int:
-    """Return the exit status of a process that has printed why it failed; else raise RunError."""
+    """Return the highest exit status, if that process has printed the reason of its failure.
+
+    Raises:
+        RunError: no process has printed a reason.
+    """
     highest_status = max(failure.exitcode for failure in error.failures.values())
     if highest_status > 1:  # the program uses 1 for failures without a message of its own
         return highest_status
-    # The engine ended the other processes after this one.
+    # The engine ended the other processes because of the first failure.
     local_rank, failure = error.get_first_failure()
     if failure.exitcode < 0:  # minus the number of a signal
         cause = signal.Signals(-failure.exitcode).name

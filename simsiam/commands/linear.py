@@ -12,10 +12,10 @@ from simsiam.evaluation.classifier import CHOICE_EPOCH, Recipe, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.logistic_regression import (
-    adapt_head,
     fit_logistic,
+    fold_standardisation,
     make_head,
-    standardise_features,
+    standardise_in_place,
 )
 from simsiam.evaluation.metrics import print_classes
 from simsiam.evaluation.networks import build_backbone
@@ -78,8 +78,8 @@ def fit_by_solver(
     is then fitted on all train images.
 
     Args:
-        seed: of the choice of the held-out images.
-        n_held_out: their number.
+        seed: decides which images are held out.
+        n_held_out: the number of these images.
 
     Returns:
         The head for raw features, and a summary of the fit.
@@ -89,7 +89,7 @@ def fit_by_solver(
     order = permutation(len(train), CHOICE_EPOCH, seed=seed, device=context.device)
     chunks = (train.images_at(indices) for indices in order.split(choose_chunk_size(train.images)))
     x = context.checkpoint.extract_features(chunks, len(train), "train images", unit=False)
-    center, spread = standardise_features(x)
+    center, spread = standardise_in_place(x)
     labels = train.labels[order]
 
     # Fit with each weight decay. Each fit starts from the solution of the one before.
@@ -105,11 +105,11 @@ def fit_by_solver(
         accuracies[weight_decay] = 100 * correct / n_held_out
         heads[weight_decay] = copy.deepcopy(head)
 
-    # Of several with the same accuracy, `max` returns the first: the strongest.
+    # Of several weight decays with the same accuracy, `max` returns the first, the strongest.
     best = max(WEIGHT_DECAYS, key=lambda weight_decay: accuracies[weight_decay])
     head = heads[best]
     converged = fit_logistic(head, x, labels, best)
-    adapt_head(head, center, spread)
+    fold_standardisation(head, center, spread)
 
     accuracy_by_name = {f"{decay:g}": accuracy for decay, accuracy in accuracies.items()}
     rows = [(name, f"{accuracy:.2f}") for name, accuracy in accuracy_by_name.items()]
@@ -132,7 +132,7 @@ def fit_by_sgd(
     train = context.train
     backbone = context.checkpoint.backbone
     features = context.extract_features(train.images, "train images", unit=False)
-    center, spread = standardise_features(features)
+    center, spread = standardise_in_place(features)
     del features  # they may take gigabytes, and only their mean and deviation are needed
     head = make_head(backbone.num_features, len(context.classes)).to(context.device)
     recipe = Recipe(
@@ -145,5 +145,5 @@ def fit_by_sgd(
     )
     all_images = torch.arange(len(train), device=context.device)
     steps = train_classifier(backbone, head, train, all_images, recipe, center, spread)
-    adapt_head(head, center, spread)
+    fold_standardisation(head, center, spread)
     return head, {"steps": steps}

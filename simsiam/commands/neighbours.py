@@ -64,7 +64,7 @@ def neighbours(config: Neighbours) -> None:
 def read_queries(
     config: Neighbours, context: EvaluationContext, folder: ImageFolder
 ) -> ImageDataset:
-    """Return `--queries` images of a folder, evenly spread, each with its file's name as class."""
+    """Return `--queries` evenly spread images of a folder. The class of each is its file's name."""
     folder.keep(select_evenly(len(folder), config.neighbours.queries))
     folder.report_skipped()
     chunks = folder.read(
@@ -73,7 +73,7 @@ def read_queries(
         find_pixel_range(config, context.checkpoint),
     )
     images = torch.cat(list(chunks))
-    # Galleries write the class below each query, and here it is to be the file's name.
+    # A gallery writes the class below each query. Make each file's name a class.
     names = tuple(printable(file.name) for file in folder.files)
     return ImageDataset(images, torch.arange(len(images)), names)
 

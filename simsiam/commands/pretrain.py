@@ -60,7 +60,7 @@ def pretrain(config: Pretrain) -> None:
     """
     devices = config.device.devices
     num_nodes = config.device.num_nodes
-    if config.run.dry_run:  # one process describes a run of any number of processes
+    if config.run.dry_run:  # this process describes a run of any number of processes
         devices = None
         num_nodes = None
     if devices is not None and launch.needs_launch(devices):
@@ -80,6 +80,7 @@ def pretrain(config: Pretrain) -> None:
         model = build_model(config, data)
 
         checkpoints = run.resumable()
+        # Only rank 0 loads the weights of --model-path. DDP sends rank 0's weights to all ranks.
         start = distributed.broadcast_result(lambda: find_start(config, run, data, model, state))
         if start is not None and config.device.precision == "auto":
             precision = choose_resumed_precision(start, accelerator, precision)
@@ -179,8 +180,8 @@ def acquire_run(
     )
     run.remove_partial_files()
 
-    # The last checkpoint was damaged if the run resumes from the one before it. Replace it, or the
-    # next checkpoint would keep the damaged one as the one before it.
+    # The run resumes from `last.previous.ckpt` only if `last.ckpt` is missing or damaged. Overwrite
+    # `last.ckpt`, or the next save would replace the good `last.previous.ckpt` by the damaged file.
     if start is not None and start.path == previous(run.last):
         os.replace(start.path, run.last)
         start = start._replace(path=run.last)
@@ -198,10 +199,9 @@ def train(context: RunContext) -> None:
     world_size = distributed.world_size()
 
     def show_knn_progress(chunks: Iterable[Tensor], total: int, label: str) -> Iterable[Tensor]:
-        # Without a terminal, only the first measurement prints lines of progress. After the others
-        # the line of an epoch is printed.
-        is_first = knn.untrained is None
-        return track_progress(chunks, total, label, lines=is_first)
+        # Without a terminal, only the first measurement prints lines of progress. The others end an
+        # epoch, for which a line is printed anyway.
+        return track_progress(chunks, total, label, lines=not knn.has_measured)
 
     knn = KNNMonitor(
         monitor.knn_k,
@@ -231,7 +231,7 @@ def train(context: RunContext) -> None:
     signals = SignalCallback()
     checkpoints = CheckpointCallback(run, recorder, config.run.checkpoint_every, io, signals)
 
-    # In an epoch of few steps, the curves have its means only.
+    # If an epoch has few steps, the curves only get its means.
     steps_per_epoch = len(context.data.train) // optimizer.batch_size
     log_every = LOG_EVERY if steps_per_epoch >= 2 * LOG_EVERY else NEVER
 
@@ -239,7 +239,7 @@ def train(context: RunContext) -> None:
         accelerator=context.accelerator,
         devices=distributed.local_world_size(),
         num_nodes=world_size // distributed.local_world_size(),
-        strategy="ddp" if world_size > 1 else config.device.strategy,
+        strategy="ddp" if world_size > 1 else config.device.strategy,  # several processes need DDP
         accumulate_grad_batches=optimizer.accumulate,
         use_distributed_sampler=False,  # EpochSampler gives each process its part of a batch
         precision=context.precision,
@@ -282,7 +282,7 @@ def finish_run(
 ) -> None:
     """Write the backbone, then summary.json, which marks the run as finished. Print the result."""
     run = context.run
-    # If the run resumed after its last epoch, no epoch has repaired a damaged metrics.jsonl.
+    # If a resumed run had no epoch left to train, nothing else has written metrics.jsonl.
     run.write_rows(recorder.rows)
 
     metadata = {name: context.model.hparams[name] for name in METADATA_HPARAMS}

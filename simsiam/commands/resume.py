@@ -1,4 +1,4 @@
-"""Where a pre-training starts: at step 0, or from a checkpoint.
+"""Choose where a pre-training starts: at step 0, or from a checkpoint.
 
 The checkpoint is the run's own, or the one that the user names with --ckpt-dir.
 """
@@ -38,7 +38,7 @@ class Start(NamedTuple):
 
     path: Path
     step: int  # optimizer steps done
-    precision: Any = None  # Lightning's name for it; checkpoints of earlier versions do not say it
+    precision: Any = None  # Lightning's name; None if an earlier version has not saved it
 
 
 def count_processes(device: DeviceOptions, dry_run: bool) -> int:
@@ -104,6 +104,7 @@ def find_start(
         not is_in_run_folder,
         f"{path} is in {run.path}, which --overwrite would delete. Pass another --exp-name.",
     )
+    # Weights that do not fit must fail before anything is written. The Trainer loads them again.
     load_strictly(model, content["state_dict"], path)
     return Start(path, content["global_step"], content.get("precision"))
 
@@ -173,13 +174,16 @@ def _check_same_run(
 
 
 def choose_resumed_precision(start: Start, accelerator: str, precision: Any) -> Any:
-    """Return the precision in which a run with `--precision auto` resumes: that of its start.
+    """Return the precision in which a run with `--precision auto` resumes.
+
+    It is the precision of the checkpoint. If the checkpoint has none that "auto" can mean, it is
+    what "auto" means on this machine.
 
     Args:
-        precision: what "auto" means on this machine, which may be another one.
+        precision: what "auto" means on this machine, which may differ from the run's first one.
     """
     if not start.precision and accelerator == "cpu":
-        # This checkpoint is of a version for which "auto" always meant fp32 on a CPU.
+        # The version that wrote this checkpoint always took "auto" for fp32 on a CPU.
         return "32-true"
     if start.precision in AUTO_PRECISIONS:
         return start.precision
@@ -190,10 +194,14 @@ def choose_resumed_precision(start: Start, accelerator: str, precision: Any) -> 
 def explain_failures(
     run: RunDirectory, start: Start | None, checkpoints: CheckpointCallback
 ) -> Iterator[None]:
-    """Turn the errors of a Trainer on a full disk or with an unusable checkpoint into UserErrors.
+    """Explain the errors that a Trainer raises on a full disk or for an unusable checkpoint.
 
     Args:
-        checkpoints: tells whether training has begun, which means that all state was restored.
+        checkpoints: knows whether training has begun, which means that all state was restored.
+
+    Raises:
+        UserError: in place of such an error.
+        SystemExit: in place of an error that only says that another process has ended.
     """
     try:
         yield
@@ -208,15 +216,17 @@ def explain_failures(
         raise UserError(f"{file}: {reason}. Fix this first. {prospect}") from None
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if distributed.is_lost_peer(error):
-            raise SystemExit(1) from None  # the lost process has printed why
+            raise SystemExit(1) from None  # the lost process has printed the reason
         is_explained = isinstance(error, UserError | RunError) or is_out_of_memory(error)
         if start is None or checkpoints.begun or is_explained:
             raise
         # The Trainer could not restore the checkpoint, whose content is not what Lightning expects.
         is_own_checkpoint = run.path.resolve() in start.path.resolve().parents
-        if not is_own_checkpoint:  # then the run is new, and its folder holds nothing of value
+        if not is_own_checkpoint:
+            # The run is new: its own files have no value yet.
             run.delete()
-            with suppress(OSError):  # the folder also holds files of the user
+            # If the folder has other files too, `rmdir` fails and they stay.
+            with suppress(OSError):
                 run.path.rmdir()
         message = " ".join(str(error).split())[:MAX_ERROR_LENGTH]
         raise UserError(

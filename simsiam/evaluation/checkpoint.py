@@ -13,7 +13,6 @@ from simsiam.evaluation.features import extract_features
 from simsiam.evaluation.metadata import (
     BACKBONE_HPARAMS,
     HEAD_HPARAMS,
-    METADATA_HPARAMS,
     BackboneMetadata,
     read_hparams,
     read_metadata,
@@ -36,8 +35,6 @@ from utils.weights import BACKBONE, read_weights
 if TYPE_CHECKING:
     from simsiam.module import SimSiam
 
-METADATA_HPARAMS = METADATA_HPARAMS  # the earlier name
-
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
@@ -48,15 +45,11 @@ class LoadedCheckpoint:
 
     file: Path
     metadata: BackboneMetadata
-    hparams: dict[str, Any]  # of SimSiam; of a backbone alone, those that describe the backbone
+    # All hyper-parameters of SimSiam, or the whole metadata if the file has the backbone alone.
+    hparams: dict[str, Any]
     backbone: ResNet  # (B, 3, S, S) -> (B, F), with .mean, .std and .image_size of its images
     projector: nn.Module | None = None  # (B, F) -> (B, d)
     predictor: nn.Module | None = None  # (B, d) -> (B, d)
-
-    @property
-    def facts(self) -> BackboneMetadata:
-        """Return `metadata`, under its earlier name."""
-        return self.metadata
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -72,8 +65,9 @@ class LoadedCheckpoint:
         """Return the features (n, F) of images, and show the progress.
 
         Args:
-            chunks: (B, 3, C, C) uint8 each, `n` images together.
-            n: number of images.
+            chunks: (B, 3, side, side) uint8 each. Of larger images than the backbone's, the central
+                squares are taken.
+            n: the number of images in all chunks, or more if some cannot be read.
             label: names the images in the progress.
             unit: L2-normalise each row, for cosines.
         """
@@ -86,8 +80,8 @@ def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
     """Return the checkpoint file that is meant by the path of a file or of a folder.
 
     Args:
-        path: a file is returned as it is. In a folder the first of the usual files is taken.
-        whole: in a folder prefer the last `.ckpt` to the backbone alone.
+        path: a file, which is returned as it is, or the folder of a run or of its checkpoints.
+        whole: in a folder, prefer a `.ckpt` with all networks to the file of the backbone alone.
 
     Raises:
         UserError: there is no such path, or no checkpoint in the folder.
@@ -98,6 +92,7 @@ def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
         return path
 
     run = RunDirectory(path)
+    # The third file exists if `path` is the folder `checkpoints` of a run.
     whole_files = [run.last, run.best, path / run.last.name]
     candidates = [run.backbone, *whole_files]
     if whole:
@@ -129,10 +124,10 @@ def load_checkpoint(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
     """Load all networks that a file has, onto the CPU.
 
     Args:
-        path, whole: as of `find_checkpoint`.
+        path, whole: as in `find_checkpoint`.
 
     Raises:
-        UserError: as `load_backbone`.
+        UserError: as in `load_backbone`.
     """
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":
@@ -147,7 +142,7 @@ def load_backbone_file(file: Path) -> LoadedCheckpoint:
     """Load a safetensors file of a backbone; its suffix does not matter.
 
     Raises:
-        UserError: as `load_backbone`.
+        UserError: as in `load_backbone`.
     """
     values, state = read_weights(file, BACKBONE)
     return _load_backbone_alone(file, validate_metadata(values, file), state)
@@ -161,7 +156,7 @@ def _load_whole_checkpoint(file: Path, content: dict[str, Any]) -> LoadedCheckpo
     load_strictly(networks, remove_compile_prefix(content["state_dict"]), file)
 
     backbone = networks["backbone"]
-    assert isinstance(backbone, ResNet)  # each backbone that has a name is a ResNet
+    assert isinstance(backbone, ResNet)  # `read_metadata` has refused custom backbones
     set_image_metadata(backbone, metadata)
     return LoadedCheckpoint(
         file, metadata, hparams, backbone, networks["projector"], networks["predictor"]
@@ -198,7 +193,8 @@ def load_weights(model: "SimSiam", path: str | Path) -> None:
         path: a run folder, a `.ckpt` or a `.safetensors`.
 
     Raises:
-        UserError: the architecture in the file differs from the model's, or as `load_backbone`.
+        UserError: the architecture in the file differs from the model's, or the file cannot be
+            loaded.
     """
     checkpoint = load_checkpoint(path, whole=True)
     if checkpoint.projector is None or checkpoint.predictor is None:

@@ -17,11 +17,12 @@ from utils.console import print_line, track_progress
 from utils.errors import RunError
 from utils.schedule import warmup_cosine
 
-# The order of this epoch decides which images are held out or keep their labels. No training has
-# as many epochs, so the choice is independent of every order of training.
+# A random order of images is a function of a seed and an epoch. This number stands for an epoch
+# that no training reaches: its order decides which images are held out or keep their labels, so
+# that this choice does not depend on the order of any training.
 CHOICE_EPOCH = 2**32 - 1
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-PROGRESS_LINES = 10  # about as many lines are printed during a training
+PROGRESS_LINES = 10  # about this many lines are printed during a training
 NOT_FINITE_STATUS = 4  # exit status of a training whose loss or weights are not finite
 
 
@@ -31,15 +32,15 @@ class Recipe:
 
     Attributes:
         epochs: passes over the images.
-        batch_size: upper limit. The batches of an epoch are made equal, so that few images are
-            left out.
+        batch_size: largest size of a batch. All batches of an epoch have the same size, which is
+            chosen so that few images are left out.
         crop_scale: smallest area of a crop, as a share of the image.
-        seed: of the order and the views.
+        seed: decides the order of the images and their crops and flips.
         precision: Lightning's name for it, a key of DTYPES.
         head_lr: initial learning rate of the head.
         backbone_lr: initial learning rate of the backbone. None freezes the backbone: it gets no
             gradient, and its BN statistics do not change.
-        momentum, weight_decay: of SGD.
+        momentum, weight_decay: arguments of SGD.
         max_gradient_norm: gradients are clipped to this norm; None does not clip them.
     """
 
@@ -135,7 +136,7 @@ def train_classifier(
         accuracy = 100 * (logits.argmax(dim=1) == labels).float().mean()
         sums += torch.stack([loss.detach(), accuracy])
         if (step + 1) % steps_per_epoch == 0:
-            # Checked once an epoch, because reading a value waits for the device.
+            # Check only once an epoch, because reading a value waits for the device.
             _require_finite(sums, parameters)
             if (epoch + 1) % max(1, recipe.epochs // PROGRESS_LINES) == 0:
                 _print_epoch(epoch + 1, recipe.epochs, sums / steps_per_epoch)
@@ -172,8 +173,8 @@ def crop_and_flip(
 
     Args:
         indices: (B,) indices of the images.
-        mean, std: (3,) each, of the normalisation.
-        size: S, at most the side of the images; None for the side of the images.
+        mean, std: (3,) each, for the normalisation.
+        size: S. None, or a size above the side of the images, means their side.
         recipe: its seed and crop_scale are used.
         epoch: from 0.
     """

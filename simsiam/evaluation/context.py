@@ -20,7 +20,7 @@ from utils.console import print_line, print_table
 from utils.errors import UserError, require
 from utils.text import printable
 
-# Options of the data set that are as in the run, unless a flag sets them.
+# Options of the data set that have the run's values, unless a flag sets them.
 INHERITED_OPTIONS = (
     "data_dir",
     "cache_dir",
@@ -64,7 +64,7 @@ class EvaluationContext:
         """Return the features (N, F) of images, and show the progress.
 
         Args:
-            images: (N, 3, C, C) uint8.
+            images: (N, 3, side, side) uint8.
             label: names the images in the progress.
             unit: L2-normalise each row, for cosines.
         """
@@ -92,16 +92,20 @@ class EvaluationContext:
 
     @torch.no_grad()
     def measure_accuracy(self, head: nn.Linear) -> dict[str, Any]:
-        """Return `describe_accuracy` of a classifier (F) -> (C) on all test images, clean."""
+        """Return `describe_accuracy` of a classifier on all clean test images.
+
+        Args:
+            head: features (N, F) -> logits (N, C).
+        """
         features = self.extract_features(self.test.images, self.test.evaluation_name, unit=False)
         predicted = head(features).argmax(dim=1)
         counts = confusion(predicted, self.test.labels, len(self.classes))
         return self.describe_accuracy("test_accuracy", counts)
 
-    def print_accuracies(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def print_accuracies(self, column_names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table of classifiers, the number of their labels, and their accuracies."""
         images = f"{len(self.test):,} {self.test.evaluation_name} of {self.dataset}"
-        print_table(f"accuracy in % on {images}", head, rows)
+        print_table(f"accuracy in % on {images}", column_names, rows)
 
     def with_backbone(self, backbone: ResNet) -> "EvaluationContext":
         """Return a context with the same data and another backbone of the same architecture.
@@ -148,7 +152,7 @@ def open_context(
         labels: whether the command needs the labels of train and test images.
 
     Raises:
-        UserError: as `open_checkpoint` and `add_images`.
+        UserError: as in `open_checkpoint` and `add_images`.
     """
     return add_images(config, open_checkpoint(config, device), device, download, labels)
 
@@ -160,7 +164,7 @@ def add_images(
     download: bool = True,
     labels: bool = False,
 ) -> EvaluationContext:
-    """Load the images for a checkpoint; arguments as of `open_context`.
+    """Load the images for a checkpoint; for the arguments see `open_context`.
 
     Raises:
         UserError: the images are missing, or lack the labels that are needed.
@@ -217,16 +221,19 @@ def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOpti
 
 
 def replace_missing_folders(options: DataOptions, flags: dict[str, Any]) -> DataOptions:
-    """Return options with the default for a folder of the run that does not exist.
+    """Replace folders of the run that do not exist here by the default folders.
 
     The run may have been on another machine.
 
     Args:
-        options: as in the run, unless flags set them.
+        options: the run's options, unless flags set them.
         flags: a folder that was chosen by a flag is not replaced.
 
+    Returns:
+        The options with folders that exist, or with defaults.
+
     Raises:
-        UserError: the missing folder has a person's own images, which have no default folder.
+        UserError: the folder of custom images is missing, which has no default.
     """
     if "data_dir" not in flags and not options.path.exists():
         require(
@@ -236,9 +243,9 @@ def replace_missing_folders(options: DataOptions, flags: dict[str, Any]) -> Data
         )
         options = replace(options, data_dir=DataOptions.data_dir)
 
-    if "cache_dir" not in flags and options.cache_dir is not None:
-        cache_exists = Path(options.cache_dir).expanduser().is_dir()
-        options = replace(options, cache_dir=options.cache_dir if cache_exists else None)
+    cache_dir = options.cache_dir
+    if "cache_dir" not in flags and cache_dir and not Path(cache_dir).expanduser().is_dir():
+        options = replace(options, cache_dir=None)
     return options
 
 
@@ -258,7 +265,7 @@ def find_pixel_range(
     config: Evaluation,
     checkpoint: LoadedCheckpoint,
 ) -> tuple[float, float] | None:
-    """Return the range for a folder of further images: `--pixel-range`, or else the run's."""
+    """Return the pixel range for images of another folder: `--pixel-range`, or else the run's."""
     if config.data.parsed_pixel_range is not None:
         return config.data.parsed_pixel_range
     values = {

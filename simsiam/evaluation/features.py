@@ -14,19 +14,23 @@ CIFAR_SIDE = 32  # pixels
 
 
 def choose_chunk_size(images: Tensor) -> int:
-    """Return how many of the images (N, 3, C, C) are encoded at once: fewer of larger images."""
+    """Return how many images are encoded at once, which is fewer for larger images.
+
+    Args:
+        images: (N, 3, side, side).
+    """
     largest = FEATURE_CHUNK if torch.cuda.is_available() else CPU_FEATURE_CHUNK
     with_as_many_pixels = largest * CIFAR_SIDE**2 // images.shape[-1] ** 2
     return min(largest, max(MIN_FEATURE_CHUNK, with_as_many_pixels))
 
 
 def crop_center(images: Tensor, size: int | None) -> Tensor:
-    """Return the central squares (B, 3, S, S) of images (B, 3, C, C).
+    """Return the central squares (B, 3, S, S) of images (B, 3, side, side).
 
     Large images are stored with a margin, which only random crops use.
 
     Args:
-        size: S. None, or a size above C, returns the images as they are.
+        size: S. None, or a size above the side, returns the images as they are.
     """
     side = images.shape[-1]
     if size is None or size >= side:
@@ -54,10 +58,11 @@ def extract_features(
 
     Args:
         network: (B, 3, S, S) -> (B, F).
-        images: (N, 3, C, C) uint8, or an iterable of chunks (B, 3, C, C) uint8.
+        images: (N, 3, side, side) uint8, or an iterable of chunks (B, 3, side, side) uint8. The
+            central squares of the network's `image_size` are taken.
         mean, std: (3,) each, on the scale of 0 to 1, of the images that the network was trained on.
         unit: L2-normalise each row, for cosines.
-        n: required with chunks: they hold at most this many images together.
+        n: only for chunks, and needed there: the number of images in all chunks, or more.
     """
     if isinstance(images, Tensor):
         n = len(images)

@@ -12,7 +12,8 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from simsiam.augment import apply, draw
+from simsiam.augment import apply as apply_parameters
+from simsiam.augment import draw as draw_parameters
 from simsiam.data.dataset import ImageDataset
 from simsiam.evaluation.features import crop_center
 from utils.knn import nearest
@@ -36,12 +37,12 @@ SAME_CLASS_COLOUR = (0, 114, 178)
 OTHER_CLASS_COLOUR = (213, 94, 0)
 
 
-def draw_views(data: "ViewsDataModule", first: int = 0) -> Tensor:
+def draw_views(data: "ViewsDataModule", first_epoch: int = 0) -> Tensor:
     """Draw a row for each of the first train images: the image and its views in four epochs.
 
     Args:
-        data: with its images loaded.
-        first: the first of the epochs.
+        data: has loaded its images.
+        first_epoch: the first of these epochs.
 
     Returns:
         The picture (3, H, W) uint8.
@@ -50,9 +51,9 @@ def draw_views(data: "ViewsDataModule", first: int = 0) -> Tensor:
     indices = torch.arange(n, device=data.mean.device)
     originals = data.train.images_at(indices)
     columns = [crop_center(originals, data.size)]
-    for epoch in range(first, first + VIEWED_EPOCHS):
+    for epoch in range(first_epoch, first_epoch + VIEWED_EPOCHS):
         for view in range(data.views):
-            parameters = draw(
+            parameters = draw_parameters(
                 indices,
                 originals.shape[-1],
                 seed=data.seed,
@@ -60,7 +61,7 @@ def draw_views(data: "ViewsDataModule", first: int = 0) -> Tensor:
                 view=view,
                 policy=data.policy,
             )
-            views = apply(originals, parameters, data.size).clamp(0, 1)
+            views = apply_parameters(originals, parameters, data.size).clamp(0, 1)
             columns.append((views * 255).round().to(torch.uint8))
     tiles = torch.stack([shrink_images(column) for column in columns], dim=1)
     tiles = tiles.flatten(0, 1)  # (images * columns, 3, T, T)
@@ -78,8 +79,9 @@ def shrink_images(images: Tensor) -> Tensor:
 def select_evenly(n: int, count: int) -> list[int]:
     """Return `count` indices in 0 .. n - 1, evenly spread; all of them if there are fewer.
 
-    In many data sets the classes alternate regularly, so that even steps could meet a single class
-    only. The i-th index is therefore moved on by i, as far as its part of the range allows.
+    In many data sets the classes alternate regularly, so that equal steps could meet a single class
+    only. The range is therefore divided into `count` parts. The i-th index is the start of the i-th
+    part, moved on by i modulo the length of the shortest part.
     """
     count = min(n, count)
     return [i * n // count + i % (n // count) for i in range(count)]
@@ -148,16 +150,16 @@ def find_nearest(
         features: (Q, F) of the queries, L2-normalised.
         bank: (N, F) of the train images, L2-normalised.
         k: neighbours of each query.
-        in_bank: whether the queries are train images. Each query is its own nearest neighbour then,
-            which is left out.
+        in_bank: whether the queries are train images. Then each query is its own nearest neighbour,
+            and is left out.
     """
-    first = 1 if in_bank else 0
-    similarity, index = nearest(features, bank, min(first + k, len(bank)))
-    return gallery_rows(train, queries, index[:, first:], similarity[:, first:])
+    skipped = 1 if in_bank else 0
+    similarity, index = nearest(features, bank, min(skipped + k, len(bank)))
+    return gallery_rows(train, queries, index[:, skipped:], similarity[:, skipped:])
 
 
 def draw_gallery(rows: Sequence[Sequence[Tile]], heading: str = "") -> Image.Image:
-    """Draw each row of tiles in a line, the query a little apart from its neighbours.
+    """Draw each row of tiles as a line, with a gap between the query and its neighbours.
 
     Neighbours have a blue frame if they have the class of their query, and an orange one if not.
     """

@@ -18,9 +18,9 @@ def compute_label_quotas(
 
     Args:
         labels: (N,) int64 in 0 .. len(classes) - 1.
-        classes: their names.
-        fraction: each class keeps this share of its labels; not used if there is a count.
-        count: each class keeps an equal part of this number of labels.
+        classes: names of the classes.
+        fraction: each class keeps this share of its labels. Not used if `count` is not None.
+        count: number of labels, of which each class keeps an equal part.
 
     Returns:
         A quota for each class. Their sum is `count`, or `fraction` of all labels, rounded.
@@ -61,7 +61,7 @@ def choose_labels(labels: Tensor, quotas: Sequence[int], seed: int) -> Tensor:
     Args:
         labels: (N,) int64.
         quotas: for each class.
-        seed: of the choice.
+        seed: decides the choice.
 
     Returns:
         (n,) indices, ascending.

@@ -68,12 +68,12 @@ def fit_logistic(
     return True
 
 
-def standardise_features(x: Tensor) -> tuple[Tensor, Tensor]:
+def standardise_in_place(x: Tensor) -> tuple[Tensor, Tensor]:
     """Give each column of the features (N, F) mean 0 and standard deviation 1, in place.
 
     Returns:
-        The means and standard deviations (F,) before. The deviation of a constant column is
-        returned as 1.
+        The means and standard deviations (F,) that the columns had. The deviation of a constant
+        column is returned as 1.
     """
     center = x.mean(dim=0)
     spread = x.std(dim=0)
@@ -83,12 +83,12 @@ def standardise_features(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def adapt_head(head: nn.Linear, center: Tensor, spread: Tensor) -> None:
-    """Change a head for standardised features into one for raw features, in place.
+def fold_standardisation(head: nn.Linear, center: Tensor, spread: Tensor) -> None:
+    """Change a head for standardised features into an equal one for raw features, in place.
 
     Args:
-        head: its logits for raw features become those that it had for standardised features.
-        center, spread: (F,) each, as `standardise_features` returned them.
+        head: takes standardised features before, and raw features afterwards.
+        center, spread: (F,) each, as `standardise_in_place` returned them.
     """
     head.weight.div_(spread)
     head.bias.sub_(head.weight @ center)

@@ -61,7 +61,7 @@ class BackboneMetadata(BaseModel, strict=True, extra="allow"):
 
     backbone: Annotated[str, Field(pattern=f"^({'|'.join(BACKBONES)})$")]
     width: Size
-    # Files that were written before there were two stems do not have this field.
+    # Files from before there were two stems do not have this field.
     stem: Annotated[str, Field(pattern=f"^({'|'.join(STEMS)})$")] = "cifar"
     image_size: Size | None
     mean: Annotated[Sequence[FiniteFloat], ThreeChannels] | None
@@ -91,7 +91,7 @@ def read_metadata(file: Path, content: dict[str, Any]) -> BackboneMetadata:
     """Return the metadata of a `.ckpt`.
 
     Args:
-        file: named in messages.
+        file: the file that messages name.
         content: as `utils.checkpoint_io.read_checkpoint` returns it.
 
     Raises:
@@ -125,7 +125,7 @@ def read_hparams(file: Path, content: dict[str, Any], metadata: BackboneMetadata
         UserError: a hyper-parameter is unknown, or a size is too large.
     """
     hparams: dict[str, Any] = asdict(NetworkOptions())
-    del hparams["in_dim"]  # an option of the command line that only checks the other ones
+    del hparams["in_dim"]  # no hyper-parameter: the flag only checks backbone and width
     hparams["predictor"] = True
     hparams["image_size"] = None
     for name, value in content["hyper_parameters"].items():
@@ -141,6 +141,8 @@ def read_hparams(file: Path, content: dict[str, Any], metadata: BackboneMetadata
         "If it was saved by a subclass of SimSiam whose on_save_checkpoint does not call super(), "
         "load it with SUBCLASS.load_from_checkpoint",
     )
+    # Nearly all integers among the hyper-parameters are sizes. The others, such as booleans and
+    # warmup_epochs, are far below MAX_SIZE in every real run.
     largest = max(value for value in hparams.values() if isinstance(value, int))
     require(largest <= MAX_SIZE, f"{file}: a size of {largest} is too large; {MAX_SIZE} is allowed")
     return hparams

@@ -6,7 +6,7 @@ from torch import Tensor
 from utils import distributed
 from utils.console import MANY_CLASSES, print_table
 
-EXTREMES = 5  # best and worst classes that are printed of many
+EXTREMES = 5  # of many classes, this many of the best and of the worst are printed
 
 
 def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
@@ -27,7 +27,7 @@ def accuracy(counts: Tensor) -> float:
 
 
 def per_class(counts: Tensor, classes: tuple[str, ...]) -> dict[str, float | None]:
-    """Return the accuracy of each class by its name, in percent; None without a test image."""
+    """Return the accuracy of each class in percent; None for a class without a test image."""
     correct = counts.diagonal().tolist()
     total = counts.sum(dim=1).tolist()
     accuracies: dict[str, float | None] = {}
@@ -37,7 +37,7 @@ def per_class(counts: Tensor, classes: tuple[str, ...]) -> dict[str, float | Non
 
 
 def print_classes(accuracies: dict[str, float | None]) -> None:
-    """Print the accuracy of each class, best first. Of many classes print the extremes."""
+    """Print the accuracy of each class, best first. Of many classes, print the best and worst."""
     measured = [(value, name) for name, value in accuracies.items() if value is not None]
     ranking = sorted(measured, reverse=True)
     if len(ranking) <= MANY_CLASSES:

@@ -22,7 +22,7 @@ def build_backbone(metadata: BackboneMetadata, seed: int = 0) -> ResNet:
     Raises:
         UserError: the network cannot be built with the settings in the metadata.
     """
-    # Settings are not validated, since a file may have any.
+    # `BackboneMetadata` does not check the values in `settings`, so convert them here.
     zero_init_residual = bool(metadata.settings.get("zero_init_residual", True))
     conv_init = str(metadata.settings.get("conv_init") or NetworkOptions.conv_init)
     make_resnet = BACKBONES[metadata.backbone]
@@ -37,10 +37,10 @@ def build_backbone(metadata: BackboneMetadata, seed: int = 0) -> ResNet:
 
 
 def build_all_networks(file: Path, hparams: dict[str, Any]) -> nn.ModuleDict:
-    """Return "backbone", "projector" and "predictor" by the hyper-parameters of a file.
+    """Return "backbone", "projector" and "predictor" as the hyper-parameters of a file say.
 
     Raises:
-        UserError: they cannot be built.
+        UserError: the networks cannot be built.
     """
     try:
         backbone, projector, predictor = build_networks(hparams["backbone"], hparams)
@@ -68,7 +68,7 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> N
     """
     try:
         network.load_state_dict(state, strict=True)
-    # Torch raises the latter two for keys or values of another type.
+    # Torch raises AttributeError or TypeError for keys or values of a wrong type.
     except (RuntimeError, AttributeError, TypeError) as error:
         message = " ".join(str(error).split())[:MAX_ERROR_LENGTH]
         raise UserError(f"{file}: its weights do not fit: {message}") from None
@@ -78,7 +78,7 @@ def remove_compile_prefix(state: dict[str, Any]) -> dict[str, Any]:
     """Return weights under the names that they have in a network without `torch.compile`."""
     renamed: dict[str, Any] = {}
     for name, weight in state.items():
-        # `model.backbone = torch.compile(model.backbone)` wraps it in a module with this name.
+        # `torch.compile(model.backbone)` is a module whose part `_orig_mod` is the network itself.
         key = name.replace("_orig_mod.", "") if isinstance(name, str) else name
         renamed[key] = weight
     return renamed

@@ -24,15 +24,15 @@ MAX_NAME_LENGTH = 200  # characters of a file's name; its temporary file has som
 
 
 class Results:
-    """A command's folder below the run's `results/`: `summary.json`, and the files that it makes.
+    """The folder of a command's results: `summary.json`, and the files that the command makes.
 
-    With `--overwrite` files are replaced one by one, so that other files in the folder stay.
+    With `--overwrite`, files are replaced one by one, so that other files in the folder stay.
 
     Args:
-        config: the command.
-        checkpoint: what the command evaluates.
+        config: options of the command.
+        checkpoint: the checkpoint that the command evaluates.
         name: name of the folder.
-        resumes: whether the command continues with the results that are in the folder.
+        resumes: whether the command keeps results that are in the folder, and adds the others.
 
     Raises:
         UserError: the folder cannot be written; or it has results already, and they may neither be
@@ -101,7 +101,7 @@ class Results:
         """Write `head.safetensors`, then `summary.json`.
 
         Args:
-            context: what the head was trained on.
+            context: the checkpoint and the images on which the head was trained.
             head: a classifier of the backbone's features.
             summary: results with a "test_accuracy".
         """
@@ -136,9 +136,11 @@ class Results:
 def find_results_dir(config: Evaluation, file: Path) -> Path:
     """Return the folder for the results of a checkpoint.
 
-    It is `--results-dir`; or else `results/` of the run that the checkpoint belongs to, with a
-    folder of its own for a checkpoint that is not the run's last; or else a folder next to the
-    checkpoint.
+    It is the first of these that applies:
+    - `--results-dir`
+    - `results/` of a run, for the run's backbone and its `last.ckpt`
+    - `results/NAME/` of a run, for another checkpoint NAME.ckpt of the run
+    - `NAME_results/` next to a checkpoint that belongs to no run
     """
     if config.checkpoint.results_dir:
         return Path(config.checkpoint.results_dir).expanduser()
@@ -154,7 +156,7 @@ def find_results_dir(config: Evaluation, file: Path) -> Path:
 
 
 def name_results(command: str, output: str | None) -> str:
-    """Return the name of a command's folder: the command's, and with `--output` also the file's."""
+    """Return the name of a command's folder. With `--output`, it includes the name of the file."""
     if not output:
         return command
     file_name = Path(output).name.replace(".", "_")

@@ -14,10 +14,10 @@ from simsiam.data import load_dataset
 from simsiam.evaluation.classifier import CHOICE_EPOCH
 from simsiam.evaluation.features import extract_features
 from simsiam.evaluation.logistic_regression import (
-    adapt_head,
     fit_logistic,
+    fold_standardisation,
     make_head,
-    standardise_features,
+    standardise_in_place,
 )
 from tests.helpers import Program, read_summary
 from utils.philox import permutation
@@ -76,7 +76,7 @@ def test_held_out_images_choose_and_all_train_images_teach(
     features = extract_features(backbone, train.images, *statistics, unit=False)
     order = permutation(200, CHOICE_EPOCH, seed=3)
     labels, x = train.labels[order], features[order]
-    scale = standardise_features(x)
+    scale = standardise_in_place(x)
 
     def fit(decay: float, first: int) -> torch.nn.Linear:
         head = make_head(32, 10)
@@ -92,7 +92,7 @@ def test_held_out_images_choose_and_all_train_images_teach(
     assert figures["held_out"][f"{figures['weight_decay']:g}"] == best
     assert best < 80
     expected = fit(figures["weight_decay"], 0)
-    adapt_head(expected, *scale)
+    fold_standardisation(expected, *scale)
     saved = torch.nn.Linear(32, 10)
     saved.load_state_dict(load_file(tmp_path / "linear" / "head.safetensors"))
     saved_output = saved(features).softmax(dim=1)

@@ -8,10 +8,10 @@ from sklearn.linear_model import LogisticRegression
 
 from simsiam.evaluation import logistic_regression
 from simsiam.evaluation.logistic_regression import (
-    adapt_head,
     fit_logistic,
+    fold_standardisation,
     make_head,
-    standardise_features,
+    standardise_in_place,
 )
 
 
@@ -80,11 +80,11 @@ def test_a_head_for_standardised_features_is_made_one_for_raw_features() -> None
     raw = 3 * torch.randn(50, 4) + 7
     raw[:, 3] = 2.0  # a feature that says nothing
     standardised, head = raw.clone(), torch.nn.Linear(4, 3)
-    scale = standardise_features(standardised)
+    scale = standardise_in_place(standardised)
     torch.testing.assert_close(standardised.mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(
         standardised.std(dim=0), torch.tensor([1.0, 1, 1, 0]), atol=1e-5, rtol=0
     )
     adapted = copy.deepcopy(head)
-    adapt_head(adapted, *scale)
+    fold_standardisation(adapted, *scale)
     torch.testing.assert_close(adapted(raw), head(standardised), atol=1e-5, rtol=1e-5)
