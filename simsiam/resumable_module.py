@@ -77,7 +77,8 @@ class ResumableModule(pl.LightningModule):
     def _log_means(self) -> None:
         train_loss, z_std = self.epoch_means()
         means = {"train_loss": train_loss, "z_std": z_std}
-        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
+        # All processes have the same means. Lightning warns where sync_dist is not set.
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         self._means_logged = True
 
     # ---------------------------------------------------------------- checkpoints

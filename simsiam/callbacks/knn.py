@@ -124,7 +124,8 @@ class KNNMonitor(pl.Callback):
         self.latest = {}
         if self.every and self._is_due(trainer):
             self._measure_epoch(trainer, pl_module, trainer.current_epoch)
-            pl_module.log_dict(self.latest)  # pyright: ignore[reportArgumentType]  (a dict of floats)
+            # All processes have the same values. Lightning warns where sync_dist is not set.
+            pl_module.log_dict(self.latest, sync_dist=True)  # pyright: ignore[reportArgumentType]
         else:
             self._offer_to_callbacks(trainer)
 
