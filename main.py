@@ -63,7 +63,8 @@ DEFAULT_SIGNAL_HANDLERS = {
     signal.SIGINT: signal.default_int_handler,
 }
 
-may_unwind = threading.Event()  # set while a signal may raise an exception
+# Set once the signal handler is allowed to raise. During the imports it ends the process instead.
+may_raise = threading.Event()
 
 
 def main(args: list[str]) -> int:
@@ -140,7 +141,7 @@ def run_command(name: str, flags: list[str], prog: str) -> None:
 
     module = import_without_gc(f"simsiam.commands.{module_name}")
     silence_libraries()
-    may_unwind.set()
+    may_raise.set()
     run = getattr(module, function_name)
     run(config)
 
@@ -159,7 +160,7 @@ def import_without_gc(module_name: str) -> object:
 
 
 def suggest_less_memory(name: str) -> str:
-    """Return what the user of a command can do with less memory: flags that the command has."""
+    """Return advice on how to need less memory: the flags for it that a command has, if any."""
     options = {option.field.name for option in iterate_options(COMMANDS[name])}
     ways = [way for option, way in LESS_MEMORY.items() if option in options]
     if not ways:
@@ -181,7 +182,7 @@ def fail(message: object, status: int = 2) -> int:
 
 def install_signal_handlers() -> None:
     """Let signals end the program with one line, except those that are ignored, as by nohup."""
-    may_unwind.clear()
+    may_raise.clear()
     for number, default_handler in DEFAULT_SIGNAL_HANDLERS.items():
         if signal.getsignal(number) in (default_handler, signal.SIG_DFL):
             signal.signal(number, raise_stopped)
@@ -190,7 +191,7 @@ def install_signal_handlers() -> None:
 def raise_stopped(number: int, frame: FrameType | None) -> None:
     """Handle a signal, in commands that have nothing to save; pre-training has its own handler."""
     stopped = StoppedBySignal(number, "; the same command resumes, or starts again")
-    if may_unwind.is_set():
+    if may_raise.is_set():
         raise stopped
     # Packages are being imported. Some would take the exception for a missing package and continue.
     fail(stopped)
@@ -214,8 +215,8 @@ def prepare_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
             continue
-        # Otherwise the next file that is opened would get the number of the stream, and with it
-        # everything that C code prints.
+        # Otherwise the next file that is opened would get the number of the stream, and C code that
+        # prints to the stream would write into that file.
         null = os.open(os.devnull, os.O_RDWR)
         if null != number:
             os.dup2(null, number)
@@ -227,16 +228,16 @@ def prepare_streams() -> None:
 
 
 def silence_libraries() -> None:
-    """Turn off those messages of libraries that this program replaces with its own."""
+    """Turn off messages of libraries that this program replaces, or that need no action."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-    # torch recommends TensorFloat32. Its three digits are too few for crops and cosines, so this
-    # program leaves it off.
+    # torch recommends TensorFloat32. Its three digits are too few for the matrix products
+    # that crop images and compare features, so this program leaves it off.
     warnings.filterwarnings("ignore", message="TensorFloat32")
     # `read_image` refuses such an image.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
-    # Of fp16's first optimizer steps some are skipped, which is expected.
+    # With fp16, some of the first optimizer steps are skipped. That is expected.
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")
     # `utils.nvidia` explains why a GPU cannot be used.
     warnings.filterwarnings("ignore", message="CUDA initialization")

@@ -97,10 +97,10 @@ class _NormalizeViews(torch.autograd.Function):
         # Sums of g, and of g times the normalised x: (V, 1, ..., C) each.
         g_sum = g.sum(dims, keepdim=True)
         gx_sum = (g * centered).sum(dims, keepdim=True) * rstd
-        dx = g - g_sum / n - centered * (rstd * gx_sum / n)
+        unscaled_dx = g - g_sum / n - centered * (rstd * gx_sum / n)
         if weight is None:
-            return (dx * rstd).to(x.dtype), None, None, None, None
-        dx = dx * (rstd * weight)
+            return (unscaled_dx * rstd).to(x.dtype), None, None, None, None
+        dx = unscaled_dx * (rstd * weight)
         d_weight = gx_sum.sum_to_size(weight.shape)
         d_bias = g_sum.sum_to_size(weight.shape)
         return dx.to(x.dtype), d_weight, d_bias, None, None
@@ -127,8 +127,8 @@ class _BatchNormPerView(_BatchNorm):
     """
 
     views = 1
-    # Whether the layer runs within a compiled graph. It then normalises by operations that a
-    # compiler fuses with their neighbours.
+    # Whether the layer normalises several views within a compiled graph. It then does so by
+    # operations that a compiler fuses with their neighbours.
     compiled = False
     # Views that compiled graphs have normalised, not yet added to `num_batches_tracked`.
     uncounted = 0
@@ -256,7 +256,7 @@ def expect_views(network: nn.Module, views: int, compiled: bool = False) -> Iter
     layers = [module for module in network.modules() if isinstance(module, _BatchNormPerView)]
     for layer in layers:
         layer.views = views
-        layer.compiled = compiled and views > 1
+        layer.compiled = compiled and views > 1  # one view is left to torch's BN
     try:
         yield
         # Count the views in Python. To update `num_batches_tracked` in each step would take a

@@ -115,7 +115,7 @@ class SimSiam(ResumableModule):
         # A subclass may have arguments that are not plain, such as a function. It can use them
         # through self.hparams, but checkpoints do not save them.
         plain_hparams, names_left_out = select_plain(self.hparams)
-        self.hparams.update(plain_hparams)
+        self.hparams.update(plain_hparams)  # such as a list for a tuple
         if names_left_out:
             names = ", ".join(names_left_out)
             rank_zero_warn(f"hyper-parameters that are not plain values are not saved: {names}")
@@ -231,8 +231,8 @@ class SimSiam(ResumableModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         metadata, ignored = read_image_metadata(datamodule)
         self.hparams.update(metadata)
-        # kNN and linear classifiers crop images to this size. The mean and std of the backbone are
-        # set when a checkpoint is loaded.
+        # The monitors crop images to this size during training. Mean and std are set when a
+        # checkpoint is loaded.
         if isinstance(self.backbone, ResNet) and "image_size" in metadata:
             self.backbone.image_size = metadata["image_size"]
         if ignored:
@@ -242,7 +242,7 @@ class SimSiam(ResumableModule):
             )
 
     def on_train_start(self) -> None:
-        """Restore the state of a resumed run, and check the BN layers again."""
+        """Restore the state of a resumed run, and forget the last check of the BN layers."""
         super().on_train_start()
         # In a second fit, Trainer(sync_batchnorm=True) may have replaced the BN layers since the
         # check of the first fit.

@@ -40,7 +40,7 @@ class MetricRecorder(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         mean_loss = float(np.mean(self.step_losses[self.first_step :]))
         self.epochs["train_loss"].append(mean_loss)
-        self.epochs["kNN_accuracy"].append(self.knn.latest["kNN_accuracy"])
+        self.epochs["kNN_accuracy"].append(self.knn.epoch_metrics["kNN_accuracy"])
         self.first_step = len(self.step_losses)
 
 

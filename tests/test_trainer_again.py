@@ -40,7 +40,7 @@ def test_a_monitor_measures_the_last_epoch_of_a_second_fit() -> None:
     stop = EarlyStopping("train_loss", patience=1, min_delta=10.0)
     trainer = fit(monitor, stop, max_epochs=60)
     assert trainer.current_epoch == 2
-    assert monitor.latest
+    assert monitor.epoch_metrics
 
 
 def test_a_collapse_is_reported_in_a_second_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_a_collapse_is_judged_by_the_rank_of_the_same_epoch() -> None:
     knn = KNNMonitor(k=5)
     for callbacks in ([Recorded(), knn], [knn, Recorded()]):
         fit(*callbacks, max_epochs=1)
-        assert ranks.pop() == knn.latest["rankme"]
+        assert ranks.pop() == knn.epoch_metrics["rankme"]
 
 
 # ---------------------------------------------------------------- resumed

@@ -130,6 +130,7 @@ def _read_config(command: type[Command], file: Path, rules: dict[str, Rule]) -> 
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))["settings"]
         inherited = {}
         for name, value in settings.items():
+            # Rules are ordered: NOT_INHERITED and those after it keep a setting to its own run.
             # Names that no option has are kept for `from_settings`, which refuses them.
             if rules.get(name, Rule.PLAIN) < Rule.NOT_INHERITED:
                 inherited[name] = value
@@ -173,7 +174,7 @@ def _describe_group(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _add_tyro_annotations(type_hint: Any) -> Any:
-    """Return a type hint in which tyro's own annotations say what its `Hint` says."""
+    """Translate the `Hint` of a type hint, if it has one, into annotations of tyro."""
     hint = find_annotation(type_hint, Hint)
     if hint is None:
         return type_hint
@@ -192,7 +193,7 @@ def _add_tyro_annotations(type_hint: Any) -> Any:
 
 
 def _raise_user_error(event: _errors.ParseErrorEvent, flags: list[str]) -> NoReturn:
-    """Raise UserError, in one line, for what tyro would refuse in several."""
+    """Raise UserError with one line in place of the message of tyro, which has several."""
     match event:
         case _errors.UnrecognizedArgs(tokens=tokens):
             message = _describe_unknown_flag(tokens[0].split("=")[0], flags)
@@ -203,7 +204,7 @@ def _raise_user_error(event: _errors.ParseErrorEvent, flags: list[str]) -> NoRet
             message = f"{_get_flag(event)} {value}: {_describe_choices(value, choices)}"
         case _errors.InstantiationFailure():
             message = _describe_failure(event)
-        case _:
+        case _:  # what is left is a flag with too few values
             message = f"{_get_flag(event)} needs a value"
     raise UserError(message) from None
 

@@ -68,6 +68,7 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
             # Given a path instead of a file, torch reports a full disk as "unexpected pos".
             with open(partial, "wb") as file:
                 torch.save(checkpoint, file)
+            # `path` is still the earlier file: `write_atomically` replaces it after this function.
             if path == self.run.last and path.exists():
                 self._keep_previous()
 
@@ -173,7 +174,7 @@ class CheckpointCallback(Checkpoint):
         # After the last batch of an epoch, on_train_epoch_end saves.
         if is_step_done and not trainer.is_last_batch:
             is_due = self.every is None and self._is_due_by_time()
-            self._save_or_stop(trainer, self.signals.received, is_due)
+            self._save_and_obey(trainer, self.signals.received, is_due)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._warn_of_failures()
@@ -193,21 +194,24 @@ class CheckpointCallback(Checkpoint):
 
         if epoch == trainer.max_epochs:
             # Save the last epoch in any case. Ignore a signal, because the run is about to end.
-            self._save_or_stop(trainer, signal_number=0, is_due=True)
+            self._save_and_obey(trainer, signal_number=0, is_due=True)
             return
         if self.every is None:
             is_due = self._is_due_by_time()
         else:
             is_due = epoch % self.every == 0
-        self._save_or_stop(trainer, self.signals.received, is_due)
+        self._save_and_obey(trainer, self.signals.received, is_due)
 
     def _is_due_by_time(self) -> bool:
         """Return whether the latest checkpoint is old enough for the next one."""
         seconds = max(MIN_CHECKPOINT_SECONDS, self.blocked_seconds / MAX_BLOCKED_FRACTION)
         return time.monotonic() - self.saved_at >= seconds
 
-    def _save_or_stop(self, trainer: pl.Trainer, signal_number: int, is_due: bool) -> None:
-        """Save if a checkpoint is due or there was a signal, then stop if there was a signal.
+    def _save_and_obey(self, trainer: pl.Trainer, signal_number: int, is_due: bool) -> None:
+        """Save if a checkpoint is due or there was a signal, then obey the signal.
+
+        The run stops, except after SIGUSR1 in a SLURM job: that requeues the job, and the run goes
+        on until SLURM ends it.
 
         All ranks do the same, whichever of them received the signal.
 

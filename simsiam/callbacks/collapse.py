@@ -75,6 +75,6 @@ class CollapseMonitor(pl.Callback):
         """Return the effective rank of the features; None if it was not measured in this epoch."""
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, KNNMonitor):
-                return callback.latest.get("rankme")
+                return callback.epoch_metrics.get("rankme")
         rank = trainer.callback_metrics.get("rankme")
         return None if rank is None else float(rank)

@@ -57,7 +57,7 @@ class ImageLogger(pl.Callback):
         data = get_data(trainer)
         step = trainer.global_step - 1
         self.log_image("views", draw_views(data, first_epoch=epoch), step)
-        if self.knn.latest and self.knn.indices is not None:
+        if self.knn.epoch_metrics and self.knn.indices is not None:
             indices = self.knn.indices[:GALLERY_QUERIES, :GALLERY_NEIGHBOURS]
             rows = gallery_rows(data.train, data.test.first(len(indices)), indices)
             self.log_image("neighbours", pil_to_tensor(draw_gallery(rows)), step)

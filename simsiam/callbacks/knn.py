@@ -87,10 +87,10 @@ class KNNMonitor(pl.Callback):
         self.compile = compile
         self.untrained: float | None = None  # kNN accuracy before training, in percent
         self.seconds = 0.0  # duration of the latest measurement
-        self.latest: dict[str, float] = {}  # metrics of this epoch; empty if it has not measured
+        self.epoch_metrics: dict[str, float] = {}  # of this epoch; empty if it has no measurement
         self.indices: Tensor | None = None  # (Q, k) neighbours of each query in the bank
-        self._last_measured: dict[str, float] = {}  # metrics of the latest epoch that has measured
-        self._measured_epoch: int | None = None  # the number of that epoch, from 0
+        self._latest: dict[str, float] = {}  # metrics of the latest measurement
+        self._measured_epoch: int | None = None  # epoch of that measurement, from 0
         self._folded: ResNet | None = None  # on a GPU, the network that extracts the features
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -106,26 +106,26 @@ class KNNMonitor(pl.Callback):
     @property
     def has_measured(self) -> bool:
         """Whether this run has been measured, before it was resumed or since."""
-        return bool(self._last_measured)
+        return bool(self._latest)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.latest = {}
+        self.epoch_metrics = {}
         self._measured_epoch = None  # an earlier `fit` may have set it
         if not self.every or trainer.global_step > 0:
             return
-        self._last_measured = self.measure(trainer, pl_module)
-        self.untrained = self._last_measured.get("kNN_accuracy")
+        self._latest = self.measure(trainer, pl_module)
+        self.untrained = self._latest.get("kNN_accuracy")
         if self.untrained is not None:
             for logger in trainer.loggers:
                 logger.log_metrics({"kNN_accuracy": self.untrained}, step=0)
             self.print_fn(f"kNN of the untrained network: {self.untrained:.2f} %")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.latest = {}
+        self.epoch_metrics = {}
         if self.every and self._is_due(trainer):
             self._measure_epoch(trainer, pl_module, trainer.current_epoch)
             # All processes have the same values. Lightning warns where sync_dist is not set.
-            pl_module.log_dict(self.latest, sync_dist=True)  # pyright: ignore[reportArgumentType]
+            pl_module.log_dict(self.epoch_metrics, sync_dist=True)  # pyright: ignore[reportArgumentType]
         else:
             self._offer_to_callbacks(trainer)
 
@@ -142,19 +142,19 @@ class KNNMonitor(pl.Callback):
             return
         self._measure_epoch(trainer, pl_module, last_epoch)
         for logger in trainer.loggers:
-            logger.log_metrics(self.latest, step=trainer.global_step - 1)
+            logger.log_metrics(self.epoch_metrics, step=trainer.global_step - 1)
         self._offer_to_callbacks(trainer)
 
     def _measure_epoch(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int
     ) -> None:
-        self.latest = self.measure(trainer, pl_module)
-        self._last_measured = self.latest
+        self.epoch_metrics = self.measure(trainer, pl_module)
+        self._latest = self.epoch_metrics
         self._measured_epoch = epoch
 
     def _offer_to_callbacks(self, trainer: pl.Trainer) -> None:
         """Let callbacks such as `EarlyStopping` see the latest values, without logging them."""
-        values = {name: torch.tensor(value) for name, value in self._last_measured.items()}
+        values = {name: torch.tensor(value) for name, value in self._latest.items()}
         trainer.callback_metrics.update(values)
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
@@ -168,7 +168,7 @@ class KNNMonitor(pl.Callback):
         with trainer.precision_plugin.forward_context():
             bank, queries = self._extract(trainer, pl_module)
         metrics: dict[str, float] = {}
-        # `rankme` takes the features of all processes together: the first ones of each share.
+        # `rankme` gathers the features that each process passes: the first ones of its share.
         rank = rankme(bank.features[: RANKME_IMAGES // distributed.world_size()])
         if queries is not None:
             metrics["kNN_accuracy"] = self._measure_accuracy(bank, queries)
@@ -192,8 +192,8 @@ class KNNMonitor(pl.Callback):
         start = distributed.shard(len(bank_labels)).start
         k = min(self.k, len(bank_labels))
         similarity, self.indices = nearest_in_shards(unit_queries, unit_bank, k, start)
-        votes = vote(similarity, bank_labels[self.indices], len(classes), self.temperature)
-        correct = (classes[votes] == queries.labels).sum().item()
+        predicted = vote(similarity, bank_labels[self.indices], len(classes), self.temperature)
+        correct = (classes[predicted] == queries.labels).sum().item()
         return 100 * correct / len(queries.labels)
 
     def remaining_seconds(self, epoch: int, epochs: int) -> float:
@@ -252,10 +252,14 @@ class KNNMonitor(pl.Callback):
         return self._folded
 
     def state_dict(self) -> dict[str, Any]:
-        return {"untrained": self.untrained, "seconds": self.seconds, "known": self._last_measured}
+        return {
+            "untrained": self.untrained,
+            "seconds": self.seconds,
+            "known": self._latest,  # checkpoints of earlier versions have this name
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.untrained = state_dict["untrained"]
         # Checkpoints of earlier versions lack these two.
         self.seconds = state_dict.get("seconds", 0.0)
-        self._last_measured = state_dict.get("known", {})
+        self._latest = state_dict.get("known", {})

@@ -101,14 +101,14 @@ class MetricsRecorder(pl.Callback):
             "perf/images_per_second": self.images_per_second,
         }
         pl_module.log_dict(own_metrics)
-        self._log_early(trainer, {**means, **self.knn.latest, **own_metrics})
+        self._log_early(trainer, {**means, **self.knn.epoch_metrics, **own_metrics})
 
         self.rows.append(
             {
                 "epoch": epoch,
                 "step": trainer.global_step,
                 **means,
-                **self.knn.latest,
+                **self.knn.epoch_metrics,
                 "learning_rate": learning_rate,
                 "images_per_second": round(self.images_per_second, 1),
                 "seconds": round(self._seconds_of_epoch(), 3),

@@ -50,7 +50,7 @@ from utils.run_dir import RunDirectory, previous
 from utils.weights import BACKBONE, write_weights
 
 LOG_EVERY = 100  # steps between two points of a curve
-NEVER = 0  # as `log_every_n_steps`, this makes Lightning log no single steps
+NEVER = 0  # as `log_every_n_steps`: Lightning then logs only means of epochs
 
 
 def pretrain(config: Pretrain) -> None:
@@ -60,7 +60,7 @@ def pretrain(config: Pretrain) -> None:
     """
     devices = config.device.devices
     num_nodes = config.device.num_nodes
-    if config.run.dry_run:  # this process describes a run of any number of processes
+    if config.run.dry_run:  # one process is enough to describe a run of any number of processes
         devices = None
         num_nodes = None
     if devices is not None and launch.needs_launch(devices):
@@ -79,7 +79,7 @@ def pretrain(config: Pretrain) -> None:
         data = load_data(config, accelerator)
         model = build_model(config, data)
 
-        checkpoints = run.resumable()
+        resumable_files = run.resumable()
         # Only rank 0 loads the weights of --model-path. DDP sends rank 0's weights to all ranks.
         start = distributed.broadcast_result(lambda: find_start(config, run, data, model, state))
         if start is not None and config.device.precision == "auto":
@@ -89,7 +89,7 @@ def pretrain(config: Pretrain) -> None:
             print(describe_run(context))
             return
         context.start = distributed.broadcast_result(
-            lambda: acquire_run(context, state, checkpoints, cleanup)
+            lambda: acquire_run(context, state, resumable_files, cleanup)
         )
         train(context)
 
@@ -147,12 +147,12 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
 
 
 def acquire_run(
-    context: RunContext, state: str, checkpoints: list[Path], cleanup: ExitStack
+    context: RunContext, state: str, resumable_files: list[Path], cleanup: ExitStack
 ) -> Start | None:
     """Lock the run's folder, print the description of the run and write its config.yaml.
 
     Args:
-        state, checkpoints: state and checkpoints of the folder when `context` was made.
+        state, resumable_files: of the folder when `context` was made.
         cleanup: the folder stays locked until this is closed.
 
     Returns:
@@ -164,7 +164,7 @@ def acquire_run(
     run = context.run
     start = context.start
     cleanup.enter_context(run.lock())
-    is_unchanged = run.state() == state and run.resumable() == checkpoints
+    is_unchanged = run.state() == state and run.resumable() == resumable_files
     require(is_unchanged, f"{run.path} was changed by another process. Run this command again.")
 
     print(describe_run(context), flush=True)
@@ -199,8 +199,8 @@ def train(context: RunContext) -> None:
     world_size = distributed.world_size()
 
     def show_knn_progress(chunks: Iterable[Tensor], total: int, label: str) -> Iterable[Tensor]:
-        # Without a terminal, only the first measurement prints lines of progress. The others end an
-        # epoch, for which a line is printed anyway.
+        # Without a terminal, print progress only for the measurement before training. The line of
+        # an epoch follows each later measurement.
         return track_progress(chunks, total, label, lines=not knn.has_measured)
 
     knn = KNNMonitor(
@@ -229,7 +229,8 @@ def train(context: RunContext) -> None:
 
     io = BackgroundCheckpointIO(run, extra_state=collect_provenance(context))
     signals = SignalCallback()
-    checkpoints = CheckpointCallback(run, recorder, config.run.checkpoint_every, io, signals)
+    every = config.run.checkpoint_every
+    checkpoint_callback = CheckpointCallback(run, recorder, every, io, signals)
 
     # If an epoch has few steps, the curves only get its means.
     steps_per_epoch = len(context.data.train) // optimizer.batch_size
@@ -255,7 +256,7 @@ def train(context: RunContext) -> None:
             progress,
             ImageLogger(run, knn, images_every, log_image),
             CollapseMonitor(monitor.stop_on_collapse, print_fn=print_line),
-            checkpoints,
+            checkpoint_callback,
         ],
         plugins=[io],
         enable_progress_bar=False,
@@ -269,12 +270,12 @@ def train(context: RunContext) -> None:
         cuda_graphs = optimizer.accumulate == 1 and world_size == 1
         context.model.compile_networks(cuda_graphs=cuda_graphs)
 
-    with explain_failures(run, start, checkpoints):
+    with explain_failures(run, start, checkpoint_callback):
         ckpt_path = start.path if start is not None else None
         trainer.fit(context.model, datamodule=context.data, ckpt_path=ckpt_path)
         if distributed.rank() == 0:
-            checkpoints.check_saved()
-            finish_run(context, recorder, checkpoints, knn)
+            checkpoint_callback.check_saved()
+            finish_run(context, recorder, checkpoint_callback, knn)
 
 
 def finish_run(

@@ -27,7 +27,8 @@ from utils.device import AUTO_PRECISIONS
 from utils.errors import RunError, UserError, is_out_of_memory, require
 from utils.run_dir import RunDirectory
 
-# The state keys of the callbacks whose state a checkpoint must hold: Lightning takes class names.
+# A resumable checkpoint must hold the states of these callbacks. Lightning stores them under the
+# names of the classes.
 REQUIRED_STATES = (MetricsRecorder.__name__, CheckpointCallback.__name__)
 MAX_ERROR_LENGTH = 300  # characters of a library's error that a message quotes
 MODEL_PATH_HINT = "Pass it as --model-path instead to start a new run from its weights."
@@ -65,12 +66,12 @@ def check_batch_size(optimizer: OptimizerOptions, processes: int) -> None:
     """Raise UserError unless processes and accumulation can share a batch equally."""
     batch_size = optimizer.batch_size
     parts = processes * optimizer.accumulate
-    smaller = max(2 * parts, batch_size // parts * parts)
+    nearest = max(2 * parts, batch_size // parts * parts)
     require(
         batch_size % parts == 0 and batch_size >= 2 * parts,
         f"--batch-size {batch_size} must split into {parts} equal parts of at least 2 images, "
         f"for {plural(processes, 'device')} and --accumulate {optimizer.accumulate}. "
-        f"Try {smaller} or {smaller + parts}.",
+        f"Try {nearest} or {nearest + parts}.",
     )
 
 
@@ -99,6 +100,7 @@ def find_start(
     path = find_checkpoint(ckpt_dir, whole=True)
     content = read_resumable(path, REQUIRED_STATES)
     _check_same_run(path, content, config, data)
+    # Only --overwrite comes here with a folder that has checkpoints.
     is_in_run_folder = run.path.resolve() in path.resolve().parents
     require(
         not is_in_run_folder,
@@ -128,9 +130,9 @@ def _find_own_checkpoint(run: RunDirectory, data: ViewsDataModule, ckpt_dir: str
         f"--ckpt-dir {ckpt_dir}. Leave out this flag, or pass another --exp-name.",
     )
     resolved = run.settings("resolved")
-    images = resolved.get("images")
+    digest = resolved.get("images")
     require(
-        images is None or images == data.dataset_digest,
+        digest is None or digest == data.dataset_digest,
         f"{run.path} holds an unfinished run on other images than are in "
         f"{data.options.data_dir} now. Pass another --exp-name, or --overwrite to start again.",
     )
@@ -165,9 +167,9 @@ def _check_same_run(
         epochs_done < config.optimizer.epochs,
         f"{path} is from a finished run, of which nothing is left to train. {MODEL_PATH_HINT}",
     )
-    images = content.get("images")
+    digest = content.get("images")
     require(
-        images is None or images == data.dataset_digest,
+        digest is None or digest == data.dataset_digest,
         f"{path} is from a run on other images than are in {config.data.data_dir}. "
         f"{MODEL_PATH_HINT}",
     )
@@ -176,8 +178,8 @@ def _check_same_run(
 def choose_resumed_precision(start: Start, accelerator: str, precision: Any) -> Any:
     """Return the precision in which a run with `--precision auto` resumes.
 
-    It is the precision of the checkpoint. If the checkpoint has none that "auto" can mean, it is
-    what "auto" means on this machine.
+    This is the precision of the checkpoint, if "auto" could have chosen it. A checkpoint that does
+    not save its precision resumes in fp32 on a CPU. Otherwise this machine's "auto" decides.
 
     Args:
         precision: what "auto" means on this machine, which may differ from the run's first one.

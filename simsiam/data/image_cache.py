@@ -221,9 +221,13 @@ class _CacheWriter:
         remaining = len(self.files) - len(self.lines)
         needed = remaining * bytes_per_image(self.side)
         free = shutil.disk_usage(self.folder).free
-        sizes = f"take {needed / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free"
-        message = f"The decoded images {sizes} in {printable(self.folder)}."
-        require(needed <= free, f"{message} Free some space, or pass another --cache-dir.")
+        needed_gib = needed / 2**30
+        free_gib = free / 2**30
+        require(
+            needed <= free,
+            f"The decoded images take {needed_gib:.1f} GiB, but only {free_gib:.1f} GiB are free "
+            f"in {printable(self.folder)}. Free some space, or pass another --cache-dir.",
+        )
 
     def _write_manifest(self) -> None:
         all_lines = [json.dumps(self.manifest), *self.lines]

@@ -187,7 +187,7 @@ def _check_test_classes(test: ImageFolder, train: ImageFolder) -> None:
 
 
 def _index_labels(images: ImageFolder, classes: tuple[str, ...]) -> None:
-    """Make the labels of images indices into `classes`, or -1 if there are no classes."""
+    """Replace the label of each image by its index in `classes`, or by -1 without classes."""
     index_of_class = {name: i for i, name in enumerate(classes)}
     new_labels = [index_of_class.get(name, -1) for name in images.classes]
     new_labels.append(-1)  # The old label -1 indexes this last entry, so it stays -1.
@@ -220,7 +220,7 @@ def _absolute_root(options: DataOptions) -> Path:
 
 
 def _cache_side(options: DataOptions) -> int:
-    """Return C, the side of the decoded images in pixels."""
+    """Return the side of the decoded images in pixels."""
     return stored_side(options.image_size or FOLDER_IMAGE_SIZE)
 
 
@@ -235,8 +235,8 @@ def _cache_folder(options: DataOptions) -> Path:
         str(options.train_images),
         str(options.test_images),
     ]
-    # Other caches may be older than these two options. They stay valid, because an option that is
-    # not used is not in the key.
+    # The names of caches must not change, and some caches are older than these two options.
+    # Therefore the options are in the key only where they are used.
     if options.held_out_images > 0:
         key.append(f"held out: {options.held_out_images}")
     if options.pixel_range is not None:

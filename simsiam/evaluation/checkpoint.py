@@ -62,12 +62,12 @@ class LoadedCheckpoint:
     def extract_features(
         self, chunks: Iterable[Tensor], n: int, label: str, unit: bool = True
     ) -> Tensor:
-        """Return the features (n, F) of images, and show the progress.
+        """Return the features (N, F) of the N images in all chunks, and show the progress.
 
         Args:
-            chunks: (B, 3, side, side) uint8 each. Of larger images than the backbone's, the central
-                squares are taken.
-            n: the number of images in all chunks, or more if some cannot be read.
+            chunks: (B, 3, side, side) uint8 each. Images larger than `backbone.image_size` are
+                cropped to their central square of that size.
+            n: an upper bound of N.
             label: names the images in the progress.
             unit: L2-normalise each row, for cosines.
         """
@@ -127,7 +127,7 @@ def load_checkpoint(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
         path, whole: as in `find_checkpoint`.
 
     Raises:
-        UserError: as in `load_backbone`.
+        UserError: a ValueError, in the cases of `load_backbone`.
     """
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":
@@ -142,7 +142,7 @@ def load_backbone_file(file: Path) -> LoadedCheckpoint:
     """Load a safetensors file of a backbone; its suffix does not matter.
 
     Raises:
-        UserError: as in `load_backbone`.
+        UserError: a ValueError, in the cases of `load_backbone`.
     """
     values, state = read_weights(file, BACKBONE)
     return _load_backbone_alone(file, validate_metadata(values, file), state)

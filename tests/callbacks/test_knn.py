@@ -75,7 +75,7 @@ class Measured(pl.Callback):
         self.monitor, self.epochs = monitor, list[int]()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.monitor.latest:
+        if self.monitor.epoch_metrics:
             self.epochs.append(trainer.current_epoch + 1)
 
 
