@@ -258,7 +258,9 @@ def test_attributes_that_do_not_fit_are_ignored(
     attributes: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
     model = make_model()
-    with pytest.warns(UserWarning, match=f"SimSiam ignores these of Foreign: {named}") as caught:
+    with pytest.warns(
+        UserWarning, match=f"SimSiam ignores attributes of Foreign: {named}"
+    ) as caught:
         trainer = fit(model=model, data=Foreign(**attributes), max_epochs=1)
     assert len([w for w in caught if "SimSiam ignores" in str(w.message)]) == 1
     trainer.save_checkpoint(tmp_path / "a.ckpt")

@@ -232,7 +232,6 @@ def train(context: RunContext) -> None:
     every = config.run.checkpoint_every
     checkpoint_callback = CheckpointCallback(run, recorder, every, io, signals)
 
-    # If an epoch has few steps, the curves only get its means.
     steps_per_epoch = len(context.data.train) // optimizer.batch_size
     log_every = LOG_EVERY if steps_per_epoch >= 2 * LOG_EVERY else NEVER
 

@@ -30,7 +30,7 @@ def main() -> None:
         "--legs", type=Path, help="file with the seconds of each leg of the run, one per line"
     )
     args = parser.parse_args()
-    program.silence_lightning()
+    program.silence_libraries()
     checkpoint = CheckpointOptions(checkpoint=str(args.run))
     context = open_context(Knn(checkpoint=checkpoint), torch.device(DEVICE), labels=True)
     bank = context.extract_features(context.train.images, "train images")

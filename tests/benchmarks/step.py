@@ -166,7 +166,7 @@ def main() -> None:
         "--workers", type=int, default=16 if GPU else 2, help="worker processes of lightly's loader"
     )
     args = parser.parse_args()
-    program.silence_lightning()
+    program.silence_libraries()
     images = max(50_000 if GPU else 0, args.batch_size * (WARMUP_STEPS + args.steps))
     data = ViewsDataModule(
         "patterns", train_images=images, test_images=10, batch_size=args.batch_size, compile=GPU

@@ -8,7 +8,7 @@ import torch
 from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
 from torch import nn
 
-from models.heads import BN, prediction_mlp, projection_mlp
+from models.heads import prediction_mlp, projection_mlp
 from models.resnet import BACKBONES, CONV_INITS, STEMS
 from simsiam.config.options import NetworkOptions
 

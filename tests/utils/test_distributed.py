@@ -257,7 +257,7 @@ def test_launcher_prints_one_line_if_a_process_was_killed(tmp_path: Path) -> Non
     os.kill(child_pids(process)[-1], signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGKILL and err.count("\n") == 1, err
-    assert "process 2 of 2 was ended by SIGKILL" in err and "the same command goes on" in err
+    assert "process 2 of 2 was ended by SIGKILL" in err and "the same command resumes" in err
     assert list(temporary.iterdir()) == []
 
 
