@@ -66,7 +66,7 @@ class ResumableModule(pl.LightningModule):
 
         Callbacks read the means in their `on_train_epoch_end`, which runs before the module's.
         """
-        if self.trainer.fit_loop.epoch_loop.done:
+        if self.trainer.is_last_batch or self.trainer.fit_loop.epoch_loop.done:
             self._log_means()
 
     def on_train_epoch_end(self) -> None:
