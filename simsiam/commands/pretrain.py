@@ -43,7 +43,7 @@ from simsiam.evaluation.metadata import METADATA_HPARAMS
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import print_line, track_progress
-from utils.device import choose_accelerator, choose_precision, versions
+from utils.device import choose_accelerator, choose_precision, package_versions
 from utils.errors import require
 from utils.filesystem import write_json
 from utils.run_dir import RunDirectory, previous
@@ -174,7 +174,7 @@ def acquire_run(
             "command": "pretrain",
             "settings": settings_to_keep(context.config),
             "resolved": resolve_settings(context),
-            "versions": versions(),
+            "versions": package_versions(),
         }
     )
     run.remove_partial_files()

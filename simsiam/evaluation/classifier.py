@@ -14,7 +14,7 @@ from simsiam.augment import Policy, augment
 from simsiam.data.dataset import ImageDataset
 from simsiam.data.sampler import EpochSampler
 from utils.console import print_line, track_progress
-from utils.errors import RunError
+from utils.errors import NOT_FINITE_STATUS, RunError
 from utils.schedule import warmup_cosine
 
 # The order of this epoch decides which images are held out or keep their labels. No training has
@@ -22,7 +22,6 @@ from utils.schedule import warmup_cosine
 CHOICE_EPOCH = 2**32 - 1
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 PROGRESS_LINES = 10  # about as many lines are printed during a training
-NOT_FINITE_STATUS = 4  # exit status of a training whose loss or weights are not finite
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,8 @@ def train_classifier(
         The number of optimizer steps.
 
     Raises:
-        RunError: with status 4, if the loss or a weight is not finite at the end of an epoch.
+        RunError: with NOT_FINITE_STATUS, if the loss or a weight is not finite at the end of an
+            epoch.
     """
     device = chosen.device
     trains_backbone = recipe.backbone_lr is not None
