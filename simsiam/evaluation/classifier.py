@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from models.resnet import ResNet
-from simsiam.augment import Policy, augment
+from simsiam.augment import augment, crop_and_flip_policy
 from simsiam.data.dataset import ImageDataset
 from simsiam.data.sampler import EpochSampler
 from utils.console import print_line, track_progress
@@ -185,7 +185,7 @@ def crop_and_flip(
         seed=recipe.seed,
         epoch=epoch,
         view=0,
-        policy=Policy(crop_scale=recipe.crop_scale, jitter=0, grayscale=0),
+        policy=crop_and_flip_policy(recipe.crop_scale),
         mean=mean,
         std=std,
         size=min(size, images.side),
