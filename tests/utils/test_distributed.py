@@ -152,7 +152,7 @@ def test_signal_ends_the_wait_for_a_missing_process(number, tmp_path: Path) -> N
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == 128 + number
-    assert err == f"main.py: stopped by {number.name}; the same command goes on, or begins again\n"
+    assert err == f"main.py: stopped by {number.name}; the same command resumes, or starts again\n"
 
 
 def test_signal_ends_the_wait_for_a_missing_first_process(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_launcher_prints_one_line_if_a_process_was_killed(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("flags", "answer"),
     [
-        ("--batch-size 25", "must split into 2 equal parts of at least 2, for 2 devices"),
+        ("--batch-size 25", "must split into 2 equal parts of at least 2 images, for 2 devices"),
         ("--ckpt-dir /etc/passwd", "not a checkpoint"),
     ],
 )
