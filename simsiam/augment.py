@@ -24,6 +24,11 @@ MAX_ASPECT_RATIO = 4 / 3  # of a crop: torchvision's default ratio is (3/4, 4/3)
 Policy = AugmentOptions  # The ranges and probabilities that parameters are drawn from.
 
 
+def crop_and_flip_policy(crop_scale: float) -> Policy:
+    """Return a policy of crops and flips alone. Every other augmentation must be off in it."""
+    return Policy(crop_scale=crop_scale, jitter=0, grayscale=0)
+
+
 class ViewParams(NamedTuple):
     """The random parameters of one view of B samples, with torchvision's names and ranges."""
 

@@ -1,4 +1,7 @@
-"""Runs in which something happens before given steps, so that no test has to wait for a moment."""
+"""Start runs in which something happens before given steps, such as a signal.
+
+With these, no test needs to wait for the right moment of a run.
+"""
 
 import itertools
 import json
@@ -17,7 +20,7 @@ from simsiam.config import commands
 from tests.helpers import ROOT, SMALL
 from tests.processes import Started
 
-# The number of a step of SGD, counted from 1 -> the events before that step.
+# The events before a step of SGD, by the number of the step, which is counted from 1.
 Events = Mapping[int, Sequence[str | Path]]
 
 # Flags in addition to SMALL: an epoch has 6 steps, and a checkpoint is saved every 12 steps.
@@ -31,9 +34,10 @@ def run_with_events(args: list[str]) -> int:
     """Run main.py, and make events happen before steps of SGD.
 
     Args:
-        args: the first one is a JSON object, step -> events; the others are those of main.py. An
-            event is the name of a signal or the path of a file. The process sends the signal to
-            itself. It creates the file and waits until the file is removed or a signal comes.
+        args: the first one is a JSON object of lists of events by step. The others are the
+            arguments of main.py. An event is the name of a signal or the path of a file. The
+            process sends the signal to itself. It creates the file, and waits until the file is
+            removed or a signal comes.
     """
     events: dict[str, list[str]] = json.loads(args[0])
     steps = itertools.count(1)
@@ -76,8 +80,8 @@ def to_json(events: Events) -> str:
     return json.dumps(texts)
 
 
-def run_with_main(args: list[str]) -> int:
-    """Run main.py so that the processes it starts run the script ARGS[0] instead of main.py."""
+def run_with_child_script(args: list[str]) -> int:
+    """Run main.py. The processes that it starts run the script ARGS[0] instead of main.py."""
     commands.MAIN = Path(args[0])
     return main.main(args[1:])
 
@@ -96,7 +100,7 @@ def start_with_events_below(
     """Start a command that starts processes (`ablate`, `--devices 2`), with events in each."""
     script = tmp_path / "with_events.py"
     script.write_text(SCRIPT_WITH_EVENTS.format(root=str(ROOT), events=to_json(events)))
-    return Started(run_with_main, [str(script), *args], **environment)
+    return Started(run_with_child_script, [str(script), *args], **environment)
 
 
 def start_small_with_events(

@@ -1,7 +1,4 @@
-"""Fixtures of all tests: the folder of CIFAR-10, and small runs of the program.
-
-Also the rules for tests that are marked `slow`.
-"""
+"""Fixtures of all tests (the folder of CIFAR-10, small runs), and rules for the mark `slow`."""
 
 import os
 import signal
@@ -67,7 +64,7 @@ def pytest_terminal_summary(
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_process() -> Iterator[None]:
-    """Start the process that others are forked from, so that it imports during the first tests."""
+    """Start the process from which others are forked, so that it imports torch during the tests."""
     folder = os.getcwd()
     os.chdir(ROOT)
     forkserver.ensure_running()
@@ -108,15 +105,16 @@ def program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Program:
 
     def run(*flags: str) -> tuple[int, str, str]:
         pretrains = not flags or flags[0].startswith("-") or flags[0] == "pretrain"
-        has_folder = any(flag.startswith(("--save-dir", "--help")) for flag in flags)
-        if pretrains and not has_folder:
+        writes_elsewhere = any(flag.startswith("--save-dir") for flag in flags)
+        writes_nothing = any(flag.startswith("--help") for flag in flags)
+        if pretrains and not writes_elsewhere and not writes_nothing:
             flags = (*flags, "--save-dir", str(tmp_path / "runs"))
         try:
             status = main.main(list(flags))
         except SystemExit as stop:
             status = int(stop.code or 0)
         finally:
-            # pytest must get a Ctrl-C again.
+            # Restore the handlers, so that pytest gets a Ctrl-C.
             for number, default_handler in main.DEFAULT_SIGNAL_HANDLERS.items():
                 if signal.getsignal(number) is main.raise_stopped:
                     signal.signal(number, default_handler)
@@ -126,11 +124,11 @@ def program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Program:
     return run
 
 
-Made = Callable[[str, Callable[[Path], None]], Path]
+MakeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Made:
+def make_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MakeOnce:
     """Make a folder once for all test processes. Tests must not change it.
 
     The fixture is a function. It takes the folder's name and a function that fills the folder.
@@ -152,8 +150,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Made:
     return make
 
 
-def train(*flags: str) -> Callable[[Path], None]:
-    """Return a function that fills a folder with a run, for `made`."""
+def run_filler(*flags: str) -> Callable[[Path], None]:
+    """Return a function for `make_once`, which trains a run in the folder."""
 
     def fill(folder: Path) -> None:
         assert main.main([*SMALL, *flags, "--save-dir", str(folder)]) == 0
@@ -162,17 +160,19 @@ def train(*flags: str) -> Callable[[Path], None]:
 
 
 @pytest.fixture(scope="session")
-def trained(made: Made) -> Path:
+def trained(make_once: MakeOnce) -> Path:
     """Return the folder of a finished run on patterns."""
-    return made("trained", train("--epochs", "2")) / "simsiam_patterns"
+    runs = make_once("trained", run_filler("--epochs", "2"))
+    return runs / "simsiam_patterns"
 
 
 @pytest.fixture(scope="session")
-def cifar10_run(made: Made, cifar10_dir: Path) -> Path:
+def cifar10_run(make_once: MakeOnce, cifar10_dir: Path) -> Path:
     """Return the folder of a finished run on a part of CIFAR-10, with the network of SMALL."""
     data = ["--dataset", "cifar10", "--data-dir", str(cifar10_dir)]
     images = ["--train-images", "1000", "--test-images", "500"]
-    runs = made("cifar10_run", train(*data, *images, "--epochs", "2", "--knn-k", "200"))
+    fill = run_filler(*data, *images, "--epochs", "2", "--knn-k", "200")
+    runs = make_once("cifar10_run", fill)
     return runs / "simsiam_cifar10"
 
 
@@ -184,15 +184,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of generated images in torchvision's layout: 200 in train/, 60 in val/."""
     folder = tmp_path_factory.mktemp("photos")
     write_images(folder, patterns(200))
-    write_images(folder, patterns(60, 1), split="val")
+    write_images(folder, patterns(60, split=1), split="val")
     return folder
 
 
 @pytest.fixture
-def own(program: Program, tmp_path: Path) -> Program:
+def train_on_folder(program: Program, tmp_path: Path) -> Program:
     """Pre-train the network of TINY on a folder of images, with the cache in tmp_path/cache.
 
-    The fixture is a function. It takes the folder and further flags.
+    The fixture is a function. It takes the folder and further flags, and returns the same as
+    `program`.
     """
 
     def run(folder: Path, *flags: str) -> tuple[int, str, str]:

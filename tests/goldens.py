@@ -1,11 +1,11 @@
-"""Small runs with stored results, to show that a change computes the same as before.
+"""Small runs whose results are stored, to show that a change computes the same as before.
 
 `python tests/goldens.py --write` writes a file in tests/golden/ for each run. It has a digest and
 the norms of the weights, metrics.jsonl without times, the names of the files in the run's folder,
 and what was printed. tests/test_goldens.py repeats the runs and compares.
 
-tests/golden/before_the_move.ckpt is not written by this script. It is a checkpoint of an older
-version of the program, which a test resumes.
+tests/golden/before_the_move.ckpt is not written by this script. It is a checkpoint of a version
+before classes and files were moved and renamed. A test resumes it.
 
 Floating-point sums depend on the processor and on torch. `rounding` is a digest of a fixed
 computation. If it is the same as on the machine that wrote the files, all results must be equal to
@@ -42,7 +42,7 @@ NETWORK = f"{SIZES} {CPU}".split()
 PATTERNS = ["--dataset", "patterns", "--train-images", "80", "--test-images", "40"]
 FLAGS = [*PATTERNS, *NETWORK, "--epochs", "2"]
 
-# What may differ between two calls, and what replaces it.
+# Patterns of printed text that differs between two runs, and the text that replaces it.
 MASKS = (
     (r"\d+ images/s", "N images/s"),
     (r"\b\d:\d\d:\d\d\b", "H:MM:SS"),
@@ -57,7 +57,8 @@ Record = dict[str, Any]
 
 
 # ---------------------------------------------------------------- the runs
-# Each function trains a run in the folder that the flags `save` name, and returns what it printed.
+# Each function trains a run and returns what the run printed. `save` has the flags --save-dir and
+# --exp-name of the run. `folder` is a temporary folder for other files.
 
 
 def finish(*processes: Started) -> str:
@@ -78,7 +79,7 @@ def three_views_without_predictor(folder: Path, save: list[str]) -> str:
 def streamed_folder(folder: Path, save: list[str]) -> str:
     photos = folder / "photos"
     write_images(photos, patterns(80))
-    write_images(photos, patterns(40, 1), split="val")
+    write_images(photos, patterns(40, split=1), split="val")
     data = ["--dataset", "folder", "--data-dir", str(photos), "--image-size", "32"]
     streamed = ["--cache-dir", str(folder / "cache"), "--data-memory", "0"]
     return finish(start(*NETWORK, *data, *streamed, "--epochs", "1", *save))

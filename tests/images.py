@@ -14,6 +14,7 @@ PAGE = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
 
 
 def patterns(n: int, split: int = 0) -> ImageDataset:
+    """Return generated images. Split 0 is train and 1 is test; further numbers give others."""
     return ImageDataset(*make_patterns(n, split), classes=CLASSES)
 
 
@@ -26,7 +27,8 @@ def write_images(
     """Write each image to a PNG file.
 
     Args:
-        layout: path of a file below `folder`, by its split, the name of its class and its index.
+        layout: format of the path of a file below `folder`. It may use `split`, `name` (of the
+            class) and `i` (index of the image).
     """
     names = images.names(images.labels.tolist())
     for i, (image, name) in enumerate(zip(images.images, names, strict=True)):

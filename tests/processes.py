@@ -1,4 +1,4 @@
-"""Processes that run the program. They are forked from a process that has imported it already."""
+"""Start processes that run the program. They are forked from a process that has imported it."""
 
 import atexit
 import importlib
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import main
 
-SECONDS_TO_WAIT = 240  # for the end of a process, or for a condition
+SECONDS_TO_WAIT = 240  # longest wait for the end of a process, or for a condition
 
 FORK_SERVER = multiprocessing.get_context("forkserver")
 FORK_SERVER.set_forkserver_preload(["tests.helpers", "simsiam.commands.pretrain"])
@@ -31,7 +31,7 @@ class Started:
 
     Args:
         function: takes the arguments and returns the exit status. The new process finds it by its
-            name, so it must stand at the top level of a module.
+            name, so it must be defined at the top level of a module.
         args: the arguments of `function`.
         environment: variables in addition to those of this process.
     """
@@ -52,7 +52,7 @@ class Started:
 
     @property
     def returncode(self) -> int | None:
-        """The exit status, or minus the number of the signal that ended it. None while it runs."""
+        """The exit status; minus the signal's number after a signal; None while it runs."""
         return self._process.exitcode
 
     def poll(self) -> int | None:
@@ -106,7 +106,7 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["main.py", *args]
-    tempfile.tempdir = None  # TMPDIR may be another one now
+    tempfile.tempdir = None  # `tempfile` then reads TMPDIR again, which may have changed
     os.dup2(os.open(stdout, os.O_WRONLY | os.O_APPEND), 1)
     os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND), 2)
     for number, handler in main.DEFAULT_SIGNAL_HANDLERS.items():
@@ -120,7 +120,7 @@ def start(*args: str, **environment: str) -> Started:
 
 
 def start_pair(*args: str) -> list[Started]:
-    """Start `python main.py ARGS` in two processes, as torchrun starts them, without torchrun."""
+    """Start `python main.py ARGS` in two processes, with the environment that torchrun sets."""
     return [start(*args, **environment) for environment in torchrun_environments()]
 
 
@@ -142,7 +142,7 @@ def torchrun_environments() -> list[dict[str, str]]:
 
 def run_as_nobody(args: list[str]) -> int:
     """Run main.py as a user who owns nothing. Only root can become this user."""
-    # These modules are imported while their files may be read.
+    # Import these modules now: after the change of user, their files can no longer be read.
     importlib.import_module("simsiam.commands.knn")
     importlib.import_module("PIL.PngImagePlugin")
     os.setresuid(65534, 65534, 65534)

@@ -110,7 +110,7 @@ def test_forward_gives_pooled_backbone_features() -> None:
 
 
 class Rates(pl.Callback):
-    """Record the learning rates of encoder and predictor after each step."""
+    """Record the learning rates (encoder, predictor) after each step."""
 
     def __init__(self) -> None:
         self.rates: list[tuple[float, float]] = []
@@ -120,7 +120,7 @@ class Rates(pl.Callback):
         self.rates.append((encoder["lr"], predictor["lr"]))
 
 
-def test_weight_decay_is_on_every_parameter_and_the_rate_on_every_group() -> None:
+def test_every_parameter_has_weight_decay_and_a_constant_rate_stays_at_its_peak() -> None:
     record = Rates()
     trainer = pl.Trainer(max_epochs=5, callbacks=[record], **QUIET)
     module = model(
@@ -136,7 +136,8 @@ def test_weight_decay_is_on_every_parameter_and_the_rate_on_every_group() -> Non
     groups = trainer.optimizers[0].param_groups
     num_optimized = sum(p.numel() for group in groups for p in group["params"])
     assert num_optimized == sum(p.numel() for p in module.parameters())
-    assert [(group["weight_decay"], group["momentum"]) for group in groups] == [(0.123, 0.7)] * 2
+    assert [group["weight_decay"] for group in groups] == [0.123, 0.123]
+    assert [group["momentum"] for group in groups] == [0.7, 0.7]
     assert len(record.rates) == 20
     # The cosine takes steps 4 to 20. Step 12 is in the middle, where its rate is half the peak.
     assert record.rates[11] == (pytest.approx(0.01), 0.02)
@@ -169,7 +170,7 @@ def test_the_warm_up_takes_ten_epochs_or_a_tenth(
 
 @pytest.mark.parametrize("epochs", [50, 99, 100, 800])
 def test_the_options_know_the_default_warm_up(epochs: int) -> None:
-    """The rule stands in two places, since `--help` must not import torch."""
+    """The rule is written twice: for the options in epochs, and for a Trainer in steps."""
     expected = min(DEFAULT_WARMUP_EPOCHS, epochs / 10)
     assert OptimizerOptions(epochs=epochs).warmup == expected
 

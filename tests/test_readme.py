@@ -17,6 +17,8 @@ from simsiam.config import commands
 from simsiam.config.commands import COMMANDS
 from tests.helpers import ROOT, Program
 from tests.images import patterns
+from utils.option_group import to_flag
+from utils.settings import flatten
 
 MAX_LINES_OF_README = 200
 MAX_LINES_OF_PAGE = 300
@@ -260,6 +262,13 @@ def test_every_named_flag_exists(program: Program) -> None:
             named |= set(FLAG.findall(span.split("main.py")[-1]))
     assert len(named) > 40
     assert named <= existing, named - existing
+
+
+def test_every_flag_of_pretraining_is_documented() -> None:
+    named = set(FLAG.findall(" ".join(SPANS)))
+    for name in flatten(commands.Pretrain()):
+        flag = to_flag(name)
+        assert flag in named or flag.replace("--", "--no-", 1) in named, flag
 
 
 def test_the_layout_names_every_folder() -> None:

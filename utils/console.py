@@ -20,13 +20,15 @@ from rich.table import Table
 
 Chunk = TypeVar("Chunk", bound=Sized)
 
-MANY_CLASSES = 20  # of more classes, tables and charts show only a selection
+# With more classes than this, tables and bar charts show only the best and the worst ones. Other
+# charts then leave the names of the classes out.
+MANY_CLASSES = 20
 MAX_TABLE_WIDTH = 1000  # columns
 PROGRESS_SECONDS = 5  # between lines of progress where there is no bar
 
-# Columns of the parts of a progress bar.
-TIME_LEFT_WIDTH = 8  # of "0:00:01" and a space
-UNKNOWN_TOTAL_DIGITS = 12  # reserved for the count if the total is not known
+# Widths of the parts of a progress bar, in columns.
+TIME_LEFT_WIDTH = 8  # "0:00:01" and a space
+UNKNOWN_TOTAL_DIGITS = 12  # digits of the count that are reserved if the total is not known
 MIN_BAR_WIDTH = 8
 MAX_BAR_WIDTH = 40
 
@@ -34,20 +36,23 @@ MAX_BAR_WIDTH = 40
 class _Console(Console):
     @property
     def size(self) -> ConsoleDimensions:
-        """Columns and rows; 80 x 25 if COLUMNS=0 is set or the terminal does not know its size."""
+        """Return columns and rows: 80 and 25 where rich finds 0.
+
+        rich finds 0 if COLUMNS=0 is set or the terminal does not know its size.
+        """
         width, height = super().size
         return ConsoleDimensions(width or 80, height or 25)
 
     @property
     def draws_bars(self) -> bool:
-        """Whether printed lines can be drawn over: on a terminal that is not dumb."""
-        # With FORCE_COLOR, rich counts a file as interactive.
+        """Whether progress bars can be drawn. They need a terminal that can overwrite lines."""
+        # rich also counts a file as interactive if FORCE_COLOR is set.
         return self.is_interactive and self.file.isatty()
 
     def on_broken_pipe(self) -> None:
         """Raise BrokenPipeError.
 
-        rich would exit with status 1, which Lightning takes for a Ctrl-C.
+        rich itself would raise SystemExit(1), which Lightning takes for a Ctrl-C.
         """
         self.quiet = True
         raise BrokenPipeError
@@ -78,8 +83,8 @@ def track_progress(
     Args:
         chunks: sequences of items.
         total: the number of items in all chunks; 0 if it is not known.
-        label: names the progress, such as "features of test images".
-        lines: whether to print lines every PROGRESS_SECONDS where there is no terminal.
+        label: what makes progress, such as "features of test images".
+        lines: whether to print a line every PROGRESS_SECONDS where there is no terminal.
     """
     text, columns = choose_bar_columns(label, total, console.width)
     has_bar = console.draws_bars
@@ -89,7 +94,7 @@ def track_progress(
         done = 0
         for chunk in chunks:
             yield chunk
-            # This runs when the caller asks for the next chunk: the caller is done with this one.
+            # The caller asks for the next chunk, so it has finished this one.
             done += len(chunk)
             bar.update(task, completed=done)
             is_due = time.monotonic() >= next_line and done < total

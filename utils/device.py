@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from utils.errors import UserError, require
-from utils.nvidia import find_missing_kernels, find_problem
-from utils.run_dir import PACKAGES
+from utils.nvidia import explain_missing_kernels, find_problem
+from utils.run_dir import RECORDED_PACKAGES
 
-# Lightning's names by the values of --precision.
+# Lightning's name of each value of --precision.
 LIGHTNING_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 # What --precision auto can choose.
 AUTO_PRECISIONS = (LIGHTNING_PRECISIONS["32"], LIGHTNING_PRECISIONS["bf16"])
@@ -34,8 +34,8 @@ def choose_accelerator(accelerator: str) -> str:
         "gpu" or "cpu".
 
     Raises:
-        UserError: for "gpu" if torch finds no GPU; for "auto" and "gpu" if there is a GPU that
-            torch cannot use.
+        UserError: for "gpu", if torch finds no GPU; for "auto" and "gpu", if there is a GPU that
+            torch cannot use. "auto" does not raise if somebody hid the GPU on purpose.
     """
     if accelerator == "cpu":
         return "cpu"
@@ -44,7 +44,7 @@ def choose_accelerator(accelerator: str) -> str:
         _require_kernels()
         return "gpu"
     problem = find_problem(torch.__version__, torch.version.cuda, torch_message)
-    # "auto" uses the CPU without an error if somebody intended that, for example by hiding the GPU.
+    # "auto" uses the CPU without an error if somebody hid the GPU on purpose.
     if problem is not None and (accelerator == "gpu" or not problem.intended):
         raise UserError(f"{problem.message}. {USE_CPU}")
     no_gpu = "--accelerator gpu: torch finds no GPU here. Leave the flag out to use the CPU."
@@ -52,8 +52,15 @@ def choose_accelerator(accelerator: str) -> str:
     return "cpu"
 
 
-def hidden_gpu(accelerator: str) -> str | None:
-    """Return why "auto" chooses the CPU of a machine that has a GPU; None in all other cases."""
+def hidden_gpu_reason(accelerator: str) -> str | None:
+    """Return why "auto" chooses the CPU although the machine has a GPU.
+
+    Args:
+        accelerator: "auto", "gpu" or "cpu".
+
+    Returns:
+        None if the accelerator is not "auto", if torch can use the GPU, or if there is no GPU.
+    """
     if accelerator != "auto" or torch.cuda.is_available():
         return None
     problem = find_problem(torch.__version__, torch.version.cuda, "")
@@ -79,8 +86,8 @@ def _require_kernels() -> None:
         capability = torch.cuda.get_device_capability()
         name = torch.cuda.get_device_name()
     architectures = torch.cuda.get_arch_list()
-    too_old = find_missing_kernels(name, capability, torch.__version__, architectures)
-    require(too_old is None, f"{too_old}. {USE_CPU}")
+    problem = explain_missing_kernels(name, capability, torch.__version__, architectures)
+    require(problem is None, f"{problem}. {USE_CPU}")
 
 
 def choose_device(accelerator: str) -> torch.device:
@@ -123,10 +130,10 @@ def _cpu_has_bf16() -> bool:
     return re.search(r"\b(avx512_bf16|amx_bf16)\b", _read("/proc/cpuinfo")) is not None
 
 
-def hardware(accelerator: str) -> dict[str, Any]:
+def describe_hardware(accelerator: str) -> dict[str, Any]:
     """Return the name of the processor and the number of cores that this process may use.
 
-    For the accelerator "gpu" the result also has the name and the memory of the GPU.
+    With the accelerator "gpu", the result also has the name and the memory of the GPU.
     """
     cpu = platform.processor() or platform.machine()
     model = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
@@ -148,8 +155,9 @@ def hardware(accelerator: str) -> dict[str, Any]:
 def free_memory(device: torch.device) -> int:
     """Return the free memory of a device in bytes.
 
-    For the CPU, this is what is free on the machine and within the limit of this process's control
-    group, such as that of a container. On a system that says neither, it is 2**62.
+    For the CPU, this is the smaller of two numbers: the free memory of the machine, and the memory
+    that this process's control group (such as that of a container) may still use. If the system
+    reports neither, it is 2**62.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -174,10 +182,10 @@ def _read(file: str) -> str:
         return ""
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of PACKAGES."""
+def package_versions() -> dict[str, str]:
+    """Return the installed version of each of RECORDED_PACKAGES."""
     installed: dict[str, str] = {}
-    for name in PACKAGES:
+    for name in RECORDED_PACKAGES:
         installed[name] = platform.python_version() if name == "python" else version(name)
     return installed
 
@@ -188,7 +196,8 @@ def git_commit() -> str | None:
     Outside of the program's own git checkout the result is None.
     """
     root = Path(__file__).resolve().parent.parent
-    # Without this check, git would describe a checkout in whose folders the program was copied.
+    # Somebody may have copied this program into another repository. Without this check, git would
+    # describe that repository.
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]

@@ -1,6 +1,6 @@
 """Communication between the processes of a run. `simsiam.commands.launch` starts and connects them.
 
-All functions also work in a run of a single process, and then communicate with nobody.
+All functions also work in a run of a single process. Nothing is communicated then.
 """
 
 import os
@@ -26,7 +26,7 @@ def local_world_size() -> int:
     started = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
     if not started:
         return world_size()
-    # SLURM sets its variable in each job, even if srun has not started the tasks.
+    # SLURM sets SLURM_NTASKS_PER_NODE in each job, even if srun has not started the tasks.
     return min(int(started), world_size())
 
 
@@ -45,12 +45,12 @@ def broadcast_result(function: Callable[[], Result]) -> Result:
     """Call `function` on rank 0 and return its result on all ranks.
 
     Raises:
-        BaseException: on rank 0, what `function` raises.
+        BaseException: on rank 0, if `function` raises it.
         SystemExit: on the other ranks, with the status of rank 0 if `function` raises there.
     """
     results: list[Any] = [_call_on_some_ranks(function, is_caller=rank() == 0)]
     if world_size() > 1:
-        # This replaces the list's item by that of rank 0.
+        # On each rank, the item of the list is replaced by that of rank 0.
         call_interruptibly(lambda: distributed.broadcast_object_list(results))
     return results[0]
 
@@ -59,14 +59,14 @@ def once_per_node(function: Callable[[], object]) -> None:
     """Call `function` in one process on each machine while the other processes wait.
 
     Raises:
-        BaseException: in the process that called `function`, what `function` raises.
+        BaseException: in the process that called `function`, if `function` raises it.
         SystemExit: in all other processes, if `function` raises in any process.
     """
     _call_on_some_ranks(function, is_caller=local_rank() == 0)
 
 
 def _call_on_some_ranks(function: Callable[[], Result], is_caller: bool) -> Result | None:
-    """Call `function` where `is_caller` is true, and wait on all ranks until all calls have ended.
+    """Call `function` on the ranks whose `is_caller` is true. All ranks wait until it has ended.
 
     If a call raises, no rank returns: the exit status of the error ends the other ranks too.
     """
@@ -93,9 +93,9 @@ def _call_on_some_ranks(function: Callable[[], Result], is_caller: bool) -> Resu
 
 
 def all_reduce_max(*numbers: int) -> list[int]:
-    """Return the maximum over all processes of each number.
+    """Return the maximum of each number over all processes.
 
-    The numbers are exchanged by the CPUs, so that this does not wait for computations on a GPU.
+    The numbers are sent from CPU to CPU, so this does not wait for computations on a GPU.
     """
     if world_size() == 1:
         return list(numbers)
@@ -105,7 +105,7 @@ def all_reduce_max(*numbers: int) -> list[int]:
 
 
 def all_reduce_mean(values: Tensor) -> Tensor:
-    """Return a new tensor: the mean over all processes of each element."""
+    """Return a new tensor with the mean of each element over all processes."""
     total = values.clone()
     if world_size() > 1:
         distributed.all_reduce(total)
@@ -127,7 +127,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    # The import takes 2 s, which a run of a single process need not wait.
+    # The import takes 2 s. A run of a single process saves this time.
     from torchmetrics.utilities.distributed import gather_all_tensors
 
     return torch.cat(gather_all_tensors(rows))
@@ -136,8 +136,8 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 def is_lost_peer(error: BaseException) -> bool:
     """Return whether an error only means that another process has ended.
 
-    That process prints the reason, so this one need not print anything. A timeout does not count:
-    then no process has ended, and nobody else prints a message.
+    The process that has ended prints the reason, so this process need not print anything. A timeout
+    does not count, because then no process has ended, and no other process prints a message.
     """
     if world_size() == 1 or "timed out" in str(error).lower():
         return False

@@ -3,6 +3,9 @@
 import os
 import signal
 
+COLLAPSED_STATUS = 3  # exit status if the representation collapsed (with --stop-on-collapse)
+NOT_FINITE_STATUS = 4  # exit status if the loss or a weight is not finite
+
 
 class UserError(ValueError):
     """A mistake that the user can fix: in a flag, a file or a folder. Exit status 2.
@@ -18,8 +21,8 @@ class RunError(RuntimeError):
 
     Args:
         message: what happened.
-        status: exit status of the program: 3 if the representation collapsed, 4 if a value is not
-            finite, or the exit status of one of the run's processes, if that process failed.
+        status: exit status of the program: COLLAPSED_STATUS, NOT_FINITE_STATUS, or the status of
+            one of the run's processes, if that process failed.
     """
 
     def __init__(self, message: str, status: int) -> None:

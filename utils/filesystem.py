@@ -14,22 +14,24 @@ from utils.errors import UserError, require
 try:
     import fcntl
 except ModuleNotFoundError:
-    message = "needs Linux or macOS, because it uses their file locks. On Windows, use WSL."
+    message = (
+        "this program needs Linux or macOS, because it uses their file locks. On Windows, use WSL."
+    )
     raise ImportError(message) from None
 
-PARTIAL = ".partial"  # the suffix of files that are being written
+PARTIAL_SUFFIX = ".partial"  # the suffix of files that are being written
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that after a kill or a power cut there is the old file or the new one.
+    """Write a file so that a kill or a power cut leaves either the old file or the new one.
 
     Args:
-        path: of the file. Missing folders are created.
-        write: takes the path of a temporary file and writes it. The temporary file then becomes
-            `path`.
+        path: path of the file. Missing folders are created.
+        write: takes the path of a temporary file and writes this file. Then the temporary file is
+            renamed to `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
         write(partial)
         with open(partial, "rb") as file:
@@ -41,7 +43,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk. Without this, a power cut can undo a rename."""
+    """Sync the list of a folder's files to the disk, so that a power cut cannot undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     with suppress(OSError):  # some network file systems cannot do this
         os.fsync(descriptor)
@@ -49,12 +51,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, as `write_atomically` does."""
+    """Write text as UTF-8 with `write_atomically`."""
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write indented JSON, as `write_atomically` does.
+    """Write indented JSON with `write_atomically`.
 
     Raises:
         ValueError: if a number is infinite or NaN, for which JSON has no notation.
@@ -63,7 +65,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def check_writable(folder: Path, flag: str) -> None:
-    """Check that files can be written in a folder, which need not exist yet. Nothing is created.
+    """Check that files can be written in a folder, which may not exist yet. Nothing is created.
 
     Args:
         flag: the option that chose the folder, for the message.
@@ -76,7 +78,7 @@ def check_writable(folder: Path, flag: str) -> None:
         existing = existing.parent
     require(existing.is_dir(), f"{existing} is a file, not a folder. Pass another {flag}.")
     try:
-        # os.access would allow root everything, also on a read-only file system.
+        # os.access would answer yes to root, also on a read-only file system.
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
@@ -92,7 +94,7 @@ def lock_folder(folder: Path, message: str, wait: bool = False) -> Iterator[None
     system it may exclude only processes on the same machine.
 
     Args:
-        message: says that another process holds the lock.
+        message: text for the user if another process holds the lock.
         wait: if another process holds the lock, print `message` and wait, instead of raising.
 
     Raises:

@@ -9,21 +9,22 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-PROC = Path("/proc/driver/nvidia")  # files of NVIDIA's kernel module; containers see them too
+PROC = Path("/proc/driver/nvidia")  # files of NVIDIA's kernel module, also visible in containers
 DEV = Path("/dev")
 NVIDIA_SMI_TIMEOUT = 20  # seconds
 
 # The oldest driver branch for each major version of CUDA, from NVIDIA's table "minor version
 # compatibility".
 DRIVER_OF_CUDA = {13: 580, 12: 525}
-# The package index of torch to use from a driver branch on, the newest first. PyTorch's RELEASE.md
-# lists the indices: torch 2.11 has cu126, cu128 and cu130; torch 2.12 to 2.14 have cu126, cu130 and
-# cu132.
+# PyTorch's package index, by the oldest driver branch that it works with. The newest branch comes
+# first. PyTorch's RELEASE.md lists the indices: torch 2.11 has cu126, cu128 and cu130; torch 2.12
+# to 2.14 have cu126, cu130 and cu132.
 INDEX_OF_DRIVER = {580: "cu130", 525: "cu126"}
 NEWEST_DRIVER = 580  # with this branch or a newer one, every torch works
 OLDEST_GPUS_INDEX = "cu126"  # supports Maxwell (compute capability 5.0) to Hopper
-# Blackwell GPUs need CUDA 12.8 or newer. With a driver before 580, that leaves the index cu128,
-# whose last torch is 2.11.
+# Blackwell GPUs need CUDA 12.8 or newer. With a driver before 580, only the index cu128 is left,
+# whose last torch is 2.11. The pattern matches names with "RTX 5090" (5080, ...), "RTX PRO 6000
+# Blackwell", "B100", "B200", "B300", "GB10", "GB200" or "GB300".
 BLACKWELL = re.compile(r"RTX 50\d0|Blackwell|\bG?B[123]0?0\b")
 BLACKWELL_INDEX = "cu128"
 INDEX_URL = "https://download.pytorch.org/whl/"
@@ -66,7 +67,8 @@ class Problem(NamedTuple):
 def find_gpu() -> Gpu | None:
     """Return the first NVIDIA GPU of this machine, also if torch cannot use it.
 
-    NVIDIA's kernel module knows the GPU. Where its files are missing, as in WSL, nvidia-smi does.
+    The files of NVIDIA's kernel module name the GPU. If they are missing, as in WSL, nvidia-smi is
+    asked.
     """
     try:
         return _read_kernel_module()
@@ -75,7 +77,7 @@ def find_gpu() -> Gpu | None:
 
 
 def _read_kernel_module() -> Gpu | None:
-    """Return the GPU that the kernel module's files name; raise OSError if there are no files."""
+    """Return the GPU that the files of the kernel module name. Without files, raise OSError."""
     driver = re.search(r"\d{3,}\.\d+(\.\d+)*", (PROC / "version").read_text())
     for file in sorted(PROC.glob("gpus/*/information")):
         model = re.search(r"^Model:\s*(.+?)\s*$", file.read_text(), re.MULTILINE)
@@ -101,12 +103,12 @@ def _ask_nvidia_smi() -> Gpu | None:
 
 
 def find_problem(torch_version: str, cuda: str | None, torch_message: str) -> Problem | None:
-    """Return why torch finds no GPU on this machine; None if it has no NVIDIA GPU.
+    """Return why torch finds no GPU on this machine; None if the machine has no NVIDIA GPU.
 
     Args:
         torch_version: as in `torch.__version__`.
-        cuda: the version of CUDA that torch was built for; None if it was built without.
-        torch_message: the warning in which torch says why; may be empty.
+        cuda: the version of CUDA that torch was built for; None if it was built without CUDA.
+        torch_message: the warning in which torch gives the reason; may be empty.
     """
     gpu = find_gpu()
     if gpu is None:
@@ -140,20 +142,20 @@ def find_problem(torch_version: str, cuda: str | None, torch_message: str) -> Pr
     return Problem(f"{name} is here, but {torch_name} cannot use it ({details})", intended=False)
 
 
-def find_missing_kernels(
+def explain_missing_kernels(
     name: str,
     capability: tuple[int, int],
     torch_version: str,
     architectures: list[str],
 ) -> str | None:
-    """Return a message if a GPU is older than all for which torch was built, else None.
+    """Return a message if a GPU is older than all GPUs for which torch was built, else None.
 
     Args:
         name: the GPU's name.
         capability: the GPU's compute capability, such as (7, 0).
         torch_version: as in `torch.__version__`.
-        architectures: those of torch, from `torch.cuda.get_arch_list()`, such as "sm_75", "sm_90a"
-            and "compute_120".
+        architectures: what torch was built for, from `torch.cuda.get_arch_list()`: "sm_75",
+            "sm_90a", "compute_120" and others.
     """
     supported: list[int] = []  # ten times the compute capability
     for architecture in architectures:
@@ -190,7 +192,10 @@ def _advise_package(gpu: Gpu) -> str:
 
 
 def _find_problem_with_device_file(name: str) -> Problem | None:
-    """Return why no device file of a GPU can be opened; None if one can.
+    """Return why no device file of a GPU can be opened.
+
+    The result is None if one can be opened, and if the reason is not known: on WSL, which has no
+    such files, and after an error other than a refusal.
 
     Args:
         name: the GPU's name, for the message.
@@ -202,7 +207,7 @@ def _find_problem_with_device_file(name: str) -> Problem | None:
         reason = f"this container or job was started without it: there is no {DEV}/nvidia0"
         return Problem(f"{name} belongs to the machine, but {reason}", intended=True)
 
-    refused: dict[int, Path] = {}  # the device, by the number of the error
+    refused: dict[int, Path] = {}  # device by number of the error
     for device in devices:
         try:
             os.close(os.open(device, os.O_RDWR))
@@ -211,8 +216,8 @@ def _find_problem_with_device_file(name: str) -> Problem | None:
         else:
             return None
 
-    # A control group, such as that of a SLURM job, refuses with EPERM. The permissions of the file
-    # refuse with EACCES.
+    # If a control group (such as that of a SLURM job) refuses the file, the error is EPERM. If the
+    # permissions of the file refuse, it is EACCES.
     if errno.EPERM in refused:
         reason = f"this container or job may not open {refused[errno.EPERM]}"
         return Problem(f"{name} belongs to the machine, but {reason}", intended=True)

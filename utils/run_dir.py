@@ -10,10 +10,10 @@ from typing import Any, Literal
 import yaml
 
 from utils.errors import UserError, require
-from utils.filesystem import PARTIAL, check_writable, lock_folder, write_text
+from utils.filesystem import PARTIAL_SUFFIX, check_writable, lock_folder, write_text
 
 # Packages whose versions are noted in config.yaml and in checkpoints.
-PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")
+RECORDED_PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")
 
 
 def previous(path: Path) -> Path:
@@ -50,7 +50,7 @@ class RunDirectory:
             check_writable(folder, "--save-dir")
         entries = list(self.path.iterdir()) if self.path.exists() else []
         # A run that was killed before it had written its first file leaves a partial file.
-        if all(entry.name.endswith(PARTIAL) for entry in entries):
+        if all(entry.name.endswith(PARTIAL_SUFFIX) for entry in entries):
             return "new"
         require(
             self._is_run(),
@@ -127,7 +127,7 @@ class RunDirectory:
     def remove_partial_files(self) -> None:
         """Remove the temporary files of a process that was killed while it wrote."""
         for folder in (self.path, self.checkpoints):
-            for file in folder.glob(f".*{PARTIAL}"):
+            for file in folder.glob(f".*{PARTIAL_SUFFIX}"):
                 file.unlink(missing_ok=True)
 
     def resumable(self) -> list[Path]:

@@ -15,29 +15,33 @@ from utils.errors import UserError, require
 # shells of salloc and its own daemons.
 FIRST_RESERVED_STEP = 0xFFFFFFF0
 
-# Lightning ignores SLURM in jobs of these names, because salloc uses them.
+# Lightning takes jobs of these names for interactive shells, and ignores SLURM there.
 NAMES_OF_INTERACTIVE_JOBS = ("bash", "interactive")
 
 
 def started_by_srun() -> bool:
     """Return whether srun started this process, and with it the other tasks of its step.
 
-    srun sets SLURM_STEP_ID. A command that is typed in the shell of `srun --pty bash` inherits the
-    variable, but is not the task that srun has started.
+    srun sets SLURM_STEP_ID for its tasks. The children of a task inherit the variable. A task may
+    be a script that starts this process: then this process does the work of the task. But a command
+    that somebody types in the shell of `srun --pty bash` does not.
     """
     step = os.environ.get("SLURM_STEP_ID", "")
     if not step.isdecimal() or int(step) >= FIRST_RESERVED_STEP:
         return False
-    in_a_terminal = "SLURM_PTY_PORT" in os.environ or os.isatty(0)
     is_the_task = os.environ.get("SLURM_TASK_PID", "") in ("", str(os.getpid()))
-    return is_the_task or not in_a_terminal
+    if is_the_task:
+        return True
+    # This is a child of the task. In a terminal, somebody has typed the command.
+    in_a_terminal = "SLURM_PTY_PORT" in os.environ or os.isatty(0)
+    return not in_a_terminal
 
 
 def match_environment_to_started_tasks() -> None:
     """Set the numbers of tasks and machines that Lightning reads to what srun has started.
 
-    If srun did not start this process, the numbers are set to 1, and a line says so if the job has
-    more tasks. Without a SLURM job nothing changes.
+    If srun did not start this process, the numbers are set to 1. If the job has more tasks, a
+    printed line says that they are not used. Outside of a SLURM job, nothing changes.
 
     Raises:
         UserError: if the machines have different numbers of tasks, or a variable is missing.
@@ -58,8 +62,8 @@ def match_environment_to_started_tasks() -> None:
         tasks = 1
         os.environ["SLURM_NTASKS_PER_NODE"] = "1"
         os.environ["SLURM_NNODES"] = "1"
-    # The variable of the step is set for programs that this process starts. They inherit the
-    # environment, and must not see the job's tasks either.
+    # Change the variable of the step too. Child processes inherit the environment, and would
+    # otherwise read a number of tasks that this process does not use.
     os.environ["SLURM_NTASKS"] = str(tasks)
     os.environ["SLURM_STEP_NUM_TASKS"] = str(tasks)
 
@@ -75,7 +79,7 @@ def _require_first_task() -> None:
 
 
 def _copy_step_to_job() -> None:
-    """Describe the step of srun in the variables of its job, which may have more machines."""
+    """Set the variables of the job to the values of srun's step, which may use fewer machines."""
     tasks_per_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE")
     if tasks_per_node:
         os.environ["SLURM_NTASKS_PER_NODE"] = _parse_tasks_per_node(tasks_per_node)
@@ -85,7 +89,7 @@ def _copy_step_to_job() -> None:
     node_list = os.environ.get("SLURM_STEP_NODELIST")
     if node_list:
         os.environ["SLURM_NODELIST"] = node_list
-    # A job of such a name can still have a step that srun has started.
+    # srun can also start a step inside a job of such a name. Lightning would ignore SLURM then.
     if os.environ.get("SLURM_JOB_NAME") in NAMES_OF_INTERACTIVE_JOBS:
         os.environ["SLURM_JOB_NAME"] = "srun"
 

@@ -10,8 +10,8 @@ BIDI_CONTROLS = {*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
 def printable(value: object) -> str:
     """Return a value as text in one line, with backslash escapes for what cannot be printed.
 
-    Letters, marks, spaces and emoji of every script stay as they are. A byte of a file name that is
-    not UTF-8, which Python represents by a lone surrogate, becomes its hexadecimal code:
+    Letters, marks, spaces and emoji of every script stay as they are. Python represents a byte of a
+    file name that is not UTF-8 by a lone surrogate. Such a byte is shown by its hexadecimal code:
     `caf\\xe9.jpg`.
     """
     text = str(value)

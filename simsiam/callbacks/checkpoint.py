@@ -122,7 +122,7 @@ class CheckpointCallback(Checkpoint):
 
     Raises:
         StoppedBySignal: the run was saved after a signal.
-        RunError: a weight is not finite (exit status 4).
+        RunError: with NOT_FINITE_STATUS, if a weight is not finite.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.collapse import is_collapsed
-from utils.errors import RunError
+from utils.errors import COLLAPSED_STATUS, RunError
 
 
 class CollapseMonitor(pl.Callback):
@@ -22,7 +22,7 @@ class CollapseMonitor(pl.Callback):
 
     Raises:
         RunError: `stop` is set and the representation has collapsed. It is a RuntimeError, and the
-            exit status of the program is 3.
+            exit status of the program is COLLAPSED_STATUS.
         ValueError: at the end of an epoch, if the module logs no `z_std`.
     """
 
@@ -67,7 +67,7 @@ class CollapseMonitor(pl.Callback):
             "decay or learning rate"
         )
         if self.stop:
-            raise RunError(message, status=3)
+            raise RunError(message, COLLAPSED_STATUS)
         self.print_fn(f"warning: {message}")
         self.warned = True
 

@@ -12,7 +12,7 @@ from simsiam.data.datamodule import ViewsDataModule
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import print_line
-from utils.errors import RunError
+from utils.errors import NOT_FINITE_STATUS, RunError
 from utils.run_dir import RunDirectory
 
 
@@ -34,7 +34,7 @@ class MetricsRecorder(pl.Callback):
         knn: must come before this callback, which takes what `knn` has measured in the epoch.
 
     Raises:
-        RunError: the loss is not finite (exit status 4).
+        RunError: with NOT_FINITE_STATUS, if the loss is not finite.
     """
 
     def __init__(self, run: RunDirectory, knn: KNNMonitor) -> None:
@@ -158,7 +158,7 @@ class MetricsRecorder(pl.Callback):
 
 
 def make_not_finite_error(problem: str, epoch: int, run: RunDirectory) -> RunError:
-    """Return the error with exit status 4, which names the last good checkpoint.
+    """Return the error with NOT_FINITE_STATUS. It names the last good checkpoint.
 
     Args:
         problem: what is not finite, for example "the loss is nan".
@@ -169,4 +169,5 @@ def make_not_finite_error(problem: str, epoch: int, run: RunDirectory) -> RunErr
         good = f"the last good checkpoint is {resumable[0]}"
     else:
         good = "there is no checkpoint yet"
-    return RunError(f"{problem} in epoch {epoch}: lower --learning-rate; {good}", status=4)
+    message = f"{problem} in epoch {epoch}: lower --learning-rate; {good}"
+    return RunError(message, NOT_FINITE_STATUS)

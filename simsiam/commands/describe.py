@@ -14,7 +14,7 @@ from simsiam.data.dataset import knn_unavailable_reason
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import plural
-from utils.device import git_commit, hardware, hidden_gpu, versions
+from utils.device import describe_hardware, git_commit, hidden_gpu_reason, package_versions
 from utils.run_dir import RunDirectory
 
 LONG_RUN = 6 * 3600  # seconds; for a longer run on a CPU, a shorter one is suggested
@@ -44,7 +44,7 @@ def collect_provenance(context: RunContext) -> dict[str, Any]:
     provenance = {
         "classes": list(context.data.train.classes),
         "settings": settings_to_keep(context.config),
-        "versions": versions(),
+        "versions": package_versions(),
         "commit": git_commit(),
         "precision": context.precision,
     }
@@ -71,7 +71,7 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
         "in_dim": network.num_features,
         "train_images": len(context.data.train),
         "test_images": len(context.data.test),
-        "hardware": hardware(context.accelerator),
+        "hardware": describe_hardware(context.accelerator),
         "image_size": context.data.size,
         "stem": context.model.hparams["stem"],
         "images": context.data.dataset_digest,
@@ -113,9 +113,9 @@ def describe_run(context: RunContext) -> str:
     if processes > 1:
         device = f"{processes} x {device}"
     lines.append(f"  device    {device}, precision {context.precision}")
-    unused_gpu = hidden_gpu(device_options.accelerator)
-    if unused_gpu is not None:
-        lines.append(INDENT + unused_gpu)
+    unused_gpu_reason = hidden_gpu_reason(device_options.accelerator)
+    if unused_gpu_reason is not None:
+        lines.append(INDENT + unused_gpu_reason)
 
     if context.start is not None:
         lines.append(f"  start     resumed from {context.start.path}")

@@ -43,7 +43,7 @@ from simsiam.evaluation.metadata import METADATA_HPARAMS
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import print_line, track_progress
-from utils.device import choose_accelerator, choose_precision, versions
+from utils.device import choose_accelerator, choose_precision, package_versions
 from utils.errors import require
 from utils.filesystem import write_json
 from utils.run_dir import RunDirectory, previous
@@ -132,18 +132,12 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
     method = asdict(config.method)
     for name in ("views", "image_schedule"):  # these are arguments of the datamodule
         del method[name]
-    optimizer = config.optimizer
-    return SimSiam(
-        **network,
-        **method,
-        learning_rate=optimizer.peak_rate,
-        warmup_epochs=optimizer.warmup,
-        momentum=optimizer.momentum,
-        weight_decay=optimizer.weight_decay,
-        constant_predictor_lr=optimizer.constant_predictor_lr,
-        predictor_lr_scale=optimizer.predictor_lr_scale,
-        image_size=data.size,
-    )
+    optimizer = asdict(config.optimizer)
+    optimizer["learning_rate"] = config.optimizer.peak_rate
+    optimizer["warmup_epochs"] = config.optimizer.warmup
+    for name in ("epochs", "batch_size", "accumulate"):  # the Trainer and the datamodule have these
+        del optimizer[name]
+    return SimSiam(**network, **method, **optimizer, image_size=data.size)
 
 
 def acquire_run(
@@ -175,7 +169,7 @@ def acquire_run(
             "command": "pretrain",
             "settings": settings_to_keep(context.config),
             "resolved": resolve_settings(context),
-            "versions": versions(),
+            "versions": package_versions(),
         }
     )
     run.remove_partial_files()

@@ -1,4 +1,4 @@
-"""The command `report`: one page about a run, or about several side by side."""
+"""The command `report`: write one page about one or several runs."""
 
 import importlib
 import io
@@ -27,7 +27,7 @@ from utils.errors import UserError, require
 from utils.filesystem import check_writable, write_atomically, write_text
 
 TEMPLATE = Path(figures.__file__).with_name("template.html.j2")  # in the folder simsiam/report
-MAX_SECTIONS = 4  # groups with pictures of a checkpoint, which take time and space
+MAX_SECTIONS = 4  # groups that get pictures of their checkpoint, which take time and space
 MAX_VIEWS_SIDE = 2000  # pixels of the picture of views on the page
 
 
@@ -124,7 +124,7 @@ def render_page(**variables: Any) -> str:
 
 
 def make_printable(value: Any) -> Any:
-    """Return the text of a value in the template; HTML of the template's macros stays as it is."""
+    """Return a value of the template as printable text. HTML of the template's macros is kept."""
     return value if isinstance(value, Markup) else replace_unprintable(value)
 
 
@@ -138,8 +138,8 @@ def encode_picture(picture: Image.Image) -> str:
 def describe_features(group: Group, config: Report, folder: Path) -> dict[str, Any]:
     """Return the variables of a section of the page: pictures of a group's first run.
 
-    The section shows the run's augmented views, and the analysis of its checkpoint. Where the
-    checkpoint cannot be used, `problem` says why.
+    The section shows the run's augmented views, and the analysis of its checkpoint. If the
+    checkpoint cannot be used, `problem` is the reason.
     """
     run = group.runs[0]
     stem = file_stem(folder, group)
@@ -164,7 +164,7 @@ def describe_features(group: Group, config: Report, folder: Path) -> dict[str, A
 
 
 def read_views(run: Run) -> Image.Image | None:
-    """Return the picture of augmented views in a run's folder, if there is one that can be read."""
+    """Return the picture of augmented views in a run's folder; None without a readable one."""
     if not run.folder.views.exists():
         return None
     with run.note_damage(run.folder.views), Image.open(run.folder.views) as file:

@@ -1,7 +1,7 @@
 """Several runs by one command: one for each of `--seeds`, or one for each variant of an ablation.
 
-Each run has a process of its own. The runs train one after another, or at the same time if there
-are several GPUs: then each GPU trains one run at a time.
+Each run has a process of its own. If there are several GPUs, each GPU trains one run at a time.
+Otherwise the runs train one after another.
 """
 
 import os
@@ -20,15 +20,24 @@ from simsiam.config.evaluation_commands import Report
 from simsiam.config.evaluation_options import ReportOptions
 from simsiam.config.run_options import AcceleratorOptions
 from utils.console import print_line
-from utils.errors import RunError, StoppedBySignal, require
+from utils.errors import (
+    COLLAPSED_STATUS,
+    NOT_FINITE_STATUS,
+    RunError,
+    StoppedBySignal,
+    require,
+)
 from utils.run_dir import RunDirectory
 from utils.settings import flatten, from_settings
 
-# Exit statuses of a run that has collapsed (3) or diverged (4). An ablation may be meant to show
-# just that, so the other runs continue.
-INFORMATIVE_STATUSES = (3, 4)
+# An ablation may be meant to show that a run collapses or diverges. So after one of these exit
+# statuses, the other runs continue.
+INFORMATIVE_STATUSES = (COLLAPSED_STATUS, NOT_FINITE_STATUS)
 POLL_SECONDS = 0.05  # between two checks whether a run has ended
-ANY_GPU = ""  # the place of runs that choose their device themselves
+
+# A slot trains one run at a time. It is the name of the GPU to train on. If it is None, the run
+# chooses its device.
+Slot = str | None
 
 
 def sweep(config: Pretrain) -> None:
@@ -48,7 +57,7 @@ def make_variant(config: Ablate, variant: str) -> Pretrain:
     """Return the run of a variant: the settings of `config` with the changes of the variant."""
     settings = {name: value for name, value in flatten(config).items() if name in PRETRAIN_DEFAULTS}
     settings.update(save_dir=str(config.run_dir), exp_name=variant, version=None)
-    changes, _ = VARIANTS[variant]
+    changes = VARIANTS[variant].changes
     if "batch_size" in changes:
         # The peak learning rate is proportional to the batch size, as in the paper.
         optimizer = config.optimizer
@@ -89,13 +98,8 @@ def run_all(config: Pretrain, runs: Sequence[Pretrain]) -> None:
         "this command starts a process for each of its runs. Call it without torchrun or srun.",
     )
 
-    gpus: list[str] = []
-    uses_cpu = config.device.accelerator == "cpu"
-    uses_several_gpus = (config.device.devices or 1) > 1
-    if not uses_cpu and not uses_several_gpus:
-        gpus = list_gpus()
     run_by_name = {str(run.run_dir.relative_to(config.run_dir)): run for run in runs}
-    failed = run_processes(run_by_name, gpus)
+    failed = run_processes(run_by_name, choose_slots(config, len(runs)))
 
     # Runs that have not finished an epoch have nothing to report.
     trained = tuple(str(run.run_dir) for run in runs if RunDirectory(run.run_dir).rows())
@@ -107,6 +111,18 @@ def run_all(config: Pretrain, runs: Sequence[Pretrain]) -> None:
         raise RunError(f"runs that collapsed or diverged: {statuses}", max(failed.values()))
 
 
+def choose_slots(config: Pretrain, num_runs: int) -> list[Slot]:
+    """Return a slot for each GPU, or [None] if only one run may train at a time."""
+    uses_cpu = config.device.accelerator == "cpu"
+    each_run_uses_several_gpus = (config.device.devices or 1) > 1
+    if uses_cpu or each_run_uses_several_gpus:
+        return [None]
+    gpus = list_gpus()[:num_runs]
+    if len(gpus) < 2:
+        return [None]
+    return [*gpus]
+
+
 def list_gpus() -> list[str]:
     """Return the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -115,16 +131,15 @@ def list_gpus() -> list[str]:
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
-def run_processes(runs: Mapping[str, Pretrain], gpus: Sequence[str]) -> dict[str, int]:
+def run_processes(runs: Mapping[str, Pretrain], slots: Sequence[Slot]) -> dict[str, int]:
     """Train the runs, each in a process of its own, and wait until all have ended.
 
-    A signal to this process, and a run that fails otherwise than by collapse or divergence, end
-    all runs that are still training.
+    A signal to this process ends all runs that are still training. So does a run that fails, unless
+    it has collapsed or diverged.
 
     Args:
         runs: by name, in the order in which they start.
-        gpus: their names. Each GPU trains one run at a time. If there are fewer than two names,
-            one run trains at a time, on the device that it chooses.
+        slots: from `choose_slots`.
 
     Returns:
         The exit statuses, by name, of the runs that collapsed or diverged.
@@ -134,27 +149,25 @@ def run_processes(runs: Mapping[str, Pretrain], gpus: Sequence[str]) -> dict[str
         RunError: if a signal ended a run.
     """
     waiting = list(runs.items())
-    places = gpus[: len(runs)] or [ANY_GPU]
-    is_parallel = len(places) > 1
-    running: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}  # name and process, by GPU
+    is_parallel = len(slots) > 1
+    running: dict[Slot, tuple[str, subprocess.Popen[bytes]]] = {}  # name and process, by slot
     failed: dict[str, int] = {}
     stop_signal = int(signal.SIGTERM)  # for the other runs when one has failed
     try:
         while waiting or running:
-            for gpu in places:
-                if gpu not in running and waiting:
+            for slot in slots:
+                if slot not in running and waiting:
                     name, config = waiting.pop(0)
                     print_line(f"\n{len(runs) - len(waiting)} of {len(runs)}: {name}")
-                    only_gpu = gpu if is_parallel else None
-                    running[gpu] = (name, start_process(config, only_gpu))
+                    running[slot] = (name, start_process(config, slot))
 
             time.sleep(POLL_SECONDS)  # the handler of a signal raises StoppedBySignal here
 
-            for gpu, (name, process) in list(running.items()):
+            for slot, (name, process) in list(running.items()):
                 status = process.poll()
                 if status is None:  # the run is still training
                     continue
-                del running[gpu]
+                del running[slot]
                 if status in INFORMATIVE_STATUSES:
                     failed[name] = status
                 elif status > 0:
@@ -178,18 +191,13 @@ def run_processes(runs: Mapping[str, Pretrain], gpus: Sequence[str]) -> dict[str
             process.wait()
 
 
-def start_process(config: Pretrain, gpu: str | None) -> subprocess.Popen[bytes]:
-    """Start the process of a run.
-
-    Args:
-        gpu: the only GPU that the run may use, while others train on the other GPUs. None if no
-            other run trains.
-    """
+def start_process(config: Pretrain, slot: Slot) -> subprocess.Popen[bytes]:
+    """Start the process of a run, which may use no other GPU than that of its slot."""
     environment = os.environ.copy()
     environment[launch.PARENT_VARIABLE] = str(os.getpid())  # the run ends if this process dies
     stdout = None  # the stdout of this process
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    if slot is not None:  # other runs train at the same time
+        environment["CUDA_VISIBLE_DEVICES"] = slot
         stdout = subprocess.DEVNULL  # lines of several runs would be mixed up
     return subprocess.Popen(
         subprocess_args(config),

@@ -4,43 +4,57 @@ The results are top-1 accuracies in percent of a linear classifier on ImageNet a
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-# Name -> (the settings that it changes, the result and where the paper reports it).
-VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
-    "baseline": ({}, "67.7 (table 1)"),
-    "no-stop-grad": ({"stop_grad": False}, "0.1 (figure 2)"),
-    "no-predictor": ({"predictor": False}, "0.1 (table 1)"),
-    "fixed-predictor": ({"fixed_predictor": True}, "1.5 (table 1)"),
-    "constant-predictor-lr": ({"constant_predictor_lr": True}, "68.1 (table 1)"),
-    "no-bn": ({"heads_bn": "none"}, "34.6 (table 3)"),
-    "hidden-bn": ({"heads_bn": "hidden"}, "67.4 (table 3)"),
-    "all-bn": ({"heads_bn": "all"}, "unstable (table 3)"),
-    "asymmetric": ({"symmetric": False}, "64.8 (section 4.6)"),
-    "batch-64": ({"batch_size": 64}, "66.1 (table 2)"),
-    "batch-128": ({"batch_size": 128}, "67.3 (table 2)"),
-    "batch-256": ({"batch_size": 256}, "68.1 (table 2)"),
-    "batch-512": ({"batch_size": 512}, "68.1 (table 2)"),
-    "batch-1024": ({"batch_size": 1024}, "68.0 (table 2)"),
-    "batch-2048": ({"batch_size": 2048}, "67.9 (table 2)"),
-    "batch-4096": ({"batch_size": 4096}, "64.0 (table 2)"),
+
+class Variant(NamedTuple):
+    """An ablation of the paper.
+
+    Attributes:
+        changes: the settings that differ from those of the baseline.
+        paper_result: accuracy in percent, and the place where the paper reports it.
+    """
+
+    changes: dict[str, Any]
+    paper_result: str
+
+
+VARIANTS = {
+    "baseline": Variant({}, "67.7 (table 1)"),
+    "no-stop-grad": Variant({"stop_grad": False}, "0.1 (figure 2)"),
+    "no-predictor": Variant({"predictor": False}, "0.1 (table 1)"),
+    "fixed-predictor": Variant({"fixed_predictor": True}, "1.5 (table 1)"),
+    "constant-predictor-lr": Variant({"constant_predictor_lr": True}, "68.1 (table 1)"),
+    "no-bn": Variant({"heads_bn": "none"}, "34.6 (table 3)"),
+    "hidden-bn": Variant({"heads_bn": "hidden"}, "67.4 (table 3)"),
+    "all-bn": Variant({"heads_bn": "all"}, "unstable (table 3)"),
+    "asymmetric": Variant({"symmetric": False}, "64.8 (section 4.6)"),
+    "batch-64": Variant({"batch_size": 64}, "66.1 (table 2)"),
+    "batch-128": Variant({"batch_size": 128}, "67.3 (table 2)"),
+    "batch-256": Variant({"batch_size": 256}, "68.1 (table 2)"),
+    "batch-512": Variant({"batch_size": 512}, "68.1 (table 2)"),
+    "batch-1024": Variant({"batch_size": 1024}, "68.0 (table 2)"),
+    "batch-2048": Variant({"batch_size": 2048}, "67.9 (table 2)"),
+    "batch-4096": Variant({"batch_size": 4096}, "64.0 (table 2)"),
 }
-USUAL = ("baseline", "no-stop-grad", "no-predictor", "no-bn")  # the default of `ablate`
+DEFAULT_VARIANTS = ("baseline", "no-stop-grad", "no-predictor", "no-bn")
 # The settings that make a run an ablation. The batch size is not among them, because runs that
-# are no ablations differ in it too.
-SWITCHES = {name for changes, _ in VARIANTS.values() for name in changes if name != "batch_size"}
+# are not ablations differ in it too.
+SWITCHES = {name for variant in VARIANTS.values() for name in variant.changes} - {"batch_size"}
 
 
-def paper_says(runs: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[str | None]:
+def find_paper_results(
+    runs: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
+) -> list[str | None]:
     """Return the paper's result for each run that is one of the paper's ablations.
 
     Args:
         runs: the settings of each run.
-        defaults: the settings that a run has where it does not say otherwise.
+        defaults: the value of each setting that a run does not contain.
 
     Returns:
-        A text for each run; None for a run that is no ablation of the paper, and for all runs if
-        the texts do not differ, since there is nothing to compare then.
+        A result for each run; None for a run that is not one of the paper's ablations. If all
+        results are the same, there is nothing to compare, and all are None.
     """
     batch_sizes = {run.get("batch_size") for run in runs}
     results: list[str | None] = []
@@ -59,7 +73,7 @@ def paper_says(runs: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -
 
 def _find_result(changes: Mapping[str, Any]) -> str | None:
     """Return the paper's result for a run with exactly these changes."""
-    for variant_changes, result in VARIANTS.values():
-        if variant_changes == changes:
-            return result
+    for variant in VARIANTS.values():
+        if variant.changes == changes:
+            return variant.paper_result
     return None

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from simsiam.config.ablations import USUAL, VARIANTS
+from simsiam.config.ablations import DEFAULT_VARIANTS, VARIANTS
 from simsiam.config.value_types import (
     AtLeast1,
     BatchSize,
@@ -240,7 +240,7 @@ class ReportOptions:
 class AblateOptions:
     """Ablation: variants of SimSiam that each lack or change one thing."""
 
-    variants: Annotated[tuple[str, ...], Field(min_length=1)] = USUAL
+    variants: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_VARIANTS
     """Variants of the paper to train: baseline, no-stop-grad, no-predictor, fixed-predictor,
     constant-predictor-lr, no-bn, hidden-bn and all-bn (in the heads), asymmetric, and batch-64 to
     batch-4096 (the rate follows the batch)."""

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from models.resnet import ResNet
-from simsiam.augment import Policy, augment
+from simsiam.augment import augment, crop_and_flip_policy
 from simsiam.data.dataset import ImageDataset
 from simsiam.data.sampler import EpochSampler
 from utils.console import print_line, track_progress
-from utils.errors import RunError
+from utils.errors import NOT_FINITE_STATUS, RunError
 from utils.schedule import warmup_cosine
 
 # A random order of images is a function of a seed and an epoch. This number stands for an epoch
@@ -23,7 +23,6 @@ from utils.schedule import warmup_cosine
 CHOICE_EPOCH = 2**32 - 1
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 PROGRESS_LINES = 10  # about this many lines are printed during a training
-NOT_FINITE_STATUS = 4  # exit status of a training whose loss or weights are not finite
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,8 @@ def train_classifier(
         The number of optimizer steps.
 
     Raises:
-        RunError: with status 4, if the loss or a weight is not finite at the end of an epoch.
+        RunError: with NOT_FINITE_STATUS, if the loss or a weight is not finite at the end of an
+            epoch.
     """
     device = chosen.device
     trains_backbone = recipe.backbone_lr is not None
@@ -186,7 +186,7 @@ def crop_and_flip(
         seed=recipe.seed,
         epoch=epoch,
         view=0,
-        policy=Policy(crop_scale=recipe.crop_scale, jitter=0, grayscale=0),
+        policy=crop_and_flip_policy(recipe.crop_scale),
         mean=mean,
         std=std,
         size=min(size, images.side),

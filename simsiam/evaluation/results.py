@@ -13,7 +13,7 @@ from simsiam.evaluation.checkpoint import LoadedCheckpoint
 from simsiam.evaluation.context import EvaluationContext
 from simsiam.evaluation.networks import hash_weights
 from utils.console import print_line
-from utils.device import git_commit, versions
+from utils.device import git_commit, package_versions
 from utils.errors import require
 from utils.filesystem import check_writable, lock_folder, write_json
 from utils.run_dir import RunDirectory
@@ -127,7 +127,7 @@ class Results:
         content.update(summary)
         content["settings"] = flatten(self.config)
         content["seconds"] = round(time.perf_counter() - self.started, 1)
-        content["versions"] = versions()
+        content["versions"] = package_versions()
         content["commit"] = git_commit()
         write_json(self.summary_file, content)
         print_line(f"results   {self.summary_file}")

@@ -25,15 +25,20 @@ from utils.knn import knn_predict
 
 GALLERY_ROWS = 8
 GALLERY_NEIGHBOURS = 8  # in each row
-MAP_IMAGES = 2000  # the map has at most as many points
+MAP_IMAGES = 2000  # upper limit of the points on the map
 
 
 def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
-    """Evaluate the checkpoint of a run, and save the pictures as {stem}neighbours.png and so on.
+    """Evaluate the checkpoint of a run, and save the pictures.
+
+    Args:
+        stem: the beginning of the paths of the pictures, from `file_stem`. For example, the gallery
+            is saved as {stem}neighbours.png.
 
     Returns:
-        The values that the page's template uses: `gallery` (rows of tiles), `charts` (of
-        `render_chart`), `epoch` of the checkpoint, and `source`, the name of the query images.
+        The values that the page's template uses: `gallery` (rows of tiles), `charts` (a list of
+        what `render_chart` returns), `epoch` of the checkpoint, and `source`, the name of the query
+        images.
 
     Raises:
         UserError: if the checkpoint or its images are missing or damaged.
@@ -86,7 +91,7 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
 
 
 def open_run(run: Run, config: Report) -> EvaluationContext:
-    """Load the checkpoint and the images of a run; images that are missing are not downloaded."""
+    """Load the checkpoint and the images of a run. Missing images are not downloaded."""
     evaluation = Evaluation(
         checkpoint=CheckpointOptions(checkpoint=str(run.folder.path)),
         data=EvaluationDataOptions(data_dir=config.report.data_dir),
@@ -101,12 +106,13 @@ def make_gallery(
     query_features: Tensor,
     queries_in_bank: bool,
 ) -> list[list[Tile]]:
-    """Return a row of tiles for some of the queries: the query, and the nearest train images.
+    """Select some queries, and return a row of tiles for each: the query and its neighbours.
 
     Args:
         bank: features (N, F) of the train images.
         query_features: (Q, F).
-        queries_in_bank: whether the queries are the train images; no query is its own neighbour.
+        queries_in_bank: whether the queries are the train images. Then a query is left out of its
+            own neighbours.
     """
     indices = torch.tensor(select_evenly(len(queries), GALLERY_ROWS), device=bank.device)
     selected_queries = queries.subset(indices)
@@ -125,7 +131,7 @@ def choose_knn_options(run: Run) -> MonitorOptions:
 
 
 def project_features(features: Tensor) -> np.ndarray:
-    """Return features (N, F) as points (N, 2): the two directions of greatest variance (PCA)."""
+    """Project features (N, F) onto their two directions of greatest variance (PCA): (N, 2)."""
     centred = (features - features.mean(dim=0)).nan_to_num()
     # The eigenvalues are in ascending order.
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, [-1, -2]]

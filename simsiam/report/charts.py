@@ -1,7 +1,8 @@
 """The lists of all charts on the page. Add a chart to CURVES or to FEATURE_CHARTS.
 
 CURVES are metrics by epoch, from metrics.jsonl. FEATURE_CHARTS show what the network has learned,
-from a checkpoint. The page, the PNG files and their removal follow from the two lists.
+from a checkpoint. The page shows all charts of both lists. A new report deletes the PNG files of an
+earlier one; `is_figure` takes their names from the same lists.
 """
 
 import re
@@ -17,7 +18,8 @@ from simsiam.report.groups import Group
 from simsiam.report.plots import draw_bars, draw_curves, draw_map, draw_matrix
 from utils.console import MANY_CLASSES
 
-SHOWN_BEST_OR_WORST = 10  # of many classes, as many of the best and of the worst have bars
+# With many classes, only the best and the worst ones get a bar: this number of each.
+EXTREMES = MANY_CLASSES // 2
 
 
 class CurveChart(NamedTuple):
@@ -69,7 +71,7 @@ def render_curves(groups: Sequence[Group], folder: Path) -> list[dict[str, str]]
     """Draw the curves that have values in any group, and save each as a PNG in `folder`.
 
     Returns:
-        What `render_chart` returns for each curve.
+        For each curve, the dictionary that `render_chart` returns.
     """
     rendered: list[dict[str, str]] = []
     for column, curve_chart in CURVES.items():
@@ -93,14 +95,14 @@ def render_curves(groups: Sequence[Group], folder: Path) -> list[dict[str, str]]
 
 
 class FeatureAnalysis(NamedTuple):
-    """What the charts of a checkpoint are drawn from.
+    """The results of a checkpoint that the feature charts show.
 
     Attributes:
         class_names: of all C classes.
         image_kind: name of the N images on the map, such as "test images".
         points: (N, 2), the images' features reduced to the plane.
         labels: (N,), the images' classes; -1 for an image without a label.
-        labelled: whether all images have labels.
+        labelled: whether all images on the map have labels.
         confusion: (C, C) counts of test images, by true class (row) and predicted class (column);
             None if train or test images have no labels.
         classifier: name of the classifier that predicted the classes.
@@ -128,9 +130,9 @@ def chart_class_accuracies(analysis: FeatureAnalysis) -> Chart | None:
 
     title = "Accuracy of each class"
     shown = from_best
-    if len(from_best) > 2 * SHOWN_BEST_OR_WORST:
-        title += f", the {SHOWN_BEST_OR_WORST} best and the {SHOWN_BEST_OR_WORST} worst"
-        shown = from_best[:SHOWN_BEST_OR_WORST] + from_best[-SHOWN_BEST_OR_WORST:]
+    if len(from_best) > MANY_CLASSES:
+        title += f", the {EXTREMES} best and the {EXTREMES} worst"
+        shown = from_best[:EXTREMES] + from_best[-EXTREMES:]
     shown_names = [names[i] for i in shown]
     shown_accuracies = [float(accuracies[i]) for i in shown]
     listing = ", ".join(f"{names[i]} {accuracies[i]:.1f}" for i in shown)
@@ -189,10 +191,10 @@ FEATURE_PICTURES = ("neighbours", "views")  # names of the PNG files that are no
 
 
 def render_feature_charts(analysis: FeatureAnalysis, stem: str) -> list[dict[str, str]]:
-    """Draw the charts of a checkpoint, and save them as {stem}classes.png and so on.
+    """Draw the charts of a checkpoint, and save each as {stem}NAME.png.
 
     Returns:
-        What `render_chart` returns for each chart.
+        For each chart, the dictionary that `render_chart` returns.
     """
     rendered: list[dict[str, str]] = []
     for name, make_chart in FEATURE_CHARTS.items():
@@ -210,7 +212,7 @@ def file_stem(folder: Path, group: Group) -> str:
 
 
 def is_figure(file: Path) -> bool:
-    """Return whether a file has the name of a report's PNG file. A new report may delete it."""
+    """Return whether a file has the name of a PNG file of a report, so that it may be deleted."""
     curves = "|".join(CURVES)
     pictures = "|".join([*FEATURE_CHARTS, *FEATURE_PICTURES])
     pattern = rf"({curves}|([A-Z]+[0-9]*_)?({pictures}))\.png"

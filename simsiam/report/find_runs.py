@@ -1,16 +1,16 @@
-"""Find and read the runs of a report: those in the folders on the command line."""
+"""Find and read the runs of a report, in the folders that the command line names."""
 
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from simsiam.report.records import Run, is_run, read_damaged, read_run
+from simsiam.report.records import Run, is_run, read_run, read_text_tolerantly
 from utils.console import print_line
 from utils.errors import require
 
 GENERATOR = "SimSiam report"  # content of <meta name="generator"> in the page
-PAGE_HEAD = 2000  # characters at the start of a page that contain this <meta>
-MAX_DEPTH = 3  # levels of folders that are searched; runs/ablation/VARIANT/seed_N needs 3
+PAGE_HEAD = 2000  # the <meta> is within this number of characters at the start of a page
+MAX_DEPTH = 3  # levels of folders that are searched; `report runs` finds ablation/VARIANT/seed_N
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -44,7 +44,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
 
 def _print_ignored_runs(folder: Path, inner_runs: Sequence[Path], named: Collection[Path]) -> None:
-    """Say which runs inside the folder of another run are not in the report."""
+    """Print which runs inside the folder of another run are not in the report."""
     ignored = [str(run.relative_to(folder)) for run in inner_runs if run not in named]
     if ignored:
         names = ", ".join(ignored)
@@ -55,7 +55,7 @@ def _print_ignored_runs(folder: Path, inner_runs: Sequence[Path], named: Collect
 
 
 def find_runs_below(path: Path, depth: int = MAX_DEPTH) -> list[Path]:
-    """Return the folders of the runs inside a folder, as --seeds and ablate create them."""
+    """Return the folders of all runs inside a folder, for example of --seeds or ablate."""
     if depth == 0 or not path.is_dir():
         return []
     runs: list[Path] = []
@@ -82,4 +82,4 @@ def split_numbers(name: str) -> list[tuple[int, str]]:
 
 def is_report(page: Path) -> bool:
     """Return whether an HTML file is a report that this program wrote."""
-    return page.is_file() and f'content="{GENERATOR}"' in read_damaged(page)[:PAGE_HEAD]
+    return page.is_file() and f'content="{GENERATOR}"' in read_text_tolerantly(page)[:PAGE_HEAD]

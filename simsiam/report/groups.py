@@ -1,4 +1,4 @@
-"""Runs that differ only in the seed form a group, which has one line in each chart."""
+"""Groups of runs that differ only in the seed. Each chart has one line for each group."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
@@ -26,11 +26,11 @@ class Curve(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Runs that differ only in the seed; often a single run.
+    """Runs that differ only in the seed. A group often has a single run.
 
     Attributes:
-        index: position among the groups; it determines the colour, dash and marker of lines.
-        mark: a letter that stands for the group; empty if there is only one group.
+        index: position among the groups. It determines the colour, dash and marker of lines.
+        mark: short name of the group, such as "A"; empty if there is only one group.
         label: the settings that differ from those of the other groups, or the names of the runs.
     """
 
@@ -41,7 +41,7 @@ class Group(NamedTuple):
 
     @property
     def status(self) -> str:
-        """The different statuses of the runs."""
+        """The status of the runs; if they differ, each different status once."""
         return "; ".join(dict.fromkeys(run.status for run in self.runs))
 
     def curve(self, column: str) -> Curve:
@@ -74,10 +74,13 @@ class Group(NamedTuple):
         return Curve(epochs, means, deviations if len(values_of_runs) > 1 else None)
 
     def accuracy(self, name: str) -> str:
-        """Return one of the `accuracies` of the runs as text: mean and standard deviation.
+        """Return the mean and the standard deviation of an accuracy, as text.
 
-        The deviation of several runs is that between the runs. The deviation of a single run is
-        that between the seeds of the command that measured it.
+        If several runs have the accuracy, the deviation is that between the runs. If a single run
+        has it, the deviation is that between the seeds of the command that measured it.
+
+        Args:
+            name: a key of `Run.accuracies`.
         """
         measured = [run.accuracies[name] for run in self.runs if name in run.accuracies]
         if len(measured) == 1:
@@ -171,9 +174,11 @@ def find_differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def describe_settings(settings: Mapping[str, Any]) -> str:
-    """Return the numbers among the settings, and all settings that differ from their default.
+    """Describe settings as text, such as "epochs 20, no-stop-grad".
 
-    For example: "epochs 20, no-stop-grad". If there is nothing to show: "baseline".
+    A number is always in the text. Another setting is in the text only if it differs from its
+    default, since the flag of a default, such as --stop-grad, would say little. If no setting is in
+    the text, the result is "baseline".
     """
     parts: list[str] = []
     for name, value in settings.items():

@@ -25,16 +25,17 @@ BAR_HEIGHT = 0.24
 BAR_AXIS_HEIGHT = 0.7
 SQUARE_HEIGHT = 4.7  # of the matrix and the map, which are almost square
 
-MARKERS_PER_LINE = 8  # about
+MARKERS_PER_LINE = 8  # approximately
 LEGEND_CHARACTERS = 72  # in a line of a legend
-DARK_TINT = 0.85  # on a tint above this share of the strongest, text must be white
+# In the matrix, cells above this fraction of the highest value have a dark tint and white text.
+WHITE_TEXT_FRACTION = 0.85
 
 
 def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: bool) -> Figure:
     """Draw a metric by epoch: a line for each group, and a band if the line is a mean.
 
     Args:
-        groups: those that have values of the metric.
+        groups: groups that have values of the metric.
         column: the metric's name in metrics.jsonl.
         label: text next to the y axis.
         from_zero: whether the y axis begins at zero.
@@ -48,8 +49,8 @@ def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: boo
     for group in groups:
         curve = group.curve(column)
         style = line_style(group.index)
-        # Each group has its first marker at another epoch. Where the lines of groups coincide, the
-        # markers of all of them are visible.
+        # The markers of three successive groups are shifted by a third of a step each. So markers
+        # of different groups stay visible where their lines coincide.
         marker_step = max(1, len(curve.epochs) // MARKERS_PER_LINE)
         first_marker = group.index * marker_step // 3 % marker_step
         axes.plot(
@@ -96,7 +97,8 @@ def draw_matrix(percentages: np.ndarray, names: Sequence[str]) -> Figure:
     """Draw a confusion matrix as tints, and with `names` also as numbers.
 
     Args:
-        percentages: (C, C), of each true class (row) the percentages of the predicted classes.
+        percentages: (C, C). Each row belongs to a true class, and has the percentage of its images
+            for each predicted class.
         names: of the C classes; empty if there are too many to write them.
     """
     labels = [shorten_label(name) for name in names]
@@ -108,7 +110,7 @@ def draw_matrix(percentages: np.ndarray, names: Sequence[str]) -> Figure:
     axes.set_yticks(range(len(labels)), labels)
     if labels:
         for (row, column), percentage in np.ndenumerate(percentages):
-            if percentage > DARK_TINT * highest:
+            if percentage > WHITE_TEXT_FRACTION * highest:
                 colour = "white"
             else:
                 colour = matplotlib.rcParams["text.color"]

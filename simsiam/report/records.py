@@ -39,12 +39,15 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef
 
 
 def replace_unprintable(value: Any) -> str:
-    """Return text that HTML and SVG can hold: U+FFFD replaces controls and lone surrogates."""
+    """Return a value as text, with U+FFFD in place of characters that HTML or SVG cannot hold.
+
+    These are control characters, lone surrogates and noncharacters.
+    """
     return UNPRINTABLE.sub("\ufffd", str(value))
 
 
-def read_damaged(file: Path) -> str:
-    """Return the text of a file; U+FFFD replaces bytes that are not UTF-8."""
+def read_text_tolerantly(file: Path) -> str:
+    """Return the text of a file, with U+FFFD in place of bytes that are not UTF-8."""
     return file.read_text(encoding="utf-8", errors="replace")
 
 
@@ -66,17 +69,17 @@ def is_number(value: Any) -> bool:
 
 @dataclass
 class Run:
-    """What the files of one run contain.
+    """The contents of the files of one run.
 
     Attributes:
-        rows: the rows of metrics.jsonl. A row for epoch 0, the untrained network, comes first; its
-            accuracy is known after the run has finished.
+        rows: a row for epoch 0, the untrained network, and then the rows of metrics.jsonl. The
+            first row has an accuracy only if the run has finished.
         settings: the run's options by name; empty if config.yaml is damaged.
         machine: hardware, precision, devices and versions.
-        accuracies: top-1 accuracies in percent by the name of the measurement; the list has an
+        accuracies: top-1 accuracies in percent, by the name of the measurement. Each list has an
             accuracy for each seed of the command that measured.
         notes: sentences about damaged files.
-        title: the run's name on the page; empty for the name of its folder.
+        title: the run's name on the page. If it is empty, the page shows the name of the folder.
     """
 
     folder: RunDirectory
@@ -107,7 +110,7 @@ class Run:
         return text
 
     def values(self, column: str) -> list[float]:
-        """Return a column of the rows of trained epochs; epochs without a value are skipped."""
+        """Return a metric of the trained epochs. Epochs without a value are skipped."""
         return [row[column] for row in self.rows[1:] if column in row]
 
     def comparable_settings(self) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def read_run(path: Path, title: str = "") -> Run:
 
     Args:
         path: the run's folder.
-        title: the run's name on the page; empty for the name of its folder.
+        title: the run's name on the page. If it is empty, the page shows the name of the folder.
 
     Raises:
         UserError: if `path` is not the folder of a run.
@@ -158,7 +161,7 @@ def read_run(path: Path, title: str = "") -> Run:
 def _read_config(run: Run) -> None:
     """Read the settings and the machine from config.yaml."""
     with run.note_damage(run.folder.config):
-        content = yaml.safe_load(read_damaged(run.folder.config))
+        content = yaml.safe_load(read_text_tolerantly(run.folder.config))
 
         # "resolved" has the values that the program chose for itself.
         resolved = content.get("resolved") or {}
@@ -183,16 +186,16 @@ def _read_metrics(run: Run) -> None:
                 run.rows.append(row)
     if run.folder.summary.exists():
         with run.note_damage(run.folder.summary):
-            summary = json.loads(read_damaged(run.folder.summary))
+            summary = json.loads(read_text_tolerantly(run.folder.summary))
             untrained = {"kNN_accuracy": summary.get("kNN_untrained")}
             run.rows[0].update(select_numbers(untrained))
 
 
 def _read_results(run: Run) -> None:
-    """Read what the commands knn, linear and finetune measured."""
+    """Read the accuracies that the commands knn, linear and finetune measured."""
     for file in sorted(run.folder.results.glob("*/summary.json")):
         with run.note_damage(file):
-            content = json.loads(read_damaged(file))
+            content = json.loads(read_text_tolerantly(file))
             run.accuracies.update(read_accuracies(file.parent.name, content))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import NamedTuple
 
-from simsiam.config.ablations import paper_says
+from simsiam.config.ablations import find_paper_results
 from simsiam.config.commands import PRETRAIN_DEFAULTS
 from simsiam.report.groups import Group, format_mean
 from simsiam.report.records import Run
@@ -26,7 +26,7 @@ class Metric(NamedTuple):
 
 
 def last_value(column: str) -> Callable[[Run], float | None]:
-    """Return a measure: the value of `column` in the last epoch that has one."""
+    """Return a function for `Metric.measure`: the value of `column` in the last epoch with one."""
 
     def measure(run: Run) -> float | None:
         values = run.values(column)
@@ -67,9 +67,9 @@ PRINTED_METRICS = ("kNN, last (%)", "loss", "z_std", PAPER_RESULT)  # rows that 
 
 
 def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """Return the cells of each row, one for each group: means over the runs of the group.
+    """Return the rows of the table by name. A row has a cell for each group: the mean of its runs.
 
-    If the groups are ablations of the paper, the last row has what the paper reports.
+    If groups are ablations of the paper, the last row has the results of the paper.
     """
     table: dict[str, list[str]] = {}
     for name, metric in METRICS.items():
@@ -80,7 +80,9 @@ def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
             cells.append(format_mean(values, metric.number_format))
         table[name] = cells
 
-    paper_results = paper_says([group.runs[0].settings for group in groups], PRETRAIN_DEFAULTS)
+    paper_results = find_paper_results(
+        [group.runs[0].settings for group in groups], PRETRAIN_DEFAULTS
+    )
     if any(paper_results):
         table[PAPER_RESULT] = [result or UNKNOWN for result in paper_results]
     return table

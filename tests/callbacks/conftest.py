@@ -10,7 +10,7 @@ from tests.helpers import start_small
 
 
 @pytest.fixture(scope="session")
-def undisturbed(made: Callable[..., Path]) -> Path:
+def undisturbed(make_once: Callable[..., Path]) -> Path:
     """A finished run of LONG."""
 
     def fill(folder: Path) -> None:
@@ -18,4 +18,4 @@ def undisturbed(made: Callable[..., Path]) -> Path:
         _, err = process.communicate()
         assert (process.returncode, err) == (0, "")
 
-    return made("undisturbed", fill) / "runs" / "run"
+    return make_once("undisturbed", fill) / "runs" / "run"

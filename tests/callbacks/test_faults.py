@@ -17,20 +17,22 @@ from simsiam.callbacks.checkpoint import BackgroundCheckpointIO, CheckpointCallb
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.callbacks.signals import SignalCallback
-from tests.at_steps import LONG, run_with_events, start_small_with_events, steps_saved
+from tests.at_steps import LONG, run_with_events, start_small_with_events, steps_saved, to_json
 from tests.benchmarks import faults
 from tests.helpers import SMALL, Program, read_rows, same_run, same_weights, start_small
 from tests.processes import Started, wait_for
 from utils.run_dir import RunDirectory
 
 
-def killed_in_a_save(args: list[str]) -> int:
-    """main.py, which is killed when half of its first checkpoint is written."""
+def run_killed_in_a_save(args: list[str]) -> int:
+    """Run main.py, and kill it when half of its first checkpoint is written."""
     save = torch.save
 
     def save_half(content: object, file: BinaryIO) -> None:
-        save(content, whole := io.BytesIO())
-        file.write(whole.getvalue()[: whole.tell() // 2])
+        buffer = io.BytesIO()
+        save(content, buffer)
+        checkpoint = buffer.getvalue()
+        file.write(checkpoint[: len(checkpoint) // 2])
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -41,29 +43,33 @@ def killed_in_a_save(args: list[str]) -> int:
 def test_a_run_killed_again_and_again_is_the_same_run(undisturbed: Path, tmp_path: Path) -> None:
     """Kills before the first checkpoint, in mid-epoch and in a save cost at most two epochs each.
 
-    The steps of a process are counted from its own first one. Each 12th step is a checkpoint.
+    Events are at steps counted from the start of each process. An epoch has 6 steps, and each 12th
+    step of the run saves a checkpoint.
     """
-    run, held = tmp_path / "runs" / "run", tmp_path / "held"
+    run = tmp_path / "runs" / "run"
+    held = tmp_path / "held"
     last = run / "checkpoints" / "last.ckpt"
-    where = ["--save-dir", str(tmp_path / "runs"), "--exp-name", "run"]
+    folder_flags = ["--save-dir", str(tmp_path / "runs"), "--exp-name", "run"]
 
+    # A kill in the second epoch, before the first checkpoint.
     process = start_small_with_events("run", tmp_path, {9: ["SIGKILL"]}, *LONG)
     process.communicate()
-    assert process.returncode == -signal.SIGKILL and len(read_rows(run)) == 1 and not last.exists()
+    assert process.returncode == -signal.SIGKILL
+    assert len(read_rows(run)) == 1 and not last.exists()
 
+    # A kill in the middle of the fourth epoch, after a checkpoint at the end of the second.
     process = start_small_with_events("run", tmp_path, {21: [held]}, *LONG)
     wait_for(process, lambda: held.exists() and last.exists())
     process.kill()
     process.communicate()
     assert len(read_rows(run)) == 3 and steps_saved(last) == 12
 
-    process = Started(killed_in_a_save, [*SMALL, *LONG, *where])
-    assert "resumed from" in process.communicate()[0] and process.returncode == -signal.SIGKILL
-    assert (
-        len(read_rows(run)) >= 4
-        and steps_saved(last) == 12
-        and list(last.parent.glob(".*.partial"))
-    )
+    # A kill in the save of the second checkpoint. The first one is still there.
+    process = Started(run_killed_in_a_save, [*SMALL, *LONG, *folder_flags])
+    out, _ = process.communicate()
+    assert "resumed from" in out and process.returncode == -signal.SIGKILL
+    assert len(read_rows(run)) >= 4 and steps_saved(last) == 12
+    assert list(last.parent.glob(".*.partial"))
 
     again = start_small("run", tmp_path, *LONG)
     out, err = again.communicate()
@@ -72,13 +78,13 @@ def test_a_run_killed_again_and_again_is_the_same_run(undisturbed: Path, tmp_pat
 
 
 @pytest.mark.slow(
-    "kills at random moments, as long as it takes; a quick test kills at the moments that matter"
+    "nine kills at random moments take minutes; a quick test kills at the moments that matter"
 )
 def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     tally = faults.Faults(tmp_path, epochs=24).kill_runs(9)
     assert tally.ok, tally
     assert tally.in_a_save == 3 and tally.signals >= 2
-    assert tally.resumes >= 3  # after each kill that came just after a checkpoint
+    assert tally.resumes >= 3  # after each third kill, which comes just after a checkpoint
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -87,18 +93,17 @@ def test_each_signal_saves_the_step_it_came_in(number: signal.Signals, tmp_path:
     assert steps_saved(tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt") == 9
 
 
+LIKE_SIGTERM = pytest.mark.slow(
+    "the same as SIGTERM after the save; a quick test checks that each signal saves"
+)
+
+
 @pytest.mark.parametrize(
     "number",
     [
         signal.SIGTERM,
-        pytest.param(
-            signal.SIGINT,
-            marks=pytest.mark.slow("as SIGTERM; that each of them saves is a quick test"),
-        ),
-        pytest.param(
-            signal.SIGHUP,
-            marks=pytest.mark.slow("as SIGTERM; that each of them saves is a quick test"),
-        ),
+        pytest.param(signal.SIGINT, marks=LIKE_SIGTERM),
+        pytest.param(signal.SIGHUP, marks=LIKE_SIGTERM),
     ],
 )
 def test_a_run_stopped_in_mid_epoch_resumes_to_the_bit(
@@ -112,7 +117,7 @@ def test_a_run_stopped_in_mid_epoch_resumes_to_the_bit(
 
 
 def stop_in_step_9(number: signal.Signals, tmp_path: Path) -> None:
-    """A run that gets a signal in the middle of its second epoch, saves and says so."""
+    """Start a run and send a signal in the middle of its second epoch. It saves and prints that."""
     process = start_small_with_events("run", tmp_path, {9: [number.name]}, *LONG)
     _, err = process.communicate()
     assert process.returncode == 128 + number and err.count("\n") == 1, err
@@ -128,16 +133,16 @@ def test_a_second_ctrl_c_ends_the_process_at_once(tmp_path: Path) -> None:
     assert len(read_rows(run)) == 1 and not (run / "checkpoints" / "last.ckpt").exists()
 
 
-def under_nohup(args: list[str]) -> int:
-    signal.signal(
-        signal.SIGHUP, signal.SIG_IGN
-    )  # all that nohup does to a program whose output is a file
+def run_under_nohup(args: list[str]) -> int:
+    # If the output of a program is a file, nohup does nothing else than this.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return run_with_events(args)
 
 
 def test_under_nohup_a_hang_up_is_ignored(tmp_path: Path) -> None:
     flags = [*SMALL, "--epochs", "2", "--save-dir", str(tmp_path / "runs"), "--exp-name", "run"]
-    process = Started(under_nohup, [json.dumps({3: ["SIGHUP"]}), *flags])  # of four steps an epoch
+    # The signal comes in step 3 of the 4 steps of the first epoch.
+    process = Started(run_under_nohup, [to_json({3: ["SIGHUP"]}), *flags])
     process.communicate()
     assert process.returncode == 0 and len(read_rows(tmp_path / "runs" / "run")) == 2
 
@@ -153,8 +158,6 @@ def test_slurms_signal_requeues_the_run_and_it_resumes(undisturbed: Path, tmp_pa
         "SLURM_JOB_NAME": "job",
         "SLURM_JOB_ID": "77",
         "SLURM_PROCID": "0",
-    }
-    slurm |= {
         "SLURM_LOCALID": "0",
         "SLURM_NODEID": "0",
         "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
@@ -174,7 +177,8 @@ def test_slurms_signal_requeues_the_run_and_it_resumes(undisturbed: Path, tmp_pa
 
 
 def test_a_removed_run_folder_is_written_again(undisturbed: Path, tmp_path: Path) -> None:
-    run, held = tmp_path / "runs" / "run", tmp_path / "held"
+    run = tmp_path / "runs" / "run"
+    held = tmp_path / "held"
     process = start_small_with_events("run", tmp_path, {20: [held]}, *LONG)
     wait_for(process, lambda: held.exists() and (run / "checkpoints" / "last.ckpt").exists())
     shutil.rmtree(run)
@@ -182,20 +186,22 @@ def test_a_removed_run_folder_is_written_again(undisturbed: Path, tmp_path: Path
     _, err = process.communicate()
     assert (process.returncode, err) == (0, "")
     assert read_rows(run) == read_rows(undisturbed) and same_weights(run, undisturbed)
-    assert start_small("run", tmp_path, *LONG).communicate()[0].count("finished already") == 1
+    out, _ = start_small("run", tmp_path, *LONG).communicate()
+    assert out.count("finished already") == 1
 
 
-@pytest.mark.slow("two runs; --ckpt-dir is a quick test in test_run.py")
+@pytest.mark.slow("two runs; tests/data/test_own_runs.py has a quick test of --ckpt-dir")
 def test_resuming_in_another_folder_keeps_the_rows(program: Program, tmp_path: Path) -> None:
     flags = [*SMALL, "--epochs", "4", "--checkpoint-every", "1"]
     assert program(*flags, "--exp-name", "a")[0] == 0
-    a, b = tmp_path / "runs" / "a", tmp_path / "runs" / "b"
+    a = tmp_path / "runs" / "a"
+    b = tmp_path / "runs" / "b"
     middle = str(a / "checkpoints" / "last.previous.ckpt")
     assert program(*flags, "--exp-name", "b", "--ckpt-dir", middle)[0] == 0
     assert read_rows(a) == read_rows(b) and same_weights(a, b)
 
 
-@pytest.mark.slow("three runs; that the checkpoint before is taken is a quick test")
+@pytest.mark.slow("three runs; a quick test resumes from the previous checkpoint")
 def test_a_damaged_checkpoint_never_replaces_an_intact_one(
     program: Program, tmp_path: Path
 ) -> None:
@@ -217,18 +223,15 @@ def test_a_damaged_checkpoint_never_replaces_an_intact_one(
     assert program(*flags)[0] == 0 and json.loads((run / "summary.json").read_text())["epochs"] == 4
 
 
-BY_TIME = (
-    SMALL[: SMALL.index("--checkpoint-every")] + SMALL[SMALL.index("--checkpoint-every") + 2 :]
-)
-
-
 def test_checkpoints_by_time_are_saved_in_mid_epoch_too(
     trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("simsiam.callbacks.checkpoint.MIN_CHECKPOINT_SECONDS", 0)
     # Save however long the disk takes.
     monkeypatch.setattr("simsiam.callbacks.checkpoint.MAX_BLOCKED_FRACTION", 1e9)
-    assert program(*BY_TIME, "--epochs", "2")[0] == 0
+    position = SMALL.index("--checkpoint-every")
+    by_time = SMALL[:position] + SMALL[position + 2 :]  # without the flag and its value
+    assert program(*by_time, "--epochs", "2")[0] == 0
     often = tmp_path / "runs" / "simsiam_patterns"
     before = torch.load(often / "checkpoints" / "last.previous.ckpt", weights_only=True)
     assert before["global_step"] == 7 and before["row"]["epoch"] == 1  # four steps an epoch
@@ -244,8 +247,8 @@ def test_a_slow_disk_gets_fewer_checkpoints(
     """Training waits for checkpoints a hundredth of the time at most."""
     run = RunDirectory(tmp_path)
     recorder = MetricsRecorder(run, KNNMonitor())
-    io = BackgroundCheckpointIO(run, extra_state={})
-    checkpoints = CheckpointCallback(run, recorder, None, io, SignalCallback())
+    checkpoint_io = BackgroundCheckpointIO(run, extra_state={})
+    checkpoints = CheckpointCallback(run, recorder, None, checkpoint_io, SignalCallback())
     checkpoints.saved_at = time.monotonic() - passed
     checkpoints.blocked_seconds = waited
     assert checkpoints._is_due_by_time() == due
@@ -253,21 +256,32 @@ def test_a_slow_disk_gets_fewer_checkpoints(
 
 def test_best_ckpt_is_written_with_the_next_last_ckpt_and_at_the_end(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    io, weight = BackgroundCheckpointIO(run, extra_state={}), torch.zeros(1)
+    checkpoint_io = BackgroundCheckpointIO(run, extra_state={})
+    weight = torch.zeros(1)
+
+    def save(value: float, file: Path) -> None:
+        checkpoint_io.save_checkpoint({"weight": weight.fill_(value)}, file)
+
+    def load(file: Path) -> float:
+        return torch.load(file)["weight"].item()
+
     for value in (1.0, 2.0):
-        io.save_checkpoint({"weight": weight.fill_(value)}, run.best)
-        io.wait()
+        save(value, run.best)
+        checkpoint_io.wait()
     assert not run.best.exists()
-    io.save_checkpoint({"weight": weight.fill_(3.0)}, run.last)
-    io.save_checkpoint({"weight": weight.fill_(4.0)}, tmp_path / "hpc_ckpt_1.ckpt")
-    io.wait()
-    assert [torch.load(file)["weight"].item() for file in (run.best, run.last)] == [2.0, 3.0]
-    io.save_checkpoint({"weight": weight.fill_(5.0)}, run.best)
-    io.teardown()
-    assert torch.load(run.best)["weight"].item() == 5.0
+
+    save(3.0, run.last)
+    # A checkpoint of Lightning's SLURM plugin replaces neither of the two.
+    save(4.0, tmp_path / "hpc_ckpt_1.ckpt")
+    checkpoint_io.wait()
+    assert load(run.best) == 2.0 and load(run.last) == 3.0
+
+    save(5.0, run.best)
+    checkpoint_io.teardown()
+    assert load(run.best) == 5.0
 
 
-@pytest.mark.slow("as the removal of its folder, which is a quick test")
+@pytest.mark.slow("a whole run; a quick test removes the whole folder")
 def test_a_run_without_its_config_yaml_does_not_lock_itself_out(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -278,8 +292,5 @@ def test_a_run_without_its_config_yaml_does_not_lock_itself_out(
     (run / "config.yaml").unlink()
     held.unlink()
     _, err = process.communicate()
-    assert (
-        (process.returncode, err) == (0, "")
-        and (run / "config.yaml").exists()
-        and same_run(run, undisturbed)
-    )
+    assert (process.returncode, err) == (0, "")
+    assert (run / "config.yaml").exists() and same_run(run, undisturbed)

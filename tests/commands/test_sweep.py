@@ -12,9 +12,9 @@ import torch
 
 from simsiam.commands import launch
 from simsiam.commands.sweep import expand_seeds, list_gpus, make_variant
-from simsiam.config.ablations import paper_says
+from simsiam.config.ablations import find_paper_results
 from simsiam.config.commands import Ablate, Pretrain
-from tests.at_steps import run_with_main, start_with_events_below
+from tests.at_steps import run_with_child_script, start_with_events_below
 from tests.helpers import SMALL, Program, read_rows, same_weights
 from tests.processes import Started, child_pids, start, wait_for
 from utils.settings import from_settings
@@ -44,7 +44,7 @@ def start_ablation_of_stubs(tmp_path: Path, variants: list[str], **statuses: int
     (tmp_path / "ablation_patterns").mkdir()
     flags = ["ablate", *SMALL, "--variants", *variants, "--save-dir", str(tmp_path)]
     return Started(
-        run_with_main, [str(tmp_path / "stub.py"), *flags], STATUSES=json.dumps(statuses)
+        run_with_child_script, [str(tmp_path / "stub.py"), *flags], STATUSES=json.dumps(statuses)
     )
 
 
@@ -236,9 +236,9 @@ def test_paper_result_of_a_run_follows_from_its_settings() -> None:
     no_predictor = {**baseline, "predictor": False}
     large_batch = {**baseline, "batch_size": 4096}
     two_changes = {**no_predictor, "stop_grad": False}
-    results = paper_says([baseline, no_predictor], baseline)
+    results = find_paper_results([baseline, no_predictor], baseline)
     assert results == ["67.7 (table 1)", "0.1 (table 1)"]
-    results = paper_says([baseline, large_batch], baseline)
+    results = find_paper_results([baseline, large_batch], baseline)
     assert results == ["68.1 (table 2)", "64.0 (table 2)"]
-    assert paper_says([baseline, two_changes], baseline) == ["67.7 (table 1)", None]
-    assert paper_says([baseline, baseline], baseline) == [None, None]
+    assert find_paper_results([baseline, two_changes], baseline) == ["67.7 (table 1)", None]
+    assert find_paper_results([baseline, baseline], baseline) == [None, None]

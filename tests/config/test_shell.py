@@ -78,7 +78,7 @@ def test_without_a_temporary_folder_tmpdir_is_named(
     def refuse(*args: object) -> str:
         raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp', '/var/tmp']")
 
-    monkeypatch.setattr("simsiam.commands.describe.hardware", refuse)
+    monkeypatch.setattr("simsiam.commands.describe.describe_hardware", refuse)
     status, _, err = program(*ONE)
     assert status == 2 and err.count("\n") == 1
     assert err.startswith("main.py: No usable temporary directory") and "set TMPDIR" in err

@@ -62,7 +62,7 @@ def test_windows_is_told_what_to_use_instead() -> None:
 
 def test_windows_gets_a_sentence_for_the_parts_too() -> None:
     done = run_code(WINDOWS + "import utils.filesystem")
-    assert done.stderr.splitlines()[-1].startswith("ImportError: needs Linux or macOS")
+    assert done.stderr.splitlines()[-1].startswith("ImportError: this program needs Linux or macOS")
 
 
 @pytest.mark.parametrize(("word", "error_lines"), [("nosuch", 1), ("--help", 0)])

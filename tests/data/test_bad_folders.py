@@ -40,11 +40,13 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("problem", MESSAGES)
-def test_bad_folders_are_refused_in_one_line(problem: str, own: Program, tmp_path: Path) -> None:
+def test_bad_folders_are_refused_in_one_line(
+    problem: str, train_on_folder: Program, tmp_path: Path
+) -> None:
     folder = tmp_path / "photos"
     write_images(folder, patterns(20))
     spoil(folder, problem)
-    status, out, err = own(folder, "--batch-size", "10")
+    status, out, err = train_on_folder(folder, "--batch-size", "10")
     assert status == 2 and err.count("\n") == 1 and not (tmp_path / "runs").exists(), out + err
     assert re.search(MESSAGES[problem], err), err
 
@@ -64,28 +66,30 @@ def test_a_class_without_permission_is_named() -> None:
         assert "zigzag (Permission denied). Repair or remove them" in err
 
 
-def test_missing_and_empty_folders_are_refused(own: Program, tmp_path: Path) -> None:
-    assert "no such folder" in own(tmp_path / "none")[2]
+def test_missing_and_empty_folders_are_refused(train_on_folder: Program, tmp_path: Path) -> None:
+    assert "no such folder" in train_on_folder(tmp_path / "none")[2]
     (tmp_path / "empty" / "train").mkdir(parents=True)
-    assert "no image in it" in own(tmp_path / "empty")[2]
+    assert "no image in it" in train_on_folder(tmp_path / "empty")[2]
     (tmp_path / "photo.jpg").write_text("")
-    assert "no such folder" in own(tmp_path / "photo.jpg")[2]
+    assert "no such folder" in train_on_folder(tmp_path / "photo.jpg")[2]
 
 
-def test_skip_bad_images_leaves_them_out(own: Program, tmp_path: Path) -> None:
+def test_skip_bad_images_leaves_them_out(train_on_folder: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(20))
     bad = write_bad_images(tmp_path / "photos" / "train" / "dots")
-    status, out, err = own(tmp_path / "photos", "--batch-size", "10", "--skip-bad-images")
+    status, out, err = train_on_folder(
+        tmp_path / "photos", "--batch-size", "10", "--skip-bad-images"
+    )
     assert (status, err) == (0, "")
     assert f"left out: {len(bad)} of {21 + len(bad)}" in out and "21 train" in out
 
 
-def test_a_run_does_not_resume_on_other_images(own: Program, tmp_path: Path) -> None:
+def test_a_run_does_not_resume_on_other_images(train_on_folder: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(20))
-    assert own(tmp_path / "photos", "--batch-size", "10")[0] == 0
+    assert train_on_folder(tmp_path / "photos", "--batch-size", "10")[0] == 0
     run = tmp_path / "runs" / "simsiam_folder"
     (run / "summary.json").unlink()  # as if it had not been finished
     smooth_image().save(tmp_path / "photos" / "train" / "dots" / "new.png")
-    status, _, err = own(tmp_path / "photos", "--batch-size", "10")
+    status, _, err = train_on_folder(tmp_path / "photos", "--batch-size", "10")
     assert status == 2 and err.count("\n") == 1 and "on other images than are in" in err
     assert yaml.safe_load((run / "config.yaml").read_text())["resolved"]["stem"] == "cifar"

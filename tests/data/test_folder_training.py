@@ -26,7 +26,7 @@ def class_names(images: ImageDataset) -> list[str]:
     "writes and trains on 5,000 images three times; the golden of a streamed folder is a quick test"
 )
 def test_files_train_exactly_as_the_same_arrays(
-    cifar10_dir: Path, own: Program, program: Program, tmp_path: Path
+    cifar10_dir: Path, train_on_folder: Program, program: Program, tmp_path: Path
 ) -> None:
     splits = load_dataset(
         DataOptions("cifar10", str(cifar10_dir), train_images=4000, test_images=1000)
@@ -42,8 +42,11 @@ def test_files_train_exactly_as_the_same_arrays(
     np.savez(tmp_path / "x.npz", **arrays)
 
     batch = ("--batch-size", "500")
-    assert own(tmp_path / "png", *batch, "--exp-name", "files")[0] == 0
-    assert own(tmp_path / "png", *batch, "--exp-name", "streamed", "--data-memory", "0")[0] == 0
+    assert train_on_folder(tmp_path / "png", *batch, "--exp-name", "files")[0] == 0
+    assert (
+        train_on_folder(tmp_path / "png", *batch, "--exp-name", "streamed", "--data-memory", "0")[0]
+        == 0
+    )
     data = ("--dataset", "arrays", "--data-dir", str(tmp_path / "x.npz"), "--exp-name", "arrays")
     assert program(*TINY, *batch, *data)[0] == 0
     runs = [tmp_path / "runs" / name for name in ("files", "streamed", "arrays")]

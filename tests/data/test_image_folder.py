@@ -14,9 +14,9 @@ from tests.images import patterns, smooth_image, write_images
 # ---------------------------------------------------------------- layouts
 
 
-def test_a_run_without_labels_has_no_knn(own: Program, tmp_path: Path) -> None:
+def test_a_run_without_labels_has_no_knn(train_on_folder: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "flat", patterns(60), "é {i}.png")
-    status, out, err = own(tmp_path / "flat")
+    status, out, err = train_on_folder(tmp_path / "flat")
     assert (status, err) == (0, "") and "no labels: kNN is off" in out and "0 classes" in out
     run = tmp_path / "runs" / "simsiam_folder"
     assert json.loads((run / "summary.json").read_text())["kNN_accuracy"] is None
@@ -32,26 +32,30 @@ def test_a_run_without_labels_has_no_knn(own: Program, tmp_path: Path) -> None:
         ("train/one class/{i}.png", "one class only: kNN is off"),
     ],
 )
-def test_each_layout_is_recognised(layout: str, message: str, own: Program, tmp_path: Path) -> None:
+def test_each_layout_is_recognised(
+    layout: str, message: str, train_on_folder: Program, tmp_path: Path
+) -> None:
     write_images(tmp_path / "photos", patterns(20), layout)
-    status, out, err = own(tmp_path / "photos", "--batch-size", "10", "--dry-run")
+    status, out, err = train_on_folder(tmp_path / "photos", "--batch-size", "10", "--dry-run")
     assert (status, err) == (0, "") and message in out and "20 images would be decoded" in out
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
 
 
-def test_an_image_outside_the_classes_removes_all_labels(own: Program, tmp_path: Path) -> None:
+def test_an_image_outside_the_classes_removes_all_labels(
+    train_on_folder: Program, tmp_path: Path
+) -> None:
     write_images(tmp_path, patterns(20))
     smooth_image().save(tmp_path / "train" / "loose.png")
-    status, out, _ = own(tmp_path, "--batch-size", "10", "--dry-run")
+    status, out, _ = train_on_folder(tmp_path, "--batch-size", "10", "--dry-run")
     assert status == 0
     assert "1 of 21 images are in no class's folder" in out
     assert "no labels: kNN is off" in out
 
 
 def test_a_part_of_a_folder_is_spread_over_its_classes(
-    photos: Path, own: Program, tmp_path: Path
+    photos: Path, train_on_folder: Program, tmp_path: Path
 ) -> None:
-    status, out, _ = own(photos, "--train-images", "100", "--test-images", "30")
+    status, out, _ = train_on_folder(photos, "--train-images", "100", "--test-images", "30")
     assert status == 0 and "100 train and 30 test images, 10 classes" in out
     train, test = load_dataset(
         DataOptions("folder", str(photos), None, 100, 30, 32, str(tmp_path / "cache"))
@@ -60,11 +64,13 @@ def test_a_part_of_a_folder_is_spread_over_its_classes(
     assert test.labels.bincount().tolist() == [3] * 10
 
 
-def test_large_images_have_a_margin_and_the_imagenet_stem(own: Program, tmp_path: Path) -> None:
+def test_large_images_have_a_margin_and_the_imagenet_stem(
+    train_on_folder: Program, tmp_path: Path
+) -> None:
     for i in range(12):
         (tmp_path / "train" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         smooth_image((150, 130)).rotate(10 * i).save(tmp_path / "train" / "ab"[i % 2] / f"{i}.jpg")
-    status, out, err = own(tmp_path, "--image-size", "96", "--batch-size", "4")
+    status, out, err = train_on_folder(tmp_path, "--image-size", "96", "--batch-size", "4")
     assert (status, err) == (0, "")
     assert "96 x 96 pixels from 110 x 110" in out and "imagenet stem" in out
     backbone = load_backbone(tmp_path / "runs" / "simsiam_folder")

@@ -17,18 +17,18 @@ from tests.processes import Started, start, start_pair
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Other images than `photos`, in the same layout."""
     where = tmp_path_factory.mktemp("others")
-    write_images(where, patterns(120, 3))
-    write_images(where, patterns(40, 4), split="val")
+    write_images(where, patterns(120, split=3))
+    write_images(where, patterns(40, split=4), split="val")
     return where
 
 
 def test_a_finished_run_on_other_images_is_refused(
     photos: Path,
     others: Path,
-    own: Program,
+    train_on_folder: Program,
 ) -> None:
-    assert own(photos)[0] == 0 and "finished already" in own(photos)[1]
-    status, _, err = own(others)
+    assert train_on_folder(photos)[0] == 0 and "finished already" in train_on_folder(photos)[1]
+    status, _, err = train_on_folder(others)
     assert status == 2 and err.count("\n") == 1
     assert f"a finished run on the images in {photos}" in err
 
@@ -36,13 +36,13 @@ def test_a_finished_run_on_other_images_is_refused(
 def test_a_checkpoint_of_other_images_is_refused(
     photos: Path,
     others: Path,
-    own: Program,
+    train_on_folder: Program,
     tmp_path: Path,
 ) -> None:
     flags = ("--epochs", "2", "--checkpoint-every", "1")
-    assert own(photos, *flags)[0] == 0
+    assert train_on_folder(photos, *flags)[0] == 0
     last = tmp_path / "runs" / "simsiam_folder" / "checkpoints" / "last.previous.ckpt"
-    status, _, err = own(others, *flags, "--exp-name", "other", "--ckpt-dir", str(last))
+    status, _, err = train_on_folder(others, *flags, "--exp-name", "other", "--ckpt-dir", str(last))
     assert status == 2 and err.count("\n") == 1 and "other images" in err
 
 
@@ -50,12 +50,12 @@ def test_a_checkpoint_of_other_images_is_refused(
 def test_a_report_tells_runs_on_different_images_apart(
     photos: Path,
     others: Path,
-    own: Program,
+    train_on_folder: Program,
     program: Program,
     tmp_path: Path,
 ) -> None:
-    assert own(photos, "--exp-name", "a", "--seed", "0")[0] == 0
-    assert own(others, "--exp-name", "b", "--seed", "1")[0] == 0
+    assert train_on_folder(photos, "--exp-name", "a", "--seed", "0")[0] == 0
+    assert train_on_folder(others, "--exp-name", "b", "--seed", "1")[0] == 0
     runs = [str(tmp_path / "runs" / name) for name in ("a", "b")]
     status, out, _ = program("report", *runs, "--no-pictures")
     assert status == 0 and "seeds)" not in out
@@ -78,10 +78,10 @@ def test_an_evaluation_uses_the_images_of_the_run(
 
 @pytest.mark.parametrize("format", ["safetensors", "torch-export"])
 def test_a_run_is_exported_after_its_photos_have_moved(
-    format: str, own: Program, program: Program, tmp_path: Path
+    format: str, train_on_folder: Program, program: Program, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "photos", patterns(60))
-    assert own(tmp_path / "photos")[0] == 0
+    assert train_on_folder(tmp_path / "photos")[0] == 0
     run = tmp_path / "runs" / "simsiam_folder"
     (tmp_path / "photos").rename(tmp_path / "moved")
     status, out, err = program("export", str(run), "--format", format)
@@ -111,35 +111,37 @@ def test_an_export_downloads_nothing(
 
 @pytest.mark.parametrize("command", ["embed", "report"])
 def test_commands_without_train_images_do_not_need_them(
-    command: str, own: Program, program: Program, tmp_path: Path
+    command: str, train_on_folder: Program, program: Program, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "photos", patterns(60))
-    assert own(tmp_path / "photos")[0] == 0
+    assert train_on_folder(tmp_path / "photos")[0] == 0
     (tmp_path / "photos").rename(tmp_path / "moved")
     flags = ("--images", str(tmp_path / "moved")) if command == "embed" else ()
     status, _, err = program(command, str(tmp_path / "runs" / "simsiam_folder"), *flags)
     assert (status, err) == (0, "")
 
 
-def test_a_file_name_may_be_any_bytes(own: Program, tmp_path: Path) -> None:
+def test_a_file_name_may_be_any_bytes(train_on_folder: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(60))
     first = next((tmp_path / "photos" / "train").rglob("*.png"))
     os.rename(first, os.fsencode(first.parent) + b"/\xff\xfe.png")
-    assert own(tmp_path / "photos")[0] == 0
+    assert train_on_folder(tmp_path / "photos")[0] == 0
 
 
-def test_a_run_needs_a_readable_train_image(own: Program, tmp_path: Path) -> None:
+def test_a_run_needs_a_readable_train_image(train_on_folder: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(20), "val/{name}/{i}.png")
     for folder in (tmp_path / "photos" / "val").iterdir():
         (tmp_path / "photos" / "train" / folder.name).mkdir(parents=True)
         (tmp_path / "photos" / "train" / folder.name / "1.png").write_text("no image")
-    status, _, err = own(tmp_path / "photos", "--skip-bad-images")
+    status, _, err = train_on_folder(tmp_path / "photos", "--skip-bad-images")
     assert status == 2 and err.count("\n") == 1 and "None of the train images" in err
 
 
-def test_a_run_does_not_write_its_pictures_among_the_images(own: Program, tmp_path: Path) -> None:
+def test_a_run_does_not_write_its_pictures_among_the_images(
+    train_on_folder: Program, tmp_path: Path
+) -> None:
     write_images(tmp_path, patterns(60), "{i}.png")
-    status, _, err = own(tmp_path)
+    status, _, err = train_on_folder(tmp_path)
     assert status == 2 and err.count("\n") == 1 and "its pictures would be taken for images" in err
 
 

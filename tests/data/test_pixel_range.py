@@ -185,13 +185,13 @@ def test_arrays_of_other_numbers_are_scaled(tmp_path: Path, capsys: Printed) -> 
 
 
 def test_a_run_and_what_follows_use_one_range(
-    own: Program, program: Program, folder: Path, tmp_path: Path
+    train_on_folder: Program, program: Program, folder: Path, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
     for i in range(50):
         noise = rng.integers(0, 4096, (32, 32)).astype(np.uint16)
         Image.fromarray(noise).save(folder / f"{i:02d}.png")
-    assert own(folder, "--pixel-range", "0:4095")[0] == 0
+    assert train_on_folder(folder, "--pixel-range", "0:4095")[0] == 0
     run = str(tmp_path / "runs" / "simsiam_folder")
     features = []
     for name, flags in (("a", []), ("b", ["--images", str(folder)])):
@@ -204,9 +204,11 @@ def test_a_run_and_what_follows_use_one_range(
 
 
 @pytest.mark.parametrize("text", ["0", "3:2", "a:b", "0:inf", "nan:1", "1:1", "1:2:3", ":"])
-def test_malformed_pixel_ranges_are_refused(text: str, own: Program, folder: Path) -> None:
+def test_malformed_pixel_ranges_are_refused(
+    text: str, train_on_folder: Program, folder: Path
+) -> None:
     smooth_image().save(folder / "0.png")
-    status, _, err = own(folder, f"--pixel-range={text}")
+    status, _, err = train_on_folder(folder, f"--pixel-range={text}")
     assert status == 2 and err.count("\n") == 1 and f"--pixel-range {text}: must be LOW:HIGH" in err
 
 

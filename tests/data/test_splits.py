@@ -67,9 +67,9 @@ def test_images_next_to_the_splits_are_reported(tmp_path: Path, capsys: Printed)
     assert "not used: 1 image next to these folders\n" in capsys.readouterr().out
 
 
-def test_a_class_named_like_a_split_is_refused(own: Program, tmp_path: Path) -> None:
+def test_a_class_named_like_a_split_is_refused(train_on_folder: Program, tmp_path: Path) -> None:
     put(tmp_path / "photos", "Val/a/0.png", "test/a/0.png")
-    status, _, err = own(tmp_path / "photos")
+    status, _, err = train_on_folder(tmp_path / "photos")
     assert status == 2 and err.count("\n") == 1
     assert "Val, test in" in err and "looks like a split" in err and "there is no train/" in err
 
@@ -84,23 +84,25 @@ def test_unicode_forms_of_a_name_are_one_class(tmp_path: Path) -> None:
     assert sorted(test.names(test.labels.tolist())) == sorted(train.classes)
 
 
-def test_each_start_prints_what_is_left_out(own: Program, tmp_path: Path) -> None:
+def test_each_start_prints_what_is_left_out(train_on_folder: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(60))
     (tmp_path / "photos" / "train" / "dots" / "x.heic").write_text("")
     for flags in (("--dry-run",), (), ("--overwrite",)):
-        status, out, err = own(tmp_path / "photos", *flags)
+        status, out, err = train_on_folder(tmp_path / "photos", *flags)
         assert (status, err) == (0, "") and "left out 1 .heic" in out
 
 
-def test_names_of_bad_images_are_escaped(own: Program, program: Program, tmp_path: Path) -> None:
+def test_names_of_bad_images_are_escaped(
+    train_on_folder: Program, program: Program, tmp_path: Path
+) -> None:
     write_images(tmp_path / "photos", patterns(60), "new\nline {i}.png")
     for name in (b"caf\xe9.jpg", b"two\nlines.jpg"):
         with open(os.fsencode(tmp_path) + b"/photos/" + name, "wb") as file:
             file.write(b"no image")
     listed = "2 of 62 images in {} cannot be read: caf\\xe9.jpg (not an image); two\\nlines.jpg"
-    status, _, err = own(tmp_path / "photos")
+    status, _, err = train_on_folder(tmp_path / "photos")
     assert status == 2 and err.count("\n") == 1 and listed.format(tmp_path / "photos") in err
-    status, out, err = own(tmp_path / "photos", "--skip-bad-images")
+    status, out, err = train_on_folder(tmp_path / "photos", "--skip-bad-images")
     assert (status, err) == (0, "") and listed.format(tmp_path / "photos") in out
     run = tmp_path / "runs" / "simsiam_folder"
     flags = ("--images", str(tmp_path / "photos"), "--skip-bad-images")
@@ -109,7 +111,9 @@ def test_names_of_bad_images_are_escaped(own: Program, program: Program, tmp_pat
         assert (status, err) == (0, "") and "caf\\xe9.jpg (not an image)" in out
 
 
-def test_folder_names_may_be_any_bytes(own: Program, program: Program, tmp_path: Path) -> None:
+def test_folder_names_may_be_any_bytes(
+    train_on_folder: Program, program: Program, tmp_path: Path
+) -> None:
     odd = tmp_path / os.fsdecode(b"caf\xe9")
     classes = {"dots": os.fsdecode(b"\xff"), "zigzag": "[bold]", "rings": "new\nline"}
     classes["net"] = ":cat:"  # this and [bold] mean something else to what prints tables
@@ -118,7 +122,7 @@ def test_folder_names_may_be_any_bytes(own: Program, program: Program, tmp_path:
         for old, new in classes.items():
             if (odd / split / old).exists():
                 (odd / split / old).rename(odd / split / new)
-    assert own(odd)[0] == 0
+    assert train_on_folder(odd)[0] == 0
     run = tmp_path / "runs" / "simsiam_folder"
     for command in ("knn", "linear", "embed", "neighbours", "report"):
         status, out, err = program(command, str(run))

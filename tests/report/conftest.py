@@ -20,7 +20,7 @@ HOSTILE = "<script>alert(1)<\\script> $x$ \u4e2d \x1b[31m &amp; \"'"  # the name
 
 
 @pytest.fixture(scope="session")
-def runs(made: Callable[..., Path]) -> Path:
+def runs(make_once: Callable[..., Path]) -> Path:
     """Train the runs `a`, `b` and `c` with seeds 0, 1 and 2, and `d` with another width."""
 
     def fill(folder: Path) -> None:
@@ -30,7 +30,7 @@ def runs(made: Callable[..., Path]) -> Path:
         assert main.main([*common, "--exp-name", "c", "--seed", "2"]) == 0
         assert main.main([*common, "--exp-name", "d", "--width", "8"]) == 0
 
-    return made("reported", fill)
+    return make_once("reported", fill)
 
 
 def make_page(folder: Path, *args: str) -> None:
@@ -39,22 +39,22 @@ def make_page(folder: Path, *args: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def page_of_one(runs: Path, made: Callable[..., Path]) -> Path:
+def page_of_one(runs: Path, make_once: Callable[..., Path]) -> Path:
     """Return the page about `a`."""
-    folder = made("page_of_one", lambda folder: make_page(folder, str(runs / "a")))
+    folder = make_once("page_of_one", lambda folder: make_page(folder, str(runs / "a")))
     return folder / "report" / "index.html"
 
 
 @pytest.fixture(scope="session")
-def page_of_four(runs: Path, made: Callable[..., Path]) -> Path:
+def page_of_four(runs: Path, make_once: Callable[..., Path]) -> Path:
     """Return the page about all four runs, without the pictures that need a checkpoint."""
     paths = [str(runs / name) for name in "abcd"]
-    folder = made("page_of_four", lambda folder: make_page(folder, *paths, "--no-pictures"))
+    folder = make_once("page_of_four", lambda folder: make_page(folder, *paths, "--no-pictures"))
     return folder / "report" / "index.html"
 
 
 @pytest.fixture(scope="session")
-def page_of_wrecks(runs: Path, made: Callable[..., Path]) -> Path:
+def page_of_wrecks(runs: Path, make_once: Callable[..., Path]) -> Path:
     """Return the page about four broken copies of `a`.
 
     One was killed, one has damaged files, one has no checkpoint, and one has a hostile name.
@@ -91,7 +91,7 @@ def page_of_wrecks(runs: Path, made: Callable[..., Path]) -> Path:
         write_summary(hostile, "knn", json.dumps({"command": "knn", "table": table}))
         make_page(folder, str(killed), str(damaged), str(bare), str(hostile))
 
-    return made("page_of_wrecks", fill) / "report" / "index.html"
+    return make_once("page_of_wrecks", fill) / "report" / "index.html"
 
 
 def write_summary(run: Path, name: str, content: str) -> None:

@@ -62,14 +62,14 @@ def train_in_pair(name: str, tmp_path: Path, *flags: str) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(made: Callable[..., Path]) -> Path:
+def undisturbed(make_once: Callable[..., Path]) -> Path:
     """Return the folder of a run in two processes that nothing has interrupted."""
 
     def fill(folder: Path) -> None:
         out, _ = train_in_pair("run", folder)
         assert "2 x cpu" in out and out.count("\nepoch ") == 4
 
-    return made("two_undisturbed", fill) / "runs" / "run"
+    return make_once("two_undisturbed", fill) / "runs" / "run"
 
 
 def test_two_processes_learn_the_same_as_one(tmp_path: Path) -> None:

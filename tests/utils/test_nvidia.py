@@ -95,7 +95,7 @@ def test_gpu_too_old_for_torch_is_named(monkeypatch, program: Program) -> None:
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 6), (12, 1)])
 def test_gpu_that_is_new_enough_for_torch_is_used(capability: tuple[int, int]) -> None:
-    assert nvidia.find_missing_kernels("GPU", capability, "2.14", BUILT_FOR) is None
+    assert nvidia.explain_missing_kernels("GPU", capability, "2.14", BUILT_FOR) is None
 
 
 def test_gpu_without_permission_is_named(machine, program: Program, monkeypatch) -> None:
