@@ -16,7 +16,7 @@ REQUIREMENTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "req.txt
 INSTALL = f"{sys.executable} -m pip install -r {REQUIREMENTS}"
 
 # An older Python must be able to compile this file and run it up to here, to print this message.
-if sys.version_info < (3, 11):  # noqa: UP036
+if sys.version_info < (3, 11):  # noqa: UP036  (ruff takes 3.11 for granted)
     version = sys.version.split()[0]
     print(f"main.py needs Python 3.11 or newer; {sys.executable} is {version}.", file=sys.stderr)
     sys.exit(2)
@@ -97,7 +97,7 @@ def main(args: list[str]) -> int:
         if is_missing_home(error):
             return fail(
                 "this user has no home folder, for which ~ stands. "
-                "Set HOME, or give --cache-dir, whose default lies below ~."
+                "Set HOME, or give --cache-dir, which is a folder in ~ by default."
             )
         if not is_out_of_memory(error):
             raise

@@ -66,6 +66,8 @@ class ResumableModule(pl.LightningModule):
 
         Callbacks read the means in their `on_train_epoch_end`, which runs before the module's.
         """
+        # `done` also covers epochs that end early, as by max_steps. It is False in the first batch
+        # after a resume, even if that batch is the last one of the epoch.
         if self.trainer.is_last_batch or self.trainer.fit_loop.epoch_loop.done:
             self._log_means()
 

@@ -161,7 +161,7 @@ def wait_for(process: Started, condition: Callable[[], bool]) -> None:
     while not condition():
         assert process.returncode is None, process.printed()
         assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.002)  # leaves the processor to the process that is waited for
 
 
 def child_pids(process: Started) -> list[int]:

@@ -169,7 +169,7 @@ def test_a_killed_script_leaves_no_process_and_continues(tmp_path: Path) -> None
     def wait_for(text: str) -> None:
         while not log.exists() or text not in log.read_text():
             assert time.monotonic() < deadline
-            time.sleep(0.05)
+            time.sleep(0.05)  # between two looks at the file
 
     # When the script is killed, its run saves and ends by itself.
     process = subprocess.Popen(command, cwd=ROOT)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from simsiam import CollapseMonitor, KNNMonitor, SimSiam, ViewsDataModule, load_backbone
 from simsiam.inputs import to_plain
-from tests.trainers import SaveAt, fit, make_data, make_model, make_trainer
+from tests.trainers import BATCHES, SaveAt, fit, make_data, make_model, make_trainer
 from utils.errors import UserError
 
 IMAGES = torch.randn(20, 3, 16, 16)
@@ -173,6 +173,17 @@ class WithoutEpochStart(SimSiam):
 
     def on_train_epoch_start(self) -> None:
         pass
+
+
+@pytest.mark.parametrize("step", [BATCHES - 2, BATCHES - 1])
+def test_an_epoch_resumed_at_its_last_batches_has_its_means(step: int, tmp_path: Path) -> None:
+    """With one batch left, Lightning does not know yet in that batch that the epoch is done."""
+    file = tmp_path / "a.ckpt"
+    alone = fit(SaveAt(step, file), CollapseMonitor(), max_epochs=1)
+    resumed = make_trainer(CollapseMonitor(), max_epochs=1)
+    resumed.fit(make_model(), datamodule=make_data(), ckpt_path=file)
+    for name in ("train_loss", "z_std"):
+        assert resumed.callback_metrics[name] == alone.callback_metrics[name]
 
 
 def test_an_overridden_epoch_start_does_not_change_the_means() -> None:

@@ -33,7 +33,7 @@ class RunError(RuntimeError):
 class StoppedBySignal(BaseException):
     """A signal ended the program. Exit status 128 + the number of the signal.
 
-    It is no Exception, so that `except Exception` around the reading of a file does not take the
+    It is a BaseException, so that `except Exception` around the reading of a file does not take the
     signal for a bad file.
 
     Args:

@@ -165,7 +165,7 @@ def _fetch(url: str, path: Path) -> None:
 
     Unlike torchvision's `download_url`, this gives up after 30 seconds without a byte.
     """
-    # The URL is the publisher's or the user's own, which may be a file:/// URL.
+    # S310 warns of file:/// URLs, which are allowed: the URL is the publisher's or the user's own.
     request = urllib.request.Request(url, headers={"User-Agent": "simsiam"})  # noqa: S310
     with (
         urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as reply,  # noqa: S310

@@ -121,7 +121,7 @@ def decode_images(
         files: paths relative to `root`, those of the train images first.
         side: C, the side of the decoded images in pixels.
         metadata: further entries of the manifest: "train" (the number of train files), "labels",
-            "classes" and, if the pixels are to be scaled, "pixel_range" (see `read_image`).
+            "classes" and, if pixels are scaled, "pixel_range" (see `read_image`).
 
     Returns:
         The files that cannot be read, each with the reason.

@@ -131,7 +131,7 @@ def _explain_damage(where: str) -> Iterator[None]:
         yield
     except UserError:
         raise  # It has its own message already.
-    except Exception as error:  # noqa: BLE001  (it may be of any kind)
+    except Exception as error:  # noqa: BLE001  (numpy and zipfile raise any)
         reason = " ".join(str(error).split())[:MAX_REASON_LENGTH] or type(error).__name__
         raise UserError(f"{where} is not an .npz file of plain arrays ({reason}).") from None
 

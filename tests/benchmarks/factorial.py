@@ -142,7 +142,7 @@ def train(jobs: Sequence[Job], cores: Sequence[int], stop: Stop) -> int:
             tries[job.number] += 1
             running[core] = (job, start(job, core))
             print(f"run {job.number} starts on core {core}", flush=True)
-        time.sleep(1)
+        time.sleep(1)  # between two looks at runs that take many minutes
     if stop:
         print(f"stopped by {stop.reason}: the same command continues", flush=True)
         stop_runs(running)

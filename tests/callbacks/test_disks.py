@@ -21,9 +21,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True
     )
     if mounted.returncode:
-        pytest.skip(
-            "this user may not mount a file system"
-        )  # only root may; nothing else makes a disk truly full
+        # Only root may mount a file system, and nothing else makes a disk truly full.
+        pytest.skip("this user may not mount a file system")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 

@@ -80,7 +80,7 @@ def test_the_number_of_features_is_that_of_the_network(backbone: BackboneName) -
 
 def test_models_knows_no_other_name() -> None:
     with pytest.raises(AttributeError, match="no attribute 'resnet19'"):
-        models.resnet19  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
+        models.__getattr__("resnet19")
 
 
 # ---------------------------------------------------------------- defaults
