@@ -38,7 +38,7 @@ class Pretrain:
     `python main.py --dataset patterns --backbone resnet10 --width 16 --epochs 10` is a
     demonstration for any machine.
 
-    `--dry-run` beside any flags prints what would be trained and where, and exits.
+    `--dry-run` with any other flags prints what would be trained and where, and exits.
 
     The same command again resumes a run that was cut off. Runs are folders below --save-dir.
 
