@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
 
 
 def check_packages() -> None:
-    """Raise ImportError if another module hides `models` or `utils`, which stand next to simsiam."""
+    """Raise ImportError if another module hides `models` or `utils`, which lie next to it."""
     root = Path(__file__).resolve().parent.parent
     for package in ("models", "utils"):
         spec = importlib.util.find_spec(package)
