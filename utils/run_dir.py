@@ -1,4 +1,7 @@
-"""The folder of a run: its files, its state and its lock."""
+"""The folder of a run: its files, its state and its lock.
+
+The names of files and folders in it stand here and nowhere else.
+"""
 
 import json
 import shutil
@@ -14,6 +17,17 @@ from utils.filesystem import PARTIAL_SUFFIX, check_writable, lock_folder, write_
 
 # Packages whose versions are noted in config.yaml and in checkpoints.
 RECORDED_PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")
+
+# Names of files. The folder of a command's results has some of them, too.
+SUMMARY_FILE = "summary.json"
+BACKBONE_FILE = "backbone.safetensors"
+HEAD_FILE = "head.safetensors"  # of results alone
+REPORT_FOLDER = "report"  # in the folder of a run, or in the folder that holds several runs
+
+
+def seed_folder(seed: int | str) -> str:
+    """Return the name of the folder of one of several seeds; "*" gives the pattern of all."""
+    return f"seed_{seed}"
 
 
 def previous(path: Path) -> Path:
@@ -34,8 +48,8 @@ class RunDirectory:
         self.best = self.checkpoints / "best.ckpt"
         self.results = path / "results"  # of commands that evaluate the run
         # Only a finished run has these two.
-        self.summary = path / "summary.json"
-        self.backbone = path / "backbone.safetensors"
+        self.summary = path / SUMMARY_FILE
+        self.backbone = path / BACKBONE_FILE
         # Holds the folder's lock. If somebody removes the folder, `write_rows` releases that lock
         # and locks the new folder. A closed ExitStack can be used again.
         self._lock_holder = ExitStack()
@@ -142,6 +156,10 @@ class RunDirectory:
             requeued = {path: saved for path, saved in requeued.items() if saved > last_saved}
         return sorted(requeued, key=requeued.__getitem__, reverse=True) + own
 
+    def result_summaries(self) -> list[Path]:
+        """Return the summaries of the commands that have evaluated the run."""
+        return sorted(self.results.glob(f"*/{SUMMARY_FILE}"))
+
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl, up to the first damaged one."""
         rows: list[dict[str, Any]] = []
@@ -169,3 +187,13 @@ class RunDirectory:
             self._acquire_lock()
         lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
         write_text(self.metrics, "".join(lines))
+
+
+def find_run_of(file: Path) -> RunDirectory | None:
+    """Return the run to which a checkpoint or a file of the backbone belongs, or None."""
+    for folder in (file.parent, file.parent.parent):
+        run = RunDirectory(folder)
+        is_in_run = file == run.backbone or file.parent == run.checkpoints
+        if is_in_run and run.config.exists():
+            return run
+    return None
