@@ -27,7 +27,7 @@ from models.resnet import ResNet
 from simsiam.config.options import DEFAULT_LEARNING_RATE, NetworkOptions, OptimizerOptions
 from simsiam.inputs import get_images, get_views, read_image_metadata, select_plain
 from simsiam.loss import siamese_loss, z_std
-from simsiam.optimizer import make_optimizer
+from simsiam.optimizer import make_optimizer, make_schedule
 from simsiam.resumable_module import ResumableModule
 from utils import distributed
 
@@ -212,7 +212,9 @@ class SimSiam(ResumableModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return SGD and its schedule, linear warm-up and cosine decay (section 3)."""
-        return make_optimizer(self)
+        optimizer = make_optimizer(self)
+        schedule = {"scheduler": make_schedule(self, optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     # ---------------------------------------------------------------- after training
 
