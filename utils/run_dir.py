@@ -133,11 +133,20 @@ class RunDirectory:
         removed last: if this process is killed before that, the folder has an unfinished run.
         """
         event_files = self.path.glob("events.out.tfevents.*")
-        for file in (self.summary, self.metrics, self.backbone, self.views, *event_files):
+        # `rmtree` refuses a folder that is a symbolic link, as to another file system. A checkpoint
+        # left there would be resumed, so each is removed by its name.
+        checkpoints = (self.best, previous(self.last), self.last, *self._requeued_checkpoints())
+        files = (self.summary, self.metrics, self.backbone, self.views, *event_files)
+        for file in (*files, *checkpoints):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.results):
             shutil.rmtree(folder, ignore_errors=True)
         self.config.unlink(missing_ok=True)
+
+    def would_delete(self, checkpoint: Path) -> bool:
+        """Return whether `delete` would remove a checkpoint, wherever the folders really are."""
+        parents = checkpoint.resolve().parents
+        return any(folder.resolve() in parents for folder in (self.path, self.checkpoints))
 
     def remove_partial_files(self) -> None:
         """Remove the temporary files of a process that was killed while it wrote."""
@@ -148,13 +157,16 @@ class RunDirectory:
     def resumable(self) -> list[Path]:
         """Return the checkpoints to resume from, the newest first."""
         own = [path for path in (self.last, previous(self.last)) if path.exists()]
-        # Lightning writes hpc_ckpt_N.ckpt when SLURM requeues a job. It counts only if it is newer
-        # than the run's own checkpoint.
-        requeued = {path: path.stat().st_mtime for path in self.checkpoints.glob("hpc_ckpt_*.ckpt")}
+        # A checkpoint of a requeued job counts only if it is newer than the run's own checkpoint.
+        requeued = {path: path.stat().st_mtime for path in self._requeued_checkpoints()}
         if own:
             last_saved = own[0].stat().st_mtime
             requeued = {path: saved for path, saved in requeued.items() if saved > last_saved}
         return sorted(requeued, key=requeued.__getitem__, reverse=True) + own
+
+    def _requeued_checkpoints(self) -> list[Path]:
+        """Return the checkpoints that Lightning wrote when SLURM requeued the job."""
+        return list(self.checkpoints.glob("hpc_ckpt_*.ckpt"))
 
     def result_summaries(self) -> list[Path]:
         """Return the summaries of the commands that have evaluated the run."""
