@@ -27,7 +27,7 @@ from models.resnet import ResNet
 from simsiam.config.options import DEFAULT_LEARNING_RATE, NetworkOptions, OptimizerOptions
 from simsiam.inputs import get_images, get_views, read_image_metadata, select_plain
 from simsiam.loss import siamese_loss, z_std
-from simsiam.optimizer import make_optimizer
+from simsiam.optimizer import make_optimizer, make_schedule
 from simsiam.resumable_module import ResumableModule
 from utils import distributed
 
@@ -130,7 +130,7 @@ class SimSiam(ResumableModule):
         # Whether all BN layers can normalise each view by itself. None if not checked yet.
         self._bn_separates_views: bool | None = None
         # The compiled form of `self.loss_and_metrics`, set by `compile_networks`.
-        self._compiled_losses: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self._compiled_losses: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None
 
     def _check_sizes(self) -> None:
         for name in SIZES:
@@ -144,8 +144,10 @@ class SimSiam(ResumableModule):
         """Return the projections z of images x: (B, 3, S, S) -> (B, d)."""
         return self.projector(self.backbone(x))
 
-    def loss_and_metrics(self, x: Sequence[Tensor], one_pass: bool) -> tuple[Tensor, Tensor]:
-        """Return the loss of a batch, and its metrics: the loss again and z_std.
+    def loss_and_metrics(
+        self, x: Sequence[Tensor], one_pass: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch, and its other metrics by name.
 
         Args:
             x: The views x1, x2, ... of the same images, two or more, (B, 3, S, S) each.
@@ -154,7 +156,7 @@ class SimSiam(ResumableModule):
                 numbers are the same. This is faster on a GPU, but 5 to 10 % slower on a CPU.
 
         Returns:
-            The loss L, and a detached tensor (2,) that holds L and the z_std of x1.
+            The loss L; and detached scalars, of which there is one: "z_std" of x1.
         """
         h = self.predictor
         if one_pass:
@@ -165,7 +167,7 @@ class SimSiam(ResumableModule):
             z = [self.f(x_i) for x_i in x]
             p = [h(z_i) for z_i in z]
         loss = siamese_loss(p, z, self.hparams["stop_grad"], self.hparams["symmetric"])
-        return loss, torch.stack([loss.detach(), z_std(z[0])])
+        return loss, {"z_std": z_std(z[0])}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Return the loss of a batch, which Lightning minimises.
@@ -192,8 +194,8 @@ class SimSiam(ResumableModule):
         with expect_views(self, views_in_one_pass, compiled=is_compiled):
             loss, metrics = compute_losses(x, one_pass)
 
-        self.record_metrics(metrics, len(x[0]), batch_idx)
-        return {"loss": loss, "z_std": metrics[1]}
+        self.record_metrics({"train_loss": loss, **metrics}, len(x[0]), batch_idx)
+        return {"loss": loss, **metrics}
 
     def _choose_one_pass(self, x: Sequence[Tensor]) -> bool:
         """Return whether to encode all views as one batch."""
@@ -210,7 +212,9 @@ class SimSiam(ResumableModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return SGD and its schedule, linear warm-up and cosine decay (section 3)."""
-        return make_optimizer(self)
+        optimizer = make_optimizer(self)
+        schedule = {"scheduler": make_schedule(self, optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     # ---------------------------------------------------------------- after training
 

@@ -25,6 +25,7 @@ from utils.console import print_line
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError, require
 from utils.option_group import Rule, to_flag
+from utils.run_dir import BACKBONE_FILE, SUMMARY_FILE, seed_folder
 from utils.settings import flatten, iterate_options
 from utils.weights import BACKBONE, write_weights
 
@@ -84,10 +85,12 @@ def finetune(config: Finetune) -> None:
     with results.lock():
         for seed in options.seeds:
             if seed in results_by_seed:
-                print_line(f"seed {seed} is finished already: {results.path / f'seed_{seed}'}")
+                print_line(f"seed {seed} is finished already: {results.path / seed_folder(seed)}")
                 continue
             # Each seed has a folder of its own in the folder of the command.
-            seed_results = Results(config, context.checkpoint, f"{name}/seed_{seed}", resumes=True)
+            seed_results = Results(
+                config, context.checkpoint, f"{name}/{seed_folder(seed)}", resumes=True
+            )
             results_by_seed[seed] = finetune_seed(
                 config, context, seed_results, quotas, seed, precision
             )
@@ -166,7 +169,7 @@ def read_finished_seeds(
     weights = hash_weights(context.checkpoint.backbone)
 
     results_by_seed: dict[int, SeedResult] = {}
-    for file in sorted(folder.glob("seed_*/summary.json")):
+    for file in sorted(folder.glob(f"{seed_folder('*')}/{SUMMARY_FILE}")):
         try:
             saved = SavedSeed.model_validate_json(file.read_bytes())
         except (OSError, ValueError):
@@ -251,7 +254,7 @@ def finetune_seed(
     }
     # The summary.json of an earlier call does not belong to the new backbone.
     results.summary_file.unlink(missing_ok=True)
-    backbone_file = results.path / "backbone.safetensors"
+    backbone_file = results.path / BACKBONE_FILE
     write_weights(backbone_file, BACKBONE, backbone.state_dict(), tuned_metadata)
     results.save_head(tuned, head, summary)
     return SeedResult(summary["test_accuracy"], linear_accuracy)

@@ -101,9 +101,8 @@ def find_start(
     content = read_resumable(path, REQUIRED_STATES)
     _check_same_run(path, content, config, data)
     # The run's folder has checkpoints here only with --overwrite, which is about to delete them.
-    is_in_run_folder = run.path.resolve() in path.resolve().parents
     require(
-        not is_in_run_folder,
+        not run.would_delete(path),
         f"{path} is in {run.path}, which --overwrite would delete. Pass another --exp-name.",
     )
     # Weights that do not fit must fail before anything is written. The Trainer loads them again.

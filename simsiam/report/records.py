@@ -195,7 +195,7 @@ def _read_metrics(run: Run) -> None:
 
 def _read_results(run: Run) -> None:
     """Read the accuracies that the commands knn, linear and finetune measured."""
-    for file in sorted(run.folder.results.glob("*/summary.json")):
+    for file in run.folder.result_summaries():
         with run.note_damage(file):
             content = json.loads(read_text_tolerantly(file))
             run.accuracies.update(read_accuracies(file.parent.name, content))
