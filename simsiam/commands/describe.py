@@ -7,6 +7,7 @@ from typing import Any
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.commands.estimate import estimate_seconds, format_duration
+from simsiam.commands.fit import describe_fit
 from simsiam.commands.resume import Start, count_processes
 from simsiam.config.commands import Pretrain, settings_to_keep, shell_command
 from simsiam.data.datamodule import ViewsDataModule
@@ -37,6 +38,7 @@ class RunContext:
     data: ViewsDataModule
     model: SimSiam
     start: Start | None  # None: training starts at step 0
+    fitted: list[str]  # options that were not given, with values that fit the data set
 
 
 def collect_provenance(context: RunContext) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
         "accelerator": context.accelerator,
         "precision": context.precision,
         "devices": distributed.world_size(),
+        "fitted": context.fitted,
         "learning_rate": optimizer.peak_rate,
         "warmup_epochs": optimizer.warmup,
         "proj_hidden": network.proj_hidden or network.out_dim,
@@ -103,7 +106,8 @@ def describe_run(context: RunContext) -> str:
 
     lines = describe_images(context) + describe_network(context.model)
 
-    steps_per_epoch = len(data.train) // optimizer.batch_size
+    lines += describe_fit(context.config, len(data.train), context.fitted)
+    steps_per_epoch = len(data.train) // optimizer.images_per_step
     steps = optimizer.epochs * steps_per_epoch
     epochs = plural(optimizer.epochs, "epoch")
     lines.append(f"  steps     {epochs} of {plural(steps_per_epoch, 'step')} = {steps:,}")
