@@ -49,6 +49,12 @@ class LinearRates:
         assert self.learning_rate is not None
         return self.learning_rate
 
+    def describe(self) -> str:
+        """Return the rate as text."""
+        if self.base_learning_rate is not None:
+            return f"{self.base_learning_rate:g} x batch size / 256"
+        return f"{self.learning_rate:g}"
+
 
 @option_group(kw_only=True)
 class LinearRecipe:
@@ -67,6 +73,11 @@ class LinearRecipe:
     initial_std: NotNegative
     optimizer: LinearOptimizer
     optimizers: dict[LinearOptimizer, LinearRates]
+
+    @property
+    def rates(self) -> LinearRates:
+        """Batch size and rate of the optimizer without `--optimizer`."""
+        return self.optimizers[self.optimizer]
 
 
 class Recipe(NamedTuple):
