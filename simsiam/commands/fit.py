@@ -8,11 +8,29 @@ from simsiam.commands.resume import check_batch_size, count_processes
 from simsiam.config.commands import Pretrain
 from simsiam.config.optimizer_options import DEFAULT_BATCH_SIZE
 from simsiam.config.run_options import DEFAULT_KNN_K
+from simsiam.config.run_state import find_fitted, find_unset, keep_fitted
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset, knn_unavailable_reason
+from utils.run_dir import RunDirectory
 
 MIN_STEPS_PER_EPOCH = 4  # if the images allow batches of MIN_BATCH_SIZE
 MIN_BATCH_SIZE = 8  # smaller batches make the statistics of batch normalisation too noisy
+
+
+def resume_fit(config: Pretrain, run: RunDirectory, state: str) -> tuple[Pretrain, list[str]]:
+    """Return the settings with the values that were fitted when the run was started, if it was.
+
+    Args:
+        state: of the run's folder, as `validate_run` returns it.
+
+    Returns:
+        The settings, and the names of the options that are or will be fitted to the data set.
+    """
+    fitted = find_unset(config)
+    if state == "new" or config.run.overwrite:
+        return config, fitted
+    earlier = [name for name in find_fitted(run) if name not in fitted]
+    return keep_fitted(config, run), fitted + earlier
 
 
 def fit_to_data(config: Pretrain, data: ViewsDataModule) -> Pretrain:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from simsiam.config.evaluation_commands import Linear
-from simsiam.config.evaluation_options import LinearOptions, LinearTraining
+from simsiam.config.linear_options import LinearOptions, LinearTraining
 from simsiam.config.recipe_files import DEFAULT_RECIPE, RecipeName
 from simsiam.evaluation.classifier import CHOICE_EPOCH, ClassifierTraining, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context

@@ -28,7 +28,7 @@ from simsiam.commands.describe import (
     resolve_settings,
     summarise,
 )
-from simsiam.commands.fit import fit_to_data
+from simsiam.commands.fit import fit_to_data, resume_fit
 from simsiam.commands.resume import (
     Start,
     choose_resumed_precision,
@@ -37,7 +37,6 @@ from simsiam.commands.resume import (
     validate_run,
 )
 from simsiam.config.commands import Pretrain, settings_to_keep, subprocess_args
-from simsiam.config.run_state import find_fitted, find_unset, keep_fitted
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import default_stem, knn_unavailable_reason
@@ -79,10 +78,7 @@ def pretrain(config: Pretrain) -> None:
         # main.py has checked this already, but another process may have finished the run since.
         if state == "finished" and not config.run.overwrite:
             return
-        fitted = find_unset(config)
-        if state != "new" and not config.run.overwrite:
-            fitted += distributed.broadcast_result(lambda: find_fitted(run))
-            config = distributed.broadcast_result(partial(keep_fitted, config, run))
+        config, fitted = distributed.broadcast_result(partial(resume_fit, config, run, state))
         data = load_data(config, accelerator)
         config = fit_to_data(config, data)
         model = build_model(config, data)
@@ -92,9 +88,7 @@ def pretrain(config: Pretrain) -> None:
         start = distributed.broadcast_result(lambda: find_start(config, run, data, model, state))
         if start is not None and config.device.precision == "auto":
             precision = choose_resumed_precision(start, accelerator, precision)
-        context = RunContext(
-            config, run, accelerator, precision, data, model, start, fitted=sorted(set(fitted))
-        )
+        context = RunContext(config, run, accelerator, precision, data, model, start, fitted)
         if config.run.dry_run:
             print(describe_run(context))
             return

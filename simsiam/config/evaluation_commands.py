@@ -5,6 +5,7 @@ flags in `--help`.
 """
 
 from simsiam.config import evaluation_options as evaluation
+from simsiam.config.linear_options import LinearOptions
 from simsiam.config.options import EvaluationDataOptions
 from simsiam.config.run_options import AcceleratorOptions, PrecisionOptions
 from utils.errors import require
@@ -42,7 +43,7 @@ class Linear(Evaluation):
     Test images are used once, after the last epoch. The classifier is kept as head.safetensors.
     """
 
-    linear: evaluation.LinearOptions = evaluation.LinearOptions()
+    linear: LinearOptions = LinearOptions()
     device: PrecisionOptions = PrecisionOptions()
 
     def __post_init__(self) -> None:

@@ -18,9 +18,8 @@ from simsiam.config.evaluation_options import (
     DEFAULT_LABEL_FRACTION,
     FinetuneOptions,
     FinetuneRates,
-    LinearOptions,
-    LinearTraining,
 )
+from simsiam.config.linear_options import LinearOptions, LinearTraining
 from simsiam.config.optimizer_options import DEFAULT_BATCH_SIZE, OptimizerOptions
 from simsiam.config.options import (
     DataOptions,
