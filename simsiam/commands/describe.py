@@ -112,7 +112,7 @@ def describe_run(context: RunContext) -> str:
 
     lines = describe_images(context) + describe_network(context.model)
 
-    lines += describe_fit(context.config, len(data.train), context.fitted)
+    lines += describe_fit(context.config, data, context.fitted)
     steps_per_epoch = len(data.train) // optimizer.images_per_step
     steps = optimizer.epochs * steps_per_epoch
     epochs = plural(optimizer.epochs, "epoch")

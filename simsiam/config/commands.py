@@ -135,7 +135,10 @@ def settings_to_keep(config: Pretrain) -> dict[str, Any]:
 
 def settings_that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that change what is computed: a resumed run must have the same ones."""
-    return _select(settings, below=Rule.CHANGEABLE_ON_RESUME)
+    selected = _select(settings, below=Rule.CHANGEABLE_ON_RESUME)
+    if selected.get("learning_rate") != "auto":
+        selected.pop("base_learning_rate", None)  # it is not used
+    return selected
 
 
 def _select(settings: Mapping[str, Any], below: Rule) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Train a linear classifier on a backbone by SGD, on random crops and flips of labelled images."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -113,16 +114,23 @@ def train_classifier(
 
     mean = torch.tensor(backbone.mean, device=device)
     std = torch.tensor(backbone.std, device=device)
+
+    def make_views(indices: Tensor, epoch: int) -> Iterator[Tensor]:
+        """Yield the views of a batch: in parts if the backbone is frozen, else all at once."""
+        part = len(indices) if trains_backbone else FROZEN_PART
+        for some in indices.split(part):
+            yield crop_and_flip(images, some, mean, std, backbone.image_size, training, epoch)
+
     # Sums over the batches of an epoch: the loss, and the accuracy on the train images in percent.
     sums = torch.zeros(2, device=device)
     batches = track_progress(chain.from_iterable(samplers), total_images, "images trained on")
     for step, batch in enumerate(batches):
         epoch = step // steps_per_epoch
         indices = chosen[batch]
-        x = crop_and_flip(images, indices, mean, std, backbone.image_size, training, epoch)
         labels = images.labels[indices]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            features = (_encode(backbone, x, trains_backbone) - center) / spread
+            raw = torch.cat([backbone(views).float() for views in make_views(indices, epoch)])
+            features = (raw - center) / spread
             logits = head(features).float()
             loss = cross_entropy(logits, labels)
 
@@ -154,13 +162,6 @@ def _make_optimizer(groups: list[dict[str, Any]], training: ClassifierTraining) 
     return torch.optim.SGD(
         groups, training.head_lr, training.momentum, weight_decay=training.weight_decay
     )
-
-
-def _encode(backbone: ResNet, x: Tensor, trains_backbone: bool) -> Tensor:
-    """Return features (B, F) float32. A frozen backbone takes a large batch in parts."""
-    if trains_backbone:
-        return backbone(x).float()
-    return torch.cat([backbone(part).float() for part in x.split(FROZEN_PART)])
 
 
 def _require_finite(sums: Tensor, parameters: list[nn.Parameter]) -> None:

@@ -57,7 +57,7 @@ def test_140_images_train_and_the_choice_is_printed_saved_and_kept(
     status, out, err = program(*FLAGS, "--epochs", "1")
     assert (status, err) == (0, "")
     assert "batch     32 images instead of 512, to fit 140 train images; learning rate 0.06" in out
-    assert "kNN       k 14 instead of 200" in out
+    assert "kNN       k 14 instead of 200: a typical class" in out
     run = tmp_path / "runs" / "simsiam_patterns"
     assert read_summary(run)["step"] == 4
     config = read_config(run)

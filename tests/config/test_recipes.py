@@ -153,6 +153,15 @@ def test_runs_of_versions_without_recipes_had_the_defaults() -> None:
     assert {"backbone", "weight_decay", "learning_rate"} <= set(find_differences(old, changed))
 
 
+def test_a_base_rate_that_is_not_used_makes_no_difference() -> None:
+    flags = ["--recipe", "imagenet", "--learning-rate", "0.1"]
+    of_recipe = settings_to_keep(parsed(*flags))
+    other = of_recipe | {"recipe": "cifar10", "base_learning_rate": 0.03}
+    assert find_differences(of_recipe, other) == []
+    auto = settings_to_keep(parsed("--recipe", "imagenet"))
+    assert find_differences(auto, auto | {"base_learning_rate": 0.03}) == ["base_learning_rate"]
+
+
 def test_a_dry_run_shows_the_resolved_values(program: Program) -> None:
     flags = "--recipe imagenet --dataset patterns --image-size 32 --backbone resnet10 --width 4"
     small = "--train-images 300 --test-images 20 --accelerator cpu --out-dim 32"

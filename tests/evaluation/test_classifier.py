@@ -45,6 +45,22 @@ def test_all_of_the_backbone_changes_unless_it_is_frozen() -> None:
         assert head.weight.abs().sum() > 0 and steps == 8 and not backbone.training
 
 
+def test_a_frozen_backbone_takes_a_large_batch_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    images = ImageDataset(pixels, torch.arange(64) % 4, tuple("abcd"))
+    heads = []
+    for part in (512, 24):
+        monkeypatch.setattr("simsiam.evaluation.classifier.FROZEN_PART", part)
+        torch.manual_seed(0)
+        backbone, head = small_backbone(), make_head(32, 4)
+        sizes: list[int] = []
+        backbone.register_forward_pre_hook(lambda _, x, sizes=sizes: sizes.append(len(x[0])))
+        assert train_classifier(backbone, head, images, torch.arange(64), training(64)) == 2
+        assert max(sizes) == min(part, 64)
+        heads.append(head.weight)
+    torch.testing.assert_close(heads[0], heads[1])
+
+
 def test_a_training_is_sgd_on_views_of_the_chosen_images() -> None:
     pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
     images = ImageDataset(pixels, torch.arange(64) % 4, tuple("abcd"))
