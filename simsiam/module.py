@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from models.batch_norm import expect_views, separates_views
 from models.heads import CUSTOM_BACKBONE_PREFIX, build_networks
 from models.resnet import ResNet
-from simsiam.config.options import DEFAULT_LEARNING_RATE, NetworkOptions, OptimizerOptions
+from simsiam.config.optimizer_options import DEFAULT_LEARNING_RATE, OptimizerOptions
+from simsiam.config.options import NetworkOptions
 from simsiam.inputs import get_images, get_views, read_image_metadata, select_plain
 from simsiam.loss import siamese_loss, z_std
 from simsiam.optimizer import make_optimizer, make_schedule

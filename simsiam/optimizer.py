@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim.lr_scheduler import LRScheduler
 
-from simsiam.config.options import DEFAULT_WARMUP_EPOCHS, RUN_TO_WARMUP_RATIO
+from simsiam.config.optimizer_options import DEFAULT_WARMUP_EPOCHS, RUN_TO_WARMUP_RATIO
 from utils.schedule import warmup_cosine
 from utils.trainer import UnknownLengthError, count_steps
 

@@ -34,7 +34,7 @@ Command = TypeVar("Command")
 FLAGS_ELSEWHERE = {
     "--accumulate-grad-batches": "--accumulate",
     "--arch": "--backbone",
-    "--base-lr": "--learning-rate",
+    "--base-lr": "--base-learning-rate",
     "--bs": "--batch-size",
     "--data": "--data-dir",
     "--default-root-dir": "--save-dir",
@@ -66,7 +66,8 @@ VALUES_ELSEWHERE = {
 def parse(command: type[Command], args: list[str], prog: str) -> Command:
     """Return the command that these arguments ask for.
 
-    With `--config FILE` the settings in that file replace the defaults of the flags.
+    With `--recipe NAME` the values of that recipe replace the defaults of the flags, if the command
+    has a function `recipe_values`. The settings in the file of `--config FILE` replace both.
 
     Args:
         command: a dataclass whose fields are groups of options.
@@ -81,10 +82,7 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
         args = ["--help"]  # help does not wait for the other arguments to be right
 
     rules = {option.field.name: option.rule for option in iterate_options(command)}
-    default: Any = tyro.MISSING_NONPROP  # each option then has its own default
-    config_file = _find_config_file(args)
-    if config_file is not None and "config" in rules:
-        default = _read_config(command, config_file, rules)
+    default = _make_default(command, args, rules)
 
     flags = [to_flag(name) for name in rules]
     with _errors.on_parse_error(lambda event: _raise_user_error(event, flags)):
@@ -113,28 +111,66 @@ def _check_texts(settings: dict[str, Any]) -> None:
             require(not has_no_home, f"{flag} {text}: there is no such home folder")
 
 
-def _find_config_file(args: list[str]) -> Path | None:
-    """Return the file behind the last `--config`; None without the flag."""
-    file: str | None = None
+def _make_default(command: type[Command], args: list[str], rules: dict[str, Rule]) -> Any:
+    """Return the command that the flags change, or tyro's value for "no default".
+
+    It has the settings in the file of `--config`. Other settings have the values of the recipe, and
+    settings that the recipe does not have keep the defaults of their options.
+    """
+    file = _find_value(args, "--config") if "config" in rules else None
+    recipe_values = getattr(command, "recipe_values", None)
+    recipe = None if recipe_values is None else _find_value(args, "--recipe")
+    if file is None and recipe is None:
+        return tyro.MISSING_NONPROP  # each option then has its own default
+
+    settings: dict[str, Any] = {}
+    if file is not None:
+        settings = _read_config(Path(os.path.expanduser(file)), rules)
+    try:
+        if recipe_values is None:
+            return from_settings(command, settings)
+        of_file = settings.get("recipe")
+        values = recipe_values(recipe or of_file)  # none for an unknown recipe, which tyro refuses
+        if file is not None and recipe is not None:
+            # The file of a run has all settings, so a recipe beside it would change nothing.
+            require(
+                values == recipe_values(of_file),
+                f"all settings are in the file, so --recipe {recipe} would change nothing. Drop "
+                "one of the two flags.",
+            )
+        for name, value in settings.items():
+            # A setting without a value was left open, so the value of the recipe stays.
+            if value is not None or name not in values:
+                values = values | {name: value}
+        return from_settings(command, values)
+    except ValueError as error:
+        if file is None:
+            raise
+        raise UserError(f"--config {file}: {error}") from None
+
+
+def _find_value(args: list[str], flag: str) -> str | None:
+    """Return the value behind the last occurrence of a flag; None without the flag."""
+    value: str | None = None
     for arg, next_arg in itertools.zip_longest(args, args[1:]):
-        if arg.startswith("--config="):
-            file = arg.removeprefix("--config=")
-        elif arg == "--config":
-            file = next_arg  # None if nothing follows, which tyro refuses
-    return None if file is None else Path(os.path.expanduser(file))
+        if arg.startswith(f"{flag}="):
+            value = arg.removeprefix(f"{flag}=")
+        elif arg == flag:
+            value = next_arg  # None if nothing follows, which tyro refuses
+    return value
 
 
-def _read_config(command: type[Command], file: Path, rules: dict[str, Rule]) -> Command:
-    """Return the command with the settings that the config.yaml of a run hands on."""
+def _read_config(file: Path, rules: dict[str, Rule]) -> dict[str, Any]:
+    """Return the settings that the config.yaml of a run hands on."""
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))["settings"]
-        inherited = {}
+        inherited: dict[str, Any] = {}
         for name, value in settings.items():
             # Rules are ordered: NOT_INHERITED and those after it keep a setting to its own run.
             # Names that no option has are kept for `from_settings`, which refuses them.
             if rules.get(name, Rule.PLAIN) < Rule.NOT_INHERITED:
                 inherited[name] = value
-        return from_settings(command, inherited)
+        return inherited
     except (TypeError, KeyError, AttributeError):
         raise UserError(
             f"--config {file} is not the config.yaml of a run: it has no `settings`"

@@ -17,7 +17,7 @@ from simsiam.callbacks.sharded_features import (
     extract_batches,
     nearest_in_shards,
 )
-from simsiam.config.run_options import MonitorOptions
+from simsiam.config.run_options import DEFAULT_KNN_K, MonitorOptions
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset, knn_unavailable_reason
 from simsiam.evaluation.features import choose_chunk_size, extract_features
@@ -64,7 +64,7 @@ class KNNMonitor(pl.Callback):
 
     def __init__(
         self,
-        k: int = MonitorOptions.knn_k,
+        k: int = DEFAULT_KNN_K,
         temperature: float = MonitorOptions.knn_t,
         every: int = 1,
         bank: Batches | None = None,

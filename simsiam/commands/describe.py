@@ -1,5 +1,6 @@
 """Describe a pre-training: in text for the user, and in metadata for its files."""
 
+import textwrap
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -7,8 +8,14 @@ from typing import Any
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.commands.estimate import estimate_seconds, format_duration
+from simsiam.commands.fit import describe_fit
 from simsiam.commands.resume import Start, count_processes
-from simsiam.config.commands import Pretrain, settings_to_keep, shell_command
+from simsiam.config.commands import (
+    Pretrain,
+    settings_that_matter,
+    settings_to_keep,
+    shell_command,
+)
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import knn_unavailable_reason
 from simsiam.module import SimSiam
@@ -37,6 +44,7 @@ class RunContext:
     data: ViewsDataModule
     model: SimSiam
     start: Start | None  # None: training starts at step 0
+    fitted: list[str]  # options that were not given, with values that fit the data set
 
 
 def collect_provenance(context: RunContext) -> dict[str, Any]:
@@ -65,6 +73,7 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
         "accelerator": context.accelerator,
         "precision": context.precision,
         "devices": distributed.world_size(),
+        "fitted": context.fitted,
         "learning_rate": optimizer.peak_rate,
         "warmup_epochs": optimizer.warmup,
         "proj_hidden": network.proj_hidden or network.out_dim,
@@ -103,7 +112,8 @@ def describe_run(context: RunContext) -> str:
 
     lines = describe_images(context) + describe_network(context.model)
 
-    steps_per_epoch = len(data.train) // optimizer.batch_size
+    lines += describe_fit(context.config, data, context.fitted)
+    steps_per_epoch = len(data.train) // optimizer.images_per_step
     steps = optimizer.epochs * steps_per_epoch
     epochs = plural(optimizer.epochs, "epoch")
     lines.append(f"  steps     {epochs} of {plural(steps_per_epoch, 'step')} = {steps:,}")
@@ -122,10 +132,36 @@ def describe_run(context: RunContext) -> str:
     elif processes == 1 and context.accelerator == "cpu":
         lines += describe_time(context)
 
+    if context.config.run.dry_run:
+        lines += describe_settings(context)
+
     runs_folder = context.run.path.parent
     tensorboard = shell_command("-m", "tensorboard.main", "--logdir", runs_folder)
     lines.append(f"  watch     {tensorboard}")
     return "\n".join(lines)
+
+
+def describe_settings(context: RunContext) -> list[str]:
+    """Return the values of all settings that change what is computed."""
+    settings = settings_that_matter(settings_to_keep(context.config))
+    resolved = resolve_settings(context)
+    for name in ("learning_rate", "warmup_epochs", "proj_hidden", "stem", "image_size"):
+        settings[name] = resolved[name]
+    parts: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, list):
+            value = " ".join(value)
+        if value not in (None, ""):
+            parts.append(f"{name} {value}")
+    text = ", ".join(parts)
+    return textwrap.wrap(
+        text,
+        width=100,
+        initial_indent="  settings  ",
+        subsequent_indent=INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def describe_images(context: RunContext) -> list[str]:

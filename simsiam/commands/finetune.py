@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from simsiam.config.evaluation_commands import Finetune
-from simsiam.evaluation.classifier import Recipe, train_classifier
+from simsiam.evaluation.classifier import ClassifierTraining, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.label_subset import choose_labels, compute_label_quotas, hash_indices
 from simsiam.evaluation.logistic_regression import (
@@ -218,7 +218,7 @@ def finetune_seed(
         linear_accuracy = context.measure_accuracy(head)["test_accuracy"]
         max_gradient_norm = MAX_GRADIENT_NORM
 
-    recipe = Recipe(
+    training = ClassifierTraining(
         epochs=options.epochs,
         batch_size=options.batch_size,
         crop_scale=options.crop_scale,
@@ -230,13 +230,13 @@ def finetune_seed(
         weight_decay=options.weight_decay,
         max_gradient_norm=max_gradient_norm,
     )
-    steps = train_classifier(backbone, head, context.train, chosen, recipe)
+    steps = train_classifier(backbone, head, context.train, chosen, training)
     tuned = context.with_backbone(backbone)
     summary = {
         "seed": seed,
         "labels": len(chosen),
-        "learning_rate": recipe.backbone_lr,
-        "head_learning_rate": recipe.head_lr,
+        "learning_rate": training.backbone_lr,
+        "head_learning_rate": training.head_lr,
         "steps": steps,
         "linear_accuracy": linear_accuracy,
         "labels_digest": hash_indices(chosen),

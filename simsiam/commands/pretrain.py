@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -27,6 +28,7 @@ from simsiam.commands.describe import (
     resolve_settings,
     summarise,
 )
+from simsiam.commands.fit import fit_to_data, resume_fit
 from simsiam.commands.resume import (
     Start,
     choose_resumed_precision,
@@ -76,7 +78,9 @@ def pretrain(config: Pretrain) -> None:
         # main.py has checked this already, but another process may have finished the run since.
         if state == "finished" and not config.run.overwrite:
             return
+        config, fitted = distributed.broadcast_result(partial(resume_fit, config, run, state))
         data = load_data(config, accelerator)
+        config = fit_to_data(config, data)
         model = build_model(config, data)
 
         resumable_files = run.resumable()
@@ -85,7 +89,7 @@ def pretrain(config: Pretrain) -> None:
         start = distributed.broadcast_result(lambda: find_start(config, run, data, model, state))
         if start is not None and config.device.precision == "auto":
             precision = choose_resumed_precision(start, accelerator, precision)
-        context = RunContext(config, run, accelerator, precision, data, model, start)
+        context = RunContext(config, run, accelerator, precision, data, model, start, fitted)
         if config.run.dry_run:
             print(describe_run(context))
             return
@@ -99,7 +103,8 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
     """Return the loaded images; in a dry run, placeholders for images that are not there yet."""
     data = ViewsDataModule(
         **asdict(config.data),
-        batch_size=config.optimizer.batch_size,
+        # `fit_to_data` needs the images to choose a batch size. BN needs two images at least.
+        batch_size=config.optimizer.batch_size or 2,
         accumulate=config.optimizer.accumulate,
         views=config.method.views,
         image_schedule=config.method.image_schedule,
@@ -136,7 +141,8 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
     optimizer = asdict(config.optimizer)
     optimizer["learning_rate"] = config.optimizer.peak_rate
     optimizer["warmup_epochs"] = config.optimizer.warmup
-    for name in ("epochs", "batch_size", "accumulate"):  # the Trainer and the datamodule have these
+    # The Trainer and the datamodule have these, and `learning_rate` is resolved.
+    for name in ("epochs", "batch_size", "accumulate", "base_learning_rate"):
         del optimizer[name]
     return SimSiam(**network, **method, **optimizer, image_size=data.size)
 
@@ -200,7 +206,7 @@ def train(context: RunContext) -> None:
         return track_progress(chunks, total, label, lines=not knn.has_measured)
 
     knn = KNNMonitor(
-        monitor.knn_k,
+        monitor.neighbours,
         monitor.knn_t,
         monitor.knn_every,
         print_fn=print_line,
@@ -228,7 +234,7 @@ def train(context: RunContext) -> None:
     every = config.run.checkpoint_every
     checkpoint_callback = CheckpointCallback(run, recorder, every, io, signals)
 
-    steps_per_epoch = len(context.data.train) // optimizer.batch_size
+    steps_per_epoch = len(context.data.train) // optimizer.images_per_step
     log_every = LOG_EVERY if steps_per_epoch >= 2 * LOG_EVERY else NEVER
 
     trainer = pl.Trainer(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.config.commands import Pretrain, describe_differences, settings_to_keep
-from simsiam.config.options import OptimizerOptions
+from simsiam.config.optimizer_options import OptimizerOptions
 from simsiam.config.run_options import DeviceOptions, MonitorOptions
 from simsiam.config.run_state import check_folder
 from simsiam.data.datamodule import ViewsDataModule
@@ -64,7 +64,7 @@ def validate_run(config: Pretrain, run: RunDirectory) -> str:
 
 def check_batch_size(optimizer: OptimizerOptions, processes: int) -> None:
     """Raise UserError unless processes and accumulation can share a batch equally."""
-    batch_size = optimizer.batch_size
+    batch_size = optimizer.images_per_step
     parts = processes * optimizer.accumulate
     nearest = max(2 * parts, batch_size // parts * parts)
     require(
@@ -115,7 +115,7 @@ def check_knn_k(monitor: MonitorOptions, data: ViewsDataModule) -> None:
     images = len(data.train)
     is_measured = monitor.knn_every > 0 and knn_unavailable_reason(data.train, data.test) is None
     require(
-        not is_measured or monitor.knn_k <= images,
+        not is_measured or monitor.neighbours <= images,
         f"--knn-k {monitor.knn_k} is more than the {images} train images. "
         "Pass a smaller one, or --knn-every 0 to measure no kNN accuracy.",
     )

@@ -62,7 +62,8 @@ def make_variant(config: Ablate, variant: str) -> Pretrain:
         # The peak learning rate is proportional to the batch size, as in the paper.
         optimizer = config.optimizer
         batch_size = changes["batch_size"]
-        settings["learning_rate"] = optimizer.peak_rate * batch_size / optimizer.batch_size
+        factor = batch_size / optimizer.images_per_step
+        settings["learning_rate"] = optimizer.peak_rate * factor
     settings.update(changes)
     return from_settings(Pretrain, settings)
 

@@ -34,52 +34,6 @@ class CheckpointOptions:
     """Replace the results of an earlier call."""
 
 
-@dataclass(frozen=True)
-class LinearSGD:
-    """Settings of `linear --augment`, with the defaults of the flags of these names."""
-
-    epochs: int = 100
-    batch_size: int = 256
-    learning_rate: float = 0.1
-    crop_scale: float = 0.8
-
-
-@option_group()
-class LinearOptions:
-    """Linear classifier."""
-
-    augment: bool = False
-    """Train by SGD on crops and flips, as papers do, instead of by L-BFGS on features that are
-    computed once."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Without --augment: share of the train images on which the weight decay is chosen. The final
-    classifier is fitted on all of them."""
-    epochs: Annotated[AtLeast1 | None, Hint("EPOCHS", default=f"{LinearSGD.epochs}")] = None
-    """With --augment: length of the training; the rate decays to 0 along a cosine."""
-    batch_size: Annotated[AtLeast1 | None, Hint("N", default=f"{LinearSGD.batch_size}")] = None
-    """With --augment: images in a step."""
-    learning_rate: Annotated[
-        Positive | None, Hint("RATE", default=f"{LinearSGD.learning_rate}")
-    ] = None
-    """With --augment: the head's initial rate, for standardised features."""
-    crop_scale: Annotated[Share | None, Hint("SHARE", default=f"{LinearSGD.crop_scale}")] = None
-    """With --augment: smallest area of a crop, as a share of the image."""
-    seed: Seed = 0
-    """Seed of the held-out choice, the order and the crops."""
-    from_scratch: bool = False
-    """Probe the same network with random weights instead, to see what pre-training is worth."""
-
-    @property
-    def sgd(self) -> LinearSGD:
-        """The settings of the training with --augment, with the defaults resolved."""
-        return LinearSGD(
-            epochs=self.epochs or LinearSGD.epochs,
-            batch_size=self.batch_size or LinearSGD.batch_size,
-            learning_rate=self.learning_rate or LinearSGD.learning_rate,
-            crop_scale=self.crop_scale or LinearSGD.crop_scale,
-        )
-
-
 DEFAULT_LABEL_FRACTION = 0.1
 
 

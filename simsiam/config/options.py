@@ -1,4 +1,4 @@
-"""Groups of options that decide what is computed: data, augmentation, network, method, optimizer.
+"""Groups of options that decide what is computed: data, augmentation, network, method.
 
 A group is a heading in `--help`, a field is a flag, and the docstring below a field is its help.
 The range of an option is part of its type. Nothing here imports torch, so that `--help` is quick.
@@ -13,13 +13,10 @@ from models.choices import FEATURES_PER_CHANNEL, BackboneName, ConvInit, HeadsBN
 from simsiam.config.value_types import (
     AtLeast0,
     AtLeast1,
-    BatchSize,
     ImageSize,
-    Momentum,
     NotNegative,
     PairText,
     PathText,
-    Positive,
     Probability,
     Share,
     parse_image_schedule,
@@ -33,11 +30,6 @@ CUSTOM_DATASETS = ("folder", "arrays")  # the user's own images
 
 SMALL_IMAGE = 64  # pixels; larger images get the imagenet stem and a margin for the crops
 FOLDER_IMAGE_SIZE = 96  # pixels; small enough for one GPU, and most photographs are still clear
-
-DEFAULT_LEARNING_RATE = 0.06  # the paper's rate for a batch of 512
-# The default warm-up takes 10 epochs, but no more than a tenth of the run.
-DEFAULT_WARMUP_EPOCHS = 10
-RUN_TO_WARMUP_RATIO = 10
 
 
 @option_group()
@@ -228,59 +220,4 @@ class MethodOptions:
         require(
             self.predictor or not self.fixed_predictor,
             "--fixed-predictor needs a predictor. Drop --no-predictor.",
-        )
-
-
-@option_group()
-class OptimizerOptions:
-    """Optimizer: SGD with linear warm-up and cosine decay."""
-
-    epochs: AtLeast1 = 800
-    """Length of the run; the cosine reaches 0 at its end."""
-    batch_size: BatchSize = 512
-    """Images in a step, each in several views. The last partial batch of an epoch is dropped."""
-    accumulate: AtLeast1 = 1
-    """Process each batch in N parts, one after another, in 1/N of the memory. BN uses the
-    statistics of a part."""
-    learning_rate: Annotated[Positive | Literal["auto"], Hint("RATE|auto")] = DEFAULT_LEARNING_RATE
-    """Peak rate for this batch size; auto is the paper's 0.03 x batch size / 256. Small runs learn
-    better with more, such as 0.15."""
-    momentum: Momentum = 0.9
-    """Momentum of SGD."""
-    weight_decay: NotNegative = 5e-4
-    """Weight decay of all parameters, BN included, as in the paper. With ten times more the
-    representation collapses."""
-    warmup_epochs: Annotated[
-        NotNegative | None,
-        Hint(
-            "EPOCHS",
-            default=f"{DEFAULT_WARMUP_EPOCHS}, or a tenth of a run below "
-            f"{RUN_TO_WARMUP_RATIO * DEFAULT_WARMUP_EPOCHS} epochs",
-        ),
-    ] = None
-    """Epochs of linear warm-up."""
-    constant_predictor_lr: bool = False
-    """Keep the predictor at the peak rate throughout (section 4.2)."""
-    predictor_lr_scale: Positive = 1.0
-    """Multiply the predictor's peak rate by this factor."""
-
-    @property
-    def peak_rate(self) -> float:
-        """The learning rate, with "auto" resolved."""
-        if self.learning_rate == "auto":
-            return 0.03 * self.batch_size / 256
-        return float(self.learning_rate)
-
-    @property
-    def warmup(self) -> float:
-        """Epochs of warm-up, with the default resolved."""
-        if self.warmup_epochs is None:
-            return min(DEFAULT_WARMUP_EPOCHS, self.epochs / RUN_TO_WARMUP_RATIO)
-        return self.warmup_epochs
-
-    def __post_init__(self) -> None:
-        require(
-            self.warmup < self.epochs,
-            f"--warmup-epochs {self.warmup_epochs}: must be less than --epochs {self.epochs}, "
-            "or the rate never comes down",
         )

@@ -15,7 +15,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from simsiam.augment import Policy, augment
-from simsiam.config.options import SMALL_IMAGE, DataOptions, MethodOptions, OptimizerOptions
+from simsiam.config.optimizer_options import DEFAULT_BATCH_SIZE, OptimizerOptions
+from simsiam.config.options import SMALL_IMAGE, DataOptions, MethodOptions
 from simsiam.config.run_options import RunOptions
 from simsiam.config.value_types import parse_image_schedule
 from simsiam.data import load_dataset, prepare_dataset
@@ -56,7 +57,7 @@ class ViewsDataModule(pl.LightningDataModule):
         self,
         dataset: str = DataOptions.dataset,
         data_dir: str = DataOptions.data_dir,
-        batch_size: int = OptimizerOptions.batch_size,
+        batch_size: int = DEFAULT_BATCH_SIZE,
         views: int = MethodOptions.views,
         seed: int = RunOptions.seed,
         policy: Policy = Policy(),

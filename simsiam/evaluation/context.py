@@ -15,10 +15,12 @@ from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import ImageDataset, knn_unavailable_reason, make_options, place_on_device
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
 from simsiam.evaluation.features import choose_chunk_size
-from simsiam.evaluation.metrics import accuracy, confusion, per_class
+from simsiam.evaluation.metrics import accuracy, confusion, per_class, top_accuracy
 from utils.console import print_line, print_table
 from utils.errors import UserError, require
 from utils.text import printable
+
+TOP = 5  # with more classes, the top-5 accuracy is measured too
 
 # Options of the data set that have the run's values, unless a flag sets them.
 INHERITED_OPTIONS = (
@@ -92,15 +94,18 @@ class EvaluationContext:
 
     @torch.no_grad()
     def measure_accuracy(self, head: nn.Linear) -> dict[str, Any]:
-        """Return `describe_accuracy` of a classifier on all clean test images.
+        """Return `describe_accuracy` of a classifier on all clean test images, and top-5 accuracy.
 
         Args:
             head: features (N, F) -> logits (N, C).
         """
         features = self.extract_features(self.test.images, self.test.evaluation_name, unit=False)
-        predicted = head(features).argmax(dim=1)
-        counts = confusion(predicted, self.test.labels, len(self.classes))
-        return self.describe_accuracy("test_accuracy", counts)
+        logits = head(features)
+        counts = confusion(logits.argmax(dim=1), self.test.labels, len(self.classes))
+        metrics = self.describe_accuracy("test_accuracy", counts)
+        if len(self.classes) > TOP:
+            metrics["test_top5_accuracy"] = top_accuracy(logits, self.test.labels, TOP)
+        return metrics
 
     def print_accuracies(self, column_names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table of classifiers, the number of their labels, and their accuracies."""

@@ -26,6 +26,17 @@ def accuracy(counts: Tensor) -> float:
     return 100 * counts.diagonal().sum().item() / counts.sum().item()
 
 
+def top_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Return how often the true class is among the k most probable ones, in percent.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+    """
+    best = logits.topk(k, dim=1).indices
+    return 100 * (best == labels[:, None]).any(dim=1).float().mean().item()
+
+
 def per_class(counts: Tensor, classes: tuple[str, ...]) -> dict[str, float | None]:
     """Return the accuracy of each class in percent; None for a class without a test image."""
     correct = counts.diagonal().tolist()

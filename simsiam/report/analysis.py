@@ -67,7 +67,7 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     classifier = ""
     if knn_unavailable_reason(train, context.test) is None:
         options = choose_knn_options(run)
-        k = min(options.knn_k, len(bank))
+        k = min(options.neighbours, len(bank))
         classes = len(context.classes)
         predicted = knn_predict(query_features, bank, train.labels, classes, k, options.knn_t)
         counts = confusion(predicted, queries.labels, classes).numpy()

@@ -204,6 +204,8 @@ def _read_results(run: Run) -> None:
 def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return the accuracies in percent in a summary.json of the command knn, linear or finetune.
 
+    They are top-1, unless the name of the measurement says otherwise.
+
     Args:
         name: the summary's folder, such as "finetune_0.1".
         content: the parsed summary.json.
@@ -237,4 +239,7 @@ def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[flo
     measured = list(select_numbers(accuracy_by_seed).values())
     if measured:
         accuracies[", ".join(details)] = measured
+    top5 = select_numbers({"": content.get("test_top5_accuracy")})
+    if top5 and "finetune" not in name:
+        accuracies[", ".join([f"{details[0]} (top-5)", *details[1:]])] = list(top5.values())
     return accuracies

@@ -55,12 +55,10 @@ CARD = {
     "proj_hidden": None,
     "proj_layers": 2,
     "h_dim": 512,
-    "batch_size": 512,
     "learning_rate": 0.06,
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "epochs": 800,
-    "knn_k": 200,
     "knn_t": 0.1,
     "views": 2,
     "crop_scale": 0.2,
@@ -77,6 +75,8 @@ def test_the_defaults_are_the_card() -> None:
     defaults = flatten(Pretrain())
     assert {name: defaults[name] for name in CARD} == CARD
     assert Pretrain().optimizer.warmup == 10
+    assert Pretrain().optimizer.images_per_step == 512
+    assert Pretrain().monitor.neighbours == 200
 
 
 def test_pretrain_is_the_command_without_a_name(program: Program) -> None:
@@ -117,7 +117,7 @@ def test_help_is_a_page_with_groups_units_and_defaults(program: Program) -> None
     for part in (
         "data options",
         "optimizer options",
-        "(default: 512)",
+        "or less for a small data set",
         "Epochs of linear warm-up",
         "--no-stop-grad",
         "--dry-run",
