@@ -3,6 +3,7 @@
 Each network is built as the program builds it. Its own `forward` is the oracle for the features.
 """
 
+import copy
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -36,7 +37,8 @@ def randomize(network: nn.Module, seed: int = 1) -> nn.Module:
 
 
 def images() -> Tensor:
-    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=generator)
 
 
 def saved_by_ddp(network: nn.Module) -> dict[str, Any]:
@@ -69,13 +71,16 @@ def saved_by_lightning(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 @torch.no_grad()
+def compute(network: nn.Module) -> Tensor:
+    """Return the output of a network for `images`, in float64."""
+    return copy.deepcopy(network).double().eval()(images()).flatten(start_dim=1)
+
+
 def without_classifier(network: nn.Module) -> Tensor:
     """Return the features of torchvision's ResNet with a classifier or projector as its `fc`."""
-    head = network.fc
+    network = copy.deepcopy(network)
     network.fc = nn.Identity()
-    features = network.eval()(images())
-    network.fc = head
-    return features
+    return compute(network)
 
 
 def torchvision_file() -> ForeignFile:
@@ -135,9 +140,7 @@ def lightly_file() -> ForeignFile:
     """lightly's tutorials: nn.Sequential of torchvision's ResNet without its classifier."""
     resnet = randomize(torchvision.models.resnet18())
     network = LightlySimSiam(nn.Sequential(*list(resnet.children())[:-1]))
-    with torch.no_grad():
-        features = network.backbone.eval()(images()).flatten(start_dim=1)
-    return ForeignFile(saved_by_lightning(network.state_dict()), features)
+    return ForeignFile(saved_by_lightning(network.state_dict()), compute(network.backbone))
 
 
 def lightly_cifar_file() -> ForeignFile:
@@ -146,9 +149,8 @@ def lightly_cifar_file() -> ForeignFile:
     layers = list(resnet.children())[:-1]
     network = LightlySimSiam(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)))
     conv1, bn1, *stages = layers
-    with torch.no_grad():  # as the ResNet's own forward, which has a ReLU after its first BN
-        x = bn1.eval()(conv1(images())).relu()
-        features = nn.Sequential(*stages).eval()(x).mean(dim=(2, 3))
+    # The forward of lightly's ResNet has a ReLU after the first BN.
+    features = compute(nn.Sequential(conv1, bn1, nn.ReLU(), *stages, nn.AdaptiveAvgPool2d(1)))
     return ForeignFile(saved_by_lightning(network.state_dict()), features)
 
 

@@ -2,11 +2,12 @@
 
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
@@ -122,7 +123,7 @@ def _load(path: Path) -> Any:
             f"{path} is damaged (the checksum of {damaged_entry} does not match)",
         )
         file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return _load_tensors(file)
 
 
 def _is_old_format(path: Path) -> bool:
@@ -133,6 +134,13 @@ def _is_old_format(path: Path) -> bool:
 def _load_old_format(path: Path) -> Any:
     """Return the content of a file that is a sequence of pickles, followed by the tensors' data."""
     with open(path, "rb") as file:
+        return _load_tensors(file)
+
+
+def _load_tensors(file: BinaryIO) -> Any:
+    with warnings.catch_warnings():
+        # torch warns of sparse and quantized tensors, which no network of this program has.
+        warnings.simplefilter("ignore")
         return torch.load(file, map_location="cpu", weights_only=True)
 
 

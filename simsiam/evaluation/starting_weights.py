@@ -1,5 +1,6 @@
 """The weights that a new run starts from, with --model-path: of this program or of another one."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,10 @@ from utils.weights import KINDS, read_safetensors
 if TYPE_CHECKING:
     from simsiam.module import SimSiam
 
-# A state dict alone has no Python objects. Only the owner of a file can know whether to trust it.
-HOW_TO_EXTRACT = (
-    '. If you trust it, save its weights alone: python -c "import torch; torch.save(torch.load('
-    "'{file}', map_location='cpu', weights_only=False)['state_dict'], 'weights.pth')\""
+# A state dict has no Python objects. Only the user can know whether to trust a file that has some.
+EXTRACT_WEIGHTS = (
+    "import torch; "
+    "torch.save(torch.load({file!r}, 'cpu', weights_only=False)['state_dict'], 'weights.pth')"
 )
 RANDOM_HEADS = "projector and predictor start from random weights"
 
@@ -63,9 +64,9 @@ def load_weights(model: "SimSiam", path: str | Path) -> StartingWeights:
             return _load_own_weights(model, load_backbone_file(file))
         return _load_foreign_weights(model, file, content)
 
-    content = read_torch_file(
-        file, old_format=True, refusal_hint=HOW_TO_EXTRACT.format(file=file.name)
-    )
+    command = shlex.join(["python", "-c", EXTRACT_WEIGHTS.format(file=str(file))])
+    hint = f". If you trust it, save its weights alone: {command}"
+    content = read_torch_file(file, old_format=True, refusal_hint=hint)
     if _is_own_checkpoint(content):
         return _load_own_weights(model, load_content(file, content))
     return _load_foreign_weights(model, file, content)
