@@ -13,6 +13,7 @@ from lightly.models import ResNetGenerator
 from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models import ResNet
 
 
 class ForeignFile(NamedTuple):
@@ -91,13 +92,13 @@ def torchvision_file() -> ForeignFile:
 def simsiam_file() -> ForeignFile:
     """facebookresearch/simsiam: the projector is the `fc` of the encoder."""
     network = nn.Module()
-    encoder = randomize(torchvision.models.resnet18(num_classes=128, zero_init_residual=True))
-    linear = [nn.Linear(512, 512, bias=False) for _ in range(2)]
-    encoder.fc = nn.Sequential(
-        *(linear[0], nn.BatchNorm1d(512), nn.ReLU(inplace=True)),
-        *(linear[1], nn.BatchNorm1d(512), nn.ReLU(inplace=True)),
-        *(encoder.fc, nn.BatchNorm1d(128, affine=False)),
-    )
+    encoder = torchvision.models.resnet18(num_classes=128, zero_init_residual=True)
+    randomize(encoder)
+    projector: list[nn.Module] = []
+    for _ in range(2):
+        projector += [nn.Linear(512, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(inplace=True)]
+    projector += [encoder.fc, nn.BatchNorm1d(128, affine=False)]
+    encoder.set_submodule("fc", nn.Sequential(*projector))
     network.encoder = encoder
     network.predictor = nn.Sequential(
         nn.Linear(128, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 128)
@@ -108,22 +109,35 @@ def simsiam_file() -> ForeignFile:
 def moco_file(mlp: bool) -> ForeignFile:
     """facebookresearch/moco: v1 has a linear layer as `fc`, and v2 two of them."""
     network = nn.Module()
-    for name in ("encoder_q", "encoder_k"):
-        encoder = randomize(torchvision.models.resnet18(num_classes=128))
+    encoders: list[ResNet] = []
+    for seed, name in enumerate(("encoder_q", "encoder_k")):
+        encoder = torchvision.models.resnet18(num_classes=128)
+        randomize(encoder, seed)
         if mlp:
-            encoder.fc = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), encoder.fc)
+            network_before_fc = [nn.Linear(512, 512), nn.ReLU()]
+            encoder.set_submodule("fc", nn.Sequential(*network_before_fc, encoder.fc))
         network.add_module(name, encoder)
+        encoders.append(encoder)
     network.register_buffer("queue", torch.randn(128, 64))
     network.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
-    return ForeignFile(saved_by_ddp(network), without_classifier(network.encoder_q))
+    return ForeignFile(saved_by_ddp(network), without_classifier(encoders[0]))
 
 
 def moco_v3_file() -> ForeignFile:
     network = nn.Module()
-    for name in ("base_encoder", "momentum_encoder"):
-        network.add_module(name, randomize(torchvision.models.resnet18(num_classes=64)))
-    network.predictor = nn.Sequential(nn.Linear(64, 64, bias=False), nn.BatchNorm1d(64))
-    return ForeignFile(saved_by_ddp(network), without_classifier(network.base_encoder))
+    encoders: list[ResNet] = []
+    for seed, name in enumerate(("base_encoder", "momentum_encoder")):
+        encoder = torchvision.models.resnet18()
+        randomize(encoder, seed)
+        projector = [nn.Linear(512, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(inplace=True)]
+        projector += [nn.Linear(64, 32, bias=False), nn.BatchNorm1d(32, affine=False)]
+        encoder.set_submodule("fc", nn.Sequential(*projector))
+        network.add_module(name, encoder)
+        encoders.append(encoder)
+    network.predictor = nn.Sequential(
+        nn.Linear(32, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 32, bias=False)
+    )
+    return ForeignFile(saved_by_ddp(network), without_classifier(encoders[0]))
 
 
 class LightlySimSiam(nn.Module):
@@ -160,9 +174,13 @@ def solo_learn_file() -> ForeignFile:
     network.backbone = randomize(torchvision.models.resnet18(zero_init_residual=True))
     network.backbone.fc = nn.Identity()
     network.classifier = nn.Linear(512, 10)
-    network.projector = nn.Sequential(
-        nn.Linear(512, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 128)
+    projector: list[nn.Module] = []
+    for dim in (512, 128):
+        projector += [nn.Linear(dim, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU()]
+    projector += [nn.Linear(128, 128), nn.BatchNorm1d(128, affine=False)]
+    network.projector = nn.Sequential(*projector)
+    network.predictor = nn.Sequential(
+        nn.Linear(128, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 128)
     )
-    network.predictor = nn.Sequential(nn.Linear(128, 32, bias=False), nn.BatchNorm1d(32))
     features = without_classifier(network.backbone)
     return ForeignFile(saved_by_lightning(network.state_dict()), features)

@@ -39,9 +39,12 @@ LAYOUTS = (
         ("backbone_momentum.", "momentum_backbone."),
     ),
 )
-# Names of a classifier or a projector that is the last part of a backbone, in torchvision's, timm's
-# and lightly's networks.
-CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.", "linear.")
+# How the names of classifiers begin in the networks of torchvision, timm and lightly. The last
+# three help to train the first layers. Other programs put their projector in place of `fc`.
+CLASSIFIERS = (
+    *("fc.", "classifier.", "head.", "heads.", "linear."),
+    *("aux1.", "aux2.", "AuxLogits."),
+)
 # Keys under which programs store a state dict next to the state of the optimizer and the like.
 STATE_DICT_KEYS = ("state_dict", "model", "state_dict_ema", "model_ema")
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile

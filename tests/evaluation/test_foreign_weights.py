@@ -4,6 +4,7 @@ The oracle is the other program's own network: the same images have the same fea
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,13 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import VisionTransformer
 
 from simsiam import SimSiam
 from simsiam.evaluation.starting_weights import StartingWeights, load_weights
 from tests import foreign
 from tests.foreign import ForeignFile
+from tests.helpers import ROOT
 
 
 class Case(NamedTuple):
@@ -63,8 +66,8 @@ FILES: dict[str, Case] = {
         "imagenet",
         (
             "as MoCo v3 saves it",
-            "left out base_encoder.fc.weight, base_encoder.fc.bias, "
-            "momentum_encoder.* (122 weights), predictor.* (6 weights)",
+            "left out base_encoder.fc.* (10 weights), momentum_encoder.* (130 weights), "
+            "predictor.* (7 weights)",
         ),
     ),
     "lightly.ckpt": Case(
@@ -82,8 +85,8 @@ FILES: dict[str, Case] = {
         "imagenet",
         (
             LIGHTNING,
-            "left out classifier.weight, classifier.bias, projector.* (8 weights), "
-            "predictor.* (6 weights)",
+            "left out classifier.weight, classifier.bias, projector.* (17 weights), "
+            "predictor.* (8 weights)",
         ),
     ),
 }
@@ -118,11 +121,18 @@ def test_the_features_are_those_of_the_other_program(name: str, tmp_path: Path) 
         assert all(torch.equal(before[key], weight) for key, weight in head.state_dict().items())
 
 
+@pytest.mark.parametrize("name", set(FILES) - {"lightly_cifar.ckpt"})
+def test_the_documentation_has_the_printed_lines(name: str) -> None:
+    source, left_out = FILES[name].lines
+    table = (ROOT / "docs" / "commands.md").read_text()
+    assert f"`the backbone of {name} ({source})`, `{left_out}` |" in table
+
+
 def test_timm_and_its_safetensors(tmp_path: Path) -> None:
     network = timm.create_model("resnet18")
     foreign.randomize(network)
     save_file(network.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
-    network.reset_classifier(0)
+    network.set_submodule("fc", nn.Identity())
     features = foreign.compute(network)
     model = make_model()
     weights = load_weights(model, tmp_path / "model.safetensors")
@@ -160,8 +170,9 @@ def test_numbers_of_16_bits_become_32(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "half.pth")
     model = make_model()
     load_weights(model, tmp_path / "half.pth")
-    assert model.backbone.conv1.weight.dtype == torch.float32
-    assert torch.equal(model.backbone.conv1.weight, state["conv1.weight"].float())
+    loaded = model.backbone.state_dict()["conv1.weight"]
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded, state["conv1.weight"].float())
 
 
 def test_the_padding_of_solo_learns_cifar_stem_is_said(tmp_path: Path) -> None:
@@ -179,6 +190,26 @@ def test_weights_of_compiled_and_wrapped_networks(tmp_path: Path) -> None:
     model = make_model()
     load_weights(model, tmp_path / "a.pth")
     same_features(model, file)
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_network_that_is_no_resnet(prefix: str, tmp_path: Path) -> None:
+    """The names of a vision transformer begin with `encoder.`, as those of a whole encoder do."""
+    make = partial(
+        VisionTransformer,
+        **{"image_size": 32, "patch_size": 16, "num_layers": 1, "num_heads": 2},
+        **{"hidden_dim": 16, "mlp_dim": 32},
+    )
+    network = make()
+    state = {f"{prefix}{name}": weight for name, weight in network.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "vit.pth")
+    backbone = make()
+    backbone.set_submodule("heads", nn.Identity())
+    model = SimSiam(backbone, out_dim=32, h_dim=16, image_size=32)
+    weights = load_weights(model, tmp_path / "vit.pth")
+    assert weights.lines[1] == f"left out {prefix}heads.head.weight, {prefix}heads.head.bias"
+    network.set_submodule("heads", nn.Identity())
+    same_features(model, ForeignFile(None, foreign.compute(network)))
 
 
 # ---------------------------------------------------------------- weights that do not fit
