@@ -53,6 +53,8 @@ class KNNMonitor(pl.Callback):
         progress: takes chunks of images, the total number of images and a label, and yields the
             chunks while it shows a progress bar; None for no bar.
         compile: whether to compile the network that extracts the features, on a GPU.
+        pretrained: whether training starts from trained weights. The accuracy before training is
+            then printed as that of the starting network, and not of the untrained one.
 
     Raises:
         ValueError: before training, if there are no images to measure on; when measuring, if a
@@ -72,6 +74,7 @@ class KNNMonitor(pl.Callback):
         print_fn: Callable[[str], Any] | None = None,
         progress: Progress | None = None,
         compile: bool = False,
+        pretrained: bool = False,
     ) -> None:
         if (bank is None) != (queries is None):
             raise ValueError(
@@ -85,7 +88,8 @@ class KNNMonitor(pl.Callback):
         self.print_fn = print if print_fn is None else print_fn
         self.progress = progress
         self.compile = compile
-        self.untrained: float | None = None  # kNN accuracy before training, in percent
+        self.pretrained = pretrained
+        self.initial: float | None = None  # kNN accuracy before training, in percent
         self.seconds = 0.0  # duration of the latest measurement
         self.epoch_metrics: dict[str, float] = {}  # of this epoch; empty if it has no measurement
         self.indices: Tensor | None = None  # (Q, k) neighbours of each query in the bank
@@ -114,11 +118,12 @@ class KNNMonitor(pl.Callback):
         if not self.every or trainer.global_step > 0:
             return
         self._latest = self.measure(trainer, pl_module)
-        self.untrained = self._latest.get("kNN_accuracy")
-        if self.untrained is not None:
+        self.initial = self._latest.get("kNN_accuracy")
+        if self.initial is not None:
             for logger in trainer.loggers:
-                logger.log_metrics({"kNN_accuracy": self.untrained}, step=0)
-            self.print_fn(f"kNN of the untrained network: {self.untrained:.2f} %")
+                logger.log_metrics({"kNN_accuracy": self.initial}, step=0)
+            name = "starting" if self.pretrained else "untrained"
+            self.print_fn(f"kNN of the {name} network: {self.initial:.2f} %")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.epoch_metrics = {}
@@ -256,13 +261,15 @@ class KNNMonitor(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "untrained": self.untrained,
+            "untrained": self.initial,  # checkpoints of earlier versions have this name
+            "pretrained": self.pretrained,
             "seconds": self.seconds,
             "known": self._latest,  # checkpoints of earlier versions have this name
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.untrained = state_dict["untrained"]
-        # Checkpoints of earlier versions lack these two.
+        self.initial = state_dict["untrained"]
+        # Checkpoints of earlier versions lack these three.
+        self.pretrained = state_dict.get("pretrained", self.pretrained)
         self.seconds = state_dict.get("seconds", 0.0)
         self._latest = state_dict.get("known", {})

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import torch
+
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.commands.estimate import estimate_seconds, format_duration
@@ -18,12 +20,14 @@ from simsiam.config.commands import (
 )
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import knn_unavailable_reason
+from simsiam.evaluation.starting_weights import StartingWeights
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import plural
 from utils.device import describe_hardware, git_commit, hidden_gpu_reason, package_versions
 from utils.run_dir import RunDirectory
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of torchvision's and timm's weights
 LONG_RUN = 6 * 3600  # seconds; for a longer run on a CPU, a shorter one is suggested
 # Reaches a kNN accuracy of 60 % on CIFAR-10 in a quarter of an hour on a CPU: docs/benchmarks.md.
 FLAGS_FOR_CPU = (
@@ -45,6 +49,7 @@ class RunContext:
     model: SimSiam
     start: Start | None  # None: training starts at step 0
     fitted: list[str]  # options that were not given, with values that fit the data set
+    weights: StartingWeights | None = None  # None: the weights of step 0 are random
 
 
 def collect_provenance(context: RunContext) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
     """
     network = context.config.network
     optimizer = context.config.optimizer
-    return {
+    resolved = {
         "accelerator": context.accelerator,
         "precision": context.precision,
         "devices": distributed.world_size(),
@@ -85,6 +90,9 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
         "stem": context.model.hparams["stem"],
         "images": context.data.dataset_digest,
     }
+    if context.weights is not None:
+        resolved["starting_weights"] = "; ".join(context.weights.lines)
+    return resolved
 
 
 def describe_missing_images(data: ViewsDataModule) -> str:
@@ -127,6 +135,8 @@ def describe_run(context: RunContext) -> str:
     if unused_gpu_reason is not None:
         lines.append(INDENT + unused_gpu_reason)
 
+    if context.weights is not None:
+        lines += describe_weights(context.weights, context.data)
     if context.start is not None:
         lines.append(f"  start     resumed from {context.start.path}")
     elif processes == 1 and context.accelerator == "cpu":
@@ -194,6 +204,22 @@ def describe_network(model: SimSiam) -> list[str]:
     ]
 
 
+def describe_weights(weights: StartingWeights, data: ViewsDataModule) -> list[str]:
+    """Return the lines about the weights of --model-path."""
+    first_line, *more_lines = weights.lines
+    lines = [f"  start     {first_line}"]
+    lines += [INDENT + line for line in more_lines]
+    # In a dry run, images that would be downloaded first have neither mean nor std.
+    is_known = bool(data.mean.any())
+    is_of_imagenet = torch.allclose(data.mean.cpu(), torch.tensor(IMAGENET_MEAN), atol=1e-4)
+    if weights.is_foreign and is_known and not is_of_imagenet:
+        lines += [
+            f"{INDENT}images are normalised by the data set's own mean and std; if these weights",
+            f"{INDENT}were trained with ImageNet's, as most are, pass --normalize imagenet",
+        ]
+    return lines
+
+
 def describe_time(context: RunContext) -> list[str]:
     """Return how long the run will take on this CPU, and a faster command if that is long."""
     bf16 = context.precision == "bf16-mixed"
@@ -217,13 +243,14 @@ def summarise(
     last_row = rows[-1]
     seconds = sum(row["seconds"] for row in rows)
     images_per_second = sum(row["images_per_second"] for row in rows) / len(rows)
+    initial_name = "kNN_start" if knn.pretrained else "kNN_untrained"
     return {
         "epochs": last_row["epoch"],
         "step": last_row["step"],
         "kNN_accuracy": last_row.get("kNN_accuracy"),
         "kNN_best": checkpoints.best,
         "kNN_best_epoch": checkpoints.best_epoch,
-        "kNN_untrained": knn.untrained,
+        initial_name: knn.initial,
         "train_loss": last_row["train_loss"],
         "z_std": last_row["z_std"],
         "seconds": round(seconds, 1),
@@ -243,8 +270,10 @@ def describe_result(summary: dict[str, Any], run: RunDirectory, next_command: st
     if summary["kNN_accuracy"] is not None:
         knn = f"{summary['kNN_accuracy']:.2f} % in the last epoch, "
         knn += f"{summary['kNN_best']:.2f} % in the best (epoch {summary['kNN_best_epoch']})"
-        if summary["kNN_untrained"] is not None:
+        if summary.get("kNN_untrained") is not None:
             knn += f", {summary['kNN_untrained']:.2f} % untrained"
+        if summary.get("kNN_start") is not None:
+            knn += f", {summary['kNN_start']:.2f} % at the start"
         lines.append(f"  kNN       {knn}")
     lines += [
         f"  loss      {summary['train_loss']:.4f}   z_std {summary['z_std']:.3f}",

@@ -42,6 +42,7 @@ from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import default_stem, knn_unavailable_reason
 from simsiam.evaluation.checkpoint import load_backbone
 from simsiam.evaluation.metadata import METADATA_HPARAMS
+from simsiam.evaluation.starting_weights import StartingWeights
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import print_line, track_progress
@@ -86,10 +87,14 @@ def pretrain(config: Pretrain) -> None:
         resumable_files = run.resumable()
         # `find_start` also loads the weights of --model-path into the model. Only rank 0 does this,
         # and DDP sends rank 0's weights to all ranks.
-        start = distributed.broadcast_result(lambda: find_start(config, run, data, model, state))
+        origin = distributed.broadcast_result(lambda: find_start(config, run, data, model, state))
+        start = origin if isinstance(origin, Start) else None
+        weights = origin if isinstance(origin, StartingWeights) else None
         if start is not None and config.device.precision == "auto":
             precision = choose_resumed_precision(start, accelerator, precision)
-        context = RunContext(config, run, accelerator, precision, data, model, start, fitted)
+        context = RunContext(
+            config, run, accelerator, precision, data, model, start, fitted, weights
+        )
         if config.run.dry_run:
             print(describe_run(context))
             return
@@ -212,6 +217,7 @@ def train(context: RunContext) -> None:
         print_fn=print_line,
         progress=show_knn_progress,
         compile=config.device.compile,
+        pretrained=config.run.model_path is not None,
     )
     recorder = MetricsRecorder(run, knn)
     progress = ProgressCallback(

@@ -17,8 +17,9 @@ from simsiam.config.run_options import DeviceOptions, MonitorOptions
 from simsiam.config.run_state import check_folder
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import knn_unavailable_reason
-from simsiam.evaluation.checkpoint import find_checkpoint, load_weights
+from simsiam.evaluation.checkpoint import find_checkpoint
 from simsiam.evaluation.networks import load_strictly
+from simsiam.evaluation.starting_weights import StartingWeights, load_weights
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.checkpoint_io import read_resumable
@@ -77,14 +78,17 @@ def check_batch_size(optimizer: OptimizerOptions, processes: int) -> None:
 
 def find_start(
     config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam, state: str
-) -> Start | None:
-    """Return the checkpoint to resume from; None if training starts at step 0.
+) -> Start | StartingWeights | None:
+    """Return what training starts from; None for step 0 and the random weights of the run's seed.
 
     An unfinished run resumes from its own newest readable checkpoint. Otherwise `--ckpt-dir` names
     the checkpoint, or `model` takes the weights of `--model-path`.
 
     Args:
         state: of the run's folder, as `validate_run` returns it.
+
+    Returns:
+        The checkpoint to resume from, or the weights that `model` has got for step 0.
 
     Raises:
         UserError: no checkpoint is readable, or it belongs to another run.
@@ -94,7 +98,7 @@ def find_start(
     if state == "unfinished" and not config.run.overwrite and run.resumable():
         return _find_own_checkpoint(run, data, ckpt_dir)
     if config.run.model_path:
-        load_weights(model, config.run.model_path)
+        return load_weights(model, config.run.model_path)
     if not ckpt_dir:
         return None
     path = find_checkpoint(ckpt_dir, whole=True)

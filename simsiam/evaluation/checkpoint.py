@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from models.resnet import ResNet
 from simsiam.evaluation.features import extract_features
 from simsiam.evaluation.metadata import (
-    BACKBONE_HPARAMS,
-    HEAD_HPARAMS,
     BackboneMetadata,
     read_hparams,
     read_metadata,
@@ -30,10 +28,6 @@ from utils.console import track_progress
 from utils.errors import require
 from utils.run_dir import RunDirectory
 from utils.weights import BACKBONE, read_weights
-
-# A network is loaded without Lightning, which takes seconds to import.
-if TYPE_CHECKING:
-    from simsiam.module import SimSiam
 
 
 @dataclass(frozen=True)
@@ -132,7 +126,16 @@ def load_checkpoint(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":
         return load_backbone_file(file)
-    content = read_checkpoint(file)
+    return load_content(file, read_checkpoint(file))
+
+
+def load_content(file: Path, content: dict[str, Any]) -> LoadedCheckpoint:
+    """Load all networks that a `.ckpt` has, as `load_checkpoint` does.
+
+    Args:
+        file: the file that messages name.
+        content: as `utils.checkpoint_io.read_checkpoint` returns it.
+    """
     if "subclass" in content:
         return _load_backbone_of_subclass(file, content)
     return _load_whole_checkpoint(file, content)
@@ -183,47 +186,3 @@ def _load_backbone_alone(
     backbone = build_backbone(metadata)
     load_strictly(backbone, state, file)
     return LoadedCheckpoint(file, metadata, metadata.model_dump(), backbone)
-
-
-def load_weights(model: "SimSiam", path: str | Path) -> None:
-    """Load weights into a new model: those of a whole checkpoint, or those of a backbone.
-
-    Args:
-        model: trained further from these weights; its optimizer and epochs start from zero.
-        path: a run folder, a `.ckpt` or a `.safetensors`.
-
-    Raises:
-        UserError: the architecture in the file differs from the model's, or the file cannot be
-            loaded.
-    """
-    checkpoint = load_checkpoint(path, whole=True)
-    if checkpoint.projector is None or checkpoint.predictor is None:
-        _require_same_architecture(checkpoint, BACKBONE_HPARAMS, model)
-        load_strictly(model.backbone, checkpoint.backbone.state_dict(), checkpoint.file)
-        return
-
-    _require_same_architecture(checkpoint, (*BACKBONE_HPARAMS, *HEAD_HPARAMS), model)
-    networks = nn.ModuleDict(
-        {
-            "backbone": checkpoint.backbone,
-            "projector": checkpoint.projector,
-            "predictor": checkpoint.predictor,
-        }
-    )
-    load_strictly(model, networks.state_dict(), checkpoint.file)
-
-
-def _require_same_architecture(
-    checkpoint: LoadedCheckpoint, names: tuple[str, ...], model: "SimSiam"
-) -> None:
-    """Raise UserError if a hyper-parameter with one of these names differs."""
-    differences: list[str] = []
-    for name in names:
-        in_file = checkpoint.hparams[name]
-        in_model = model.hparams[name]
-        if name == "proj_hidden":  # None means `out_dim`
-            in_file = in_file or checkpoint.hparams["out_dim"]
-            in_model = in_model or model.hparams["out_dim"]
-        if in_file != in_model:
-            differences.append(f"{name} is {in_file} in the file and {in_model} in the new run")
-    require(not differences, f"{checkpoint.file}: another architecture: {'; '.join(differences)}")

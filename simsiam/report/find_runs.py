@@ -38,7 +38,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
             titles[folder] = ""  # `read_run` below says what is wrong with this folder
 
     runs = [read_run(folder, title) for folder, title in titles.items()]
-    # The first row is the untrained network.
+    # The first row is the network before training.
     has_epochs = any(len(run.rows) > 1 for run in runs)
     require(has_epochs, f"{', '.join(paths)}: no epoch is recorded yet")
     return runs

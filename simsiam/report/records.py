@@ -72,14 +72,15 @@ class Run:
     """The contents of the files of one run.
 
     Attributes:
-        rows: a row for epoch 0, the untrained network, and then the rows of metrics.jsonl. The
-            first row has an accuracy only if the run has finished.
+        rows: a row for epoch 0, the network before training, and then the rows of metrics.jsonl.
+            The first row has an accuracy only if the run has finished.
         settings: the run's options by name; empty if config.yaml is damaged.
         machine: hardware, precision, devices and versions.
         accuracies: top-1 accuracies in percent, by the name of the measurement. A list has one
             accuracy; that of finetune has one for each of its seeds.
         notes: sentences about damaged files.
         title: the run's name on the page. If it is empty, the page shows the name of the folder.
+        pretrained: whether a finished run started from trained weights.
     """
 
     folder: RunDirectory
@@ -89,6 +90,7 @@ class Run:
     accuracies: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     title: str = ""
+    pretrained: bool = False
 
     @property
     def name(self) -> str:
@@ -181,7 +183,7 @@ def _read_config(run: Run) -> None:
 
 
 def _read_metrics(run: Run) -> None:
-    """Read the metrics of each epoch, and the accuracy of the untrained network."""
+    """Read the metrics of each epoch, and the accuracy before training."""
     with run.note_damage(run.folder.metrics):
         for row in map(select_numbers, run.folder.rows()):
             if row.get("epoch", 0) > 0:
@@ -189,8 +191,12 @@ def _read_metrics(run: Run) -> None:
     if run.folder.summary.exists():
         with run.note_damage(run.folder.summary):
             summary = json.loads(read_text_tolerantly(run.folder.summary))
-            untrained = {"kNN_accuracy": summary.get("kNN_untrained")}
-            run.rows[0].update(select_numbers(untrained))
+            untrained = summary.get("kNN_untrained")
+            initial = summary.get("kNN_start", untrained)
+            run.rows[0].update(select_numbers({"kNN_accuracy": initial}))
+            # Earlier versions called the accuracy of any network before training kNN_untrained.
+            has_weights = run.settings.get("model_path") is not None
+            run.pretrained = "kNN_start" in summary or has_weights
 
 
 def _read_results(run: Run) -> None:
