@@ -34,7 +34,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 try:
     from simsiam.config.commands import COMMANDS
-    from simsiam.config.evaluation_commands import Evaluation
     from simsiam.config.run_state import announce
     from utils.cli import parse
     from utils.errors import (
@@ -122,8 +121,6 @@ def run_command(name: str, flags: list[str], prog: str) -> None:
         names = ", ".join(COMMANDS)
         raise UserError(f"{name}: no such command. There are {names}, each with --help.")
     command = COMMANDS[name]
-    if issubclass(command, Evaluation) and flags and not flags[0].startswith("-"):
-        flags = ["--checkpoint", *flags]  # a checkpoint may come first, without its flag
     config = parse(command, flags, prog)
 
     module_name = name

@@ -94,9 +94,9 @@ RULES = {option.field.name: option.rule for option in iterate_options(Pretrain)}
 PRETRAIN_DEFAULTS = flatten(Pretrain())
 # Option -> what happens without its flag, where its default value does not say so itself.
 UNSET = {
-    option.field.name: option.default_text
+    option.field.name: option.hint.default
     for option in iterate_options(Pretrain)
-    if option.default_text
+    if option.hint.default is not None
 }
 
 
