@@ -152,6 +152,7 @@ def run_command(name: str, flags: list[str], prog: str) -> None:
         if not is_something_to_do:
             return
 
+    replace_missing_matplotlib_backend()
     module = import_without_gc(f"simsiam.commands.{module_name}")
     silence_libraries()
     may_raise.set()
@@ -244,6 +245,18 @@ def prepare_streams() -> None:
         setattr(sys, name, os.fdopen(number, mode, closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # stderr escapes such letters by default
+
+
+def replace_missing_matplotlib_backend() -> None:
+    """Let matplotlib draw into files, if the environment names a backend that is not installed.
+
+    A notebook's `!python main.py` inherits the backend of the notebook's kernel. If this Python
+    is another one that lacks the backend, matplotlib, and so Lightning, could not be imported.
+    """
+    backend = os.environ.get("MPLBACKEND", "")
+    package = backend.removeprefix("module://").partition(".")[0]
+    if backend.startswith("module://") and importlib.util.find_spec(package) is None:
+        os.environ["MPLBACKEND"] = "agg"
 
 
 def silence_libraries() -> None:
