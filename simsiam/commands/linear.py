@@ -64,8 +64,9 @@ def linear(config: Linear) -> None:
         summary = context.measure_accuracy(head) | fit_summary
         results.save_head(context, head, summary)
 
-    print_classes(summary["per_class"])
-    row = (f"linear ({method})", f"{n:,}", f"{summary['test_accuracy']:.2f}")
+    classifier = f"linear ({method})"
+    print_classes(summary["per_class"], classifier)
+    row = (classifier, f"{n:,}", f"{summary['test_accuracy']:.2f}")
     context.print_accuracies(("classifier", "labels", "accuracy"), [row])
 
 
