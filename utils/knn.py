@@ -10,6 +10,24 @@ from torch import Tensor
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 
 
+def choose_k(labels: Tensor, k: int = 200) -> int:
+    """Return the largest sensible number of neighbours up to `k` for a bank with these labels.
+
+    A typical class must have that many images. Otherwise, even if all images of a class are nearer
+    than all others, images of other classes vote too. The typical number of images is the median
+    over the classes that occur, so that a few rare classes do not decide for all.
+
+    Args:
+        labels: Labels of the bank, (N,) int64 with N > 0.
+        k: Upper limit, at least 1.
+
+    Returns:
+        A number from 1 to `k`, and at most N.
+    """
+    _, images_by_class = labels.unique(return_counts=True)
+    return min(k, int(images_by_class.median()))  # of two middle values, `median` is the lower one
+
+
 def knn_predict(
     features: Tensor,
     bank: Tensor,

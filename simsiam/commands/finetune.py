@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from simsiam.config.evaluation_commands import Finetune
+from simsiam.config.evaluation_options import FinetuneOptions
 from simsiam.evaluation.classifier import ClassifierTraining, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.label_subset import choose_labels, compute_label_quotas, hash_indices
@@ -21,7 +22,7 @@ from simsiam.evaluation.logistic_regression import (
 )
 from simsiam.evaluation.networks import build_backbone, hash_weights
 from simsiam.evaluation.results import Results
-from utils.console import print_line
+from utils.console import plural, print_line
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError, require
 from utils.option_group import Rule, to_flag
@@ -96,7 +97,7 @@ def finetune(config: Finetune) -> None:
             )
 
         results_by_seed = dict(sorted(results_by_seed.items()))
-        print_seeds(context, results_by_seed, sum(quotas), options.from_scratch)
+        print_seeds(context, results_by_seed, sum(quotas), options)
         results.write(summarise_seeds(context, results_by_seed, sum(quotas)))
 
 
@@ -120,7 +121,7 @@ def print_seeds(
     context: EvaluationContext,
     results_by_seed: dict[int, SeedResult],
     labels: int,
-    from_scratch: bool,
+    options: FinetuneOptions,
 ) -> None:
     """Print a table with a line for each seed, and their mean and deviation."""
     rows: list[tuple[str, str, str, str]] = []
@@ -134,7 +135,8 @@ def print_seeds(
         linear = format_mean(get_linear_accuracies(results_by_seed))
         test = format_mean([result.test_accuracy for result in results_by_seed.values()])
         rows.append(("mean, deviation", "", linear, test))
-    last_column = "from scratch" if from_scratch else "fine-tuned"
+    method = "from scratch" if options.from_scratch else "fine-tuned"
+    last_column = f"{method}, {plural(options.epochs, 'epoch')}"
     context.print_accuracies(("", "labels", "linear, frozen", last_column), rows)
 
 

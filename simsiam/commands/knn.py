@@ -9,15 +9,17 @@ from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import FEATURE_CHUNK
 from simsiam.evaluation.metrics import accuracy, confusion, print_classes
 from simsiam.evaluation.results import Results
-from utils.console import print_table, track_progress
+from utils.console import plural, print_line, print_table, track_progress
 from utils.device import choose_device
-from utils.knn import nearest, vote
+from utils.knn import choose_k, nearest, vote
 
-KS = (1, 20, 200)  # ascending
+KS = (1, 20, 200)
 TEMPERATURES = (0.07, 0.1, 0.2)
-# The headline is the accuracy with this temperature and the largest k: 200, as in the paper and in
-# the monitor of a run, or less if there are fewer images.
+# The headline and the accuracies of the classes are those of the backbone's features with this
+# temperature and, if the classes have enough images for it, this k. The monitor of a run has the
+# same defaults.
 HEADLINE_TEMPERATURE = 0.1
+HEADLINE_K = 200
 PROJECTOR_CHUNK = 10_000  # features that the projector takes at once
 
 Protocol = tuple[str, int, float]  # kind of features, k, temperature
@@ -32,7 +34,7 @@ def knn(config: Knn) -> None:
 
     counts = count_by_protocol(context)
     accuracies = {protocol: accuracy(matrix) for protocol, matrix in counts.items()}
-    headline_k = max(k for _, k, _ in counts)
+    headline_k = choose_k(context.train.labels, HEADLINE_K)
     headline_counts = counts["backbone", headline_k, HEADLINE_TEMPERATURE]
     summary = context.describe_accuracy("kNN_accuracy", headline_counts)
     summary["knn_k"] = headline_k
@@ -43,7 +45,13 @@ def knn(config: Knn) -> None:
     ]
 
     print_protocols(context, accuracies)
-    print_classes(summary["per_class"])
+    if headline_k < HEADLINE_K:
+        print_line(
+            f"k {headline_k} instead of {HEADLINE_K} for the classes and for kNN_accuracy in "
+            f"summary.json: a typical class has {plural(headline_k, 'train image')}"
+        )
+    classifier = f"kNN, k {headline_k}, T {HEADLINE_TEMPERATURE:g}, backbone features"
+    print_classes(summary["per_class"], classifier)
     results.write(summary)
 
 
@@ -64,11 +72,13 @@ def print_protocols(context: EvaluationContext, accuracies: dict[Protocol, float
 def count_by_protocol(context: EvaluationContext) -> dict[Protocol, Tensor]:
     """Return the confusion matrix (C, C) of each protocol.
 
-    A k above the number of train images is left out.
+    The ks are that of the headline, and those of KS up to the number of train images.
     """
     train = context.train
     test = context.test
-    ks = [k for k in KS if k <= len(train)]
+    ks = {k for k in KS if k <= len(train)}
+    ks.add(choose_k(train.labels, HEADLINE_K))
+    ks = sorted(ks)
     bank = extract_all(context, train.images, "train images")
     queries = extract_all(context, test.images, test.evaluation_name)
 

@@ -69,9 +69,10 @@ def linear(config: Linear) -> None:
         summary = context.measure_accuracy(head) | fit_summary
         results.save_head(context, head, summary)
 
-    print_classes(summary["per_class"])
+    classifier = f"linear ({method})"
+    print_classes(summary["per_class"], classifier)
     columns = ["classifier", "labels", "accuracy"]
-    row = [f"linear ({method})", f"{n:,}", f"{summary['test_accuracy']:.2f}"]
+    row = [classifier, f"{n:,}", f"{summary['test_accuracy']:.2f}"]
     if "test_top5_accuracy" in summary:
         columns.append("top-5")
         row.append(f"{summary['test_top5_accuracy']:.2f}")

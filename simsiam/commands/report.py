@@ -21,7 +21,13 @@ from simsiam.report.charts import file_stem, is_figure, render_curves
 from simsiam.report.find_runs import GENERATOR, PAGE_FILE, is_report, read_runs
 from simsiam.report.groups import Group, group_runs
 from simsiam.report.records import Run, replace_unprintable
-from simsiam.report.summary import PAPER_RESULT, PRINTED_METRICS, UNKNOWN, summarize_groups
+from simsiam.report.summary import (
+    PAPER_RESULT,
+    PRINTED_METRICS,
+    UNKNOWN,
+    describe_knn,
+    summarize_groups,
+)
 from utils.console import print_line, print_table
 from utils.errors import UserError, require
 from utils.filesystem import check_writable, write_atomically, write_text
@@ -50,6 +56,7 @@ def report(config: Report) -> None:
     page = render_page(
         **describe_runs(groups),
         summary=summary,
+        knn_description=describe_knn(runs),
         curves=render_curves(groups, figures_folder),
         sections=[
             describe_features(group, config, figures_folder) for group in groups[:MAX_SECTIONS]

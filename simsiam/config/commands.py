@@ -115,9 +115,9 @@ FITTED_DEFAULTS = {"batch_size": DEFAULT_BATCH_SIZE, "knn_k": DEFAULT_KNN_K}
 PRETRAIN_DEFAULTS = flatten(Pretrain()) | FITTED_DEFAULTS
 # Option -> what happens without its flag, where its default value does not say so itself.
 UNSET = {
-    option.field.name: option.default_text
+    option.field.name: option.hint.default
     for option in iterate_options(Pretrain)
-    if option.default_text
+    if option.hint.default is not None
 }
 
 

@@ -23,9 +23,9 @@ from utils.option_group import Hint, Rule, option_group
 class CheckpointOptions:
     """Checkpoint and results."""
 
-    checkpoint: Annotated[str, Hint("PATH"), Rule.CHANGEABLE_ON_RESUME]
-    """A run folder, a .ckpt or a .safetensors of this program. The path may also come first,
-    without the flag."""
+    checkpoint: Annotated[str, Hint("PATH", flag_optional=True), Rule.CHANGEABLE_ON_RESUME]
+    """A run folder, a .ckpt or a .safetensors of this program. The path may also be given without
+    the flag, in front of the other flags or behind them."""
     results_dir: Annotated[
         str | None, Hint("DIR", default="results in the run's folder"), Rule.CHANGEABLE_ON_RESUME
     ] = None

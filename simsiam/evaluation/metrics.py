@@ -47,8 +47,13 @@ def per_class(counts: Tensor, classes: tuple[str, ...]) -> dict[str, float | Non
     return accuracies
 
 
-def print_classes(accuracies: dict[str, float | None]) -> None:
-    """Print the accuracy of each class, best first. Of many classes, print the best and worst."""
+def print_classes(accuracies: dict[str, float | None], classifier: str) -> None:
+    """Print the accuracy of each class, best first. Of many classes, print the best and worst.
+
+    Args:
+        accuracies: in percent, by class; None for a class without a test image.
+        classifier: names in the title what was measured, such as "kNN, k 200, T 0.1".
+    """
     measured = [(value, name) for name, value in accuracies.items() if value is not None]
     ranking = sorted(measured, reverse=True)
     if len(ranking) <= MANY_CLASSES:
@@ -57,7 +62,7 @@ def print_classes(accuracies: dict[str, float | None]) -> None:
         title = f"the {EXTREMES} best and the {EXTREMES} worst classes"
         ranking = ranking[:EXTREMES] + ranking[-EXTREMES:]
     rows = [(name, f"{value:.2f}") for value, name in ranking]
-    print_table(title, ("class", "accuracy %"), rows)
+    print_table(f"{title}, by {classifier}", ("class", "accuracy %"), rows)
 
 
 def rankme(features: Tensor) -> float:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from simsiam.config.ablations import find_paper_results
 from simsiam.config.commands import PRETRAIN_DEFAULTS
 from simsiam.report.groups import Group, format_mean
-from simsiam.report.records import Run
+from simsiam.report.records import Run, select_numbers
 
 PAPER_RESULT = "paper (%)"  # name of the row with the accuracies that the paper reports
 STARTING_ACCURACY = "kNN, starting weights (%)"  # row for runs with --model-path
@@ -70,6 +70,19 @@ METRICS: dict[str, Metric] = {
     "minutes": Metric(".1f", total_minutes),
 }
 PRINTED_METRICS = ("kNN, last (%)", "loss", "z_std", PAPER_RESULT)  # rows that are also printed
+
+
+def describe_knn(runs: Sequence[Run]) -> str:
+    """Return what the kNN accuracies of the runs are, with k and T of all runs that have them."""
+    settings: list[str] = []
+    for run in runs:
+        numbers = select_numbers(run.settings)
+        if "knn_k" in numbers and "knn_t" in numbers:
+            settings.append(f"k {numbers['knn_k']:g}, T {numbers['knn_t']:g}")
+    description = "kNN is top-1 on the test images"
+    if settings:
+        description += f" ({' or '.join(dict.fromkeys(settings))})"  # each setting once
+    return description
 
 
 def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:

@@ -48,6 +48,7 @@ def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
     folder = tmp_path / ("linear_augment" if flags else "linear")
     figures = read_summary(folder)
     assert f"{figures['test_accuracy']:.2f}" in out
+    assert "each class, by linear (" in out
 
     head = torch.nn.Linear(32, 10)
     head.load_state_dict(load_file(folder / "head.safetensors"), strict=True)

@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
 from utils import knn
-from utils.knn import knn_predict
+from utils.knn import choose_k, knn_predict, nearest
 
 
 @pytest.fixture
@@ -81,3 +81,29 @@ def test_impossible_settings_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"kNN|neighbours"):
         knn_predict(*clusters, 10, k, temperature)
+
+
+@pytest.mark.parametrize(
+    ("images_by_class", "k"),
+    [
+        ([5000] * 10, 200),  # CIFAR-10
+        ([500] * 100, 200),  # CIFAR-100
+        ([94] * 10, 94),
+        ([3, 94, 100, 5000], 94),  # the lower one of the two in the middle
+        ([1, 94, 100], 94),  # a rare class does not decide
+        ([0, 0, 0, 30, 30], 30),  # nor does one that does not occur
+        ([1], 1),
+    ],
+)
+def test_k_is_at_most_the_images_of_a_typical_class(images_by_class: list[int], k: int) -> None:
+    labels = torch.arange(len(images_by_class)).repeat_interleave(torch.tensor(images_by_class))
+    assert choose_k(labels, 200) == k
+
+
+def test_no_image_of_another_class_has_to_vote() -> None:
+    labels = torch.arange(10).repeat_interleave(94)
+    features = torch.eye(10)[labels]  # each class in a direction of its own
+    _, neighbours = nearest(features, features, choose_k(labels, 200))
+    assert bool((labels[neighbours] == labels[:, None]).all())
+    _, neighbours = nearest(features, features, 200)
+    assert not bool((labels[neighbours] == labels[:, None]).any(dim=0).all())

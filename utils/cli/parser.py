@@ -1,21 +1,18 @@
-"""Parse a command line into a command, with tyro and pydantic; every mistake is one line.
+"""Parse a command line into a command, with tyro and pydantic.
 
 A command is a dataclass whose fields are groups of options (`utils.option_group`). Each group is
 a heading in `--help`, and each of its fields is a flag.
 """
 
 import dataclasses
-import difflib
 import itertools
 import os
-import sys
 from inspect import getdoc
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 import yaml
-from pydantic import ValidationError
 from tyro import _errors  # private, therefore req.txt names one version of tyro
 from tyro.constructors import (
     ConstructorRegistry,
@@ -24,43 +21,12 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from utils.cli.messages import explain
 from utils.errors import UserError, require
-from utils.option_group import Hint, Rule, describe_invalid, find_annotation, get_help, to_flag
-from utils.settings import flatten, from_settings, iterate_options
+from utils.option_group import Hint, Rule, find_annotation, get_help, to_flag
+from utils.settings import Option, flatten, from_settings, iterate_options
 
 Command = TypeVar("Command")
-
-# The name of a flag in other tools -> its name here.
-FLAGS_ELSEWHERE = {
-    "--accumulate-grad-batches": "--accumulate",
-    "--arch": "--backbone",
-    "--base-lr": "--base-learning-rate",
-    "--bs": "--batch-size",
-    "--data": "--data-dir",
-    "--default-root-dir": "--save-dir",
-    "--gpus": "--devices",
-    "--held-out": "--held-out-images",
-    "--lr": "--learning-rate",
-    "--max-epochs": "--epochs",
-    "--model": "--backbone",
-    "--nnodes": "--num-nodes",
-    "--nodes": "--num-nodes",
-    "--num-epochs": "--epochs",
-    "--num-gpus": "--devices",
-    "--output-dir": "--save-dir",
-    "--resume": "--ckpt-dir",
-    "--warmup": "--warmup-epochs",
-    "--wd": "--weight-decay",
-}
-# A value in other tools -> its name here.
-VALUES_ELSEWHERE = {
-    "16-mixed": "16",
-    "32-true": "32",
-    "bf16-mixed": "bf16",
-    "cuda": "gpu",
-    "fp16": "16",
-    "fp32": "32",
-}
 
 
 def parse(command: type[Command], args: list[str], prog: str) -> Command:
@@ -78,14 +44,16 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
         UserError: for the first mistake in the arguments or in the file.
         SystemExit: after `--help` was printed.
     """
+    options = list(iterate_options(command))
+    without_flag = _find_options_without_flag(options, args)
     if "-h" in args or "--help" in args:
         args = ["--help"]  # help does not wait for the other arguments to be right
+        without_flag = set()  # help shows each flag
 
-    rules = {option.field.name: option.rule for option in iterate_options(command)}
+    rules = {option.field.name: option.rule for option in options}
     default = _make_default(command, args, rules)
 
-    flags = [to_flag(name) for name in rules]
-    with _errors.on_parse_error(lambda event: _raise_user_error(event, flags)):
+    with _errors.on_parse_error(lambda event: explain(event, args, options)):
         config: Command = tyro.cli(
             command,
             args=args,
@@ -93,10 +61,24 @@ def parse(command: type[Command], args: list[str], prog: str) -> Command:
             description=getdoc(command),
             default=default,
             config=(tyro.conf.OmitArgPrefixes,),
-            registry=_REGISTRY,
+            registry=_make_registry(without_flag),
         )
     _check_texts(flatten(config))
     return config
+
+
+def _find_options_without_flag(options: list[Option], args: list[str]) -> set[str]:
+    """Return the names of the options whose values tyro must take without their flag.
+
+    These are the options with `Hint.flag_optional` whose flag is not among the arguments.
+    """
+    given_flags = {arg.partition("=")[0] for arg in args}
+    names: set[str] = set()
+    for option in options:
+        name = option.field.name
+        if option.hint.flag_optional and to_flag(name) not in given_flags:
+            names.add(name)
+    return names
 
 
 def _check_texts(settings: dict[str, Any]) -> None:
@@ -182,11 +164,23 @@ def _read_config(file: Path, rules: dict[str, Rule]) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- option groups for tyro
 
-_REGISTRY = ConstructorRegistry()
+
+def _make_registry(without_flag: set[str]) -> ConstructorRegistry:
+    """Return the rule by which tyro treats option groups.
+
+    Args:
+        without_flag: names of options that are taken without their flag.
+    """
+    registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def describe_group(info: StructTypeInfo) -> StructConstructorSpec | None:
+        return _describe_group(info, without_flag)
+
+    return registry
 
 
-@_REGISTRY.struct_rule
-def _describe_group(info: StructTypeInfo) -> StructConstructorSpec | None:
+def _describe_group(info: StructTypeInfo, without_flag: set[str]) -> StructConstructorSpec | None:
     """Describe the fields of a command, or of a group of options, to tyro."""
     if not dataclasses.is_dataclass(info.type):
         return None  # tyro's own rules apply
@@ -198,12 +192,11 @@ def _describe_group(info: StructTypeInfo) -> StructConstructorSpec | None:
         elif field.default is not dataclasses.MISSING:
             default = field.default
         else:
-            default = (
-                tyro.MISSING_NONPROP
-            )  # a flag must be given; a whole group has its own defaults
+            # A flag must be given then; a whole group has its own defaults.
+            default = tyro.MISSING_NONPROP
         spec = StructFieldSpec(
             name=field.name,
-            type=_add_tyro_annotations(type_hints[field.name]),
+            type=_add_tyro_annotations(type_hints[field.name], field.name in without_flag),
             default=default,
             helptext=get_help(info.type, field.name),
         )
@@ -211,12 +204,16 @@ def _describe_group(info: StructTypeInfo) -> StructConstructorSpec | None:
     return StructConstructorSpec(instantiate=info.type, fields=tuple(specs))
 
 
-def _add_tyro_annotations(type_hint: Any) -> Any:
-    """Translate the `Hint` of a type hint, if it has one, into annotations of tyro."""
+def _add_tyro_annotations(type_hint: Any, without_flag: bool) -> Any:
+    """Translate the `Hint` of a type hint, if it has one, into annotations of tyro.
+
+    Args:
+        without_flag: take a value with `Hint.flag_optional` without its flag.
+    """
     hint = find_annotation(type_hint, Hint)
     if hint is None:
         return type_hint
-    if hint.positional:
+    if hint.positional or (hint.flag_optional and without_flag):
         argument = tyro.conf.arg(metavar=hint.metavar, help_behavior_hint="(required)")
         return Annotated[type_hint, argument, tyro.conf.Positional]
     default_text = None  # tyro shows the default value
@@ -225,67 +222,3 @@ def _add_tyro_annotations(type_hint: Any) -> Any:
     return Annotated[
         type_hint, tyro.conf.arg(metavar=hint.metavar, help_behavior_hint=default_text)
     ]
-
-
-# ---------------------------------------------------------------- errors
-
-
-def _raise_user_error(event: _errors.ParseErrorEvent, flags: list[str]) -> NoReturn:
-    """Raise UserError with one line in place of the message of tyro, which has several."""
-    match event:
-        case _errors.UnrecognizedArgs(tokens=tokens):
-            message = _describe_unknown_flag(tokens[0].split("=")[0], flags)
-        case _errors.MissingArgs(missing_arguments=missing_arguments):
-            argument = missing_arguments[0].arg.lowered
-            message = f"{argument.name_or_flags[-1]} {argument.metavar} must be given"
-        case _errors.InvalidChoice(value=value, choices=choices):
-            message = f"{_get_flag(event)} {value}: {_describe_choices(value, choices)}"
-        case _errors.InstantiationFailure():
-            message = _describe_failure(event)
-        case _:  # what is left is a flag with too few values
-            message = f"{_get_flag(event)} needs a value"
-    raise UserError(message) from None
-
-
-def _get_flag(event: _errors.ParseErrorEvent) -> str:
-    """Return the flag that an error is about; "" if the error is about no single flag."""
-    argument = getattr(event, "argument", None)
-    return "" if argument is None else argument.lowered.name_or_flags[0]
-
-
-def _describe_unknown_flag(flag: str, flags: list[str]) -> str:
-    if not flag.startswith("-"):
-        return f"{flag}: flags begin with --; --help lists them"
-    name_here = FLAGS_ELSEWHERE.get(flag.replace("_", "-"))
-    if name_here in flags:
-        return f"{flag} is called {name_here} here"
-    nearest = difflib.get_close_matches(flag, flags, 1)
-    if nearest:
-        return f"{flag}: did you mean {nearest[0]}?"
-    return f"{flag}: no such flag; --help lists them"
-
-
-def _describe_choices(value: str, choices: tuple[str, ...]) -> str:
-    """Return which choices there are, and which of them was probably meant."""
-    all_choices = f"There are {', '.join(choices)}"
-    meant = VALUES_ELSEWHERE.get(value)
-    if meant not in choices:
-        nearest = difflib.get_close_matches(value.lower(), choices, 1)
-        meant = nearest[0] if nearest else None
-    if meant is None:
-        return all_choices
-    return f"did you mean {meant}? {all_choices}"
-
-
-def _describe_failure(event: _errors.InstantiationFailure) -> str:
-    """Return why tyro could not make a value from a flag's text, or a group from its values."""
-    # tyro wraps the error of pydantic, which says more, into errors of its own.
-    error = sys.exception()
-    while error is not None:
-        if isinstance(error, ValidationError):
-            return describe_invalid(error)
-        error = error.__cause__ or error.__context__
-    flag = _get_flag(event)
-    if not flag:
-        return event.message
-    return f"{flag}: {event.message.splitlines()[0]}"
