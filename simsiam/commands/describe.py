@@ -1,7 +1,7 @@
 """Describe a pre-training: in text for the user, and in metadata for its files."""
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +12,9 @@ from simsiam.callbacks.knn import KNNMonitor
 from simsiam.commands.estimate import estimate_seconds, format_duration
 from simsiam.commands.fit import describe_fit
 from simsiam.commands.resume import Start, count_processes
+from simsiam.config.augment_options import AugmentOptions
 from simsiam.config.commands import (
+    PRETRAIN_DEFAULTS,
     Pretrain,
     settings_that_matter,
     settings_to_keep,
@@ -26,6 +28,7 @@ from utils import distributed
 from utils.console import plural
 from utils.device import describe_hardware, git_commit, hidden_gpu_reason, package_versions
 from utils.run_dir import RunDirectory
+from utils.settings import flatten, to_flags
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of torchvision's and timm's weights
 LONG_RUN = 6 * 3600  # seconds; for a longer run on a CPU, a shorter one is suggested
@@ -185,11 +188,24 @@ def describe_images(context: RunContext) -> list[str]:
     if data.size < data.train.side:
         views += f" from {data.train.side} x {data.train.side}"
     lines.append(INDENT + views)
+    augmentation = describe_augmentation(context.config)
+    if augmentation:
+        lines.append(f"{INDENT}augmented with {augmentation}")
 
     reason = knn_unavailable_reason(data.train, data.test)
     if reason is not None and context.config.monitor.knn_every:
         lines.append(f"{INDENT}{reason}: kNN is off")
     return lines
+
+
+def describe_augmentation(config: Pretrain) -> str:
+    """Return the flags of the augmentation that differ from their defaults; "" if none does."""
+    settings = flatten(config)
+    changes: dict[str, Any] = {}
+    for field in fields(AugmentOptions):
+        if settings[field.name] != PRETRAIN_DEFAULTS[field.name]:
+            changes[field.name] = settings[field.name]
+    return " ".join(to_flags(changes))
 
 
 def describe_network(model: SimSiam) -> list[str]:

@@ -69,6 +69,11 @@ CARD = {
     "hue": 0.1,
     "jitter": 0.8,
     "grayscale": 0.2,
+    "blur": 0,
+    "solarize": 0,
+    "vertical_flip": 0,
+    "rotate": 0,
+    "normalize": "dataset",
 }
 
 
