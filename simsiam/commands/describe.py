@@ -68,7 +68,7 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
         "learning_rate": optimizer.peak_rate,
         "warmup_epochs": optimizer.warmup,
         "proj_hidden": network.proj_hidden or network.out_dim,
-        "in_dim": network.num_features,
+        "in_dim": context.model.projector[0].in_features,
         "train_images": len(context.data.train),
         "test_images": len(context.data.test),
         "hardware": describe_hardware(context.accelerator),
@@ -151,9 +151,11 @@ def describe_network(model: SimSiam) -> list[str]:
     millions: dict[str, float] = {}
     for name, network in model.named_children():
         millions[name] = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    stem = ""
+    if model.hparams["stem"] is not None:
+        stem = f"{model.hparams['stem']} stem; "
     return [
-        f"  network   {model.hparams['stem']} stem; "
-        f"parameters: backbone {millions['backbone']:.2f} M,",
+        f"  network   {stem}parameters: backbone {millions['backbone']:.2f} M,",
         f"{INDENT}projector {millions['projector']:.2f} M, predictor {millions['predictor']:.2f} M",
     ]
 

@@ -134,7 +134,7 @@ def fit_by_sgd(
     features = context.extract_features(train.images, "train images", unit=False)
     center, spread = standardise_in_place(features)
     del features  # they may take gigabytes, and only their mean and deviation are needed
-    head = make_head(backbone.num_features, len(context.classes)).to(context.device)
+    head = make_head(context.checkpoint.num_features, len(context.classes)).to(context.device)
     recipe = Recipe(
         epochs=options.sgd.epochs,
         batch_size=options.sgd.batch_size,
@@ -144,6 +144,7 @@ def fit_by_sgd(
         head_lr=options.sgd.learning_rate,
     )
     all_images = torch.arange(len(train), device=context.device)
-    steps = train_classifier(backbone, head, train, all_images, recipe, center, spread)
+    preparation = context.checkpoint.preparation
+    steps = train_classifier(backbone, head, train, all_images, recipe, preparation, center, spread)
     fold_standardisation(head, center, spread)
     return head, {"steps": steps}

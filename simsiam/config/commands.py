@@ -24,6 +24,7 @@ from simsiam.config.evaluation_commands import (
     Report,
 )
 from simsiam.config.evaluation_options import AblateOptions
+from simsiam.config.network_options import NetworkOptions
 from simsiam.config.options import CUSTOM_DATASETS
 from utils.option_group import Rule, option_group, to_flag
 from utils.settings import flatten, iterate_options, to_flags
@@ -50,7 +51,7 @@ class Pretrain:
     optimizer: options.OptimizerOptions = options.OptimizerOptions()
     run: run_options.RunOptions = run_options.RunOptions()
     device: run_options.DeviceOptions = run_options.DeviceOptions()
-    network: options.NetworkOptions = options.NetworkOptions()
+    network: NetworkOptions = NetworkOptions()
     method: options.MethodOptions = options.MethodOptions()
     augmentation: options.AugmentOptions = options.AugmentOptions()
     monitor: run_options.MonitorOptions = run_options.MonitorOptions()

@@ -2,6 +2,7 @@
 
 import os
 
+from models.choices import is_library_backbone
 from simsiam.config.commands import (
     Pretrain,
     describe_differences,
@@ -104,8 +105,11 @@ def _describe_run(config: Pretrain, run: RunDirectory) -> str:
     batch = f"{optimizer.batch_size} images"
     if optimizer.accumulate > 1:
         batch += f" in {optimizer.accumulate} parts"
+    name = network.backbone
+    if not is_library_backbone(name):
+        name += f" of width {network.width}"
     lines = [
-        f"SimSiam on {config.data.dataset}: {network.backbone} of width {network.width}, {epochs}",
+        f"SimSiam on {config.data.dataset}: {name}, {epochs}",
         f"  training  {batch} x {config.method.views} views in a step",
         f"            learning rate {rate}",
         f"  run       {run.path}",

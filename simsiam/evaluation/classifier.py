@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from models.resnet import ResNet
 from simsiam.augment import augment, crop_and_flip_policy
 from simsiam.data.dataset import ImageDataset
 from simsiam.data.sampler import EpochSampler
+from simsiam.evaluation.features import Preparation
 from utils.console import print_line, track_progress
 from utils.errors import NOT_FINITE_STATUS, RunError
 from utils.schedule import warmup_cosine
@@ -61,11 +61,12 @@ class Recipe:
 
 
 def train_classifier(
-    backbone: ResNet,
+    backbone: nn.Module,
     head: nn.Linear,
     images: ImageDataset,
     chosen: Tensor,
     recipe: Recipe,
+    preparation: Preparation,
     center: Tensor | float = 0.0,
     spread: Tensor | float = 1.0,
 ) -> int:
@@ -77,6 +78,7 @@ def train_classifier(
         images: images and labels.
         chosen: (n,) indices of the images that are used.
         recipe: settings of the training.
+        preparation: of the images, as the backbone expects it.
         center, spread: (F,) each, or numbers.
 
     Returns:
@@ -109,15 +111,14 @@ def train_classifier(
     dtype = DTYPES[recipe.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
-    mean = torch.tensor(backbone.mean, device=device)
-    std = torch.tensor(backbone.std, device=device)
+    mean, std, size = preparation
     # Sums over the batches of an epoch: the loss, and the accuracy on the train images in percent.
     sums = torch.zeros(2, device=device)
     batches = track_progress(chain.from_iterable(samplers), total_images, "images trained on")
     for step, batch in enumerate(batches):
         epoch = step // steps_per_epoch
         indices = chosen[batch]
-        x = crop_and_flip(images, indices, mean, std, backbone.image_size, recipe, epoch)
+        x = crop_and_flip(images, indices, mean, std, size, recipe, epoch)
         labels = images.labels[indices]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             features = (backbone(x).float() - center) / spread

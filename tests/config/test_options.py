@@ -20,10 +20,10 @@ from simsiam.config.evaluation_options import (
     LinearOptions,
     LinearSGD,
 )
+from simsiam.config.network_options import NetworkOptions
 from simsiam.config.options import (
     DataOptions,
     MethodOptions,
-    NetworkOptions,
     OptimizerOptions,
 )
 from simsiam.config.run_options import MonitorOptions

@@ -10,7 +10,7 @@ from torch import nn
 
 from models.heads import HEADS_BN_CHOICES, prediction_mlp, projection_mlp
 from models.resnet import BACKBONES, CONV_INITS, STEMS
-from simsiam.config.options import NetworkOptions
+from simsiam.config.network_options import NetworkOptions
 
 
 def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
