@@ -18,7 +18,10 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torchvision.ops import StochasticDepth
 
 from models.choices import LIBRARIES, is_library_backbone
 
@@ -29,6 +32,12 @@ MAX_REASON_LENGTH = 200  # characters of a library's message
 SIZE_ARGUMENTS = {"vit_": "image_size", "maxvit_": "input_size"}
 # torchvision's networks with further classifiers, which help to train the first layers.
 AUXILIARY_CLASSIFIERS = ("googlenet", "inception_v3")
+# Attributes of timm's layers with the probability of dropout or stochastic depth.
+TIMM_PROBABILITIES = ("drop_prob", "drop_rate")
+
+
+class LibraryError(ValueError):
+    """A network of a library cannot be built, or cannot take images of some size."""
 
 
 # ---------------------------------------------------------------- names
@@ -38,18 +47,18 @@ def require_known(name: str) -> None:
     """Check that a library has the network that `name` means.
 
     Raises:
-        ValueError: It has not, or the library is not installed.
+        LibraryError: It has not, or the library is not installed.
     """
     if not is_library_backbone(name):
         forms = " or ".join(f"{library}/NAME" for library in LIBRARIES)
-        raise ValueError(f"a backbone of a library is {forms}, got {name!r}")
+        raise LibraryError(f"a backbone of a library is {forms}, got {name!r}")
     library, _, network = name.partition("/")
     known = list_names(library)
     if network in known:
         return
     nearest = difflib.get_close_matches(network, known, 1)
     hint = f" Did you mean {library}/{nearest[0]}?" if nearest else ""
-    raise ValueError(f"{library} has no network {network!r}.{hint}")
+    raise LibraryError(f"{library} has no network {network!r}.{hint}")
 
 
 def list_names(library: str) -> list[str]:
@@ -58,7 +67,7 @@ def list_names(library: str) -> list[str]:
     timm's names may have a tag that names weights, as in "resnet50.a1_in1k".
 
     Raises:
-        ValueError: The library is not installed.
+        LibraryError: The library is not installed.
     """
     if library == "torchvision":
         return torchvision.models.list_models(module=torchvision.models)
@@ -68,7 +77,7 @@ def list_names(library: str) -> list[str]:
 
 def _import_timm() -> Any:
     if importlib.util.find_spec("timm") is None:
-        raise ValueError(
+        raise LibraryError(
             "backbones timm/NAME need the package timm. "
             f"Install it with: {sys.executable} -m pip install timm"
         )
@@ -92,8 +101,8 @@ def build_library_backbone(name: str, image_size: int | None) -> nn.Module:
         The network (B, 3, S, S) -> (B, F).
 
     Raises:
-        ValueError: The name is unknown, the package is missing, or the network cannot be built for
-            images of this size. `count_library_features` checks also that it takes them.
+        LibraryError: The name is unknown, the package is missing, or the network cannot be built
+            for images of this size. `count_library_features` also checks that it takes them.
     """
     return _build(name, image_size)
 
@@ -108,18 +117,18 @@ def count_library_features(name: str, image_size: int | None, view_size: int | N
         view_size: Side of the images that it gets. None means `image_size`.
 
     Raises:
-        ValueError: As `build_library_backbone`; or the network cannot take images of this size, or
-            does not give features (B, F).
+        LibraryError: As `build_library_backbone`; or the network cannot take images of this size,
+            or does not give features (B, F).
     """
     network = build_without_memory(name, image_size)
     side = view_size or image_size or DEFAULT_IMAGE_SIZE
     try:
-        with torch.no_grad():
+        with torch.no_grad(), TensorsWithoutMemory():
             features = network.eval()(torch.zeros(1, 3, side, side, device="meta"))
     except Exception as error:  # noqa: BLE001  (a library may raise anything)
-        raise ValueError(_describe_size_error(name, side, error)) from None
+        raise LibraryError(_describe_size_error(name, side, error)) from None
     if not isinstance(features, Tensor) or features.dim() != 2:
-        raise ValueError(f"{name} does not give features (B, F), so it cannot be a backbone")
+        raise LibraryError(f"{name} does not give features (B, F), so it cannot be a backbone")
     return features.shape[1]
 
 
@@ -127,7 +136,7 @@ def build_without_memory(name: str, image_size: int | None) -> nn.Module:
     """Build a network on torch's device "meta", where tensors have a shape but no memory.
 
     Raises:
-        ValueError: As `build_library_backbone`.
+        LibraryError: As `build_library_backbone`.
     """
     # Libraries draw some initial weights on the CPU. The run must not notice.
     with torch.random.fork_rng(devices=[]), TensorsWithoutMemory():
@@ -141,24 +150,26 @@ def _build(name: str, image_size: int | None) -> nn.Module:
     build = _build_torchvision if library == "torchvision" else _build_timm
     try:
         network = build(network_name, image_size)
-    except _SizeNeededError:
-        raise ValueError(
-            f"{name} is built for one size of images. Pass image_size, their side in pixels"
-        ) from None
+    except LibraryError:
+        raise
     except Exception as error:  # noqa: BLE001  (a library may raise anything)
-        raise ValueError(_describe_size_error(name, image_size, error)) from None
+        raise LibraryError(_describe_size_error(name, image_size, error)) from None
     turn_off_dropout(network)
     return network
 
 
-class _SizeNeededError(Exception):
-    """A network is built for one size of images, and the size is not known."""
-
-
 def _describe_size_error(name: str, side: int | None, error: Exception) -> str:
     reason = " ".join(str(error).split())[:MAX_REASON_LENGTH] or type(error).__name__
+    if side is None:
+        return f"{name} cannot be built ({reason})"
     return (
         f"{name} cannot take images of {side} x {side} pixels ({reason}). Choose another image size"
+    )
+
+
+def _make_size_needed_error(name: str) -> LibraryError:
+    return LibraryError(
+        f"{name} is built for one size of images. Pass image_size, their side in pixels"
     )
 
 
@@ -168,7 +179,7 @@ def _build_torchvision(name: str, image_size: int | None) -> nn.Module:
         if not name.startswith(prefix):
             continue
         if image_size is None:
-            raise _SizeNeededError
+            raise _make_size_needed_error(f"torchvision/{name}")
         is_pair = argument == "input_size"
         arguments[argument] = (image_size, image_size) if is_pair else image_size
     if name in AUXILIARY_CLASSIFIERS:
@@ -195,7 +206,7 @@ def _build_timm(name: str, image_size: int | None) -> nn.Module:
     if image_size is None:
         network = timm.create_model(name, **arguments)
         if network.pretrained_cfg.get("fixed_input_size"):
-            raise _SizeNeededError
+            raise _make_size_needed_error(f"timm/{name}")
         return network
     try:
         network = timm.create_model(name, img_size=image_size, **arguments)
@@ -220,7 +231,9 @@ def _require_full_patches(network: nn.Module, image_size: int) -> None:
 def turn_off_dropout(network: nn.Module) -> None:
     """Set the probability of dropout and of stochastic depth to zero in all layers."""
     for layer in network.modules():
-        for name in ("p", "drop_prob", "drop_rate"):
+        if isinstance(layer, _DropoutNd | StochasticDepth):
+            layer.p = 0.0
+        for name in TIMM_PROBABILITIES:
             if isinstance(getattr(layer, name, None), float):
                 setattr(layer, name, 0.0)
 
@@ -243,4 +256,8 @@ class TensorsWithoutMemory(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in _FACTORIES:
             kwargs["device"] = "meta"
+        # An operation on tensors of both kinds has a result without memory.
+        leaves = tree_leaves((args, kwargs))
+        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves):
+            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
         return func(*args, **kwargs)

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 
 from models.batch_norm import separates_views
 from models.choices import is_library_backbone
-from models.libraries import count_library_features
+from models.libraries import LibraryError, count_library_features
 from simsiam.commands.resume import count_processes
 from simsiam.config.commands import Pretrain
 from simsiam.data.datamodule import ViewsDataModule
@@ -39,19 +39,20 @@ def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
         model = SimSiam(**network, **method, **optimizer, image_size=data.size)
         if is_library_backbone(config.network.backbone):
             _check_library_backbone(config, data, model)
-    except ValueError as error:
+    except LibraryError as error:
         raise UserError(f"--backbone {config.network.backbone}: {error}") from None
     return model
 
 
 def _check_library_backbone(config: Pretrain, data: ViewsDataModule, model: SimSiam) -> None:
-    """Raise ValueError if a library's network does not fit the other flags."""
+    """Raise an error if a library's network does not fit the other flags."""
     name = config.network.backbone
     in_dim = config.network.in_dim
     num_features = model.projector[0].in_features
     require(
         in_dim is None or in_dim == num_features,
-        f"it has {num_features} features. Give --in-dim {num_features}, or leave --in-dim out",
+        f"--in-dim {in_dim}: {name} has {num_features} features. Give that number, or leave the "
+        "flag out.",
     )
 
     # `--image-schedule` trains on views of several sizes.
@@ -61,6 +62,6 @@ def _check_library_backbone(config: Pretrain, data: ViewsDataModule, model: SimS
     processes = count_processes(config.device, config.run.dry_run)
     require(
         processes == 1 or separates_views(model.backbone),
-        f"its batch normalisation cannot share statistics over {processes} processes. "
-        "Train with one device",
+        f"--backbone {name}: its batch normalisation cannot share statistics over {processes} "
+        "processes. Train on one device.",
     )

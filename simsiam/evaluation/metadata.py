@@ -113,9 +113,10 @@ def _validate(kind: type[Metadata], values: dict[str, Any], file: Path) -> Metad
         return kind.model_validate(values)
     except ValidationError as error:
         # A list such as `mean` can have several errors; its name is printed once.
-        invalid = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
+        invalid = {str(problem["loc"][0]) for problem in error.errors()}
+        names = [name for name in (*METADATA_HPARAMS, *PROVENANCE) if name in invalid]
         raise UserError(
-            f"{file}: not a file of this program: it has no valid {', '.join(invalid)}"
+            f"{file}: not a file of this program: it has no valid {', '.join(names)}"
         ) from None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.choices import is_library_backbone
 from models.heads import build_networks
-from models.libraries import TensorsWithoutMemory, build_library_backbone
+from models.libraries import LibraryError, TensorsWithoutMemory, build_library_backbone
 from models.resnet import BACKBONES, ResNet
 from simsiam.config.network_options import NetworkOptions
 from simsiam.evaluation.metadata import BackboneMetadata, ImageMetadata
@@ -65,6 +65,9 @@ def _build_resnet(metadata: BackboneMetadata) -> ResNet:
     zero_init_residual = bool(metadata.settings.get("zero_init_residual", True))
     conv_init = str(metadata.settings.get("conv_init") or NetworkOptions.conv_init)
     make_resnet = BACKBONES[metadata.backbone]
+    assert (
+        metadata.width is not None and metadata.stem is not None
+    )  # `BackboneMetadata` requires it
     return make_resnet(metadata.width, zero_init_residual, metadata.stem, conv_init)
 
 
@@ -76,6 +79,8 @@ def build_all_networks(file: Path, hparams: dict[str, Any]) -> nn.ModuleDict:
     """
     try:
         backbone, projector, predictor = build_networks(hparams["backbone"], hparams)
+    except LibraryError as error:
+        raise UserError(f"{file}: {error}") from None
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file}: not a checkpoint of this program ({error})") from None
     return nn.ModuleDict(
