@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from models.choices import is_library_backbone
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.commands.estimate import estimate_seconds, format_duration
@@ -151,13 +152,17 @@ def describe_network(model: SimSiam) -> list[str]:
     millions: dict[str, float] = {}
     for name, network in model.named_children():
         millions[name] = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    name = model.hparams["backbone"]
     stem = ""
     if model.hparams["stem"] is not None:
         stem = f"{model.hparams['stem']} stem; "
-    return [
+    lines = [
         f"  network   {stem}parameters: backbone {millions['backbone']:.2f} M,",
         f"{INDENT}projector {millions['projector']:.2f} M, predictor {millions['predictor']:.2f} M",
     ]
+    if is_library_backbone(name) and "." in name:
+        lines.append(f"{INDENT}the tag in {name} loads no weights")
+    return lines
 
 
 def describe_time(context: RunContext) -> list[str]:

@@ -17,6 +17,7 @@ from simsiam import SimSiam, load_backbone
 from tests.at_steps import start_with_events
 from tests.conftest import MakeOnce
 from tests.helpers import CPU, Program, read_rows, read_summary, same_weights
+from tests.processes import start
 
 # Backbone -> number of features, and the name of the classifier that torchvision adds to it.
 BACKBONES = {
@@ -206,3 +207,46 @@ def test_each_command_works_on_each_backbone(
 
     run = make_once(name.replace("/", "_"), train) / "run"
     CHECKS[command](program, name, run, tmp_path)
+
+
+def test_two_processes_learn_the_same_as_one(tmp_path: Path) -> None:
+    """timm's layers of BN and activation share their statistics over the processes too."""
+    flags = [*FLAGS, "--backbone", "timm/mobilenetv3_small_050", "--learning-rate", "0.001"]
+    rows: list[dict[str, Any]] = []
+    for devices in ("1", "2"):
+        folder = ["--save-dir", str(tmp_path), "--exp-name", devices]
+        process = start(*flags, *folder, "--devices", devices)
+        out, err = process.communicate()
+        assert (process.returncode, err) == (0, ""), err
+        assert ("2 x cpu" in out) == (devices == "2")
+        rows += read_rows(tmp_path / devices)
+    one, two = rows
+    assert one["train_loss"] == pytest.approx(two["train_loss"], abs=5e-4)
+    assert one["z_std"] == pytest.approx(two["z_std"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--backbone", "torchvision/resnet19"], "Did you mean torchvision/resnet18?"),
+        (["--backbone", "timm/no_such_network"], "timm has no network"),
+        (["--backbone", "torchvision"], "There are resnet10, resnet18, resnet34, resnet50, torchv"),
+        (["--backbone", "timm/hf-hub:a/b"], "--backbone timm/hf-hub:a/b: There are resnet10"),
+        (["--backbone", "resnet81"], "did you mean resnet18?"),
+        (["--backbone", "timm/resnet18", "--width", "8"], "--width 8: only for the ResNets"),
+        (["--backbone", "timm/resnet18", "--stem", "cifar"], "--stem cifar: only for the ResNets"),
+        (["--backbone", "timm/resnet18", "--in-dim", "8"], "timm/resnet18 has 512 features"),
+        (["--backbone", "torchvision/inception_v3"], "cannot take images of 32 x 32 pixels"),
+        (
+            ["--backbone", "timm/vit_tiny_patch16_224", "--image-schedule", "16:1"],
+            "cannot take images of 16 x 16 pixels",
+        ),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused_in_one_line(
+    flags: list[str], message: str, program: Program, tmp_path: Path
+) -> None:
+    status, _, err = program(*FLAGS, *flags)
+    assert status == 2 and err.count("\n") == 1
+    assert message in err, err
+    assert not (tmp_path / "runs").exists()
