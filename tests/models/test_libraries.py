@@ -16,6 +16,7 @@ from models.batch_norm import BatchNorm2d, expect_views, separates_views
 from models.convert_batch_norm import convert_batch_norm
 from models.features import prepare_custom_backbone
 from models.libraries import (
+    AUXILIARY_CLASSIFIERS,
     TensorsWithoutMemory,
     build_library_backbone,
     build_without_memory,
@@ -42,10 +43,11 @@ def test_each_classifier_of_torchvision_gives_features(name: str) -> None:
     """Only the last layer is missing, and with it the classifiers that help to train others."""
     features = count_library_features(f"torchvision/{name}", 224)
     ours = build_without_memory(f"torchvision/{name}", 224).state_dict()
-    # Others than vision transformers do not depend on the size.
-    size = {"image_size": 224} if name.startswith("vit") else {}
+    arguments: dict[str, Any] = {}
+    if name in AUXILIARY_CLASSIFIERS:
+        arguments["init_weights"] = True  # otherwise torchvision warns
     with TensorsWithoutMemory():
-        theirs = torchvision.models.get_model(name, weights=None, **size).state_dict()
+        theirs = torchvision.models.get_model(name, weights=None, **arguments).state_dict()
     missing = [key for key in theirs if key not in ours and not key.lower().startswith("aux")]
     layers = {key.rpartition(".")[0] for key in missing}
     assert len(layers) == 1 and missing[0].endswith(".weight")
