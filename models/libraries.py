@@ -28,8 +28,9 @@ from models.choices import LIBRARIES, is_library_backbone
 # Side of the images on which a network that takes any size is checked if their size is not known.
 DEFAULT_IMAGE_SIZE = 224
 MAX_REASON_LENGTH = 200  # characters of a library's message
-# torchvision's networks that are built for one size of images -> the argument for it.
-SIZE_ARGUMENTS = {"vit_": "image_size", "maxvit_": "input_size"}
+# torchvision's networks that are built for one size of images.
+TRANSFORMER_PREFIX = "vit_"
+MAXVIT_PREFIX = "maxvit_"
 # torchvision's networks with further classifiers, which help to train the first layers.
 AUXILIARY_CLASSIFIERS = ("googlenet", "inception_v3")
 # Attributes of timm's layers with the probability of dropout or stochastic depth.
@@ -101,8 +102,9 @@ def build_library_backbone(name: str, image_size: int | None) -> nn.Module:
         The network (B, 3, S, S) -> (B, F).
 
     Raises:
-        LibraryError: The name is unknown, the package is missing, or the network cannot be built
-            for images of this size. `count_library_features` also checks that it takes them.
+        LibraryError: The name is unknown, the package is missing, or the network needs a size.
+        Exception: What the library raises if it cannot build the network for images of this size.
+            Call `count_library_features` first, which raises LibraryError then.
     """
     return _build(name, image_size)
 
@@ -117,8 +119,8 @@ def count_library_features(name: str, image_size: int | None, view_size: int | N
         view_size: Side of the images that it gets. None means `image_size`.
 
     Raises:
-        LibraryError: As `build_library_backbone`; or the network cannot take images of this size,
-            or does not give features (B, F).
+        LibraryError: The name is unknown, the package is missing, or the network needs a size,
+            cannot take images of this size, or does not give features (B, F).
     """
     network = build_without_memory(name, image_size)
     side = view_size or image_size or DEFAULT_IMAGE_SIZE
@@ -136,24 +138,26 @@ def build_without_memory(name: str, image_size: int | None) -> nn.Module:
     """Build a network on torch's device "meta", where tensors have a shape but no memory.
 
     Raises:
-        LibraryError: As `build_library_backbone`.
+        LibraryError: The name is unknown, the package is missing, or the network needs a size or
+            cannot be built for images of this size.
     """
     # Libraries draw some initial weights on the CPU. The run must not notice.
     with torch.random.fork_rng(devices=[]), TensorsWithoutMemory():
-        network = _build(name, image_size)
+        try:
+            network = _build(name, image_size)
+        except LibraryError:
+            raise
+        except Exception as error:  # noqa: BLE001  (a library may raise anything)
+            raise LibraryError(_describe_size_error(name, image_size, error)) from None
     return network.to("meta")  # the lists of numbers too
 
 
 def _build(name: str, image_size: int | None) -> nn.Module:
+    """Build a network. Errors of the library are raised as they are."""
     require_known(name)
     library, _, network_name = name.partition("/")
     build = _build_torchvision if library == "torchvision" else _build_timm
-    try:
-        network = build(network_name, image_size)
-    except LibraryError:
-        raise
-    except Exception as error:  # noqa: BLE001  (a library may raise anything)
-        raise LibraryError(_describe_size_error(name, image_size, error)) from None
+    network = build(network_name, image_size)
     turn_off_dropout(network)
     return network
 
@@ -174,14 +178,13 @@ def _make_size_needed_error(name: str) -> LibraryError:
 
 
 def _build_torchvision(name: str, image_size: int | None) -> nn.Module:
+    if image_size is None and name.startswith((TRANSFORMER_PREFIX, MAXVIT_PREFIX)):
+        raise _make_size_needed_error(f"torchvision/{name}")
     arguments: dict[str, Any] = {}
-    for prefix, argument in SIZE_ARGUMENTS.items():
-        if not name.startswith(prefix):
-            continue
-        if image_size is None:
-            raise _make_size_needed_error(f"torchvision/{name}")
-        is_pair = argument == "input_size"
-        arguments[argument] = (image_size, image_size) if is_pair else image_size
+    if name.startswith(TRANSFORMER_PREFIX):
+        arguments["image_size"] = image_size
+    if name.startswith(MAXVIT_PREFIX):
+        arguments["input_size"] = (image_size, image_size)
     if name in AUXILIARY_CLASSIFIERS:
         arguments["aux_logits"] = False
         arguments["init_weights"] = True

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from models.choices import is_library_backbone
 from models.heads import build_networks
-from models.libraries import LibraryError, TensorsWithoutMemory, build_library_backbone
+from models.libraries import (
+    LibraryError,
+    TensorsWithoutMemory,
+    build_library_backbone,
+    count_library_features,
+)
 from models.resnet import BACKBONES, ResNet
 from simsiam.config.network_options import NetworkOptions
 from simsiam.evaluation.metadata import BackboneMetadata, ImageMetadata
@@ -51,6 +56,8 @@ def build_backbone(metadata: BackboneMetadata, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         try:
             if is_library_backbone(metadata.backbone):
+                # Raises LibraryError, a ValueError, if the file has a size that does not fit.
+                count_library_features(metadata.backbone, metadata.image_size)
                 backbone = build_library_backbone(metadata.backbone, metadata.image_size)
             else:
                 backbone = _build_resnet(metadata)
@@ -65,9 +72,9 @@ def _build_resnet(metadata: BackboneMetadata) -> ResNet:
     zero_init_residual = bool(metadata.settings.get("zero_init_residual", True))
     conv_init = str(metadata.settings.get("conv_init") or NetworkOptions.conv_init)
     make_resnet = BACKBONES[metadata.backbone]
-    assert (
-        metadata.width is not None and metadata.stem is not None
-    )  # `BackboneMetadata` requires it
+    # `BackboneMetadata` requires both of a ResNet.
+    assert metadata.width is not None
+    assert metadata.stem is not None
     return make_resnet(metadata.width, zero_init_residual, metadata.stem, conv_init)
 
 

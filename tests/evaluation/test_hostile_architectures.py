@@ -55,6 +55,8 @@ def test_a_file_of_a_librarys_network_loads(tmp_path: Path) -> None:
         ({"stem": "cifar"}, "no valid stem"),
         ({"backbone": "resnet18"}, "no valid width, stem"),
         ({"image_size": 10**9}, "no valid image_size"),
+        ({"backbone": "torchvision/vit_b_16", "image_size": 40}, "cannot take images of 40 x 40"),
+        ({"backbone": "torchvision/vit_b_16", "image_size": None}, "is built for one size"),
     ],
 )
 def test_a_hostile_file_is_refused_in_one_line(
