@@ -63,7 +63,8 @@ DEFAULT_SIGNAL_HANDLERS = {
     signal.SIGINT: signal.default_int_handler,
 }
 
-# Set once the signal handler is allowed to raise. During the imports it ends the process instead.
+# Set once `run_command` has imported the command's module. Until then the signal handler ends the
+# process; afterwards it raises StoppedBySignal.
 may_raise = threading.Event()
 
 
@@ -184,6 +185,7 @@ def install_signal_handlers() -> None:
     """Let signals end the program with one line, except those that are ignored, as by nohup."""
     may_raise.clear()
     for number, default_handler in DEFAULT_SIGNAL_HANDLERS.items():
+        # SIGINT has SIG_DFL since the imports at the top of this file.
         if signal.getsignal(number) in (default_handler, signal.SIG_DFL):
             signal.signal(number, raise_stopped)
 

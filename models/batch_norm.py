@@ -27,7 +27,10 @@ def _world_size() -> int:
 
 
 class _AllGather(torch.autograd.Function):
-    """Stack the tensors of all processes: (...) -> (processes, ...). Gradients flow to each."""
+    """Stack the tensors of all processes: (...) -> (processes, ...).
+
+    Gradients flow back to the tensor of every process.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -97,6 +100,8 @@ class _NormalizeViews(torch.autograd.Function):
         # Sums of g, and of g times the normalised x: (V, 1, ..., C) each.
         g_sum = g.sum(dims, keepdim=True)
         gx_sum = (g * centered).sum(dims, keepdim=True) * rstd
+        # With x_hat = centered * rstd, the derivative of BN is
+        # dx = weight * rstd * (g - mean(g) - x_hat * mean(g * x_hat)).
         unscaled_dx = g - g_sum / n - centered * (rstd * gx_sum / n)
         if weight is None:
             return (unscaled_dx * rstd).to(x.dtype), None, None, None, None
@@ -186,7 +191,8 @@ class _BatchNormPerView(_BatchNorm):
         # The variance of a view is the mean variance of its parts plus the variance of their means.
         mean = means.mean(0)  # (V, C)
         var = (variances + (means - mean).square()).mean(0)  # (V, C)
-        n = x[0].numel() // x.shape[2] * len(means)
+        numbers_per_part = x[0, :, 0].numel()  # of one channel
+        n = numbers_per_part * _world_size()
         self._update_running_statistics(mean.detach(), var.detach(), n)
 
         shape = [self.views, 1, -1] + [1] * (x.dim() - 3)  # for (V, C) to broadcast over x
@@ -209,12 +215,12 @@ class _BatchNormPerView(_BatchNorm):
         with torch.no_grad():
             if not self.compiled:
                 self.num_batches_tracked.add_(self.views)
-            # The layers of this module have a momentum; torch's cumulative average (None) is not
-            # supported.
+            # torch's cumulative average, which has no momentum, is not supported.
+            assert self.momentum is not None
             for view in range(self.views):
-                self.running_mean.lerp_(mean[view], self.momentum or 0.0)
+                self.running_mean.lerp_(mean[view], self.momentum)
                 unbiased_var = var[view] * (n / (n - 1))
-                self.running_var.lerp_(unbiased_var, self.momentum or 0.0)
+                self.running_var.lerp_(unbiased_var, self.momentum)
 
 
 class BatchNorm1d(_BatchNormPerView, nn.BatchNorm1d):
@@ -251,7 +257,8 @@ def expect_views(network: nn.Module, views: int, compiled: bool = False) -> Iter
     Args:
         network: Its BN layers from this module are affected.
         views: Number of views in a batch.
-        compiled: Whether `network` runs as part of a compiled graph.
+        compiled: Whether `network` runs as part of a compiled graph. Then run one training batch
+            in each context, because its views are counted at the end.
     """
     layers = [module for module in network.modules() if isinstance(module, _BatchNormPerView)]
     for layer in layers:

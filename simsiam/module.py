@@ -126,7 +126,7 @@ class SimSiam(ResumableModule):
         # A subclass may have arguments that are not plain, such as a function. It can use them
         # through self.hparams, but checkpoints do not save them.
         plain_hparams, names_left_out = select_plain(self.hparams)
-        self.hparams.update(plain_hparams)  # such as a list for a tuple
+        self.hparams.update(plain_hparams)  # in plain form: a tuple becomes a list
         if names_left_out:
             names = ", ".join(names_left_out)
             rank_zero_warn(f"hyper-parameters that are not plain values are not saved: {names}")
@@ -245,8 +245,8 @@ class SimSiam(ResumableModule):
             sizes = self.hparams["image_size"], metadata["image_size"]
             count_library_features(self.hparams["backbone"], *sizes)
         self.hparams.update(metadata)
-        # The monitors crop images to this size during training. Mean and std are set when a
-        # checkpoint is loaded.
+        # During training the backbone needs only `image_size`, to which the monitors crop images.
+        # Its mean and std are set when a checkpoint is loaded.
         if isinstance(self.backbone, ResNet) and "image_size" in metadata:
             self.backbone.image_size = metadata["image_size"]
         if ignored:

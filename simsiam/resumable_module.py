@@ -13,8 +13,9 @@ from utils.trainer import follow_accumulation_schedule, has_accumulated_gradient
 class ResumableModule(pl.LightningModule):
     """Log the means of loss and z_std of each epoch, also if a run resumes within the epoch.
 
-    Checkpoints written between two optimizer steps also hold the gradients accumulated so far, so
-    a resumed run equals an uninterrupted one to the bit.
+    With accumulation, a checkpoint may be written after some of the batches of an optimizer step.
+    It then also holds the gradients accumulated so far, so that a resumed run equals an
+    uninterrupted one to the bit.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class ResumableModule(pl.LightningModule):
         self._epoch_sums = torch.zeros(2, dtype=torch.float64)
         self._epoch_batches = 0
         self._means_logged = False
-        # Gradients by parameter name, from a checkpoint written between two optimizer steps.
+        # Gradients by parameter name, from a checkpoint with accumulated gradients.
         self._restored_gradients: dict[str, Tensor] = {}
 
     # ---------------------------------------------------------------- epoch means
@@ -66,8 +67,8 @@ class ResumableModule(pl.LightningModule):
 
         Callbacks read the means in their `on_train_epoch_end`, which runs before the module's.
         """
-        # `done` also covers epochs that end early, as by max_steps. It is False in the first batch
-        # after a resume, even if that batch is the last one of the epoch.
+        # Each test misses a case. `is_last_batch` misses an epoch that ends early, as by max_steps.
+        # `done` misses a resumed run whose first batch is the last one of the epoch.
         if self.trainer.is_last_batch or self.trainer.fit_loop.epoch_loop.done:
             self._log_means()
 

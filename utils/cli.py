@@ -109,8 +109,8 @@ def _check_texts(settings: dict[str, Any]) -> None:
         for item in items:
             text = str(item)
             require(text != "", f"{flag} is empty. Give a name, or leave the flag out.")
-            is_expanded = not text.startswith("~") or os.path.expanduser(text) != text
-            require(is_expanded, f"{flag} {text}: there is no such home folder")
+            has_no_home = text.startswith("~") and os.path.expanduser(text) == text
+            require(not has_no_home, f"{flag} {text}: there is no such home folder")
 
 
 def _find_config_file(args: list[str]) -> Path | None:
@@ -162,7 +162,9 @@ def _describe_group(info: StructTypeInfo) -> StructConstructorSpec | None:
         elif field.default is not dataclasses.MISSING:
             default = field.default
         else:
-            default = tyro.MISSING_NONPROP  # the flag must be given
+            default = (
+                tyro.MISSING_NONPROP
+            )  # a flag must be given; a whole group has its own defaults
         spec = StructFieldSpec(
             name=field.name,
             type=_add_tyro_annotations(type_hints[field.name]),

@@ -223,6 +223,7 @@ def _find_problem_with_device_file(name: str) -> Problem | None:
         return Problem(f"{name} belongs to the machine, but {reason}", intended=True)
     if errno.EACCES in refused:
         device = refused[errno.EACCES]
-        reason = f"you have no permission to open {device}: ask for its group (ls -l {device})"
+        advice = f"ask to be added to its group (ls -l {device})"
+        reason = f"you have no permission to open {device}: {advice}"
         return Problem(f"{name} is here, but {reason}", intended=False)
     return None

@@ -36,7 +36,8 @@ class RunDirectory:
         # Only a finished run has these two.
         self.summary = path / "summary.json"
         self.backbone = path / "backbone.safetensors"
-        # Holds the folder's lock. `write_rows` exchanges it if it has to make a new folder.
+        # Holds the folder's lock. If somebody removes the folder, `write_rows` releases that lock
+        # and locks the new folder. A closed ExitStack can be used again.
         self._lock_holder = ExitStack()
         self._created_config: dict[str, Any] | None = None  # what `create` wrote
 
@@ -133,7 +134,7 @@ class RunDirectory:
     def resumable(self) -> list[Path]:
         """Return the checkpoints to resume from, the newest first."""
         own = [path for path in (self.last, previous(self.last)) if path.exists()]
-        # Lightning writes such a file when SLURM requeues the job. It counts only if it is newer
+        # Lightning writes hpc_ckpt_N.ckpt when SLURM requeues a job. It counts only if it is newer
         # than the run's own checkpoint.
         requeued = {path: path.stat().st_mtime for path in self.checkpoints.glob("hpc_ckpt_*.ckpt")}
         if own:

@@ -11,8 +11,8 @@ import re
 from utils.console import print_line
 from utils.errors import UserError, require
 
-# SLURM numbers the steps of a job from 0. It gives the ids from this one on to scripts of sbatch,
-# shells of salloc and its own daemons.
+# SLURM numbers the steps of a job from 0. Ids from this one upwards stand for scripts of sbatch,
+# shells of salloc and SLURM's own daemons.
 FIRST_RESERVED_STEP = 0xFFFFFFF0
 
 # Lightning takes jobs of these names for interactive shells, and ignores SLURM there.
@@ -22,9 +22,9 @@ NAMES_OF_INTERACTIVE_JOBS = ("bash", "interactive")
 def started_by_srun() -> bool:
     """Return whether srun started this process, and with it the other tasks of its step.
 
-    srun sets SLURM_STEP_ID for its tasks. The children of a task inherit the variable. A task may
-    be a script that starts this process: then this process does the work of the task. But a command
-    that somebody types in the shell of `srun --pty bash` does not.
+    srun sets SLURM_STEP_ID for its tasks. The children of a task inherit the variable, so it is not
+    enough. A child of a script that srun started counts as the task. A command that somebody types
+    in the shell of `srun --pty bash` does not count.
     """
     step = os.environ.get("SLURM_STEP_ID", "")
     if not step.isdecimal() or int(step) >= FIRST_RESERVED_STEP:
@@ -89,7 +89,8 @@ def _copy_step_to_job() -> None:
     node_list = os.environ.get("SLURM_STEP_NODELIST")
     if node_list:
         os.environ["SLURM_NODELIST"] = node_list
-    # srun can also start a step inside a job of such a name. Lightning would ignore SLURM then.
+    # Lightning ignores SLURM in jobs of these names, but srun can start a step there too. So give
+    # the job another name.
     if os.environ.get("SLURM_JOB_NAME") in NAMES_OF_INTERACTIVE_JOBS:
         os.environ["SLURM_JOB_NAME"] = "srun"
 

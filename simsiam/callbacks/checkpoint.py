@@ -169,7 +169,7 @@ class CheckpointCallback(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        # Save only between two optimizer steps, where there are no accumulated gradients to save.
+        # Save only right after an optimizer step, when no gradients are accumulated.
         is_step_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         # After the last batch of an epoch, on_train_epoch_end saves.
         if is_step_done and not trainer.is_last_batch:
@@ -179,7 +179,7 @@ class CheckpointCallback(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._warn_of_failures()
         row = self.recorder.row
-        epoch = row["epoch"]
+        epoch = row["epoch"]  # from 1, unlike trainer.current_epoch
 
         # If best.ckpt could not be written, its weights are lost. Then the next weights whose
         # accuracy is measured count as the best, whatever their accuracy is.
@@ -231,7 +231,8 @@ class CheckpointCallback(Checkpoint):
             self.io.wait()
             self.signals.received = 0
             return
-        # Only rank 0 writes. If another rank ended first, rank 0 would report it as lost.
+        # Only rank 0 has to wait for a write. The other ranks wait for rank 0 here, because rank 0
+        # would take a rank that ended first for a lost process.
         trainer.strategy.barrier()
         position = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
         raise StoppedBySignal(

@@ -125,7 +125,8 @@ class KNNMonitor(pl.Callback):
         self.epoch_metrics = {}
         if self.every and self._is_due(trainer):
             self._measure_epoch(trainer, pl_module, trainer.current_epoch)
-            # All processes have the same values. Lightning warns where sync_dist is not set.
+            # sync_dist changes nothing, since all processes have the same values. Without it,
+            # Lightning warns.
             pl_module.log_dict(self.epoch_metrics, sync_dist=True)  # pyright: ignore[reportArgumentType]
         else:
             self._offer_to_callbacks(trainer)
@@ -142,8 +143,9 @@ class KNNMonitor(pl.Callback):
         if not self.every or last_epoch < 0 or self._measured_epoch == last_epoch:
             return
         self._measure_epoch(trainer, pl_module, last_epoch)
+        step = trainer.global_step - 1  # at which Lightning logs the values of an epoch
         for logger in trainer.loggers:
-            logger.log_metrics(self.epoch_metrics, step=trainer.global_step - 1)
+            logger.log_metrics(self.epoch_metrics, step)
         self._offer_to_callbacks(trainer)
 
     def _measure_epoch(
@@ -169,7 +171,8 @@ class KNNMonitor(pl.Callback):
         with trainer.precision_plugin.forward_context():
             bank, queries = self._extract(trainer, pl_module)
         metrics: dict[str, float] = {}
-        # `rankme` gathers the features that each process passes: the first ones of its share.
+        # Measure the rank first: the accuracy normalises the features in place. `rankme` uses
+        # the rows of all processes, so each passes its part of the RANKME_IMAGES.
         rank = rankme(bank.features[: RANKME_IMAGES // distributed.world_size()])
         if queries is not None:
             metrics["kNN_accuracy"] = self._measure_accuracy(bank, queries)

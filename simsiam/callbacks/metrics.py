@@ -41,9 +41,9 @@ class MetricsRecorder(pl.Callback):
         self.run = run
         self.knn = knn
         self.rows: list[dict[str, Any]] = []
-        # `started` is when this process began or resumed the epoch.
+        self.started = 0.0  # when this process began or resumed the epoch
         self.batches = 0  # of the epoch, since `started`
-        self.seconds = 0.0  # of the epoch, before `started`; 0 unless it was resumed
+        self.earlier_seconds = 0.0  # that the epoch took before this process resumed it, or 0
         # Older checkpoints hold the module's sums over the epoch here instead of in the module.
         self._old_sums: dict[str, Any] | None = None
 
@@ -66,7 +66,7 @@ class MetricsRecorder(pl.Callback):
         # Lightning does not call this when a resumed run continues in the middle of an epoch, so
         # that epoch keeps the seconds from its checkpoint.
         self.batches = 0
-        self.seconds = 0.0
+        self.earlier_seconds = 0.0
         self.started = time.perf_counter()
 
     def on_train_batch_end(
@@ -85,7 +85,8 @@ class MetricsRecorder(pl.Callback):
         # `tolist` waits until the device has finished the epoch's last step. Only then can the time
         # be taken. This callback never waits in another step.
         self.means = pl_module.epoch_means().tolist()
-        images = self.batches / trainer.accumulate_grad_batches * data.batch_size
+        optimizer_batches = self.batches / data.accumulate  # Lightning's batches are parts of them
+        images = optimizer_batches * data.batch_size
         self.images_per_second = images / (time.perf_counter() - self.started)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -132,17 +133,18 @@ class MetricsRecorder(pl.Callback):
         """
         for logger in trainer.loggers:
             if isinstance(logger, ResilientTensorBoardLogger):
-                logger.log_metrics(metrics, trainer.global_step - 1)
+                # Lightning logs the values of an epoch at this step.
+                logger.log_metrics(metrics, step=trainer.global_step - 1)
 
     def _seconds_of_epoch(self) -> float:
-        return self.seconds + time.perf_counter() - self.started
+        return self.earlier_seconds + time.perf_counter() - self.started
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "seconds": self._seconds_of_epoch()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
-        self.seconds = state_dict["seconds"]
+        self.earlier_seconds = state_dict["seconds"]
         if "sums" in state_dict:
             self._old_sums = {"sums": state_dict["sums"], "batches": state_dict["batches"]}
 

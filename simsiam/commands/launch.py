@@ -49,8 +49,8 @@ def cluster_environment() -> ClusterEnvironment | None:
     # Ask for torchrun first: it may run inside a SLURM job.
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
-    # SLURM's variables describe the job, of which srun may have started fewer tasks, or none.
-    # Lightning reads the variables, so they are corrected first.
+    # SLURM's variables give the tasks that the job asked for. srun may have started fewer, or none.
+    # Lightning reads the variables, so correct them first.
     match_environment_to_started_tasks()
     try:
         return SLURMEnvironment() if SLURMEnvironment.detect() else None
@@ -137,6 +137,8 @@ def end_with_parent() -> None:
     launcher = os.environ.get(PARENT_VARIABLE)
     if launcher is None or sys.platform != "linux":
         return
+    # The kernel's signal follows the parent. If the launcher is not the parent, or no longer, only
+    # the check below applies.
     if launcher == str(os.getppid()):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     # Check this only now: if the launcher died before the request, the kernel sends no signal.
@@ -164,7 +166,7 @@ def needs_launch(devices: int) -> bool:
         return True
     # A single SLURM task starts the processes of its run itself. A single process of torchrun does
     # not: `process_group` reports that --devices is wrong.
-    return cluster.world_size() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
+    return cluster.world_size() == 1 and isinstance(cluster, SLURMEnvironment)
 
 
 def launch(processes: int, command: list[str]) -> int:

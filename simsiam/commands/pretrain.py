@@ -81,7 +81,8 @@ def pretrain(config: Pretrain) -> None:
         model = build_model(config, data)
 
         resumable_files = run.resumable()
-        # Only rank 0 loads the weights of --model-path. DDP sends rank 0's weights to all ranks.
+        # `find_start` also loads the weights of --model-path into the model. Only rank 0 does this,
+        # and DDP sends rank 0's weights to all ranks.
         start = distributed.broadcast_result(lambda: find_start(config, run, data, model, state))
         if start is not None and config.device.precision == "auto":
             precision = choose_resumed_precision(start, accelerator, precision)
@@ -175,6 +176,7 @@ def train(context: RunContext) -> None:
     on_gpu = context.accelerator == "gpu"
     world_size = distributed.world_size()
 
+    # `knn`, which is made below, calls this during the training.
     def show_knn_progress(chunks: Iterable[Tensor], total: int, label: str) -> Iterable[Tensor]:
         # Without a terminal, print progress only for the measurement before training. The line of
         # an epoch follows each later measurement.

@@ -100,7 +100,7 @@ def find_start(
     path = find_checkpoint(ckpt_dir, whole=True)
     content = read_resumable(path, REQUIRED_STATES)
     _check_same_run(path, content, config, data)
-    # Only --overwrite comes here with a folder that has checkpoints.
+    # The run's folder has checkpoints here only with --overwrite, which is about to delete them.
     is_in_run_folder = run.path.resolve() in path.resolve().parents
     require(
         not is_in_run_folder,
@@ -124,6 +124,7 @@ def check_knn_k(monitor: MonitorOptions, data: ViewsDataModule) -> None:
 
 def _find_own_checkpoint(run: RunDirectory, data: ViewsDataModule, ckpt_dir: str | None) -> Start:
     """Return the newest readable checkpoint in the folder of an unfinished run."""
+    # The --ckpt-dir that the run itself started from may stay: the same command resumes it.
     require(
         ckpt_dir is None or ckpt_dir == run.settings().get("ckpt_dir"),
         f"{run.path} holds an unfinished run, which would be resumed instead of "
@@ -154,7 +155,10 @@ def _find_own_checkpoint(run: RunDirectory, data: ViewsDataModule, ckpt_dir: str
 def _check_same_run(
     path: Path, content: dict[str, Any], config: Pretrain, data: ViewsDataModule
 ) -> None:
-    """Raise UserError unless a checkpoint of another folder is an earlier state of this run."""
+    """Raise UserError unless this run can continue from a checkpoint in another folder.
+
+    It can if settings and images are the same, and the checkpoint has epochs left to train.
+    """
     # Where the checkpoint's own run got its initial weights does not matter any more.
     settings = content["settings"] | {"model_path": None}
     differences = describe_differences(settings, settings_to_keep(config))

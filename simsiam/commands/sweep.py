@@ -198,7 +198,8 @@ def start_process(config: Pretrain, slot: Slot) -> subprocess.Popen[bytes]:
     stdout = None  # the stdout of this process
     if slot is not None:  # other runs train at the same time
         environment["CUDA_VISIBLE_DEVICES"] = slot
-        stdout = subprocess.DEVNULL  # lines of several runs would be mixed up
+        # The progress of several runs would be mixed up. Errors still appear: they go to stderr.
+        stdout = subprocess.DEVNULL
     return subprocess.Popen(
         subprocess_args(config),
         env=environment,

@@ -211,6 +211,7 @@ class ViewsDataModule(pl.LightningDataModule):
                 f"images ({trainer.world_size} devices x accumulate {self.accumulate}). "
                 f"Try {below} or {below + parts}."
             )
+        # With accumulate 1, a Trainer may accumulate whole batches of batch_size images.
         if self.accumulate > 1 and trainer.accumulate_grad_batches != self.accumulate:
             raise ValueError(
                 f"accumulate {self.accumulate} needs the same number in the Trainer. "

@@ -119,7 +119,7 @@ def decode_images(
         folder: the cache folder. It is created if it does not exist.
         root: folder of the image files.
         files: paths relative to `root`, those of the train images first.
-        side: C, the side of the decoded images in pixels.
+        side: side of the decoded images in pixels.
         metadata: further entries of the manifest: "train" (the number of train files), "labels",
             "classes" and, if pixels are scaled, "pixel_range" (see `read_image`).
 
@@ -179,7 +179,7 @@ class _CacheWriter:
         self._check_space()
         if self.lines:
             print_line(f"{len(self.lines):,} of {len(self.files):,} images are already decoded.")
-        self._write_manifest()
+        self._write_manifest()  # on a resume, this drops a last line that was cut off
         self._decode_remaining_files()
         self._report_decoded()
 

@@ -59,7 +59,7 @@ def prepare_folder(options: DataOptions) -> None:
     # Decode the train images, then the test images.
     files = []
     labels = []
-    # Full paths of sub-folders and relative paths of files, each with the reason
+    # Why a path cannot be read. Sub-folders have full paths here, files have paths below `root`.
     unreadable: dict[Path, str] = {}
     for images in image_folders:
         subfolder = images.root.relative_to(root)  # such as "train"

@@ -118,8 +118,9 @@ def silence_pillow() -> Iterator[None]:
 def try_to_read(path: Path, size: int, pixel_range: PixelRange = None) -> ReadResult:
     """Return the decoded image, or the reason why the file cannot be read."""
     try:
-        if not path.is_file() and path.exists():
-            return "not a file"  # To open a pipe would block.
+        # To open a pipe, for example, would block. To open a missing file raises an error.
+        if path.exists() and not path.is_file():
+            return "not a file"
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
@@ -240,7 +241,7 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
 
 def _raw_mode_of_tile(tile: Any) -> str:
     """Return the raw mode of a tile, which is Pillow's description of a part of a file."""
-    args = tile[3]  # Newer versions of Pillow also name it tile.args.
+    args = tile[3]  # by index, because older versions of Pillow do not name the parts
     if isinstance(args, tuple) and args:
         args = args[0]  # The other elements are further arguments of the decoder.
     return args if isinstance(args, str) else ""
@@ -272,9 +273,11 @@ def _swap_bytes(tile: Any) -> Any:
     """Return a tile with the two bytes of each value in the opposite order."""
     raw_mode = _raw_mode_of_tile(tile)
     opposite = raw_mode[:-1] + OPPOSITE_BYTE_ORDER[raw_mode[-1]]
-    if isinstance(tile.args, tuple):
-        return tile._replace(args=(opposite, *tile.args[1:]))
-    return tile._replace(args=opposite)
+    codec, extents, offset, args = tile
+    new_args = opposite
+    if isinstance(args, tuple):
+        new_args = (opposite, *args[1:])
+    return codec, extents, offset, new_args
 
 
 def _read_orientation(image: Image.Image) -> Image.Transpose | None:

@@ -50,7 +50,7 @@ class LoadedCheckpoint:
 
     file: Path
     metadata: BackboneMetadata
-    # All hyper-parameters of SimSiam, or the whole metadata if the file has the backbone alone.
+    # SimSiam's hyper-parameters; if only the backbone is loaded, metadata.model_dump().
     hparams: dict[str, Any]
     backbone: nn.Module  # (B, 3, S, S) -> (B, F), with .mean, .std and .image_size of its images
     projector: nn.Module | None = None  # (B, F) -> (B, d)
@@ -154,7 +154,7 @@ def load_checkpoint(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
         path, whole: as in `find_checkpoint`.
 
     Raises:
-        UserError: a ValueError, in the cases of `load_backbone`.
+        UserError: in the cases in which `load_backbone` raises ValueError, its base class.
     """
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":
@@ -169,7 +169,7 @@ def load_backbone_file(file: Path) -> LoadedCheckpoint:
     """Load a safetensors file of a backbone; its suffix does not matter.
 
     Raises:
-        UserError: a ValueError, in the cases of `load_backbone`.
+        UserError: in the cases in which `load_backbone` raises ValueError, its base class.
     """
     values, state = read_weights(file, BACKBONE)
     return _load_backbone_alone(file, validate_metadata(values, file), state)

@@ -77,7 +77,7 @@ class Group(NamedTuple):
         """Return the mean and the standard deviation of an accuracy, as text.
 
         If several runs have the accuracy, the deviation is that between the runs. If a single run
-        has it, the deviation is that between the seeds of the command that measured it.
+        has it, the deviation is that between the seeds of finetune.
 
         Args:
             name: a key of `Run.accuracies`.
@@ -140,15 +140,16 @@ def label_groups(members: Sequence[Sequence[Run]]) -> list[str]:
     differing = find_differing_settings(settings)
     descriptions: list[str] = []
     for group_settings in settings:
-        shown = {name: group_settings[name] for name in differing if name in group_settings}
-        descriptions.append(describe_settings(shown))
+        description = ""
+        if group_settings and differing:
+            shown = {name: group_settings[name] for name in differing if name in group_settings}
+            description = describe_settings(shown)
+        descriptions.append(description)
 
     labels: list[str] = []
-    for group, group_settings, description in zip(members, settings, descriptions, strict=True):
-        parts: list[str] = []
-        if group_settings and differing:
-            parts.append(description)
-        if not parts or descriptions.count(description) > 1:
+    for group, description in zip(members, descriptions, strict=True):
+        parts = [description] if description else []
+        if not description or descriptions.count(description) > 1:
             parts += [run.name for run in group]
         label = ", ".join(parts)
         if len(group) > 1:

@@ -30,7 +30,7 @@ DAMAGE = (
     LookupError,
     AttributeError,
     RecursionError,
-    SyntaxError,
+    SyntaxError,  # by Pillow, for a broken PNG
     yaml.YAMLError,
     Image.DecompressionBombError,
 )
@@ -76,8 +76,8 @@ class Run:
             first row has an accuracy only if the run has finished.
         settings: the run's options by name; empty if config.yaml is damaged.
         machine: hardware, precision, devices and versions.
-        accuracies: top-1 accuracies in percent, by the name of the measurement. Each list has an
-            accuracy for each seed of the command that measured.
+        accuracies: top-1 accuracies in percent, by the name of the measurement. A list has one
+            accuracy; that of finetune has one for each of its seeds.
         notes: sentences about damaged files.
         title: the run's name on the page. If it is empty, the page shows the name of the folder.
     """
@@ -150,6 +150,7 @@ def read_run(path: Path, title: str = "") -> Run:
     """
     require(path.exists(), f"{path}: no such folder")
     require(path.is_dir(), f"{path} is a file, not the folder of a run")
+    # `find_runs` has replaced a folder of runs by the runs in it.
     require(is_run(path), f"{path} is not the folder of a run, and contains no runs")
     run = Run(RunDirectory(path), rows=[{"epoch": 0}], title=title)
     _read_config(run)
@@ -173,7 +174,8 @@ def _read_config(run: Run) -> None:
         run.settings = {str(name): value for name, value in content["settings"].items()}
         digest = resolved.get("images")
         if digest:
-            # The user's own images: the digest tells runs on different images apart.
+            # The user's own images: the digest tells runs on different images apart. The label of a
+            # group shows this as "images of photos (1a2b3c4d)".
             data_dir = Path(run.settings["data_dir"])
             run.settings["images"] = f"of {data_dir.name} ({digest:.8})"
 
@@ -223,9 +225,10 @@ def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[flo
 
     # linear and finetune have one accuracy, or one for each seed.
     details = [name.replace("_", " ")]
-    labels = content.get("labels") or content.get("train_images")
-    if labels:
-        details.append(plural(labels, "label"))
+    # finetune has the number of labels that it used. linear uses those of all train images.
+    num_labels = content.get("labels") or content.get("train_images")
+    if num_labels:
+        details.append(plural(num_labels, "label"))
     if "finetune" in name:
         epochs = content["settings"].get("epochs")
         if epochs:

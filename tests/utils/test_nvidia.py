@@ -101,7 +101,7 @@ def test_gpu_that_is_new_enough_for_torch_is_used(capability: tuple[int, int]) -
 def test_gpu_without_permission_is_named(machine, program: Program, monkeypatch) -> None:
     dev = machine()
     refuse_to_open(monkeypatch, errno.EACCES)
-    assert f"no permission to open {dev}/nvidia0: ask for its group" in refuse(program)
+    assert f"no permission to open {dev}/nvidia0: ask to be added to its group" in refuse(program)
 
 
 def refuse_to_open(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
