@@ -22,6 +22,7 @@ from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset, knn_unavailable_reason
 from simsiam.evaluation.features import choose_chunk_size, extract_features
 from simsiam.evaluation.metrics import rankme
+from simsiam.evaluation.networks import evaluated_backbone
 from utils import distributed
 from utils.knn import vote
 from utils.trainer import is_last_epoch
@@ -221,7 +222,7 @@ class KNNMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> tuple[LabelledFeatures, LabelledFeatures | None]:
         """Return the features of the bank and of the queries; None for queries without labels."""
-        network = getattr(pl_module, "backbone", pl_module)
+        network = evaluated_backbone(pl_module)
         if pl_module.device.type == "cuda" and isinstance(network, ResNet):
             network = self._fold(network)
         if self.bank is not None and self.queries is not None:
@@ -242,7 +243,9 @@ class KNNMonitor(pl.Callback):
         chunks: Iterable[Tensor] = images.split(choose_chunk_size(images))
         if self.progress is not None:
             chunks = self.progress(chunks, len(images), f"kNN, {len(split):,} images")
-        features = extract_features(network, chunks, data.mean, data.std, unit=False, n=len(images))
+        features = extract_features(
+            network, chunks, data.mean, data.std, unit=False, n=len(images), size=data.size
+        )
         return LabelledFeatures(features, split.labels)
 
     def _fold(self, backbone: ResNet) -> ResNet:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from models.choices import is_library_backbone
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.commands.estimate import estimate_seconds, format_duration
@@ -85,7 +86,7 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
         "learning_rate": optimizer.peak_rate,
         "warmup_epochs": optimizer.warmup,
         "proj_hidden": network.proj_hidden or network.out_dim,
-        "in_dim": network.num_features,
+        "in_dim": context.model.projector[0].in_features,
         "train_images": len(context.data.train),
         "test_images": len(context.data.test),
         "hardware": describe_hardware(context.accelerator),
@@ -213,11 +214,17 @@ def describe_network(model: SimSiam) -> list[str]:
     millions: dict[str, float] = {}
     for name, network in model.named_children():
         millions[name] = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    return [
-        f"  network   {model.hparams['stem']} stem; "
-        f"parameters: backbone {millions['backbone']:.2f} M,",
+    name = model.hparams["backbone"]
+    stem = ""
+    if model.hparams["stem"] is not None:
+        stem = f"{model.hparams['stem']} stem; "
+    lines = [
+        f"  network   {stem}parameters: backbone {millions['backbone']:.2f} M,",
         f"{INDENT}projector {millions['projector']:.2f} M, predictor {millions['predictor']:.2f} M",
     ]
+    if is_library_backbone(name) and "." in name:
+        lines.append(f"{INDENT}the tag in {name} loads no weights")
+    return lines
 
 
 def describe_weights(weights: StartingWeights, data: ViewsDataModule) -> list[str]:

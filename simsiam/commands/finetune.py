@@ -208,7 +208,7 @@ def finetune_seed(
     chosen = choose_labels(context.train.labels, quotas, seed)
     print_line(f"seed {seed}: {len(chosen):,} labels")
 
-    head = make_head(context.checkpoint.backbone.num_features, len(context.classes))
+    head = make_head(context.checkpoint.num_features, len(context.classes))
     head.to(context.device)
     if options.from_scratch:
         backbone = build_backbone(metadata, seed).to(context.device)
@@ -232,7 +232,8 @@ def finetune_seed(
         weight_decay=options.weight_decay,
         max_gradient_norm=max_gradient_norm,
     )
-    steps = train_classifier(backbone, head, context.train, chosen, training)
+    preparation = context.checkpoint.preparation
+    steps = train_classifier(backbone, head, context.train, chosen, training, preparation)
     tuned = context.with_backbone(backbone)
     summary = {
         "seed": seed,

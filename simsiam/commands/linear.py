@@ -155,7 +155,9 @@ def fit_on_crops(
     """
     train = context.train
     backbone = context.checkpoint.backbone
-    head = make_head(backbone.num_features, len(context.classes), settings.initial_std, seed)
+    head = make_head(
+        context.checkpoint.num_features, len(context.classes), settings.initial_std, seed
+    )
     head.to(context.device)
     training = ClassifierTraining(
         epochs=settings.epochs,
@@ -167,12 +169,15 @@ def fit_on_crops(
         optimizer=settings.optimizer,
     )
     all_images = torch.arange(len(train), device=context.device)
+    preparation = context.checkpoint.preparation
     if settings.raw_features:
-        steps = train_classifier(backbone, head, train, all_images, training)
+        steps = train_classifier(backbone, head, train, all_images, training, preparation)
     else:
         features = context.extract_features(train.images, "train images", unit=False)
         center, spread = standardise_in_place(features)
         del features  # they may take gigabytes, and only their mean and deviation are needed
-        steps = train_classifier(backbone, head, train, all_images, training, center, spread)
+        steps = train_classifier(
+            backbone, head, train, all_images, training, preparation, center, spread
+        )
         fold_standardisation(head, center, spread)
     return head, {"steps": steps, "training": asdict(settings)}

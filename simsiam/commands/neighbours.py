@@ -68,7 +68,7 @@ def read_queries(
     folder.keep(select_evenly(len(folder), config.neighbours.queries))
     folder.report_skipped()
     chunks = folder.read(
-        stored_side(context.checkpoint.backbone.image_size or context.train.side),
+        stored_side(context.checkpoint.metadata.image_size or context.train.side),
         config.data.skip_bad_images,
         find_pixel_range(config, context.checkpoint),
     )

@@ -19,6 +19,7 @@ from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.callbacks.progress import ProgressCallback
 from simsiam.callbacks.signals import SignalCallback
 from simsiam.commands import launch
+from simsiam.commands.build_model import build_model
 from simsiam.commands.describe import (
     RunContext,
     collect_provenance,
@@ -39,11 +40,11 @@ from simsiam.commands.resume import (
 from simsiam.config.commands import Pretrain, settings_to_keep, subprocess_args
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import default_stem, knn_unavailable_reason
+from simsiam.data.dataset import knn_unavailable_reason
 from simsiam.evaluation.checkpoint import load_backbone
 from simsiam.evaluation.metadata import METADATA_HPARAMS
+from simsiam.evaluation.networks import evaluated_backbone
 from simsiam.evaluation.starting_weights import StartingWeights
-from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import print_line, track_progress
 from utils.device import choose_accelerator, choose_precision, package_versions
@@ -131,25 +132,6 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
         f"{config.data.data_dir} does not hold the same images on this machine as on the first one",
     )
     return data
-
-
-def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
-    """Return the module with the initial weights of the run's seed."""
-    # Only the initial weights come from this generator.
-    pl.seed_everything(config.run.seed % 2**32, verbose=False)
-    network = asdict(config.network)
-    network["stem"] = config.network.stem or default_stem(data.size)
-    del network["in_dim"]  # follows from backbone and width
-    method = asdict(config.method)
-    for name in ("views", "image_schedule"):  # these are arguments of the datamodule
-        del method[name]
-    optimizer = asdict(config.optimizer)
-    optimizer["learning_rate"] = config.optimizer.peak_rate
-    optimizer["warmup_epochs"] = config.optimizer.warmup
-    # The Trainer and the datamodule have these, and `learning_rate` is resolved.
-    for name in ("epochs", "batch_size", "accumulate", "base_learning_rate"):
-        del optimizer[name]
-    return SimSiam(**network, **method, **optimizer, image_size=data.size)
 
 
 def acquire_run(
@@ -296,7 +278,8 @@ def finish_run(
     metadata = {name: context.model.hparams[name] for name in METADATA_HPARAMS}
     metadata.update(collect_provenance(context))
     metadata["row"] = recorder.row
-    write_weights(run.backbone, BACKBONE, context.model.backbone.state_dict(), metadata)
+    weights = evaluated_backbone(context.model).state_dict()
+    write_weights(run.backbone, BACKBONE, weights, metadata)
     load_backbone(run.backbone)  # raises if the file does not load
 
     summary = summarise(recorder.rows, checkpoints, knn)

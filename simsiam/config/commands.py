@@ -25,6 +25,7 @@ from simsiam.config.evaluation_commands import (
     Report,
 )
 from simsiam.config.evaluation_options import AblateOptions
+from simsiam.config.network_options import NetworkOptions
 from simsiam.config.optimizer_options import DEFAULT_BATCH_SIZE
 from simsiam.config.options import CUSTOM_DATASETS
 from simsiam.config.recipe_files import pretrain_values
@@ -55,7 +56,7 @@ class Pretrain:
     optimizer: optimizer_options.OptimizerOptions = optimizer_options.OptimizerOptions()
     run: run_options.RunOptions = run_options.RunOptions()
     device: run_options.DeviceOptions = run_options.DeviceOptions()
-    network: options.NetworkOptions = options.NetworkOptions()
+    network: NetworkOptions = NetworkOptions()
     method: options.MethodOptions = options.MethodOptions()
     augmentation: AugmentOptions = AugmentOptions()
     monitor: run_options.MonitorOptions = run_options.MonitorOptions()

@@ -1,4 +1,4 @@
-"""Groups of options that decide what is computed: data, network, method.
+"""Groups of options that decide what is computed: data and method.
 
 A group is a heading in `--help`, a field is a flag, and the docstring below a field is its help.
 The range of an option is part of its type. Nothing here imports torch, so that `--help` is quick.
@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from models.choices import FEATURES_PER_CHANNEL, BackboneName, ConvInit, HeadsBN, Stem
 from simsiam.config.value_types import (
     AtLeast0,
     AtLeast1,
@@ -122,53 +121,6 @@ class EvaluationDataOptions(DataOptions):
 
 
 @option_group()
-class NetworkOptions:
-    """Network: the encoder f (backbone and projector) and the predictor h."""
-
-    backbone: BackboneName = "resnet18"
-    """Backbone; resnet10 is small enough for a CPU."""
-    stem: Annotated[
-        Stem | None, Hint("{cifar,imagenet}", default=f"cifar up to {SMALL_IMAGE} pixels")
-    ] = None
-    """First layers: cifar (3x3 convolution) or imagenet (7x7 of stride 2, max-pooling)."""
-    width: AtLeast1 = 64
-    """Channels of the first stage; a resnet18 has 8 x width features, a resnet50 32 x width."""
-    in_dim: Annotated[
-        AtLeast1 | None,
-        Hint("N", default="follows from backbone and width"),
-        Rule.CHANGEABLE_ON_RESUME,
-    ] = None
-    """Input dimension of the projector; if given, it must be the number of the backbone's
-    features."""
-    out_dim: AtLeast1 = 1024
-    """Dimension d of the projections z and the predictions p."""
-    h_dim: AtLeast1 = 512
-    """Hidden dimension (bottleneck) of the predictor."""
-    proj_layers: Literal[2, 3] = 2
-    """Layers of the projector: the paper has 2 for CIFAR and 3 for ImageNet."""
-    proj_hidden: Annotated[AtLeast1 | None, Hint("N", default="--out-dim")] = None
-    """Hidden dimension of the projector."""
-    heads_bn: HeadsBN = "paper"
-    """Layers of the heads that have BN (table 3): those of the paper's default, none, the hidden
-    layers, or all, which adds the output of h."""
-    zero_init_residual: bool = True
-    """Start each residual block as the identity (its last BN at zero)."""
-    conv_init: ConvInit = "kaiming"
-    """Initial weights of convolutions: kaiming (torchvision's) or torch (PyTorch's default)."""
-
-    @property
-    def num_features(self) -> int:
-        """Number of the backbone's features, which is the projector's input dimension."""
-        return self.width * FEATURES_PER_CHANNEL[self.backbone]
-
-    def __post_init__(self) -> None:
-        require(
-            self.in_dim is None or self.in_dim == self.num_features,
-            f"--in-dim {self.in_dim}: {self.backbone} of width {self.width} has "
-            f"{self.num_features} features. Give that number, or leave the flag out.",
-        )
-
-
 @option_group()
 class MethodOptions:
     """Method: SimSiam (arXiv 2011.10566) and its ablations."""

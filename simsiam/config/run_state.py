@@ -2,6 +2,7 @@
 
 import os
 
+from models.choices import is_library_backbone
 from simsiam.config.commands import (
     FITTED_DEFAULTS,
     Pretrain,
@@ -150,9 +151,11 @@ def _describe_run(config: Pretrain, run: RunDirectory) -> str:
     recipe = ""
     if config.run.recipe != DEFAULT_RECIPE:
         recipe = f", recipe {config.run.recipe}"
+    name = network.backbone
+    if not is_library_backbone(name):
+        name += f" of width {network.width}"
     lines = [
-        f"SimSiam on {config.data.dataset}: {network.backbone} of width {network.width}, {epochs}"
-        + recipe,
+        f"SimSiam on {config.data.dataset}: {name}, {epochs}" + recipe,
         f"  training  {batch} x {config.method.views} views in a step",
         f"            learning rate {rate}",
         f"  run       {run.path}",

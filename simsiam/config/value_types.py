@@ -1,13 +1,15 @@
 """Types of option values: numbers within a range, and values that have several forms."""
 
+import difflib
 import math
 import os
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from models.choices import LIBRARIES, BackboneName, is_library_backbone
 from utils.errors import UserError, require
 
 AtLeast0 = Annotated[int, Field(ge=0)]
@@ -40,6 +42,24 @@ def pair_to_text(value: Any) -> Any:
 
 PathText = Annotated[str, BeforeValidator(path_to_text)]
 PairText = Annotated[str, BeforeValidator(pair_to_text)]
+
+
+def check_backbone(name: str) -> str:
+    """Return the name of a backbone if it has a valid form. torch checks later if it is known.
+
+    Raises:
+        UserError: it is neither a ResNet of this program nor "LIBRARY/NAME".
+    """
+    resnets = get_args(BackboneName)
+    if name in resnets or is_library_backbone(name):
+        return name
+    names = [*resnets, *(f"{library}/NAME" for library in LIBRARIES)]
+    nearest = difflib.get_close_matches(name.lower(), resnets, 1)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    raise UserError(f"--backbone {name}: {hint}There are {', '.join(names)}")
+
+
+Backbone = Annotated[str, AfterValidator(check_backbone)]
 
 
 def parse_pixel_range(text: str) -> tuple[float, float]:

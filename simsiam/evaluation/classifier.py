@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from models.resnet import ResNet
 from simsiam.augment import augment, crop_and_flip_policy
 from simsiam.data.dataset import ImageDataset
 from simsiam.data.sampler import EpochSampler
+from simsiam.evaluation.features import Preparation
 from utils.console import print_line, track_progress
 from utils.errors import NOT_FINITE_STATUS, RunError
 from utils.lars import LARS
@@ -66,11 +66,12 @@ class ClassifierTraining:
 
 
 def train_classifier(
-    backbone: ResNet,
+    backbone: nn.Module,
     head: nn.Linear,
     images: ImageDataset,
     chosen: Tensor,
     training: ClassifierTraining,
+    preparation: Preparation,
     center: Tensor | float = 0.0,
     spread: Tensor | float = 1.0,
 ) -> int:
@@ -82,6 +83,7 @@ def train_classifier(
         images: images and labels.
         chosen: (n,) indices of the images that are used.
         training: settings of the training.
+        preparation: of the images, as the backbone expects it.
         center, spread: (F,) each, or numbers.
 
     Returns:
@@ -112,14 +114,13 @@ def train_classifier(
     dtype = DTYPES[training.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
-    mean = torch.tensor(backbone.mean, device=device)
-    std = torch.tensor(backbone.std, device=device)
+    mean, std, size = preparation
 
     def make_views(indices: Tensor, epoch: int) -> Iterator[Tensor]:
         """Yield the views of a batch: in parts if the backbone is frozen, else all at once."""
         part = len(indices) if trains_backbone else FROZEN_PART
         for some in indices.split(part):
-            yield crop_and_flip(images, some, mean, std, backbone.image_size, training, epoch)
+            yield crop_and_flip(images, some, mean, std, size, training, epoch)
 
     # Sums over the batches of an epoch: the loss, and the accuracy on the train images in percent.
     sums = torch.zeros(2, device=device)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.resnet import HOW_TO_SET_STATISTICS, ResNet
+from models.resnet import HOW_TO_SET_STATISTICS
 from simsiam.config.evaluation_commands import Evaluation
 from simsiam.config.options import CUSTOM_DATASETS, DataOptions
 from simsiam.data import load_dataset, prepare_dataset
@@ -54,7 +54,9 @@ class EvaluationContext:
     def announce(self) -> None:
         """Print the network and the data set that are about to be evaluated."""
         metadata = self.checkpoint.metadata
-        network = f"{metadata.backbone}, width {metadata.width}"
+        network = metadata.backbone
+        if metadata.width is not None:
+            network += f", width {metadata.width}"
         if "epoch" in metadata.row:
             network += f", epoch {metadata.row['epoch']}"
         print_line(f"{self.checkpoint.file}: {network}")
@@ -112,7 +114,7 @@ class EvaluationContext:
         images = f"{len(self.test):,} {self.test.evaluation_name} of {self.dataset}"
         print_table(f"accuracy in % on {images}", column_names, rows)
 
-    def with_backbone(self, backbone: ResNet) -> "EvaluationContext":
+    def with_backbone(self, backbone: nn.Module) -> "EvaluationContext":
         """Return a context with the same data and another backbone of the same architecture.
 
         It has no projector, because that belongs to the earlier backbone.
@@ -130,8 +132,9 @@ def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoin
     """
     checkpoint = load_checkpoint(config.checkpoint.checkpoint)
     backbone = checkpoint.backbone
+    metadata = checkpoint.metadata
     require(
-        backbone.statistics is not None and checkpoint.metadata.image_size is not None,
+        metadata.mean is not None and metadata.std is not None and metadata.image_size is not None,
         f"{checkpoint.file}: mean, std and size of its images are unknown: {HOW_TO_SET_STATISTICS}",
     )
     require(

@@ -20,11 +20,11 @@ from simsiam.config.evaluation_options import (
     FinetuneRates,
 )
 from simsiam.config.linear_options import LinearOptions, LinearTraining
+from simsiam.config.network_options import NetworkOptions
 from simsiam.config.optimizer_options import DEFAULT_BATCH_SIZE, OptimizerOptions
 from simsiam.config.options import (
     DataOptions,
     MethodOptions,
-    NetworkOptions,
 )
 from simsiam.config.run_options import DEFAULT_KNN_K, MonitorOptions
 from simsiam.config.value_types import parse_image_schedule

@@ -11,14 +11,14 @@ from models import resnet10
 from models.resnet import ResNet
 from simsiam.data.dataset import ImageDataset
 from simsiam.evaluation.classifier import ClassifierTraining, crop_and_flip, train_classifier
+from simsiam.evaluation.features import Preparation
 from simsiam.evaluation.logistic_regression import make_head
 
+PREPARATION = Preparation(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7]), 32)
 
-def small_backbone(size: int = 32) -> ResNet:
-    backbone = resnet10(4, zero_init_residual=False)
-    backbone.statistics = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
-    backbone.image_size = size
-    return backbone
+
+def small_backbone() -> ResNet:
+    return resnet10(4, zero_init_residual=False)
 
 
 def training(
@@ -37,7 +37,7 @@ def test_all_of_the_backbone_changes_unless_it_is_frozen() -> None:
         backbone, head = small_backbone(), make_head(32, 4)
         before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
         steps = train_classifier(
-            backbone, head, images, torch.arange(64), training(16, backbone_lr=rate)
+            backbone, head, images, torch.arange(64), training(16, backbone_lr=rate), PREPARATION
         )
         after = backbone.state_dict()
         same = [torch.equal(before[name], after[name]) for name in before]
@@ -69,7 +69,9 @@ def test_a_training_is_sgd_on_views_of_the_chosen_images() -> None:
     center, spread = torch.rand(32), 1 + torch.rand(32)
     backbone, head = small_backbone(), make_head(32, 4)
     twin, other = copy.deepcopy(backbone).train(), copy.deepcopy(head)
-    assert train_classifier(backbone, head, images, chosen, settings, center, spread) == 4
+    assert (
+        train_classifier(backbone, head, images, chosen, settings, PREPARATION, center, spread) == 4
+    )
 
     groups = [{"params": other.parameters(), "lr": 1.0}, {"params": twin.parameters(), "lr": 0.1}]
     optimizer = torch.optim.SGD(
@@ -78,7 +80,7 @@ def test_a_training_is_sgd_on_views_of_the_chosen_images() -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: (1 + math.cos(math.pi * step / 4)) / 2
     )
-    statistics = torch.tensor(twin.mean), torch.tensor(twin.std)
+    statistics = PREPARATION.mean, PREPARATION.std
     for epoch in range(2):
         for batch in settings.sampler(24, epoch, torch.device("cpu")):
             indices = chosen[batch]
@@ -108,12 +110,10 @@ def test_views_are_crops_and_flips_alone_normalised_as_the_checkpoint_says() -> 
     pixels = torch.randint(0, 256, (200, 1, 1, 1), dtype=torch.uint8).expand(
         200, 3, 16, 16
     )  # of one grey each
-    images, backbone = ImageDataset(pixels, torch.arange(200), ("a",)), small_backbone(16)
+    images = ImageDataset(pixels, torch.arange(200), ("a",))
     order = torch.arange(200).flip(0)
-    mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
-    views = crop_and_flip(
-        images, order, mean, std, backbone.image_size, training(200, crop_scale=0.2), epoch=3
-    )
+    mean, std, _ = PREPARATION
+    views = crop_and_flip(images, order, mean, std, 16, training(200, crop_scale=0.2), epoch=3)
     # no jitter and no grayscale: a grey image stays what it is, whatever the crop
     torch.testing.assert_close(
         views, (pixels[order] / 255 - mean[:, None, None]) / std[:, None, None]
