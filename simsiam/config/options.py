@@ -19,9 +19,11 @@ from simsiam.config.value_types import (
     NotNegative,
     PairText,
     PathText,
+    PixelConversion,
     Positive,
     Probability,
     Share,
+    parse_background,
     parse_image_schedule,
     parse_pixel_range,
 )
@@ -81,6 +83,8 @@ class DataOptions:
     pixel_range: Annotated[PairText | None, Hint("LOW:HIGH", default="all of 8 or 16 bits")] = None
     """The pixel value that is black and the one that is white, in your own images. 0:4095 is for
     images of 12 bits in files of 16 bits."""
+    background: Annotated[str, Hint("COLOUR")] = "white"
+    """The colour behind your own images that have transparency: white, black, R,G,B or #rrggbb."""
 
     def __post_init__(self) -> None:
         require(
@@ -88,20 +92,28 @@ class DataOptions:
             f"--test-images {self.test_images}: with --held-out-images {self.held_out_images} the "
             "test images are not used. Drop one of the two flags.",
         )
-        if self.pixel_range is not None:
-            # The dataset of an evaluation is None if it is the checkpoint's.
-            may_have_range = self.dataset is None or self.dataset in CUSTOM_DATASETS
-            require(
-                may_have_range,
-                f"--pixel-range {self.pixel_range}: not for {self.dataset}, whose pixels have "
-                "8 bits. Drop the flag.",
-            )
-            parse_pixel_range(self.pixel_range)
+        # The dataset of an evaluation is None if it is the checkpoint's.
+        is_published = self.dataset is not None and self.dataset not in CUSTOM_DATASETS
+        require(
+            self.pixel_range is None or not is_published,
+            f"--pixel-range {self.pixel_range}: not for {self.dataset}, whose pixels have "
+            "8 bits. Drop the flag.",
+        )
+        require(
+            self.background in (None, "white") or not is_published,
+            f"--background {self.background}: not for {self.dataset}, which has no transparency. "
+            "Drop the flag.",
+        )
+        _ = self.conversion  # raises UserError if a text has another form
 
     @property
-    def parsed_pixel_range(self) -> tuple[float, float] | None:
-        """The two numbers in the text `pixel_range`."""
-        return None if self.pixel_range is None else parse_pixel_range(self.pixel_range)
+    def conversion(self) -> PixelConversion:
+        """`pixel_range` and `background` as numbers."""
+        pixel_range = None
+        if self.pixel_range is not None:
+            pixel_range = parse_pixel_range(self.pixel_range)
+        # The background of an evaluation is None if it is the checkpoint's.
+        return PixelConversion(pixel_range, parse_background(self.background or "white"))
 
     @property
     def path(self) -> Path:
@@ -129,6 +141,8 @@ class EvaluationDataOptions(DataOptions):
     """Side of the images of a folder."""
     held_out_images: Annotated[AtLeast0 | None, Hint("N", default="as many as the run had")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Evaluate on N training images that the run held out; 0 for the test images."""
+    background: Annotated[str | None, Hint("COLOUR", default="the run's, or white")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The colour behind images with transparency: white, black, R,G,B or #rrggbb."""
 
 
 @option_group()

@@ -80,7 +80,7 @@ def load_arrays(options: DataOptions) -> Splits:
         _print_used_arrays(where, names, unused)
 
     # Convert the images.
-    pixel_range = options.parsed_pixel_range
+    pixel_range = options.conversion.pixel_range
     train_images = convert_images(where, names.train, arrays[names.train], pixel_range)
     require(len(train_images) > 0, f"{where}: {names.train} has no image.")
     test_images = train_images[:0]

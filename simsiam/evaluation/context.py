@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.resnet import HOW_TO_SET_STATISTICS, ResNet
 from simsiam.config.evaluation_commands import Evaluation
 from simsiam.config.options import CUSTOM_DATASETS, DataOptions
+from simsiam.config.value_types import PixelConversion
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import ImageDataset, knn_unavailable_reason, make_options, place_on_device
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
@@ -29,6 +30,7 @@ INHERITED_OPTIONS = (
     "held_out_images",
     "skip_bad_images",
     "pixel_range",
+    "background",
 )
 
 
@@ -261,15 +263,13 @@ def make_valid_options(file: Path, values: dict[str, Any]) -> DataOptions:
         raise UserError(f"{file}: its settings are invalid: {error}") from None
 
 
-def find_pixel_range(
-    config: Evaluation,
-    checkpoint: LoadedCheckpoint,
-) -> tuple[float, float] | None:
-    """Return the pixel range for images of another folder: `--pixel-range`, or else the run's."""
-    if config.data.parsed_pixel_range is not None:
-        return config.data.parsed_pixel_range
-    values = {
-        "dataset": "folder",
-        "pixel_range": checkpoint.metadata.settings.get("pixel_range"),
-    }
-    return make_valid_options(checkpoint.file, values).parsed_pixel_range
+def find_conversion(config: Evaluation, checkpoint: LoadedCheckpoint) -> PixelConversion:
+    """Return how to read images of another folder: by the flags, or else as the run did."""
+    values: dict[str, Any] = {"dataset": "folder"}
+    for name in ("pixel_range", "background"):
+        value = getattr(config.data, name)
+        if value is None:
+            value = checkpoint.metadata.settings.get(name)
+        if value is not None:
+            values[name] = value
+    return make_valid_options(checkpoint.file, values).conversion

@@ -1,0 +1,91 @@
+"""Choose the classes of a data set from the labels of its train and of its test images."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from utils.console import plural, print_line
+
+MAX_LISTED_CLASSES = 3  # unknown classes that a message names
+
+
+class SplitLabels(NamedTuple):
+    """The labels of a split, as they are given.
+
+    Attributes:
+        source: what messages call the split.
+        classes: the names of its classes.
+        labels: (N,) int64, indices into `classes`, or -1 for an image without a label.
+        unlabelled: what messages say of images without a label.
+    """
+
+    source: str
+    classes: tuple[str, ...]
+    labels: Tensor
+    unlabelled: str = "have no label"
+
+    @property
+    def num_unlabelled(self) -> int:
+        return int((self.labels < 0).sum())
+
+
+def choose_classes(train: SplitLabels, test: SplitLabels | None) -> tuple[str, ...]:
+    """Return the classes of a data set. Print which labels are not used.
+
+    They are the classes of the train images, unless the labels of the train images are of no use
+    for kNN: some images have no label, all are of one class, or no test image has one of the
+    classes. Then the classes are those of the test images, if these have at least two.
+    """
+    problem = ""
+    if train.classes and train.num_unlabelled > 0:
+        problem = f"{train.num_unlabelled} of {len(train.labels)} images {train.unlabelled}"
+    elif len(train.classes) == 1:
+        problem = f"all images are of the class {train.classes[0]}"
+    elif test is not None and test.classes and not set(test.classes) & set(train.classes):
+        problem = f"none of its classes is among those of {test.source}"
+    has_test_classes = test is not None and len(test.classes) > 1
+
+    if test is not None and has_test_classes and (problem or not train.classes):
+        if problem:
+            print_line(f"{train.source}: {problem}. The labels of its images are not used.")
+        _print_unlabelled(test)
+        return test.classes
+
+    if train.classes and train.num_unlabelled > 0:
+        print_line(f"{train.source}: {problem}. The images are used without labels.")
+        return ()
+    if test is not None and test.classes and train.classes:
+        _print_unknown(test, train)
+        _print_unlabelled(test)
+    return train.classes
+
+
+def _print_unknown(test: SplitLabels, train: SplitLabels) -> None:
+    """Print how many test images have a class that the train images do not have."""
+    unknown = [i for i, name in enumerate(test.classes) if name not in set(train.classes)]
+    if not unknown:
+        return
+    num_images = int(torch.isin(test.labels, torch.tensor(unknown)).sum())
+    listed = ", ".join(test.classes[i] for i in unknown[:MAX_LISTED_CLASSES])
+    if len(unknown) > MAX_LISTED_CLASSES:
+        listed += ", ..."
+    print_line(
+        f"{test.source}: left out of kNN {plural(num_images, 'image')} of "
+        f"{plural(len(unknown), 'class')} ({listed}) that {train.source} does not have"
+    )
+
+
+def _print_unlabelled(test: SplitLabels) -> None:
+    if test.num_unlabelled > 0:
+        print_line(
+            f"{test.source}: left out of kNN {plural(test.num_unlabelled, 'image')} without a label"
+        )
+
+
+def index_labels(split: SplitLabels, classes: tuple[str, ...]) -> Tensor:
+    """Return labels (N,) int64 as indices into `classes`, or -1 for classes that are not in it."""
+    index_of_class = {name: i for i, name in enumerate(classes)}
+    new_labels = [index_of_class.get(name, -1) for name in split.classes]
+    new_labels.append(-1)  # The old label -1 indexes this last entry, so it stays -1.
+    return torch.tensor(new_labels)[split.labels]
