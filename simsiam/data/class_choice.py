@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from utils import distributed
 from utils.console import plural, print_line
 
 MAX_LISTED_CLASSES = 3  # unknown classes that a message names
@@ -30,35 +31,53 @@ class SplitLabels(NamedTuple):
         return int((self.labels < 0).sum())
 
 
-def choose_classes(train: SplitLabels, test: SplitLabels | None) -> tuple[str, ...]:
-    """Return the classes of a data set. Print which labels are not used.
+class CommonLabels(NamedTuple):
+    """Labels of both splits, as indices into the same classes, or -1.
 
-    They are the classes of the train images, unless the labels of the train images are of no use
-    for kNN: some images have no label, all are of one class, or no test image has one of the
-    classes. Then the classes are those of the test images, if these have at least two.
+    Attributes:
+        classes: the names of the classes.
+        train, test: (N,) int64.
+    """
+
+    classes: tuple[str, ...]
+    train: Tensor
+    test: Tensor
+
+
+def unify_labels(train: SplitLabels, test: SplitLabels) -> CommonLabels:
+    """Label both splits by the same classes. Print which labels are not used.
+
+    The classes are those of the train images, unless the labels of these are of no use for kNN:
+    some images have no label, all are of one class, or no test image has one of the classes. Then
+    the classes are those of the test images, if these have at least two.
+
+    Args:
+        test: has no labels if there are no test images.
     """
     problem = ""
     if train.classes and train.num_unlabelled > 0:
         problem = f"{train.num_unlabelled} of {len(train.labels)} images {train.unlabelled}"
     elif len(train.classes) == 1:
         problem = f"all images are of the class {train.classes[0]}"
-    elif test is not None and test.classes and not set(test.classes) & set(train.classes):
-        problem = f"none of its classes is among those of {test.source}"
-    has_test_classes = test is not None and len(test.classes) > 1
+    elif train.classes and test.classes and not set(test.classes) & set(train.classes):
+        problem = f"none of its classes is among those of the test images"
+    is_useful = len(train.classes) > 0 and not problem
 
-    if test is not None and has_test_classes and (problem or not train.classes):
+    if not is_useful and len(test.classes) > 1:
         if problem:
-            print_line(f"{train.source}: {problem}. The labels of its images are not used.")
+            _print_once(f"{train.source}: {problem}. The labels of its images are not used.")
         _print_unlabelled(test)
-        return test.classes
+        return CommonLabels(test.classes, torch.full_like(train.labels, -1), test.labels)
 
-    if train.classes and train.num_unlabelled > 0:
-        print_line(f"{train.source}: {problem}. The images are used without labels.")
-        return ()
-    if test is not None and test.classes and train.classes:
+    classes = train.classes
+    if train.num_unlabelled > 0:
+        if train.classes:
+            _print_once(f"{train.source}: {problem}. The images are used without labels.")
+        classes = ()
+    if classes and test.classes:
         _print_unknown(test, train)
         _print_unlabelled(test)
-    return train.classes
+    return CommonLabels(classes, index_labels(train, classes), index_labels(test, classes))
 
 
 def _print_unknown(test: SplitLabels, train: SplitLabels) -> None:
@@ -70,15 +89,15 @@ def _print_unknown(test: SplitLabels, train: SplitLabels) -> None:
     listed = ", ".join(test.classes[i] for i in unknown[:MAX_LISTED_CLASSES])
     if len(unknown) > MAX_LISTED_CLASSES:
         listed += ", ..."
-    print_line(
+    _print_once(
         f"{test.source}: left out of kNN {plural(num_images, 'image')} of "
-        f"{plural(len(unknown), 'class')} ({listed}) that {train.source} does not have"
+        f"{plural(len(unknown), 'class')} ({listed}) that the train images do not have"
     )
 
 
 def _print_unlabelled(test: SplitLabels) -> None:
     if test.num_unlabelled > 0:
-        print_line(
+        _print_once(
             f"{test.source}: left out of kNN {plural(test.num_unlabelled, 'image')} without a label"
         )
 
@@ -89,3 +108,9 @@ def index_labels(split: SplitLabels, classes: tuple[str, ...]) -> Tensor:
     new_labels = [index_of_class.get(name, -1) for name in split.classes]
     new_labels.append(-1)  # The old label -1 indexes this last entry, so it stays -1.
     return torch.tensor(new_labels)[split.labels]
+
+
+def _print_once(line: str) -> None:
+    """Print a line in the first of the processes, of which each may load the labels."""
+    if distributed.rank() == 0:
+        print_line(line)

@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from simsiam.config.value_types import Colour, PixelConversion, name_colour
+from utils.console import plural
 
 SAMPLES_PER_PIXEL = 277  # the tag of a TIFF that has the number of its bands
 CONVERTED_MODES = ("CMYK", "HSV", "LAB", "YCbCr")  # colours that are neither grey nor RGB
@@ -83,6 +85,31 @@ def composite(image: Image.Image, alpha: Image.Image, background: Colour) -> Ima
     result = Image.new("RGB", image.size, background)
     result.paste(image, mask=alpha)
     return result
+
+
+def describe_unidentified(path: Path) -> str:
+    """Return what a file is that Pillow cannot identify, whatever its name."""
+    with open(path, "rb") as file:
+        header = file.read(12)
+        # Phones often call their HEIC images .jpg.
+        if header[4:8] == b"ftyp" and header[8:11] in (b"hei", b"hev", b"mif", b"msf"):
+            return "a HEIC image: convert it"
+        bands = _count_bands_of_tiff(file)
+    if bands > 0:
+        return f"a TIFF of {plural(bands, 'band')} in a form that is not read here: convert it"
+    return "not an image"
+
+
+def _count_bands_of_tiff(file: BinaryIO) -> int:
+    """Return the number of bands of a TIFF, or 0 if the file is none."""
+    try:
+        file.seek(0)
+        directory = ImageFileDirectory_v2(file.read(8))
+        file.seek(directory.next)
+        directory.load(file)
+        return int(directory.get(SAMPLES_PER_PIXEL, 1))
+    except Exception:  # noqa: BLE001  (for a damaged file Pillow raises any exception)
+        return 0
 
 
 # ---------------------------------------------------------------- messages

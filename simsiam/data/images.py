@@ -1,6 +1,7 @@
 """Decode image files to uint8 tensors of one size, with Pillow."""
 
 import hashlib
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,21 +13,19 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps, features
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch import Tensor
 
 from simsiam.config.value_types import PixelConversion
 from simsiam.data.image_notes import (
-    SAMPLES_PER_PIXEL,
     ImageNotes,
     composite,
     describe_bands,
+    describe_unidentified,
     has_several_frames,
     read_alpha,
 )
 from simsiam.data.pixel_range import PixelRange, scale_pixels, scales_8_bits
 from simsiam.data.sixteen_bits import is_16_bit_colour, read_16_bit_colour
-from utils.console import plural
 from utils.text import printable
 
 # The formats that Pillow decodes itself. EPS is excluded, because Pillow would run Ghostscript.
@@ -116,10 +115,19 @@ def read_images(
 
 @contextmanager
 def silence_pillow() -> Iterator[None]:
-    """Ignore Pillow's warnings about broken metadata. A folder may cause thousands of them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        yield
+    """Ignore Pillow's warnings about broken metadata. A folder may cause thousands of them.
+
+    Pillow also logs errors, which Python would print. `try_to_read` returns the reason of an error.
+    """
+    logger = logging.getLogger("PIL")
+    level_before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")
+            yield
+    finally:
+        logger.setLevel(level_before)
 
 
 def try_to_read(
@@ -136,37 +144,12 @@ def try_to_read(
             pixels, notes = _decode(file, size, conversion)
             return DecodedImage(pixels, digest, notes)
     except Image.UnidentifiedImageError:
-        return _describe_unidentified(path)
+        return describe_unidentified(path)
     except Exception as error:  # noqa: BLE001  (for a damaged file Pillow raises any exception)
         reason = getattr(error, "strerror", None)
         if not reason:
             reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
         return printable(reason) or type(error).__name__
-
-
-def _describe_unidentified(path: Path) -> str:
-    """Return what a file is that Pillow cannot identify, whatever its name."""
-    with open(path, "rb") as file:
-        header = file.read(12)
-        # Phones often call their HEIC images .jpg.
-        if header[4:8] == b"ftyp" and header[8:11] in (b"hei", b"hev", b"mif", b"msf"):
-            return "a HEIC image: convert it"
-        bands = _count_bands_of_tiff(file)
-    if bands > 0:
-        return f"a TIFF of {plural(bands, 'band')} in a form that is not read here: convert it"
-    return "not an image"
-
-
-def _count_bands_of_tiff(file: BinaryIO) -> int:
-    """Return the number of bands of a TIFF, or 0 if the file is none."""
-    try:
-        file.seek(0)
-        directory = ImageFileDirectory_v2(file.read(8))
-        file.seek(directory.next)
-        directory.load(file)
-        return int(directory.get(SAMPLES_PER_PIXEL, 1))
-    except Exception:  # noqa: BLE001  (for a damaged file Pillow raises any exception)
-        return 0
 
 
 def read_image(path: Path, size: int, conversion: PixelConversion = PixelConversion()) -> Tensor:

@@ -13,7 +13,8 @@ from simsiam.config.evaluation_commands import Evaluation
 from simsiam.config.options import CUSTOM_DATASETS, DataOptions
 from simsiam.config.value_types import PixelConversion
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import ImageDataset, knn_unavailable_reason, make_options, place_on_device
+from simsiam.data.dataset import ImageDataset, make_options, place_on_device
+from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
 from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.metrics import accuracy, confusion, per_class
@@ -50,6 +51,11 @@ class EvaluationContext:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train.classes
+
+    @property
+    def leave_one_out(self) -> bool:
+        """Whether kNN compares each test image with the other test images."""
+        return is_leave_one_out(self.train, self.test)
 
     def announce(self) -> None:
         """Print the network and the data set that are about to be evaluated."""
@@ -143,7 +149,11 @@ def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoin
 
 
 def open_context(
-    config: Evaluation, device: torch.device, download: bool = True, labels: bool = False
+    config: Evaluation,
+    device: torch.device,
+    download: bool = True,
+    labels: bool = False,
+    leave_one_out: bool = False,
 ) -> EvaluationContext:
     """Load the checkpoint of `--checkpoint` and its images.
 
@@ -151,12 +161,15 @@ def open_context(
         config: its flags may choose other images than those of the checkpoint's run.
         device: to compute on.
         download: download or decode images that are missing.
-        labels: whether the command needs the labels of train and test images.
+        labels: whether the command needs the labels of train and test images. Test images without
+            a label are left out then.
+        leave_one_out: whether the labels of the test images alone are enough.
 
     Raises:
         UserError: as in `open_checkpoint` and `add_images`.
     """
-    return add_images(config, open_checkpoint(config, device), device, download, labels)
+    checkpoint = open_checkpoint(config, device)
+    return add_images(config, checkpoint, device, download, labels, leave_one_out)
 
 
 def add_images(
@@ -165,6 +178,7 @@ def add_images(
     device: torch.device,
     download: bool = True,
     labels: bool = False,
+    leave_one_out: bool = False,
 ) -> EvaluationContext:
     """Load the images for a checkpoint; for the arguments see `open_context`.
 
@@ -178,10 +192,13 @@ def add_images(
     train, test = place_on_device(splits, device, options.data_memory)
     if labels:
         reason = knn_unavailable_reason(train, test)
+        if is_leave_one_out(train, test) and not leave_one_out:
+            reason = "no labels of the train images"
         require(
             reason is None,
             f"{options.dataset}: {reason}. This command needs train and test images with classes",
         )
+        test = test.labelled_part()
     return EvaluationContext(checkpoint, device, options.dataset, train, test)
 
 

@@ -29,6 +29,7 @@ from utils.errors import UserError, require
 from utils.text import printable
 
 COLUMNS = ("path", "label", "split")
+LIST_SUFFIXES = (".txt", ".csv")
 DELIMITERS = ",;\t"
 ARCHIVE_SUFFIXES = {".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"}
 
@@ -121,7 +122,7 @@ def _require_list(path: Path, where: str) -> None:
     else:
         advice = "Pass a folder of images, or one of these lists."
     require(
-        suffix in (".txt", ".csv"),
+        suffix in LIST_SUFFIXES,
         f"{where} is a file, but neither a .txt of paths nor a .csv of path,label[,split]. "
         f"{advice}",
     )

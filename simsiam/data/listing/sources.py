@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from simsiam.config.options import DataOptions
-from simsiam.data.class_choice import SplitLabels, choose_classes, index_labels
+from simsiam.data.class_choice import SplitLabels, index_labels, unify_labels
 from simsiam.data.dataset import evenly_spaced
 from simsiam.data.held_out import choose_held_out
 from simsiam.data.listing.folder import ImageFolder
@@ -66,7 +68,7 @@ def list_splits(options: DataOptions) -> ListedSplits:
         splits = _split_folder(path, with_test)
     train = splits.train
     test = splits.test
-    _label(train, test)
+    _unify(train, test)
 
     train = _spread_evenly(train, options.train_images, "--train-images")
     if test is not None:
@@ -154,14 +156,17 @@ def _select_split(images: ListFile, name: str) -> ImageList:
 # ---------------------------------------------------------------- labels and parts
 
 
-def _label(train: ImageList, test: ImageList | None) -> None:
+def _unify(train: ImageList, test: ImageList | None) -> None:
     """Label both splits by the same classes."""
-    test_labels = None if test is None else _labels_of(test)
-    classes = choose_classes(_labels_of(train), test_labels)
-    for images in (train, test):
-        if images is not None:
-            images.labels = index_labels(_labels_of(images), classes)
-            images.classes = classes
+    test_labels = SplitLabels("", (), torch.empty(0, dtype=torch.int64))
+    if test is not None:
+        test_labels = _labels_of(test)
+    common = unify_labels(_labels_of(train), test_labels)
+    train.labels = common.train
+    train.classes = common.classes
+    if test is not None:
+        test.labels = common.test
+        test.classes = common.classes
 
 
 def _labels_of(images: ImageList) -> SplitLabels:
