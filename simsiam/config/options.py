@@ -48,12 +48,12 @@ class DataOptions:
 
     dataset: Dataset = "cifar10"
     """Data set. cifar10 and cifar100 are downloaded if necessary; patterns is generated, for
-    demonstrations. For your own images there are two. folder has one of three layouts:
-    DIR/train/CLASS/* with DIR/val/CLASS/*; DIR/CLASS/*; or DIR/* without labels. arrays is an
+    demonstrations. For your own images there are two. folder is DIR/train/CLASS/* with
+    DIR/val/CLASS/*; DIR/CLASS/*; DIR/* without labels; or a list, see --data-dir. arrays is an
     .npz file of x_train, y_train, x_test and y_test, or one of MedMNIST."""
     data_dir: Annotated[PathText, Rule.CHANGEABLE_ON_RESUME] = "./data"
-    """Folder of the data sets in torchvision's layout, or your folder of images, or your .npz
-    file."""
+    """Folder of the data sets in torchvision's layout; or your folder of images, .txt of paths,
+    .csv of path,label[,split] or .npz file."""
     data_url: Annotated[
         str | None, Hint("URL", default="the publisher's"), Rule.CHANGEABLE_ON_RESUME
     ] = None
@@ -132,7 +132,7 @@ class EvaluationDataOptions(DataOptions):
         Hint("DIR", default="where the run had it, or ./data"),
         Rule.CHANGEABLE_ON_RESUME,
     ] = None
-    """Folder of the data sets in torchvision's layout, or a folder of images, or an .npz file."""
+    """Folder of the data sets in torchvision's layout, or your images: a folder, list or .npz."""
     train_images: Annotated[AtLeast1 | None, Hint("N", default="as many as the run had")] = None
     """Use the first N images of the train split (of a folder: N spread evenly)."""
     test_images: Annotated[AtLeast1 | None, Hint("N", default="as many as the run had")] = None

@@ -60,7 +60,7 @@ def unify_labels(train: SplitLabels, test: SplitLabels) -> CommonLabels:
     elif len(train.classes) == 1:
         problem = f"all images are of the class {train.classes[0]}"
     elif train.classes and test.classes and not set(test.classes) & set(train.classes):
-        problem = f"none of its classes is among those of the test images"
+        problem = "none of its classes is among those of the test images"
     is_useful = len(train.classes) > 0 and not problem
 
     if not is_useful and len(test.classes) > 1:
