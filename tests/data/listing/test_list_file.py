@@ -233,6 +233,7 @@ def test_a_run_on_a_list_equals_a_run_on_the_folder(
 def test_other_files_end_the_program_with_one_line(program: Program, tmp_path: Path) -> None:
     put(tmp_path, "a.png")
     for flags in (
+        ("--data-dir", str(write(tmp_path / "l.txt", "a.png"))),  # without --dataset folder
         ("--dataset", "folder", "--data-dir", str(tmp_path / "a.png")),
         ("--dataset", "folder", "--data-dir", str(write(tmp_path / "x.npz", "x"))),
         ("--dataset", "arrays", "--data-dir", str(write(tmp_path / "x.csv", "path\na.png"))),
