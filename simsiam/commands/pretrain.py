@@ -38,7 +38,7 @@ from simsiam.config.commands import Pretrain, settings_to_keep, subprocess_args
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import default_stem
-from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
+from simsiam.data.knn_labels import classifier_unavailable_reason
 from simsiam.evaluation.checkpoint import load_backbone
 from simsiam.evaluation.metadata import METADATA_HPARAMS
 from simsiam.module import SimSiam
@@ -292,12 +292,6 @@ def finish_run(
     write_json(run.summary, summary)
 
     # Without labels there is no linear classifier to train.
-    train = context.data.train
-    test = context.data.test
-    if knn_unavailable_reason(train, test) is not None:
-        next_command = "neighbours"
-    elif is_leave_one_out(train, test):
-        next_command = "knn"
-    else:
-        next_command = "linear"
+    reason = classifier_unavailable_reason(context.data.train, context.data.test)
+    next_command = "linear" if reason is None else "neighbours"
     print(describe_result(summary, run, next_command))

@@ -107,7 +107,7 @@ def _count_bands_of_tiff(file: BinaryIO) -> int:
         directory = ImageFileDirectory_v2(file.read(8))
         file.seek(directory.next)
         directory.load(file)
-        return int(directory.get(SAMPLES_PER_PIXEL, 1))
+        return int(directory.get(SAMPLES_PER_PIXEL, 0))
     except Exception:  # noqa: BLE001  (for a damaged file Pillow raises any exception)
         return 0
 

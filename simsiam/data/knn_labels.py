@@ -21,6 +21,13 @@ def knn_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | Non
     return None
 
 
+def classifier_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | None:
+    """Return why no classifier can be trained and tested on these splits, or None if it can."""
+    if is_leave_one_out(train, test):
+        return "no labels of the train images"
+    return knn_unavailable_reason(train, test)
+
+
 def is_leave_one_out(train: ImageDataset, test: ImageDataset) -> bool:
     """Return whether kNN compares each test image with the other test images.
 

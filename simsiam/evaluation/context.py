@@ -14,7 +14,11 @@ from simsiam.config.options import CUSTOM_DATASETS, DataOptions
 from simsiam.config.value_types import PixelConversion
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import ImageDataset, make_options, place_on_device
-from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
+from simsiam.data.knn_labels import (
+    classifier_unavailable_reason,
+    is_leave_one_out,
+    knn_unavailable_reason,
+)
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
 from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.metrics import accuracy, confusion, per_class
@@ -191,9 +195,10 @@ def add_images(
     splits = load_dataset(options)
     train, test = place_on_device(splits, device, options.data_memory)
     if labels:
-        reason = knn_unavailable_reason(train, test)
-        if is_leave_one_out(train, test) and not leave_one_out:
-            reason = "no labels of the train images"
+        if leave_one_out:
+            reason = knn_unavailable_reason(train, test)
+        else:
+            reason = classifier_unavailable_reason(train, test)
         require(
             reason is None,
             f"{options.dataset}: {reason}. This command needs train and test images with classes",

@@ -92,8 +92,9 @@ def test_a_run_with_an_unknown_class_is_measured_on_the_others(
     assert (status, err) == (0, "") and "left out of kNN 6 images of 1 class (net)" in out
     run = tmp_path / "runs" / "more"
     results = {}
-    for command in ("knn --overwrite", "linear", "finetune --epochs 1", "report", "neighbours"):
-        status, out, err = program(*command.split(), str(run))
+    for command in ("knn", "linear", "finetune --epochs 1", "report", "neighbours"):
+        name, *flags = command.split()
+        status, out, err = program(name, str(run), *flags)
         assert (status, err) == (0, ""), command
     for name in ("knn", "linear", "finetune_0.1"):
         results[name] = read_summary(run / "results" / name)
@@ -149,7 +150,7 @@ def test_leave_one_out_is_that_of_scikit_learn(
     assert (status, err) == (0, "")
     assert "no labels of the train images: kNN is leave-one-out among" in out
     assert "the 40 test images with labels" in out and "10 classes" in out
-    assert "knn" in out.split("next ")[1].splitlines()[0]
+    assert "neighbours" in out.split("next ")[1].splitlines()[0]
     run = tmp_path / "runs" / "simsiam_folder"
 
     status, out, err = program("knn", str(run))

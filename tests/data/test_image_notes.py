@@ -69,7 +69,7 @@ def write_tiff(path: Path, bands: int) -> None:
         ("a.tif", "RGBA"),
         ("a.png", "LA"),
         ("a.png", "P"),
-        ("a.gif", "P"),
+        ("a.gif", "RGBA"),
     ],
 )
 def test_transparent_pixels_have_the_colour_of_the_background(
