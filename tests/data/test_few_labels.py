@@ -60,6 +60,18 @@ def test_test_images_of_unknown_classes_are_left_out_of_knn(
     assert part.names(part.labels.tolist()) == ["dots"] * 3 + ["rings"] * 3
 
 
+def test_a_single_class_of_the_test_images_alone_turns_knn_off(
+    train_on_folder: Program, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    write_images(photos, patterns(20))
+    write_images(photos, patterns(2, split=1), "val/cats/{i}.png")
+    status, out, err = train_on_folder(photos, "--batch-size", "10", "--dry-run")
+    assert (status, err) == (0, "")
+    assert "left out of kNN 2 images of 1 class (cats)" in out
+    assert "no labels of the test images: kNN is off" in out
+
+
 def test_a_class_of_the_train_images_alone_is_no_problem(tmp_path: Path, capsys: Printed) -> None:
     photos = tmp_path / "photos"
     write_images(photos, patterns(20))
