@@ -35,6 +35,7 @@ def knn_predict(
     num_classes: int,
     k: int = 200,
     temperature: float = 0.1,
+    own: Tensor | None = None,
 ) -> Tensor:
     """Predict the class of each query by a vote of the k most similar images in the bank.
 
@@ -48,6 +49,8 @@ def knn_predict(
         num_classes: Number of classes.
         k: Number of neighbours that vote, from 1 to N.
         temperature: A low one gives more weight to the most similar images. Must be positive.
+        own: Index of each query in the bank, (Q,) int64, if the queries are part of the bank. Then
+            a query does not vote for itself, and k is from 1 to N - 1.
 
     Returns:
         (Q,) int64 classes.
@@ -55,22 +58,27 @@ def knn_predict(
     Raises:
         ValueError: `k` or `temperature` is out of range.
     """
-    if not 1 <= k <= len(bank):
-        raise ValueError(f"k must be from 1 to the {len(bank)} images of the kNN bank, got {k}")
+    most = len(bank) if own is None else len(bank) - 1
+    if not 1 <= k <= most:
+        raise ValueError(f"k must be from 1 to the {most} images of the kNN bank, got {k}")
     if not temperature > 0:
         raise ValueError(f"the kNN temperature must be positive, got {temperature}")
-    similarity, neighbours = nearest(features, bank, k)
+    similarity, neighbours = nearest(features, bank, k, own)
     return vote(similarity, bank_labels[neighbours], num_classes, temperature)
 
 
 @torch.no_grad()
-def nearest(features: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def nearest(
+    features: Tensor, bank: Tensor, k: int, own: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Find the k bank entries that are most similar to each query, the most similar first.
 
     Args:
         features: (Q, F), L2-normalised.
         bank: (N, F), L2-normalised.
         k: From 1 to N.
+        own: Index in the bank of each query's own entry, (Q,) int64, which gets the similarity
+            -inf. An index outside of the bank stands for no such entry.
 
     Returns:
         Similarities (Q, k) float32, and indices in the bank (Q, k) int64.
@@ -83,8 +91,13 @@ def nearest(features: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     buffer = features.new_empty(chunk_size, len(bank))
     similarities: list[Tensor] = []
     indices: list[Tensor] = []
-    for queries in features.split(chunk_size):
+    for start in range(0, len(features), chunk_size):
+        queries = features[start : start + chunk_size]
         product = torch.mm(queries, bank.T, out=buffer[: len(queries)])
+        if own is not None:
+            own_of_chunk = own[start : start + chunk_size]
+            rows = ((own_of_chunk >= 0) & (own_of_chunk < len(bank))).nonzero().flatten()
+            product[rows, own_of_chunk[rows]] = -torch.inf
         top = product.topk(k, dim=1)
         similarities.append(top.values)
         indices.append(top.indices)

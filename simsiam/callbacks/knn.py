@@ -2,25 +2,26 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from models.resnet import ResNet, fold_batch_norm
 from simsiam.callbacks.sharded_features import (
     Batches,
     LabelledFeatures,
+    Progress,
     extract_batches,
+    extract_split,
     nearest_in_shards,
 )
 from simsiam.config.run_options import DEFAULT_KNN_K, MonitorOptions
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import ImageDataset, knn_unavailable_reason
-from simsiam.evaluation.features import choose_chunk_size, extract_features
+from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
 from simsiam.evaluation.metrics import rankme
 from simsiam.evaluation.networks import evaluated_backbone
 from utils import distributed
@@ -28,7 +29,6 @@ from utils.knn import vote
 from utils.trainer import is_last_epoch
 
 RANKME_IMAGES = 25_600  # as in the paper of RankMe (arXiv 2210.02885)
-Progress = Callable[[Iterable[Tensor], int, str], Iterable[Tensor]]  # see `KNNMonitor`
 
 
 class KNNMonitor(pl.Callback):
@@ -37,7 +37,9 @@ class KNNMonitor(pl.Callback):
     The features are the pooled backbone features of clean images. For kNN they are L2-normalised
     (Wu et al. 2018; SimSiam paper, appendix D). The bank and the queries are the train and the test
     split of a `ViewsDataModule`, or the images of two loaders. `rankme` is the effective rank of
-    25,600 features of the bank. If there are no labels, only `rankme` is logged.
+    25,600 features of the bank. If there are no labels, only `rankme` is logged. If only the test
+    split has labels, its images are both the bank and the queries, and no image is its own
+    neighbour (leave-one-out). Test images without a label are left out.
 
     The monitor measures before training, after every `every`-th epoch and after the last one. In an
     epoch without a measurement, `trainer.callback_metrics` has the latest values, which callbacks
@@ -48,8 +50,8 @@ class KNNMonitor(pl.Callback):
         temperature: each vote has the weight exp(cosine similarity / temperature).
         every: epochs between measurements; 0 for no measurement at all.
         bank, queries: loaders of (images, labels, ...), with float images (B, 3, S, S) as the
-            network takes them and whole numbers from 0 as labels (B,). None for the images of the
-            datamodule.
+            network takes them and whole numbers from 0 as labels (B,). The same loader for both
+            means leave-one-out. None for the images of the datamodule.
         print_fn: takes a line of text for the user; None for `print`.
         progress: takes chunks of images, the total number of images and a label, and yields the
             chunks while it shows a progress bar; None for no bar.
@@ -180,18 +182,30 @@ class KNNMonitor(pl.Callback):
         # the rows of all processes, so each passes its part of the RANKME_IMAGES.
         rank = rankme(bank.features[: RANKME_IMAGES // distributed.world_size()])
         if queries is not None:
-            metrics["kNN_accuracy"] = self._measure_accuracy(bank, queries)
+            if self._is_leave_one_out(trainer):
+                metrics["kNN_accuracy"] = self._measure_accuracy(queries, queries, True)
+            else:
+                metrics["kNN_accuracy"] = self._measure_accuracy(bank, queries)
         if math.isfinite(rank):
             metrics["rankme"] = rank
         self.seconds = time.perf_counter() - started
         return trainer.strategy.broadcast(metrics)  # from rank 0, so that all ranks agree
 
-    def _measure_accuracy(self, bank: LabelledFeatures, queries: LabelledFeatures) -> float:
+    def _is_leave_one_out(self, trainer: pl.Trainer) -> bool:
+        if self.bank is not None:
+            return self.bank is self.queries
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        return is_leave_one_out(data.train, data.test)
+
+    def _measure_accuracy(
+        self, bank: LabelledFeatures, queries: LabelledFeatures, leave_one_out: bool = False
+    ) -> float:
         """Return top-1 in percent, and keep the neighbours in `self.indices`.
 
         Args:
             bank, queries: features of this process's share, labels of all images. The features are
                 normalised in place, because they are not needed any more.
+            leave_one_out: whether the bank is the queries, and no query is its own neighbour.
         """
         # Votes take memory for each class, so only count the classes that occur.
         classes, bank_labels = bank.labels.unique(return_inverse=True)
@@ -199,8 +213,13 @@ class KNNMonitor(pl.Callback):
         unit_queries = normalize(queries.features, dim=1, out=queries.features)
         unit_queries = distributed.all_gather_rows(unit_queries)  # (Q, F), of all processes
         start = distributed.shard(len(bank_labels)).start
-        k = min(self.k, len(bank_labels))
-        similarity, self.indices = nearest_in_shards(unit_queries, unit_bank, k, start)
+        if leave_one_out:
+            k = min(self.k, len(bank_labels) - 1)
+            own = torch.arange(len(bank_labels), device=bank_labels.device)
+        else:
+            k = min(self.k, len(bank_labels))
+            own = None
+        similarity, self.indices = nearest_in_shards(unit_queries, unit_bank, k, start, own)
         predicted = vote(similarity, bank_labels[self.indices], len(classes), self.temperature)
         correct = (classes[predicted] == queries.labels).sum().item()
         return 100 * correct / len(queries.labels)
@@ -227,26 +246,15 @@ class KNNMonitor(pl.Callback):
             network = self._fold(network)
         if self.bank is not None and self.queries is not None:
             bank = extract_batches(network, self.bank, pl_module.device)
+            if self.bank is self.queries:
+                return bank, bank
             return bank, extract_batches(network, self.queries, pl_module.device)
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, ViewsDataModule)  # `setup` has checked it
-        bank = self._extract_split(network, data, data.train)
+        bank = extract_split(network, data, data.train, self.progress)
         if knn_unavailable_reason(data.train, data.test) is not None:
             return bank, None
-        return bank, self._extract_split(network, data, data.test)
-
-    def _extract_split(
-        self, network: nn.Module, data: ViewsDataModule, split: ImageDataset
-    ) -> LabelledFeatures:
-        """Return the features of this process's share of a split, and the labels of all of it."""
-        images = split.images[distributed.shard(len(split))]
-        chunks: Iterable[Tensor] = images.split(choose_chunk_size(images))
-        if self.progress is not None:
-            chunks = self.progress(chunks, len(images), f"kNN, {len(split):,} images")
-        features = extract_features(
-            network, chunks, data.mean, data.std, unit=False, n=len(images), size=data.size
-        )
-        return LabelledFeatures(features, split.labels)
+        return bank, extract_split(network, data, data.test, self.progress, only_labelled=True)
 
     def _fold(self, backbone: ResNet) -> ResNet:
         """Return the backbone with its BN layers folded into its convolutions.

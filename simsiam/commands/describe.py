@@ -22,7 +22,7 @@ from simsiam.config.commands import (
     shell_command,
 )
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import knn_unavailable_reason
+from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
 from simsiam.evaluation.starting_weights import StartingWeights
 from simsiam.module import SimSiam
 from utils import distributed
@@ -196,6 +196,10 @@ def describe_images(context: RunContext) -> list[str]:
     reason = knn_unavailable_reason(data.train, data.test)
     if reason is not None and context.config.monitor.knn_every:
         lines.append(f"{INDENT}{reason}: kNN is off")
+    if context.config.monitor.knn_every and is_leave_one_out(data.train, data.test):
+        labelled = plural(len(data.test.labelled_indices), data.test.evaluation_name[:-1])
+        lines.append(f"{INDENT}no labels of the train images: kNN is leave-one-out among")
+        lines.append(f"{INDENT}the {labelled} with labels")
     return lines
 
 

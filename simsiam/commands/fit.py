@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 
-import torch
-
 from simsiam.commands.resume import check_batch_size, count_processes
 from simsiam.config.commands import Pretrain
 from simsiam.config.optimizer_options import DEFAULT_BATCH_SIZE
 from simsiam.config.run_options import DEFAULT_KNN_K
 from simsiam.config.run_state import find_fitted, find_unset, keep_fitted
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import ImageDataset, knn_unavailable_reason
+from simsiam.data.dataset import ImageDataset
+from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
+from utils.knn import choose_k
 from utils.run_dir import RunDirectory
 
 MIN_STEPS_PER_EPOCH = 4  # if the images allow batches of MIN_BATCH_SIZE
@@ -50,7 +50,7 @@ def fit_to_data(config: Pretrain, data: ViewsDataModule) -> Pretrain:
         check_batch_size(config.optimizer, processes)
         data.batch_size = batch_size
     if config.monitor.knn_k is None:
-        k = choose_k(data.train, data.test)
+        k = fit_k(data.train, data.test)
         config = replace(config, monitor=replace(config.monitor, knn_k=k))
     return config
 
@@ -70,17 +70,18 @@ def choose_batch_size(images: int, smallest: int) -> int:
     return batch_size
 
 
-def choose_k(train: ImageDataset, test: ImageDataset) -> int:
-    """Return the default k, or the typical number of images of a class if that is less.
+def fit_k(train: ImageDataset, test: ImageDataset) -> int:
+    """Return the k of the kNN monitor: the default, or less for classes with few images.
 
-    With more neighbours than a class has images, the others outnumber the right ones: on 140 to
-    2,000 images of CIFAR-10, accuracy was the same from a quarter of a class to all of it, and fell
-    beyond. The typical number is the median, so that a rare class does not decide for all.
+    On 140 to 2,000 images of CIFAR-10, accuracy was the same from a quarter of a class to all of
+    it, and fell beyond.
     """
     if knn_unavailable_reason(train, test) is not None:
         return min(DEFAULT_KNN_K, len(train))
-    counts = torch.bincount(train.labels, minlength=len(train.classes))
-    return max(1, min(DEFAULT_KNN_K, int(counts.median())))
+    bank_labels = train.labels
+    if is_leave_one_out(train, test):
+        bank_labels = test.labels[test.labelled_indices]
+    return choose_k(bank_labels, DEFAULT_KNN_K)
 
 
 def describe_fit(config: Pretrain, data: ViewsDataModule, fitted: list[str]) -> list[str]:
@@ -102,6 +103,6 @@ def describe_fit(config: Pretrain, data: ViewsDataModule, fitted: list[str]) -> 
     if is_measured and "knn_k" in fitted and monitor.neighbours < DEFAULT_KNN_K:
         lines.append(
             f"  kNN       k {monitor.neighbours} instead of {DEFAULT_KNN_K}: "
-            "a typical class has as many train images"
+            "a typical class has as many images"
         )
     return lines

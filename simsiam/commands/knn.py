@@ -28,7 +28,7 @@ Protocol = tuple[str, int, float]  # kind of features, k, temperature
 def knn(config: Knn) -> None:
     """Print and save the accuracy for each protocol, and the accuracy of each class."""
     device = choose_device(config.device.accelerator)
-    context = open_context(config, device, labels=True)
+    context = open_context(config, device, labels=True, leave_one_out=True)
     results = Results(config, context.checkpoint, "knn")
     context.announce()
 
@@ -39,6 +39,7 @@ def knn(config: Knn) -> None:
     summary = context.describe_accuracy("kNN_accuracy", headline_counts)
     summary["knn_k"] = headline_k
     summary["knn_t"] = HEADLINE_TEMPERATURE
+    summary["leave_one_out"] = context.leave_one_out
     summary["table"] = [
         {"features": kind, "k": k, "temperature": temperature, "accuracy": value}
         for (kind, k, temperature), value in accuracies.items()
@@ -64,7 +65,10 @@ def print_protocols(context: EvaluationContext, accuracies: dict[Protocol, float
         rows.append([kind, str(k), *values])
 
     test = f"{len(context.test):,} {context.test.evaluation_name} of {context.dataset}"
-    bank = f"bank of {len(context.train):,} train images"
+    if context.leave_one_out:
+        bank = f"bank of the {len(context.test) - 1:,} others"
+    else:
+        bank = f"bank of {len(context.train):,} train images"
     head = ["features", "k", *(f"T {temperature:g}" for temperature in TEMPERATURES)]
     print_table(f"kNN accuracy in % on {test}, {bank}", head, rows)
 
@@ -72,28 +76,39 @@ def print_protocols(context: EvaluationContext, accuracies: dict[Protocol, float
 def count_by_protocol(context: EvaluationContext) -> dict[Protocol, Tensor]:
     """Return the confusion matrix (C, C) of each protocol.
 
-    The ks are that of the headline, and those of KS up to the number of train images.
+    The bank is the train images or, if these have no labels, the other test images. The ks are that
+    of the headline, and those of KS up to the number of images in the bank.
     """
-    train = context.train
     test = context.test
-    ks = {k for k in KS if k <= len(train)}
-    ks.add(choose_k(train.labels, HEADLINE_K))
-    ks = sorted(ks)
-    bank = extract_all(context, train.images, "train images")
     queries = extract_all(context, test.images, test.evaluation_name)
+    if context.leave_one_out:
+        bank_labels = test.labels
+        bank = queries
+        bank_size = len(test) - 1
+        own = torch.arange(len(test), device=test.labels.device)
+    else:
+        bank_labels = context.train.labels
+        bank = extract_all(context, context.train.images, "train images")
+        bank_size = len(bank_labels)
+        # -1 is no index in the bank: the queries are not part of it.
+        own = torch.full((len(test),), -1, device=test.labels.device)
+    candidates = {*KS, choose_k(bank_labels, HEADLINE_K)}
+    ks = sorted(k for k in candidates if k <= bank_size)
 
     counts: dict[Protocol, Tensor] = {}
     for kind in bank:
         # Find the neighbours for the largest k once; they include those for every smaller k.
         similarities: list[Tensor] = []
         indices: list[Tensor] = []
-        chunks = queries[kind].split(FEATURE_CHUNK)
+        chunks = torch.arange(len(test), device=own.device).split(FEATURE_CHUNK)
         for chunk in track_progress(chunks, len(test), f"neighbours by {kind}"):
-            chunk_similarity, chunk_indices = nearest(chunk, bank[kind], ks[-1])
+            chunk_similarity, chunk_indices = nearest(
+                queries[kind][chunk], bank[kind], ks[-1], own[chunk]
+            )
             similarities.append(chunk_similarity)
             indices.append(chunk_indices)
         similarity = torch.cat(similarities)  # (Q, k)
-        labels = train.labels[torch.cat(indices)]  # (Q, k)
+        labels = bank_labels[torch.cat(indices)]  # (Q, k)
 
         for k in ks:
             for temperature in TEMPERATURES:

@@ -40,7 +40,7 @@ from simsiam.commands.resume import (
 from simsiam.config.commands import Pretrain, settings_to_keep, subprocess_args
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import knn_unavailable_reason
+from simsiam.data.knn_labels import classifier_unavailable_reason
 from simsiam.evaluation.checkpoint import load_backbone
 from simsiam.evaluation.metadata import METADATA_HPARAMS
 from simsiam.evaluation.networks import evaluated_backbone
@@ -286,6 +286,6 @@ def finish_run(
     write_json(run.summary, summary)
 
     # Without labels there is no linear classifier to train.
-    reason = knn_unavailable_reason(context.data.train, context.data.test)
+    reason = classifier_unavailable_reason(context.data.train, context.data.test)
     next_command = "linear" if reason is None else "neighbours"
     print(describe_result(summary, run, next_command))

@@ -16,7 +16,7 @@ from simsiam.config.optimizer_options import OptimizerOptions
 from simsiam.config.run_options import DeviceOptions, MonitorOptions
 from simsiam.config.run_state import check_folder
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import knn_unavailable_reason
+from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
 from simsiam.evaluation.checkpoint import find_checkpoint
 from simsiam.evaluation.networks import load_strictly
 from simsiam.evaluation.starting_weights import StartingWeights, load_weights
@@ -118,6 +118,8 @@ def check_knn_k(monitor: MonitorOptions, data: ViewsDataModule) -> None:
     """Raise UserError if the kNN monitor needs more neighbours than there are train images."""
     images = len(data.train)
     is_measured = monitor.knn_every > 0 and knn_unavailable_reason(data.train, data.test) is None
+    if is_leave_one_out(data.train, data.test):
+        return  # All other test images vote if there are fewer than --knn-k.
     require(
         not is_measured or monitor.neighbours <= images,
         f"--knn-k {monitor.knn_k} is more than the {images} train images. "

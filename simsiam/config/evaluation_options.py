@@ -116,8 +116,8 @@ class EmbedOptions:
     output: Annotated[str | None, Hint("FILE", default="features.npz in the results folder")] = None
     """The .npz file to write."""
     images: Annotated[str | None, Hint("DIR", default="the data set")] = None
-    """Embed all images in this folder and below it (their central square, resized) instead of the
-    data set."""
+    """Embed all images in this folder and below it, or of a .txt or .csv list, instead of the data
+    set (their central square, resized)."""
     split: Literal["both", "train", "test"] = "both"
     """Part of the data set."""
 
@@ -137,7 +137,7 @@ class NeighboursOptions:
     )
     """The picture to write."""
     images: Annotated[str | None, Hint("DIR", default="test images")] = None
-    """Take the queries from this folder of images instead of the test images."""
+    """Take the queries from this folder or list of images instead of the test images."""
     queries: Annotated[int, Field(ge=1, le=50)] = 10
     """Queries, spread evenly over all images."""
     k: Annotated[int, Field(ge=1, le=50)] = 10

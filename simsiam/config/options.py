@@ -16,6 +16,8 @@ from simsiam.config.value_types import (
     NotNegative,
     PairText,
     PathText,
+    PixelConversion,
+    parse_background,
     parse_image_schedule,
     parse_pixel_range,
 )
@@ -35,12 +37,12 @@ class DataOptions:
 
     dataset: Dataset = "cifar10"
     """Data set. cifar10 and cifar100 are downloaded if necessary; patterns is generated, for
-    demonstrations. For your own images there are two. folder has one of three layouts:
-    DIR/train/CLASS/* with DIR/val/CLASS/*; DIR/CLASS/*; or DIR/* without labels. arrays is an
+    demonstrations. For your own images there are two. folder is DIR/train/CLASS/* with
+    DIR/val/CLASS/*; DIR/CLASS/*; DIR/* without labels; or a list, see --data-dir. arrays is an
     .npz file of x_train, y_train, x_test and y_test, or one of MedMNIST."""
     data_dir: Annotated[PathText, Rule.CHANGEABLE_ON_RESUME] = "./data"
-    """Folder of the data sets in torchvision's layout, or your folder of images, or your .npz
-    file."""
+    """Folder of the data sets in torchvision's layout; or your folder of images, .txt of paths,
+    .csv of path,label[,split] or .npz file."""
     data_url: Annotated[
         str | None, Hint("URL", default="the publisher's"), Rule.CHANGEABLE_ON_RESUME
     ] = None
@@ -70,6 +72,8 @@ class DataOptions:
     pixel_range: Annotated[PairText | None, Hint("LOW:HIGH", default="all of 8 or 16 bits")] = None
     """The pixel value that is black and the one that is white, in your own images. 0:4095 is for
     images of 12 bits in files of 16 bits."""
+    background: Annotated[str, Hint("COLOUR")] = "white"
+    """The colour behind your own images that have transparency: white, black, R,G,B or #rrggbb."""
 
     def __post_init__(self) -> None:
         require(
@@ -77,20 +81,28 @@ class DataOptions:
             f"--test-images {self.test_images}: with --held-out-images {self.held_out_images} the "
             "test images are not used. Drop one of the two flags.",
         )
-        if self.pixel_range is not None:
-            # The dataset of an evaluation is None if it is the checkpoint's.
-            may_have_range = self.dataset is None or self.dataset in CUSTOM_DATASETS
-            require(
-                may_have_range,
-                f"--pixel-range {self.pixel_range}: not for {self.dataset}, whose pixels have "
-                "8 bits. Drop the flag.",
-            )
-            parse_pixel_range(self.pixel_range)
+        # The dataset of an evaluation is None if it is the checkpoint's.
+        is_published = self.dataset is not None and self.dataset not in CUSTOM_DATASETS
+        require(
+            self.pixel_range is None or not is_published,
+            f"--pixel-range {self.pixel_range}: not for {self.dataset}, whose pixels have "
+            "8 bits. Drop the flag.",
+        )
+        require(
+            self.background in (None, "white") or not is_published,
+            f"--background {self.background}: not for {self.dataset}, which has no transparency. "
+            "Drop the flag.",
+        )
+        _ = self.conversion  # raises UserError if a text has another form
 
     @property
-    def parsed_pixel_range(self) -> tuple[float, float] | None:
-        """The two numbers in the text `pixel_range`."""
-        return None if self.pixel_range is None else parse_pixel_range(self.pixel_range)
+    def conversion(self) -> PixelConversion:
+        """`pixel_range` and `background` as numbers."""
+        pixel_range = None
+        if self.pixel_range is not None:
+            pixel_range = parse_pixel_range(self.pixel_range)
+        # The background of an evaluation is None if it is the checkpoint's.
+        return PixelConversion(pixel_range, parse_background(self.background or "white"))
 
     @property
     def path(self) -> Path:
@@ -109,7 +121,7 @@ class EvaluationDataOptions(DataOptions):
         Hint("DIR", default="where the run had it, or ./data"),
         Rule.CHANGEABLE_ON_RESUME,
     ] = None
-    """Folder of the data sets in torchvision's layout, or a folder of images, or an .npz file."""
+    """Folder of the data sets in torchvision's layout, or your images: a folder, list or .npz."""
     train_images: Annotated[AtLeast1 | None, Hint("N", default="as many as the run had")] = None
     """Use the first N images of the train split (of a folder: N spread evenly)."""
     test_images: Annotated[AtLeast1 | None, Hint("N", default="as many as the run had")] = None
@@ -118,6 +130,8 @@ class EvaluationDataOptions(DataOptions):
     """Side of the images of a folder."""
     held_out_images: Annotated[AtLeast0 | None, Hint("N", default="as many as the run had")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Evaluate on N training images that the run held out; 0 for the test images."""
+    background: Annotated[str | None, Hint("COLOUR", default="the run's, or white")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The colour behind images with transparency: white, black, R,G,B or #rrggbb."""
 
 
 @option_group()

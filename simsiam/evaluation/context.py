@@ -11,8 +11,14 @@ from torch import Tensor, nn
 from models.resnet import HOW_TO_SET_STATISTICS
 from simsiam.config.evaluation_commands import Evaluation
 from simsiam.config.options import CUSTOM_DATASETS, DataOptions
+from simsiam.config.value_types import PixelConversion
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import ImageDataset, knn_unavailable_reason, make_options, place_on_device
+from simsiam.data.dataset import ImageDataset, make_options, place_on_device
+from simsiam.data.knn_labels import (
+    classifier_unavailable_reason,
+    is_leave_one_out,
+    knn_unavailable_reason,
+)
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
 from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.metrics import accuracy, confusion, per_class, top_accuracy
@@ -31,6 +37,7 @@ INHERITED_OPTIONS = (
     "held_out_images",
     "skip_bad_images",
     "pixel_range",
+    "background",
 )
 
 
@@ -50,6 +57,11 @@ class EvaluationContext:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train.classes
+
+    @property
+    def leave_one_out(self) -> bool:
+        """Whether kNN compares each test image with the other test images."""
+        return is_leave_one_out(self.train, self.test)
 
     def announce(self) -> None:
         """Print the network and the data set that are about to be evaluated."""
@@ -149,7 +161,11 @@ def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoin
 
 
 def open_context(
-    config: Evaluation, device: torch.device, download: bool = True, labels: bool = False
+    config: Evaluation,
+    device: torch.device,
+    download: bool = True,
+    labels: bool = False,
+    leave_one_out: bool = False,
 ) -> EvaluationContext:
     """Load the checkpoint of `--checkpoint` and its images.
 
@@ -157,12 +173,15 @@ def open_context(
         config: its flags may choose other images than those of the checkpoint's run.
         device: to compute on.
         download: download or decode images that are missing.
-        labels: whether the command needs the labels of train and test images.
+        labels: whether the command needs the labels of train and test images. Test images without
+            a label are left out then.
+        leave_one_out: whether the labels of the test images alone are enough.
 
     Raises:
         UserError: as in `open_checkpoint` and `add_images`.
     """
-    return add_images(config, open_checkpoint(config, device), device, download, labels)
+    checkpoint = open_checkpoint(config, device)
+    return add_images(config, checkpoint, device, download, labels, leave_one_out)
 
 
 def add_images(
@@ -171,6 +190,7 @@ def add_images(
     device: torch.device,
     download: bool = True,
     labels: bool = False,
+    leave_one_out: bool = False,
 ) -> EvaluationContext:
     """Load the images for a checkpoint; for the arguments see `open_context`.
 
@@ -183,11 +203,15 @@ def add_images(
     splits = load_dataset(options)
     train, test = place_on_device(splits, device, options.data_memory)
     if labels:
-        reason = knn_unavailable_reason(train, test)
+        if leave_one_out:
+            reason = knn_unavailable_reason(train, test)
+        else:
+            reason = classifier_unavailable_reason(train, test)
         require(
             reason is None,
             f"{options.dataset}: {reason}. This command needs train and test images with classes",
         )
+        test = test.labelled_part()
     return EvaluationContext(checkpoint, device, options.dataset, train, test)
 
 
@@ -269,15 +293,13 @@ def make_valid_options(file: Path, values: dict[str, Any]) -> DataOptions:
         raise UserError(f"{file}: its settings are invalid: {error}") from None
 
 
-def find_pixel_range(
-    config: Evaluation,
-    checkpoint: LoadedCheckpoint,
-) -> tuple[float, float] | None:
-    """Return the pixel range for images of another folder: `--pixel-range`, or else the run's."""
-    if config.data.parsed_pixel_range is not None:
-        return config.data.parsed_pixel_range
-    values = {
-        "dataset": "folder",
-        "pixel_range": checkpoint.metadata.settings.get("pixel_range"),
-    }
-    return make_valid_options(checkpoint.file, values).parsed_pixel_range
+def find_conversion(config: Evaluation, checkpoint: LoadedCheckpoint) -> PixelConversion:
+    """Return how to read images of another folder: by the flags, or else as the run did."""
+    values: dict[str, Any] = {"dataset": "folder"}
+    for name in ("pixel_range", "background"):
+        value = getattr(config.data, name)
+        if value is None:
+            value = checkpoint.metadata.settings.get(name)
+        if value is not None:
+            values[name] = value
+    return make_valid_options(checkpoint.file, values).conversion

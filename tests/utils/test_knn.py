@@ -75,6 +75,29 @@ def test_the_chunk_size_changes_nothing(
     assert torch.equal(knn_predict(queries, bank, labels, 10), in_one_chunk)
 
 
+@pytest.mark.parametrize("k", [1, 20, 399])
+def test_an_image_of_the_bank_does_not_vote_for_itself(
+    clusters: tuple[torch.Tensor, ...], k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, bank, labels = clusters
+    bank = bank[:400]
+    bank[1] = bank[0]  # A copy of an image is another image, and votes.
+    labels = labels[:400]
+    monkeypatch.setattr(knn, "CHUNK_ELEMENTS", {"cpu": 7 * len(bank)})
+    predicted = knn_predict(bank, bank, labels, 10, k, own=torch.arange(400))
+    for i in (0, 1, 6, 7, 8, 399):  # on both sides of the border between two chunks
+        others = torch.arange(400) != i
+        expected = knn_predict(bank[i : i + 1], bank[others], labels[others], 10, k)
+        assert predicted[i] == expected[0]
+    assert knn_predict(bank, bank, labels, 10, 1, own=torch.arange(400))[0] == labels[1]
+
+
+def test_all_images_of_the_bank_but_the_own_one_can_vote() -> None:
+    bank = torch.eye(3)
+    with pytest.raises(ValueError, match="from 1 to the 2 images"):
+        knn_predict(bank, bank, torch.arange(3), 3, k=3, own=torch.arange(3))
+
+
 @pytest.mark.parametrize(("k", "temperature"), [(0, 0.1), (3001, 0.1), (20, 0.0), (20, -1.0)])
 def test_impossible_settings_are_refused(
     clusters: tuple[torch.Tensor, ...], k: int, temperature: float
