@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from simsiam.commands.fit import choose_batch_size, choose_k
+from simsiam.commands.fit import choose_batch_size, fit_k
 from simsiam.data.dataset import ImageDataset, make_blank_split
 from tests.helpers import Program, read_summary
 
@@ -35,16 +35,16 @@ def test_each_process_gets_two_images() -> None:
 
 
 def test_k_is_the_size_of_a_typical_class() -> None:
-    assert choose_k(split(*[5000] * 10), split(10, 10)) == 200  # CIFAR-10
-    assert choose_k(split(*[500] * 100), split(10, 10)) == 200  # CIFAR-100
-    assert choose_k(split(*[20] * 7), split(10, 10)) == 20
-    assert choose_k(split(30, 1, 40), split(10, 10)) == 30  # a rare class decides nothing
-    assert choose_k(split(1, 1), split(1, 1)) == 1
+    assert fit_k(split(*[5000] * 10), split(10, 10)) == 200  # CIFAR-10
+    assert fit_k(split(*[500] * 100), split(10, 10)) == 200  # CIFAR-100
+    assert fit_k(split(*[20] * 7), split(10, 10)) == 20
+    assert fit_k(split(30, 1, 40), split(10, 10)) == 30  # a rare class decides nothing
+    assert fit_k(split(1, 1), split(1, 1)) == 1
 
 
 def test_without_labels_k_is_at_most_the_number_of_images() -> None:
     unlabelled = ImageDataset(split(50).images, torch.full((50,), -1), ())
-    assert choose_k(unlabelled, unlabelled) == 50
+    assert fit_k(unlabelled, unlabelled) == 50
 
 
 def read_config(run: Path) -> dict[str, dict[str, object]]:
