@@ -96,6 +96,11 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
     }
     if context.weights is not None:
         resolved["starting_weights"] = "; ".join(context.weights.lines)
+    elif context.start is not None and context.run.config.exists():
+        # Only the first start of a run loads the weights of --model-path. This is a later one.
+        description = context.run.settings("resolved").get("starting_weights")
+        if description is not None:
+            resolved["starting_weights"] = description
     return resolved
 
 
