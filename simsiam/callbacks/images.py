@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.evaluation.gallery import draw_gallery, draw_views, gallery_rows
+from simsiam.evaluation.gallery import draw_gallery, draw_views, gallery_rows, select_evenly
 from utils.run_dir import RunDirectory
 
 GALLERY_QUERIES = 10  # rows of the image `neighbours`
@@ -58,8 +59,9 @@ class ImageLogger(pl.Callback):
         step = trainer.global_step - 1
         self.log_image("views", draw_views(data, first_epoch=epoch), step)
         if self.knn.epoch_metrics and self.knn.indices is not None:
-            indices = self.knn.indices[:GALLERY_QUERIES, :GALLERY_NEIGHBOURS]
-            rows = gallery_rows(data.train, data.test.first(len(indices)), indices)
+            queries = torch.tensor(select_evenly(len(self.knn.indices), GALLERY_QUERIES))
+            indices = self.knn.indices[queries.to(self.knn.indices.device), :GALLERY_NEIGHBOURS]
+            rows = gallery_rows(data.train, data.test.subset(queries), indices)
             self.log_image("neighbours", pil_to_tensor(draw_gallery(rows)), step)
 
 

@@ -131,17 +131,21 @@ def describe_run(context: RunContext) -> str:
 def describe_images(context: RunContext) -> list[str]:
     """Return the lines about the images, their views, and the reason if kNN cannot be measured."""
     data = context.data
-    classes = plural(len(data.train.classes), "class")
+    classes = data.train.describe_classes()
     counts = f"{len(data.train):,} train and {len(data.test):,} {data.test.evaluation_name}"
-    lines = [f"  images    {counts}, {classes}"]
+    reason = knn_unavailable_reason(data.train, data.test)
+    is_knn_off = reason is not None and context.config.monitor.knn_every > 0
+    if is_knn_off and reason == classes:
+        classes += ": kNN is off"
+        is_knn_off = False  # it has been said
 
+    lines = [f"  images    {counts}, {classes}"]
     views = f"views of {data.size} x {data.size} pixels"
     if data.size < data.train.side:
         views += f" from {data.train.side} x {data.train.side}"
     lines.append(INDENT + views)
 
-    reason = knn_unavailable_reason(data.train, data.test)
-    if reason is not None and context.config.monitor.knn_every:
+    if is_knn_off:
         lines.append(f"{INDENT}{reason}: kNN is off")
     return lines
 

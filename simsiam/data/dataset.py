@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from simsiam.config.options import SMALL_IMAGE, DataOptions
-from utils.console import print_line
+from simsiam.data.file_paths import FilePaths
+from utils.console import plural, print_line
 from utils.device import free_memory
 from utils.distributed import local_world_size
 from utils.errors import UserError, require
@@ -52,6 +53,8 @@ class ImageDataset:
         digest: a hash of the user's own images. With it a later command checks that it got the
             same images. It is None for a published data set.
         held_out: whether these are training images that take the place of the test images.
+        paths: the file of each image, relative to the folder of the data set. It is None for a data
+            set that has no file for each image.
     """
 
     images: Tensor
@@ -60,6 +63,7 @@ class ImageDataset:
     on_disk: bool = False
     digest: str | None = None
     held_out: bool = False
+    paths: FilePaths | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -79,9 +83,24 @@ class ImageDataset:
         """Whether there are at least two classes and every image has a label."""
         return len(self.classes) > 1 and not bool((self.labels < 0).any())
 
+    def describe_classes(self) -> str:
+        """Return text such as "10 classes", or "no labels" if there are no classes."""
+        if not self.classes:
+            return "no labels"
+        return plural(len(self.classes), "class")
+
     def first(self, n: int | None) -> "ImageDataset":
         """Return the first n images, or all if n is None."""
-        return replace(self, images=self.images[:n], labels=self.labels[:n])
+        return self.slice(0, n)
+
+    def slice(self, start: int, stop: int | None) -> "ImageDataset":
+        """Return the images from `start` up to, but without `stop`; up to the end if it is None."""
+        return replace(
+            self,
+            images=self.images[start:stop],
+            labels=self.labels[start:stop],
+            paths=self.paths[start:stop] if self.paths is not None else None,
+        )
 
     def images_at(self, indices: Tensor) -> Tensor:
         """Return the images at `indices`, which may be on another device than the images.
@@ -96,10 +115,11 @@ class ImageDataset:
         return images.to(indices.device)
 
     def subset(self, indices: Tensor) -> "ImageDataset":
-        """Return the images at `indices` (n,) and their labels, in memory."""
+        """Return the images at `indices` (n,), their labels and their paths, in memory."""
         images = self.images_at(indices)
         labels = self.labels[indices.to(self.labels.device)]
-        return replace(self, images=images, labels=labels, on_disk=False)
+        paths = self.paths.subset(indices) if self.paths is not None else None
+        return replace(self, images=images, labels=labels, paths=paths, on_disk=False)
 
     def names(self, labels: list[int]) -> list[str]:
         """Return the class name of each label, and "" for the label -1."""
