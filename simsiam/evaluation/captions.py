@@ -1,5 +1,6 @@
 """Write short texts below pictures, such as names of files, in any script that a font has."""
 
+import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -8,11 +9,10 @@ import matplotlib
 from matplotlib.ft2font import FT2Font
 from PIL import ImageDraw, ImageFont
 
-from utils.text import printable
+from utils.text import ELLIPSIS, cut_middle, printable
 
 FONT_SIZE = 11  # pixels
-ELLIPSIS = "\u2026"
-PLACEHOLDER_FONT = "Last Resort"  # comes with matplotlib; has a box for each character
+SPECIAL_STYLES = ("bold", "black", "heavy", "italic", "light", "oblique", "thin")
 
 Run = tuple[str, ImageFont.FreeTypeFont]  # successive characters that one font draws
 
@@ -66,15 +66,11 @@ class CaptionWriter:
             position += self.pen.textlength(run, font)
 
     def shorten(self, text: str, width: float) -> str:
-        """Return a text that is at most `width` pixels wide, with "…" in place of its middle.
-
-        The beginning and the end stay. The end of a file's name often has its number.
-        """
+        """Return a text that is at most `width` pixels wide, with "…" in place of its middle."""
         if self.measure(text) <= width:
             return text
-        for kept in range(len(text) - 1, 0, -1):
-            end = kept // 2
-            shortened = text[: kept - end] + ELLIPSIS + text[len(text) - end :]
+        for kept in range(len(text) - 2, 0, -1):
+            shortened = cut_middle(text, kept)
             if self.measure(shortened) <= width:
                 return shortened
         return ELLIPSIS
@@ -101,16 +97,15 @@ class CaptionWriter:
 
 @cache
 def list_font_files() -> tuple[str, ...]:
-    """Return the files of the installed fonts, upright and regular ones first."""
-    # This import searches the system for fonts, which few pictures need.
-    from matplotlib.font_manager import fontManager
+    """Return the files of the fonts of the system, upright and regular ones first."""
+    # This import is slow if matplotlib has no list of fonts yet, and few pictures need it.
+    from matplotlib.font_manager import findSystemFonts
 
-    fonts = [font for font in fontManager.ttflist if PLACEHOLDER_FONT not in font.name]
-    is_special = {
-        font.fname: font.style != "normal" or str(font.weight) not in ("400", "normal", "regular")
-        for font in fonts
-    }
-    return tuple(sorted(is_special, key=lambda file: (is_special[file], file)))
+    def sort_key(file: str) -> tuple[bool, str]:
+        name = os.path.basename(file).lower()
+        return any(style in name for style in SPECIAL_STYLES), file
+
+    return tuple(sorted(findSystemFonts(), key=sort_key))
 
 
 def find_glyphs(file: str, characters: Iterable[str]) -> set[str]:

@@ -168,8 +168,8 @@ def gallery_rows(
 class Nearest(NamedTuple):
     """The k nearest train images of each of Q queries."""
 
-    index: Tensor  # (Q, k) indices of train images
     similarity: Tensor  # (Q, k) cosines, the highest first
+    index: Tensor  # (Q, k) indices of train images
 
 
 def find_nearest(

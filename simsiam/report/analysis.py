@@ -45,8 +45,8 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
 
     Returns:
         The values that the page's template uses: `gallery` (rows of tiles), `charts` (a list of
-        what `render_chart` returns), `epoch` of the checkpoint, and `source`, the name of the query
-        images.
+        what `render_chart` returns), `epoch` of the checkpoint, `source`, the name of the query
+        images, and `labelled`, whether the train images have classes.
 
     Raises:
         UserError: if the checkpoint or its images are missing or damaged.
@@ -98,6 +98,7 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
         "charts": render_feature_charts(analysis, stem),
         "epoch": context.checkpoint.metadata.row.get("epoch"),
         "source": query_kind,
+        "labelled": bool(context.classes),
     }
 
 
