@@ -18,7 +18,12 @@ from tests.images import patterns, write_images
         (20, "{i}.png", ("--held-out-images", "10"), "neighbours"),
         (20, "one class/{i}.png", ("--held-out-images", "10"), "neighbours"),
         (10, "{i}.png", (), "embed"),  # fewer images than neighbours
-        (14, "{name}/{i}.png", ("--held-out-images", "10"), "embed"),  # too few for `linear`
+        (
+            14,
+            "{name}/{i}.png",
+            ("--held-out-images", "10", "--knn-k", "2"),
+            "embed",
+        ),  # too few for `linear`
     ],
 )
 def test_the_advised_command_can_run(

@@ -68,8 +68,8 @@ def test_a_parquet_file_of_arrays_has_the_same_columns(
 
 def test_paths_may_be_any_bytes(trained: Path, program: Program, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", patterns(3), "{i}.png")
-    os.rename(tmp_path / "photos" / "00001.png", os.fsencode(tmp_path) + b"/photos/1\xff\xfe.png")
-    os.rename(tmp_path / "photos" / "00002.png", tmp_path / "photos" / "\u5199\u771f.png")
+    os.rename(tmp_path / "photos" / "1.png", os.fsencode(tmp_path) + b"/photos/1\xff\xfe.png")
+    os.rename(tmp_path / "photos" / "2.png", tmp_path / "photos" / "\u5199\u771f.png")
     flags = ("--images", str(tmp_path / "photos"))
     for name in ("f.npz", "f.parquet"):
         status, out, err = run_embed(program, trained, tmp_path / name, *flags)
