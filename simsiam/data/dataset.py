@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simsiam.config.options import SMALL_IMAGE, DataOptions
 from simsiam.data.file_paths import FilePaths
-from utils.console import plural, print_line
+from utils.console import plural
 from utils.device import free_memory
 from utils.distributed import local_world_size
 from utils.errors import UserError, require
@@ -19,10 +19,6 @@ from utils.text import printable
 
 # Without --data-memory, the images may take this part of the free memory.
 MEMORY_FRACTION = 0.5
-
-# A warning is printed if the lowest and the highest of the values 0 to 255 are closer than this.
-MIN_CONTRAST = 32
-CONTRAST_IMAGES = 256  # images on which the contrast is measured
 
 # If the images take more bytes than this, their mean and std are measured on a part of them.
 STATISTICS_BYTES = 2**32
@@ -222,39 +218,6 @@ def _move_images(split: ImageDataset, device: torch.device) -> ImageDataset:
     # If the device is the CPU, `to` without `copy` would return the memory map itself.
     images = split.images.to(device, copy=split.on_disk)
     return replace(split, images=images, on_disk=False)
-
-
-def warn_of_low_contrast(
-    images: Tensor,
-    where: str,
-    pixel_range: tuple[float, float] | None,
-) -> None:
-    """Print a warning if the images of a data set have hardly any contrast.
-
-    Args:
-        images: (N, 3, C, C) uint8.
-        where: the name of the data set.
-        pixel_range: the values that became black and white, if `--pixel-range` was given.
-    """
-    n = min(len(images), CONTRAST_IMAGES)
-    if n == 0:
-        return
-    sample = images[evenly_spaced(n, len(images))]
-    low = int(sample.min())
-    high = int(sample.max())
-    if high - low >= MIN_CONTRAST:
-        return
-    if low == high:
-        return  # All pixels are equal, for which `channel_statistics` raises an error.
-    if pixel_range is None:
-        advice = f"Pass --pixel-range {low}:{high} to make {low} black and {high} white."
-    else:
-        given_low, given_high = pixel_range
-        advice = f"Check whether --pixel-range {given_low:g}:{given_high:g} is right."
-    print_line(
-        f"warning: the images of {where} have hardly any contrast: of 0 to 255 they use only the "
-        f"values {low} to {high}. {advice}"
-    )
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -24,12 +24,12 @@ from simsiam.data.dataset import (
     evenly_spaced,
     make_blank_split,
     stored_side,
-    warn_of_low_contrast,
 )
 from simsiam.data.folder_messages import raise_or_print_unreadable, warn_of_unused_bits
 from simsiam.data.held_out import choose_held_out
 from simsiam.data.image_cache import decode_images, map_images, open_cache, read_16_bit_ranges
 from simsiam.data.listing import ImageFolder
+from simsiam.data.pixel_range import warn_of_low_contrast
 from simsiam.data.split_folders import (
     TEST_NAMES,
     SplitFolders,

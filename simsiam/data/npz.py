@@ -26,7 +26,8 @@ from simsiam.data.array_conversion import (
     index_labels,
     name_classes,
 )
-from simsiam.data.dataset import ImageDataset, Splits, take_first, warn_of_low_contrast
+from simsiam.data.dataset import ImageDataset, Splits, take_first
+from simsiam.data.pixel_range import warn_of_low_contrast
 from utils import distributed
 from utils.console import print_line
 from utils.errors import UserError, require
