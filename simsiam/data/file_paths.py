@@ -1,6 +1,5 @@
 """Keep the paths of millions of files in little memory (`FilePaths`)."""
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import overload
 
@@ -21,7 +20,7 @@ class FilePaths(Sequence[str]):
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
+        encoded = [path.encode(errors="surrogateescape") for path in paths]
         lengths = torch.tensor([0, *(len(path) for path in encoded)])
         self._bounds = lengths.cumsum(0)  # path i is between bounds i and i + 1
         self._text = b"".join(encoded)
@@ -41,7 +40,7 @@ class FilePaths(Sequence[str]):
             return self._select(self._indices[index])
         i = int(self._indices[index])
         start, end = self._bounds[i : i + 2].tolist()
-        return os.fsdecode(self._text[start:end])
+        return self._text[start:end].decode(errors="surrogateescape")
 
     def subset(self, indices: Tensor) -> "FilePaths":
         """Return the paths at `indices` (n,) int64, which may be on any device."""
