@@ -24,13 +24,12 @@ from simsiam.commands.describe import (
     RunContext,
     collect_provenance,
     describe_missing_images,
-    describe_result,
     describe_run,
     resolve_settings,
-    summarise,
 )
 from simsiam.commands.fit import fit_to_data, resume_fit
 from simsiam.commands.next_command import choose_next_command
+from simsiam.commands.result import describe_result, summarise
 from simsiam.commands.resume import (
     Start,
     choose_resumed_precision,

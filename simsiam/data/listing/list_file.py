@@ -178,8 +178,8 @@ def _parse_csv(text: str, where: str) -> tuple[list[Row], list[str]]:
             line = reader.line_num
             require(
                 len(fields) == len(columns),
-                f"{where}: line {line} has {format_count(len(fields), 'field')}, but the first line "
-                f"has {len(columns)}. Put a path with a {delimiter!r} into double quotes.",
+                f"{where}: line {line} has {format_count(len(fields), 'field')}, but the first "
+                f"line has {len(columns)}. Put a path with a {delimiter!r} into double quotes.",
             )
             values = dict(zip(columns, fields, strict=True))
             path = values["path"].strip()
