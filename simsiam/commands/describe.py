@@ -26,7 +26,7 @@ from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
 from simsiam.evaluation.starting_weights import StartingWeights
 from simsiam.module import SimSiam
 from utils import distributed
-from utils.console import plural
+from utils.console import format_count
 from utils.device import describe_hardware, git_commit, hidden_gpu_reason, package_versions
 from utils.run_dir import RunDirectory
 from utils.settings import flatten, to_flags
@@ -132,8 +132,8 @@ def describe_run(context: RunContext) -> str:
     lines += describe_fit(context.config, data, context.fitted)
     steps_per_epoch = len(data.train) // optimizer.images_per_step
     steps = optimizer.epochs * steps_per_epoch
-    epochs = plural(optimizer.epochs, "epoch")
-    lines.append(f"  steps     {epochs} of {plural(steps_per_epoch, 'step')} = {steps:,}")
+    epochs = format_count(optimizer.epochs, "epoch")
+    lines.append(f"  steps     {epochs} of {format_count(steps_per_epoch, 'step')} = {steps:,}")
 
     processes = count_processes(device_options, context.config.run.dry_run)
     device = context.accelerator
@@ -186,7 +186,7 @@ def describe_settings(context: RunContext) -> list[str]:
 def describe_images(context: RunContext) -> list[str]:
     """Return the lines about the images, their views, and the reason if kNN cannot be measured."""
     data = context.data
-    classes = plural(len(data.train.classes), "class")
+    classes = format_count(len(data.train.classes), "class")
     counts = f"{len(data.train):,} train and {len(data.test):,} {data.test.evaluation_name}"
     lines = [f"  images    {counts}, {classes}"]
 
@@ -202,7 +202,7 @@ def describe_images(context: RunContext) -> list[str]:
     if reason is not None and context.config.monitor.knn_every:
         lines.append(f"{INDENT}{reason}: kNN is off")
     if context.config.monitor.knn_every and is_leave_one_out(data.train, data.test):
-        labelled = plural(len(data.test.labelled_indices), data.test.evaluation_name[:-1])
+        labelled = format_count(len(data.test.labelled_indices), data.test.evaluation_name[:-1])
         lines.append(f"{INDENT}no labels of the train images: kNN is leave-one-out among")
         lines.append(f"{INDENT}the {labelled} with labels")
     return lines
@@ -298,7 +298,7 @@ def describe_result(summary: dict[str, Any], run: RunDirectory, next_command: st
         next_command: the command to evaluate the run with, for example "linear".
     """
     duration = timedelta(seconds=round(summary["seconds"]))
-    lines = [f"finished {plural(summary['epochs'], 'epoch')} in {duration}"]
+    lines = [f"finished {format_count(summary['epochs'], 'epoch')} in {duration}"]
     if summary["kNN_accuracy"] is not None:
         knn = f"{summary['kNN_accuracy']:.2f} % in the last epoch, "
         knn += f"{summary['kNN_best']:.2f} % in the best (epoch {summary['kNN_best_epoch']})"

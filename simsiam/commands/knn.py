@@ -9,7 +9,7 @@ from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import FEATURE_CHUNK
 from simsiam.evaluation.metrics import accuracy, confusion, print_classes
 from simsiam.evaluation.results import Results
-from utils.console import plural, print_line, print_table, track_progress
+from utils.console import format_count, print_line, print_table, show_progress
 from utils.device import choose_device
 from utils.knn import choose_k, nearest, vote
 
@@ -49,7 +49,7 @@ def knn(config: Knn) -> None:
     if headline_k < HEADLINE_K:
         print_line(
             f"k {headline_k} instead of {HEADLINE_K} for the classes and for kNN_accuracy in "
-            f"summary.json: a typical class has {plural(headline_k, 'train image')}"
+            f"summary.json: a typical class has {format_count(headline_k, 'train image')}"
         )
     classifier = f"kNN, k {headline_k}, T {HEADLINE_TEMPERATURE:g}, backbone features"
     print_classes(summary["per_class"], classifier)
@@ -101,7 +101,7 @@ def count_by_protocol(context: EvaluationContext) -> dict[Protocol, Tensor]:
         similarities: list[Tensor] = []
         indices: list[Tensor] = []
         chunks = torch.arange(len(test), device=own.device).split(FEATURE_CHUNK)
-        for chunk in track_progress(chunks, len(test), f"neighbours by {kind}"):
+        for chunk in show_progress(chunks, len(test), f"neighbours by {kind}"):
             chunk_similarity, chunk_indices = nearest(
                 queries[kind][chunk], bank[kind], ks[-1], own[chunk]
             )

@@ -34,7 +34,7 @@ from simsiam.data.cache_manifest import (
 from simsiam.data.dataset import ImageDataset, Splits
 from simsiam.data.image_notes import ImageNotes
 from simsiam.data.images import read_images, silence_pillow, try_to_read
-from utils.console import print_line, track_progress
+from utils.console import print_line, show_progress
 from utils.errors import UserError, require
 from utils.filesystem import lock_folder, write_text
 from utils.text import printable
@@ -257,7 +257,7 @@ class _CacheWriter:
             recorded_images = len(self.lines) - len(self.unreadable)
             pixel_file.truncate(recorded_images * bytes_per_image(self.side))
 
-            for chunk in track_progress(chunks, len(remaining), title):
+            for chunk in show_progress(chunks, len(remaining), title):
                 new_lines = []
                 for file, result in chunk:
                     if isinstance(result, str):
