@@ -163,7 +163,7 @@ def describe_settings(context: RunContext) -> list[str]:
     parts: list[str] = []
     for name, value in settings.items():
         if isinstance(value, list):
-            value = " ".join(value)
+            value = " ".join(str(item) for item in value)
         if value not in (None, ""):
             parts.append(f"{name} {value}")
     text = ", ".join(parts)
