@@ -58,6 +58,8 @@ def test_each_pretraining_passes_a_dry_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(photos)
+    paths = [f"photos/{file.relative_to(photos)}" for file in sorted(photos.rglob("*.png"))]
+    (tmp_path / "images.csv").write_text("\n".join(["path", *paths]))
     np.savez(tmp_path / "images.npz", x_train=patterns(50).images.numpy())
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     # Other tests measure how long a run takes.

@@ -34,7 +34,7 @@ def knn(config: Knn) -> None:
 
     counts = count_by_protocol(context)
     accuracies = {protocol: accuracy(matrix) for protocol, matrix in counts.items()}
-    headline_k = choose_k(context.train.labels, HEADLINE_K)
+    headline_k = choose_headline_k(context)
     headline_counts = counts["backbone", headline_k, HEADLINE_TEMPERATURE]
     summary = context.describe_accuracy("kNN_accuracy", headline_counts)
     summary["knn_k"] = headline_k
@@ -49,11 +49,19 @@ def knn(config: Knn) -> None:
     if headline_k < HEADLINE_K:
         print_line(
             f"k {headline_k} instead of {HEADLINE_K} for the classes and for kNN_accuracy in "
-            f"summary.json: a typical class has {format_count(headline_k, 'train image')}"
+            f"summary.json: a typical class has {format_count(headline_k, 'image')}"
         )
     classifier = f"kNN, k {headline_k}, T {HEADLINE_TEMPERATURE:g}, backbone features"
     print_classes(summary["per_class"], classifier)
     results.write(summary)
+
+
+def choose_headline_k(context: EvaluationContext) -> int:
+    """Return k of the headline: HEADLINE_K, or less for classes with few images."""
+    if not context.leave_one_out:
+        return choose_k(context.train.labels, HEADLINE_K)
+    labels = context.test.labels
+    return min(choose_k(labels, HEADLINE_K), len(labels) - 1)  # without the query itself
 
 
 def print_protocols(context: EvaluationContext, accuracies: dict[Protocol, float]) -> None:
@@ -92,7 +100,7 @@ def count_by_protocol(context: EvaluationContext) -> dict[Protocol, Tensor]:
         bank_size = len(bank_labels)
         # -1 is no index in the bank: the queries are not part of it.
         own = torch.full((len(test),), -1, device=test.labels.device)
-    candidates = {*KS, choose_k(bank_labels, HEADLINE_K)}
+    candidates = {*KS, choose_headline_k(context)}
     ks = sorted(k for k in candidates if k <= bank_size)
 
     counts: dict[Protocol, Tensor] = {}
