@@ -1,7 +1,8 @@
 """SimSiam's augmentation of a batch on its device, with random parameters for each sample.
 
-The pipeline is the paper's for CIFAR (section 3, and App. D: without blur): random resized crop,
-left-right flip, colour jitter in a random order of its operations, grayscale, normalisation.
+The pipeline is the paper's (section 3): random resized crop, colour jitter in a random order of
+its operations, grayscale, blur, left-right flip, normalisation. There is no blur for CIFAR (App.
+D). A policy can also solarise after the blur, and flip upside down and rotate at the end.
 
 `draw` computes random parameters from (seed, epoch, sample index, view). `apply` computes images
 from parameters, with the operations of simsiam/image_ops.py. The tests compare the distributions of
@@ -9,24 +10,41 @@ the parameters with torchvision's.
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
 
-from simsiam.config.options import AugmentOptions
-from simsiam.image_ops import color_jitter, luma, per_image, resized_crop
+from simsiam.config.augment_options import AugmentOptions
+from simsiam.config.value_types import Probability
+from simsiam.image_ops import (
+    color_jitter,
+    gaussian_blur,
+    luma,
+    per_image,
+    resized_crop,
+    rotate,
+    solarize,
+)
 from utils.philox import uniform
 
 # torchvision also tries ten random crops, and then takes the largest central crop that fits.
 CROP_TRIES = 10
 MAX_ASPECT_RATIO = 4 / 3  # of a crop: torchvision's default ratio is (3/4, 4/3)
 Policy = AugmentOptions  # The ranges and probabilities that parameters are drawn from.
+POLICY_TYPES = get_type_hints(Policy, include_extras=True)
+PROBABILITIES = [name for name in POLICY_TYPES if POLICY_TYPES[name] == Probability]
 
 
 def crop_and_flip_policy(crop_scale: float) -> Policy:
-    """Return a policy of crops and flips alone. Every other augmentation must be off in it."""
-    return Policy(crop_scale=crop_scale, jitter=0, grayscale=0)
+    """Return a policy of crops and left-right flips alone.
+
+    Every other probability is 0, also one that is added to `AugmentOptions` later.
+    """
+    probabilities = dict.fromkeys(PROBABILITIES, 0.0)
+    probabilities["flip"] = Policy.flip
+    return replace(Policy(crop_scale=crop_scale), **probabilities)
 
 
 class ViewParams(NamedTuple):
@@ -41,6 +59,11 @@ class ViewParams(NamedTuple):
     op_order: Tensor  # (B, 4) int64: position, 0 to 3, of brightness, contrast, saturation, hue
     factor: Tensor  # (B, 4) float32: strength of brightness, contrast, saturation, hue
     grayscale: Tensor  # (B,) bool: convert to grayscale
+    # The next ones are None if the policy never applies the operation.
+    blur_sigma: Tensor | None = None  # (B,) float32: of the Gaussian blur, in pixels of the view
+    solarize: Tensor | None = None  # (B,) bool: invert bright values
+    vertical_flip: Tensor | None = None  # (B,) bool: flip upside down
+    quarter_turns: Tensor | None = None  # (B,) int64: rotate by 0 to 3 times 90 degrees
 
 
 def augment(
@@ -99,10 +122,14 @@ def draw(
         size: Side of the images that are cropped, in pixels.
         seed, epoch, view, policy: As for `augment`.
     """
-    numbers = uniform(indices, epoch, view, 2 * CROP_TRIES + 13, seed=seed)  # (B, 33), 0 to 1
+    has_optional = max(policy.blur, policy.solarize, policy.vertical_flip, policy.rotate) > 0
+    # The first columns are the same, however many columns are drawn.
+    count = 2 * CROP_TRIES + (19 if has_optional else 13)
+    numbers = uniform(indices, epoch, view, count, seed=seed)  # (B, 33 or 39), 0 to 1
     crop_numbers = numbers[:, : 2 * CROP_TRIES]
-    # The columns of the other 13 are: 0 top, 1 left, 2 flip, 3 jitter, 4 to 7 order of the colour
-    # operations, 8 to 11 their strengths, 12 grayscale. A new augmentation must draw from further
+    # The columns of the others are: 0 top, 1 left, 2 flip, 3 jitter, 4 to 7 order of the colour
+    # operations, 8 to 11 their strengths, 12 grayscale, 13 blur, 14 its sigma, 15 solarise,
+    # 16 vertical flip, 17 rotation, 18 its angle. A new augmentation must draw from further
     # columns, so that runs without it stay the same.
     other_numbers = numbers[:, 2 * CROP_TRIES :]
 
@@ -122,7 +149,30 @@ def draw(
         op_order=_ranks(other_numbers[:, 4:8]),  # All 24 orders are equally likely.
         factor=torch.stack(factors, dim=1),
         grayscale=other_numbers[:, 12] < policy.grayscale,
+        **_draw_optional(other_numbers, policy),
     )
+
+
+def _draw_optional(numbers: Tensor, policy: Policy) -> dict[str, Tensor]:
+    """Return the parameters of the operations that are off by default and on in this policy.
+
+    Args:
+        numbers: Uniform random numbers (B, 19) if any of the operations is on.
+        policy: As for `augment`.
+    """
+    params: dict[str, Tensor] = {}
+    if policy.blur > 0:
+        low, high = policy.blur_sigma
+        sigma = low + numbers[:, 14] * (high - low)
+        params["blur_sigma"] = torch.where(numbers[:, 13] < policy.blur, sigma, 0.0)
+    if policy.solarize > 0:
+        params["solarize"] = numbers[:, 15] < policy.solarize
+    if policy.vertical_flip > 0:
+        params["vertical_flip"] = numbers[:, 16] < policy.vertical_flip
+    if policy.rotate > 0:
+        quarter_turns = 1 + (3 * numbers[:, 18]).long()  # 1, 2 or 3
+        params["quarter_turns"] = torch.where(numbers[:, 17] < policy.rotate, quarter_turns, 0)
+    return params
 
 
 def _factor_ranges(policy: Policy) -> list[tuple[float, float]]:
@@ -179,7 +229,10 @@ def _draw_crop_shape(numbers: Tensor, size: int, policy: Policy) -> tuple[Tensor
 
 
 def apply(images: Tensor, params: ViewParams, size: int | None = None) -> Tensor:
-    """Crop, resize, flip, jitter and convert to grayscale, as `params` says for each sample.
+    """Crop, resize, jitter, convert to grayscale, blur, solarise, flip and rotate each sample.
+
+    In other programs the flips come last. Here they are a part of the crop, where they cost
+    nothing. The result is the same, because the operations in between treat all directions alike.
 
     Args:
         images: (B, 3, C, C) uint8.
@@ -197,6 +250,14 @@ def apply(images: Tensor, params: ViewParams, size: int | None = None) -> Tensor
         params.width,
         params.flip,
         size,
+        params.vertical_flip,
     )
     x = color_jitter(x, params.op_order, params.factor, params.jitter)
-    return torch.where(per_image(params.grayscale), luma(x).expand_as(x), x)
+    x = torch.where(per_image(params.grayscale), luma(x).expand_as(x), x)
+    if params.blur_sigma is not None:
+        x = gaussian_blur(x, params.blur_sigma)
+    if params.solarize is not None:
+        x = torch.where(per_image(params.solarize), solarize(x), x)
+    if params.quarter_turns is not None:
+        x = rotate(x, params.quarter_turns)
+    return x

@@ -207,7 +207,7 @@ def _raise_user_error(event: _errors.ParseErrorEvent, flags: list[str]) -> NoRet
         case _errors.InstantiationFailure():
             message = _describe_failure(event)
         case _:  # what is left is a flag with too few values
-            message = f"{_get_flag(event)} needs a value"
+            message = f"{_get_flag(event)} needs {_describe_number_of_values(event)}"
     raise UserError(message) from None
 
 
@@ -215,6 +215,14 @@ def _get_flag(event: _errors.ParseErrorEvent) -> str:
     """Return the flag that an error is about; "" if the error is about no single flag."""
     argument = getattr(event, "argument", None)
     return "" if argument is None else argument.lowered.name_or_flags[0]
+
+
+def _describe_number_of_values(event: _errors.ParseErrorEvent) -> str:
+    """Return how many values a flag needs that got too few."""
+    argument = getattr(event, "argument", None)
+    if argument is None or argument.lowered.nargs in (None, 1, "*", "?"):
+        return "a value"
+    return f"{argument.lowered.nargs} values: {argument.lowered.metavar}"
 
 
 def _describe_unknown_flag(flag: str, flags: list[str]) -> str:

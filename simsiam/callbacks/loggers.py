@@ -94,7 +94,7 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
             if value is None:
                 values[name] = "default"
             elif isinstance(value, list):
-                values[name] = " ".join(value)
+                values[name] = " ".join(str(item) for item in value)
             else:
                 values[name] = value
         # `hparams` uses the names only. TensorBoard shows the latest value of each curve.

@@ -1,6 +1,6 @@
 """Describe a pre-training: in text for the user, and in metadata for its files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
 
@@ -8,7 +8,13 @@ from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.commands.estimate import estimate_seconds, format_duration
 from simsiam.commands.resume import Start, count_processes
-from simsiam.config.commands import Pretrain, settings_to_keep, shell_command
+from simsiam.config.augment_options import AugmentOptions
+from simsiam.config.commands import (
+    PRETRAIN_DEFAULTS,
+    Pretrain,
+    settings_to_keep,
+    shell_command,
+)
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import knn_unavailable_reason
 from simsiam.module import SimSiam
@@ -16,6 +22,7 @@ from utils import distributed
 from utils.console import plural
 from utils.device import describe_hardware, git_commit, hidden_gpu_reason, package_versions
 from utils.run_dir import RunDirectory
+from utils.settings import flatten, to_flags
 
 LONG_RUN = 6 * 3600  # seconds; for a longer run on a CPU, a shorter one is suggested
 # Reaches a kNN accuracy of 60 % on CIFAR-10 in a quarter of an hour on a CPU: docs/benchmarks.md.
@@ -139,11 +146,24 @@ def describe_images(context: RunContext) -> list[str]:
     if data.size < data.train.side:
         views += f" from {data.train.side} x {data.train.side}"
     lines.append(INDENT + views)
+    augmentation = describe_augmentation(context.config)
+    if augmentation:
+        lines.append(f"{INDENT}augmented with {augmentation}")
 
     reason = knn_unavailable_reason(data.train, data.test)
     if reason is not None and context.config.monitor.knn_every:
         lines.append(f"{INDENT}{reason}: kNN is off")
     return lines
+
+
+def describe_augmentation(config: Pretrain) -> str:
+    """Return the flags of the augmentation that differ from their defaults; "" if none does."""
+    settings = flatten(config)
+    changes: dict[str, Any] = {}
+    for field in fields(AugmentOptions):
+        if settings[field.name] != PRETRAIN_DEFAULTS[field.name]:
+            changes[field.name] = settings[field.name]
+    return " ".join(to_flags(changes))
 
 
 def describe_network(model: SimSiam) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from simsiam.config import options, run_options
+from simsiam.config.augment_options import AugmentOptions
 from simsiam.config.evaluation_commands import (
     Embed,
     Export,
@@ -52,7 +53,7 @@ class Pretrain:
     device: run_options.DeviceOptions = run_options.DeviceOptions()
     network: options.NetworkOptions = options.NetworkOptions()
     method: options.MethodOptions = options.MethodOptions()
-    augmentation: options.AugmentOptions = options.AugmentOptions()
+    augmentation: AugmentOptions = AugmentOptions()
     monitor: run_options.MonitorOptions = run_options.MonitorOptions()
     PREFIX = "simsiam"  # the name of a run begins with it, unless --exp-name gives a name
 

@@ -1,4 +1,4 @@
-"""Groups of options that decide what is computed: data, augmentation, network, method, optimizer.
+"""Groups of options that decide what is computed: data, network, method, optimizer.
 
 A group is a heading in `--help`, a field is a flag, and the docstring below a field is its help.
 The range of an option is part of its type. Nothing here imports torch, so that `--help` is quick.
@@ -20,8 +20,6 @@ from simsiam.config.value_types import (
     PairText,
     PathText,
     Positive,
-    Probability,
-    Share,
     parse_image_schedule,
     parse_pixel_range,
 )
@@ -129,31 +127,6 @@ class EvaluationDataOptions(DataOptions):
     """Side of the images of a folder."""
     held_out_images: Annotated[AtLeast0 | None, Hint("N", default="as many as the run had")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Evaluate on N training images that the run held out; 0 for the test images."""
-
-
-@option_group()
-class AugmentOptions:
-    """Augmentation: the paper's pipeline for CIFAR.
-
-    A strength s draws its factor from 1 - s to 1 + s.
-    """
-
-    crop_scale: Share = 0.2
-    """Smallest area of a crop, as a share of the image."""
-    flip: Probability = 0.5
-    """Probability of a left-right flip."""
-    jitter: Probability = 0.8
-    """Probability of the colour jitter; its four operations come in a random order per sample."""
-    brightness: NotNegative = 0.4
-    """Strength of the brightness jitter."""
-    contrast: NotNegative = 0.4
-    """Strength of the contrast jitter."""
-    saturation: NotNegative = 0.4
-    """Strength of the saturation jitter."""
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Largest hue shift, in turns of the colour wheel."""
-    grayscale: Probability = 0.2
-    """Probability of a grayscale view."""
 
 
 @option_group()

@@ -6,8 +6,8 @@ advance from memory or from the disk, batch by batch.
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -15,11 +15,12 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from simsiam.augment import Policy, augment
+from simsiam.config.augment_options import Normalize
 from simsiam.config.options import SMALL_IMAGE, DataOptions, MethodOptions, OptimizerOptions
 from simsiam.config.run_options import RunOptions
 from simsiam.config.value_types import parse_image_schedule
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import Splits, channel_statistics, make_options, place_on_device
+from simsiam.data.dataset import Splits, choose_statistics, make_options, place_on_device
 from simsiam.data.image_schedule import check_image_schedule, find_view_size
 from simsiam.data.sampler import EpochSampler, PrefetchLoader, ViewsLoader
 from utils.errors import require
@@ -40,6 +41,7 @@ class ViewsDataModule(pl.LightningDataModule):
         views: number of views of each image.
         seed: seed of the order and of the augmentation.
         policy: the distribution of the views.
+        normalize: replaces that of the policy: "dataset" or "imagenet".
         compile: whether to compile the augmentation.
         accumulate: number of equal parts in which each batch comes.
         image_schedule: one "PIXELS:EPOCHS" for each phase of the training: EPOCHS epochs with
@@ -63,6 +65,7 @@ class ViewsDataModule(pl.LightningDataModule):
         compile: bool = False,
         accumulate: int = OptimizerOptions.accumulate,
         image_schedule: Sequence[str] = MethodOptions.image_schedule,
+        normalize: Normalize | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -75,6 +78,10 @@ class ViewsDataModule(pl.LightningDataModule):
         self._batch_size = batch_size
         self.views = views
         self.seed = seed
+        if normalize is not None:
+            choices = get_args(Normalize)
+            require(normalize in choices, f"normalize must be one of {choices}, got {normalize!r}")
+            policy = replace(policy, normalize=normalize)
         self.policy = policy
         self.accumulate = accumulate
         self.phases = parse_image_schedule(image_schedule)
@@ -117,7 +124,7 @@ class ViewsDataModule(pl.LightningDataModule):
         """
         if not self.loaded:
             self.set_splits(load_dataset(self.options))
-            mean, std = channel_statistics(self.train.images)
+            mean, std = choose_statistics(self.train.images, self.policy.normalize)
             self.mean = torch.tensor(mean)
             self.std = torch.tensor(std)
         if self.trainer is not None:
@@ -130,8 +137,8 @@ class ViewsDataModule(pl.LightningDataModule):
     def set_splits(self, splits: Splits) -> None:
         """Use these splits, with a mean of 0 and a std of 1.
 
-        `setup` calls this method, and then measures the real mean and std. A caller with blank
-        images, as in a dry run, has nothing to measure.
+        `setup` calls this method, and then sets the real mean and std. A caller with blank images,
+        as in a dry run, has nothing to measure.
 
         Raises:
             UserError: if the batches or the views are too large for the train split.

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from simsiam.config.augment_options import Normalize
 from simsiam.config.options import SMALL_IMAGE, DataOptions
 from utils.console import print_line
 from utils.device import free_memory
@@ -26,6 +27,9 @@ CONTRAST_IMAGES = 256  # images on which the contrast is measured
 # If the images take more bytes than this, their mean and std are measured on a part of them.
 STATISTICS_BYTES = 2**32
 STATISTICS_CHUNK_BYTES = 2**23  # pixels counted together; torch.bincount copies them to int64
+
+# (mean, std) of red, green and blue in ImageNet, on the scale of 0 to 1: torchvision's and timm's.
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def make_options(**fields: Any) -> DataOptions:
@@ -235,6 +239,23 @@ def warn_of_low_contrast(
         f"warning: the images of {where} have hardly any contrast: of 0 to 255 they use only the "
         f"values {low} to {high}. {advice}"
     )
+
+
+def choose_statistics(
+    images: Tensor, normalize: Normalize
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the standard deviation of each channel with which to normalise.
+
+    Args:
+        images: (N, 3, C, C) uint8, which are measured only if `normalize` is "dataset".
+        normalize: the value of `--normalize`.
+
+    Raises:
+        UserError: see `channel_statistics`.
+    """
+    if normalize == "imagenet":
+        return IMAGENET_STATISTICS
+    return channel_statistics(images)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
