@@ -10,6 +10,7 @@ from torch import Tensor
 
 from simsiam.config.augment_options import Normalize
 from simsiam.config.options import SMALL_IMAGE, DataOptions
+from simsiam.data.whole_images import WholeImages
 from utils.console import print_line
 from utils.device import free_memory
 from utils.distributed import local_world_size
@@ -56,6 +57,8 @@ class ImageDataset:
         digest: a hash of the user's own images. With it a later command checks that it got the
             same images. It is None for a published data set.
         held_out: whether these are training images that take the place of the test images.
+        whole: the same images in their own shapes, of which views are cropped; None if views are
+            cropped from `images`.
     """
 
     images: Tensor
@@ -64,6 +67,7 @@ class ImageDataset:
     on_disk: bool = False
     digest: str | None = None
     held_out: bool = False
+    whole: WholeImages | None = None
 
     def __len__(self) -> int:
         return len(self.images)

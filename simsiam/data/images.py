@@ -1,6 +1,7 @@
 """Decode image files to uint8 tensors of one size, with Pillow."""
 
 import hashlib
+import math
 import os
 import sys
 import warnings
@@ -66,6 +67,10 @@ ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+# Those of them that exchange height and width.
+QUARTER_TURNS = {ORIENTATIONS[value] for value in (5, 6, 7, 8)}
 
 
 class DecodedImage(NamedTuple):
@@ -165,18 +170,61 @@ def _decode(
     pixel_range: PixelRange,
 ) -> tuple[Tensor, tuple[int, int] | None]:
     """Return the pixels (3, size, size) uint8, and the range of 16-bit values (see `_load`)."""
+    image, range_16_bit, _ = load_rgb(file, pixel_range)
+    image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image))  # (size, size, 3)
+    return pixels.permute(2, 0, 1).contiguous(), range_16_bit
+
+
+def load_rgb(
+    file: BinaryIO, pixel_range: PixelRange, reduction: float = 1.0
+) -> tuple[Image.Image, tuple[int, int] | None, tuple[int, int]]:
+    """Load an image file as RGB of 8 bits, upright.
+
+    Args:
+        reduction: a JPEG may be decoded at a half, a quarter or an eighth of its size, if it is
+            not made smaller by more than this factor. That takes less time.
+
+    Returns:
+        The image, the range of 16-bit values (see `_load`), and the original height and width.
+
+    Raises:
+        Exception: of any kind, if the file is damaged.
+    """
     with Image.open(file, formats=FORMATS) as opened:
         # Up to twice this limit Pillow itself prints only a warning.
         max_pixels = Image.MAX_IMAGE_PIXELS
         if max_pixels is not None and opened.width * opened.height > max_pixels:
             raise ValueError("too large")
+        original_size = (opened.height, opened.width)
+        if reduction >= 2:
+            smallest = (math.ceil(opened.width / reduction), math.ceil(opened.height / reduction))
+            opened.draft(opened.mode, smallest)
         image, range_16_bit = _load(file, opened, pixel_range)
+        image = image.convert("RGB")
         orientation = _read_orientation(opened)
         if orientation is not None:
             image = image.transpose(orientation)
-        image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image))  # (size, size, 3)
-    return pixels.permute(2, 0, 1).contiguous(), range_16_bit
+            original_size = _turn_size(original_size, orientation)
+    return image, range_16_bit, original_size
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Return height and width of an image file, upright, from its header.
+
+    Raises:
+        Exception: of any kind, if the file is damaged.
+    """
+    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as opened:
+        size = (opened.height, opened.width)
+        orientation = _read_orientation(opened)
+    return size if orientation is None else _turn_size(size, orientation)
+
+
+def _turn_size(size: tuple[int, int], orientation: Image.Transpose) -> tuple[int, int]:
+    """Return height and width of an image after an operation of `ORIENTATIONS`."""
+    height, width = size
+    return (width, height) if orientation in QUARTER_TURNS else (height, width)
 
 
 def _load(
