@@ -28,13 +28,16 @@ if importlib.util.find_spec("fcntl") is None:
     )
     sys.exit(2)
 
-# A Ctrl-C during the imports below ends the process without a traceback.
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+from utils.signals import is_interactive, is_main_thread, restored_handlers  # noqa: E402
+
+# A Ctrl-C during the imports below ends the process without a traceback. A notebook in which %run
+# runs this file must not end.
+is_own_process = __name__ == "__main__" and not is_interactive() and is_main_thread()
+if is_own_process and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
     from simsiam.config.commands import COMMANDS
-    from simsiam.config.evaluation_commands import Evaluation
     from simsiam.config.run_state import announce
     from utils.cli import parse
     from utils.errors import (
@@ -66,6 +69,8 @@ DEFAULT_SIGNAL_HANDLERS = {
 # Set once `run_command` has imported the command's module. Until then the signal handler ends the
 # process; afterwards it raises StoppedBySignal.
 may_raise = threading.Event()
+# Signals that an interactive process received during the imports.
+postponed_signals: list[int] = []
 
 
 def main(args: list[str]) -> int:
@@ -79,7 +84,17 @@ def main(args: list[str]) -> int:
         what is wrong.
     """
     prepare_streams()
-    install_signal_handlers()
+    with restored_handlers(DEFAULT_SIGNAL_HANDLERS):
+        install_signal_handlers()
+        return run_and_report(args)
+
+
+def run_and_report(args: list[str]) -> int:
+    """Run one command, and print its error, if there is one, in one line.
+
+    Returns:
+        The exit status.
+    """
     name = "pretrain"
     flags = args
     prog = "main.py"
@@ -123,8 +138,6 @@ def run_command(name: str, flags: list[str], prog: str) -> None:
         names = ", ".join(COMMANDS)
         raise UserError(f"{name}: no such command. There are {names}, each with --help.")
     command = COMMANDS[name]
-    if issubclass(command, Evaluation) and flags and not flags[0].startswith("-"):
-        flags = ["--checkpoint", *flags]  # a checkpoint may come first, without its flag
     config = parse(command, flags, prog)
 
     module_name = name
@@ -140,9 +153,12 @@ def run_command(name: str, flags: list[str], prog: str) -> None:
         if not is_something_to_do:
             return
 
+    replace_missing_matplotlib_backend()
     module = import_without_gc(f"simsiam.commands.{module_name}")
     silence_libraries()
     may_raise.set()
+    if postponed_signals:
+        raise_stopped(postponed_signals[0], None)
     run = getattr(module, function_name)
     run(config)
 
@@ -153,6 +169,8 @@ def import_without_gc(module_name: str) -> object:
     Nothing that is imported is garbage. Looking for garbage would take a fifth of the time: 4.7 s
     in place of 3.7 s for `simsiam.commands.pretrain`.
     """
+    if is_interactive():  # in which other objects may become garbage
+        return importlib.import_module(module_name)
     gc.disable()
     module = importlib.import_module(module_name)
     gc.freeze()
@@ -182,8 +200,14 @@ def fail(message: object, status: int = 2) -> int:
 
 
 def install_signal_handlers() -> None:
-    """Let signals end the program with one line, except those that are ignored, as by nohup."""
+    """Let signals end the program with one line, except those that are ignored, as by nohup.
+
+    In a thread, where Python allows no handlers, signals keep the handlers that they have.
+    """
     may_raise.clear()
+    postponed_signals.clear()
+    if not is_main_thread():
+        return
     for number, default_handler in DEFAULT_SIGNAL_HANDLERS.items():
         # SIGINT has SIG_DFL since the imports at the top of this file.
         if signal.getsignal(number) in (default_handler, signal.SIG_DFL):
@@ -196,17 +220,13 @@ def raise_stopped(number: int, frame: FrameType | None) -> None:
     if may_raise.is_set():
         raise stopped
     # Packages are being imported. Some would take the exception for a missing package and continue.
+    if is_interactive():
+        postponed_signals.append(number)
+        return
     fail(stopped)
     with suppress(Exception):  # the signal may have interrupted a write to stdout
         sys.stdout.flush()
     os._exit(stopped.status)
-
-
-def reset_signal_handlers() -> None:
-    """Let a signal end the process silently, unless the signal is ignored."""
-    for number in DEFAULT_SIGNAL_HANDLERS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
 
 
 # ---------------------------------------------------------------- output
@@ -227,6 +247,18 @@ def prepare_streams() -> None:
         setattr(sys, name, os.fdopen(number, mode, closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # stderr escapes such letters by default
+
+
+def replace_missing_matplotlib_backend() -> None:
+    """Let matplotlib draw into files, if the environment names a backend that is not installed.
+
+    A notebook's `!python main.py` inherits the backend of the notebook's kernel. If this Python
+    is another one that lacks the backend, matplotlib, and so Lightning, could not be imported.
+    """
+    backend = os.environ.get("MPLBACKEND", "")
+    package = backend.removeprefix("module://").partition(".")[0]
+    if backend.startswith("module://") and importlib.util.find_spec(package) is None:
+        os.environ["MPLBACKEND"] = "agg"
 
 
 def silence_libraries() -> None:
@@ -260,7 +292,6 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     finally:
-        # Everything is printed and saved. A signal during the exit needs no message.
-        reset_signal_handlers()
-        # Otherwise Python looks for garbage in all of torch at the exit, which takes 1 to 3 s.
-        gc.freeze()
+        if not is_interactive():
+            # Otherwise Python looks for garbage in all of torch at the exit: 1 to 3 s.
+            gc.freeze()

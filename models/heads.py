@@ -16,19 +16,18 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, get_args
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.batch_norm import BatchNorm1d
-from models.choices import HeadsBN
+from models.choices import HeadsBN, is_library_backbone
+from models.features import prepare_custom_backbone
+from models.libraries import build_library_backbone, count_library_features
 from models.resnet import BACKBONES
 
 HEADS_BN_CHOICES = get_args(HeadsBN)
 # Hyper-parameters cannot hold a backbone that the user has built. They hold this prefix and the
 # name of its class instead. Saved checkpoints have the prefix, so it must not change.
 CUSTOM_BACKBONE_PREFIX = "an own"
-# `count_features` tries images of this size if the size is not known.
-DEFAULT_IMAGE_SIZE = 32
 
 
 def build_networks(
@@ -37,7 +36,8 @@ def build_networks(
     """Build the networks of SimSiam.
 
     Args:
-        backbone: A name in `BACKBONES`, or a module that maps (B, 3, S, S) to (B, F).
+        backbone: A name in `BACKBONES`, a name of a library's network, or a module that maps
+            (B, 3, S, S) to (B, F).
         hp: The hyper-parameters of `SimSiam`.
 
     Returns:
@@ -53,7 +53,10 @@ def build_networks(
 
     if isinstance(backbone, nn.Module):
         network = backbone
-        num_features = count_features(backbone, hp["image_size"] or DEFAULT_IMAGE_SIZE)
+        num_features = prepare_custom_backbone(backbone, hp["image_size"])
+    elif is_library_backbone(backbone):
+        num_features = count_library_features(backbone, hp["image_size"])
+        network = build_library_backbone(backbone, hp["image_size"])
     elif backbone in BACKBONES:
         build_backbone = BACKBONES[backbone]
         network = build_backbone(hp["width"], hp["zero_init_residual"], hp["stem"], hp["conv_init"])
@@ -61,7 +64,10 @@ def build_networks(
         num_features = network.num_features
     else:
         names = ", ".join(BACKBONES)
-        raise ValueError(f"backbone must be one of {names}, or a module, got {backbone!r}")
+        raise ValueError(
+            f"backbone must be one of {names}, torchvision/NAME, timm/NAME, or a module, "
+            f"got {backbone!r}"
+        )
 
     d = hp["out_dim"]
     projector_hidden_dim = hp["proj_hidden"] or d
@@ -70,22 +76,6 @@ def build_networks(
     if hp["predictor"]:
         predictor = prediction_mlp(d, hp["h_dim"], bn)
     return network, projector, predictor
-
-
-@torch.no_grad()
-def count_features(network: nn.Module, size: int) -> int:
-    """Return F of a network (B, 3, S, S) -> (B, F), by passing one image of `size` pixels.
-
-    Raises:
-        ValueError: The output has another shape.
-    """
-    was_training = network.training
-    network.eval()  # BN then accepts a single image, and keeps its running statistics.
-    out = network(torch.zeros(1, 3, size, size))
-    network.train(was_training)
-    if not isinstance(out, Tensor) or out.dim() != 2:
-        raise ValueError("the backbone must give features (B, F). Remove its classifier.")
-    return out.shape[1]
 
 
 def projection_mlp(

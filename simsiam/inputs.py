@@ -4,16 +4,19 @@ SimSiam and KNNMonitor accept batches in several forms. The functions here retur
 fixed form, or raise a ValueError that says what was expected and what the batch is.
 """
 
+import inspect
 import math
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from models.choices import RESNET_SETTINGS
 
 VIEWS_EXPECTED = (
     "a training batch must be views of the same images, [x1, x2] or more, float tensors "
@@ -23,6 +26,8 @@ LABELLED_EXPECTED = (
     "KNNMonitor's loaders must give (images, labels) or (images, labels, ...): float images "
     "(B, 3, S, S), whole numbers from 0 as labels (B,)"
 )
+# Hyper-parameters that must be positive whole numbers, or None.
+SIZES = ("width", "out_dim", "h_dim", "proj_hidden", "image_size")
 MAX_PARTS_DESCRIBED = 6  # An error message describes at most this many parts of a batch.
 
 
@@ -128,6 +133,33 @@ def select_plain(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         except TypeError:
             names_left_out.append(name)
     return plain, names_left_out
+
+
+def check_sizes(hparams: Mapping[str, Any]) -> None:
+    """Raise ValueError if one of the hyper-parameters in SIZES is not a positive whole number."""
+    for name in SIZES:
+        size = hparams.get(name)
+        if size is not None and (type(size) is not int or size < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+
+
+def refuse_resnet_settings(hparams: Mapping[str, Any], init: Callable[..., None]) -> None:
+    """Refuse the settings that a backbone of a library does not have.
+
+    Args:
+        hparams: The hyper-parameters of a SimSiam whose backbone is a library's network.
+        init: The function whose arguments they are. It has their defaults.
+
+    Raises:
+        ValueError: One of these settings has another value than its default.
+    """
+    arguments = inspect.signature(init).parameters
+    for name in RESNET_SETTINGS:
+        if hparams[name] not in (None, arguments[name].default):
+            raise ValueError(
+                f"{name} {hparams[name]!r} is for the ResNets of this program alone; "
+                f"the architecture of {hparams['backbone']} is fixed. Leave it out"
+            )
 
 
 def to_plain(value: Any) -> Any:

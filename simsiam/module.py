@@ -22,27 +22,37 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from models.batch_norm import expect_views, separates_views
+from models.choices import is_library_backbone
+from models.convert_batch_norm import convert_batch_norm
 from models.heads import CUSTOM_BACKBONE_PREFIX, build_networks
+from models.libraries import count_library_features
 from models.resnet import ResNet
-from simsiam.config.options import DEFAULT_LEARNING_RATE, NetworkOptions, OptimizerOptions
-from simsiam.inputs import get_images, get_views, read_image_metadata, select_plain
+from simsiam.config.network_options import NetworkOptions
+from simsiam.config.optimizer_options import DEFAULT_LEARNING_RATE, OptimizerOptions
+from simsiam.inputs import (
+    check_sizes,
+    get_images,
+    get_views,
+    read_image_metadata,
+    refuse_resnet_settings,
+    select_plain,
+)
 from simsiam.loss import siamese_loss, z_std
-from simsiam.optimizer import make_optimizer
+from simsiam.optimizer import make_optimizer, make_schedule
 from simsiam.resumable_module import ResumableModule
 from utils import distributed
-
-# Hyper-parameters that must be positive whole numbers, or None.
-SIZES = ("width", "out_dim", "h_dim", "proj_hidden", "image_size")
 
 
 class SimSiam(ResumableModule):
     """Learn features of images by predicting one view's projection from another view.
 
     Args:
-        backbone: "resnet10", "resnet18", "resnet34" or "resnet50"; or a module of your own that
-            maps images (B, 3, S, S) to features (B, F).
-        width: Channels of the backbone's first stage.
-        stem: First layers of the backbone, "cifar" or "imagenet".
+        backbone: "resnet10", "resnet18", "resnet34" or "resnet50"; or a network of a library by its
+            name, "torchvision/NAME" or "timm/NAME", without weights and classifier; or a module of
+            your own that maps images (B, 3, S, S) to features (B, F).
+        width: Channels of the first stage of a ResNet. This argument, `stem`, `zero_init_residual`
+            and `conv_init` are for the four ResNets alone.
+        stem: First layers of a ResNet, "cifar" or "imagenet".
         zero_init_residual: Start every residual block of the backbone as the identity.
         conv_init: Initial weights of the backbone's convolutions, "kaiming" (as in torchvision)
             or "torch" (PyTorch's default).
@@ -63,13 +73,14 @@ class SimSiam(ResumableModule):
             a tenth of the run if that is shorter.
         constant_predictor_lr: Keep the predictor at its peak rate (section 4.2).
         predictor_lr_scale: Peak rate of the predictor, as a multiple of `learning_rate`.
-        image_size: Side of the training images in pixels.
+        image_size: Side of the training images in pixels. Vision transformers need it.
         mean: Mean of each channel of the training images, on the scale of 0 to 1.
         std: Standard deviation of each channel of the training images, on the same scale.
         classes: Class names of the training images.
 
-    `image_size`, `mean`, `std` and `classes` do not change the training. Checkpoints save them
-    for later users of the backbone, and a datamodule that knows them sets them.
+    `mean`, `std` and `classes` do not change the training, and neither does `image_size`, except
+    for networks that are built for one size. Checkpoints save them for later users of the backbone,
+    and a datamodule that knows them sets them.
 
     Logs `train_loss` and `z_std`, averaged over each epoch. Every `log_every_n_steps` steps of the
     Trainer it also logs the values of one batch, as `train_loss_step` and `z_std_step`.
@@ -81,7 +92,7 @@ class SimSiam(ResumableModule):
     def __init__(
         self,
         backbone: str | nn.Module = NetworkOptions.backbone,
-        width: int = NetworkOptions.width,
+        width: int | None = NetworkOptions.width,
         out_dim: int = NetworkOptions.out_dim,
         h_dim: int = NetworkOptions.h_dim,
         proj_layers: int = NetworkOptions.proj_layers,
@@ -101,7 +112,7 @@ class SimSiam(ResumableModule):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         classes: Sequence[str] = (),
-        stem: str = "cifar",
+        stem: str | None = "cifar",
         conv_init: str = NetworkOptions.conv_init,
         predictor_lr_scale: float = OptimizerOptions.predictor_lr_scale,
     ) -> None:
@@ -119,24 +130,23 @@ class SimSiam(ResumableModule):
         if names_left_out:
             names = ", ".join(names_left_out)
             rank_zero_warn(f"hyper-parameters that are not plain values are not saved: {names}")
-        self._check_sizes()
+        check_sizes(self.hparams)
+        if is_library_backbone(backbone):
+            refuse_resnet_settings(self.hparams, SimSiam.__init__)
+            self.hparams.update(width=None, stem=None)
 
         # f is the backbone and the projector; h is the predictor.
         self.backbone, self.projector, self.predictor = build_networks(backbone, self.hparams)
         self.predictor.requires_grad_(not fixed_predictor)
+        if is_library_backbone(backbone):
+            convert_batch_norm(self.backbone)
 
         # Whether to encode all views as one batch. If None, `training_step` does what is faster.
         self.one_pass: bool | None = None
         # Whether all BN layers can normalise each view by itself. None if not checked yet.
         self._bn_separates_views: bool | None = None
         # The compiled form of `self.loss_and_metrics`, set by `compile_networks`.
-        self._compiled_losses: Callable[..., tuple[Tensor, Tensor]] | None = None
-
-    def _check_sizes(self) -> None:
-        for name in SIZES:
-            size = self.hparams.get(name)
-            if size is not None and (type(size) is not int or size < 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+        self._compiled_losses: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None
 
     # ---------------------------------------------------------------- Algorithm 1
 
@@ -144,8 +154,10 @@ class SimSiam(ResumableModule):
         """Return the projections z of images x: (B, 3, S, S) -> (B, d)."""
         return self.projector(self.backbone(x))
 
-    def loss_and_metrics(self, x: Sequence[Tensor], one_pass: bool) -> tuple[Tensor, Tensor]:
-        """Return the loss of a batch, and its metrics: the loss again and z_std.
+    def loss_and_metrics(
+        self, x: Sequence[Tensor], one_pass: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch, and its other metrics by name.
 
         Args:
             x: The views x1, x2, ... of the same images, two or more, (B, 3, S, S) each.
@@ -154,7 +166,7 @@ class SimSiam(ResumableModule):
                 numbers are the same. This is faster on a GPU, but 5 to 10 % slower on a CPU.
 
         Returns:
-            The loss L, and a detached tensor (2,) that holds L and the z_std of x1.
+            The loss L; and detached scalars, of which there is one: "z_std" of x1.
         """
         h = self.predictor
         if one_pass:
@@ -165,7 +177,7 @@ class SimSiam(ResumableModule):
             z = [self.f(x_i) for x_i in x]
             p = [h(z_i) for z_i in z]
         loss = siamese_loss(p, z, self.hparams["stop_grad"], self.hparams["symmetric"])
-        return loss, torch.stack([loss.detach(), z_std(z[0])])
+        return loss, {"z_std": z_std(z[0])}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Return the loss of a batch, which Lightning minimises.
@@ -192,8 +204,8 @@ class SimSiam(ResumableModule):
         with expect_views(self, views_in_one_pass, compiled=is_compiled):
             loss, metrics = compute_losses(x, one_pass)
 
-        self.record_metrics(metrics, len(x[0]), batch_idx)
-        return {"loss": loss, "z_std": metrics[1]}
+        self.record_metrics({"train_loss": loss, **metrics}, len(x[0]), batch_idx)
+        return {"loss": loss, **metrics}
 
     def _choose_one_pass(self, x: Sequence[Tensor]) -> bool:
         """Return whether to encode all views as one batch."""
@@ -210,7 +222,9 @@ class SimSiam(ResumableModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return SGD and its schedule, linear warm-up and cosine decay (section 3)."""
-        return make_optimizer(self)
+        optimizer = make_optimizer(self)
+        schedule = {"scheduler": make_schedule(self, optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     # ---------------------------------------------------------------- after training
 
@@ -230,6 +244,10 @@ class SimSiam(ResumableModule):
             return  # Images to predict or to test may differ from the training images.
         datamodule = getattr(self.trainer, "datamodule", None)
         metadata, ignored = read_image_metadata(datamodule)
+        if is_library_backbone(self.hparams["backbone"]) and "image_size" in metadata:
+            # Raises ValueError if the network was built for images of another size.
+            sizes = self.hparams["image_size"], metadata["image_size"]
+            count_library_features(self.hparams["backbone"], *sizes)
         self.hparams.update(metadata)
         # During training the backbone needs only `image_size`, to which the monitors crop images.
         # Its mean and std are set when a checkpoint is loaded.
@@ -272,9 +290,11 @@ class SimSiam(ResumableModule):
         # By default, Inductor writes a value to memory if it is computed from more than four
         # tensors and used twice. The output of a ReLU after BN is computed from six tensors.
         # Computing it again at each use is faster, so the threshold is raised to eight.
-        options: dict[str, Any] = {"triton.cudagraphs": cuda_graphs, "realize_reads_threshold": 8}
-        # Communication between processes breaks the graph into several.
-        is_one_graph = distributed.world_size() == 1
+        options: dict[str, Any] = {"realize_reads_threshold": 8}
+        # Communication between processes breaks the graph into several. So may the code of other
+        # networks than ours.
+        is_one_graph = distributed.world_size() == 1 and isinstance(self.backbone, ResNet)
+        options["triton.cudagraphs"] = cuda_graphs and is_one_graph
         self._compiled_losses = torch.compile(
             self.loss_and_metrics, fullgraph=is_one_graph, dynamic=False, options=options
         )

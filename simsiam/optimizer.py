@@ -1,4 +1,7 @@
-"""The optimizer of SimSiam: SGD with linear warm-up and cosine decay (section 3 of the paper)."""
+"""The optimizer of SimSiam, SGD, and its schedule, linear warm-up and cosine decay (section 3).
+
+`make_optimizer` chooses the one and `make_schedule` the other.
+"""
 
 from contextlib import suppress
 from typing import Any
@@ -6,48 +9,20 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch.optim.lr_scheduler import LRScheduler
 
-from simsiam.config.options import DEFAULT_WARMUP_EPOCHS, RUN_TO_WARMUP_RATIO
+from simsiam.config.optimizer_options import DEFAULT_WARMUP_EPOCHS, RUN_TO_WARMUP_RATIO
 from utils.schedule import warmup_cosine
 from utils.trainer import UnknownLengthError, count_steps
 
 
-def make_optimizer(module: pl.LightningModule) -> dict[str, Any]:
-    """Build the optimizer and the learning rate schedule of a SimSiam.
+def make_optimizer(module: Any) -> torch.optim.Optimizer:
+    """Build the optimizer of a SimSiam that is attached to a Trainer.
 
-    Weight decay applies to every parameter, BN's included, as in the paper. The schedule is stepped
-    after each optimizer step, and the learning rate reaches 0 at the end of the run.
-
-    Args:
-        module: A SimSiam that is attached to a Trainer.
-
-    Returns:
-        The dictionary that Lightning expects of `configure_optimizers`.
-
-    Raises:
-        ValueError: The Trainer does not know how long the run is.
+    Weight decay applies to every parameter, BN's included, as in the paper.
     """
-    hp: Any = module.hparams
-    optimizer = _make_sgd(module, hp)
-
-    total_steps = _count_total_steps(module.trainer)
-    warmup_steps = _count_warmup_steps(module.trainer, hp["warmup_epochs"], total_steps)
-    schedule = warmup_cosine(optimizer, warmup_steps, total_steps)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _make_sgd(module: Any, hp: Any) -> torch.optim.SGD:
-    encoder = {"params": [*module.backbone.parameters(), *module.projector.parameters()]}
-    predictor = {
-        "params": list(module.predictor.parameters()),
-        "lr": hp["learning_rate"] * hp["predictor_lr_scale"],
-        "constant_lr": hp["constant_predictor_lr"],  # read by utils/schedule.py
-    }
-    # An ablated or fixed predictor has no parameters to train, so it gets no group.
-    groups: list[dict[str, Any]] = []
-    for group in (encoder, predictor):
-        if any(parameter.requires_grad for parameter in group["params"]):
-            groups.append(group)
+    hp = module.hparams
+    groups = _make_groups(module)
 
     # Fused SGD is faster. But with gradient clipping and mixed precision, Lightning refuses it.
     clips_gradients = module.trainer.gradient_clip_val is not None
@@ -66,6 +41,37 @@ def _make_sgd(module: Any, hp: Any) -> torch.optim.SGD:
     if has_frozen:
         optimizer.register_step_pre_hook(_add_missing_momentum)
     return optimizer
+
+
+def make_schedule(module: Any, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """Build the learning rate schedule of a SimSiam that is attached to a Trainer.
+
+    The schedule is stepped after each optimizer step, and the rate reaches 0 at the end of the run.
+    Groups with `constant_lr=True` keep their rate throughout.
+
+    Raises:
+        ValueError: The Trainer does not know how long the run is.
+    """
+    total_steps = _count_total_steps(module.trainer)
+    warmup_steps = _count_warmup_steps(module.trainer, module.hparams["warmup_epochs"], total_steps)
+    return warmup_cosine(optimizer, warmup_steps, total_steps)
+
+
+def _make_groups(module: Any) -> list[dict[str, Any]]:
+    """Return the parameter groups of the encoder and of the predictor, whatever the optimizer."""
+    hp = module.hparams
+    encoder = {"params": [*module.backbone.parameters(), *module.projector.parameters()]}
+    predictor = {
+        "params": list(module.predictor.parameters()),
+        "lr": hp["learning_rate"] * hp["predictor_lr_scale"],
+        "constant_lr": hp["constant_predictor_lr"],  # read by the schedule
+    }
+    # An ablated or fixed predictor has no parameters to train, so it gets no group.
+    groups: list[dict[str, Any]] = []
+    for group in (encoder, predictor):
+        if any(parameter.requires_grad for parameter in group["params"]):
+            groups.append(group)
+    return groups
 
 
 def _add_missing_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -93,13 +99,13 @@ def _count_total_steps(trainer: pl.Trainer) -> int:
         total_steps = int(count_steps(trainer))
     except UnknownLengthError as error:
         raise ValueError(
-            f"SimSiam's learning rate falls along a cosine to the end of the run, but {error}"
+            f"SimSiam's learning rate falls until the end of the run, but {error}"
         ) from None
     return max(1, total_steps)
 
 
 def _count_warmup_steps(trainer: pl.Trainer, epochs: float | None, total_steps: int) -> int:
-    """Return the number of warm-up steps. At least one step of the run remains for the cosine.
+    """Return the number of warm-up steps. At least one step of the run remains for the decay.
 
     Args:
         epochs: Epochs of warm-up. None means 10 epochs, or a tenth of the run if that is shorter.

@@ -1,5 +1,6 @@
 """A LightningModule with exact epoch means and an exact resume at any batch."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,9 +10,15 @@ from torch import Tensor
 from utils import distributed
 from utils.trainer import follow_accumulation_schedule, has_accumulated_gradients
 
+# Older checkpoints have the sums of these metrics as one tensor, in this order.
+METRICS_WITHOUT_NAMES = ("train_loss", "z_std")
+
 
 class ResumableModule(pl.LightningModule):
-    """Log the means of loss and z_std of each epoch, also if a run resumes within the epoch.
+    """Log the mean of each metric over each epoch, also if a run resumes within the epoch.
+
+    There is no list of the metrics: logs, checkpoints and metrics.jsonl have those that a module
+    passes to `record_metrics` or `add_metrics`.
 
     With accumulation, a checkpoint may be written after some of the batches of an optimizer step.
     It then also holds the gradients accumulated so far, so that a resumed run equals an
@@ -20,47 +27,75 @@ class ResumableModule(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        # Sums of loss and z_std over the batches of the current epoch.
-        self._epoch_sums = torch.zeros(2, dtype=torch.float64)
-        self._epoch_batches = 0
+        # The sum of each metric over its values in the current epoch, and how many values it has.
+        self._metric_sums: dict[str, Tensor] = {}
+        self._metric_counts: dict[str, int] = {}
         self._means_logged = False
         # Gradients by parameter name, from a checkpoint with accumulated gradients.
         self._restored_gradients: dict[str, Tensor] = {}
 
     # ---------------------------------------------------------------- epoch means
 
-    def record_metrics(self, metrics: Tensor, batch_size: int, batch_idx: int) -> None:
-        """Add the metrics of a batch to the sums of the epoch, and log them every few steps.
+    def record_metrics(
+        self, metrics: Mapping[str, Tensor], batch_size: int, batch_idx: int
+    ) -> None:
+        """Record the metrics of a batch, and forget the last epoch's if the batch is the first.
+
+        `training_step` calls this. Later hooks of the same batch, such as
+        `on_before_optimizer_step`, call `add_metrics`.
+
+        Args:
+            metrics: A scalar of the batch for each name.
+            batch_size: Number of images in the batch.
+            batch_idx: Position of the batch in the epoch.
+        """
+        # A run that resumes within an epoch starts at a later batch. It continues the sums that
+        # `on_load_checkpoint` restored.
+        if batch_idx == 0:
+            self._metric_sums = {}
+            self._metric_counts = {}
+            self._means_logged = False
+        self.add_metrics(metrics, batch_size)
+
+    def add_metrics(self, metrics: Mapping[str, Tensor], batch_size: int) -> None:
+        """Add metrics to the sums of the epoch, and log them every few steps.
 
         `self.log(on_epoch=True)` also computes the means of an epoch. But it takes half a
         millisecond of CPU time in each step, and a resumed run forgets the earlier batches.
 
         Args:
-            metrics: Loss and z_std of the batch, (2,).
+            metrics: A scalar for each name.
             batch_size: Number of images in the batch.
-            batch_idx: Position of the batch in the epoch.
         """
         if self._trainer is None:
             return  # `training_step` was called without a Trainer.
 
-        # A run that resumes within an epoch starts at a later batch. It continues the sums that
-        # `on_load_checkpoint` restored.
-        if batch_idx == 0:
-            self._epoch_sums = torch.zeros_like(self._epoch_sums)
-            self._epoch_batches = 0
-            self._means_logged = False
-        self._epoch_sums = self._epoch_sums.to(metrics.device) + metrics
-        self._epoch_batches += 1
+        step_metrics: dict[str, Tensor] = {}
+        for name, metric in metrics.items():
+            value = metric.detach()
+            earlier = self._metric_sums.get(name, torch.zeros_like(value, dtype=torch.float64))
+            self._metric_sums[name] = earlier.to(value.device) + value
+            self._metric_counts[name] = self._metric_counts.get(name, 0) + 1
+            step_metrics[f"{name}_step"] = value
 
         log_every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         step = self.trainer.global_step + 1  # global_step does not count the current step yet
         if log_every and step % log_every == 0:
-            step_metrics = {"train_loss_step": metrics[0], "z_std_step": metrics[1]}
             self.log_dict(step_metrics, on_step=True, on_epoch=False, batch_size=batch_size)
 
-    def epoch_means(self) -> Tensor:
-        """Return the means of loss and z_std (2,) over the epoch so far and all processes."""
-        return distributed.all_reduce_mean(self._epoch_sums) / max(1, self._epoch_batches)
+    def epoch_means(self) -> dict[str, Tensor]:
+        """Return the mean of each metric over the epoch so far and all processes."""
+        means: dict[str, Tensor] = {}
+        for name, value in self._average_sums().items():
+            means[name] = value / max(1, self._metric_counts[name])
+        return means
+
+    def _average_sums(self) -> dict[str, Tensor]:
+        """Return the mean of each sum over all processes."""
+        if not self._metric_sums:
+            return {}
+        sums = distributed.all_reduce_mean(torch.stack(list(self._metric_sums.values())))
+        return dict(zip(self._metric_sums, sums, strict=True))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means of the epoch after its last batch.
@@ -78,10 +113,10 @@ class ResumableModule(pl.LightningModule):
             self._log_means()
 
     def _log_means(self) -> None:
-        train_loss, z_std = self.epoch_means()
-        means = {"train_loss": train_loss, "z_std": z_std}
         # All processes have the same means. Lightning warns where sync_dist is not set.
-        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        self.log_dict(
+            self.epoch_means(), on_step=False, on_epoch=True, batch_size=1, sync_dist=True
+        )
         self._means_logged = True
 
     # ---------------------------------------------------------------- checkpoints
@@ -89,8 +124,10 @@ class ResumableModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the sums of the epoch, and the gradients that wait for an optimizer step."""
         # All processes resume from the same file, so it holds means over all processes.
-        sums = distributed.all_reduce_mean(self._epoch_sums)
-        checkpoint["epoch_so_far"] = {"sums": sums, "batches": self._epoch_batches}
+        checkpoint["epoch_so_far"] = {
+            "sums": self._average_sums(),
+            "counts": dict(self._metric_counts),
+        }
 
         is_resumable = "optimizer_states" in checkpoint  # False for a checkpoint of weights alone
         if is_resumable and has_accumulated_gradients(self.trainer):
@@ -101,11 +138,20 @@ class ResumableModule(pl.LightningModule):
             checkpoint["accumulated_gradients"] = gradients
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the sums and the gradients. Older checkpoints may not have them."""
+        """Restore the sums and the gradients. Older checkpoints may not have them.
+
+        A metric that the checkpoint does not have starts from no data: its mean is that of the
+        batches after the resume.
+        """
         epoch_so_far = checkpoint.get("epoch_so_far")
         if epoch_so_far:
-            self._epoch_sums = epoch_so_far["sums"].to(self.device)
-            self._epoch_batches = epoch_so_far["batches"]
+            sums = epoch_so_far["sums"]
+            if isinstance(sums, Tensor):
+                sums = dict(zip(METRICS_WITHOUT_NAMES, sums, strict=True))
+                self._metric_counts = dict.fromkeys(sums, epoch_so_far["batches"])
+            else:
+                self._metric_counts = dict(epoch_so_far["counts"])
+            self._metric_sums = {name: value.to(self.device) for name, value in sums.items()}
         # `on_train_start` sets them as gradients of the parameters.
         self._restored_gradients = checkpoint.get("accumulated_gradients", {})
 

@@ -68,6 +68,18 @@ def run_with_events(args: list[str]) -> int:
     return main.main(args[1:])
 
 
+def send_signals_before_steps(signals: Mapping[str, Sequence[str]]) -> None:
+    """Let this process send signals to itself before steps of SGD, which are counted from 1."""
+    steps = itertools.count(1)
+
+    def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if isinstance(optimizer, torch.optim.SGD):
+            for name in signals.get(str(next(steps)), ()):
+                signal.raise_signal(signal.Signals[name])
+
+    register_optimizer_step_pre_hook(before_step)
+
+
 def start_with_events(events: Events, *args: str, **environment: str) -> Started:
     """Start `python main.py ARGS` with events."""
     return Started(run_with_events, [to_json(events), *args], **environment)

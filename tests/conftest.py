@@ -1,7 +1,6 @@
 """Fixtures of all tests (the folder of CIFAR-10, small runs), and rules for the mark `slow`."""
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
@@ -113,11 +112,6 @@ def program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Program:
             status = main.main(list(flags))
         except SystemExit as stop:
             status = int(stop.code or 0)
-        finally:
-            # Restore the handlers, so that pytest gets a Ctrl-C.
-            for number, default_handler in main.DEFAULT_SIGNAL_HANDLERS.items():
-                if signal.getsignal(number) is main.raise_stopped:
-                    signal.signal(number, default_handler)
         out, err = capsys.readouterr()
         return status, out, err
 

@@ -1,6 +1,7 @@
 """The structure of the program: which package may import which, and how large files may be."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,6 +127,30 @@ def test_no_folder_has_too_many_files() -> None:
     for folder in {file.parent for file in PROGRAM if file.parent != ROOT}:
         files = [file for file in folder.iterdir() if file.is_file() and file.name != "__init__.py"]
         assert len(files) <= MAX_FILES, folder
+
+
+FILE_NAME = re.compile(r"\w+\.(yaml|json|jsonl|png|ckpt|safetensors)")
+
+
+def strings(file: Path) -> Iterator[str]:
+    """Yield the strings in a file that are not docstrings."""
+    tree = ast.parse(file.read_text())
+    docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Constant) or node in docstrings:
+            continue
+        if isinstance(node.value, str):
+            yield node.value
+
+
+@pytest.mark.parametrize("file", PROGRAM, ids=name_of)
+def test_only_one_file_spells_the_names_of_the_files_of_a_run(file: Path) -> None:
+    run_dir = ROOT / "utils" / "run_dir.py"
+    names = {text for text in strings(run_dir) if FILE_NAME.fullmatch(text)}
+    assert {"config.yaml", "metrics.jsonl", "last.ckpt", "backbone.safetensors"} <= names
+    if file != run_dir:
+        parts = {part for text in strings(file) for part in text.split("/")}
+        assert not parts & names
 
 
 PRINT_HELP = """

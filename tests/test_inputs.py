@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from simsiam import KNNMonitor, SimSiam, load_backbone
-from simsiam.evaluation.checkpoint import load_weights
+from simsiam.evaluation.starting_weights import load_weights
 from tests.trainers import fit, make_model, make_trainer
 
 IMAGES, LABELS = torch.randn(24, 3, 16, 16), torch.arange(24) % 4
@@ -222,7 +222,11 @@ def test_a_checkpoint_of_a_subclass_gives_its_backbone(
     for name, weight in module.backbone.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight)
     other = make_model()
-    load_weights(other, tmp_path / "a.ckpt")  # --model-path
+    weights = load_weights(other, tmp_path / "a.ckpt")  # --model-path
+    assert weights.lines == (
+        f"the backbone of {tmp_path / 'a.ckpt'}",
+        "projector and predictor start from random weights",
+    )
     assert torch.equal(other.backbone.conv1.weight, module.backbone.conv1.weight)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simsiam import SimSiam
-from simsiam.config.options import OptimizerOptions
+from simsiam.config.optimizer_options import OptimizerOptions
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.loss import D, z_std
 from simsiam.optimizer import DEFAULT_WARMUP_EPOCHS, _count_warmup_steps

@@ -1,64 +1,39 @@
-"""The commands and code of README.md and docs/ run, and what they name exists."""
+"""The commands of README.md and docs/ run, and what these pages name exists."""
 
 import re
 import shlex
-import shutil
 import subprocess
 import tomllib
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-import main
 from simsiam.config import commands
 from simsiam.config.commands import COMMANDS
 from tests.helpers import ROOT, Program
 from tests.images import patterns
+from tests.pages import (
+    CODE,
+    FENCE,
+    OTHER_COMMANDS,
+    PAGES,
+    PRETRAININGS,
+    SHELL_LINES,
+    arguments_of_main,
+    blocks,
+    make_run,
+)
 from utils.option_group import to_flag
 from utils.settings import flatten
 
 MAX_LINES_OF_README = 200
 MAX_LINES_OF_PAGE = 300
 
-PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text()
-    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
-}
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 FLAG = re.compile(r"--[a-z][a-z-]*")
 PROSE = {name: FENCE.sub("", page) for name, page in PAGES.items()}
 ALL_PROSE = "\n".join(PROSE.values())
 SPANS = re.findall(r"`([^`\n]+)`", ALL_PROSE)  # `code` in a sentence
-
-
-def blocks(language: str) -> list[str]:
-    """Return the fenced blocks of all pages in a language."""
-    matching = []
-    for page in PAGES.values():
-        for name, content in FENCE.findall(page):
-            if name == language:
-                matching.append(content)
-    return matching
-
-
-def arguments_of_main(lines: list[str]) -> list[str]:
-    """Return the arguments of main.py in each command, without repetitions."""
-    arguments = []
-    for line in lines:
-        if "main.py" in line:
-            words = shlex.split(line.split("main.py", 1)[1], comments=True)
-            arguments.append(shlex.join(words))
-    return list(dict.fromkeys(arguments))
-
-
-SHELL_LINES = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
-ARGUMENTS = arguments_of_main(SHELL_LINES)
-PRETRAININGS = [flags for flags in ARGUMENTS if not flags or flags.startswith("-")]
-OTHER_COMMANDS = [flags for flags in ARGUMENTS if flags not in PRETRAININGS]
-CODE = blocks("python")
 
 
 def test_every_command_is_shown() -> None:
@@ -93,26 +68,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the run `runs/simsiam_cifar10` of a narrow network, and photos."""
     folder = tmp_path_factory.mktemp("readme")
     return make_run(folder, "--width 4 --train-images 100 --batch-size 50")
-
-
-@pytest.fixture(scope="module")
-def full_width(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return such a folder with the default backbone, for code that needs its shapes."""
-    folder = tmp_path_factory.mktemp("wide")
-    return make_run(folder, "--train-images 4 --batch-size 2 --knn-every 0")
-
-
-def make_run(folder: Path, flags: str) -> Path:
-    data = "--dataset patterns --test-images 16 --knn-k 5"
-    small = "--epochs 1 --accelerator cpu --out-dim 32 --h-dim 16"
-    run = ["--save-dir", str(folder / "runs"), "--exp-name", "simsiam_cifar10"]
-    assert main.main([*f"{data} {small} {flags}".split(), *run]) == 0
-
-    photo = Image.effect_mandelbrot((300, 200), (-2, -1, 1, 1), 50).convert("RGB")
-    photo.save(folder / "photo.jpg")
-    (folder / "photos").mkdir()
-    shutil.copy(folder / "photo.jpg", folder / "photos" / "one.jpg")
-    return folder
 
 
 SHORTER = {  # flags that make a command faster, by its name or its flag --augment
@@ -176,47 +131,6 @@ def test_named_scripts_exist_and_have_the_named_flags() -> None:
 def test_shell_scripts_have_no_syntax_errors() -> None:
     for script in ROOT.glob("tests/benchmarks/*.sh"):
         subprocess.run(["bash", "-n", script], check=True)
-
-
-# ---------------------------------------------------------------- code
-
-# A file that code reads -> the beginning of the command that writes it.
-WRITTEN_BY = {
-    "runs/simsiam_cifar10/results/linear/head.safetensors": "linear ",
-    "features.npz": "embed ",
-}
-
-
-def find_command(beginning: str, file: str) -> str:
-    """Return the command that names the file, or else the first command with this beginning."""
-    matching = [flags for flags in OTHER_COMMANDS if flags.startswith(beginning)]
-    naming = [flags for flags in matching if file in flags]
-    return (naming or matching)[0]
-
-
-@pytest.mark.parametrize("code", CODE)
-def test_each_block_of_python_runs(
-    code: str,
-    trained: Path,
-    full_width: Path,
-    program: Program,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # The code gets a copy, so that it does not see what the commands have written.
-    run = full_width if "resnet18" in code else trained
-    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    for file, beginning in WRITTEN_BY.items():
-        if file in code and not Path(file).exists():
-            status, _, err = program(*shlex.split(find_command(beginning, file)))
-            assert status == 0, err
-
-    code = code.replace("train_images=1000, test_images=200", "train_images=100, test_images=50")
-    with warnings.catch_warnings():
-        if "pl.Trainer" in code:
-            warnings.simplefilter("ignore")  # Lightning's advice
-        exec(code, {})
 
 
 # ---------------------------------------------------------------- what the pages name

@@ -1,11 +1,13 @@
 """Checkpoints, read without running any code in them."""
 
 import pickle
+import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
@@ -14,6 +16,23 @@ from utils.errors import UserError, require
 
 # Key of a callback's state in older checkpoints -> its present key, the name of the class.
 RENAMED_STATES = {"Recorder": "MetricsRecorder", "Keeper": "CheckpointCallback"}
+# What torch raises for a damaged file, and for a crafted one with wrong types or sizes.
+READ_ERRORS = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+# The first bytes of a file that torch wrote before its version 1.6, which are a pickled number.
+# Newer files are zip archives.
+OLD_FORMAT_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 class Row(BaseModel, strict=True):
@@ -43,24 +62,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or damaged, or is no checkpoint of this program.
     """
-    require(path.is_file(), f"{path}: no such checkpoint")
-    require(path.stat().st_size > 0, f"{path} is empty")
-    try:
-        content = _load(path)
-    except UserError:  # also a ValueError
-        raise
-    except zipfile.BadZipFile:
-        raise UserError(f"{path} is not a checkpoint, or cut short") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} holds Python objects other than tensors and plain values. "
-            "It was refused, and none of its code was run"
-        ) from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zlib.error) as error:
-        raise UserError(
-            f"{path} is not readable as a checkpoint ({type(error).__name__})"
-        ) from None
-
+    content = read_torch_file(path)
     for name in ("state_dict", "hyper_parameters"):
         require(
             isinstance(content, dict) and isinstance(content.get(name), dict),
@@ -68,6 +70,42 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         )
     _rename_states(content)
     return content
+
+
+def read_torch_file(path: Path, old_format: bool = False, refusal_hint: str = "") -> Any:
+    """Read a file of `torch.save` onto the CPU, after its checksums were verified.
+
+    Args:
+        path: The file.
+        old_format: Also read the format that torch wrote before its version 1.6. It has no
+            checksums.
+        refusal_hint: How the error for a file with Python objects ends.
+
+    Returns:
+        Tensors and plain values.
+
+    Raises:
+        UserError: the file is missing, damaged or of another format, or has Python objects.
+    """
+    require(path.is_file(), f"{path}: no such checkpoint")
+    require(path.stat().st_size > 0, f"{path} is empty")
+    try:
+        if old_format and _is_old_format(path):
+            return _load_old_format(path)
+        return _load(path)
+    except UserError:  # also a ValueError
+        raise
+    except zipfile.BadZipFile:
+        raise UserError(f"{path} is not a checkpoint, or cut short") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds Python objects other than tensors and plain values. "
+            f"It was refused, and none of its code was run{refusal_hint}"
+        ) from None
+    except READ_ERRORS as error:
+        raise UserError(
+            f"{path} is not readable as a checkpoint ({type(error).__name__})"
+        ) from None
 
 
 def _load(path: Path) -> Any:
@@ -85,6 +123,24 @@ def _load(path: Path) -> Any:
             f"{path} is damaged (the checksum of {damaged_entry} does not match)",
         )
         file.seek(0)
+        return _load_tensors(file)
+
+
+def _is_old_format(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(OLD_FORMAT_START)) == OLD_FORMAT_START
+
+
+def _load_old_format(path: Path) -> Any:
+    """Return the content of a file that is a sequence of pickles, followed by the tensors' data."""
+    with open(path, "rb") as file:
+        return _load_tensors(file)
+
+
+def _load_tensors(file: BinaryIO) -> Any:
+    with warnings.catch_warnings():
+        # torch warns of sparse and quantized tensors, which no network of this program has.
+        warnings.simplefilter("ignore")
         return torch.load(file, map_location="cpu", weights_only=True)
 
 

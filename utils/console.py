@@ -1,5 +1,6 @@
 """Print lines, progress bars and tables, on a terminal or into a file."""
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TypeVar
@@ -24,6 +25,7 @@ Chunk = TypeVar("Chunk", bound=Sized)
 # charts then leave the names of the classes out.
 MANY_CLASSES = 20
 MAX_TABLE_WIDTH = 1000  # columns
+TERMS_WITHOUT_SCREEN = ("", "dumb", "unknown")  # values of TERM
 PROGRESS_SECONDS = 5  # between lines of progress where there is no bar
 
 # Widths of the parts of a progress bar, in columns.
@@ -45,9 +47,9 @@ class _Console(Console):
 
     @property
     def draws_bars(self) -> bool:
-        """Whether progress bars can be drawn. They need a terminal that can overwrite lines."""
+        """Whether progress bars can be drawn. They need a screen that can overwrite lines."""
         # rich also counts a file as interactive if FORCE_COLOR is set.
-        return self.is_interactive and self.file.isatty()
+        return self.is_interactive and self.file.isatty() and is_terminal_a_screen()
 
     def on_broken_pipe(self) -> None:
         """Raise BrokenPipeError.
@@ -56,6 +58,20 @@ class _Console(Console):
         """
         self.quiet = True
         raise BrokenPipeError
+
+
+def is_terminal_a_screen() -> bool:
+    """Return whether the terminal of this process, if it has one, shows what bars draw.
+
+    A notebook's `!command` runs on a terminal that nobody sees. Each frame of a bar would be added
+    to the output of the cell.
+    """
+    term = os.environ.get("TERM", "")
+    if term.lower() in TERMS_WITHOUT_SCREEN:
+        return False
+    # ipykernel sets these for its commands. Jupyter sets the variable JPY_PARENT_PID for kernels.
+    has_variables_of_kernel = "JPY_PARENT_PID" in os.environ or os.environ.get("PAGER") == "cat"
+    return not (term == "xterm-color" and has_variables_of_kernel)
 
 
 # Markup and emoji codes are off because names of classes and folders may look like them.

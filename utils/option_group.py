@@ -43,6 +43,8 @@ class Hint:
     """What happens without the flag; None for an option whose default value says so itself."""
     positional: bool = False
     """Take the value without a flag."""
+    flag_optional: bool = False
+    """Take the value with or without its flag; for an option without a default value."""
 
 
 def find_annotation(type_hint: Any, kind: type[Annotation]) -> Annotation | None:

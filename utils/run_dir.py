@@ -1,4 +1,7 @@
-"""The folder of a run: its files, its state and its lock."""
+"""The folder of a run: its files, its state and its lock.
+
+The names of files and folders in it stand here and nowhere else.
+"""
 
 import json
 import shutil
@@ -14,6 +17,17 @@ from utils.filesystem import PARTIAL_SUFFIX, check_writable, lock_folder, write_
 
 # Packages whose versions are noted in config.yaml and in checkpoints.
 RECORDED_PACKAGES = ("python", "torch", "torchvision", "pytorch-lightning")
+
+# Names of files. The folder of a command's results has some of them, too.
+SUMMARY_FILE = "summary.json"
+BACKBONE_FILE = "backbone.safetensors"
+HEAD_FILE = "head.safetensors"  # of results alone
+REPORT_FOLDER = "report"  # in the folder of a run, or in the folder that holds several runs
+
+
+def seed_folder(seed: int | str) -> str:
+    """Return the name of the folder of one of several seeds; "*" gives the pattern of all."""
+    return f"seed_{seed}"
 
 
 def previous(path: Path) -> Path:
@@ -34,8 +48,8 @@ class RunDirectory:
         self.best = self.checkpoints / "best.ckpt"
         self.results = path / "results"  # of commands that evaluate the run
         # Only a finished run has these two.
-        self.summary = path / "summary.json"
-        self.backbone = path / "backbone.safetensors"
+        self.summary = path / SUMMARY_FILE
+        self.backbone = path / BACKBONE_FILE
         # Holds the folder's lock. If somebody removes the folder, `write_rows` releases that lock
         # and locks the new folder. A closed ExitStack can be used again.
         self._lock_holder = ExitStack()
@@ -119,11 +133,20 @@ class RunDirectory:
         removed last: if this process is killed before that, the folder has an unfinished run.
         """
         event_files = self.path.glob("events.out.tfevents.*")
-        for file in (self.summary, self.metrics, self.backbone, self.views, *event_files):
+        # `rmtree` refuses a folder that is a symbolic link, as to another file system. A checkpoint
+        # left there would be resumed, so each is removed by its name.
+        checkpoints = (self.best, previous(self.last), self.last, *self._requeued_checkpoints())
+        files = (self.summary, self.metrics, self.backbone, self.views, *event_files)
+        for file in (*files, *checkpoints):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.results):
             shutil.rmtree(folder, ignore_errors=True)
         self.config.unlink(missing_ok=True)
+
+    def would_delete(self, checkpoint: Path) -> bool:
+        """Return whether `delete` would remove a checkpoint, wherever the folders really are."""
+        parents = checkpoint.resolve().parents
+        return any(folder.resolve() in parents for folder in (self.path, self.checkpoints))
 
     def remove_partial_files(self) -> None:
         """Remove the temporary files of a process that was killed while it wrote."""
@@ -134,13 +157,20 @@ class RunDirectory:
     def resumable(self) -> list[Path]:
         """Return the checkpoints to resume from, the newest first."""
         own = [path for path in (self.last, previous(self.last)) if path.exists()]
-        # Lightning writes hpc_ckpt_N.ckpt when SLURM requeues a job. It counts only if it is newer
-        # than the run's own checkpoint.
-        requeued = {path: path.stat().st_mtime for path in self.checkpoints.glob("hpc_ckpt_*.ckpt")}
+        # A checkpoint of a requeued job counts only if it is newer than the run's own checkpoint.
+        requeued = {path: path.stat().st_mtime for path in self._requeued_checkpoints()}
         if own:
             last_saved = own[0].stat().st_mtime
             requeued = {path: saved for path, saved in requeued.items() if saved > last_saved}
         return sorted(requeued, key=requeued.__getitem__, reverse=True) + own
+
+    def _requeued_checkpoints(self) -> list[Path]:
+        """Return the checkpoints that Lightning wrote when SLURM requeued the job."""
+        return list(self.checkpoints.glob("hpc_ckpt_*.ckpt"))
+
+    def result_summaries(self) -> list[Path]:
+        """Return the summaries of the commands that have evaluated the run."""
+        return sorted(self.results.glob(f"*/{SUMMARY_FILE}"))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl, up to the first damaged one."""
@@ -169,3 +199,13 @@ class RunDirectory:
             self._acquire_lock()
         lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
         write_text(self.metrics, "".join(lines))
+
+
+def find_run_of(file: Path) -> RunDirectory | None:
+    """Return the run to which a checkpoint or a file of the backbone belongs, or None."""
+    for folder in (file.parent, file.parent.parent):
+        run = RunDirectory(folder)
+        is_in_run = file == run.backbone or file.parent == run.checkpoints
+        if is_in_run and run.config.exists():
+            return run
+    return None

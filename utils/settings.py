@@ -22,7 +22,7 @@ class Option(NamedTuple):
     group: str  # name of the command's field that holds the option's group
     field: dataclasses.Field[Any]
     rule: Rule
-    default_text: str  # what happens without the flag; "" where the default value says so itself
+    hint: Hint
 
 
 def iterate_options(command: type) -> Iterator[Option]:
@@ -35,7 +35,7 @@ def iterate_options(command: type) -> Iterator[Option]:
             type_hint = type_hints[field.name]
             rule = find_annotation(type_hint, Rule) or Rule.PLAIN
             hint = find_annotation(type_hint, Hint) or Hint()
-            yield Option(group, field, rule, default_text=hint.default or "")
+            yield Option(group, field, rule, hint)
 
 
 def flatten(config: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from utils.console import print_line
+from utils.signals import is_main_thread
 
 Result = TypeVar("Result")
 NOTICE_SECONDS = 15  # after which a notice says what the process waits for
@@ -25,7 +26,7 @@ def call_interruptibly(function: Callable[[], Result], notice: str | None = None
         BaseException: whatever `function` raises.
     """
     # Signal handlers only run in the main thread, so another thread can simply wait.
-    if threading.current_thread() is not threading.main_thread():
+    if not is_main_thread():
         return function()
     results: list[Result] = []
     errors: list[BaseException] = []

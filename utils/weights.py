@@ -14,6 +14,7 @@ from utils.filesystem import write_atomically
 # Kinds of files. They are written into the files, so they must not change.
 BACKBONE = "simsiam-backbone"
 HEAD = "simsiam-head"
+KINDS = (BACKBONE, HEAD)
 
 
 def write_weights(
@@ -38,6 +39,24 @@ def write_weights(
     write_atomically(path, lambda partial_file: partial_file.write_bytes(content))
 
 
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read the metadata, as text, and the weights of any safetensors file.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    require(path.is_file(), f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text_metadata = file.metadata() or {}
+            # An open safetensors file has keys(), but cannot be iterated over.
+            names = file.keys()
+            state = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from None
+    return text_metadata, state
+
+
 def read_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read metadata and weights from a safetensors file.
 
@@ -48,22 +67,17 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
     Raises:
         UserError: The file is missing, damaged, of another kind, or of another program.
     """
-    require(path.is_file(), f"{path}: no such file")
+    text_metadata, state = read_safetensors(path)
+    kind_in_words = kind.removeprefix("simsiam-")
+    require(
+        text_metadata.get("kind") == kind,
+        f"{path}: a safetensors file, but not a {kind_in_words} of this program",
+    )
+    metadata: dict[str, Any] = {}
     try:
-        with safe_open(path, framework="pt") as file:
-            text_metadata = file.metadata() or {}
-            # An open safetensors file has keys(), but cannot be iterated over.
-            names = file.keys()
-            state = {name: file.get_tensor(name) for name in names}
-        kind_in_words = kind.removeprefix("simsiam-")
-        require(
-            text_metadata.get("kind") == kind,
-            f"{path}: a safetensors file, but not a {kind_in_words} of this program",
-        )
-        metadata: dict[str, Any] = {}
         for key, text in text_metadata.items():
             if key != "kind":
                 metadata[key] = json.loads(text)
-        return metadata, state
-    except (SafetensorError, OSError, json.JSONDecodeError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from None
+    return metadata, state

@@ -8,6 +8,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.knn_labels import is_leave_one_out
 from simsiam.evaluation.gallery import draw_gallery, draw_views, gallery_rows
 from utils.run_dir import RunDirectory
 
@@ -59,7 +60,12 @@ class ImageLogger(pl.Callback):
         self.log_image("views", draw_views(data, first_epoch=epoch), step)
         if self.knn.epoch_metrics and self.knn.indices is not None:
             indices = self.knn.indices[:GALLERY_QUERIES, :GALLERY_NEIGHBOURS]
-            rows = gallery_rows(data.train, data.test.first(len(indices)), indices)
+            labelled = data.test.labelled_indices  # The others are no queries.
+            queries = data.test.subset(labelled[: len(indices)])
+            if is_leave_one_out(data.train, data.test):
+                rows = gallery_rows(data.test, queries, labelled[indices])
+            else:
+                rows = gallery_rows(data.train, queries, indices)
             self.log_image("neighbours", pil_to_tensor(draw_gallery(rows)), step)
 
 

@@ -2,32 +2,33 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from models.resnet import ResNet, fold_batch_norm
 from simsiam.callbacks.sharded_features import (
     Batches,
     LabelledFeatures,
+    Progress,
     extract_batches,
+    extract_split,
     nearest_in_shards,
 )
-from simsiam.config.run_options import MonitorOptions
+from simsiam.config.run_options import DEFAULT_KNN_K, MonitorOptions
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import ImageDataset, knn_unavailable_reason
-from simsiam.evaluation.features import choose_chunk_size, extract_features
+from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
 from simsiam.evaluation.metrics import rankme
+from simsiam.evaluation.networks import evaluated_backbone
 from utils import distributed
 from utils.knn import vote
 from utils.trainer import is_last_epoch
 
 RANKME_IMAGES = 25_600  # as in the paper of RankMe (arXiv 2210.02885)
-Progress = Callable[[Iterable[Tensor], int, str], Iterable[Tensor]]  # see `KNNMonitor`
 
 
 class KNNMonitor(pl.Callback):
@@ -36,7 +37,9 @@ class KNNMonitor(pl.Callback):
     The features are the pooled backbone features of clean images. For kNN they are L2-normalised
     (Wu et al. 2018; SimSiam paper, appendix D). The bank and the queries are the train and the test
     split of a `ViewsDataModule`, or the images of two loaders. `rankme` is the effective rank of
-    25,600 features of the bank. If there are no labels, only `rankme` is logged.
+    25,600 features of the bank. If there are no labels, only `rankme` is logged. If only the test
+    split has labels, its images are both the bank and the queries, and no image is its own
+    neighbour (leave-one-out). Test images without a label are left out.
 
     The monitor measures before training, after every `every`-th epoch and after the last one. In an
     epoch without a measurement, `trainer.callback_metrics` has the latest values, which callbacks
@@ -47,12 +50,14 @@ class KNNMonitor(pl.Callback):
         temperature: each vote has the weight exp(cosine similarity / temperature).
         every: epochs between measurements; 0 for no measurement at all.
         bank, queries: loaders of (images, labels, ...), with float images (B, 3, S, S) as the
-            network takes them and whole numbers from 0 as labels (B,). None for the images of the
-            datamodule.
+            network takes them and whole numbers from 0 as labels (B,). The same loader for both
+            means leave-one-out. None for the images of the datamodule.
         print_fn: takes a line of text for the user; None for `print`.
         progress: takes chunks of images, the total number of images and a label, and yields the
             chunks while it shows a progress bar; None for no bar.
         compile: whether to compile the network that extracts the features, on a GPU.
+        pretrained: whether training starts from trained weights. The accuracy before training is
+            then printed as that of the starting network, and not of the untrained one.
 
     Raises:
         ValueError: before training, if there are no images to measure on; when measuring, if a
@@ -64,7 +69,7 @@ class KNNMonitor(pl.Callback):
 
     def __init__(
         self,
-        k: int = MonitorOptions.knn_k,
+        k: int = DEFAULT_KNN_K,
         temperature: float = MonitorOptions.knn_t,
         every: int = 1,
         bank: Batches | None = None,
@@ -72,6 +77,7 @@ class KNNMonitor(pl.Callback):
         print_fn: Callable[[str], Any] | None = None,
         progress: Progress | None = None,
         compile: bool = False,
+        pretrained: bool = False,
     ) -> None:
         if (bank is None) != (queries is None):
             raise ValueError(
@@ -85,7 +91,8 @@ class KNNMonitor(pl.Callback):
         self.print_fn = print if print_fn is None else print_fn
         self.progress = progress
         self.compile = compile
-        self.untrained: float | None = None  # kNN accuracy before training, in percent
+        self.pretrained = pretrained
+        self.initial: float | None = None  # kNN accuracy before training, in percent
         self.seconds = 0.0  # duration of the latest measurement
         self.epoch_metrics: dict[str, float] = {}  # of this epoch; empty if it has no measurement
         self.indices: Tensor | None = None  # (Q, k) neighbours of each query in the bank
@@ -114,11 +121,12 @@ class KNNMonitor(pl.Callback):
         if not self.every or trainer.global_step > 0:
             return
         self._latest = self.measure(trainer, pl_module)
-        self.untrained = self._latest.get("kNN_accuracy")
-        if self.untrained is not None:
+        self.initial = self._latest.get("kNN_accuracy")
+        if self.initial is not None:
             for logger in trainer.loggers:
-                logger.log_metrics({"kNN_accuracy": self.untrained}, step=0)
-            self.print_fn(f"kNN of the untrained network: {self.untrained:.2f} %")
+                logger.log_metrics({"kNN_accuracy": self.initial}, step=0)
+            name = "starting" if self.pretrained else "untrained"
+            self.print_fn(f"kNN of the {name} network: {self.initial:.2f} %")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.epoch_metrics = {}
@@ -174,18 +182,30 @@ class KNNMonitor(pl.Callback):
         # the rows of all processes, so each passes its part of the RANKME_IMAGES.
         rank = rankme(bank.features[: RANKME_IMAGES // distributed.world_size()])
         if queries is not None:
-            metrics["kNN_accuracy"] = self._measure_accuracy(bank, queries)
+            if self._is_leave_one_out(trainer):
+                metrics["kNN_accuracy"] = self._measure_accuracy(queries, queries, True)
+            else:
+                metrics["kNN_accuracy"] = self._measure_accuracy(bank, queries)
         if math.isfinite(rank):
             metrics["rankme"] = rank
         self.seconds = time.perf_counter() - started
         return trainer.strategy.broadcast(metrics)  # from rank 0, so that all ranks agree
 
-    def _measure_accuracy(self, bank: LabelledFeatures, queries: LabelledFeatures) -> float:
+    def _is_leave_one_out(self, trainer: pl.Trainer) -> bool:
+        if self.bank is not None:
+            return self.bank is self.queries
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        return is_leave_one_out(data.train, data.test)
+
+    def _measure_accuracy(
+        self, bank: LabelledFeatures, queries: LabelledFeatures, leave_one_out: bool = False
+    ) -> float:
         """Return top-1 in percent, and keep the neighbours in `self.indices`.
 
         Args:
             bank, queries: features of this process's share, labels of all images. The features are
                 normalised in place, because they are not needed any more.
+            leave_one_out: whether the bank is the queries, and no query is its own neighbour.
         """
         # Votes take memory for each class, so only count the classes that occur.
         classes, bank_labels = bank.labels.unique(return_inverse=True)
@@ -193,8 +213,13 @@ class KNNMonitor(pl.Callback):
         unit_queries = normalize(queries.features, dim=1, out=queries.features)
         unit_queries = distributed.all_gather_rows(unit_queries)  # (Q, F), of all processes
         start = distributed.shard(len(bank_labels)).start
-        k = min(self.k, len(bank_labels))
-        similarity, self.indices = nearest_in_shards(unit_queries, unit_bank, k, start)
+        if leave_one_out:
+            k = min(self.k, len(bank_labels) - 1)
+            own = torch.arange(len(bank_labels), device=bank_labels.device)
+        else:
+            k = min(self.k, len(bank_labels))
+            own = None
+        similarity, self.indices = nearest_in_shards(unit_queries, unit_bank, k, start, own)
         predicted = vote(similarity, bank_labels[self.indices], len(classes), self.temperature)
         correct = (classes[predicted] == queries.labels).sum().item()
         return 100 * correct / len(queries.labels)
@@ -216,29 +241,20 @@ class KNNMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> tuple[LabelledFeatures, LabelledFeatures | None]:
         """Return the features of the bank and of the queries; None for queries without labels."""
-        network = getattr(pl_module, "backbone", pl_module)
+        network = evaluated_backbone(pl_module)
         if pl_module.device.type == "cuda" and isinstance(network, ResNet):
             network = self._fold(network)
         if self.bank is not None and self.queries is not None:
             bank = extract_batches(network, self.bank, pl_module.device)
+            if self.bank is self.queries:
+                return bank, bank
             return bank, extract_batches(network, self.queries, pl_module.device)
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, ViewsDataModule)  # `setup` has checked it
-        bank = self._extract_split(network, data, data.train)
+        bank = extract_split(network, data, data.train, self.progress)
         if knn_unavailable_reason(data.train, data.test) is not None:
             return bank, None
-        return bank, self._extract_split(network, data, data.test)
-
-    def _extract_split(
-        self, network: nn.Module, data: ViewsDataModule, split: ImageDataset
-    ) -> LabelledFeatures:
-        """Return the features of this process's share of a split, and the labels of all of it."""
-        images = split.images[distributed.shard(len(split))]
-        chunks: Iterable[Tensor] = images.split(choose_chunk_size(images))
-        if self.progress is not None:
-            chunks = self.progress(chunks, len(images), f"kNN, {len(split):,} images")
-        features = extract_features(network, chunks, data.mean, data.std, unit=False, n=len(images))
-        return LabelledFeatures(features, split.labels)
+        return bank, extract_split(network, data, data.test, self.progress, only_labelled=True)
 
     def _fold(self, backbone: ResNet) -> ResNet:
         """Return the backbone with its BN layers folded into its convolutions.
@@ -256,13 +272,15 @@ class KNNMonitor(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "untrained": self.untrained,
+            "untrained": self.initial,  # checkpoints of earlier versions have this name
+            "pretrained": self.pretrained,
             "seconds": self.seconds,
             "known": self._latest,  # checkpoints of earlier versions have this name
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.untrained = state_dict["untrained"]
-        # Checkpoints of earlier versions lack these two.
+        self.initial = state_dict["untrained"]
+        # Checkpoints of earlier versions lack these three.
+        self.pretrained = state_dict.get("pretrained", self.pretrained)
         self.seconds = state_dict.get("seconds", 0.0)
         self._latest = state_dict.get("known", {})

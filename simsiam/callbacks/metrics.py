@@ -22,7 +22,7 @@ class MetricsRecorder(pl.Callback):
     A row has these values:
     - epoch: 1 for the first one
     - step: optimizer steps so far
-    - train_loss, z_std: means over the epoch
+    - train_loss, z_std: means over the epoch, of all metrics that the module records
     - kNN_accuracy (percent), rankme: in epochs in which they are measured
     - learning_rate: at the end of the epoch
     - images_per_second: of training alone, without kNN and checkpoints
@@ -34,7 +34,7 @@ class MetricsRecorder(pl.Callback):
         knn: must come before this callback, which takes what `knn` has measured in the epoch.
 
     Raises:
-        RunError: with NOT_FINITE_STATUS, if the loss is not finite.
+        RunError: with NOT_FINITE_STATUS, if one of the means is not finite.
     """
 
     def __init__(self, run: RunDirectory, knn: KNNMonitor) -> None:
@@ -82,33 +82,32 @@ class MetricsRecorder(pl.Callback):
             return
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(pl_module, SimSiam) and isinstance(data, ViewsDataModule)
-        # `tolist` waits until the device has finished the epoch's last step. Only then can the time
+        # `item` waits until the device has finished the epoch's last step. Only then can the time
         # be taken. This callback never waits in another step.
-        self.means = pl_module.epoch_means().tolist()
+        self.means = {name: mean.item() for name, mean in pl_module.epoch_means().items()}
         optimizer_batches = self.batches / data.accumulate  # Lightning's batches are parts of them
         images = optimizer_batches * data.batch_size
         self.images_per_second = images / (time.perf_counter() - self.started)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loss, z_std = self.means
         epoch = trainer.current_epoch + 1
-        if not math.isfinite(loss):
-            raise make_not_finite_error(f"the loss is {loss}", epoch, self.run)
+        for name, mean in self.means.items():
+            if not math.isfinite(mean):
+                raise make_not_finite_error(f"{name} is {mean}", epoch, self.run)
 
-        means = {"train_loss": loss, "z_std": z_std}
         learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         own_metrics = {
             "learning_rate": learning_rate,
             "perf/images_per_second": self.images_per_second,
         }
         pl_module.log_dict(own_metrics)
-        self._log_early(trainer, {**means, **self.knn.epoch_metrics, **own_metrics})
+        self._log_early(trainer, {**self.means, **self.knn.epoch_metrics, **own_metrics})
 
         self.rows.append(
             {
                 "epoch": epoch,
                 "step": trainer.global_step,
-                **means,
+                **self.means,
                 **self.knn.epoch_metrics,
                 "learning_rate": learning_rate,
                 "images_per_second": round(self.images_per_second, 1),
@@ -163,7 +162,7 @@ def make_not_finite_error(problem: str, epoch: int, run: RunDirectory) -> RunErr
     """Return the error with NOT_FINITE_STATUS. It names the last good checkpoint.
 
     Args:
-        problem: what is not finite, for example "the loss is nan".
+        problem: what is not finite, for example "train_loss is nan".
         epoch: 1 for the first one.
     """
     resumable = run.resumable()

@@ -1,16 +1,19 @@
 """Features of many images: each process of a run extracts and searches a share of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from simsiam.evaluation.features import compute_dtype
+from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.dataset import ImageDataset
+from simsiam.evaluation.features import choose_chunk_size, compute_dtype, extract_features
 from simsiam.inputs import get_labelled_images
 from utils import distributed
 from utils.knn import nearest
 
+Progress = Callable[[Iterable[Tensor], int, str], Iterable[Tensor]]  # see `KNNMonitor`
 Batches = Iterable[Sequence[Any]]  # images (B, 3, S, S), labels (B,) and possibly more
 
 
@@ -48,7 +51,43 @@ def extract_batches(network: nn.Module, batches: Batches, device: torch.device) 
     return LabelledFeatures(torch.cat(features)[share].clone(), all_labels)
 
 
-def nearest_in_shards(queries: Tensor, shard: Tensor, k: int, start: int) -> tuple[Tensor, Tensor]:
+def extract_split(
+    network: nn.Module,
+    data: ViewsDataModule,
+    split: ImageDataset,
+    progress: Progress | None = None,
+    only_labelled: bool = False,
+) -> LabelledFeatures:
+    """Return the features of this process's share of a split, and the labels of all of it.
+
+    Args:
+        network: (B, 3, S, S) -> (B, F).
+        data: has the mean and std of the images.
+        progress: see `KNNMonitor`.
+        only_labelled: leave out the images without a label.
+    """
+    labels = split.labels
+    labelled = split.labelled_indices
+    chunks: Iterable[Tensor]
+    if only_labelled and len(labelled) < len(split):
+        labels = labels[labelled]
+        share = labelled[distributed.shard(len(labels))]
+        parts = share.split(choose_chunk_size(split.images))
+        chunks = (split.images_at(indices) for indices in parts)
+    else:
+        share = split.images[distributed.shard(len(labels))]
+        chunks = share.split(choose_chunk_size(share))
+    if progress is not None:
+        chunks = progress(chunks, len(share), f"kNN, {len(labels):,} images")
+    features = extract_features(
+        network, chunks, data.mean, data.std, unit=False, n=len(share), size=data.size
+    )
+    return LabelledFeatures(features, labels)
+
+
+def nearest_in_shards(
+    queries: Tensor, shard: Tensor, k: int, start: int, own: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return each query's k nearest entries in a bank that is split among the processes.
 
     Each process finds the k nearest in its own part; only these are exchanged. Entries of equal
@@ -58,11 +97,14 @@ def nearest_in_shards(queries: Tensor, shard: Tensor, k: int, start: int) -> tup
         queries: (Q, F), L2-normalised, the same in all processes.
         shard: (n, F), L2-normalised; this process's part of the bank.
         start: index of the part's first entry in the bank.
+        own: index of each query in the bank (Q,), if the queries are part of it. Then a query is
+            not its own neighbour, and k is less than the number of entries in the bank.
 
     Returns:
         Similarity and index in the bank, (Q, k) each, the most similar first.
     """
-    similarity, index = nearest(queries, shard, min(k, len(shard)))
+    own_in_shard = None if own is None else own - start
+    similarity, index = nearest(queries, shard, min(k, len(shard)), own_in_shard)
     index = index + start  # from indices in the shard to indices in the bank
     if distributed.world_size() == 1:
         return similarity, index

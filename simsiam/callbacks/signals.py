@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from utils import distributed
 from utils.console import console
 from utils.errors import StoppedBySignal
+from utils.signals import is_interactive, is_main_thread
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 REQUEUE_SIGNAL = signal.SIGUSR1  # SLURM sends it before it takes the machine away
@@ -20,9 +21,11 @@ REQUEUE_SIGNAL = signal.SIGUSR1  # SLURM sends it before it takes the machine aw
 class SignalCallback(pl.Callback):
     """Note a signal in `received`; `CheckpointCallback` then saves the run and ends it.
 
-    - A second SIGINT (Ctrl-C) ends the process at once.
+    - A second SIGINT (Ctrl-C) ends the process at once. At a Python prompt or in a notebook, it
+      only ends the run, by an exception.
     - With several processes, a signal to any of them ends all.
     - After an exception, which ends the run anyway, signals are still only noted.
+    - In a thread, where Python allows no handlers, signals keep the handlers that they have.
     - In a SLURM job, Lightning has installed a handler of SIGUSR1. It becomes `requeue`, which must
       be called between two steps.
     """
@@ -36,6 +39,8 @@ class SignalCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the handlers in place of Lightning's."""
+        if not is_main_thread():
+            return
         for number in STOP_SIGNALS:
             handler = signal.getsignal(number)
             if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP, which must stay so
@@ -56,7 +61,12 @@ class SignalCallback(pl.Callback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received:
-            console.show_cursor(True)  # the progress bar has hidden it
+            if is_interactive():
+                raise StoppedBySignal(
+                    number, " at once; the same command resumes from the last checkpoint"
+                )
+            if console.draws_bars:
+                console.show_cursor(True)  # the progress bar has hidden it
             os._exit(128 + number)
         if number == signal.SIGHUP:  # the terminal is gone, and writing to it would fail
             for stream in (sys.stdout, sys.stderr):

@@ -1,22 +1,29 @@
 """Describe a pre-training: in text for the user, and in metadata for its files."""
 
+import textwrap
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
 
+import torch
+
+from models.choices import is_library_backbone
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.commands.estimate import estimate_seconds, format_duration
+from simsiam.commands.fit import describe_fit
 from simsiam.commands.resume import Start, count_processes
 from simsiam.config.augment_options import AugmentOptions
 from simsiam.config.commands import (
     PRETRAIN_DEFAULTS,
     Pretrain,
+    settings_that_matter,
     settings_to_keep,
     shell_command,
 )
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import knn_unavailable_reason
+from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
+from simsiam.evaluation.starting_weights import StartingWeights
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.console import plural
@@ -24,6 +31,7 @@ from utils.device import describe_hardware, git_commit, hidden_gpu_reason, packa
 from utils.run_dir import RunDirectory
 from utils.settings import flatten, to_flags
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of torchvision's and timm's weights
 LONG_RUN = 6 * 3600  # seconds; for a longer run on a CPU, a shorter one is suggested
 # Reaches a kNN accuracy of 60 % on CIFAR-10 in a quarter of an hour on a CPU: docs/benchmarks.md.
 FLAGS_FOR_CPU = (
@@ -44,6 +52,8 @@ class RunContext:
     data: ViewsDataModule
     model: SimSiam
     start: Start | None  # None: training starts at step 0
+    fitted: list[str]  # options that were not given, with values that fit the data set
+    weights: StartingWeights | None = None  # None: the weights of step 0 are random
 
 
 def collect_provenance(context: RunContext) -> dict[str, Any]:
@@ -68,14 +78,15 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
     """
     network = context.config.network
     optimizer = context.config.optimizer
-    return {
+    resolved = {
         "accelerator": context.accelerator,
         "precision": context.precision,
         "devices": distributed.world_size(),
+        "fitted": context.fitted,
         "learning_rate": optimizer.peak_rate,
         "warmup_epochs": optimizer.warmup,
         "proj_hidden": network.proj_hidden or network.out_dim,
-        "in_dim": network.num_features,
+        "in_dim": context.model.projector[0].in_features,
         "train_images": len(context.data.train),
         "test_images": len(context.data.test),
         "hardware": describe_hardware(context.accelerator),
@@ -83,6 +94,9 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
         "stem": context.model.hparams["stem"],
         "images": context.data.dataset_digest,
     }
+    if context.weights is not None:
+        resolved["starting_weights"] = "; ".join(context.weights.lines)
+    return resolved
 
 
 def describe_missing_images(data: ViewsDataModule) -> str:
@@ -110,7 +124,8 @@ def describe_run(context: RunContext) -> str:
 
     lines = describe_images(context) + describe_network(context.model)
 
-    steps_per_epoch = len(data.train) // optimizer.batch_size
+    lines += describe_fit(context.config, data, context.fitted)
+    steps_per_epoch = len(data.train) // optimizer.images_per_step
     steps = optimizer.epochs * steps_per_epoch
     epochs = plural(optimizer.epochs, "epoch")
     lines.append(f"  steps     {epochs} of {plural(steps_per_epoch, 'step')} = {steps:,}")
@@ -124,15 +139,43 @@ def describe_run(context: RunContext) -> str:
     if unused_gpu_reason is not None:
         lines.append(INDENT + unused_gpu_reason)
 
+    if context.weights is not None:
+        lines += describe_weights(context.weights, context.data)
     if context.start is not None:
         lines.append(f"  start     resumed from {context.start.path}")
     elif processes == 1 and context.accelerator == "cpu":
         lines += describe_time(context)
 
+    if context.config.run.dry_run:
+        lines += describe_settings(context)
+
     runs_folder = context.run.path.parent
     tensorboard = shell_command("-m", "tensorboard.main", "--logdir", runs_folder)
     lines.append(f"  watch     {tensorboard}")
     return "\n".join(lines)
+
+
+def describe_settings(context: RunContext) -> list[str]:
+    """Return the values of all settings that change what is computed."""
+    settings = settings_that_matter(settings_to_keep(context.config))
+    resolved = resolve_settings(context)
+    for name in ("learning_rate", "warmup_epochs", "proj_hidden", "stem", "image_size"):
+        settings[name] = resolved[name]
+    parts: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, list):
+            value = " ".join(value)
+        if value not in (None, ""):
+            parts.append(f"{name} {value}")
+    text = ", ".join(parts)
+    return textwrap.wrap(
+        text,
+        width=100,
+        initial_indent="  settings  ",
+        subsequent_indent=INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def describe_images(context: RunContext) -> list[str]:
@@ -153,6 +196,10 @@ def describe_images(context: RunContext) -> list[str]:
     reason = knn_unavailable_reason(data.train, data.test)
     if reason is not None and context.config.monitor.knn_every:
         lines.append(f"{INDENT}{reason}: kNN is off")
+    if context.config.monitor.knn_every and is_leave_one_out(data.train, data.test):
+        labelled = plural(len(data.test.labelled_indices), data.test.evaluation_name[:-1])
+        lines.append(f"{INDENT}no labels of the train images: kNN is leave-one-out among")
+        lines.append(f"{INDENT}the {labelled} with labels")
     return lines
 
 
@@ -171,11 +218,33 @@ def describe_network(model: SimSiam) -> list[str]:
     millions: dict[str, float] = {}
     for name, network in model.named_children():
         millions[name] = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    return [
-        f"  network   {model.hparams['stem']} stem; "
-        f"parameters: backbone {millions['backbone']:.2f} M,",
+    name = model.hparams["backbone"]
+    stem = ""
+    if model.hparams["stem"] is not None:
+        stem = f"{model.hparams['stem']} stem; "
+    lines = [
+        f"  network   {stem}parameters: backbone {millions['backbone']:.2f} M,",
         f"{INDENT}projector {millions['projector']:.2f} M, predictor {millions['predictor']:.2f} M",
     ]
+    if is_library_backbone(name) and "." in name:
+        lines.append(f"{INDENT}the tag in {name} loads no weights")
+    return lines
+
+
+def describe_weights(weights: StartingWeights, data: ViewsDataModule) -> list[str]:
+    """Return the lines about the weights of --model-path."""
+    first_line, *more_lines = weights.lines
+    lines = [f"  start     {first_line}"]
+    lines += [INDENT + line for line in more_lines]
+    # In a dry run, images that would be downloaded first have neither mean nor std.
+    is_known = bool(data.mean.any())
+    is_of_imagenet = torch.allclose(data.mean.cpu(), torch.tensor(IMAGENET_MEAN), atol=1e-4)
+    if weights.is_foreign and is_known and not is_of_imagenet:
+        lines += [
+            f"{INDENT}images are normalised by the data set's own mean and std; if these weights",
+            f"{INDENT}were trained with ImageNet's, as most are, pass --normalize imagenet",
+        ]
+    return lines
 
 
 def describe_time(context: RunContext) -> list[str]:
@@ -201,13 +270,14 @@ def summarise(
     last_row = rows[-1]
     seconds = sum(row["seconds"] for row in rows)
     images_per_second = sum(row["images_per_second"] for row in rows) / len(rows)
+    initial_name = "kNN_start" if knn.pretrained else "kNN_untrained"
     return {
         "epochs": last_row["epoch"],
         "step": last_row["step"],
         "kNN_accuracy": last_row.get("kNN_accuracy"),
         "kNN_best": checkpoints.best,
         "kNN_best_epoch": checkpoints.best_epoch,
-        "kNN_untrained": knn.untrained,
+        initial_name: knn.initial,
         "train_loss": last_row["train_loss"],
         "z_std": last_row["z_std"],
         "seconds": round(seconds, 1),
@@ -227,8 +297,10 @@ def describe_result(summary: dict[str, Any], run: RunDirectory, next_command: st
     if summary["kNN_accuracy"] is not None:
         knn = f"{summary['kNN_accuracy']:.2f} % in the last epoch, "
         knn += f"{summary['kNN_best']:.2f} % in the best (epoch {summary['kNN_best_epoch']})"
-        if summary["kNN_untrained"] is not None:
+        if summary.get("kNN_untrained") is not None:
             knn += f", {summary['kNN_untrained']:.2f} % untrained"
+        if summary.get("kNN_start") is not None:
+            knn += f", {summary['kNN_start']:.2f} % at the start"
         lines.append(f"  kNN       {knn}")
     lines += [
         f"  loss      {summary['train_loss']:.4f}   z_std {summary['z_std']:.3f}",

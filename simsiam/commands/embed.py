@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from simsiam.config.evaluation_commands import Embed
-from simsiam.data.dataset import ImageDataset, stored_side
-from simsiam.data.listing import ImageFolder
+from simsiam.data.dataset import ImageDataset
+from simsiam.data.listing.image_list import ImageList
+from simsiam.data.listing.sources import list_images
 from simsiam.evaluation.checkpoint import LoadedCheckpoint
-from simsiam.evaluation.context import find_pixel_range, open_checkpoint, open_context
+from simsiam.evaluation.context import find_conversion, open_checkpoint, open_context
 from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.results import Results, name_results
 from utils.console import print_line
@@ -27,7 +28,7 @@ class Source(NamedTuple):
 
     checkpoint: LoadedCheckpoint
     name: str  # the data set and its splits, or the folder
-    splits: dict[str, ImageDataset | ImageFolder]
+    splits: dict[str, ImageDataset | ImageList]
     chunks: Iterator[Tensor]  # (B, 3, side, side) uint8, of all splits one after another
     classes: tuple[str, ...]
 
@@ -40,7 +41,7 @@ def embed(config: Embed) -> None:
     options = config.embed
     folder = None
     if options.images is not None:
-        folder = ImageFolder(options.images)
+        folder = list_images(options.images, "--images")
         source = open_folder(config, folder)
     else:
         source = open_dataset(config)
@@ -95,7 +96,7 @@ def open_dataset(config: Embed) -> Source:
         UserError: the splits have no images, or as `open_context`.
     """
     context = open_context(config, choose_device(config.device.accelerator))
-    splits: dict[str, ImageDataset | ImageFolder] = {}
+    splits: dict[str, ImageDataset | ImageList] = {}
     chunks: list[Tensor] = []
     for name, split in (("train", context.train), ("test", context.test)):
         is_chosen = config.embed.split in ("both", name)
@@ -110,15 +111,15 @@ def open_dataset(config: Embed) -> Source:
     return Source(context.checkpoint, name, splits, iter(chunks), context.classes)
 
 
-def open_folder(config: Embed, folder: ImageFolder) -> Source:
+def open_folder(config: Embed, folder: ImageList) -> Source:
     """Load the checkpoint, and prepare to read the images of a folder."""
     checkpoint = open_checkpoint(config, choose_device(config.device.accelerator))
     image_size = checkpoint.metadata.image_size
     assert image_size is not None  # `open_checkpoint` requires it
     chunks = folder.read(
-        stored_side(image_size),
+        image_size,
         config.data.skip_bad_images,
-        find_pixel_range(config, checkpoint),
+        find_conversion(config, checkpoint),
     )
     return Source(
         checkpoint, str(config.embed.images), {"folder": folder}, chunks, tuple(folder.classes)

@@ -64,7 +64,7 @@ def _estimate_feature_extraction(model: SimSiam, data: ViewsDataModule) -> float
     sample = min(images, MAX_IMAGES)
 
     def extract(n: int) -> None:
-        extract_features(model.backbone, data.train.images[:n], data.mean, data.std)
+        extract_features(model.backbone, data.train.images[:n], data.mean, data.std, size=data.size)
 
     return measure_seconds(extract, sample) * images / sample
 

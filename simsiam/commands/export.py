@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.resnet import ResNet
 from simsiam.augment import normalize
 from simsiam.config.evaluation_commands import Export
 from simsiam.config.options import EvaluationDataOptions
@@ -133,7 +132,7 @@ def choose_images(context: EvaluationContext | None, checkpoint: LoadedCheckpoin
 
 
 def write_backbone(
-    path: Path, format: str, backbone: ResNet, images: Tensor, metadata: dict[str, Any]
+    path: Path, format: str, backbone: nn.Module, images: Tensor, metadata: dict[str, Any]
 ) -> None:
     """Write the backbone with its metadata in one of the formats.
 
@@ -154,7 +153,7 @@ def write_backbone(
         write_onnx(path, backbone, example, metadata)
 
 
-def write_onnx(path: Path, backbone: ResNet, example: Tensor, metadata: dict[str, Any]) -> None:
+def write_onnx(path: Path, backbone: nn.Module, example: Tensor, metadata: dict[str, Any]) -> None:
     import onnx  # an optional package
 
     program = torch.onnx.export(
@@ -199,7 +198,7 @@ def read_backbone(path: Path, format: str) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def compare_features(
-    backbone: ResNet, exported: Callable[[Tensor], Tensor], images: Tensor
+    backbone: nn.Module, exported: Callable[[Tensor], Tensor], images: Tensor
 ) -> dict[int, float]:
     """Return the largest difference between the features of two networks, by batch size.
 

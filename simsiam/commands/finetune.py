@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from simsiam.config.evaluation_commands import Finetune
-from simsiam.evaluation.classifier import Recipe, train_classifier
+from simsiam.config.evaluation_options import FinetuneOptions
+from simsiam.evaluation.classifier import ClassifierTraining, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.label_subset import choose_labels, compute_label_quotas, hash_indices
 from simsiam.evaluation.logistic_regression import (
@@ -21,10 +22,11 @@ from simsiam.evaluation.logistic_regression import (
 )
 from simsiam.evaluation.networks import build_backbone, hash_weights
 from simsiam.evaluation.results import Results
-from utils.console import print_line
+from utils.console import plural, print_line
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError, require
 from utils.option_group import Rule, to_flag
+from utils.run_dir import BACKBONE_FILE, SUMMARY_FILE, seed_folder
 from utils.settings import flatten, iterate_options
 from utils.weights import BACKBONE, write_weights
 
@@ -84,16 +86,18 @@ def finetune(config: Finetune) -> None:
     with results.lock():
         for seed in options.seeds:
             if seed in results_by_seed:
-                print_line(f"seed {seed} is finished already: {results.path / f'seed_{seed}'}")
+                print_line(f"seed {seed} is finished already: {results.path / seed_folder(seed)}")
                 continue
             # Each seed has a folder of its own in the folder of the command.
-            seed_results = Results(config, context.checkpoint, f"{name}/seed_{seed}", resumes=True)
+            seed_results = Results(
+                config, context.checkpoint, f"{name}/{seed_folder(seed)}", resumes=True
+            )
             results_by_seed[seed] = finetune_seed(
                 config, context, seed_results, quotas, seed, precision
             )
 
         results_by_seed = dict(sorted(results_by_seed.items()))
-        print_seeds(context, results_by_seed, sum(quotas), options.from_scratch)
+        print_seeds(context, results_by_seed, sum(quotas), options)
         results.write(summarise_seeds(context, results_by_seed, sum(quotas)))
 
 
@@ -117,7 +121,7 @@ def print_seeds(
     context: EvaluationContext,
     results_by_seed: dict[int, SeedResult],
     labels: int,
-    from_scratch: bool,
+    options: FinetuneOptions,
 ) -> None:
     """Print a table with a line for each seed, and their mean and deviation."""
     rows: list[tuple[str, str, str, str]] = []
@@ -131,7 +135,8 @@ def print_seeds(
         linear = format_mean(get_linear_accuracies(results_by_seed))
         test = format_mean([result.test_accuracy for result in results_by_seed.values()])
         rows.append(("mean, deviation", "", linear, test))
-    last_column = "from scratch" if from_scratch else "fine-tuned"
+    method = "from scratch" if options.from_scratch else "fine-tuned"
+    last_column = f"{method}, {plural(options.epochs, 'epoch')}"
     context.print_accuracies(("", "labels", "linear, frozen", last_column), rows)
 
 
@@ -166,7 +171,7 @@ def read_finished_seeds(
     weights = hash_weights(context.checkpoint.backbone)
 
     results_by_seed: dict[int, SeedResult] = {}
-    for file in sorted(folder.glob("seed_*/summary.json")):
+    for file in sorted(folder.glob(f"{seed_folder('*')}/{SUMMARY_FILE}")):
         try:
             saved = SavedSeed.model_validate_json(file.read_bytes())
         except (OSError, ValueError):
@@ -203,7 +208,7 @@ def finetune_seed(
     chosen = choose_labels(context.train.labels, quotas, seed)
     print_line(f"seed {seed}: {len(chosen):,} labels")
 
-    head = make_head(context.checkpoint.backbone.num_features, len(context.classes))
+    head = make_head(context.checkpoint.num_features, len(context.classes))
     head.to(context.device)
     if options.from_scratch:
         backbone = build_backbone(metadata, seed).to(context.device)
@@ -215,7 +220,7 @@ def finetune_seed(
         linear_accuracy = context.measure_accuracy(head)["test_accuracy"]
         max_gradient_norm = MAX_GRADIENT_NORM
 
-    recipe = Recipe(
+    training = ClassifierTraining(
         epochs=options.epochs,
         batch_size=options.batch_size,
         crop_scale=options.crop_scale,
@@ -227,13 +232,14 @@ def finetune_seed(
         weight_decay=options.weight_decay,
         max_gradient_norm=max_gradient_norm,
     )
-    steps = train_classifier(backbone, head, context.train, chosen, recipe)
+    preparation = context.checkpoint.preparation
+    steps = train_classifier(backbone, head, context.train, chosen, training, preparation)
     tuned = context.with_backbone(backbone)
     summary = {
         "seed": seed,
         "labels": len(chosen),
-        "learning_rate": recipe.backbone_lr,
-        "head_learning_rate": recipe.head_lr,
+        "learning_rate": training.backbone_lr,
+        "head_learning_rate": training.head_lr,
         "steps": steps,
         "linear_accuracy": linear_accuracy,
         "labels_digest": hash_indices(chosen),
@@ -251,7 +257,7 @@ def finetune_seed(
     }
     # The summary.json of an earlier call does not belong to the new backbone.
     results.summary_file.unlink(missing_ok=True)
-    backbone_file = results.path / "backbone.safetensors"
+    backbone_file = results.path / BACKBONE_FILE
     write_weights(backbone_file, BACKBONE, backbone.state_dict(), tuned_metadata)
     results.save_head(tuned, head, summary)
     return SeedResult(summary["test_accuracy"], linear_accuracy)

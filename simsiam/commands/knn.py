@@ -9,15 +9,17 @@ from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import FEATURE_CHUNK
 from simsiam.evaluation.metrics import accuracy, confusion, print_classes
 from simsiam.evaluation.results import Results
-from utils.console import print_table, track_progress
+from utils.console import plural, print_line, print_table, track_progress
 from utils.device import choose_device
-from utils.knn import nearest, vote
+from utils.knn import choose_k, nearest, vote
 
-KS = (1, 20, 200)  # ascending
+KS = (1, 20, 200)
 TEMPERATURES = (0.07, 0.1, 0.2)
-# The headline is the accuracy with this temperature and the largest k: 200, as in the paper and in
-# the monitor of a run, or less if there are fewer images.
+# The headline and the accuracies of the classes are those of the backbone's features with this
+# temperature and, if the classes have enough images for it, this k. The monitor of a run has the
+# same defaults.
 HEADLINE_TEMPERATURE = 0.1
+HEADLINE_K = 200
 PROJECTOR_CHUNK = 10_000  # features that the projector takes at once
 
 Protocol = tuple[str, int, float]  # kind of features, k, temperature
@@ -26,24 +28,31 @@ Protocol = tuple[str, int, float]  # kind of features, k, temperature
 def knn(config: Knn) -> None:
     """Print and save the accuracy for each protocol, and the accuracy of each class."""
     device = choose_device(config.device.accelerator)
-    context = open_context(config, device, labels=True)
+    context = open_context(config, device, labels=True, leave_one_out=True)
     results = Results(config, context.checkpoint, "knn")
     context.announce()
 
     counts = count_by_protocol(context)
     accuracies = {protocol: accuracy(matrix) for protocol, matrix in counts.items()}
-    headline_k = max(k for _, k, _ in counts)
+    headline_k = choose_k(context.train.labels, HEADLINE_K)
     headline_counts = counts["backbone", headline_k, HEADLINE_TEMPERATURE]
     summary = context.describe_accuracy("kNN_accuracy", headline_counts)
     summary["knn_k"] = headline_k
     summary["knn_t"] = HEADLINE_TEMPERATURE
+    summary["leave_one_out"] = context.leave_one_out
     summary["table"] = [
         {"features": kind, "k": k, "temperature": temperature, "accuracy": value}
         for (kind, k, temperature), value in accuracies.items()
     ]
 
     print_protocols(context, accuracies)
-    print_classes(summary["per_class"])
+    if headline_k < HEADLINE_K:
+        print_line(
+            f"k {headline_k} instead of {HEADLINE_K} for the classes and for kNN_accuracy in "
+            f"summary.json: a typical class has {plural(headline_k, 'train image')}"
+        )
+    classifier = f"kNN, k {headline_k}, T {HEADLINE_TEMPERATURE:g}, backbone features"
+    print_classes(summary["per_class"], classifier)
     results.write(summary)
 
 
@@ -56,7 +65,10 @@ def print_protocols(context: EvaluationContext, accuracies: dict[Protocol, float
         rows.append([kind, str(k), *values])
 
     test = f"{len(context.test):,} {context.test.evaluation_name} of {context.dataset}"
-    bank = f"bank of {len(context.train):,} train images"
+    if context.leave_one_out:
+        bank = f"bank of the {len(context.test) - 1:,} others"
+    else:
+        bank = f"bank of {len(context.train):,} train images"
     head = ["features", "k", *(f"T {temperature:g}" for temperature in TEMPERATURES)]
     print_table(f"kNN accuracy in % on {test}, {bank}", head, rows)
 
@@ -64,26 +76,39 @@ def print_protocols(context: EvaluationContext, accuracies: dict[Protocol, float
 def count_by_protocol(context: EvaluationContext) -> dict[Protocol, Tensor]:
     """Return the confusion matrix (C, C) of each protocol.
 
-    A k above the number of train images is left out.
+    The bank is the train images or, if these have no labels, the other test images. The ks are that
+    of the headline, and those of KS up to the number of images in the bank.
     """
-    train = context.train
     test = context.test
-    ks = [k for k in KS if k <= len(train)]
-    bank = extract_all(context, train.images, "train images")
     queries = extract_all(context, test.images, test.evaluation_name)
+    if context.leave_one_out:
+        bank_labels = test.labels
+        bank = queries
+        bank_size = len(test) - 1
+        own = torch.arange(len(test), device=test.labels.device)
+    else:
+        bank_labels = context.train.labels
+        bank = extract_all(context, context.train.images, "train images")
+        bank_size = len(bank_labels)
+        # -1 is no index in the bank: the queries are not part of it.
+        own = torch.full((len(test),), -1, device=test.labels.device)
+    candidates = {*KS, choose_k(bank_labels, HEADLINE_K)}
+    ks = sorted(k for k in candidates if k <= bank_size)
 
     counts: dict[Protocol, Tensor] = {}
     for kind in bank:
         # Find the neighbours for the largest k once; they include those for every smaller k.
         similarities: list[Tensor] = []
         indices: list[Tensor] = []
-        chunks = queries[kind].split(FEATURE_CHUNK)
+        chunks = torch.arange(len(test), device=own.device).split(FEATURE_CHUNK)
         for chunk in track_progress(chunks, len(test), f"neighbours by {kind}"):
-            chunk_similarity, chunk_indices = nearest(chunk, bank[kind], ks[-1])
+            chunk_similarity, chunk_indices = nearest(
+                queries[kind][chunk], bank[kind], ks[-1], own[chunk]
+            )
             similarities.append(chunk_similarity)
             indices.append(chunk_indices)
         similarity = torch.cat(similarities)  # (Q, k)
-        labels = train.labels[torch.cat(indices)]  # (Q, k)
+        labels = bank_labels[torch.cat(indices)]  # (Q, k)
 
         for k in ks:
             for temperature in TEMPERATURES:

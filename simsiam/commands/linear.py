@@ -1,14 +1,16 @@
 """The command `linear`: a linear classifier on the frozen backbone."""
 
 import copy
-from typing import Any
+from dataclasses import asdict
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from simsiam.config.evaluation_commands import Linear
-from simsiam.config.evaluation_options import LinearOptions
-from simsiam.evaluation.classifier import CHOICE_EPOCH, Recipe, train_classifier
+from simsiam.config.linear_options import LinearOptions, LinearTraining
+from simsiam.config.recipe_files import DEFAULT_RECIPE, RecipeName
+from simsiam.evaluation.classifier import CHOICE_EPOCH, ClassifierTraining, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.logistic_regression import (
@@ -56,17 +58,25 @@ def linear(config: Linear) -> None:
     context.announce()
     with results.lock():
         if options.augment:
-            method = "crops and flips, SGD"
-            head, fit_summary = fit_by_sgd(options, context, precision)
+            recipe = choose_recipe(options, context)
+            settings = options.resolve(recipe, n)
+            head, fit_summary = fit_on_crops(settings, options.seed, context, precision)
+            fit_summary["recipe"] = recipe
+            method = f"crops and flips, {settings.optimizer.upper()}"
         else:
             head, fit_summary = fit_by_solver(context, options.seed, n_held_out)
             method = f"L-BFGS, weight decay {fit_summary['weight_decay']:g}"
         summary = context.measure_accuracy(head) | fit_summary
         results.save_head(context, head, summary)
 
-    print_classes(summary["per_class"])
-    row = (f"linear ({method})", f"{n:,}", f"{summary['test_accuracy']:.2f}")
-    context.print_accuracies(("classifier", "labels", "accuracy"), [row])
+    classifier = f"linear ({method})"
+    print_classes(summary["per_class"], classifier)
+    columns = ["classifier", "labels", "accuracy"]
+    row = [classifier, f"{n:,}", f"{summary['test_accuracy']:.2f}"]
+    if "test_top5_accuracy" in summary:
+        columns.append("top-5")
+        row.append(f"{summary['test_top5_accuracy']:.2f}")
+    context.print_accuracies(columns, [row])
 
 
 def fit_by_solver(
@@ -117,33 +127,57 @@ def fit_by_solver(
     return head, {"weight_decay": best, "held_out": accuracy_by_name, "converged": converged}
 
 
-def fit_by_sgd(
-    options: LinearOptions, context: EvaluationContext, precision: str
-) -> tuple[nn.Linear, dict[str, Any]]:
-    """Train a head on crops and flips by SGD without weight decay, as papers do.
+def choose_recipe(options: LinearOptions, context: EvaluationContext) -> RecipeName:
+    """Return the recipe of `--recipe`, else that of the checkpoint's run, else the default one."""
+    if options.recipe is not None:
+        return options.recipe
+    of_run = context.checkpoint.metadata.settings.get("recipe")
+    for name in get_args(RecipeName):
+        if name == of_run:
+            return name
+    return DEFAULT_RECIPE
 
-    The features are standardised with the mean and deviation of the clean train images, so that
-    one learning rate suits every backbone. On raw features papers need rates from 0.1 to 30,
-    depending on the scale of the features.
+
+def fit_on_crops(
+    settings: LinearTraining, seed: int, context: EvaluationContext, precision: str
+) -> tuple[nn.Linear, dict[str, Any]]:
+    """Train a head on crops and flips without weight decay, as papers do.
+
+    Unless the features are taken as they are, they are standardised with the mean and deviation of
+    the clean train images, so that one learning rate suits every backbone. On raw features papers
+    need rates from 0.1 to 30, depending on the scale of the features.
+
+    Args:
+        seed: decides the order, the crops and the initial weights.
 
     Returns:
         The head for raw features, and a summary of the training.
     """
     train = context.train
     backbone = context.checkpoint.backbone
-    features = context.extract_features(train.images, "train images", unit=False)
-    center, spread = standardise_in_place(features)
-    del features  # they may take gigabytes, and only their mean and deviation are needed
-    head = make_head(backbone.num_features, len(context.classes)).to(context.device)
-    recipe = Recipe(
-        epochs=options.sgd.epochs,
-        batch_size=options.sgd.batch_size,
-        crop_scale=options.sgd.crop_scale,
-        seed=options.seed,
+    head = make_head(
+        context.checkpoint.num_features, len(context.classes), settings.initial_std, seed
+    )
+    head.to(context.device)
+    training = ClassifierTraining(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        crop_scale=settings.crop_scale,
+        seed=seed,
         precision=precision,
-        head_lr=options.sgd.learning_rate,
+        head_lr=settings.learning_rate,
+        optimizer=settings.optimizer,
     )
     all_images = torch.arange(len(train), device=context.device)
-    steps = train_classifier(backbone, head, train, all_images, recipe, center, spread)
-    fold_standardisation(head, center, spread)
-    return head, {"steps": steps}
+    preparation = context.checkpoint.preparation
+    if settings.raw_features:
+        steps = train_classifier(backbone, head, train, all_images, training, preparation)
+    else:
+        features = context.extract_features(train.images, "train images", unit=False)
+        center, spread = standardise_in_place(features)
+        del features  # they may take gigabytes, and only their mean and deviation are needed
+        steps = train_classifier(
+            backbone, head, train, all_images, training, preparation, center, spread
+        )
+        fold_standardisation(head, center, spread)
+    return head, {"steps": steps, "training": asdict(settings)}

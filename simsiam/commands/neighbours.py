@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from simsiam.config.evaluation_commands import Neighbours
-from simsiam.data.dataset import ImageDataset, stored_side
-from simsiam.data.listing import ImageFolder
-from simsiam.evaluation.context import EvaluationContext, find_pixel_range, open_context
+from simsiam.data.dataset import ImageDataset
+from simsiam.data.listing.image_list import ImageList
+from simsiam.data.listing.sources import list_images
+from simsiam.evaluation.context import EvaluationContext, find_conversion, open_context
 from simsiam.evaluation.gallery import Tile, draw_gallery, find_nearest, select_evenly
 from simsiam.evaluation.results import Results, name_results
 from utils.console import print_line
@@ -23,7 +24,7 @@ def neighbours(config: Neighbours) -> None:
     options = config.neighbours
     folder = None
     if options.images is not None:
-        folder = ImageFolder(options.images)
+        folder = list_images(options.images, "--images")
     context = open_context(config, choose_device(config.device.accelerator))
     train = context.train
     results = Results(config, context.checkpoint, name_results("neighbours", options.output))
@@ -61,16 +62,14 @@ def neighbours(config: Neighbours) -> None:
     results.write(summary)
 
 
-def read_queries(
-    config: Neighbours, context: EvaluationContext, folder: ImageFolder
-) -> ImageDataset:
+def read_queries(config: Neighbours, context: EvaluationContext, folder: ImageList) -> ImageDataset:
     """Return `--queries` evenly spread images of a folder. The class of each is its file's name."""
     folder.keep(select_evenly(len(folder), config.neighbours.queries))
     folder.report_skipped()
     chunks = folder.read(
-        stored_side(context.checkpoint.backbone.image_size or context.train.side),
+        context.checkpoint.metadata.image_size or context.train.side,
         config.data.skip_bad_images,
-        find_pixel_range(config, context.checkpoint),
+        find_conversion(config, context.checkpoint),
     )
     images = torch.cat(list(chunks))
     # A gallery writes the class below each query. Make each file's name a class.

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -18,6 +19,7 @@ from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.callbacks.progress import ProgressCallback
 from simsiam.callbacks.signals import SignalCallback
 from simsiam.commands import launch
+from simsiam.commands.build_model import build_model
 from simsiam.commands.describe import (
     RunContext,
     collect_provenance,
@@ -27,6 +29,7 @@ from simsiam.commands.describe import (
     resolve_settings,
     summarise,
 )
+from simsiam.commands.fit import fit_to_data, resume_fit
 from simsiam.commands.resume import (
     Start,
     choose_resumed_precision,
@@ -37,10 +40,11 @@ from simsiam.commands.resume import (
 from simsiam.config.commands import Pretrain, settings_to_keep, subprocess_args
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import default_stem, knn_unavailable_reason
+from simsiam.data.knn_labels import classifier_unavailable_reason
 from simsiam.evaluation.checkpoint import load_backbone
 from simsiam.evaluation.metadata import METADATA_HPARAMS
-from simsiam.module import SimSiam
+from simsiam.evaluation.networks import evaluated_backbone
+from simsiam.evaluation.starting_weights import StartingWeights
 from utils import distributed
 from utils.console import print_line, track_progress
 from utils.device import choose_accelerator, choose_precision, package_versions
@@ -76,16 +80,22 @@ def pretrain(config: Pretrain) -> None:
         # main.py has checked this already, but another process may have finished the run since.
         if state == "finished" and not config.run.overwrite:
             return
+        config, fitted = distributed.broadcast_result(partial(resume_fit, config, run, state))
         data = load_data(config, accelerator)
+        config = fit_to_data(config, data)
         model = build_model(config, data)
 
         resumable_files = run.resumable()
         # `find_start` also loads the weights of --model-path into the model. Only rank 0 does this,
         # and DDP sends rank 0's weights to all ranks.
-        start = distributed.broadcast_result(lambda: find_start(config, run, data, model, state))
+        origin = distributed.broadcast_result(lambda: find_start(config, run, data, model, state))
+        start = origin if isinstance(origin, Start) else None
+        weights = origin if isinstance(origin, StartingWeights) else None
         if start is not None and config.device.precision == "auto":
             precision = choose_resumed_precision(start, accelerator, precision)
-        context = RunContext(config, run, accelerator, precision, data, model, start)
+        context = RunContext(
+            config, run, accelerator, precision, data, model, start, fitted, weights
+        )
         if config.run.dry_run:
             print(describe_run(context))
             return
@@ -99,7 +109,8 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
     """Return the loaded images; in a dry run, placeholders for images that are not there yet."""
     data = ViewsDataModule(
         **asdict(config.data),
-        batch_size=config.optimizer.batch_size,
+        # `fit_to_data` needs the images to choose a batch size. BN needs two images at least.
+        batch_size=config.optimizer.batch_size or 2,
         accumulate=config.optimizer.accumulate,
         views=config.method.views,
         image_schedule=config.method.image_schedule,
@@ -121,24 +132,6 @@ def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
         f"{config.data.data_dir} does not hold the same images on this machine as on the first one",
     )
     return data
-
-
-def build_model(config: Pretrain, data: ViewsDataModule) -> SimSiam:
-    """Return the module with the initial weights of the run's seed."""
-    # Only the initial weights come from this generator.
-    pl.seed_everything(config.run.seed % 2**32, verbose=False)
-    network = asdict(config.network)
-    network["stem"] = config.network.stem or default_stem(data.size)
-    del network["in_dim"]  # follows from backbone and width
-    method = asdict(config.method)
-    for name in ("views", "image_schedule"):  # these are arguments of the datamodule
-        del method[name]
-    optimizer = asdict(config.optimizer)
-    optimizer["learning_rate"] = config.optimizer.peak_rate
-    optimizer["warmup_epochs"] = config.optimizer.warmup
-    for name in ("epochs", "batch_size", "accumulate"):  # the Trainer and the datamodule have these
-        del optimizer[name]
-    return SimSiam(**network, **method, **optimizer, image_size=data.size)
 
 
 def acquire_run(
@@ -200,12 +193,13 @@ def train(context: RunContext) -> None:
         return track_progress(chunks, total, label, lines=not knn.has_measured)
 
     knn = KNNMonitor(
-        monitor.knn_k,
+        monitor.neighbours,
         monitor.knn_t,
         monitor.knn_every,
         print_fn=print_line,
         progress=show_knn_progress,
         compile=config.device.compile,
+        pretrained=config.run.model_path is not None,
     )
     recorder = MetricsRecorder(run, knn)
     progress = ProgressCallback(
@@ -228,7 +222,7 @@ def train(context: RunContext) -> None:
     every = config.run.checkpoint_every
     checkpoint_callback = CheckpointCallback(run, recorder, every, io, signals)
 
-    steps_per_epoch = len(context.data.train) // optimizer.batch_size
+    steps_per_epoch = len(context.data.train) // optimizer.images_per_step
     log_every = LOG_EVERY if steps_per_epoch >= 2 * LOG_EVERY else NEVER
 
     trainer = pl.Trainer(
@@ -284,13 +278,14 @@ def finish_run(
     metadata = {name: context.model.hparams[name] for name in METADATA_HPARAMS}
     metadata.update(collect_provenance(context))
     metadata["row"] = recorder.row
-    write_weights(run.backbone, BACKBONE, context.model.backbone.state_dict(), metadata)
+    weights = evaluated_backbone(context.model).state_dict()
+    write_weights(run.backbone, BACKBONE, weights, metadata)
     load_backbone(run.backbone)  # raises if the file does not load
 
     summary = summarise(recorder.rows, checkpoints, knn)
     write_json(run.summary, summary)
 
     # Without labels there is no linear classifier to train.
-    reason = knn_unavailable_reason(context.data.train, context.data.test)
+    reason = classifier_unavailable_reason(context.data.train, context.data.test)
     next_command = "linear" if reason is None else "neighbours"
     print(describe_result(summary, run, next_command))

@@ -18,13 +18,20 @@ from simsiam.config.commands import pretrain_command
 from simsiam.config.evaluation_commands import Report
 from simsiam.report import figures
 from simsiam.report.charts import file_stem, is_figure, render_curves
-from simsiam.report.find_runs import GENERATOR, is_report, read_runs
+from simsiam.report.find_runs import GENERATOR, PAGE_FILE, is_report, read_runs
 from simsiam.report.groups import Group, group_runs
 from simsiam.report.records import Run, replace_unprintable
-from simsiam.report.summary import PAPER_RESULT, PRINTED_METRICS, UNKNOWN, summarize_groups
+from simsiam.report.summary import (
+    PAPER_RESULT,
+    PRINTED_METRICS,
+    UNKNOWN,
+    describe_knn,
+    summarize_groups,
+)
 from utils.console import print_line, print_table
 from utils.errors import UserError, require
 from utils.filesystem import check_writable, write_atomically, write_text
+from utils.run_dir import REPORT_FOLDER
 
 TEMPLATE = Path(figures.__file__).with_name("template.html.j2")  # in the folder simsiam/report
 MAX_SECTIONS = 4  # groups that get pictures of their checkpoint, which take time and space
@@ -40,7 +47,7 @@ def report(config: Report) -> None:
     """
     runs = read_runs(config.report.runs)
     output = choose_output(config, runs)
-    page_file = output / "index.html"
+    page_file = output / PAGE_FILE
     figures_folder = output / "figures"
     clear_output(page_file, figures_folder)
 
@@ -49,6 +56,7 @@ def report(config: Report) -> None:
     page = render_page(
         **describe_runs(groups),
         summary=summary,
+        knn_description=describe_knn(runs),
         curves=render_curves(groups, figures_folder),
         sections=[
             describe_features(group, config, figures_folder) for group in groups[:MAX_SECTIONS]
@@ -68,7 +76,7 @@ def choose_output(config: Report, runs: Sequence[Run]) -> Path:
         return Path(config.report.output).expanduser()
     # The folder of a single run, or the folder that contains all runs.
     common_folder = Path(os.path.commonpath([run.folder.path for run in runs]))
-    return common_folder / "report"
+    return common_folder / REPORT_FOLDER
 
 
 def clear_output(page_file: Path, figures_folder: Path) -> None:
@@ -152,7 +160,8 @@ def describe_features(group: Group, config: Report, folder: Path) -> dict[str, A
         "views": read_views(run),
     }
     if section["views"] is not None:
-        write_atomically(Path(f"{stem}views.png"), partial(shutil.copyfile, run.folder.views))
+        views = run.folder.views
+        write_atomically(Path(f"{stem}{views.name}"), partial(shutil.copyfile, views))
     if config.report.pictures:
         # The module imports torch. A page without pictures does not wait for that.
         analysis = importlib.import_module("simsiam.report.analysis")

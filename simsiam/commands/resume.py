@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.config.commands import Pretrain, describe_differences, settings_to_keep
-from simsiam.config.options import OptimizerOptions
+from simsiam.config.optimizer_options import OptimizerOptions
 from simsiam.config.run_options import DeviceOptions, MonitorOptions
 from simsiam.config.run_state import check_folder
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.dataset import knn_unavailable_reason
-from simsiam.evaluation.checkpoint import find_checkpoint, load_weights
+from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
+from simsiam.evaluation.checkpoint import find_checkpoint
 from simsiam.evaluation.networks import load_strictly
+from simsiam.evaluation.starting_weights import StartingWeights, load_weights
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.checkpoint_io import read_resumable
@@ -64,7 +65,7 @@ def validate_run(config: Pretrain, run: RunDirectory) -> str:
 
 def check_batch_size(optimizer: OptimizerOptions, processes: int) -> None:
     """Raise UserError unless processes and accumulation can share a batch equally."""
-    batch_size = optimizer.batch_size
+    batch_size = optimizer.images_per_step
     parts = processes * optimizer.accumulate
     nearest = max(2 * parts, batch_size // parts * parts)
     require(
@@ -77,14 +78,17 @@ def check_batch_size(optimizer: OptimizerOptions, processes: int) -> None:
 
 def find_start(
     config: Pretrain, run: RunDirectory, data: ViewsDataModule, model: SimSiam, state: str
-) -> Start | None:
-    """Return the checkpoint to resume from; None if training starts at step 0.
+) -> Start | StartingWeights | None:
+    """Return what training starts from; None for step 0 and the random weights of the run's seed.
 
     An unfinished run resumes from its own newest readable checkpoint. Otherwise `--ckpt-dir` names
     the checkpoint, or `model` takes the weights of `--model-path`.
 
     Args:
         state: of the run's folder, as `validate_run` returns it.
+
+    Returns:
+        The checkpoint to resume from, or the weights that `model` has got for step 0.
 
     Raises:
         UserError: no checkpoint is readable, or it belongs to another run.
@@ -94,16 +98,15 @@ def find_start(
     if state == "unfinished" and not config.run.overwrite and run.resumable():
         return _find_own_checkpoint(run, data, ckpt_dir)
     if config.run.model_path:
-        load_weights(model, config.run.model_path)
+        return load_weights(model, config.run.model_path)
     if not ckpt_dir:
         return None
     path = find_checkpoint(ckpt_dir, whole=True)
     content = read_resumable(path, REQUIRED_STATES)
     _check_same_run(path, content, config, data)
     # The run's folder has checkpoints here only with --overwrite, which is about to delete them.
-    is_in_run_folder = run.path.resolve() in path.resolve().parents
     require(
-        not is_in_run_folder,
+        not run.would_delete(path),
         f"{path} is in {run.path}, which --overwrite would delete. Pass another --exp-name.",
     )
     # Weights that do not fit must fail before anything is written. The Trainer loads them again.
@@ -115,8 +118,10 @@ def check_knn_k(monitor: MonitorOptions, data: ViewsDataModule) -> None:
     """Raise UserError if the kNN monitor needs more neighbours than there are train images."""
     images = len(data.train)
     is_measured = monitor.knn_every > 0 and knn_unavailable_reason(data.train, data.test) is None
+    if is_leave_one_out(data.train, data.test):
+        return  # All other test images vote if there are fewer than --knn-k.
     require(
-        not is_measured or monitor.knn_k <= images,
+        not is_measured or monitor.neighbours <= images,
         f"--knn-k {monitor.knn_k} is more than the {images} train images. "
         "Pass a smaller one, or --knn-every 0 to measure no kNN accuracy.",
     )

@@ -27,7 +27,7 @@ from utils.errors import (
     StoppedBySignal,
     require,
 )
-from utils.run_dir import RunDirectory
+from utils.run_dir import RunDirectory, seed_folder
 from utils.settings import flatten, from_settings
 
 # An ablation may be meant to show that a run collapses or diverges. So after one of these exit
@@ -62,7 +62,8 @@ def make_variant(config: Ablate, variant: str) -> Pretrain:
         # The peak learning rate is proportional to the batch size, as in the paper.
         optimizer = config.optimizer
         batch_size = changes["batch_size"]
-        settings["learning_rate"] = optimizer.peak_rate * batch_size / optimizer.batch_size
+        factor = batch_size / optimizer.images_per_step
+        settings["learning_rate"] = optimizer.peak_rate * factor
     settings.update(changes)
     return from_settings(Pretrain, settings)
 
@@ -78,7 +79,7 @@ def expand_seeds(config: Pretrain) -> list[Pretrain]:
     settings.update(seeds=(), save_dir=str(config.run_dir.parent), exp_name=config.run_dir.name)
     runs: list[Pretrain] = []
     for seed in config.run.seeds:
-        settings.update(seed=seed, version=f"seed_{seed}")
+        settings.update(seed=seed, version=seed_folder(seed))
         runs.append(from_settings(Pretrain, settings))
     return runs
 

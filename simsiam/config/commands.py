@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simsiam.config import options, run_options
+from simsiam.config import optimizer_options, options, run_options
 from simsiam.config.augment_options import AugmentOptions
 from simsiam.config.evaluation_commands import (
     Embed,
@@ -25,7 +25,12 @@ from simsiam.config.evaluation_commands import (
     Report,
 )
 from simsiam.config.evaluation_options import AblateOptions
+from simsiam.config.network_options import NetworkOptions
+from simsiam.config.optimizer_options import DEFAULT_BATCH_SIZE
 from simsiam.config.options import CUSTOM_DATASETS
+from simsiam.config.recipe_files import pretrain_values
+from simsiam.config.run_options import DEFAULT_KNN_K
+from utils.errors import require
 from utils.option_group import Rule, option_group, to_flag
 from utils.settings import flatten, iterate_options, to_flags
 
@@ -48,14 +53,28 @@ class Pretrain:
     """
 
     data: options.DataOptions = options.DataOptions()
-    optimizer: options.OptimizerOptions = options.OptimizerOptions()
+    optimizer: optimizer_options.OptimizerOptions = optimizer_options.OptimizerOptions()
     run: run_options.RunOptions = run_options.RunOptions()
     device: run_options.DeviceOptions = run_options.DeviceOptions()
-    network: options.NetworkOptions = options.NetworkOptions()
+    network: NetworkOptions = NetworkOptions()
     method: options.MethodOptions = options.MethodOptions()
     augmentation: AugmentOptions = AugmentOptions()
     monitor: run_options.MonitorOptions = run_options.MonitorOptions()
     PREFIX = "simsiam"  # the name of a run begins with it, unless --exp-name gives a name
+
+    recipe_values = staticmethod(pretrain_values)  # read by utils.cli
+
+    def __post_init__(self) -> None:
+        # A recipe may set a rate that is not used because of --learning-rate. A flag may not.
+        optimizer = self.optimizer
+        default = type(optimizer).base_learning_rate
+        recipes_rate = pretrain_values(self.run.recipe).get("base_learning_rate", default)
+        require(
+            optimizer.learning_rate == "auto"
+            or optimizer.base_learning_rate in (default, recipes_rate),
+            f"--base-learning-rate {optimizer.base_learning_rate:g} is only used by "
+            "--learning-rate auto. Give that too, or drop the flag.",
+        )
 
     @property
     def run_dir(self) -> Path:
@@ -92,12 +111,15 @@ COMMANDS: dict[str, type] = {
 
 MAIN = Path(__file__).parents[2] / "main.py"
 RULES = {option.field.name: option.rule for option in iterate_options(Pretrain)}
-PRETRAIN_DEFAULTS = flatten(Pretrain())
+# The values that these options get from a data set that is large enough. A smaller data set gets
+# smaller values, unless the options are given: see `simsiam.commands.fit`.
+FITTED_DEFAULTS = {"batch_size": DEFAULT_BATCH_SIZE, "knn_k": DEFAULT_KNN_K}
+PRETRAIN_DEFAULTS = flatten(Pretrain()) | FITTED_DEFAULTS
 # Option -> what happens without its flag, where its default value does not say so itself.
 UNSET = {
-    option.field.name: option.default_text
+    option.field.name: option.hint.default
     for option in iterate_options(Pretrain)
-    if option.default_text
+    if option.hint.default is not None
 }
 
 
@@ -115,7 +137,10 @@ def settings_to_keep(config: Pretrain) -> dict[str, Any]:
 
 def settings_that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that change what is computed: a resumed run must have the same ones."""
-    return _select(settings, below=Rule.CHANGEABLE_ON_RESUME)
+    selected = _select(settings, below=Rule.CHANGEABLE_ON_RESUME)
+    if selected.get("learning_rate") != "auto":
+        selected.pop("base_learning_rate", None)  # it is not used
+    return selected
 
 
 def _select(settings: Mapping[str, Any], below: Rule) -> dict[str, Any]:
@@ -194,9 +219,19 @@ def subprocess_args(config: Pretrain) -> list[str]:
 
 
 def _without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of known options that differ from the option's default."""
-    return {
-        name: value
-        for name, value in settings.items()
-        if name in PRETRAIN_DEFAULTS and value != PRETRAIN_DEFAULTS[name]
-    }
+    """Return the settings of known options that differ from what the others make the default."""
+    defaults = PRETRAIN_DEFAULTS | pretrain_values(settings.get("recipe"))
+    flags: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name not in PRETRAIN_DEFAULTS:
+            continue
+        is_fitted = name in FITTED_DEFAULTS and may_be_small(settings)
+        if value != defaults[name] or is_fitted:
+            flags[name] = value
+    return flags
+
+
+def may_be_small(settings: Mapping[str, Any]) -> bool:
+    """Return whether the data set of a run may be too small for FITTED_DEFAULTS."""
+    is_custom = settings.get("dataset") in CUSTOM_DATASETS
+    return is_custom or bool(settings.get("train_images") or settings.get("held_out_images"))

@@ -5,6 +5,7 @@ flags in `--help`.
 """
 
 from simsiam.config import evaluation_options as evaluation
+from simsiam.config.linear_options import LinearOptions
 from simsiam.config.options import EvaluationDataOptions
 from simsiam.config.run_options import AcceleratorOptions, PrecisionOptions
 from utils.errors import require
@@ -36,16 +37,19 @@ class Linear(Evaluation):
 
     Without --augment the features are computed once and the classifier is fitted by L-BFGS, which
     takes seconds, also on a CPU. Its weight decay is chosen on a held-out part of the train images.
-    With --augment the classifier is trained by SGD on crops and flips.
+    With --augment the classifier is trained by SGD on crops and flips, or by LARS as the paper does
+    on ImageNet (--recipe imagenet).
 
     Test images are used once, after the last epoch. The classifier is kept as head.safetensors.
     """
 
-    linear: evaluation.LinearOptions = evaluation.LinearOptions()
+    linear: LinearOptions = LinearOptions()
     device: PrecisionOptions = PrecisionOptions()
 
     def __post_init__(self) -> None:
         options_of_augment = (
+            self.linear.recipe,
+            self.linear.optimizer,
             self.linear.epochs,
             self.linear.batch_size,
             self.linear.learning_rate,
@@ -54,8 +58,8 @@ class Linear(Evaluation):
         is_one_given = any(options_of_augment) or self.device.precision != "auto"
         require(
             self.linear.augment or not is_one_given,
-            "--epochs, --batch-size, --learning-rate, --crop-scale, --precision: each goes with "
-            "--augment. Give --augment, or drop the flag.",
+            "--recipe, --optimizer, --epochs, --batch-size, --learning-rate, --crop-scale, "
+            "--precision: each goes with --augment. Give --augment, or drop the flag.",
         )
 
 

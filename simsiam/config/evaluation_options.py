@@ -23,61 +23,15 @@ from utils.option_group import Hint, Rule, option_group
 class CheckpointOptions:
     """Checkpoint and results."""
 
-    checkpoint: Annotated[str, Hint("PATH"), Rule.CHANGEABLE_ON_RESUME]
-    """A run folder, a .ckpt or a .safetensors of this program. The path may also come first,
-    without the flag."""
+    checkpoint: Annotated[str, Hint("PATH", flag_optional=True), Rule.CHANGEABLE_ON_RESUME]
+    """A run folder, a .ckpt or a .safetensors of this program. The path may also be given without
+    the flag, in front of the other flags or behind them."""
     results_dir: Annotated[
         str | None, Hint("DIR", default="results in the run's folder"), Rule.CHANGEABLE_ON_RESUME
     ] = None
     """Folder for the results (JSON) and for the other files of the command."""
     overwrite: Annotated[bool, Rule.CHANGEABLE_ON_RESUME] = False
     """Replace the results of an earlier call."""
-
-
-@dataclass(frozen=True)
-class LinearSGD:
-    """Settings of `linear --augment`, with the defaults of the flags of these names."""
-
-    epochs: int = 100
-    batch_size: int = 256
-    learning_rate: float = 0.1
-    crop_scale: float = 0.8
-
-
-@option_group()
-class LinearOptions:
-    """Linear classifier."""
-
-    augment: bool = False
-    """Train by SGD on crops and flips, as papers do, instead of by L-BFGS on features that are
-    computed once."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Without --augment: share of the train images on which the weight decay is chosen. The final
-    classifier is fitted on all of them."""
-    epochs: Annotated[AtLeast1 | None, Hint("EPOCHS", default=f"{LinearSGD.epochs}")] = None
-    """With --augment: length of the training; the rate decays to 0 along a cosine."""
-    batch_size: Annotated[AtLeast1 | None, Hint("N", default=f"{LinearSGD.batch_size}")] = None
-    """With --augment: images in a step."""
-    learning_rate: Annotated[
-        Positive | None, Hint("RATE", default=f"{LinearSGD.learning_rate}")
-    ] = None
-    """With --augment: the head's initial rate, for standardised features."""
-    crop_scale: Annotated[Share | None, Hint("SHARE", default=f"{LinearSGD.crop_scale}")] = None
-    """With --augment: smallest area of a crop, as a share of the image."""
-    seed: Seed = 0
-    """Seed of the held-out choice, the order and the crops."""
-    from_scratch: bool = False
-    """Probe the same network with random weights instead, to see what pre-training is worth."""
-
-    @property
-    def sgd(self) -> LinearSGD:
-        """The settings of the training with --augment, with the defaults resolved."""
-        return LinearSGD(
-            epochs=self.epochs or LinearSGD.epochs,
-            batch_size=self.batch_size or LinearSGD.batch_size,
-            learning_rate=self.learning_rate or LinearSGD.learning_rate,
-            crop_scale=self.crop_scale or LinearSGD.crop_scale,
-        )
 
 
 DEFAULT_LABEL_FRACTION = 0.1
@@ -162,8 +116,8 @@ class EmbedOptions:
     output: Annotated[str | None, Hint("FILE", default="features.npz in the results folder")] = None
     """The .npz file to write."""
     images: Annotated[str | None, Hint("DIR", default="the data set")] = None
-    """Embed all images in this folder and below it (their central square, resized) instead of the
-    data set."""
+    """Embed all images in this folder and below it, or of a .txt or .csv list, instead of the data
+    set (their central square, resized)."""
     split: Literal["both", "train", "test"] = "both"
     """Part of the data set."""
 
@@ -183,7 +137,7 @@ class NeighboursOptions:
     )
     """The picture to write."""
     images: Annotated[str | None, Hint("DIR", default="test images")] = None
-    """Take the queries from this folder of images instead of the test images."""
+    """Take the queries from this folder or list of images instead of the test images."""
     queries: Annotated[int, Field(ge=1, le=50)] = 10
     """Queries, spread evenly over all images."""
     k: Annotated[int, Field(ge=1, le=50)] = 10

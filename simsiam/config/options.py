@@ -1,4 +1,4 @@
-"""Groups of options that decide what is computed: data, network, method, optimizer.
+"""Groups of options that decide what is computed: data and method.
 
 A group is a heading in `--help`, a field is a flag, and the docstring below a field is its help.
 The range of an option is part of its type. Nothing here imports torch, so that `--help` is quick.
@@ -9,17 +9,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from models.choices import FEATURES_PER_CHANNEL, BackboneName, ConvInit, HeadsBN, Stem
 from simsiam.config.value_types import (
     AtLeast0,
     AtLeast1,
-    BatchSize,
     ImageSize,
-    Momentum,
     NotNegative,
     PairText,
     PathText,
-    Positive,
+    PixelConversion,
+    parse_background,
     parse_image_schedule,
     parse_pixel_range,
 )
@@ -32,11 +30,6 @@ CUSTOM_DATASETS = ("folder", "arrays")  # the user's own images
 SMALL_IMAGE = 64  # pixels; larger images get the imagenet stem and a margin for the crops
 FOLDER_IMAGE_SIZE = 96  # pixels; small enough for one GPU, and most photographs are still clear
 
-DEFAULT_LEARNING_RATE = 0.06  # the paper's rate for a batch of 512
-# The default warm-up takes 10 epochs, but no more than a tenth of the run.
-DEFAULT_WARMUP_EPOCHS = 10
-RUN_TO_WARMUP_RATIO = 10
-
 
 @option_group()
 class DataOptions:
@@ -44,12 +37,12 @@ class DataOptions:
 
     dataset: Dataset = "cifar10"
     """Data set. cifar10 and cifar100 are downloaded if necessary; patterns is generated, for
-    demonstrations. For your own images there are two. folder has one of three layouts:
-    DIR/train/CLASS/* with DIR/val/CLASS/*; DIR/CLASS/*; or DIR/* without labels. arrays is an
+    demonstrations. For your own images there are two. folder is DIR/train/CLASS/* with
+    DIR/val/CLASS/*; DIR/CLASS/*; DIR/* without labels; or a list, see --data-dir. arrays is an
     .npz file of x_train, y_train, x_test and y_test, or one of MedMNIST."""
     data_dir: Annotated[PathText, Rule.CHANGEABLE_ON_RESUME] = "./data"
-    """Folder of the data sets in torchvision's layout, or your folder of images, or your .npz
-    file."""
+    """Folder of the data sets in torchvision's layout; or your folder of images, .txt of paths,
+    .csv of path,label[,split] or .npz file."""
     data_url: Annotated[
         str | None, Hint("URL", default="the publisher's"), Rule.CHANGEABLE_ON_RESUME
     ] = None
@@ -79,6 +72,8 @@ class DataOptions:
     pixel_range: Annotated[PairText | None, Hint("LOW:HIGH", default="all of 8 or 16 bits")] = None
     """The pixel value that is black and the one that is white, in your own images. 0:4095 is for
     images of 12 bits in files of 16 bits."""
+    background: Annotated[str, Hint("COLOUR")] = "white"
+    """The colour behind your own images that have transparency: white, black, R,G,B or #rrggbb."""
 
     def __post_init__(self) -> None:
         require(
@@ -86,20 +81,28 @@ class DataOptions:
             f"--test-images {self.test_images}: with --held-out-images {self.held_out_images} the "
             "test images are not used. Drop one of the two flags.",
         )
-        if self.pixel_range is not None:
-            # The dataset of an evaluation is None if it is the checkpoint's.
-            may_have_range = self.dataset is None or self.dataset in CUSTOM_DATASETS
-            require(
-                may_have_range,
-                f"--pixel-range {self.pixel_range}: not for {self.dataset}, whose pixels have "
-                "8 bits. Drop the flag.",
-            )
-            parse_pixel_range(self.pixel_range)
+        # The dataset of an evaluation is None if it is the checkpoint's.
+        is_published = self.dataset is not None and self.dataset not in CUSTOM_DATASETS
+        require(
+            self.pixel_range is None or not is_published,
+            f"--pixel-range {self.pixel_range}: not for {self.dataset}, whose pixels have "
+            "8 bits. Drop the flag.",
+        )
+        require(
+            self.background in (None, "white") or not is_published,
+            f"--background {self.background}: not for {self.dataset}, which has no transparency. "
+            "Drop the flag.",
+        )
+        _ = self.conversion  # raises UserError if a text has another form
 
     @property
-    def parsed_pixel_range(self) -> tuple[float, float] | None:
-        """The two numbers in the text `pixel_range`."""
-        return None if self.pixel_range is None else parse_pixel_range(self.pixel_range)
+    def conversion(self) -> PixelConversion:
+        """`pixel_range` and `background` as numbers."""
+        pixel_range = None
+        if self.pixel_range is not None:
+            pixel_range = parse_pixel_range(self.pixel_range)
+        # The background of an evaluation is None if it is the checkpoint's.
+        return PixelConversion(pixel_range, parse_background(self.background or "white"))
 
     @property
     def path(self) -> Path:
@@ -118,7 +121,7 @@ class EvaluationDataOptions(DataOptions):
         Hint("DIR", default="where the run had it, or ./data"),
         Rule.CHANGEABLE_ON_RESUME,
     ] = None
-    """Folder of the data sets in torchvision's layout, or a folder of images, or an .npz file."""
+    """Folder of the data sets in torchvision's layout, or your images: a folder, list or .npz."""
     train_images: Annotated[AtLeast1 | None, Hint("N", default="as many as the run had")] = None
     """Use the first N images of the train split (of a folder: N spread evenly)."""
     test_images: Annotated[AtLeast1 | None, Hint("N", default="as many as the run had")] = None
@@ -127,56 +130,11 @@ class EvaluationDataOptions(DataOptions):
     """Side of the images of a folder."""
     held_out_images: Annotated[AtLeast0 | None, Hint("N", default="as many as the run had")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Evaluate on N training images that the run held out; 0 for the test images."""
+    background: Annotated[str | None, Hint("COLOUR", default="the run's, or white")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The colour behind images with transparency: white, black, R,G,B or #rrggbb."""
 
 
 @option_group()
-class NetworkOptions:
-    """Network: the encoder f (backbone and projector) and the predictor h."""
-
-    backbone: BackboneName = "resnet18"
-    """Backbone; resnet10 is small enough for a CPU."""
-    stem: Annotated[
-        Stem | None, Hint("{cifar,imagenet}", default=f"cifar up to {SMALL_IMAGE} pixels")
-    ] = None
-    """First layers: cifar (3x3 convolution) or imagenet (7x7 of stride 2, max-pooling)."""
-    width: AtLeast1 = 64
-    """Channels of the first stage; a resnet18 has 8 x width features, a resnet50 32 x width."""
-    in_dim: Annotated[
-        AtLeast1 | None,
-        Hint("N", default="follows from backbone and width"),
-        Rule.CHANGEABLE_ON_RESUME,
-    ] = None
-    """Input dimension of the projector; if given, it must be the number of the backbone's
-    features."""
-    out_dim: AtLeast1 = 1024
-    """Dimension d of the projections z and the predictions p."""
-    h_dim: AtLeast1 = 512
-    """Hidden dimension (bottleneck) of the predictor."""
-    proj_layers: Literal[2, 3] = 2
-    """Layers of the projector: the paper has 2 for CIFAR and 3 for ImageNet."""
-    proj_hidden: Annotated[AtLeast1 | None, Hint("N", default="--out-dim")] = None
-    """Hidden dimension of the projector."""
-    heads_bn: HeadsBN = "paper"
-    """Layers of the heads that have BN (table 3): those of the paper's default, none, the hidden
-    layers, or all, which adds the output of h."""
-    zero_init_residual: bool = True
-    """Start each residual block as the identity (its last BN at zero)."""
-    conv_init: ConvInit = "kaiming"
-    """Initial weights of convolutions: kaiming (torchvision's) or torch (PyTorch's default)."""
-
-    @property
-    def num_features(self) -> int:
-        """Number of the backbone's features, which is the projector's input dimension."""
-        return self.width * FEATURES_PER_CHANNEL[self.backbone]
-
-    def __post_init__(self) -> None:
-        require(
-            self.in_dim is None or self.in_dim == self.num_features,
-            f"--in-dim {self.in_dim}: {self.backbone} of width {self.width} has "
-            f"{self.num_features} features. Give that number, or leave the flag out.",
-        )
-
-
 @option_group()
 class MethodOptions:
     """Method: SimSiam (arXiv 2011.10566) and its ablations."""
@@ -201,59 +159,4 @@ class MethodOptions:
         require(
             self.predictor or not self.fixed_predictor,
             "--fixed-predictor needs a predictor. Drop --no-predictor.",
-        )
-
-
-@option_group()
-class OptimizerOptions:
-    """Optimizer: SGD with linear warm-up and cosine decay."""
-
-    epochs: AtLeast1 = 800
-    """Length of the run; the cosine reaches 0 at its end."""
-    batch_size: BatchSize = 512
-    """Images in a step, each in several views. The last partial batch of an epoch is dropped."""
-    accumulate: AtLeast1 = 1
-    """Process each batch in N parts, one after another, in 1/N of the memory. BN uses the
-    statistics of a part."""
-    learning_rate: Annotated[Positive | Literal["auto"], Hint("RATE|auto")] = DEFAULT_LEARNING_RATE
-    """Peak rate for this batch size; auto is the paper's 0.03 x batch size / 256. Small runs learn
-    better with more, such as 0.15."""
-    momentum: Momentum = 0.9
-    """Momentum of SGD."""
-    weight_decay: NotNegative = 5e-4
-    """Weight decay of all parameters, BN included, as in the paper. With ten times more the
-    representation collapses."""
-    warmup_epochs: Annotated[
-        NotNegative | None,
-        Hint(
-            "EPOCHS",
-            default=f"{DEFAULT_WARMUP_EPOCHS}, or a tenth of a run below "
-            f"{RUN_TO_WARMUP_RATIO * DEFAULT_WARMUP_EPOCHS} epochs",
-        ),
-    ] = None
-    """Epochs of linear warm-up."""
-    constant_predictor_lr: bool = False
-    """Keep the predictor at the peak rate throughout (section 4.2)."""
-    predictor_lr_scale: Positive = 1.0
-    """Multiply the predictor's peak rate by this factor."""
-
-    @property
-    def peak_rate(self) -> float:
-        """The learning rate, with "auto" resolved."""
-        if self.learning_rate == "auto":
-            return 0.03 * self.batch_size / 256
-        return float(self.learning_rate)
-
-    @property
-    def warmup(self) -> float:
-        """Epochs of warm-up, with the default resolved."""
-        if self.warmup_epochs is None:
-            return min(DEFAULT_WARMUP_EPOCHS, self.epochs / RUN_TO_WARMUP_RATIO)
-        return self.warmup_epochs
-
-    def __post_init__(self) -> None:
-        require(
-            self.warmup < self.epochs,
-            f"--warmup-epochs {self.warmup_epochs}: must be less than --epochs {self.epochs}, "
-            "or the rate never comes down",
         )

@@ -5,11 +5,14 @@ As in `simsiam.config.options`, a field is a flag, and the docstring below the f
 
 from typing import Annotated, Literal
 
+from simsiam.config.recipe_files import DEFAULT_RECIPE, RecipeName
 from simsiam.config.value_types import AtLeast0, AtLeast1, Positive, Seed
 from utils.errors import require
 from utils.option_group import Hint, Rule, option_group
 
 Precision = Literal["auto", "32", "bf16", "16"]
+
+DEFAULT_KNN_K = 200  # for a data set that is large enough, see `commands.fit`
 
 MAX_NAME_LENGTH = 100  # letters of a folder's name
 MAX_NAME_BYTES = 255  # of a folder's name in UTF-8, in which a letter takes up to four bytes
@@ -44,6 +47,9 @@ class RunOptions:
         AtLeast1 | None, Hint("EPOCHS", default="every 30 seconds"), Rule.CHANGEABLE_ON_RESUME
     ] = None
     """Epochs between checkpoints."""
+    recipe: Annotated[RecipeName, Rule.CHANGEABLE_ON_RESUME] = DEFAULT_RECIPE
+    """Defaults of all other flags: the paper's settings for CIFAR-10, or for ImageNet with a
+    resnet50 of 224 pixels (100 epochs). Other flags win."""
     config: Annotated[str | None, Hint("FILE", default="none"), Rule.NOT_SAVED] = None
     """Take the settings (all but the name) from the config.yaml of an earlier run, except those
     given by other flags."""
@@ -133,7 +139,9 @@ class DeviceOptions(AcceleratorOptions):
 class MonitorOptions:
     """Monitoring."""
 
-    knn_k: AtLeast1 = 200
+    knn_k: Annotated[
+        AtLeast1 | None, Hint("N", default=f"{DEFAULT_KNN_K}, or less for a small data set")
+    ] = None
     """Neighbours that vote in the kNN monitor."""
     knn_t: Positive = 0.1
     """Temperature of the votes in the kNN monitor."""
@@ -151,3 +159,8 @@ class MonitorOptions:
     follow their own settings."""
     stop_on_collapse: Annotated[bool, Rule.CHANGEABLE_ON_RESUME] = False
     """End the run with status 3 when the projections collapse, instead of a warning."""
+
+    @property
+    def neighbours(self) -> int:
+        """`knn_k`, with the default resolved for a data set that is large enough."""
+        return self.knn_k or DEFAULT_KNN_K

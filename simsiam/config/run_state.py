@@ -2,16 +2,21 @@
 
 import os
 
+from models.choices import is_library_backbone
 from simsiam.config.commands import (
+    FITTED_DEFAULTS,
     Pretrain,
     describe_differences,
     find_differences,
+    may_be_small,
     settings_to_keep,
 )
 from simsiam.config.options import CUSTOM_DATASETS, DataOptions
+from simsiam.config.recipe_files import DEFAULT_RECIPE
 from utils.console import plural
 from utils.errors import UserError, require
 from utils.run_dir import RunDirectory
+from utils.settings import flatten, from_settings
 
 
 def check_folder(config: Pretrain, run: RunDirectory) -> str:
@@ -39,7 +44,7 @@ def check_folder(config: Pretrain, run: RunDirectory) -> str:
 def _check_settings(config: Pretrain, run: RunDirectory) -> None:
     """Refuse to resume a run with settings that would compute something else."""
     old = run.settings()
-    new = settings_to_keep(config)
+    new = settings_to_keep(keep_fitted(config, run))
     differences = find_differences(old, new)
     if differences == ["epochs"]:
         raise UserError(
@@ -53,6 +58,43 @@ def _check_settings(config: Pretrain, run: RunDirectory) -> None:
             f"{run.path} holds a run with other settings ({descriptions}). "
             "Give another --exp-name, or --overwrite to start again."
         )
+
+
+def keep_fitted(config: Pretrain, run: RunDirectory) -> Pretrain:
+    """Return the settings with the values that an earlier start has fitted to the data set.
+
+    Without a flag, a resumed run keeps its batch size and its k, whatever this version would
+    choose. If that run was given another value than the default, the result has the default, which
+    differs from it.
+
+    Raises:
+        UserError: config.yaml is damaged.
+    """
+    settings = flatten(config)
+    unset = find_unset(config)
+    if not unset:
+        return config
+    old = run.settings()
+    fitted = find_fitted(run)
+    for name in unset:
+        settings[name] = FITTED_DEFAULTS[name]
+        if name in fitted and old.get(name) is not None:
+            settings[name] = old[name]
+    return from_settings(type(config), settings)
+
+
+def find_unset(config: Pretrain) -> list[str]:
+    """Return the names of the options that were not given and are fitted to the data set."""
+    settings = flatten(config)
+    return [name for name in FITTED_DEFAULTS if settings[name] is None]
+
+
+def find_fitted(run: RunDirectory) -> list[str]:
+    """Return the names of the options that an earlier start of a run has fitted to the data set."""
+    names = run.settings("resolved").get("fitted")
+    if not isinstance(names, list):  # the run is of an earlier version
+        return []
+    return [name for name in names if name in FITTED_DEFAULTS]
 
 
 def _check_images(data: DataOptions, run: RunDirectory) -> None:
@@ -101,11 +143,19 @@ def _describe_run(config: Pretrain, run: RunDirectory) -> str:
     optimizer = config.optimizer
     epochs = plural(optimizer.epochs, "epoch")
     rate = f"{optimizer.peak_rate:g} after {optimizer.warmup:g} epochs of warm-up"
-    batch = f"{optimizer.batch_size} images"
+    batch = f"{optimizer.images_per_step} images"
+    if optimizer.batch_size is None and may_be_small(settings_to_keep(config)):
+        batch = f"up to {batch}"
     if optimizer.accumulate > 1:
         batch += f" in {optimizer.accumulate} parts"
+    recipe = ""
+    if config.run.recipe != DEFAULT_RECIPE:
+        recipe = f", recipe {config.run.recipe}"
+    name = network.backbone
+    if not is_library_backbone(name):
+        name += f" of width {network.width}"
     lines = [
-        f"SimSiam on {config.data.dataset}: {network.backbone} of width {network.width}, {epochs}",
+        f"SimSiam on {config.data.dataset}: {name}, {epochs}" + recipe,
         f"  training  {batch} x {config.method.views} views in a step",
         f"            learning rate {rate}",
         f"  run       {run.path}",

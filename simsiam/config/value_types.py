@@ -1,13 +1,15 @@
 """Types of option values: numbers within a range, and values that have several forms."""
 
+import difflib
 import math
 import os
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from models.choices import LIBRARIES, BackboneName, is_library_backbone
 from utils.errors import UserError, require
 
 AtLeast0 = Annotated[int, Field(ge=0)]
@@ -42,6 +44,24 @@ PathText = Annotated[str, BeforeValidator(path_to_text)]
 PairText = Annotated[str, BeforeValidator(pair_to_text)]
 
 
+def check_backbone(name: str) -> str:
+    """Return the name of a backbone if it has a valid form. torch checks later if it is known.
+
+    Raises:
+        UserError: it is neither a ResNet of this program nor "LIBRARY/NAME".
+    """
+    resnets = get_args(BackboneName)
+    if name in resnets or is_library_backbone(name):
+        return name
+    names = [*resnets, *(f"{library}/NAME" for library in LIBRARIES)]
+    nearest = difflib.get_close_matches(name.lower(), resnets, 1)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    raise UserError(f"--backbone {name}: {hint}There are {', '.join(names)}")
+
+
+Backbone = Annotated[str, AfterValidator(check_backbone)]
+
+
 def parse_pixel_range(text: str) -> tuple[float, float]:
     """Return the two values of a `--pixel-range`.
 
@@ -57,6 +77,53 @@ def parse_pixel_range(text: str) -> tuple[float, float]:
         raise UserError(message) from None
     require(-math.inf < low < high < math.inf, message)  # nan is refused too
     return low, high
+
+
+Colour = tuple[int, int, int]  # red, green and blue, 0 to 255
+COLOUR_NAMES: dict[str, Colour] = {"white": (255, 255, 255), "black": (0, 0, 0)}
+
+
+def parse_background(text: str) -> Colour:
+    """Return the colour of a `--background`.
+
+    Raises:
+        UserError: if the text is not white, black, R,G,B or #rrggbb.
+    """
+    if text in COLOUR_NAMES:
+        return COLOUR_NAMES[text]
+    hexadecimal = re.fullmatch(r"#([0-9a-fA-F]{6})", text)
+    if hexadecimal is not None:
+        red, green, blue = bytes.fromhex(hexadecimal[1])
+        return red, green, blue
+    decimal = re.fullmatch(r"(\d{1,3}),(\d{1,3}),(\d{1,3})", text)
+    is_colour = decimal is not None and all(int(number) <= 255 for number in decimal.groups())
+    if decimal is None or not is_colour:
+        raise UserError(
+            f"--background {text}: must be white, black, R,G,B with numbers from 0 to 255, or "
+            "#rrggbb"
+        )
+    return int(decimal[1]), int(decimal[2]), int(decimal[3])
+
+
+def name_colour(colour: Colour) -> str:
+    """Return the name of a colour, or its numbers such as "255,0,0"."""
+    for name, value in COLOUR_NAMES.items():
+        if value == colour:
+            return name
+    return ",".join(str(number) for number in colour)
+
+
+class PixelConversion(NamedTuple):
+    """How the pixels of an image file become RGB of 8 bits.
+
+    Attributes:
+        pixel_range: the values that become black and white. None stands for 0 and the highest
+            value of 8 bits (255) or of 16 bits (65535). See `scales_8_bits` for images of 8 bits.
+        background: the colour on which images with transparency are composited.
+    """
+
+    pixel_range: tuple[float, float] | None = None
+    background: Colour = COLOUR_NAMES["white"]
 
 
 class ImagePhase(NamedTuple):

@@ -5,30 +5,34 @@ from collections import Counter
 import numpy as np
 import torch
 
+from simsiam.config.value_types import Colour, PixelConversion, name_colour
 from simsiam.data.dataset import name_class
-from simsiam.data.pixel_range import PixelRange, scale_pixels, scales_8_bits
+from simsiam.data.pixel_range import scale_pixels, scales_8_bits
 from utils import distributed
 from utils.console import print_line
 from utils.errors import require
 
 CLASSES_ARRAY = "classes"  # name of the array with the names of the classes
+MAX_CHANNELS = 4  # red, green, blue and opacity
 IMAGES_PER_CHUNK = 1000  # images that are scaled together; they are float32 meanwhile
 
 
 def convert_images(
-    where: str, name: str, pixels: np.ndarray, pixel_range: PixelRange
+    where: str, name: str, pixels: np.ndarray, conversion: PixelConversion
 ) -> torch.Tensor:
     """Return an array of images as (N, 3, S, S) uint8.
 
     Args:
         where: name of the file, for error messages.
         name: name of the array.
-        pixels: (N, S, S, 3), (N, 3, S, S) or (N, S, S).
-        pixel_range: values that become black and white, see `scale_pixels`.
+        pixels: (N, S, S, C), (N, C, S, S) or (N, S, S). C is 1 for grey, 2 for grey with opacity, 3
+            for RGB, or 4 for RGB with opacity.
+        conversion: values that become black and white, see `scale_pixels`, and the background.
 
     Raises:
         UserError: if the array has another type or shape.
     """
+    pixel_range = conversion.pixel_range
     if pixel_range is not None and _needs_scaling(pixels, pixel_range):
         pixels = _scale_images(pixels, pixel_range)
     require(
@@ -39,15 +43,48 @@ def convert_images(
     images = torch.from_numpy(pixels)
     if images.ndim == 3:
         images = images[:, None]  # (N, 1, S, S)
-    elif images.ndim == 4 and images.shape[3] in (1, 3):
+    elif images.ndim == 4 and _has_channels_last(images.shape):
         images = images.permute(0, 3, 1, 2)
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3] > 0
     require(
-        is_square and images.shape[1] in (1, 3),
-        f"{where}: {name} has shape {pixels.shape}. "
-        "Images have the shape (N, S, S, 3), (N, 3, S, S) or (N, S, S).",
+        is_square and 1 <= images.shape[1] <= MAX_CHANNELS,
+        f"{where}: {name} has shape {pixels.shape}. Images have the shape (N, S, S, 3), "
+        "(N, 3, S, S) or (N, S, S). Of images with more channels, save the three to use.",
     )
+    if images.shape[1] in (2, 4):
+        images = _composite(where, name, images, conversion.background)
     return images.expand(-1, 3, -1, -1).contiguous()
+
+
+def _has_channels_last(shape: torch.Size) -> bool:
+    """Return whether the last of four axes has the channels. In tiny images both axes might."""
+    if shape[1] > MAX_CHANNELS:
+        return shape[3] <= MAX_CHANNELS
+    return shape[3] in (1, 3)
+
+
+def _composite(where: str, name: str, images: torch.Tensor, background: Colour) -> torch.Tensor:
+    """Return RGB images on a background, in chunks to save memory. Print how many are affected.
+
+    Args:
+        images: (N, 2, S, S) or (N, 4, S, S) uint8. The last channel is the opacity.
+    """
+    colour = torch.tensor(background, dtype=torch.float32)[:, None, None]
+    result = torch.empty(len(images), 3, *images.shape[2:], dtype=torch.uint8)
+    num_transparent = 0
+    for start in range(0, len(images), IMAGES_PER_CHUNK):
+        chunk = images[start : start + IMAGES_PER_CHUNK]
+        opacity = chunk[:, -1:].float() / 255
+        mixed = chunk[:, :-1] * opacity + colour * (1 - opacity)
+        result[start : start + IMAGES_PER_CHUNK] = mixed.round().to(torch.uint8)
+        num_transparent += int((chunk[:, -1] < 255).flatten(1).any(dim=1).sum())
+    if distributed.rank() == 0:
+        print_line(
+            f"{where}: the last of the {images.shape[1]} channels of {name} is taken as opacity. "
+            f"{num_transparent:,} of {len(images):,} images have transparency, which is composited "
+            f"on {name_colour(background)}. --background sets another colour."
+        )
+    return result
 
 
 def _needs_scaling(pixels: np.ndarray, pixel_range: tuple[float, float]) -> bool:
@@ -126,18 +163,3 @@ def name_classes(where: str, names: np.ndarray | None, occurring: np.ndarray) ->
     for name, count in Counter(classes).items():
         require(count == 1, f"{where}: {CLASSES_ARRAY} has the name {name!r} more than once.")
     return classes
-
-
-def index_labels(
-    file_labels: np.ndarray | None, occurring: np.ndarray, num_images: int
-) -> torch.Tensor:
-    """Return labels (N,) int64 as indices into the classes, or -1 for each image without labels.
-
-    Args:
-        file_labels: (N,) labels as they are in the file, or None if there are none.
-        occurring: the labels that occur, in ascending order. Class i is the label occurring[i].
-        num_images: N.
-    """
-    if file_labels is None:
-        return torch.full((num_images,), -1)
-    return torch.from_numpy(np.searchsorted(occurring, file_labels))

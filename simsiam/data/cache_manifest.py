@@ -2,9 +2,10 @@
 
 - `images.uint8`: the pixels (N, 3, C, C) of all readable images, without a header.
 - `manifest.jsonl`: the first line is a JSON object with the source files (path, size, modification
-  time), the side C, the labels and the classes. Then comes a line for each source file that was
-  tried so far: the SHA-256 of its content and, if its pixels have 16 bits and no pixel range was
-  given, their lowest and highest value. If the file cannot be read, the line is "unreadable".
+  time), the side C, the conversion of pixels, the labels and the classes. Then comes a line for
+  each source file that was tried so far: the SHA-256 of its content and a JSON object of those of
+  its `ImageNotes` that differ from the defaults. If the file cannot be read, the line is
+  "unreadable".
 """
 
 import json
@@ -12,11 +13,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from simsiam.data.image_notes import ImageNotes
 from simsiam.data.images import ReadResult
 
 IMAGES = "images.uint8"
 MANIFEST = "manifest.jsonl"
 UNREADABLE = "unreadable"
+FORMAT = 2  # in the manifest; a cache of another format is built again
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -57,15 +60,21 @@ def format_line(result: ReadResult) -> str:
     """Return the manifest's line of a source file."""
     if isinstance(result, str):
         return UNREADABLE
-    if result.range_16_bit is None:
+    unusual = {}
+    for name, value in result.notes._asdict().items():
+        if value != ImageNotes._field_defaults[name]:
+            unusual[name] = value
+    if not unusual:
         return result.digest
-    low, high = result.range_16_bit
-    return f"{result.digest} {low} {high}"
+    return f"{result.digest} {json.dumps(unusual)}"
 
 
-def parse_line(line: str) -> tuple[str, tuple[int, int] | None]:
-    """Return `digest` and `range_16_bit` of a `DecodedImage` from its line in the manifest."""
-    digest, *limits = line.split(" ")
-    if not limits:
-        return digest, None
-    return digest, (int(limits[0]), int(limits[1]))
+def parse_digest(line: str) -> str:
+    """Return the digest of an image from its line in the manifest."""
+    return line.split(" ", maxsplit=1)[0]
+
+
+def parse_line(line: str) -> tuple[str, ImageNotes]:
+    """Return `digest` and `notes` of a `DecodedImage` from its line in the manifest."""
+    digest, _, text = line.partition(" ")
+    return digest, ImageNotes(**json.loads(text or "{}"))

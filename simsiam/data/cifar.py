@@ -23,6 +23,7 @@ from simsiam.data.dataset import ImageDataset, Splits, make_blank_split, take_fi
 from utils.console import track_progress
 from utils.errors import UserError, require
 from utils.filesystem import lock_folder, write_atomically
+from utils.text import printable
 
 # The classes of torchvision know the URL, the names of the files, and their MD5s.
 PUBLICATIONS: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
@@ -124,6 +125,11 @@ def _get_publication(options: DataOptions) -> type[CIFAR10]:
 
 
 def _data_folder(options: DataOptions) -> Path:
+    require(
+        not options.path.is_file(),
+        f"--data-dir {printable(options.path)} is a file, but {options.dataset} is in a folder. "
+        "For a list of your own images pass --dataset folder, for an .npz file --dataset arrays.",
+    )
     return options.path / _get_publication(options).base_folder
 
 

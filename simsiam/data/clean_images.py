@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from simsiam.config.value_types import PixelConversion
 from simsiam.data.crop_loader import count_threads, start_threads
 from simsiam.data.images import load_rgb
-from simsiam.data.pixel_range import PixelRange
 
 CLEAN_MARGIN = 8 / 7  # torchvision's usual evaluation resizes to 256 pixels and crops 224
 
@@ -92,16 +92,20 @@ class CleanFiles:
         root: folder of the files.
         files: paths relative to `root`.
         size: S.
-        pixel_range: see `read_image`.
+        conversion: how pixels become RGB of 8 bits.
     """
 
     def __init__(
-        self, root: Path, files: Sequence[str], size: int, pixel_range: PixelRange = None
+        self,
+        root: Path,
+        files: Sequence[str],
+        size: int,
+        conversion: PixelConversion = PixelConversion(),
     ) -> None:
         self.root = root
         self.files = files
         self.size = size
-        self.pixel_range = pixel_range
+        self.conversion = conversion
         self._pool: ThreadPoolExecutor | None = None
 
     def read(self, indices: Sequence[int]) -> Tensor:
@@ -112,5 +116,5 @@ class CleanFiles:
 
     def _read_one(self, index: int) -> Tensor:
         with open(self.root / self.files[index], "rb") as file:
-            image, _, _ = load_rgb(file, self.pixel_range)
+            image = load_rgb(file, self.conversion).image
         return resize_clean(torch.from_numpy(np.asarray(image).copy()), self.size)

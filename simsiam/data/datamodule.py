@@ -16,7 +16,8 @@ from torch import Tensor
 
 from simsiam.augment import Policy
 from simsiam.config.augment_options import Normalize
-from simsiam.config.options import DataOptions, MethodOptions, OptimizerOptions
+from simsiam.config.optimizer_options import DEFAULT_BATCH_SIZE, OptimizerOptions
+from simsiam.config.options import DataOptions, MethodOptions
 from simsiam.config.run_options import RunOptions
 from simsiam.config.value_types import parse_image_schedule
 from simsiam.data import load_dataset, prepare_dataset
@@ -60,7 +61,7 @@ class ViewsDataModule(pl.LightningDataModule):
         self,
         dataset: str = DataOptions.dataset,
         data_dir: str = DataOptions.data_dir,
-        batch_size: int = OptimizerOptions.batch_size,
+        batch_size: int = DEFAULT_BATCH_SIZE,
         views: int = MethodOptions.views,
         seed: int = RunOptions.seed,
         policy: Policy = Policy(),

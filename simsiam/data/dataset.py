@@ -87,6 +87,11 @@ class ImageDataset:
         """Whether there are at least two classes and every image has a label."""
         return len(self.classes) > 1 and not bool((self.labels < 0).any())
 
+    @property
+    def labelled_indices(self) -> Tensor:
+        """The indices (n,) int64 of the images that have a label."""
+        return (self.labels >= 0).nonzero().flatten()
+
     def first(self, n: int | None) -> "ImageDataset":
         """Return the first n images, or all if n is None."""
         return replace(self, images=self.images[:n], labels=self.labels[:n])
@@ -108,6 +113,11 @@ class ImageDataset:
         images = self.images_at(indices)
         labels = self.labels[indices.to(self.labels.device)]
         return replace(self, images=images, labels=labels, on_disk=False)
+
+    def labelled_part(self) -> "ImageDataset":
+        """Return the images that have a label. They are in memory, unless these are all images."""
+        indices = self.labelled_indices
+        return self if len(indices) == len(self) else self.subset(indices)
 
     def names(self, labels: list[int]) -> list[str]:
         """Return the class name of each label, and "" for the label -1."""
@@ -168,19 +178,6 @@ def take_first(options: DataOptions, train: ImageDataset, test: ImageDataset) ->
 def _check_count(flag: str, n: int | None, available: int) -> None:
     if n is not None:
         require(n <= available, f"{flag} {n} is too many: the data set has {available}.")
-
-
-def knn_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | None:
-    """Return why kNN accuracy cannot be measured on these splits, or None if it can."""
-    if len(train.classes) == 1:
-        return "one class only"
-    if not train.labelled:
-        return "no labels"
-    if len(test) == 0:
-        return "no test images"
-    if not test.labelled:
-        return f"no labels of the {test.evaluation_name}"
-    return None
 
 
 def place_on_device(splits: Splits, device: torch.device, memory: float | None) -> Splits:

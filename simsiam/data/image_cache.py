@@ -18,17 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simsiam.config.value_types import PixelConversion
 from simsiam.data.cache_manifest import (
+    FORMAT,
     IMAGES,
     MANIFEST,
     UNREADABLE,
     bytes_per_image,
     describe_source,
     format_line,
+    parse_digest,
     parse_line,
     read_manifest,
 )
 from simsiam.data.dataset import ImageDataset, Splits
+from simsiam.data.image_notes import ImageNotes
 from simsiam.data.images import read_images, silence_pillow, try_to_read
 from utils.console import print_line, track_progress
 from utils.errors import UserError, require
@@ -55,7 +59,7 @@ def open_cache(folder: Path) -> Splits:
     for i, line in enumerate(lines):
         if line != UNREADABLE:
             readable.append(i)
-            digests.append(parse_line(line)[0])
+            digests.append(parse_digest(line))
 
     images = map_images(folder / IMAGES, len(readable), manifest["side"])
     labels = torch.tensor(manifest["labels"])[readable]
@@ -83,15 +87,14 @@ def map_images(file: Path, n: int, side: int) -> Tensor:
         return torch.from_numpy(np.memmap(file, np.uint8, "r", shape=(n, 3, side, side)))
 
 
-def read_16_bit_ranges(folder: Path) -> list[tuple[int, int] | None]:
-    """Return `DecodedImage.range_16_bit` of each readable image of a complete cache."""
-    _, lines = read_manifest(folder)
-    ranges = []
-    for line in lines:
+def read_notes(folder: Path) -> dict[Path, tuple[str, ImageNotes]]:
+    """Return the digest and the notes of each readable image of a complete cache, by its path."""
+    manifest, lines = read_manifest(folder)
+    notes = {}
+    for (path, _, _), line in zip(manifest["sources"], lines, strict=True):
         if line != UNREADABLE:
-            _, range_16_bit = parse_line(line)
-            ranges.append(range_16_bit)
-    return ranges
+            notes[Path(path)] = parse_line(line)
+    return notes
 
 
 def _digest_contents(paths: Sequence[str], digests: Sequence[str]) -> str:
@@ -110,6 +113,7 @@ def decode_images(
     files: Sequence[Path],
     side: int,
     metadata: dict[str, Any],
+    conversion: PixelConversion = PixelConversion(),
 ) -> dict[Path, str]:
     """Decode image files into a cache folder, unless it already holds them.
 
@@ -120,8 +124,9 @@ def decode_images(
         root: folder of the image files.
         files: paths relative to `root`, those of the train images first.
         side: side of the decoded images in pixels.
-        metadata: further entries of the manifest: "train" (the number of train files), "labels",
-            "classes" and, if pixels are scaled, "pixel_range" (see `read_image`).
+        metadata: further entries of the manifest: "train" (the number of train files), "labels"
+            and "classes".
+        conversion: how pixels become RGB of 8 bits.
 
     Returns:
         The files that cannot be read, each with the reason.
@@ -133,7 +138,7 @@ def decode_images(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(folder, waiting, wait=True):
-            writer = _CacheWriter(folder, root, files, side, metadata)
+            writer = _CacheWriter(folder, root, files, side, metadata, conversion)
             writer.update()
             return writer.unreadable
     except OSError as error:
@@ -157,14 +162,21 @@ class _CacheWriter:
         files: Sequence[Path],
         side: int,
         metadata: dict[str, Any],
+        conversion: PixelConversion,
     ) -> None:
         self.folder = folder
         self.root = root
         self.files = files
         self.side = side
-        self.pixel_range = metadata.get("pixel_range")
+        self.conversion = conversion
         sources = [describe_source(root, file) for file in files]
-        self.manifest = {"side": side, "sources": sources, **metadata}
+        self.manifest = {
+            "format": FORMAT,
+            "side": side,
+            "sources": sources,
+            "conversion": json.loads(json.dumps(conversion)),  # as the manifest gives it back
+            **metadata,
+        }
         self.lines: list[str] = []
         self.unreadable: dict[Path, str] = {}
 
@@ -205,7 +217,7 @@ class _CacheWriter:
         unreadable = {}
         with silence_pillow():
             for file in files:
-                result = try_to_read(self.root / file, self.side, self.pixel_range)
+                result = try_to_read(self.root / file, self.side, self.conversion)
                 if isinstance(result, str):
                     unreadable[file] = result
         return unreadable
@@ -236,7 +248,7 @@ class _CacheWriter:
     def _decode_remaining_files(self) -> None:
         """Append the pixels and the manifest's lines of all files that were not tried yet."""
         remaining = self.files[len(self.lines) :]
-        chunks = read_images(self.root, remaining, self.side, self.pixel_range)
+        chunks = read_images(self.root, remaining, self.side, self.conversion)
         title = f"decoding images of {printable(self.root)}"
         pixel_path = self.folder / IMAGES
         manifest_path = self.folder / MANIFEST

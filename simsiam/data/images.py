@@ -1,22 +1,32 @@
 """Decode image files to uint8 tensors of one size, with Pillow."""
 
 import hashlib
+import logging
 import math
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps, features
 from torch import Tensor
 
+from simsiam.config.value_types import PixelConversion
+from simsiam.data.image_notes import (
+    ImageNotes,
+    composite,
+    describe_bands,
+    describe_unidentified,
+    has_several_frames,
+    read_alpha,
+)
 from simsiam.data.pixel_range import PixelRange, scale_pixels, scales_8_bits
+from simsiam.data.sixteen_bits import is_16_bit_colour, read_16_bit_colour
 from utils.text import printable
 
 # The formats that Pillow decodes itself. EPS is excluded, because Pillow would run Ghostscript.
@@ -52,11 +62,6 @@ CHUNK_BYTES = 2**26  # maximal size of these images after decoding
 MAX_THREADS = 32
 MAX_REASON_LENGTH = 100  # letters that are shown of Pillow's own messages
 
-# The last letter of Pillow's raw modes is the byte order: big, little, or native to the machine.
-# This maps each order to the opposite one.
-OPPOSITE_OF_NATIVE = "B" if sys.byteorder == "little" else "L"
-OPPOSITE_BYTE_ORDER = {"B": "L", "L": "B", "N": OPPOSITE_OF_NATIVE}
-
 # For each value of EXIF's orientation tag, the operation that turns the image upright.
 ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,13 +84,11 @@ class DecodedImage(NamedTuple):
     Attributes:
         pixels: (3, S, S) uint8.
         digest: SHA-256 of the file.
-        range_16_bit: the lowest and the highest value of 16-bit pixels. It is None if the pixels
-            have 8 bits, or if a pixel range was given.
     """
 
     pixels: Tensor
     digest: str
-    range_16_bit: tuple[int, int] | None
+    notes: ImageNotes
 
 
 # What reading a file returns. A string is the reason why the file cannot be read.
@@ -93,7 +96,10 @@ ReadResult = DecodedImage | str
 
 
 def read_images(
-    root: Path, files: Sequence[Path], size: int, pixel_range: PixelRange = None
+    root: Path,
+    files: Sequence[Path],
+    size: int,
+    conversion: PixelConversion = PixelConversion(),
 ) -> Iterator[list[tuple[Path, ReadResult]]]:
     """Yield each file below `root` with the result of `try_to_read`, in chunks."""
     bytes_per_image = 3 * size**2
@@ -107,20 +113,31 @@ def read_images(
             # Do not yield inside this block: the caller's own warnings must not be silenced.
             with silence_pillow():
                 results = list(
-                    pool.map(lambda file: try_to_read(root / file, size, pixel_range), chunk)
+                    pool.map(lambda file: try_to_read(root / file, size, conversion), chunk)
                 )
             yield list(zip(chunk, results, strict=True))
 
 
 @contextmanager
 def silence_pillow() -> Iterator[None]:
-    """Ignore Pillow's warnings about broken metadata. A folder may cause thousands of them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        yield
+    """Ignore Pillow's warnings about broken metadata. A folder may cause thousands of them.
+
+    Pillow also logs errors, which Python would print. `try_to_read` returns the reason of an error.
+    """
+    logger = logging.getLogger("PIL")
+    level_before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")
+            yield
+    finally:
+        logger.setLevel(level_before)
 
 
-def try_to_read(path: Path, size: int, pixel_range: PixelRange = None) -> ReadResult:
+def try_to_read(
+    path: Path, size: int, conversion: PixelConversion = PixelConversion()
+) -> ReadResult:
     """Return the decoded image, or the reason why the file cannot be read."""
     try:
         # To open a pipe, for example, would block. To open a missing file raises an error.
@@ -129,10 +146,10 @@ def try_to_read(path: Path, size: int, pixel_range: PixelRange = None) -> ReadRe
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            pixels, range_16_bit = _decode(file, size, pixel_range)
-            return DecodedImage(pixels, digest, range_16_bit)
+            pixels, notes = _decode(file, size, conversion)
+            return DecodedImage(pixels, digest, notes)
     except Image.UnidentifiedImageError:
-        return "a HEIC image: convert it" if _is_heic(path) else "not an image"
+        return describe_unidentified(path)
     except Exception as error:  # noqa: BLE001  (for a damaged file Pillow raises any exception)
         reason = getattr(error, "strerror", None)
         if not reason:
@@ -140,53 +157,48 @@ def try_to_read(path: Path, size: int, pixel_range: PixelRange = None) -> ReadRe
         return printable(reason) or type(error).__name__
 
 
-def _is_heic(path: Path) -> bool:
-    """Return whether a file is HEIC, whatever its name. Phones often call it .jpg."""
-    with open(path, "rb") as file:
-        header = file.read(12)
-    return header[4:8] == b"ftyp" and header[8:11] in (b"hei", b"hev", b"mif", b"msf")
-
-
-def read_image(path: Path, size: int, pixel_range: PixelRange = None) -> Tensor:
+def read_image(path: Path, size: int, conversion: PixelConversion = PixelConversion()) -> Tensor:
     """Return the central square of an image file as RGB, resized to (3, size, size) uint8.
 
     Args:
         path: a file in one of `FORMATS`, whatever its suffix.
         size: side of the result in pixels.
-        pixel_range: the values that become black and white. None stands for 0 and the highest
-            value of 8 bits (255) or of 16 bits (65535). See `scales_8_bits` for images of 8 bits.
+        conversion: how pixels become RGB of 8 bits.
 
     Raises:
         Exception: of any kind, if the file is damaged.
     """
     with open(path, "rb") as file:
-        pixels, _ = _decode(file, size, pixel_range)
+        pixels, _ = _decode(file, size, conversion)
     return pixels
 
 
-def _decode(
-    file: BinaryIO,
-    size: int,
-    pixel_range: PixelRange,
-) -> tuple[Tensor, tuple[int, int] | None]:
-    """Return the pixels (3, size, size) uint8, and the range of 16-bit values (see `_load`)."""
-    image, range_16_bit, _ = load_rgb(file, pixel_range)
-    image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image))  # (size, size, 3)
-    return pixels.permute(2, 0, 1).contiguous(), range_16_bit
+def _decode(file: BinaryIO, size: int, conversion: PixelConversion) -> tuple[Tensor, ImageNotes]:
+    """Return the pixels (3, size, size) uint8 of the central square, and notes about the file."""
+    image, notes, _ = load_rgb(file, conversion)
+    shorter_side = min(image.size)
+    if shorter_side < size:
+        notes = notes._replace(small_side=shorter_side)
+    square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(square))  # (size, size, 3)
+    return pixels.permute(2, 0, 1).contiguous(), notes
 
 
-def load_rgb(
-    file: BinaryIO, pixel_range: PixelRange, reduction: float = 1.0
-) -> tuple[Image.Image, tuple[int, int] | None, tuple[int, int]]:
+class LoadedImage(NamedTuple):
+    """An image of a file, RGB of 8 bits and upright."""
+
+    image: Image.Image
+    notes: ImageNotes  # without `small_side`
+    original_size: tuple[int, int]  # height and width of the image in the file, upright
+
+
+def load_rgb(file: BinaryIO, conversion: PixelConversion, reduction: float = 1.0) -> LoadedImage:
     """Load an image file as RGB of 8 bits, upright.
 
     Args:
-        reduction: a JPEG may be decoded at a half, a quarter or an eighth of its size, if it is
-            not made smaller by more than this factor. That takes less time.
-
-    Returns:
-        The image, the range of 16-bit values (see `_load`), and the original height and width.
+        conversion: how pixels become RGB of 8 bits.
+        reduction: a JPEG may be decoded at a half, a quarter or an eighth of its size, which takes
+            less time, if its sides are divided by no more than this number.
 
     Raises:
         Exception: of any kind, if the file is damaged.
@@ -196,17 +208,27 @@ def load_rgb(
         max_pixels = Image.MAX_IMAGE_PIXELS
         if max_pixels is not None and opened.width * opened.height > max_pixels:
             raise ValueError("too large")
+        bands = describe_bands(opened)
         original_size = (opened.height, opened.width)
         if reduction >= 2:
             smallest = (math.ceil(opened.width / reduction), math.ceil(opened.height / reduction))
             opened.draft(opened.mode, smallest)
-        image, range_16_bit = _load(file, opened, pixel_range)
-        image = image.convert("RGB")
+        loaded, range_16_bit = _load(file, opened, conversion.pixel_range)
+        image = loaded.convert("RGB")
+        alpha = read_alpha(opened)
+        if alpha is not None:
+            image = composite(image, alpha, conversion.background)
         orientation = _read_orientation(opened)
         if orientation is not None:
             image = image.transpose(orientation)
             original_size = _turn_size(original_size, orientation)
-    return image, range_16_bit, original_size
+        notes = ImageNotes(
+            range_16_bit=range_16_bit,
+            transparent=alpha is not None,
+            several_frames=has_several_frames(opened),
+            bands=bands,
+        )
+    return LoadedImage(image, notes, original_size)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -242,7 +264,7 @@ def _load(
     Raises:
         ValueError: if the values have no known scale and there is no `pixel_range`.
     """
-    is_16_bit_colour = _is_16_bit_colour(opened)  # This cannot be found out after load().
+    has_16_bit_colour = is_16_bit_colour(opened)  # This cannot be found out after load().
     opened.load()
 
     # Grey images of 16 bits, and images of 32-bit integers and floats
@@ -260,9 +282,9 @@ def _load(
         return Image.fromarray(scaled), (int(low), int(high))
 
     # Colours of 16 bits. Pillow has loaded only the upper byte of each value.
-    if is_16_bit_colour:
+    if has_16_bit_colour:
         if pixel_range is not None:
-            return _read_16_bit_colour(file, pixel_range), None
+            return read_16_bit_colour(file, FORMATS, pixel_range), None
         upper_bytes = np.asarray(opened.convert("RGB"))
         low = int(upper_bytes.min()) * 256
         high = int(upper_bytes.max()) * 256 + 255
@@ -273,59 +295,6 @@ def _load(
         pixels = np.asarray(opened.convert("RGB"))
         return Image.fromarray(scale_pixels(pixels, pixel_range)), None
     return opened, None
-
-
-def _is_16_bit_colour(image: ImageFile.ImageFile) -> bool:
-    """Return whether Pillow will keep only the upper 8 bits of an image that is not loaded yet."""
-    return ";16" in _raw_mode(image) and not image.mode.startswith("I")
-
-
-def _raw_mode(image: ImageFile.ImageFile) -> str:
-    """Return how a file stores its pixels, such as "RGB;16B". The image must not be loaded yet."""
-    if not image.tile:
-        return ""
-    return _raw_mode_of_tile(image.tile[0])
-
-
-def _raw_mode_of_tile(tile: Any) -> str:
-    """Return the raw mode of a tile, which is Pillow's description of a part of a file."""
-    args = tile[3]  # by index, because older versions of Pillow do not name the parts
-    if isinstance(args, tuple) and args:
-        args = args[0]  # The other elements are further arguments of the decoder.
-    return args if isinstance(args, str) else ""
-
-
-def _read_16_bit_colour(file: BinaryIO, pixel_range: tuple[float, float]) -> Image.Image:
-    """Read all 16 bits of each colour, and scale them to 8 bits. Transparency is dropped.
-
-    Pillow keeps only the upper byte of each value. To get the lower byte, the image is read a
-    second time with a description that swaps the two bytes.
-    """
-    upper = _read_bytes_of_colour(file, swapped=False)
-    lower = _read_bytes_of_colour(file, swapped=True)
-    return Image.fromarray(scale_pixels(upper * 256.0 + lower, pixel_range))
-
-
-def _read_bytes_of_colour(file: BinaryIO, swapped: bool) -> np.ndarray:
-    """Return the upper bytes (H, W, 3) of 16-bit colours, or the lower ones if `swapped`."""
-    file.seek(0)
-    with Image.open(file, formats=FORMATS) as image:
-        if not _raw_mode(image).startswith(("RGB;", "RGBA;", "RGBX;")):
-            raise ValueError("--pixel-range scales colours of 16 bits only if they are RGB")
-        if swapped:
-            image.tile = [_swap_bytes(tile) for tile in image.tile]
-        return np.asarray(image)[..., :3]
-
-
-def _swap_bytes(tile: Any) -> Any:
-    """Return a tile with the two bytes of each value in the opposite order."""
-    raw_mode = _raw_mode_of_tile(tile)
-    opposite = raw_mode[:-1] + OPPOSITE_BYTE_ORDER[raw_mode[-1]]
-    codec, extents, offset, args = tile
-    new_args = opposite
-    if isinstance(args, tuple):
-        new_args = (opposite, *args[1:])
-    return codec, extents, offset, new_args
 
 
 def _read_orientation(image: Image.Image) -> Image.Transpose | None:

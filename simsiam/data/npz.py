@@ -17,16 +17,18 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from simsiam.config.options import DataOptions
 from simsiam.data.array_conversion import (
     CLASSES_ARRAY,
     convert_images,
     convert_labels,
-    index_labels,
     name_classes,
 )
+from simsiam.data.class_choice import SplitLabels, unify_labels
 from simsiam.data.dataset import ImageDataset, Splits, take_first, warn_of_low_contrast
+from simsiam.data.listing.list_file import LIST_SUFFIXES
 from utils import distributed
 from utils.console import print_line
 from utils.errors import UserError, require
@@ -59,7 +61,16 @@ def load_arrays(options: DataOptions) -> Splits:
     file = options.path
     where = printable(file)
     require(
+        not file.is_dir(),
+        f"--data-dir {where} is a folder, but --dataset arrays reads an .npz file. "
+        "Pass --dataset folder for a folder of images.",
+    )
+    require(
         file.is_file(), f"--data-dir {where}: no such file. --dataset arrays needs an .npz file."
+    )
+    require(
+        file.suffix.lower() not in LIST_SUFFIXES,
+        f"--data-dir {where} is not an .npz file. Pass --dataset folder for a list of images.",
     )
     with open(file, "rb") as content, _explain_damage(where):
         digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
@@ -80,12 +91,12 @@ def load_arrays(options: DataOptions) -> Splits:
         _print_used_arrays(where, names, unused)
 
     # Convert the images.
-    pixel_range = options.parsed_pixel_range
-    train_images = convert_images(where, names.train, arrays[names.train], pixel_range)
+    conversion = options.conversion
+    train_images = convert_images(where, names.train, arrays[names.train], conversion)
     require(len(train_images) > 0, f"{where}: {names.train} has no image.")
     test_images = train_images[:0]
     if names.test is not None:
-        test_images = convert_images(where, names.test, arrays[names.test], pixel_range)
+        test_images = convert_images(where, names.test, arrays[names.test], conversion)
     train_side = train_images.shape[-1]
     test_side = test_images.shape[-1]
     require(
@@ -94,34 +105,31 @@ def load_arrays(options: DataOptions) -> Splits:
         f"{names.test} {test_side}.",
     )
 
-    # Read the labels of the file. Without train labels, labels of the test images are of no use.
-    train_file_labels = None
-    test_file_labels = None
-    if names.train_labels in arrays:
-        array = arrays[names.train_labels]
-        train_file_labels = convert_labels(where, names.train_labels, array, len(train_images))
-    if train_file_labels is not None and names.test_labels in arrays:
-        array = arrays[names.test_labels]
-        test_file_labels = convert_labels(where, names.test_labels, array, len(test_images))
-
-    # Only labels that occur among the train images are classes. Make the labels indices of classes.
-    occurring = np.empty(0, np.int64)
-    if train_file_labels is not None:
-        occurring = np.unique(train_file_labels)
-    if test_file_labels is not None:
-        unknown = np.setdiff1d(test_file_labels, occurring)
-        if len(unknown) > 0:
-            label = f"label {unknown[0]} of {names.test_labels}"
-            raise UserError(f"{where}: {label} is not in {names.train_labels}.")
-    classes = name_classes(where, arrays.get(CLASSES_ARRAY), occurring)
-    train_labels = index_labels(train_file_labels, occurring, len(train_images))
-    test_labels = index_labels(test_file_labels, occurring, len(test_images))
-
-    train = ImageDataset(train_images, train_labels, classes, digest=digest)
-    test = ImageDataset(test_images, test_labels, classes, digest=digest)
+    # Only labels that occur are classes.
+    labels = unify_labels(
+        _read_labels(arrays, names.train_labels, len(train_images), where),
+        _read_labels(arrays, names.test_labels, len(test_images), where),
+    )
+    train = ImageDataset(train_images, labels.train, labels.classes, digest=digest)
+    test = ImageDataset(test_images, labels.test, labels.classes, digest=digest)
     if distributed.rank() == 0:
-        warn_of_low_contrast(train.images, where, pixel_range)
+        warn_of_low_contrast(train.images, where, conversion.pixel_range)
     return take_first(options, train, test)
+
+
+def _read_labels(
+    arrays: dict[str, np.ndarray], name: str | None, num_images: int, where: str
+) -> SplitLabels:
+    """Return the labels of a split, without classes if the file has none."""
+    file_labels = None
+    if name is not None and name in arrays:
+        file_labels = convert_labels(where, name, arrays[name], num_images)
+    if file_labels is None:
+        return SplitLabels(f"{where}: {name}", (), torch.full((num_images,), -1))
+    occurring = np.unique(file_labels)
+    classes = name_classes(where, arrays.get(CLASSES_ARRAY), occurring)
+    indices = torch.from_numpy(np.searchsorted(occurring, file_labels))
+    return SplitLabels(f"{where}: {name}", classes, indices)
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from simsiam.config.value_types import PixelConversion
 from simsiam.data.images import load_rgb, read_size
-from simsiam.data.pixel_range import PixelRange
 
 # A JPEG may be decoded at a half, a quarter or an eighth of its size. It is, if even the smallest
 # crop then has this many times the pixels of the view on each side.
@@ -90,13 +90,15 @@ class ImageFiles(WholeImages):
     Args:
         root: folder of the files.
         files: paths relative to `root`.
-        pixel_range: see `read_image`.
+        conversion: how pixels become RGB of 8 bits.
     """
 
-    def __init__(self, root: Path, files: Sequence[str], pixel_range: PixelRange = None) -> None:
+    def __init__(
+        self, root: Path, files: Sequence[str], conversion: PixelConversion = PixelConversion()
+    ) -> None:
         self.root = root
         self.files = files
-        self.pixel_range = pixel_range
+        self.conversion = conversion
         # Height and width of each image, or 0 if its file was not opened yet.
         self._known_sizes = np.zeros((len(files), 2), np.int32)
 
@@ -114,7 +116,7 @@ class ImageFiles(WholeImages):
         smallest_side = min(min(box.height, box.width) for box in boxes)
         reduction = smallest_side / (MIN_DRAFT_RATIO * size)
         with open(self.root / self.files[index], "rb") as file:
-            image, _, original_size = load_rgb(file, self.pixel_range, reduction)
+            image, _, original_size = load_rgb(file, self.conversion, reduction)
         pixels = torch.from_numpy(np.asarray(image).copy())  # (h, w, 3)
         return _cut(pixels, original_size, boxes, size)
 

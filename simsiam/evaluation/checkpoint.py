@@ -3,16 +3,16 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.libraries import count_library_features
 from models.resnet import ResNet
-from simsiam.evaluation.features import extract_features
+from simsiam.evaluation.custom_backbone import load_into_backbone
+from simsiam.evaluation.features import Preparation, extract_features
 from simsiam.evaluation.metadata import (
-    BACKBONE_HPARAMS,
-    HEAD_HPARAMS,
     BackboneMetadata,
     read_hparams,
     read_metadata,
@@ -21,8 +21,11 @@ from simsiam.evaluation.metadata import (
 from simsiam.evaluation.networks import (
     build_all_networks,
     build_backbone,
+    evaluated_weights,
     load_strictly,
     remove_compile_prefix,
+    require_backbone_fit,
+    require_fit,
     set_image_metadata,
 )
 from utils.checkpoint_io import read_checkpoint
@@ -30,10 +33,6 @@ from utils.console import track_progress
 from utils.errors import require
 from utils.run_dir import RunDirectory
 from utils.weights import BACKBONE, read_weights
-
-# A network is loaded without Lightning, which takes seconds to import.
-if TYPE_CHECKING:
-    from simsiam.module import SimSiam
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class LoadedCheckpoint:
     metadata: BackboneMetadata
     # SimSiam's hyper-parameters; if only the backbone is loaded, metadata.model_dump().
     hparams: dict[str, Any]
-    backbone: ResNet  # (B, 3, S, S) -> (B, F), with .mean, .std and .image_size of its images
+    backbone: nn.Module  # (B, 3, S, S) -> (B, F), with .mean, .std and .image_size of its images
     projector: nn.Module | None = None  # (B, F) -> (B, d)
     predictor: nn.Module | None = None  # (B, d) -> (B, d)
 
@@ -55,9 +54,22 @@ class LoadedCheckpoint:
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (3,) of the training images, on the backbone's device."""
         device = next(self.backbone.parameters()).device
-        mean = torch.tensor(self.backbone.mean, device=device)
-        std = torch.tensor(self.backbone.std, device=device)
+        mean = torch.tensor(self.metadata.mean, device=device)
+        std = torch.tensor(self.metadata.std, device=device)
         return mean, std
+
+    @property
+    def preparation(self) -> Preparation:
+        """How the backbone expects its images."""
+        assert self.metadata.image_size is not None  # `open_checkpoint` requires it
+        return Preparation(*self.statistics, self.metadata.image_size)
+
+    @property
+    def num_features(self) -> int:
+        """The number of the backbone's features, F."""
+        if isinstance(self.backbone, ResNet):
+            return self.backbone.num_features
+        return count_library_features(self.metadata.backbone, self.metadata.image_size)
 
     def extract_features(
         self, chunks: Iterable[Tensor], n: int, label: str, unit: bool = True
@@ -65,7 +77,7 @@ class LoadedCheckpoint:
         """Return the features (N, F) of the N images in all chunks, and show the progress.
 
         Args:
-            chunks: (B, 3, side, side) uint8 each. Images larger than `backbone.image_size` are
+            chunks: (B, 3, side, side) uint8 each. Images larger than the training images are
                 cropped to their central square of that size.
             n: an upper bound of N.
             label: names the images in the progress.
@@ -73,7 +85,8 @@ class LoadedCheckpoint:
         """
         chunks = track_progress(chunks, n, f"features of {label}")
         mean, std = self.statistics
-        return extract_features(self.backbone, chunks, mean, std, unit, n)
+        size = self.metadata.image_size
+        return extract_features(self.backbone, chunks, mean, std, unit, n, size)
 
 
 def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
@@ -102,13 +115,19 @@ def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
     return files[0]
 
 
-def load_backbone(path: str | Path) -> ResNet:
+def load_backbone(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
     """Load the backbone of a run folder, a `.ckpt` or a `.safetensors`, onto the CPU.
 
     The backbone expects RGB images on the scale of 0 to 1, minus its `.mean`, divided by its
-    `.std`. Both are attributes with 3 floats; reading them raises ValueError if the network was
-    trained with a custom data loader, from which they are not known. `.image_size` is the side S
-    of the training images in pixels.
+    `.std`. Both are attributes with 3 floats. If the network was trained with a custom data loader,
+    they are not known: reading them raises an error, which is an AttributeError and, for a ResNet
+    of this program, also a ValueError. `.image_size` is the side S of the training images in
+    pixels. A network that has an attribute of this name for itself keeps it.
+
+    Args:
+        path: the file or the folder.
+        backbone: a module of the same architecture, which takes the weights. It is needed if the
+            run was given a module as its backbone, since this program cannot build that.
 
     Returns:
         The network (B, 3, S, S) -> (B, F), in eval mode.
@@ -117,6 +136,8 @@ def load_backbone(path: str | Path) -> ResNet:
         ValueError: the file is missing, damaged or of another program, or its weights do not match
             the network key by key.
     """
+    if backbone is not None:
+        return load_into_backbone(find_checkpoint(path), backbone)
     return load_checkpoint(path, whole=False).backbone
 
 
@@ -132,7 +153,16 @@ def load_checkpoint(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
     file = find_checkpoint(path, whole)
     if file.suffix == ".safetensors":
         return load_backbone_file(file)
-    content = read_checkpoint(file)
+    return load_content(file, read_checkpoint(file))
+
+
+def load_content(file: Path, content: dict[str, Any]) -> LoadedCheckpoint:
+    """Load all networks that a `.ckpt` has, as `load_checkpoint` does.
+
+    Args:
+        file: the file that messages name.
+        content: as `utils.checkpoint_io.read_checkpoint` returns it.
+    """
     if "subclass" in content:
         return _load_backbone_of_subclass(file, content)
     return _load_whole_checkpoint(file, content)
@@ -152,11 +182,12 @@ def _load_whole_checkpoint(file: Path, content: dict[str, Any]) -> LoadedCheckpo
     """Load backbone, projector and predictor of a `.ckpt`."""
     metadata = read_metadata(file, content)
     hparams = read_hparams(file, content, metadata)
+    state = remove_compile_prefix(content["state_dict"])
+    require_fit(file, hparams, state)
     networks = build_all_networks(file, hparams).eval()
-    load_strictly(networks, remove_compile_prefix(content["state_dict"]), file)
+    load_strictly(networks, state, file)
 
     backbone = networks["backbone"]
-    assert isinstance(backbone, ResNet)  # `read_metadata` has refused custom backbones
     set_image_metadata(backbone, metadata)
     return LoadedCheckpoint(
         file, metadata, hparams, backbone, networks["projector"], networks["predictor"]
@@ -169,61 +200,13 @@ def _load_backbone_of_subclass(file: Path, content: dict[str, Any]) -> LoadedChe
     Only the subclass's own code knows its other parts.
     """
     metadata = read_metadata(file, content)
-    prefix = "backbone."
-    state: dict[str, Any] = {}
-    for name, weight in remove_compile_prefix(content["state_dict"]).items():
-        if str(name).startswith(prefix):
-            state[str(name).removeprefix(prefix)] = weight
-    return _load_backbone_alone(file, metadata, state)
+    return _load_backbone_alone(file, metadata, evaluated_weights(content["state_dict"]))
 
 
 def _load_backbone_alone(
     file: Path, metadata: BackboneMetadata, state: dict[str, Any]
 ) -> LoadedCheckpoint:
+    require_backbone_fit(file, metadata, state)
     backbone = build_backbone(metadata)
     load_strictly(backbone, state, file)
     return LoadedCheckpoint(file, metadata, metadata.model_dump(), backbone)
-
-
-def load_weights(model: "SimSiam", path: str | Path) -> None:
-    """Load weights into a new model: those of a whole checkpoint, or those of a backbone.
-
-    Args:
-        model: trained further from these weights; its optimizer and epochs start from zero.
-        path: a run folder, a `.ckpt` or a `.safetensors`.
-
-    Raises:
-        UserError: the architecture in the file differs from the model's, or the file cannot be
-            loaded.
-    """
-    checkpoint = load_checkpoint(path, whole=True)
-    if checkpoint.projector is None or checkpoint.predictor is None:
-        _require_same_architecture(checkpoint, BACKBONE_HPARAMS, model)
-        load_strictly(model.backbone, checkpoint.backbone.state_dict(), checkpoint.file)
-        return
-
-    _require_same_architecture(checkpoint, (*BACKBONE_HPARAMS, *HEAD_HPARAMS), model)
-    networks = nn.ModuleDict(
-        {
-            "backbone": checkpoint.backbone,
-            "projector": checkpoint.projector,
-            "predictor": checkpoint.predictor,
-        }
-    )
-    load_strictly(model, networks.state_dict(), checkpoint.file)
-
-
-def _require_same_architecture(
-    checkpoint: LoadedCheckpoint, names: tuple[str, ...], model: "SimSiam"
-) -> None:
-    """Raise UserError if a hyper-parameter with one of these names differs."""
-    differences: list[str] = []
-    for name in names:
-        in_file = checkpoint.hparams[name]
-        in_model = model.hparams[name]
-        if name == "proj_hidden":  # None means `out_dim`
-            in_file = in_file or checkpoint.hparams["out_dim"]
-            in_model = in_model or model.hparams["out_dim"]
-        if in_file != in_model:
-            differences.append(f"{name} is {in_file} in the file and {in_model} in the new run")
-    require(not differences, f"{checkpoint.file}: another architecture: {'; '.join(differences)}")

@@ -1,6 +1,7 @@
 """Train a linear classifier on a backbone by SGD, on random crops and flips of labelled images."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from models.resnet import ResNet
 from simsiam.augment import augment, crop_and_flip_policy
 from simsiam.data.dataset import ImageDataset
 from simsiam.data.sampler import EpochSampler
+from simsiam.evaluation.features import Preparation
 from utils.console import print_line, track_progress
 from utils.errors import NOT_FINITE_STATUS, RunError
+from utils.lars import LARS
 from utils.schedule import warmup_cosine
 
 # A random order of images is a function of a seed and an epoch. This number stands for an epoch
@@ -22,11 +24,12 @@ from utils.schedule import warmup_cosine
 # that this choice does not depend on the order of any training.
 CHOICE_EPOCH = 2**32 - 1
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+FROZEN_PART = 512  # images that a frozen backbone encodes at once; 4,096 would not fit into memory
 PROGRESS_LINES = 10  # about this many lines are printed during a training
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ClassifierTraining:
     """How a classifier is trained. Both learning rates fall to 0 along a cosine.
 
     Attributes:
@@ -39,7 +42,8 @@ class Recipe:
         head_lr: initial learning rate of the head.
         backbone_lr: initial learning rate of the backbone. None freezes the backbone: it gets no
             gradient, and its BN statistics do not change.
-        momentum, weight_decay: arguments of SGD.
+        optimizer: "sgd" or "lars".
+        momentum, weight_decay: arguments of the optimizer. LARS has no weight decay.
         max_gradient_norm: gradients are clipped to this norm; None does not clip them.
     """
 
@@ -50,6 +54,7 @@ class Recipe:
     precision: str
     head_lr: float
     backbone_lr: float | None = None
+    optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
     max_gradient_norm: float | None = None
@@ -61,11 +66,12 @@ class Recipe:
 
 
 def train_classifier(
-    backbone: ResNet,
+    backbone: nn.Module,
     head: nn.Linear,
     images: ImageDataset,
     chosen: Tensor,
-    recipe: Recipe,
+    training: ClassifierTraining,
+    preparation: Preparation,
     center: Tensor | float = 0.0,
     spread: Tensor | float = 1.0,
 ) -> int:
@@ -76,7 +82,8 @@ def train_classifier(
         head: (B, F) -> (B, C). Its input is (features - center) / spread.
         images: images and labels.
         chosen: (n,) indices of the images that are used.
-        recipe: settings of the training.
+        training: settings of the training.
+        preparation: of the images, as the backbone expects it.
         center, spread: (F,) each, or numbers.
 
     Returns:
@@ -87,48 +94,52 @@ def train_classifier(
             epoch.
     """
     device = chosen.device
-    trains_backbone = recipe.backbone_lr is not None
+    trains_backbone = training.backbone_lr is not None
     backbone.train(trains_backbone).requires_grad_(trains_backbone)
 
     parameters = list(head.parameters())
-    groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": recipe.head_lr}]
+    groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": training.head_lr}]
     if trains_backbone:
         parameters += backbone.parameters()
-        groups.append({"params": list(backbone.parameters()), "lr": recipe.backbone_lr})
-    optimizer = torch.optim.SGD(
-        groups, recipe.head_lr, recipe.momentum, weight_decay=recipe.weight_decay
-    )
+        groups.append({"params": list(backbone.parameters()), "lr": training.backbone_lr})
+    optimizer = _make_optimizer(groups, training)
 
-    samplers = [recipe.sampler(len(chosen), epoch, device) for epoch in range(recipe.epochs)]
+    samplers = [training.sampler(len(chosen), epoch, device) for epoch in range(training.epochs)]
     steps_per_epoch = len(samplers[0])
-    total_steps = steps_per_epoch * recipe.epochs
+    total_steps = steps_per_epoch * training.epochs
     total_images = total_steps * samplers[0].batch_size
     schedule = warmup_cosine(optimizer, 0, total_steps)
 
     # Only float16 needs its loss scaled; for other dtypes the scaler does nothing.
-    dtype = DTYPES[recipe.precision]
+    dtype = DTYPES[training.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
-    mean = torch.tensor(backbone.mean, device=device)
-    std = torch.tensor(backbone.std, device=device)
+    mean, std, size = preparation
+
+    def make_views(indices: Tensor, epoch: int) -> Iterator[Tensor]:
+        """Yield the views of a batch: in parts if the backbone is frozen, else all at once."""
+        part = len(indices) if trains_backbone else FROZEN_PART
+        for some in indices.split(part):
+            yield crop_and_flip(images, some, mean, std, size, training, epoch)
+
     # Sums over the batches of an epoch: the loss, and the accuracy on the train images in percent.
     sums = torch.zeros(2, device=device)
     batches = track_progress(chain.from_iterable(samplers), total_images, "images trained on")
     for step, batch in enumerate(batches):
         epoch = step // steps_per_epoch
         indices = chosen[batch]
-        x = crop_and_flip(images, indices, mean, std, backbone.image_size, recipe, epoch)
         labels = images.labels[indices]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            features = (backbone(x).float() - center) / spread
+            raw = torch.cat([backbone(views).float() for views in make_views(indices, epoch)])
+            features = (raw - center) / spread
             logits = head(features).float()
             loss = cross_entropy(logits, labels)
 
         optimizer.zero_grad()
         scaler.scale(loss).backward()
-        if recipe.max_gradient_norm is not None:
+        if training.max_gradient_norm is not None:
             scaler.unscale_(optimizer)  # `scaler.step` does this if nothing is clipped
-            nn.utils.clip_grad_norm_(parameters, recipe.max_gradient_norm)
+            nn.utils.clip_grad_norm_(parameters, training.max_gradient_norm)
         scaler.step(optimizer)
         scaler.update()
         schedule.step()
@@ -138,11 +149,20 @@ def train_classifier(
         if (step + 1) % steps_per_epoch == 0:
             # Check only once an epoch, because reading a value waits for the device.
             _require_finite(sums, parameters)
-            if (epoch + 1) % max(1, recipe.epochs // PROGRESS_LINES) == 0:
-                _print_epoch(epoch + 1, recipe.epochs, sums / steps_per_epoch)
+            if (epoch + 1) % max(1, training.epochs // PROGRESS_LINES) == 0:
+                _print_epoch(epoch + 1, training.epochs, sums / steps_per_epoch)
             sums.zero_()
     backbone.eval()
     return total_steps
+
+
+def _make_optimizer(groups: list[dict[str, Any]], training: ClassifierTraining) -> torch.optim.SGD:
+    if training.optimizer == "lars":
+        assert training.weight_decay == 0
+        return LARS(groups, training.head_lr, training.momentum)
+    return torch.optim.SGD(
+        groups, training.head_lr, training.momentum, weight_decay=training.weight_decay
+    )
 
 
 def _require_finite(sums: Tensor, parameters: list[nn.Parameter]) -> None:
@@ -166,7 +186,7 @@ def crop_and_flip(
     mean: Tensor,
     std: Tensor,
     size: int | None,
-    recipe: Recipe,
+    training: ClassifierTraining,
     epoch: int,
 ) -> Tensor:
     """Return views (B, 3, S, S) of some images, a pure function of seed, epoch and index.
@@ -175,7 +195,7 @@ def crop_and_flip(
         indices: (B,) indices of the images.
         mean, std: (3,) each, for the normalisation.
         size: S. None, or a size above the side of the images, means their side.
-        recipe: its seed and crop_scale are used.
+        training: its seed and crop_scale are used.
         epoch: from 0.
     """
     if size is None:
@@ -183,10 +203,10 @@ def crop_and_flip(
     return augment(
         images.images_at(indices),
         indices,
-        seed=recipe.seed,
+        seed=training.seed,
         epoch=epoch,
         view=0,
-        policy=crop_and_flip_policy(recipe.crop_scale),
+        policy=crop_and_flip_policy(training.crop_scale),
         mean=mean,
         std=std,
         size=min(size, images.side),

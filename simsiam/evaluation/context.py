@@ -8,17 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.resnet import HOW_TO_SET_STATISTICS, ResNet
+from models.resnet import HOW_TO_SET_STATISTICS
 from simsiam.config.evaluation_commands import Evaluation
 from simsiam.config.options import CUSTOM_DATASETS, DataOptions
+from simsiam.config.value_types import PixelConversion
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import ImageDataset, knn_unavailable_reason, make_options, place_on_device
+from simsiam.data.dataset import ImageDataset, make_options, place_on_device
+from simsiam.data.knn_labels import (
+    classifier_unavailable_reason,
+    is_leave_one_out,
+    knn_unavailable_reason,
+)
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
 from simsiam.evaluation.features import choose_chunk_size
-from simsiam.evaluation.metrics import accuracy, confusion, per_class
+from simsiam.evaluation.metrics import accuracy, confusion, per_class, top_accuracy
 from utils.console import print_line, print_table
 from utils.errors import UserError, require
 from utils.text import printable
+
+TOP = 5  # with more classes, the top-5 accuracy is measured too
 
 # Options of the data set that have the run's values, unless a flag sets them.
 INHERITED_OPTIONS = (
@@ -29,6 +37,7 @@ INHERITED_OPTIONS = (
     "held_out_images",
     "skip_bad_images",
     "pixel_range",
+    "background",
 )
 
 
@@ -49,10 +58,17 @@ class EvaluationContext:
     def classes(self) -> tuple[str, ...]:
         return self.train.classes
 
+    @property
+    def leave_one_out(self) -> bool:
+        """Whether kNN compares each test image with the other test images."""
+        return is_leave_one_out(self.train, self.test)
+
     def announce(self) -> None:
         """Print the network and the data set that are about to be evaluated."""
         metadata = self.checkpoint.metadata
-        network = f"{metadata.backbone}, width {metadata.width}"
+        network = metadata.backbone
+        if metadata.width is not None:
+            network += f", width {metadata.width}"
         if "epoch" in metadata.row:
             network += f", epoch {metadata.row['epoch']}"
         print_line(f"{self.checkpoint.file}: {network}")
@@ -92,22 +108,25 @@ class EvaluationContext:
 
     @torch.no_grad()
     def measure_accuracy(self, head: nn.Linear) -> dict[str, Any]:
-        """Return `describe_accuracy` of a classifier on all clean test images.
+        """Return `describe_accuracy` of a classifier on all clean test images, and top-5 accuracy.
 
         Args:
             head: features (N, F) -> logits (N, C).
         """
         features = self.extract_features(self.test.images, self.test.evaluation_name, unit=False)
-        predicted = head(features).argmax(dim=1)
-        counts = confusion(predicted, self.test.labels, len(self.classes))
-        return self.describe_accuracy("test_accuracy", counts)
+        logits = head(features)
+        counts = confusion(logits.argmax(dim=1), self.test.labels, len(self.classes))
+        metrics = self.describe_accuracy("test_accuracy", counts)
+        if len(self.classes) > TOP:
+            metrics["test_top5_accuracy"] = top_accuracy(logits, self.test.labels, TOP)
+        return metrics
 
     def print_accuracies(self, column_names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table of classifiers, the number of their labels, and their accuracies."""
         images = f"{len(self.test):,} {self.test.evaluation_name} of {self.dataset}"
         print_table(f"accuracy in % on {images}", column_names, rows)
 
-    def with_backbone(self, backbone: ResNet) -> "EvaluationContext":
+    def with_backbone(self, backbone: nn.Module) -> "EvaluationContext":
         """Return a context with the same data and another backbone of the same architecture.
 
         It has no projector, because that belongs to the earlier backbone.
@@ -125,8 +144,9 @@ def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoin
     """
     checkpoint = load_checkpoint(config.checkpoint.checkpoint)
     backbone = checkpoint.backbone
+    metadata = checkpoint.metadata
     require(
-        backbone.statistics is not None and checkpoint.metadata.image_size is not None,
+        metadata.mean is not None and metadata.std is not None and metadata.image_size is not None,
         f"{checkpoint.file}: mean, std and size of its images are unknown: {HOW_TO_SET_STATISTICS}",
     )
     require(
@@ -141,7 +161,11 @@ def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoin
 
 
 def open_context(
-    config: Evaluation, device: torch.device, download: bool = True, labels: bool = False
+    config: Evaluation,
+    device: torch.device,
+    download: bool = True,
+    labels: bool = False,
+    leave_one_out: bool = False,
 ) -> EvaluationContext:
     """Load the checkpoint of `--checkpoint` and its images.
 
@@ -149,12 +173,15 @@ def open_context(
         config: its flags may choose other images than those of the checkpoint's run.
         device: to compute on.
         download: download or decode images that are missing.
-        labels: whether the command needs the labels of train and test images.
+        labels: whether the command needs the labels of train and test images. Test images without
+            a label are left out then.
+        leave_one_out: whether the labels of the test images alone are enough.
 
     Raises:
         UserError: as in `open_checkpoint` and `add_images`.
     """
-    return add_images(config, open_checkpoint(config, device), device, download, labels)
+    checkpoint = open_checkpoint(config, device)
+    return add_images(config, checkpoint, device, download, labels, leave_one_out)
 
 
 def add_images(
@@ -163,6 +190,7 @@ def add_images(
     device: torch.device,
     download: bool = True,
     labels: bool = False,
+    leave_one_out: bool = False,
 ) -> EvaluationContext:
     """Load the images for a checkpoint; for the arguments see `open_context`.
 
@@ -175,11 +203,15 @@ def add_images(
     splits = load_dataset(options)
     train, test = place_on_device(splits, device, options.data_memory)
     if labels:
-        reason = knn_unavailable_reason(train, test)
+        if leave_one_out:
+            reason = knn_unavailable_reason(train, test)
+        else:
+            reason = classifier_unavailable_reason(train, test)
         require(
             reason is None,
             f"{options.dataset}: {reason}. This command needs train and test images with classes",
         )
+        test = test.labelled_part()
     return EvaluationContext(checkpoint, device, options.dataset, train, test)
 
 
@@ -261,15 +293,13 @@ def make_valid_options(file: Path, values: dict[str, Any]) -> DataOptions:
         raise UserError(f"{file}: its settings are invalid: {error}") from None
 
 
-def find_pixel_range(
-    config: Evaluation,
-    checkpoint: LoadedCheckpoint,
-) -> tuple[float, float] | None:
-    """Return the pixel range for images of another folder: `--pixel-range`, or else the run's."""
-    if config.data.parsed_pixel_range is not None:
-        return config.data.parsed_pixel_range
-    values = {
-        "dataset": "folder",
-        "pixel_range": checkpoint.metadata.settings.get("pixel_range"),
-    }
-    return make_valid_options(checkpoint.file, values).parsed_pixel_range
+def find_conversion(config: Evaluation, checkpoint: LoadedCheckpoint) -> PixelConversion:
+    """Return how to read images of another folder: by the flags, or else as the run did."""
+    values: dict[str, Any] = {"dataset": "folder"}
+    for name in ("pixel_range", "background"):
+        value = getattr(config.data, name)
+        if value is None:
+            value = checkpoint.metadata.settings.get(name)
+        if value is not None:
+            values[name] = value
+    return make_valid_options(checkpoint.file, values).conversion

@@ -1,6 +1,7 @@
 """Compute features of clean images in chunks, so that memory grows with the features only."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,14 @@ FEATURE_CHUNK = 1000  # images of CIFAR's size that a GPU encodes at once
 CPU_FEATURE_CHUNK = FEATURE_CHUNK // 4  # fits into the caches of a CPU: 1.4 times the speed
 MIN_FEATURE_CHUNK = 8
 CIFAR_SIDE = 32  # pixels
+
+
+class Preparation(NamedTuple):
+    """How images become the input of a network."""
+
+    mean: Tensor  # (3,), on the scale of 0 to 1
+    std: Tensor  # (3,)
+    size: int  # side in pixels
 
 
 def choose_chunk_size(images: Tensor) -> int:
@@ -53,22 +62,22 @@ def extract_features(
     std: Tensor,
     unit: bool = True,
     n: int | None = None,
+    size: int | None = None,
 ) -> Tensor:
     """Return the features (N, F) float32 of clean images, by the network in eval mode.
 
     Args:
         network: (B, 3, S, S) -> (B, F).
-        images: (N, 3, side, side) uint8, or an iterable of chunks (B, 3, side, side) uint8. The
-            central squares of the network's `image_size` are taken.
+        images: (N, 3, side, side) uint8, or an iterable of chunks (B, 3, side, side) uint8.
         mean, std: (3,) each, on the scale of 0 to 1, of the images that the network was trained on.
         unit: L2-normalise each row, for cosines.
         n: only for chunks, and needed there: the number of images in all chunks, or more.
+        size: S, the side of the central squares that are taken. None takes the images as they are.
     """
     if isinstance(images, Tensor):
         n = len(images)
         images = images.split(choose_chunk_size(images))
     dtype = compute_dtype(network)
-    size = getattr(network, "image_size", None)
     was_training = network.training
     network.eval()
 

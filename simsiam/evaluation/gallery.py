@@ -128,7 +128,9 @@ def gallery_rows(
             text = neighbour_names[c]
             if cosines is not None:
                 text += f" {cosines[r][c]:.2f}"
-            same_class = neighbour_labels[c] == labels[r] if class_is_known else None
+            same_class = None
+            if class_is_known and neighbour_labels[c] >= 0:
+                same_class = neighbour_labels[c] == labels[r]
             row.append(Tile(to_pil_image(neighbours[c]), text.strip(), same_class))
         rows.append(row)
     return rows

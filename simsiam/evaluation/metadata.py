@@ -6,13 +6,21 @@ A file may come from anywhere, so each value is checked before it is used.
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
+from models.choices import LIBRARY_BACKBONE_PATTERN, is_library_backbone
 from models.heads import CUSTOM_BACKBONE_PREFIX
 from models.resnet import BACKBONES, STEMS
-from simsiam.config.options import NetworkOptions
+from simsiam.config.network_options import NetworkOptions
 from utils.errors import UserError, require
 
 # The hyper-parameters of SimSiam by their use. Together they are all the arguments of
@@ -52,17 +60,13 @@ StandardDeviation = Annotated[FiniteFloat, Field(gt=0)]
 ThreeChannels = Field(min_length=3, max_length=3)
 
 
-class BackboneMetadata(BaseModel, strict=True, extra="allow"):
-    """How to build a backbone, how to prepare its images, and where it comes from.
+class ImageMetadata(BaseModel, strict=True, extra="allow"):
+    """How to prepare the images of a backbone, and where it comes from.
 
     `image_size`, `mean` and `std` are None if the network was trained with a custom data loader,
     from which they cannot be read.
     """
 
-    backbone: Annotated[str, Field(pattern=f"^({'|'.join(BACKBONES)})$")]
-    width: Size
-    # Files from before there were two stems do not have this field.
-    stem: Annotated[str, Field(pattern=f"^({'|'.join(STEMS)})$")] = "cifar"
     image_size: Size | None
     mean: Annotated[Sequence[FiniteFloat], ThreeChannels] | None
     std: Annotated[Sequence[StandardDeviation], ThreeChannels] | None
@@ -71,19 +75,48 @@ class BackboneMetadata(BaseModel, strict=True, extra="allow"):
     row: dict[str, int | float | None] = {}  # the last row of the run's metrics.jsonl
 
 
+class BackboneMetadata(ImageMetadata):
+    """How to build a backbone by its name, how to prepare its images, and where it comes from.
+
+    `width` and `stem` are None for a network of a library, which is determined by its name.
+    """
+
+    backbone: Annotated[str, Field(pattern=f"^({'|'.join(BACKBONES)}|{LIBRARY_BACKBONE_PATTERN})$")]
+    width: Size | None
+    # Files from before there were two stems do not have this field.
+    stem: Annotated[str, Field(pattern=f"^({'|'.join(STEMS)})$")] | None = "cifar"
+
+    @field_validator("width", "stem")
+    @classmethod
+    def _belongs_to_backbone(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse a ResNet of this program without a value, and a library's network with one."""
+        is_library = is_library_backbone(info.data.get("backbone"))
+        if is_library != (value is None):
+            raise ValueError("does not belong to this backbone")
+        return value
+
+
+Metadata = TypeVar("Metadata", bound=ImageMetadata)
+
+
 def validate_metadata(values: dict[str, Any], file: Path) -> BackboneMetadata:
     """Return the metadata of a file as an object with checked types and ranges.
 
     Raises:
         UserError: a value is missing or invalid.
     """
+    return _validate(BackboneMetadata, values, file)
+
+
+def _validate(kind: type[Metadata], values: dict[str, Any], file: Path) -> Metadata:
     try:
-        return BackboneMetadata.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         # A list such as `mean` can have several errors; its name is printed once.
-        invalid = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
+        invalid = {str(problem["loc"][0]) for problem in error.errors()}
+        names = [name for name in (*METADATA_HPARAMS, *PROVENANCE) if name in invalid]
         raise UserError(
-            f"{file}: not a file of this program: it has no valid {', '.join(invalid)}"
+            f"{file}: not a file of this program: it has no valid {', '.join(names)}"
         ) from None
 
 
@@ -103,17 +136,39 @@ def read_metadata(file: Path, content: dict[str, Any]) -> BackboneMetadata:
     require(
         not backbone.startswith(CUSTOM_BACKBONE_PREFIX),
         f"{file}: its backbone is a custom {class_name}, which "
-        "this program cannot build. Build it in your own code, and load the weights whose names "
-        "begin with 'backbone.'",
+        "this program cannot build. Build it in your own code, and load the weights with "
+        "load_backbone(path, backbone=module)",
     )
+    return validate_metadata(_select_metadata(content), file)
 
+
+def read_image_metadata(file: Path, content: dict[str, Any]) -> ImageMetadata:
+    """Return the metadata of a `.ckpt` whose backbone the user builds.
+
+    Raises:
+        UserError: a value is missing or invalid.
+    """
+    return _validate(ImageMetadata, _select_metadata(content), file)
+
+
+def validate_image_metadata(values: dict[str, Any], file: Path) -> ImageMetadata:
+    """Return the metadata of a file whose backbone the user builds, with checked types and ranges.
+
+    Raises:
+        UserError: a value is missing or invalid.
+    """
+    return _validate(ImageMetadata, values, file)
+
+
+def _select_metadata(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata that a `.ckpt` has."""
     # A run's checkpoint has `classes` in both places; the hyper-parameters take precedence.
-    available = content | hparams
+    available = content | content["hyper_parameters"]
     values: dict[str, Any] = {}
     for name in (*METADATA_HPARAMS, *PROVENANCE):
         if name in available:
             values[name] = available[name]
-    return validate_metadata(values, file)
+    return values
 
 
 def read_hparams(file: Path, content: dict[str, Any], metadata: BackboneMetadata) -> dict[str, Any]:

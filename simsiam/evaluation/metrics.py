@@ -26,6 +26,17 @@ def accuracy(counts: Tensor) -> float:
     return 100 * counts.diagonal().sum().item() / counts.sum().item()
 
 
+def top_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Return how often the true class is among the k most probable ones, in percent.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+    """
+    best = logits.topk(k, dim=1).indices
+    return 100 * (best == labels[:, None]).any(dim=1).float().mean().item()
+
+
 def per_class(counts: Tensor, classes: tuple[str, ...]) -> dict[str, float | None]:
     """Return the accuracy of each class in percent; None for a class without a test image."""
     correct = counts.diagonal().tolist()
@@ -36,8 +47,13 @@ def per_class(counts: Tensor, classes: tuple[str, ...]) -> dict[str, float | Non
     return accuracies
 
 
-def print_classes(accuracies: dict[str, float | None]) -> None:
-    """Print the accuracy of each class, best first. Of many classes, print the best and worst."""
+def print_classes(accuracies: dict[str, float | None], classifier: str) -> None:
+    """Print the accuracy of each class, best first. Of many classes, print the best and worst.
+
+    Args:
+        accuracies: in percent, by class; None for a class without a test image.
+        classifier: names in the title what was measured, such as "kNN, k 200, T 0.1".
+    """
     measured = [(value, name) for name, value in accuracies.items() if value is not None]
     ranking = sorted(measured, reverse=True)
     if len(ranking) <= MANY_CLASSES:
@@ -46,7 +62,7 @@ def print_classes(accuracies: dict[str, float | None]) -> None:
         title = f"the {EXTREMES} best and the {EXTREMES} worst classes"
         ranking = ranking[:EXTREMES] + ranking[-EXTREMES:]
     rows = [(name, f"{value:.2f}") for value, name in ranking]
-    print_table(title, ("class", "accuracy %"), rows)
+    print_table(f"{title}, by {classifier}", ("class", "accuracy %"), rows)
 
 
 def rankme(features: Tensor) -> float:

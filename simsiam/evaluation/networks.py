@@ -7,33 +7,75 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.choices import is_library_backbone
 from models.heads import build_networks
+from models.libraries import (
+    LibraryError,
+    TensorsWithoutMemory,
+    build_library_backbone,
+    count_library_features,
+)
 from models.resnet import BACKBONES, ResNet
-from simsiam.config.options import NetworkOptions
-from simsiam.evaluation.metadata import BackboneMetadata
+from simsiam.config.network_options import NetworkOptions
+from simsiam.evaluation.metadata import BackboneMetadata, ImageMetadata
 from utils.errors import UserError
 
+BACKBONE_PART = "backbone"  # the name of the backbone in a SimSiam and in its state dict
+# The attribute of another program's network that holds the names that `set_image_metadata` has set.
+METADATA_NAMES = "_names_of_image_metadata"
 MAX_ERROR_LENGTH = 300  # characters of torch's message, which may list every weight of a network
 
 
-def build_backbone(metadata: BackboneMetadata, seed: int = 0) -> ResNet:
+def evaluated_backbone(module: nn.Module) -> nn.Module:
+    """Return the part of a SimSiam that is evaluated, saved and exported.
+
+    `evaluated_weights` reads the weights of the same part from a checkpoint.
+    """
+    backbone = getattr(module, BACKBONE_PART, module)
+    assert isinstance(backbone, nn.Module)
+    return backbone
+
+
+def evaluated_weights(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the weights in the state dict of a SimSiam that belong to `evaluated_backbone`."""
+    prefix = f"{BACKBONE_PART}."
+    weights: dict[str, Any] = {}
+    for name, weight in remove_compile_prefix(state).items():
+        if str(name).startswith(prefix):
+            weights[str(name).removeprefix(prefix)] = weight
+    return weights
+
+
+def build_backbone(metadata: BackboneMetadata, seed: int = 0) -> nn.Module:
     """Return a backbone in eval mode, with the random weights that a run with `seed` starts from.
 
     Raises:
         UserError: the network cannot be built with the settings in the metadata.
     """
-    # `BackboneMetadata` does not check the values in `settings`, so convert them here.
-    zero_init_residual = bool(metadata.settings.get("zero_init_residual", True))
-    conv_init = str(metadata.settings.get("conv_init") or NetworkOptions.conv_init)
-    make_resnet = BACKBONES[metadata.backbone]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            backbone = make_resnet(metadata.width, zero_init_residual, metadata.stem, conv_init)
+            if is_library_backbone(metadata.backbone):
+                # Raises LibraryError, a ValueError, if the file has a size that does not fit.
+                count_library_features(metadata.backbone, metadata.image_size)
+                backbone = build_library_backbone(metadata.backbone, metadata.image_size)
+            else:
+                backbone = _build_resnet(metadata)
         except ValueError as error:
             raise UserError(f"cannot build the network of this checkpoint: {error}") from None
     set_image_metadata(backbone, metadata)
     return backbone.eval()
+
+
+def _build_resnet(metadata: BackboneMetadata) -> ResNet:
+    # `BackboneMetadata` does not check the values in `settings`, so convert them here.
+    zero_init_residual = bool(metadata.settings.get("zero_init_residual", True))
+    conv_init = str(metadata.settings.get("conv_init") or NetworkOptions.conv_init)
+    make_resnet = BACKBONES[metadata.backbone]
+    # `BackboneMetadata` requires both of a ResNet.
+    assert metadata.width is not None
+    assert metadata.stem is not None
+    return make_resnet(metadata.width, zero_init_residual, metadata.stem, conv_init)
 
 
 def build_all_networks(file: Path, hparams: dict[str, Any]) -> nn.ModuleDict:
@@ -44,6 +86,8 @@ def build_all_networks(file: Path, hparams: dict[str, Any]) -> nn.ModuleDict:
     """
     try:
         backbone, projector, predictor = build_networks(hparams["backbone"], hparams)
+    except LibraryError as error:
+        raise UserError(f"{file}: {error}") from None
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file}: not a checkpoint of this program ({error})") from None
     return nn.ModuleDict(
@@ -51,23 +95,65 @@ def build_all_networks(file: Path, hparams: dict[str, Any]) -> nn.ModuleDict:
     )
 
 
-def set_image_metadata(backbone: ResNet, metadata: BackboneMetadata) -> None:
-    """Set `.mean`, `.std` and `.image_size` of the backbone."""
-    backbone.image_size = metadata.image_size
-    if metadata.mean is None or metadata.std is None:
-        backbone.statistics = None
-    else:
-        backbone.statistics = (tuple(metadata.mean), tuple(metadata.std))
+def set_image_metadata(backbone: nn.Module, metadata: ImageMetadata) -> None:
+    """Set `.mean`, `.std`, `.statistics` and `.image_size` of the backbone.
+
+    An attribute with one of these names that a network of another program has for itself stays as
+    it is, because its forward pass may use it.
+    """
+    statistics = None
+    if metadata.mean is not None and metadata.std is not None:
+        statistics = (tuple(metadata.mean), tuple(metadata.std))
+    if isinstance(backbone, ResNet):
+        backbone.image_size = metadata.image_size
+        backbone.statistics = statistics
+        return
+
+    values: dict[str, Any] = {"image_size": metadata.image_size, "statistics": statistics}
+    if statistics is not None:  # otherwise to read them is an error
+        values["mean"], values["std"] = statistics
+    names_of_earlier_calls = getattr(backbone, METADATA_NAMES, ())
+    for name in names_of_earlier_calls:
+        delattr(backbone, name)
+    free_names = [name for name in values if not hasattr(backbone, name)]
+    for name in free_names:
+        setattr(backbone, name, values[name])
+    setattr(backbone, METADATA_NAMES, tuple(free_names))
 
 
-def load_strictly(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+def require_fit(file: Path, hparams: dict[str, Any], state: dict[str, Any]) -> None:
+    """Check that the weights of a file fit its networks, before these take any memory.
+
+    A hostile file may describe networks that are larger than the memory.
+
+    Raises:
+        UserError: they do not fit, or the networks cannot be built.
+    """
+    with torch.random.fork_rng(devices=[]), TensorsWithoutMemory():
+        networks = build_all_networks(file, hparams)
+    load_strictly(networks, state, file, assign=True)
+
+
+def require_backbone_fit(file: Path, metadata: BackboneMetadata, state: dict[str, Any]) -> None:
+    """Check that the weights of a backbone fit, as `require_fit` does."""
+    with TensorsWithoutMemory():
+        backbone = build_backbone(metadata)
+    load_strictly(backbone, state, file, assign=True)
+
+
+def load_strictly(
+    network: nn.Module, state: dict[str, Tensor], file: Path, assign: bool = False
+) -> None:
     """Load `state` into a network.
+
+    Args:
+        assign: take the tensors in `state` as the weights, instead of copying their values.
 
     Raises:
         UserError: a weight is missing, unknown, has another shape or is not a tensor.
     """
     try:
-        network.load_state_dict(state, strict=True)
+        network.load_state_dict(state, strict=True, assign=assign)
     # Torch raises AttributeError or TypeError for keys or values of a wrong type.
     except (RuntimeError, AttributeError, TypeError) as error:
         message = " ".join(str(error).split())[:MAX_ERROR_LENGTH]

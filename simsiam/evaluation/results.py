@@ -16,7 +16,7 @@ from utils.console import print_line
 from utils.device import git_commit, package_versions
 from utils.errors import require
 from utils.filesystem import check_writable, lock_folder, write_json
-from utils.run_dir import RunDirectory
+from utils.run_dir import HEAD_FILE, SUMMARY_FILE, find_run_of
 from utils.settings import flatten
 from utils.weights import HEAD, write_weights
 
@@ -45,7 +45,7 @@ class Results:
         self.config = config
         self.checkpoint = checkpoint
         self.path = find_results_dir(config, checkpoint.file) / name
-        self.summary_file = self.path / "summary.json"
+        self.summary_file = self.path / SUMMARY_FILE
         self.overwrite = config.checkpoint.overwrite
         check_writable(self.path, "--results-dir")
         require(
@@ -113,7 +113,7 @@ class Results:
             "checkpoint": str(context.checkpoint.file),
             "test_accuracy": summary["test_accuracy"],
         }
-        write_weights(self.path / "head.safetensors", HEAD, head.state_dict(), metadata)
+        write_weights(self.path / HEAD_FILE, HEAD, head.state_dict(), metadata)
         self.write(summary)
 
     def write(self, summary: dict[str, Any]) -> None:
@@ -144,15 +144,12 @@ def find_results_dir(config: Evaluation, file: Path) -> Path:
     """
     if config.checkpoint.results_dir:
         return Path(config.checkpoint.results_dir).expanduser()
-    for folder in (file.parent, file.parent.parent):
-        run = RunDirectory(folder)
-        if not run.config.exists():
-            continue
-        if file in (run.backbone, run.last):
-            return run.results
-        if file.parent == run.checkpoints:
-            return run.results / file.stem
-    return file.with_name(f"{file.stem}_results")
+    run = find_run_of(file)
+    if run is None:
+        return file.with_name(f"{file.stem}_results")
+    if file in (run.backbone, run.last):
+        return run.results
+    return run.results / file.stem
 
 
 def name_results(command: str, output: str | None) -> str:

@@ -13,7 +13,8 @@ from simsiam.config.evaluation_commands import Evaluation, Report
 from simsiam.config.evaluation_options import CheckpointOptions
 from simsiam.config.options import EvaluationDataOptions
 from simsiam.config.run_options import MonitorOptions
-from simsiam.data.dataset import ImageDataset, knn_unavailable_reason
+from simsiam.data.dataset import ImageDataset
+from simsiam.data.knn_labels import knn_unavailable_reason
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.gallery import Tile, draw_gallery, find_nearest, select_evenly
 from simsiam.evaluation.metrics import confusion
@@ -67,10 +68,18 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     classifier = ""
     if knn_unavailable_reason(train, context.test) is None:
         options = choose_knn_options(run)
-        k = min(options.knn_k, len(bank))
+        k = min(options.neighbours, len(bank))
         classes = len(context.classes)
-        predicted = knn_predict(query_features, bank, train.labels, classes, k, options.knn_t)
-        counts = confusion(predicted, queries.labels, classes).numpy()
+        labelled = queries.labelled_indices
+        labels = queries.labels[labelled]
+        features = query_features[labelled]
+        if context.leave_one_out:
+            k = min(options.knn_k, len(features) - 1)
+            own = torch.arange(len(features), device=features.device)
+            predicted = knn_predict(features, features, labels, classes, k, options.knn_t, own)
+        else:
+            predicted = knn_predict(features, bank, train.labels, classes, k, options.knn_t)
+        counts = confusion(predicted, labels, classes).numpy()
         classifier = f"kNN, k {k}, T {options.knn_t:g}"
 
     analysis = FeatureAnalysis(

@@ -41,7 +41,7 @@ CURVES = {
     "kNN_accuracy": CurveChart(
         "kNN accuracy (%)",
         from_zero=False,
-        explanation="top-1 on the test images by weighted kNN. Epoch 0 is the untrained network.",
+        explanation="top-1 on the test images by weighted kNN. Epoch 0 is before training.",
     ),
     "train_loss": CurveChart(
         "loss (negative cosine)",

@@ -8,6 +8,7 @@ from simsiam.report.records import Run, is_run, read_run, read_text_tolerantly
 from utils.console import print_line
 from utils.errors import require
 
+PAGE_FILE = "index.html"  # of a report
 GENERATOR = "SimSiam report"  # content of <meta name="generator"> in the page
 PAGE_HEAD = 2000  # the <meta> is within this number of characters at the start of a page
 MAX_DEPTH = 3  # levels of folders that are searched; `report runs` finds ablation/VARIANT/seed_N
@@ -33,11 +34,11 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         elif inner_runs:
             for run in inner_runs:
                 titles.setdefault(run, str(run.relative_to(folder.parent)))
-        elif not is_report(folder / "index.html"):
+        elif not is_report(folder / PAGE_FILE):
             titles[folder] = ""  # `read_run` below says what is wrong with this folder
 
     runs = [read_run(folder, title) for folder, title in titles.items()]
-    # The first row is the untrained network.
+    # The first row is the network before training.
     has_epochs = any(len(run.rows) > 1 for run in runs)
     require(has_epochs, f"{', '.join(paths)}: no epoch is recorded yet")
     return runs
@@ -60,7 +61,7 @@ def find_runs_below(path: Path, depth: int = MAX_DEPTH) -> list[Path]:
         return []
     runs: list[Path] = []
     for folder in sorted(path.iterdir(), key=lambda folder: split_numbers(folder.name)):
-        if not folder.is_dir() or folder.name.startswith(".") or is_report(folder / "index.html"):
+        if not folder.is_dir() or folder.name.startswith(".") or is_report(folder / PAGE_FILE):
             continue
         if is_run(folder):
             runs.append(folder)

@@ -72,14 +72,15 @@ class Run:
     """The contents of the files of one run.
 
     Attributes:
-        rows: a row for epoch 0, the untrained network, and then the rows of metrics.jsonl. The
-            first row has an accuracy only if the run has finished.
+        rows: a row for epoch 0, the network before training, and then the rows of metrics.jsonl.
+            The first row has an accuracy only if the run has finished.
         settings: the run's options by name; empty if config.yaml is damaged.
         machine: hardware, precision, devices and versions.
         accuracies: top-1 accuracies in percent, by the name of the measurement. A list has one
             accuracy; that of finetune has one for each of its seeds.
         notes: sentences about damaged files.
         title: the run's name on the page. If it is empty, the page shows the name of the folder.
+        pretrained: whether a finished run started from trained weights.
     """
 
     folder: RunDirectory
@@ -89,6 +90,7 @@ class Run:
     accuracies: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     title: str = ""
+    pretrained: bool = False
 
     @property
     def name(self) -> str:
@@ -181,7 +183,7 @@ def _read_config(run: Run) -> None:
 
 
 def _read_metrics(run: Run) -> None:
-    """Read the metrics of each epoch, and the accuracy of the untrained network."""
+    """Read the metrics of each epoch, and the accuracy before training."""
     with run.note_damage(run.folder.metrics):
         for row in map(select_numbers, run.folder.rows()):
             if row.get("epoch", 0) > 0:
@@ -189,13 +191,17 @@ def _read_metrics(run: Run) -> None:
     if run.folder.summary.exists():
         with run.note_damage(run.folder.summary):
             summary = json.loads(read_text_tolerantly(run.folder.summary))
-            untrained = {"kNN_accuracy": summary.get("kNN_untrained")}
-            run.rows[0].update(select_numbers(untrained))
+            untrained = summary.get("kNN_untrained")
+            initial = summary.get("kNN_start", untrained)
+            run.rows[0].update(select_numbers({"kNN_accuracy": initial}))
+            # Earlier versions called the accuracy of any network before training kNN_untrained.
+            has_weights = run.settings.get("model_path") is not None
+            run.pretrained = "kNN_start" in summary or has_weights
 
 
 def _read_results(run: Run) -> None:
     """Read the accuracies that the commands knn, linear and finetune measured."""
-    for file in sorted(run.folder.results.glob("*/summary.json")):
+    for file in run.folder.result_summaries():
         with run.note_damage(file):
             content = json.loads(read_text_tolerantly(file))
             run.accuracies.update(read_accuracies(file.parent.name, content))
@@ -203,6 +209,8 @@ def _read_results(run: Run) -> None:
 
 def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return the accuracies in percent in a summary.json of the command knn, linear or finetune.
+
+    They are top-1, unless the name of the measurement says otherwise.
 
     Args:
         name: the summary's folder, such as "finetune_0.1".
@@ -237,4 +245,7 @@ def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[flo
     measured = list(select_numbers(accuracy_by_seed).values())
     if measured:
         accuracies[", ".join(details)] = measured
+    top5 = select_numbers({"": content.get("test_top5_accuracy")})
+    if top5 and "finetune" not in name:
+        accuracies[", ".join([f"{details[0]} (top-5)", *details[1:]])] = list(top5.values())
     return accuracies

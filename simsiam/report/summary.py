@@ -7,9 +7,10 @@ from typing import NamedTuple
 from simsiam.config.ablations import find_paper_results
 from simsiam.config.commands import PRETRAIN_DEFAULTS
 from simsiam.report.groups import Group, format_mean
-from simsiam.report.records import Run
+from simsiam.report.records import Run, select_numbers
 
 PAPER_RESULT = "paper (%)"  # name of the row with the accuracies that the paper reports
+STARTING_ACCURACY = "kNN, starting weights (%)"  # row for runs with --model-path
 UNKNOWN = "-"  # cell of a table that has no value
 
 
@@ -40,7 +41,11 @@ def best_accuracy(run: Run) -> float | None:
 
 
 def untrained_accuracy(run: Run) -> float | None:
-    return run.rows[0].get("kNN_accuracy")
+    return None if run.pretrained else run.rows[0].get("kNN_accuracy")
+
+
+def starting_accuracy(run: Run) -> float | None:
+    return run.rows[0].get("kNN_accuracy") if run.pretrained else None
 
 
 def mean_throughput(run: Run) -> float | None:
@@ -57,6 +62,7 @@ METRICS: dict[str, Metric] = {
     "kNN, last (%)": Metric(".2f", last_value("kNN_accuracy")),
     "kNN, best (%)": Metric(".2f", best_accuracy),
     "kNN, untrained (%)": Metric(".2f", untrained_accuracy),
+    STARTING_ACCURACY: Metric(".2f", starting_accuracy),
     "loss": Metric(".4f", last_value("train_loss")),
     "z_std": Metric(".3f", last_value("z_std")),
     "RankMe": Metric(".1f", last_value("rankme")),
@@ -64,6 +70,19 @@ METRICS: dict[str, Metric] = {
     "minutes": Metric(".1f", total_minutes),
 }
 PRINTED_METRICS = ("kNN, last (%)", "loss", "z_std", PAPER_RESULT)  # rows that are also printed
+
+
+def describe_knn(runs: Sequence[Run]) -> str:
+    """Return what the kNN accuracies of the runs are, with k and T of all runs that have them."""
+    settings: list[str] = []
+    for run in runs:
+        numbers = select_numbers(run.settings)
+        if "knn_k" in numbers and "knn_t" in numbers:
+            settings.append(f"k {numbers['knn_k']:g}, T {numbers['knn_t']:g}")
+    description = "kNN is top-1 on the test images"
+    if settings:
+        description += f" ({' or '.join(dict.fromkeys(settings))})"  # each setting once
+    return description
 
 
 def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
@@ -78,6 +97,8 @@ def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
             measured = [metric.measure(run) for run in group.runs]
             values = [value for value in measured if value is not None]
             cells.append(format_mean(values, metric.number_format))
+        if name == STARTING_ACCURACY and not any(run.pretrained for g in groups for run in g.runs):
+            continue
         table[name] = cells
 
     paper_results = find_paper_results(

@@ -32,6 +32,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -77,8 +78,9 @@ def start(job: Job, core: int) -> "subprocess.Popen[bytes]":
         os.sched_setaffinity(0, {core})  # as taskset does
         os.nice(19)
         # Linux divides the processor among sessions first, and a nice value counts only within one.
-        if hasattr(os, "SCHED_IDLE"):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        # Each session has a nice value of its own.
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text("19")
         # PR_SET_PDEATHSIG: the run saves and ends if this script is killed.
         libc.prctl(1, signal.SIGTERM)
 

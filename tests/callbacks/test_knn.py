@@ -87,7 +87,7 @@ def test_knn_is_measured_every_n_epochs_and_after_the_last(every: int, measured:
     after = Measured(monitor)
     trained(monitor, after, epochs=5, images=40, batch_size=20)
     assert after.epochs == measured
-    assert (monitor.untrained is None) == (every == 0)
+    assert (monitor.initial is None) == (every == 0)
 
 
 def test_rankme_is_the_effective_rank_of_the_singular_values() -> None:

@@ -36,6 +36,18 @@ def test_bar_shows_epoch_step_loss_speed_and_time_left(columns: int, tmp_path: P
     assert [line[6] for line in done] == ["1", "2", "3"]
 
 
+def test_notebook_gets_a_line_for_each_epoch_and_no_frames(tmp_path: Path) -> None:
+    # Such is the terminal on which IPython's kernel runs `!python main.py`.
+    kernel = {"TERM": "xterm-color", "PAGER": "cat", "JPY_PARENT_PID": "1", "FORCE_COLOR": "1"}
+    flags = [*SMALL, "--epochs", "2", "--save-dir", str(tmp_path)]
+    status, shown, err = run_on_a_terminal(80, *flags, **kernel)
+    assert (status, err) == (0, "")
+    assert b"\x1b" not in shown
+    lines = shown.decode().splitlines()
+    assert sum(line.startswith("epoch ") for line in lines) == 2
+    assert len(lines) < 30
+
+
 @pytest.mark.slow("a fresh start; the usual width is a quick test")
 def test_narrow_terminal_drops_the_speed_first(tmp_path: Path) -> None:
     bars = [

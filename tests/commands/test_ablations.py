@@ -44,8 +44,8 @@ def train(epochs: int, **switches: Any) -> Outcome:
         accelerator="cpu", max_epochs=epochs, callbacks=[monitor, last], logger=False, **quiet
     )
     trainer.fit(model, datamodule=data)
-    assert monitor.untrained is not None and monitor.epoch_metrics
-    return Outcome(monitor.untrained, monitor.epoch_metrics["kNN_accuracy"], last.loss, last.z_std)
+    assert monitor.initial is not None and monitor.epoch_metrics
+    return Outcome(monitor.initial, monitor.epoch_metrics["kNN_accuracy"], last.loss, last.z_std)
 
 
 class LastStep(pl.Callback):

@@ -60,11 +60,11 @@ def test_the_estimate_computes_few_images_of_a_slow_network(
     images: list[int] = []
 
     def make_slow(function):
-        def slow(*args):
+        def slow(*args, **kwargs):
             n = len(args[0]) if function.__name__ == "make_views" else len(args[1])
             images.append(n)
             clock.now += 0.5 * n
-            return function(*args)
+            return function(*args, **kwargs)
 
         return slow
 

@@ -14,7 +14,8 @@ from simsiam import SimSiam, load_backbone
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.evaluation.features import extract_features
-from tests.helpers import Program
+from tests.helpers import Program, read_summary
+from utils.knn import choose_k
 
 FIRST_CLASSES = ["airplane", "automobile", "bird", "cat", "deer"]
 LAST_CLASSES = ["dog", "frog", "horse", "ship", "truck"]
@@ -27,13 +28,32 @@ def figures(cifar10_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return json.loads((results / "knn" / "summary.json").read_text())
 
 
-def test_its_headline_is_what_the_monitor_measured_in_that_epoch(
+def test_its_table_has_what_the_monitor_measured_in_that_epoch(
     figures: dict, cifar10_run: Path
 ) -> None:
     last = json.loads((cifar10_run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert (figures["kNN_accuracy"], figures["epoch"]) == (last["kNN_accuracy"], last["epoch"])
+    monitor = {"features": "backbone", "k": 200, "temperature": 0.1}
+    assert {**monitor, "accuracy": last["kNN_accuracy"]} in figures["table"]
+    assert figures["epoch"] == last["epoch"]
     assert figures["dataset"] == "cifar10"
     assert (figures["train_images"], figures["test_images"]) == (1000, 500)
+
+
+@pytest.mark.parametrize(
+    ("images", "k", "ks"), [("200", 20, {1, 20, 200}), ("150", 15, {1, 15, 20})]
+)
+def test_its_headline_has_a_k_that_fits_the_classes(
+    images: str, k: int, ks: set[int], trained: Path, program: Program, tmp_path: Path
+) -> None:
+    flags = ["--train-images", images, "--results-dir", str(tmp_path)]
+    status, out, _ = program("knn", str(trained), *flags)
+    summary = read_summary(tmp_path / "knn")
+    assert (status, summary["knn_k"], summary["knn_t"]) == (0, k, 0.1)
+    assert {row["k"] for row in summary["table"]} == ks
+    headline = {"features": "backbone", "k": k, "temperature": 0.1}
+    assert {**headline, "accuracy": summary["kNN_accuracy"]} in summary["table"]
+    assert f"each class, by kNN, k {k}, T 0.1, backbone features" in out
+    assert f"k {k} instead of 200" in out
 
 
 def test_its_table_is_lightlys(figures: dict, cifar10_run: Path, cifar10_dir: Path) -> None:
@@ -51,7 +71,9 @@ def test_its_table_is_lightlys(figures: dict, cifar10_run: Path, cifar10_dir: Pa
             "backbone": (bank, queries),
             "projector": (module.projector(bank), module.projector(queries)),
         }
-    assert len(figures["table"]) == 2 * 3 * 3
+    assert figures["knn_k"] == choose_k(train.labels, 200) < 200
+    assert {row["k"] for row in figures["table"]} == {1, 20, figures["knn_k"], 200}
+    assert len(figures["table"]) == 2 * 4 * 3
     for row in figures["table"]:
         bank, queries = (normalize(x, dim=1) for x in features[row["features"]])
         k, t = row["k"], row["temperature"]
@@ -79,4 +101,4 @@ def test_of_a_backbone_alone_there_are_no_projector_features(
     status, out, _ = program("knn", "--checkpoint", str(alone), "--train-images", "150")
     assert status == 0 and "projector" not in out
     summary = json.loads((tmp_path / "backbone_results" / "knn" / "summary.json").read_text())
-    assert {row["k"] for row in summary["table"]} == {1, 20}  # 200 are more than the 150 images
+    assert {row["k"] for row in summary["table"]} == {1, 15, 20}  # 200 are more than the images

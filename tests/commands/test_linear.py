@@ -2,13 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from sklearn.metrics import top_k_accuracy_score
 
 from simsiam import load_backbone
+from simsiam.commands.linear import choose_recipe
+from simsiam.config.linear_options import LinearOptions
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.evaluation.classifier import CHOICE_EPOCH
@@ -43,6 +48,7 @@ def test_linear_keeps_a_head_that_has_the_accuracy_it_says(
     folder = tmp_path / ("linear_augment" if flags else "linear")
     figures = read_summary(folder)
     assert f"{figures['test_accuracy']:.2f}" in out
+    assert "each class, by linear (" in out
 
     head = torch.nn.Linear(32, 10)
     head.load_state_dict(load_file(folder / "head.safetensors"), strict=True)
@@ -128,3 +134,63 @@ def test_from_scratch_fits_a_head_of_its_own(
     pretrained = load_file(tmp_path / "linear" / "head.safetensors")
     from_scratch = load_file(tmp_path / "linear_from_scratch" / "head.safetensors")
     assert not torch.equal(pretrained["weight"], from_scratch["weight"])
+
+
+def test_the_recipe_of_the_run_trains_the_head_by_lars_on_raw_features(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    flags = ["--augment", "--epochs", "2", "--results-dir", str(tmp_path)]
+    command = ["linear", "--checkpoint", str(trained), *flags]
+    status, out, err = program(*command, "--recipe", "imagenet")
+    assert (status, err) == (0, "") and "crops and flips, LARS" in out and "top-5" in out
+    summary = read_summary(tmp_path / "linear_augment")
+    assert summary["recipe"] == "imagenet"
+    assert summary["training"] == {
+        "optimizer": "lars",
+        "epochs": 2,
+        "batch_size": 200,  # all images, which are fewer than 4096
+        "learning_rate": pytest.approx(0.1 * 200 / 256),
+        "crop_scale": 0.08,
+        "raw_features": True,
+        "initial_std": 0.01,
+    }
+    head = load_file(tmp_path / "linear_augment" / "head.safetensors")
+    assert head["weight"].std().item() == pytest.approx(0.01, rel=0.5)  # LARS takes small steps
+
+    assert program(*command, "--overwrite")[0] == 0
+    assert read_summary(tmp_path / "linear_augment")["recipe"] == "cifar10"
+
+
+def test_top_5_is_the_share_of_images_whose_class_is_among_five(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    status, out, _ = program("linear", "--checkpoint", str(trained), "--results-dir", str(tmp_path))
+    summary = read_summary(tmp_path / "linear")
+    assert status == 0 and f"{summary['test_top5_accuracy']:.2f}" in out
+    _, test = load_dataset(DataOptions("patterns", "", train_images=200, test_images=100))
+    backbone = load_backbone(trained)
+    statistics = torch.tensor(backbone.mean), torch.tensor(backbone.std)
+    features = extract_features(backbone, test.images, *statistics, unit=False)
+    head = load_file(tmp_path / "linear" / "head.safetensors")
+    logits = features @ head["weight"].T + head["bias"]
+    expected = top_k_accuracy_score(test.labels, logits, k=5, labels=range(10))
+    assert summary["test_top5_accuracy"] == pytest.approx(100 * expected)
+    assert summary["test_accuracy"] < summary["test_top5_accuracy"] < 100
+
+
+def test_a_run_decides_the_recipe() -> None:
+    def recipe_for(settings: dict[str, str], **flags: Any) -> str:
+        checkpoint = SimpleNamespace(metadata=SimpleNamespace(settings=settings))
+        context: Any = SimpleNamespace(checkpoint=checkpoint)
+        return choose_recipe(LinearOptions(augment=True, **flags), context)
+
+    assert recipe_for({"recipe": "imagenet"}) == "imagenet"
+    assert recipe_for({"recipe": "imagenet"}, recipe="cifar10") == "cifar10"
+    assert recipe_for({}) == "cifar10"  # a run of an earlier version
+    assert recipe_for({"recipe": "of a later version"}) == "cifar10"
+
+
+def test_the_recipes_options_go_with_augment(program: Program, trained: Path) -> None:
+    for flag in (["--recipe", "imagenet"], ["--optimizer", "sgd"]):
+        status, _, err = program("linear", "--checkpoint", str(trained), *flag)
+        assert status == 2 and "each goes with --augment" in err

@@ -209,7 +209,7 @@ def test_model_path_starts_from_weights_alone(
     )
     summary = json.loads((tmp_path / "runs" / "simsiam_patterns" / "summary.json").read_text())
     reached = json.loads((trained / "summary.json").read_text())["kNN_accuracy"]
-    assert (status, summary["kNN_untrained"], summary["step"]) == (0, reached, 4)
+    assert (status, summary["kNN_start"], summary["step"]) == (0, reached, 4)
 
 
 def test_model_path_needs_the_same_architecture(

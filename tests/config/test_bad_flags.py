@@ -16,7 +16,7 @@ from utils.cli import parse
 from utils.errors import UserError
 
 BAD_FLAGS = {
-    "--bogus 1": "--bogus: no such flag",
+    "--qqq 1": "--qqq: no such flag",
     "--bach-size 3": "did you mean --batch-size?",
     "--lr 0.1": "called --learning-rate",
     "--gpus 2": "called --devices",
@@ -55,6 +55,11 @@ BAD_FLAGS = {
     "--crop-scale 0": "greater than 0",
     "--grayscale 2": "less than or equal to 1",
     "--hue 0.6": "0.5",
+    "--blur -0.1": "greater than or equal to 0",
+    "--blur-sigma 1": "--blur-sigma needs 2 values: LOW HIGH",
+    "--blur-sigma 2 1": "--blur-sigma 2 1: LOW must not be more than HIGH",
+    "--blur-sigma 1 inf": "less than or equal to 1024",
+    "--normalize cifar10": "There are dataset, imagenet",
     "--train-images 0": "greater than or equal to 1",
     "--seed -1": "greater than or equal to 0",
     "--checkpoint-every 0": "greater than or equal to 1",

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from simsiam.config.commands import Pretrain, settings_to_keep
+from simsiam.config.commands import COMMANDS, Pretrain, settings_to_keep
+from simsiam.config.evaluation_commands import Evaluation
 from tests.helpers import SMALL, Program
 from utils.cli import parse
 from utils.settings import flatten, to_flags
@@ -55,12 +56,10 @@ CARD = {
     "proj_hidden": None,
     "proj_layers": 2,
     "h_dim": 512,
-    "batch_size": 512,
     "learning_rate": 0.06,
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "epochs": 800,
-    "knn_k": 200,
     "knn_t": 0.1,
     "views": 2,
     "crop_scale": 0.2,
@@ -70,6 +69,11 @@ CARD = {
     "hue": 0.1,
     "jitter": 0.8,
     "grayscale": 0.2,
+    "blur": 0,
+    "solarize": 0,
+    "vertical_flip": 0,
+    "rotate": 0,
+    "normalize": "dataset",
 }
 
 
@@ -77,6 +81,8 @@ def test_the_defaults_are_the_card() -> None:
     defaults = flatten(Pretrain())
     assert {name: defaults[name] for name in CARD} == CARD
     assert Pretrain().optimizer.warmup == 10
+    assert Pretrain().optimizer.images_per_step == 512
+    assert Pretrain().monitor.neighbours == 200
 
 
 def test_pretrain_is_the_command_without_a_name(program: Program) -> None:
@@ -117,7 +123,7 @@ def test_help_is_a_page_with_groups_units_and_defaults(program: Program) -> None
     for part in (
         "data options",
         "optimizer options",
-        "(default: 512)",
+        "or less for a small data set",
         "Epochs of linear warm-up",
         "--no-stop-grad",
         "--dry-run",
@@ -153,3 +159,53 @@ def test_a_dry_run_without_the_data_downloads_nothing(program: Program, tmp_path
         and "800 epochs of 97 steps" in out
         and "backbone 11.17 M" in out
     )
+
+
+EVALUATIONS = [name for name, command in COMMANDS.items() if issubclass(command, Evaluation)]
+PLACES = [
+    "RUN --results-dir there --overwrite",
+    "--results-dir there RUN --overwrite",
+    "--results-dir=there --overwrite RUN",
+    "--overwrite --results-dir there -- RUN",
+    "--overwrite --checkpoint RUN --results-dir there",
+    "--checkpoint=RUN --overwrite --results-dir there",
+]
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+@pytest.mark.parametrize("flags", PLACES)
+def test_a_checkpoint_may_be_anywhere_among_the_flags(name: str, flags: str) -> None:
+    options = parse(COMMANDS[name], flags.split(), f"main.py {name}").checkpoint
+    assert options.checkpoint == "RUN"
+    assert options.results_dir == "there"
+    assert options.overwrite
+
+
+def test_a_checkpoint_may_follow_a_flag_with_several_values() -> None:
+    config = parse(COMMANDS["finetune"], ["--seeds", "0", "1", "RUN"], "main.py finetune")
+    assert config.checkpoint.checkpoint == "RUN"
+    assert config.finetune.seeds == (0, 1)
+
+
+BAD_PATHS = {
+    "knn": "PATH must be given: main.py knn PATH [flags]",
+    "embed --output f.npz": "PATH must be given: main.py embed PATH [flags]",
+    "knn a b": "b: give one PATH only",
+    "knn a --checkpoint b": "a: give one PATH only",
+    "knn a overwrite": "overwrite: did you mean --overwrite?",
+    "embed output f.npz": "output: did you mean --output?",
+    "embed a --output f.npz overwrite": "overwrite: did you mean --overwrite?",
+    "embed overwrite --output overwrite.npz a": "overwrite: did you mean --overwrite?",
+    "knn --bogus a": "--bogus: no such flag",
+    "knn --over-write a": "--over-write: did you mean --overwrite?",
+    "knn --no-overwrite --model a": "--model: no such flag",
+    "finetune --seeds 0 1 a --overwrite": "PATH must be given: main.py finetune PATH [flags]",
+    "report a --no-pictures b": "b: give RUN [RUN ...] one after another, with the flags behind",
+}
+
+
+@pytest.mark.parametrize("line", BAD_PATHS)
+def test_a_misplaced_path_is_explained(line: str, program: Program) -> None:
+    status, out, err = program(*line.split())
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"main.py: {BAD_PATHS[line]}")

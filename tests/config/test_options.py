@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -17,16 +18,15 @@ from simsiam.config.evaluation_options import (
     DEFAULT_LABEL_FRACTION,
     FinetuneOptions,
     FinetuneRates,
-    LinearOptions,
-    LinearSGD,
 )
+from simsiam.config.linear_options import LinearOptions, LinearTraining
+from simsiam.config.network_options import NetworkOptions
+from simsiam.config.optimizer_options import DEFAULT_BATCH_SIZE, OptimizerOptions
 from simsiam.config.options import (
     DataOptions,
     MethodOptions,
-    NetworkOptions,
-    OptimizerOptions,
 )
-from simsiam.config.run_options import MonitorOptions
+from simsiam.config.run_options import DEFAULT_KNN_K, MonitorOptions
 from simsiam.config.value_types import parse_image_schedule
 from tests.helpers import ROOT
 from utils.errors import UserError
@@ -98,15 +98,31 @@ def test_the_parts_have_the_defaults_of_the_flags() -> None:
             assert default_of(simsiam.SimSiam, name) == getattr(group, name), name
     for name in ("dataset", "data_dir"):
         assert default_of(simsiam.ViewsDataModule, name) == getattr(DataOptions, name), name
-    assert default_of(simsiam.ViewsDataModule, "batch_size") == OptimizerOptions.batch_size
+    assert default_of(simsiam.ViewsDataModule, "batch_size") == DEFAULT_BATCH_SIZE
     for function in (simsiam.KNNMonitor, knn_predict):
-        assert default_of(function, "k") == MonitorOptions.knn_k
+        assert default_of(function, "k") == DEFAULT_KNN_K
         assert default_of(function, "temperature") == MonitorOptions.knn_t
 
 
 def test_linear_resolves_its_defaults() -> None:
-    assert LinearOptions(augment=True).sgd == LinearSGD(100, 256, 0.1, 0.8)
-    assert LinearOptions(augment=True, epochs=7, crop_scale=0.5).sgd == LinearSGD(7, 256, 0.1, 0.5)
+    default = LinearTraining("sgd", 100, 256, 0.1, 0.8, raw_features=False, initial_std=0)
+    assert LinearOptions(augment=True).resolve("cifar10", 10_000) == default
+    changed = LinearOptions(augment=True, epochs=7, crop_scale=0.5, batch_size=64)
+    expected = replace(default, epochs=7, crop_scale=0.5, batch_size=64)
+    assert changed.resolve("cifar10", 10_000) == expected
+
+
+def test_linear_resolves_the_recipe_of_main_lincls() -> None:
+    lars = LinearTraining("lars", 90, 4096, 1.6, 0.08, raw_features=True, initial_std=0.01)
+    assert LinearOptions(augment=True).resolve("imagenet", 10_000) == lars
+    smaller = LinearOptions(augment=True, batch_size=1024).resolve("imagenet", 10_000)
+    assert smaller == replace(lars, batch_size=1024, learning_rate=0.4)
+    few_images = LinearOptions(augment=True).resolve("imagenet", 512)
+    assert few_images == replace(lars, batch_size=512, learning_rate=0.2)
+    sgd = LinearOptions(augment=True, optimizer="sgd").resolve("imagenet", 10_000)
+    assert sgd == replace(lars, optimizer="sgd", batch_size=256, learning_rate=30)
+    with pytest.raises(UserError, match="--optimizer lars: the recipe cifar10 has no settings"):
+        LinearOptions(augment=True, optimizer="lars").resolve("cifar10", 10_000)
 
 
 def test_finetune_resolves_its_defaults() -> None:

@@ -82,3 +82,19 @@ runpy.run_path("main.py", run_name="__main__")
         and done.stderr.count("\n") == error_lines
         and "Traceback" not in done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [("module://no_such_package.backend", "agg"), ("module://json.tool", "module://json.tool")],
+)
+def test_only_a_matplotlib_backend_that_is_not_installed_is_replaced(given: str, used: str) -> None:
+    code = f"""
+import os, main
+os.environ["MPLBACKEND"] = {given!r}
+main.replace_missing_matplotlib_backend()
+print(os.environ["MPLBACKEND"])
+import matplotlib
+"""
+    done = run_code(code)
+    assert (done.returncode, done.stdout.strip()) == (0, used), done.stderr

@@ -48,7 +48,7 @@ def test_paths_of_any_kind_become_strings(tmp_path: Path) -> None:
 def test_a_pair_of_numbers_is_a_range() -> None:
     for pair in ((0, 4095), [0, 4095], "0:4095"):
         options = DataOptions("folder", pixel_range=pair)
-        assert options.pixel_range == "0:4095" and options.parsed_pixel_range == (0, 4095)
+        assert options.pixel_range == "0:4095" and options.conversion.pixel_range == (0, 4095)
 
 
 def test_placeholders_have_the_sizes_of_the_data_set(

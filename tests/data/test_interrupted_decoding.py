@@ -15,7 +15,7 @@ from PIL import Image
 from simsiam.data import image_cache
 from simsiam.data.image_cache import decode_images, open_cache
 from simsiam.data.images import CHUNK_IMAGES, read_image
-from simsiam.data.listing import ImageFolder
+from simsiam.data.listing.folder import ImageFolder
 from tests.data.decoding import FILES, Printed, decode, metadata, photos
 from tests.images import smooth_image
 from tests.processes import Started, wait_for

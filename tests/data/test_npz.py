@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from simsiam.config.options import DataOptions
-from simsiam.data.dataset import Splits, knn_unavailable_reason
+from simsiam.data.dataset import Splits
+from simsiam.data.knn_labels import knn_unavailable_reason
 from simsiam.data.npz import load_arrays
 from tests.helpers import TINY, Program, read_summary
 from utils.errors import UserError
@@ -91,6 +92,22 @@ def test_missing_arrays_turn_knn_off(tmp_path: Path) -> None:
     assert knn_unavailable_reason(*splits) == "one class only"
 
 
+def test_a_fourth_channel_is_opacity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opacity = np.full((30, 12, 12, 1), 255, np.uint8)
+    opacity[:10, :, 6:] = 0
+    rgba = np.concatenate([X, opacity], axis=3)
+    expected = torch.from_numpy(np.where(opacity > 0, X, 255)).permute(0, 3, 1, 2)
+    for images in (rgba, rgba.transpose(0, 3, 1, 2)):
+        train, _ = read(tmp_path, x_train=images)
+        assert torch.equal(train.images, expected)
+        line = "the last of the 4 channels of x_train is taken as opacity. 10 of 30 images have"
+        assert line in capsys.readouterr().out
+    grey, _ = read(tmp_path, x_train=rgba[..., [0, 3]])
+    assert torch.equal(grey.images, expected[:, :1].expand(-1, 3, -1, -1))
+    options = DataOptions("arrays", str(tmp_path / "x.npz"), background="black")
+    assert load_arrays(options)[0].images[0, :, 0, -1].tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -105,10 +122,7 @@ def test_missing_arrays_turn_knn_off(tmp_path: Path) -> None:
         ({"x_train": X, "y_train": Y - 1}, "count from 0"),
         ({"x_train": X, "y_train": Y, "classes": np.array(["a"])}, "1 names"),
         ({"x_train": X, "y_train": Y, "classes": np.arange(3)}, "names are text"),
-        (
-            {"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 1},
-            "label 3 of y_test is not in y_train",
-        ),
+        ({"x_train": X[..., [0, 1, 2, 0, 1]]}, "Of images with more channels, save the three"),
         ({"x_train": X, "x_test": X[:, :8, :8]}, "x_test 8"),
         ({"x_train": np.array([X, None], dtype=object)}, "plain arrays"),
     ],

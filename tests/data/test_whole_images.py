@@ -181,7 +181,9 @@ def our_views(images: WholeImages, index: int, n: int, size: int) -> Tensor:
     return torch.cat(views)
 
 
-@pytest.mark.parametrize("size", [96, pytest.param(224, marks=pytest.mark.slow("twice the 96 pixels"))])
+@pytest.mark.parametrize(
+    "size", [96, pytest.param(224, marks=pytest.mark.slow("twice the 96 pixels"))]
+)
 @pytest.mark.parametrize("mode", ["files", "stored"])
 @pytest.mark.parametrize("index", [0, 2])
 def test_views_have_the_distribution_of_the_official_pipeline(

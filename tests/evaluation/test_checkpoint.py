@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from simsiam import SimSiam, load_backbone
-from simsiam.evaluation.checkpoint import load_weights
 from simsiam.evaluation.features import extract_features
 from simsiam.evaluation.metadata import ALL_HPARAMS
+from simsiam.evaluation.starting_weights import load_weights
 from tests.helpers import SMALL, Program, with_cifar_stem
 from utils.weights import BACKBONE, read_weights, write_weights
 

@@ -10,20 +10,22 @@ from torch.nn.functional import cross_entropy
 from models import resnet10
 from models.resnet import ResNet
 from simsiam.data.dataset import ImageDataset
-from simsiam.evaluation.classifier import Recipe, crop_and_flip, train_classifier
+from simsiam.evaluation.classifier import ClassifierTraining, crop_and_flip, train_classifier
+from simsiam.evaluation.features import Preparation
 from simsiam.evaluation.logistic_regression import make_head
 
-
-def small_backbone(size: int = 32) -> ResNet:
-    backbone = resnet10(4, zero_init_residual=False)
-    backbone.statistics = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
-    backbone.image_size = size
-    return backbone
+PREPARATION = Preparation(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7]), 32)
 
 
-def recipe(batch_size: int, crop_scale: float = 0.5, backbone_lr: float | None = None) -> Recipe:
+def small_backbone() -> ResNet:
+    return resnet10(4, zero_init_residual=False)
+
+
+def training(
+    batch_size: int, crop_scale: float = 0.5, backbone_lr: float | None = None
+) -> ClassifierTraining:
     rates = {"head_lr": 1.0, "backbone_lr": backbone_lr, "weight_decay": 1e-3}
-    return Recipe(
+    return ClassifierTraining(
         epochs=2, batch_size=batch_size, crop_scale=crop_scale, seed=0, precision="32-true", **rates
     )
 
@@ -35,7 +37,7 @@ def test_all_of_the_backbone_changes_unless_it_is_frozen() -> None:
         backbone, head = small_backbone(), make_head(32, 4)
         before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
         steps = train_classifier(
-            backbone, head, images, torch.arange(64), recipe(16, backbone_lr=rate)
+            backbone, head, images, torch.arange(64), training(16, backbone_lr=rate), PREPARATION
         )
         after = backbone.state_dict()
         same = [torch.equal(before[name], after[name]) for name in before]
@@ -43,15 +45,33 @@ def test_all_of_the_backbone_changes_unless_it_is_frozen() -> None:
         assert head.weight.abs().sum() > 0 and steps == 8 and not backbone.training
 
 
+def test_a_frozen_backbone_takes_a_large_batch_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    images = ImageDataset(pixels, torch.arange(64) % 4, tuple("abcd"))
+    heads = []
+    for part in (512, 24):
+        monkeypatch.setattr("simsiam.evaluation.classifier.FROZEN_PART", part)
+        torch.manual_seed(0)
+        backbone, head = small_backbone(), make_head(32, 4)
+        sizes: list[int] = []
+        backbone.register_forward_pre_hook(lambda _, x, sizes=sizes: sizes.append(len(x[0])))
+        assert train_classifier(backbone, head, images, torch.arange(64), training(64)) == 2
+        assert max(sizes) == min(part, 64)
+        heads.append(head.weight)
+    torch.testing.assert_close(heads[0], heads[1])
+
+
 def test_a_training_is_sgd_on_views_of_the_chosen_images() -> None:
     pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
     images = ImageDataset(pixels, torch.arange(64) % 4, tuple("abcd"))
     chosen = torch.randperm(64)[:24]
-    settings = recipe(12, backbone_lr=0.1)  # two steps in each of two epochs
+    settings = training(12, backbone_lr=0.1)  # two steps in each of two epochs
     center, spread = torch.rand(32), 1 + torch.rand(32)
     backbone, head = small_backbone(), make_head(32, 4)
     twin, other = copy.deepcopy(backbone).train(), copy.deepcopy(head)
-    assert train_classifier(backbone, head, images, chosen, settings, center, spread) == 4
+    assert (
+        train_classifier(backbone, head, images, chosen, settings, PREPARATION, center, spread) == 4
+    )
 
     groups = [{"params": other.parameters(), "lr": 1.0}, {"params": twin.parameters(), "lr": 0.1}]
     optimizer = torch.optim.SGD(
@@ -60,7 +80,7 @@ def test_a_training_is_sgd_on_views_of_the_chosen_images() -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: (1 + math.cos(math.pi * step / 4)) / 2
     )
-    statistics = torch.tensor(twin.mean), torch.tensor(twin.std)
+    statistics = PREPARATION.mean, PREPARATION.std
     for epoch in range(2):
         for batch in settings.sampler(24, epoch, torch.device("cpu")):
             indices = chosen[batch]
@@ -82,7 +102,7 @@ def test_a_training_is_sgd_on_views_of_the_chosen_images() -> None:
 def test_hardly_a_labelled_image_is_left_over_in_an_epoch(
     labels: int, batch: int, expected: int
 ) -> None:
-    sampler = recipe(batch).sampler(labels, 0, torch.device("cpu"))
+    sampler = training(batch).sampler(labels, 0, torch.device("cpu"))
     assert sampler.batch_size == expected and labels - len(sampler) * expected < labels / 100
 
 
@@ -90,12 +110,10 @@ def test_views_are_crops_and_flips_alone_normalised_as_the_checkpoint_says() -> 
     pixels = torch.randint(0, 256, (200, 1, 1, 1), dtype=torch.uint8).expand(
         200, 3, 16, 16
     )  # of one grey each
-    images, backbone = ImageDataset(pixels, torch.arange(200), ("a",)), small_backbone(16)
+    images = ImageDataset(pixels, torch.arange(200), ("a",))
     order = torch.arange(200).flip(0)
-    mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
-    views = crop_and_flip(
-        images, order, mean, std, backbone.image_size, recipe(200, crop_scale=0.2), epoch=3
-    )
+    mean, std, _ = PREPARATION
+    views = crop_and_flip(images, order, mean, std, 16, training(200, crop_scale=0.2), epoch=3)
     # no jitter and no grayscale: a grey image stays what it is, whatever the crop
     torch.testing.assert_close(
         views, (pixels[order] / 255 - mean[:, None, None]) / std[:, None, None]
@@ -111,7 +129,7 @@ def test_a_view_shows_a_share_of_its_image_and_half_are_flipped() -> None:
     )
     statistics = torch.zeros(3), torch.ones(3)
     views = crop_and_flip(
-        images, torch.arange(500), *statistics, 32, recipe(500, crop_scale=0.2), epoch=0
+        images, torch.arange(500), *statistics, 32, training(500, crop_scale=0.2), epoch=0
     )
     red = views[:, 0, 0, :] * 255 / 8  # columns of the pixels
     green = views[:, 1, :, 0] * 255 / 8  # rows of the pixels

@@ -54,7 +54,7 @@ BAD_FLAGS = {
         "--output features.npy": "ends in .npz",
         "--output /proc/nowhere/f.npz": "cannot be written",
         "--images /no/such": "no such folder",
-        "--images /etc/passwd": "no such folder",
+        "--images /etc/passwd": "neither a .txt of paths nor a .csv",
         "--split all": "There are both, train, test",
         f"--output /tmp/{'x' * 300}.npz": "too long",
         "--images=": "is empty",

@@ -8,9 +8,10 @@ import torch
 from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
 from torch import nn
 
+from models.choices import BackboneName
 from models.heads import HEADS_BN_CHOICES, prediction_mlp, projection_mlp
 from models.resnet import BACKBONES, CONV_INITS, STEMS
-from simsiam.config.options import NetworkOptions
+from simsiam.config.network_options import NetworkOptions
 
 
 def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
@@ -81,7 +82,7 @@ def test_the_command_line_offers_what_the_networks_accept() -> None:
     """models/ and the options list the choices separately, since `--help` must not import torch."""
     hints = get_type_hints(NetworkOptions)
     assert get_args(hints["heads_bn"]) == HEADS_BN_CHOICES
-    assert get_args(hints["backbone"]) == tuple(BACKBONES)
+    assert get_args(BackboneName) == tuple(BACKBONES)
     assert get_args(hints["conv_init"]) == CONV_INITS
     assert get_args(get_args(hints["stem"])[0]) == STEMS  # Optional[Literal[...]]
 

@@ -34,6 +34,7 @@ def test_page_of_one_run_shows_its_metrics(page_of_one: Path, runs: Path) -> Non
     assert cells(page_of_one, "kNN, untrained (%)") == [f"{summary['kNN_untrained']:.2f}"]
     assert cells(page_of_one, "loss") == [f"{last['train_loss']:.4f}"]
     text = page_text(page_of_one)
+    assert "kNN is top-1 on the test images (k 20, T 0.1)." in text
     assert "a (finished, 3 of 3 epochs)" in text and "--width=4" in text and str(run) in text
 
 

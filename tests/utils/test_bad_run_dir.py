@@ -130,3 +130,20 @@ def test_a_run_locks_its_folder_again_if_it_was_removed(tmp_path: Path) -> None:
         run.write_rows([])
         assert is_locked(run.path) and run.config.exists()
     assert not is_locked(run.path)
+
+
+def test_overwrite_removes_the_checkpoints_behind_a_symbolic_link(tmp_path: Path) -> None:
+    """As on another file system. A checkpoint that stays there would be resumed."""
+    other_disk = tmp_path / "other disk"
+    other_disk.mkdir()
+    run = RunDirectory(tmp_path / "run")
+    run.create({"settings": {}})
+    run.checkpoints.symlink_to(other_disk)
+    names = ("last.ckpt", "last.previous.ckpt", "best.ckpt", "hpc_ckpt_1.ckpt")
+    for name in (*names, "of somebody else.ckpt"):
+        (other_disk / name).touch()
+    assert all(run.would_delete(other_disk / name) for name in names)
+
+    run.delete()
+    assert run.resumable() == []
+    assert [file.name for file in other_disk.iterdir()] == ["of somebody else.ckpt"]

@@ -36,11 +36,33 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("term", ["xterm", "dumb", "unknown"])
-def test_dumb_terminal_gets_lines_in_place_of_a_bar(
-    term: str, monkeypatch: pytest.MonkeyPatch
+# The environment of `!command` in a notebook, which runs on a terminal without a screen.
+IN_A_NOTEBOOK = {"TERM": "xterm-color", "PAGER": "cat", "JPY_PARENT_PID": "1", "FORCE_COLOR": "1"}
+ON_A_SCREEN = [
+    {"TERM": "xterm"},
+    {"TERM": "xterm-256color", "PAGER": "less"},
+    {"TERM": "xterm-color"},  # as in some terminals of macOS
+    {**IN_A_NOTEBOOK, "TERM": "tmux-256color"},  # tmux that a notebook has started
+]
+ON_NO_SCREEN = [
+    {},
+    {"TERM": ""},
+    {"TERM": "dumb"},
+    {"TERM": "unknown"},
+    IN_A_NOTEBOOK,
+    {"TERM": "xterm-color", "PAGER": "cat"},
+    {"TERM": "xterm-color", "JPY_PARENT_PID": "1"},
+]
+
+
+@pytest.mark.parametrize("environment", [*ON_A_SCREEN, *ON_NO_SCREEN], ids=str)
+def test_only_a_screen_gets_a_bar_and_others_get_lines(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TERM", term)
+    for name in ("TERM", "PAGER", "JPY_PARENT_PID", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     screen = Terminal()
     terminal = module._Console(file=screen, width=80)
     monkeypatch.setattr(module, "console", terminal)
@@ -48,7 +70,7 @@ def test_dumb_terminal_gets_lines_in_place_of_a_bar(
     lines: list[str] = []
     monkeypatch.setattr(module, "print_line", lines.append)
     assert list(track_progress([[0], [1], [2]], 3, "[/a] of [b]")) == [[0], [1], [2]]
-    if term == "xterm":
+    if environment in ON_A_SCREEN:
         assert "[/a] of [b]" in screen.getvalue()
         assert lines == []
     else:
@@ -59,6 +81,7 @@ def test_dumb_terminal_gets_lines_in_place_of_a_bar(
 @pytest.mark.parametrize("columns", [120, 80, 40, 30, 20])
 def test_numbers_of_a_bar_are_not_cut(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(module, "console", module._Console(file=screen, width=columns))
     url = "downloading https://example.org/a/long/path/to/an/archive-of-images.tar.gz, bytes"
     list(track_progress([range(85_249_035)] * 2, 170_498_070, url))

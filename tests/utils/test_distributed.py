@@ -109,8 +109,9 @@ def find_neighbours(args: list[str]) -> int:
         # These features have clear neighbours. Among those of the network many are equally near.
         bank = torch.nn.functional.normalize(torch.randn(n, 512), dim=1)
         similarity, index = nearest_in_shards(bank, bank[part], 200, part.start)
+        others, _ = nearest_in_shards(bank, bank[part], 200, part.start, own=torch.arange(n))
         file = f"{folder}/{distributed.world_size()}_{distributed.rank()}.pt"
-        torch.save((features, similarity, index), file)
+        torch.save((features, similarity, index, others), file)
     return 0
 
 
@@ -122,18 +123,21 @@ def test_neighbours_in_a_shared_bank_are_those_of_one_process(images: int, tmp_p
     for process in processes:
         assert process.communicate() == ("", "")
         assert process.returncode == 0
-    features, similarity, index = torch.load(tmp_path / "1_0.pt")
+    features, similarity, index, others = torch.load(tmp_path / "1_0.pt")
     assert index.shape == (images, 200)
     assert index[:, 0].tolist() == list(range(images))  # each is its own nearest neighbour
+    assert torch.equal(others[:, :199], similarity[:, 1:])  # unless it is left out
 
     # Of two neighbours that are equally near, either may come first.
     tied_with_next = -torch.diff(similarity, append=similarity[:, -1:]) < 1e-6
     tied = tied_with_next | tied_with_next.roll(1, dims=1)
     assert tied.float().mean() < 0.05
     for name in ("2_0", "2_1"):
-        other_features, other_similarity, other_index = torch.load(tmp_path / f"{name}.pt")
+        loaded = torch.load(tmp_path / f"{name}.pt")
+        other_features, other_similarity, other_index, other_others = loaded
         torch.testing.assert_close(other_features, features, atol=1e-6, rtol=0)
         torch.testing.assert_close(other_similarity, similarity, atol=1e-6, rtol=0)
+        torch.testing.assert_close(other_others, others, atol=1e-6, rtol=0)
         assert torch.equal(other_index[~tied], index[~tied])
 
 

@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
 from utils import knn
-from utils.knn import knn_predict
+from utils.knn import choose_k, knn_predict, nearest
 
 
 @pytest.fixture
@@ -75,9 +75,58 @@ def test_the_chunk_size_changes_nothing(
     assert torch.equal(knn_predict(queries, bank, labels, 10), in_one_chunk)
 
 
+@pytest.mark.parametrize("k", [1, 20, 399])
+def test_an_image_of_the_bank_does_not_vote_for_itself(
+    clusters: tuple[torch.Tensor, ...], k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, bank, labels = clusters
+    bank = bank[:400]
+    bank[1] = bank[0]  # A copy of an image is another image, and votes.
+    labels = labels[:400]
+    monkeypatch.setattr(knn, "CHUNK_ELEMENTS", {"cpu": 7 * len(bank)})
+    predicted = knn_predict(bank, bank, labels, 10, k, own=torch.arange(400))
+    for i in (0, 1, 6, 7, 8, 399):  # on both sides of the border between two chunks
+        others = torch.arange(400) != i
+        expected = knn_predict(bank[i : i + 1], bank[others], labels[others], 10, k)
+        assert predicted[i] == expected[0]
+    assert knn_predict(bank, bank, labels, 10, 1, own=torch.arange(400))[0] == labels[1]
+
+
+def test_all_images_of_the_bank_but_the_own_one_can_vote() -> None:
+    bank = torch.eye(3)
+    with pytest.raises(ValueError, match="from 1 to the 2 images"):
+        knn_predict(bank, bank, torch.arange(3), 3, k=3, own=torch.arange(3))
+
+
 @pytest.mark.parametrize(("k", "temperature"), [(0, 0.1), (3001, 0.1), (20, 0.0), (20, -1.0)])
 def test_impossible_settings_are_refused(
     clusters: tuple[torch.Tensor, ...], k: int, temperature: float
 ) -> None:
     with pytest.raises(ValueError, match=r"kNN|neighbours"):
         knn_predict(*clusters, 10, k, temperature)
+
+
+@pytest.mark.parametrize(
+    ("images_by_class", "k"),
+    [
+        ([5000] * 10, 200),  # CIFAR-10
+        ([500] * 100, 200),  # CIFAR-100
+        ([94] * 10, 94),
+        ([3, 94, 100, 5000], 94),  # the lower one of the two in the middle
+        ([1, 94, 100], 94),  # a rare class does not decide
+        ([0, 0, 0, 30, 30], 30),  # nor does one that does not occur
+        ([1], 1),
+    ],
+)
+def test_k_is_at_most_the_images_of_a_typical_class(images_by_class: list[int], k: int) -> None:
+    labels = torch.arange(len(images_by_class)).repeat_interleave(torch.tensor(images_by_class))
+    assert choose_k(labels, 200) == k
+
+
+def test_no_image_of_another_class_has_to_vote() -> None:
+    labels = torch.arange(10).repeat_interleave(94)
+    features = torch.eye(10)[labels]  # each class in a direction of its own
+    _, neighbours = nearest(features, features, choose_k(labels, 200))
+    assert bool((labels[neighbours] == labels[:, None]).all())
+    _, neighbours = nearest(features, features, 200)
+    assert not bool((labels[neighbours] == labels[:, None]).any(dim=0).all())

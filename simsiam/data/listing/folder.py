@@ -1,24 +1,22 @@
 """List the image files in a folder and its sub-folders, and describe what is left out."""
 
-import copy
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from simsiam.data.dataset import name_class
-from simsiam.data.folder_messages import (
+from simsiam.data.images import SUFFIXES
+from simsiam.data.listing.image_list import ImageList
+from simsiam.data.listing.messages import (
     describe_folders,
     describe_suffixes,
     raise_or_print_unreadable,
-    warn_of_unused_bits,
 )
-from simsiam.data.images import SUFFIXES, read_images
-from simsiam.data.pixel_range import PixelRange
-from utils.console import plural, print_line
+from utils.console import plural
 from utils.errors import UserError, require
 from utils.text import printable
 
@@ -37,7 +35,7 @@ SYSTEM_FOLDERS = {
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".directory"}
 
 
-class ImageFolder:
+class ImageFolder(ImageList):
     """The image files in a folder and its sub-folders, sorted by path.
 
     Hidden files and folders (their names begin with a dot) and folders of the operating system are
@@ -48,7 +46,7 @@ class ImageFolder:
         flag: the option that named the folder, for error messages.
 
     Attributes:
-        root: the folder, with ~ expanded.
+        root, source: the folder, with ~ expanded.
         files: paths relative to `root`.
         classes: names of the folders directly in `root` that contain images, see `name_class`.
         labels: (N,) int64, the class of each image, or -1 for an image directly in `root`.
@@ -58,12 +56,13 @@ class ImageFolder:
         UserError: if there is no such folder, or no image in it.
     """
 
+    unlabelled = "are in no class's folder"
+
     def __init__(self, root: str | Path, flag: str = "--images") -> None:
-        self.root = Path(root).expanduser()
-        where = f"{flag} {printable(self.root)}"
-        require(self.root.is_dir(), f"{where}: no such folder")
-        self.files: list[Path] = []
-        self.unreadable_folders: dict[Path, str] = {}
+        root = Path(root).expanduser()
+        where = f"{flag} {printable(root)}"
+        require(root.is_dir(), f"{where}: no such folder")
+        super().__init__(root, files=[], classes=(), labels=torch.empty(0), source=root)
         self._other_suffixes: Counter[str] = Counter()
         self._hidden_images = 0
         self._hidden_folders: list[Path] = []
@@ -158,20 +157,6 @@ class ImageFolder:
                 not_empty.add(path.relative_to(self.root).parts[0])
         return [Path(name) for name in class_folders if name not in not_empty]
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def keep(self, indices: Sequence[int]) -> None:
-        """Drop all files but those at `indices`. The classes stay."""
-        self.files = [self.files[i] for i in indices]
-        self.labels = self.labels[indices]
-
-    def subset(self, indices: Sequence[int]) -> "ImageFolder":
-        """Return a copy that has only the files at `indices`."""
-        copied = copy.copy(self)
-        copied.keep(indices)
-        return copied
-
     def describe_skipped(self) -> str:
         """Return text that lists what is skipped, or "" if nothing is."""
         parts = []
@@ -187,53 +172,6 @@ class ImageFolder:
             folders = describe_folders(self._folders_without_image, "folder")
             parts.append(f"{folders} without an image")
         return "; ".join(parts)
-
-    def report_skipped(self) -> None:
-        """Print what is skipped, if anything is."""
-        skipped = self.describe_skipped()
-        if skipped:
-            print_line(f"{printable(self.root)}: left out {skipped}")
-
-    def read(
-        self,
-        size: int,
-        skip_unreadable: bool = False,
-        pixel_range: PixelRange = None,
-    ) -> Iterator[Tensor]:
-        """Yield all images in the order of `files`, in chunks (B, 3, size, size) uint8.
-
-        At the end, files that cannot be read are dropped from `files` and a message lists them.
-
-        Args:
-            skip_unreadable: continue with the other images if one cannot be read.
-            pixel_range: see `read_image`.
-
-        Raises:
-            UserError: at the end, if an image cannot be read, unless `skip_unreadable` is set and
-                there are other images.
-        """
-        unreadable = dict(self.unreadable_folders)
-        readable_indices: list[int] = []
-        ranges_16_bit = []
-        index = 0
-        for chunk in read_images(self.root, self.files, size, pixel_range):
-            images = []
-            for file, result in chunk:
-                if isinstance(result, str):
-                    unreadable[file] = result
-                else:
-                    images.append(result.pixels)
-                    ranges_16_bit.append(result.range_16_bit)
-                    readable_indices.append(index)
-                index += 1
-            # If an error will be raised, the rest is read only to list all unreadable images in it.
-            will_raise = bool(unreadable) and not skip_unreadable
-            if images and not will_raise:
-                yield torch.stack(images)
-
-        raise_or_print_unreadable(unreadable, len(readable_indices), self.root, skip_unreadable)
-        warn_of_unused_bits(ranges_16_bit, self.root)
-        self.keep(readable_indices)
 
 
 def _label_by_folder(files: Sequence[Path]) -> tuple[tuple[str, ...], Tensor]:

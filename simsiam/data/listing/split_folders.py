@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from simsiam.data.images import SUFFIXES
-from simsiam.data.listing import SYSTEM_FOLDERS
+from simsiam.data.listing.folder import SYSTEM_FOLDERS
 from utils.console import plural, print_line
 from utils.text import printable
 
@@ -38,12 +38,12 @@ def find_split_folders(root: Path, with_test: bool = True) -> SplitFolders:
         return only_root  # `ImageFolder` will raise the error that describes the problem.
     folders = sorted(name for name in is_folder if is_folder[name])
 
-    train = _choose_folder(folders, TRAIN_NAMES)
+    train = choose_name(folders, TRAIN_NAMES)
     if train is None:
         return only_root
     test = None
     if with_test:
-        test = _choose_folder(folders, TEST_NAMES)
+        test = choose_name(folders, TEST_NAMES)
 
     # List what else is in the folder: other folders, and images that are in none.
     unused = []
@@ -62,10 +62,10 @@ def find_split_folders(root: Path, with_test: bool = True) -> SplitFolders:
     return SplitFolders(root / train, test_folder, unused)
 
 
-def _choose_folder(folders: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the folder with the first of these names. A name in lower case is preferred."""
+def choose_name(available: Sequence[str], names: Sequence[str]) -> str | None:
+    """Return the available name that comes first in `names`. One in lower case is preferred."""
     for name in names:
-        matches = [folder for folder in folders if folder.lower() == name]
+        matches = [candidate for candidate in available if candidate.lower() == name]
         if name in matches:
             return name
         if matches:
@@ -73,23 +73,28 @@ def _choose_folder(folders: Sequence[str], names: Sequence[str]) -> str | None:
     return None
 
 
-def print_split_folders(root: Path, folders: SplitFolders) -> None:
-    """Print which sub-folders are used, and what is not used.
+def print_splits(source: Path, train: str, test: str | None, unused: Sequence[str]) -> None:
+    """Print which splits are used, and what is not used.
 
-    If everything is used, nothing is printed for train/ and val/, or for train images alone.
+    If everything is used, nothing is printed for train and val, or for train images alone.
+
+    Args:
+        source: the folder or the list with the splits.
+        train, test: names of the splits, with a slash if they are folders.
+        unused: names of what else there is.
     """
-    if folders.test is None:
+    if test is None:
         is_obvious = True
     else:
-        is_obvious = folders.train.name == "train" and folders.test.name == "val"
-    if is_obvious and not folders.unused:
+        is_obvious = train.rstrip("/") == "train" and test.rstrip("/") == "val"
+    if is_obvious and not unused:
         return
-    message = f"training on {printable(folders.train.name)}/"
-    if folders.test is not None:
-        message += f", testing on {printable(folders.test.name)}/"
-    if folders.unused:
-        listed = folders.unused[:MAX_LISTED_UNUSED]
-        if len(folders.unused) > MAX_LISTED_UNUSED:
+    message = f"training on {printable(train)}"
+    if test is not None:
+        message += f", testing on {printable(test)}"
+    if unused:
+        listed = list(unused[:MAX_LISTED_UNUSED])
+        if len(unused) > MAX_LISTED_UNUSED:
             listed.append("...")
         message += f"; not used: {', '.join(listed)}"
-    print_line(f"{printable(root)}: {message}")
+    print_line(f"{printable(source)}: {message}")

@@ -1,4 +1,4 @@
-"""simsiam/data/split_folders.py: the folders of train and test images, and messages about them."""
+"""simsiam/data/listing/split_folders.py: which folders hold the splits, and messages about them."""
 
 import os
 import unicodedata

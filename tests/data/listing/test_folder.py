@@ -1,4 +1,4 @@
-"""simsiam/data/listing.py: which files of a folder are images, and messages about the others."""
+"""simsiam/data/listing/folder.py: which files are images, and messages about the others."""
 
 import os
 import unicodedata
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simsiam.data.listing import ImageFolder
+from simsiam.data.listing.folder import ImageFolder
 from tests.images import smooth_image
 from utils.errors import UserError
 

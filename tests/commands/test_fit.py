@@ -1,0 +1,127 @@
+"""The batch size and k fit a small data set, unless they are given."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from simsiam.commands.fit import choose_batch_size, fit_k
+from simsiam.data.dataset import ImageDataset, make_blank_split
+from tests.helpers import Program, read_summary
+
+SMALL_NETWORK = "--backbone resnet10 --width 4 --out-dim 32 --h-dim 16 --accelerator cpu"
+CHEAP = "--precision 32 --image-schedule 8:1000 --pictures-every 50"
+FEW_IMAGES = "--dataset patterns --train-images 140 --test-images 40"
+FLAGS = f"{FEW_IMAGES} {SMALL_NETWORK} {CHEAP}".split()
+
+
+def split(*images_per_class: int) -> ImageDataset:
+    labels = torch.arange(len(images_per_class)).repeat_interleave(torch.tensor(images_per_class))
+    classes = tuple(f"class {i}" for i in range(len(images_per_class)))
+    return make_blank_split(8, labels, classes)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size"),
+    [(50_000, 512), (2048, 512), (2047, 256), (500, 64), (140, 32), (32, 8), (20, 8), (7, 4)],
+)
+def test_an_epoch_has_four_steps_if_the_images_allow_it(images: int, batch_size: int) -> None:
+    assert choose_batch_size(images, smallest=8) == batch_size
+
+
+def test_each_process_gets_two_images() -> None:
+    assert choose_batch_size(140, smallest=64) == 64
+
+
+def test_k_is_the_size_of_a_typical_class() -> None:
+    assert fit_k(split(*[5000] * 10), split(10, 10)) == 200  # CIFAR-10
+    assert fit_k(split(*[500] * 100), split(10, 10)) == 200  # CIFAR-100
+    assert fit_k(split(*[20] * 7), split(10, 10)) == 20
+    assert fit_k(split(30, 1, 40), split(10, 10)) == 30  # a rare class decides nothing
+    assert fit_k(split(1, 1), split(1, 1)) == 1
+
+
+def test_without_labels_k_is_at_most_the_number_of_images() -> None:
+    unlabelled = ImageDataset(split(50).images, torch.full((50,), -1), ())
+    assert fit_k(unlabelled, unlabelled) == 50
+
+
+def read_config(run: Path) -> dict[str, dict[str, object]]:
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def test_140_images_train_and_the_choice_is_printed_saved_and_kept(
+    program: Program, tmp_path: Path
+) -> None:
+    status, out, err = program(*FLAGS, "--epochs", "1")
+    assert (status, err) == (0, "")
+    assert "batch     32 images instead of 512, to fit 140 train images; learning rate 0.06" in out
+    assert "kNN       k 14 instead of 200: a typical class" in out
+    run = tmp_path / "runs" / "simsiam_patterns"
+    assert read_summary(run)["step"] == 4
+    config = read_config(run)
+    assert config["settings"]["batch_size"] == 32 and config["settings"]["knn_k"] == 14
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["settings"]["batch_size"] == 32 and checkpoint["settings"]["knn_k"] == 14
+
+    assert "is finished already" in program(*FLAGS, "--epochs", "1")[1]
+    chosen = ["--batch-size", "32", "--knn-k", "14"]
+    assert "is finished already" in program(*FLAGS, "--epochs", "1", *chosen)[1]
+    status, _, err = program(*FLAGS, "--epochs", "1", "--batch-size", "64")
+    assert status == 2 and "--batch-size 32, now 64" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch-size", "512"], "--batch-size 512 is more than the 140 train images"),
+        (["--knn-k", "200"], "--knn-k 200 is more than the 140 train images"),
+        (["--accumulate", "128"], "--batch-size 128 must split into 128 equal parts"),
+    ],
+)
+def test_what_is_given_stays(
+    flags: list[str], message: str, program: Program, tmp_path: Path
+) -> None:
+    status, _, err = program(*FLAGS, "--epochs", "1", *flags)
+    assert status == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_resumed_run_keeps_its_batch_size_and_k(program: Program, tmp_path: Path) -> None:
+    """A run of an earlier version had the defaults of that version, whatever would fit today."""
+    flags = [*FLAGS, "--epochs", "2", "--train-images", "600"]
+    assert program(*flags, "--batch-size", "512", "--knn-k", "200")[0] == 0
+    run = tmp_path / "runs" / "simsiam_patterns"
+    (run / "summary.json").unlink()  # the run was killed at its end
+    config = read_config(run)
+    del config["resolved"]["fitted"], config["settings"]["recipe"]
+    del config["settings"]["base_learning_rate"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+    status, out, err = program(*flags)
+    assert (status, err) == (0, "") and "resumed from" in out
+    assert read_summary(run)["step"] == 2
+    config = read_config(run)
+    assert config["settings"]["batch_size"] == 512 and config["settings"]["knn_k"] == 200
+
+    # With other values than the defaults, the flags must be repeated, as before.
+    name = ["--exp-name", "given"]
+    assert program(*flags, *name, "--batch-size", "100")[0] == 0
+    status, _, err = program(*flags, *name)
+    assert status == 2 and "--batch-size 100, now 512" in err
+
+
+def test_a_damaged_choice_is_refused_in_one_line(program: Program, tmp_path: Path) -> None:
+    assert program(*FLAGS, "--epochs", "1")[0] == 0
+    run = tmp_path / "runs" / "simsiam_patterns"
+    config = read_config(run)
+    config["settings"]["batch_size"] = "many"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    status, _, err = program(*FLAGS, "--epochs", "1")
+    assert status == 2 and "--batch-size many" in err and err.count("\n") == 1
+
+
+def test_the_auto_rate_follows_the_chosen_batch(program: Program) -> None:
+    status, out, _ = program(*FLAGS, "--learning-rate", "auto", "--dry-run")
+    assert status == 0 and "to fit 140 train images; learning rate 0.00375" in out
