@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 
 from simsiam.config import commands
 from simsiam.config.commands import COMMANDS
@@ -53,6 +55,7 @@ def test_each_pretraining_passes_a_dry_run(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(photos)
     np.savez(tmp_path / "images.npz", x_train=patterns(50).images.numpy())
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     # Other tests measure how long a run takes.
     monkeypatch.setattr("simsiam.commands.describe.estimate_seconds", lambda *_: 7200.0)
     arguments = shlex.split(flags)

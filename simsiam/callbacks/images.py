@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.knn_labels import is_leave_one_out
-from simsiam.evaluation.gallery import draw_gallery, draw_views, gallery_rows
+from simsiam.evaluation.gallery import draw_gallery, draw_views, gallery_rows, select_evenly
 from utils.run_dir import RunDirectory
 
 GALLERY_QUERIES = 10  # rows of the image `neighbours`
@@ -59,9 +60,11 @@ class ImageLogger(pl.Callback):
         step = trainer.global_step - 1
         self.log_image("views", draw_views(data, first_epoch=epoch), step)
         if self.knn.epoch_metrics and self.knn.indices is not None:
-            indices = self.knn.indices[:GALLERY_QUERIES, :GALLERY_NEIGHBOURS]
             labelled = data.test.labelled_indices  # The others are no queries.
-            queries = data.test.subset(labelled[: len(indices)])
+            spread = select_evenly(len(self.knn.indices), GALLERY_QUERIES)
+            chosen = torch.tensor(spread, device=self.knn.indices.device)
+            indices = self.knn.indices[chosen, :GALLERY_NEIGHBOURS]
+            queries = data.test.subset(labelled[chosen.to(labelled.device)])
             if is_leave_one_out(data.train, data.test):
                 rows = gallery_rows(data.test, queries, labelled[indices])
             else:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
 
-import torch
-
 from models.choices import is_library_backbone
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.callbacks.knn import KNNMonitor
@@ -31,7 +29,6 @@ from utils.device import describe_hardware, git_commit, hidden_gpu_reason, packa
 from utils.run_dir import RunDirectory
 from utils.settings import flatten, to_flags
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of torchvision's and timm's weights
 LONG_RUN = 6 * 3600  # seconds; for a longer run on a CPU, a shorter one is suggested
 # Reaches a kNN accuracy of 60 % on CIFAR-10 in a quarter of an hour on a CPU: docs/benchmarks.md.
 FLAGS_FOR_CPU = (
@@ -96,6 +93,11 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
     }
     if context.weights is not None:
         resolved["starting_weights"] = "; ".join(context.weights.lines)
+    elif context.start is not None and context.run.config.exists():
+        # Only the first start of a run loads the weights of --model-path. This is a later one.
+        description = context.run.settings("resolved").get("starting_weights")
+        if description is not None:
+            resolved["starting_weights"] = description
     return resolved
 
 
@@ -181,10 +183,15 @@ def describe_settings(context: RunContext) -> list[str]:
 def describe_images(context: RunContext) -> list[str]:
     """Return the lines about the images, their views, and the reason if kNN cannot be measured."""
     data = context.data
-    classes = plural(len(data.train.classes), "class")
+    classes = data.train.describe_classes()
     counts = f"{len(data.train):,} train and {len(data.test):,} {data.test.evaluation_name}"
-    lines = [f"  images    {counts}, {classes}"]
+    reason = knn_unavailable_reason(data.train, data.test)
+    is_knn_off = reason is not None and context.config.monitor.knn_every > 0
+    if is_knn_off and reason == classes:
+        classes += ": kNN is off"
+        is_knn_off = False  # it has been said
 
+    lines = [f"  images    {counts}, {classes}"]
     views = f"views of {data.size} x {data.size} pixels"
     if data.size < data.train.side:
         views += f" from {data.train.side} x {data.train.side}"
@@ -193,8 +200,7 @@ def describe_images(context: RunContext) -> list[str]:
     if augmentation:
         lines.append(f"{INDENT}augmented with {augmentation}")
 
-    reason = knn_unavailable_reason(data.train, data.test)
-    if reason is not None and context.config.monitor.knn_every:
+    if is_knn_off:
         lines.append(f"{INDENT}{reason}: kNN is off")
     if context.config.monitor.knn_every and is_leave_one_out(data.train, data.test):
         labelled = plural(len(data.test.labelled_indices), data.test.evaluation_name[:-1])
@@ -236,10 +242,7 @@ def describe_weights(weights: StartingWeights, data: ViewsDataModule) -> list[st
     first_line, *more_lines = weights.lines
     lines = [f"  start     {first_line}"]
     lines += [INDENT + line for line in more_lines]
-    # In a dry run, images that would be downloaded first have neither mean nor std.
-    is_known = bool(data.mean.any())
-    is_of_imagenet = torch.allclose(data.mean.cpu(), torch.tensor(IMAGENET_MEAN), atol=1e-4)
-    if weights.is_foreign and is_known and not is_of_imagenet:
+    if weights.is_foreign and data.policy.normalize == "dataset":
         lines += [
             f"{INDENT}images are normalised by the data set's own mean and std; if these weights",
             f"{INDENT}were trained with ImageNet's, as most are, pass --normalize imagenet",

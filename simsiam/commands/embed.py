@@ -1,7 +1,7 @@
-"""The command `embed`: features of a data set, or of any folder of images, in a file for numpy."""
+"""The command `embed`: features of a data set, or of any folder of images, in a file."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from simsiam.data.listing.image_list import ImageList
 from simsiam.data.listing.sources import list_images
 from simsiam.evaluation.checkpoint import LoadedCheckpoint
 from simsiam.evaluation.context import find_conversion, open_checkpoint, open_context
+from simsiam.evaluation.feature_files import Embedding, choose_writer
 from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.results import Results, name_results
 from utils.console import print_line
@@ -21,6 +22,8 @@ from utils.device import choose_device
 from utils.errors import require
 from utils.filesystem import write_atomically
 from utils.text import printable
+
+DEFAULT_OUTPUT = "features.npz"
 
 
 class Source(NamedTuple):
@@ -34,11 +37,12 @@ class Source(NamedTuple):
 
 
 def embed(config: Embed) -> None:
-    """Write features, labels and the origin of each image into an `.npz` file.
+    """Write features, labels and the origin of each image into an .npz or a .parquet file.
 
     The features are those of the backbone, not normalised.
     """
     options = config.embed
+    write_features = choose_writer(options.output or DEFAULT_OUTPUT)
     folder = None
     if options.images is not None:
         folder = list_images(options.images, "--images")
@@ -47,7 +51,7 @@ def embed(config: Embed) -> None:
         source = open_dataset(config)
     checkpoint = source.checkpoint
     results = Results(config, checkpoint, name_results("embed", options.output))
-    output = results.choose_output(options.output, "features.npz")
+    output = results.choose_output(options.output, DEFAULT_OUTPUT)
 
     n = sum(len(split) for split in source.splits.values())
     name = printable(source.name)
@@ -59,23 +63,15 @@ def embed(config: Embed) -> None:
     # Reading a folder has removed the images that cannot be read, so ask for the lengths again.
     sizes = {name: len(split) for name, split in source.splits.items()}
     labels = [split.labels for split in source.splits.values()]
-    arrays = {
-        "features": features,
-        "labels": torch.cat(labels).cpu().numpy(),
-        "indices": np.concatenate([np.arange(size) for size in sizes.values()]),
-        "split": np.repeat(list(sizes), list(sizes.values())),
-        "classes": np.array(source.classes, dtype=np.str_),
-    }
-    if folder is not None:
-        # Bytes that are not UTF-8 stay as `os.fsdecode` gives them, so that `open` takes the paths.
-        arrays["paths"] = np.array([str(file) for file in folder.files])
-
-    def write_npz(path: Path) -> None:
-        # With a path instead of an open file, numpy would append a suffix.
-        with open(path, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-
-    write_atomically(output, write_npz)
+    embedding = Embedding(
+        features=features,
+        labels=torch.cat(labels).cpu().numpy(),
+        indices=np.concatenate([np.arange(size) for size in sizes.values()]),
+        split=np.repeat(list(sizes), list(sizes.values())),
+        classes=source.classes,
+        paths=list_paths(source.splits),
+    )
+    write_atomically(output, partial(write_features, embedding))
     n, dimensions = features.shape
     print_line(f"features  {printable(output)}: {n:,} images, {dimensions} features of each")
     results.write(
@@ -87,6 +83,23 @@ def embed(config: Embed) -> None:
             "output": str(output),
         }
     )
+
+
+def list_paths(splits: dict[str, ImageDataset | ImageList]) -> list[str] | None:
+    """Return the path of each image of all splits, relative to the folder of the data set.
+
+    Returns:
+        None if the images have no files of their own.
+    """
+    paths: list[str] = []
+    for split in splits.values():
+        if isinstance(split, ImageList):
+            paths += [str(file) for file in split.files]
+        elif split.paths is not None:
+            paths += split.paths
+        else:
+            return None
+    return paths
 
 
 def open_dataset(config: Embed) -> Source:

@@ -7,10 +7,18 @@ import torch
 
 from simsiam.config.evaluation_commands import Neighbours
 from simsiam.data.dataset import ImageDataset
+from simsiam.data.file_paths import FilePaths
 from simsiam.data.listing.image_list import ImageList
 from simsiam.data.listing.sources import list_images
 from simsiam.evaluation.context import EvaluationContext, find_conversion, open_context
-from simsiam.evaluation.gallery import Tile, draw_gallery, find_nearest, select_evenly
+from simsiam.evaluation.gallery import (
+    Nearest,
+    Tile,
+    draw_gallery,
+    find_nearest,
+    gallery_rows,
+    select_evenly,
+)
 from simsiam.evaluation.results import Results, name_results
 from utils.console import print_line
 from utils.device import choose_device
@@ -39,20 +47,32 @@ def neighbours(config: Neighbours) -> None:
     )
     if folder is not None:
         queries = read_queries(config, context, folder)
+        query_indices = list(range(len(queries)))
+        query_source = str(options.images)
     else:
         source = train if in_bank else context.test
-        queries = source.subset(torch.tensor(select_evenly(len(source), options.queries)))
+        query_indices = select_evenly(len(source), options.queries)
+        queries = source.subset(torch.tensor(query_indices))
+        query_source = "train images" if in_bank else source.evaluation_name
 
     context.announce()
     features = context.extract_features(queries.images, "queries")
     bank = context.extract_features(train.images, "train images")
-    rows = find_nearest(train, queries, features, bank, options.k, in_bank)
+    bank_index = torch.tensor(query_indices) if in_bank else None
+    nearest = find_nearest(features, bank, options.k, bank_index)
+    rows = gallery_rows(train, queries, nearest.index, nearest.similarity)
 
     heading = (
         f"Left: queries. Right of each: the {options.k} train images of {context.dataset} with the "
         "highest cosine."
     )
-    summary: dict[str, Any] = {"queries": len(rows), "k": options.k, "output": str(output)}
+    summary: dict[str, Any] = {
+        "queries": len(rows),
+        "k": options.k,
+        "output": str(output),
+        "query_source": query_source,
+        "neighbours": name_neighbours(train, queries, query_indices, nearest),
+    }
     if folder is None and train.labelled:
         heading += " Blue frame: of the same class; orange: of another."
         summary["same_class"] = 100 * count_same_class(rows) / (options.k * len(rows))
@@ -63,7 +83,7 @@ def neighbours(config: Neighbours) -> None:
 
 
 def read_queries(config: Neighbours, context: EvaluationContext, folder: ImageList) -> ImageDataset:
-    """Return `--queries` evenly spread images of a folder. The class of each is its file's name."""
+    """Return `--queries` evenly spread images of a folder, without labels."""
     folder.keep(select_evenly(len(folder), config.neighbours.queries))
     folder.report_skipped()
     chunks = folder.read(
@@ -72,9 +92,30 @@ def read_queries(config: Neighbours, context: EvaluationContext, folder: ImageLi
         find_conversion(config, context.checkpoint),
     )
     images = torch.cat(list(chunks))
-    # A gallery writes the class below each query. Make each file's name a class.
-    names = tuple(printable(file.name) for file in folder.files)
-    return ImageDataset(images, torch.arange(len(images)), names)
+    no_labels = torch.full((len(images),), -1)
+    paths = FilePaths(str(file) for file in folder.files)
+    return ImageDataset(images, no_labels, classes=(), paths=paths)
+
+
+def name_neighbours(
+    train: ImageDataset, queries: ImageDataset, query_indices: list[int], nearest: Nearest
+) -> list[dict[str, Any]]:
+    """Return each query and its neighbours, with their cosines, for summary.json.
+
+    An image has the name of its file, relative to the folder of the data set or of the queries. In
+    a data set without files, it has its index in its split.
+    """
+    neighbours: list[dict[str, Any]] = []
+    for r, query_index in enumerate(query_indices):
+        index = nearest.index[r].tolist()
+        neighbours.append(
+            {
+                "query": queries.paths[r] if queries.paths is not None else query_index,
+                "nearest": [train.paths[i] for i in index] if train.paths is not None else index,
+                "cosine": [round(cosine, 4) for cosine in nearest.similarity[r].tolist()],
+            }
+        )
+    return neighbours
 
 
 def count_same_class(rows: list[list[Tile]]) -> int:

@@ -30,6 +30,7 @@ from simsiam.commands.describe import (
     summarise,
 )
 from simsiam.commands.fit import fit_to_data, resume_fit
+from simsiam.commands.next_command import choose_next_command
 from simsiam.commands.resume import (
     Start,
     choose_resumed_precision,
@@ -40,7 +41,6 @@ from simsiam.commands.resume import (
 from simsiam.config.commands import Pretrain, settings_to_keep, subprocess_args
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.knn_labels import classifier_unavailable_reason
 from simsiam.evaluation.checkpoint import load_backbone
 from simsiam.evaluation.metadata import METADATA_HPARAMS
 from simsiam.evaluation.networks import evaluated_backbone
@@ -285,7 +285,5 @@ def finish_run(
     summary = summarise(recorder.rows, checkpoints, knn)
     write_json(run.summary, summary)
 
-    # Without labels there is no linear classifier to train.
-    reason = classifier_unavailable_reason(context.data.train, context.data.test)
-    next_command = "linear" if reason is None else "neighbours"
+    next_command = choose_next_command(context.data.train, context.data.test)
     print(describe_result(summary, run, next_command))

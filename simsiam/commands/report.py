@@ -32,9 +32,11 @@ from utils.console import print_line, print_table
 from utils.errors import UserError, require
 from utils.filesystem import check_writable, write_atomically, write_text
 from utils.run_dir import REPORT_FOLDER
+from utils.text import cut_middle
 
 TEMPLATE = Path(figures.__file__).with_name("template.html.j2")  # in the folder simsiam/report
 MAX_SECTIONS = 4  # groups that get pictures of their checkpoint, which take time and space
+MAX_CAPTION = 24  # characters in a line below a neighbour
 MAX_VIEWS_SIDE = 2000  # pixels of the picture of views on the page
 
 
@@ -107,6 +109,7 @@ def describe_runs(groups: Sequence[Group]) -> dict[str, Any]:
         "written": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         "groups": groups,
         "runs": runs,
+        "has_knn": any(run.values("kNN_accuracy") for run in runs),
         "results": {name: [group.accuracy(name) for group in groups] for name in accuracy_names},
         "machines": {
             name: [run.machine.get(name, UNKNOWN) for run in runs] for name in machine_names
@@ -119,6 +122,7 @@ def render_page(**variables: Any) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.finalize = make_printable
     environment.filters["encode"] = encode_picture
+    environment.filters["cut"] = partial(cut_middle, kept=MAX_CAPTION)
     template = environment.from_string(TEMPLATE.read_text("utf-8"))
     page = template.render(
         variables,

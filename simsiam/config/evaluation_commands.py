@@ -78,10 +78,11 @@ class Finetune(Evaluation):
 
 @option_group(kw_only=True)
 class Embed(Evaluation):
-    """Write the backbone's features of the data set, or of a folder of images, for numpy.
+    """Write the backbone's features of the data set, or of a folder of images.
 
-    The file holds the arrays features (N, F) float32, labels (N,), indices (N,), split (N,) and
-    classes; of a folder also paths (N,), with its sub-folders as classes.
+    The .npz file holds the arrays features (N, F) float32, labels (N,), indices (N,), split (N,)
+    and classes. If the images are files, it also holds their paths (N,). A .parquet file has the
+    columns features, label, class, path, index and split.
     """
 
     embed: evaluation.EmbedOptions = evaluation.EmbedOptions()

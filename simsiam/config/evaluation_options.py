@@ -114,7 +114,7 @@ class EmbedOptions:
     """Embedding."""
 
     output: Annotated[str | None, Hint("FILE", default="features.npz in the results folder")] = None
-    """The .npz file to write."""
+    """The .npz file to write, or a .parquet file (needs pyarrow)."""
     images: Annotated[str | None, Hint("DIR", default="the data set")] = None
     """Embed all images in this folder and below it, or of a .txt or .csv list, instead of the data
     set (their central square, resized)."""
@@ -123,8 +123,8 @@ class EmbedOptions:
 
     def __post_init__(self) -> None:
         require(
-            self.output is None or self.output.endswith(".npz"),
-            f"--output {self.output}: give a name that ends in .npz",
+            self.output is None or self.output.endswith((".npz", ".parquet")),
+            f"--output {self.output}: give a name that ends in .npz or .parquet",
         )
 
 

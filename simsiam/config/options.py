@@ -135,7 +135,6 @@ class EvaluationDataOptions(DataOptions):
 
 
 @option_group()
-@option_group()
 class MethodOptions:
     """Method: SimSiam (arXiv 2011.10566) and its ablations."""
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from simsiam.config.augment_options import Normalize
 from simsiam.config.options import SMALL_IMAGE, DataOptions
+from simsiam.data.file_paths import FilePaths
 from simsiam.data.whole_images import WholeImages
-from utils.console import print_line
+from utils.console import plural
 from utils.device import free_memory
 from utils.distributed import local_world_size
 from utils.errors import UserError, require
@@ -20,10 +21,6 @@ from utils.text import printable
 
 # Without --data-memory, the images may take this part of the free memory.
 MEMORY_FRACTION = 0.5
-
-# A warning is printed if the lowest and the highest of the values 0 to 255 are closer than this.
-MIN_CONTRAST = 32
-CONTRAST_IMAGES = 256  # images on which the contrast is measured
 
 # If the images take more bytes than this, their mean and std are measured on a part of them.
 STATISTICS_BYTES = 2**32
@@ -59,6 +56,8 @@ class ImageDataset:
         held_out: whether these are training images that take the place of the test images.
         whole: the same images in their own shapes, of which views are cropped; None if views are
             cropped from `images`.
+        paths: the file of each image, relative to the folder of the data set. It is None for a data
+            set that has no file for each image.
     """
 
     images: Tensor
@@ -68,6 +67,7 @@ class ImageDataset:
     digest: str | None = None
     held_out: bool = False
     whole: WholeImages | None = None
+    paths: FilePaths | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -92,9 +92,24 @@ class ImageDataset:
         """The indices (n,) int64 of the images that have a label."""
         return (self.labels >= 0).nonzero().flatten()
 
+    def describe_classes(self) -> str:
+        """Return text such as "10 classes", or "no labels" if there are no classes."""
+        if not self.classes:
+            return "no labels"
+        return plural(len(self.classes), "class")
+
     def first(self, n: int | None) -> "ImageDataset":
         """Return the first n images, or all if n is None."""
-        return replace(self, images=self.images[:n], labels=self.labels[:n])
+        return self.slice(0, n)
+
+    def slice(self, start: int, stop: int | None) -> "ImageDataset":
+        """Return the images from `start` up to, but without `stop`; up to the end if it is None."""
+        return replace(
+            self,
+            images=self.images[start:stop],
+            labels=self.labels[start:stop],
+            paths=self.paths[start:stop] if self.paths is not None else None,
+        )
 
     def images_at(self, indices: Tensor) -> Tensor:
         """Return the images at `indices`, which may be on another device than the images.
@@ -109,10 +124,11 @@ class ImageDataset:
         return images.to(indices.device)
 
     def subset(self, indices: Tensor) -> "ImageDataset":
-        """Return the images at `indices` (n,) and their labels, in memory."""
+        """Return the images at `indices` (n,), their labels and their paths, in memory."""
         images = self.images_at(indices)
         labels = self.labels[indices.to(self.labels.device)]
-        return replace(self, images=images, labels=labels, on_disk=False)
+        paths = self.paths.subset(indices) if self.paths is not None else None
+        return replace(self, images=images, labels=labels, paths=paths, on_disk=False)
 
     def labelled_part(self) -> "ImageDataset":
         """Return the images that have a label. They are in memory, unless these are all images."""
@@ -207,39 +223,6 @@ def _move_images(split: ImageDataset, device: torch.device) -> ImageDataset:
     # If the device is the CPU, `to` without `copy` would return the memory map itself.
     images = split.images.to(device, copy=split.on_disk)
     return replace(split, images=images, on_disk=False)
-
-
-def warn_of_low_contrast(
-    images: Tensor,
-    where: str,
-    pixel_range: tuple[float, float] | None,
-) -> None:
-    """Print a warning if the images of a data set have hardly any contrast.
-
-    Args:
-        images: (N, 3, C, C) uint8.
-        where: the name of the data set.
-        pixel_range: the values that became black and white, if `--pixel-range` was given.
-    """
-    n = min(len(images), CONTRAST_IMAGES)
-    if n == 0:
-        return
-    sample = images[evenly_spaced(n, len(images))]
-    low = int(sample.min())
-    high = int(sample.max())
-    if high - low >= MIN_CONTRAST:
-        return
-    if low == high:
-        return  # All pixels are equal, for which `channel_statistics` raises an error.
-    if pixel_range is None:
-        advice = f"Pass --pixel-range {low}:{high} to make {low} black and {high} white."
-    else:
-        given_low, given_high = pixel_range
-        advice = f"Check whether --pixel-range {given_low:g}:{given_high:g} is right."
-    print_line(
-        f"warning: the images of {where} have hardly any contrast: of 0 to 255 they use only the "
-        f"values {low} to {high}. {advice}"
-    )
 
 
 def choose_statistics(

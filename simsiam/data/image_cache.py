@@ -10,7 +10,6 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +31,7 @@ from simsiam.data.cache_manifest import (
     read_manifest,
 )
 from simsiam.data.dataset import ImageDataset, Splits
+from simsiam.data.file_paths import FilePaths
 from simsiam.data.image_notes import ImageNotes
 from simsiam.data.images import read_images, silence_pillow, try_to_read
 from utils.console import print_line, track_progress
@@ -66,14 +66,13 @@ def open_cache(folder: Path) -> Splits:
     classes = tuple(manifest["classes"])
     paths = [manifest["sources"][i][0] for i in readable]
     digest = _digest_contents(paths, digests)
-    both = ImageDataset(images, labels, classes, on_disk=True, digest=digest)
+    file_paths = FilePaths(paths)
+    both = ImageDataset(images, labels, classes, on_disk=True, digest=digest, paths=file_paths)
 
     # The files of the train images come first.
     num_train = sum(1 for i in readable if i < manifest["train"])
     require(num_train > 0, f"None of the train images in {where} could be read.")
-    train = both.first(num_train)
-    test = replace(both, images=images[num_train:], labels=labels[num_train:])
-    return train, test
+    return both.first(num_train), both.slice(num_train, None)
 
 
 def map_images(file: Path, n: int, side: int) -> Tensor:

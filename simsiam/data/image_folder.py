@@ -18,13 +18,14 @@ from typing import Any
 
 from simsiam.config.options import FOLDER_IMAGE_SIZE, DataOptions
 from simsiam.data.cache_manifest import IMAGES
-from simsiam.data.dataset import Splits, make_blank_split, stored_side, warn_of_low_contrast
+from simsiam.data.dataset import Splits, make_blank_split, stored_side
 from simsiam.data.image_cache import decode_images, map_images, open_cache, read_notes
 from simsiam.data.image_notes import describe_notes
 from simsiam.data.listing.duplicates import describe_duplicates
 from simsiam.data.listing.list_file import hash_list
 from simsiam.data.listing.messages import raise_or_print_unreadable, warn_of_unused_bits
 from simsiam.data.listing.sources import ListedSplits, list_splits
+from simsiam.data.pixel_range import warn_of_low_contrast
 from utils.console import print_line
 from utils.text import printable
 

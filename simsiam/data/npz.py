@@ -27,8 +27,9 @@ from simsiam.data.array_conversion import (
     name_classes,
 )
 from simsiam.data.class_choice import SplitLabels, unify_labels
-from simsiam.data.dataset import ImageDataset, Splits, take_first, warn_of_low_contrast
+from simsiam.data.dataset import ImageDataset, Splits, take_first
 from simsiam.data.listing.list_file import LIST_SUFFIXES
+from simsiam.data.pixel_range import warn_of_low_contrast
 from utils import distributed
 from utils.console import print_line
 from utils.errors import UserError, require

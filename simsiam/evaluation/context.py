@@ -74,7 +74,7 @@ class EvaluationContext:
         print_line(f"{self.checkpoint.file}: {network}")
 
         images = f"{len(self.train):,} train and {len(self.test):,} {self.test.evaluation_name}"
-        print_line(f"{self.dataset}: {images}, {len(self.classes)} classes; {self.device}")
+        print_line(f"{self.dataset}: {images}, {self.train.describe_classes()}; {self.device}")
 
     def extract_features(self, images: Tensor, label: str, unit: bool = True) -> Tensor:
         """Return the features (N, F) of images, and show the progress.

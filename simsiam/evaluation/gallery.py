@@ -1,12 +1,11 @@
 """Draw augmented views, and galleries of nearest neighbours."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import matplotlib
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import to_pil_image
@@ -14,9 +13,11 @@ from torchvision.utils import make_grid
 
 from simsiam.augment import apply as apply_parameters
 from simsiam.augment import draw as draw_parameters
-from simsiam.data.dataset import ImageDataset
+from simsiam.data.dataset import ImageDataset, evenly_spaced
+from simsiam.evaluation.captions import CaptionWriter
 from simsiam.evaluation.features import crop_center
 from utils.knn import nearest
+from utils.text import printable
 
 # Galleries are drawn without Lightning, which takes seconds to import.
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ TILE = 96  # side of a thumbnail
 GAP = 10  # between two thumbnails
 LINE = 16  # height of a line of text
 FRAME = 3  # width of the frame around a thumbnail
-FONT_SIZE = 11
 
 # Blue and vermilion, which colour-blind people can tell apart too (Okabe & Ito 2008).
 SAME_CLASS_COLOUR = (0, 114, 178)
@@ -38,7 +38,9 @@ OTHER_CLASS_COLOUR = (213, 94, 0)
 
 
 def draw_views(data: "ViewsDataModule", first_epoch: int = 0) -> Tensor:
-    """Draw a row for each of the first train images: the image and its views in four epochs.
+    """Draw a row for each of eight train images: the image and its views in four epochs.
+
+    The images are spread evenly over all, and over their classes.
 
     Args:
         data: has loaded its images.
@@ -47,8 +49,7 @@ def draw_views(data: "ViewsDataModule", first_epoch: int = 0) -> Tensor:
     Returns:
         The picture (3, H, W) uint8.
     """
-    n = min(VIEWED_IMAGES, len(data.train))
-    indices = torch.arange(n, device=data.mean.device)
+    indices = select_over_classes(data.train, VIEWED_IMAGES).to(data.mean.device)
     originals = data.train.images_at(indices)
     columns = [crop_center(originals, data.size)]
     for epoch in range(first_epoch, first_epoch + VIEWED_EPOCHS):
@@ -87,16 +88,42 @@ def select_evenly(n: int, count: int) -> list[int]:
     return [i * n // count + i % (n // count) for i in range(count)]
 
 
+def select_over_classes(split: ImageDataset, count: int) -> Tensor:
+    """Return indices (n,) of at most `count` images, spread evenly over the classes and in each.
+
+    Without labels, the images are spread over the split.
+    """
+    if not split.labelled:
+        return torch.tensor(select_evenly(len(split), count))
+    labels = split.labels.cpu()
+    present = labels.unique()
+    # The class of each chosen image, such as 0 0 1 1 2 2 3 3 for 8 images of 4 classes.
+    chosen_classes = present[torch.arange(count) * len(present) // count]
+    chosen: list[Tensor] = []
+    for label in chosen_classes.unique():
+        members = (labels == label).nonzero().flatten()
+        n = min(int((chosen_classes == label).sum()), len(members))
+        chosen.append(members[evenly_spaced(n, len(members))])
+    return torch.cat(chosen)
+
+
 class Tile(NamedTuple):
     """A thumbnail with the text below it.
 
     `same_class` says whether a neighbour has the class of its query. It is None for the query
-    itself, and if the class is not known.
+    itself, and if the class is not known. `path` is that of the image's file, printable, or
+    "" if it has none.
     """
 
     image: Image.Image  # at most TILE pixels wide and high
     text: str
     same_class: bool | None = None
+    path: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines below the thumbnail: the text, then the name of the file."""
+        return [line for line in (self.text, os.path.basename(self.path)) if line]
 
 
 def gallery_rows(
@@ -118,11 +145,14 @@ def gallery_rows(
 
     rows: list[list[Tile]] = []
     for r in range(len(queries)):
-        row = [Tile(to_pil_image(thumbnails[r]), query_names[r])]
+        path = printable(queries.paths[r]) if queries.paths is not None else ""
+        row = [Tile(to_pil_image(thumbnails[r]), query_names[r], path=path)]
 
-        neighbours = shrink_images(train.images_at(index[r]))
-        neighbour_labels = train.labels[index[r]].tolist()
+        nearest_images = train.subset(index[r])
+        neighbours = shrink_images(nearest_images.images)
+        neighbour_labels = nearest_images.labels.tolist()
         neighbour_names = train.names(neighbour_labels)
+        paths = nearest_images.paths or [""] * len(neighbours)  # a data set may have no files
         class_is_known = labels[r] >= 0 and same_classes
         for c in range(len(neighbours)):
             text = neighbour_names[c]
@@ -131,53 +161,61 @@ def gallery_rows(
             same_class = None
             if class_is_known and neighbour_labels[c] >= 0:
                 same_class = neighbour_labels[c] == labels[r]
-            row.append(Tile(to_pil_image(neighbours[c]), text.strip(), same_class))
+            path = printable(paths[c])
+            row.append(Tile(to_pil_image(neighbours[c]), text.strip(), same_class, path))
         rows.append(row)
     return rows
 
 
+class Nearest(NamedTuple):
+    """The k nearest train images of each of Q queries."""
+
+    similarity: Tensor  # (Q, k) cosines, the highest first
+    index: Tensor  # (Q, k) indices of train images
+
+
 def find_nearest(
-    train: ImageDataset,
-    queries: ImageDataset,
-    features: Tensor,
-    bank: Tensor,
-    k: int,
-    in_bank: bool,
-) -> list[list[Tile]]:
-    """Return `gallery_rows` of the k train images that are nearest to each query, by cosine.
+    features: Tensor, bank: Tensor, k: int, bank_index: Tensor | None = None
+) -> Nearest:
+    """Return the k train images that are nearest to each query, by cosine.
 
     Args:
-        train: N images.
-        queries: Q images.
         features: (Q, F) of the queries, L2-normalised.
         bank: (N, F) of the train images, L2-normalised.
-        k: neighbours of each query.
-        in_bank: whether the queries are train images. Then each query is its own nearest neighbour,
-            and is left out.
+        k: neighbours of each query; fewer if there are not as many.
+        bank_index: (Q,) indices of the queries in the bank, if they are train images themselves. No
+            query is its own neighbour.
     """
-    skipped = 1 if in_bank else 0
-    similarity, index = nearest(features, bank, min(skipped + k, len(bank)))
-    return gallery_rows(train, queries, index[:, skipped:], similarity[:, skipped:])
+    if bank_index is None:
+        return Nearest(*nearest(features, bank, min(k, len(bank))))
+    similarity, index = nearest(features, bank, min(k + 1, len(bank)))
+    is_other = index != bank_index.to(index.device)[:, None]
+    # A query with many copies among the train images may not be in its own row. Drop the last one.
+    is_other[is_other.all(dim=1), -1] = False
+    shape = (len(index), index.shape[1] - 1)
+    return Nearest(similarity[is_other].view(shape), index[is_other].view(shape))
 
 
 def draw_gallery(rows: Sequence[Sequence[Tile]], heading: str = "") -> Image.Image:
     """Draw each row of tiles as a line, with a gap between the query and its neighbours.
 
-    Neighbours have a blue frame if they have the class of their query, and an orange one if not.
+    Below a tile are its class and cosine, and the name of its file. Neighbours have a blue frame if
+    they have the class of their query, and an orange one if not.
     """
-    step = TILE + GAP
+    tiles = [tile for row in rows for tile in row]
+    num_lines = max(1, *(len(tile.lines) for tile in tiles))
+    width = TILE + GAP
+    height = width + num_lines * LINE
     top = 2 * GAP + LINE
-    size = (3 * GAP + len(rows[0]) * step, top + len(rows) * (step + LINE))
-    sheet = Image.new("RGB", size, "white")
+    sheet = Image.new("RGB", (3 * GAP + len(rows[0]) * width, top + len(rows) * height), "white")
     pen = ImageDraw.Draw(sheet)
-    font_file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    font = ImageFont.truetype(font_file, FONT_SIZE)
+    captions = CaptionWriter(pen, [heading, *(line for tile in tiles for line in tile.lines)])
 
-    pen.text((GAP, GAP), heading, "black", font)
+    captions.write(GAP, GAP, heading)
     for r, row in enumerate(rows):
-        y = top + r * (step + LINE)
+        y = top + r * height
         for c, tile in enumerate(row):
-            x = GAP + c * step
+            x = GAP + c * width
             if c > 0:
                 x += GAP  # sets the neighbours apart from the query
             thumbnail = tile.image.resize((TILE, TILE), Image.Resampling.NEAREST)
@@ -186,12 +224,6 @@ def draw_gallery(rows: Sequence[Sequence[Tile]], heading: str = "") -> Image.Ima
                 frame = (x - 2, y - 2, x + TILE + 1, y + TILE + 1)
                 colour = SAME_CLASS_COLOUR if tile.same_class else OTHER_CLASS_COLOUR
                 pen.rectangle(frame, outline=colour, width=FRAME)
-            pen.text((x, y + TILE + 2), _shorten(tile.text, pen, font), "black", font)
+            for i, line in enumerate(tile.lines):
+                captions.write(x, y + TILE + 2 + i * LINE, line, TILE)
     return sheet
-
-
-def _shorten(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> str:
-    """Return the text, cut to the width of a tile and ended by "..." if it is too long."""
-    while pen.textlength(text, font) > TILE:
-        text = text.removesuffix("...")[:-1] + "..."
-    return text

@@ -16,10 +16,18 @@ from simsiam.config.run_options import MonitorOptions
 from simsiam.data.dataset import ImageDataset
 from simsiam.data.knn_labels import knn_unavailable_reason
 from simsiam.evaluation.context import EvaluationContext, open_context
-from simsiam.evaluation.gallery import Tile, draw_gallery, find_nearest, select_evenly
+from simsiam.evaluation.gallery import (
+    Tile,
+    draw_gallery,
+    find_nearest,
+    gallery_rows,
+    select_evenly,
+    shrink_images,
+)
 from simsiam.evaluation.metrics import confusion
 from simsiam.report.charts import FeatureAnalysis, render_feature_charts
 from simsiam.report.records import Run, replace_unprintable
+from simsiam.report.thumbnails import Thumbnails, choose_thumbnails
 from utils.device import choose_device
 from utils.filesystem import write_atomically
 from utils.knn import knn_predict
@@ -38,8 +46,8 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
 
     Returns:
         The values that the page's template uses: `gallery` (rows of tiles), `charts` (a list of
-        what `render_chart` returns), `epoch` of the checkpoint, and `source`, the name of the query
-        images.
+        what `render_chart` returns), `epoch` of the checkpoint, `source`, the name of the query
+        images, and `labelled`, whether the train images have classes.
 
     Raises:
         UserError: if the checkpoint or its images are missing or damaged.
@@ -82,20 +90,24 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
         counts = confusion(predicted, labels, classes).numpy()
         classifier = f"kNN, k {k}, T {options.knn_t:g}"
 
+    on_map = torch.tensor(select_evenly(len(queries), MAP_IMAGES))
+    points = project_features(query_features[on_map.to(query_features.device)])
     analysis = FeatureAnalysis(
         class_names=[replace_unprintable(name) for name in context.classes],
         image_kind=query_kind,
-        points=project_features(query_features[:MAP_IMAGES]),
-        labels=queries.labels[:MAP_IMAGES].cpu().numpy(),
+        points=points,
+        labels=queries.labels.cpu()[on_map].numpy(),
         labelled=queries.labelled,
         confusion=counts,
         classifier=classifier,
+        thumbnails=None if queries.labelled else make_thumbnails(points, queries, on_map),
     )
     return {
         "gallery": gallery,
         "charts": render_feature_charts(analysis, stem),
         "epoch": context.checkpoint.metadata.row.get("epoch"),
         "source": query_kind,
+        "labelled": bool(context.classes),
     }
 
 
@@ -124,11 +136,9 @@ def make_gallery(
             own neighbours.
     """
     indices = torch.tensor(select_evenly(len(queries), GALLERY_ROWS), device=bank.device)
-    selected_queries = queries.subset(indices)
-    selected_features = query_features[indices]
-    return find_nearest(
-        train, selected_queries, selected_features, bank, GALLERY_NEIGHBOURS, queries_in_bank
-    )
+    bank_index = indices if queries_in_bank else None
+    nearest = find_nearest(query_features[indices], bank, GALLERY_NEIGHBOURS, bank_index)
+    return gallery_rows(train, queries.subset(indices), nearest.index, nearest.similarity)
 
 
 def choose_knn_options(run: Run) -> MonitorOptions:
@@ -145,3 +155,16 @@ def project_features(features: Tensor) -> np.ndarray:
     # The eigenvalues are in ascending order.
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, [-1, -2]]
     return (centred @ directions).cpu().numpy()
+
+
+def make_thumbnails(points: np.ndarray, queries: ImageDataset, on_map: Tensor) -> Thumbnails:
+    """Return the thumbnails of the map.
+
+    Args:
+        points: (N, 2).
+        queries: the images of the points, among others.
+        on_map: (N,) the index of each point's image in `queries`.
+    """
+    chosen = choose_thumbnails(points)
+    images = shrink_images(queries.subset(on_map[chosen.index]).images)
+    return chosen._replace(images=images.permute(0, 2, 3, 1).numpy())

@@ -16,7 +16,8 @@ import numpy as np
 from simsiam.report.figures import Chart, render_chart
 from simsiam.report.groups import Group
 from simsiam.report.plots import draw_bars, draw_curves, draw_map, draw_matrix
-from utils.console import MANY_CLASSES
+from simsiam.report.thumbnails import Thumbnails, draw_thumbnails
+from utils.console import MANY_CLASSES, plural
 
 # With many classes, only the best and the worst ones get a bar: this number of each.
 EXTREMES = MANY_CLASSES // 2
@@ -106,6 +107,7 @@ class FeatureAnalysis(NamedTuple):
         confusion: (C, C) counts of test images, by true class (row) and predicted class (column);
             None if train or test images have no labels.
         classifier: name of the classifier that predicted the classes.
+        thumbnails: what the map shows in place of the points, if not all images have labels.
     """
 
     class_names: list[str]
@@ -115,6 +117,7 @@ class FeatureAnalysis(NamedTuple):
     labelled: bool
     confusion: np.ndarray | None
     classifier: str
+    thumbnails: Thumbnails | None = None
 
 
 def chart_class_accuracies(analysis: FeatureAnalysis) -> Chart | None:
@@ -169,15 +172,22 @@ def confusion_percentages(confusion: np.ndarray) -> np.ndarray:
 
 
 def chart_map(analysis: FeatureAnalysis) -> Chart:
-    """Return a chart of the features in the plane."""
+    """Return a chart of the features in the plane: of points, or of thumbnails without labels."""
+    total = f"{len(analysis.points):,} {analysis.image_kind}"
+    if analysis.thumbnails is not None:
+        shown = len(analysis.thumbnails.images)
+        return Chart(
+            draw=partial(draw_thumbnails, analysis.thumbnails),
+            caption=(
+                f"Map of the features of {total} by PCA. Each place shows one of the images there, "
+                f"{shown:,} in all."
+            ),
+        )
     names = analysis.class_names
     shown_names = names if analysis.labelled and len(names) <= MANY_CLASSES else []
     return Chart(
         draw=partial(draw_map, analysis.points, analysis.labels, shown_names),
-        caption=(
-            f"Map of the features of {len(analysis.points):,} {analysis.image_kind} by PCA, "
-            f"{len(names)} classes."
-        ),
+        caption=f"Map of the features of {total} by PCA, {plural(len(names), 'class')}.",
     )
 
 

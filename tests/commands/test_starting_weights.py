@@ -70,6 +70,12 @@ def test_a_resumed_run_remembers_that_it_started_from_weights(
     assert program(*FLAGS, *flags)[0] == 0
     run = tmp_path / "runs" / "simsiam_patterns"
     accuracy = read_summary(run)["kNN_start"]
+    config = (run / "config.yaml").read_text()
+    (run / "summary.json").unlink()  # as if it had been killed before its last file was written
+    assert "starting_weights: the backbone of" in config and program(*FLAGS, *flags)[0] == 0
+    assert read_summary(run)["kNN_start"] == accuracy
+    assert (run / "config.yaml").read_text() == config
+
     early = run / "checkpoints" / "last.previous.ckpt"
     # --ckpt-dir resumes without --model-path, so only the checkpoint knows.
     resumed = ("--epochs", "2", "--ckpt-dir", str(early), "--exp-name", "resumed")

@@ -1,0 +1,20 @@
+"""Choose the command that the end of a run advises."""
+
+from simsiam.config.evaluation_options import NeighboursOptions
+from simsiam.config.linear_options import LinearOptions
+from simsiam.data.dataset import ImageDataset
+from simsiam.data.knn_labels import classifier_unavailable_reason, is_leave_one_out
+
+
+def choose_next_command(train: ImageDataset, test: ImageDataset) -> str:
+    """Return the command to evaluate a finished run with, which can run on these images."""
+    has_labels = classifier_unavailable_reason(train, test) is None
+    if has_labels and 0 < round(LinearOptions.held_out * len(train)) < len(train):
+        return "linear"
+    if is_leave_one_out(train, test):
+        return "knn"
+    # Without test images, the queries are train images, and none is its own neighbour.
+    candidates = len(train) if len(test) > 0 else len(train) - 1
+    if candidates >= NeighboursOptions.k:
+        return "neighbours"
+    return "embed"
