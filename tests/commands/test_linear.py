@@ -157,6 +157,11 @@ def test_the_recipe_of_the_run_trains_the_head_by_lars_on_raw_features(
     head = load_file(tmp_path / "linear_augment" / "head.safetensors")
     assert head["weight"].std().item() == pytest.approx(0.01, rel=0.5)  # LARS takes small steps
 
+    same_but_sgd = ["--optimizer", "sgd", "--batch-size", "200", "--learning-rate", "0.078125"]
+    assert program(*command, "--overwrite", "--recipe", "imagenet", *same_but_sgd)[0] == 0
+    of_sgd = load_file(tmp_path / "linear_augment" / "head.safetensors")
+    assert not torch.equal(head["weight"], of_sgd["weight"])
+
     assert program(*command, "--overwrite")[0] == 0
     assert read_summary(tmp_path / "linear_augment")["recipe"] == "cifar10"
 
