@@ -21,8 +21,8 @@ from simsiam.config.options import DataOptions, MethodOptions
 from simsiam.config.run_options import RunOptions
 from simsiam.config.value_types import parse_image_schedule
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.crop_loader import CropLoader
 from simsiam.data.dataset import Splits, choose_statistics, make_options, place_on_device
+from simsiam.data.files.crop_loader import CropLoader
 from simsiam.data.image_schedule import check_image_schedule, find_view_size
 from simsiam.data.sampler import EpochSampler, PrefetchLoader, ViewsLoader
 from simsiam.data.view_maker import ViewMaker

@@ -11,7 +11,8 @@ from torch import Tensor
 from simsiam.config.augment_options import Normalize
 from simsiam.config.options import SMALL_IMAGE, DataOptions
 from simsiam.data.file_paths import FilePaths
-from simsiam.data.whole_images import WholeImages
+from simsiam.data.files.whole_images import WholeImages
+from simsiam.data.spread import evenly_spaced
 from utils.console import plural
 from utils.device import free_memory
 from utils.distributed import local_world_size
@@ -167,11 +168,6 @@ def stored_side(size: int) -> int:
 def default_stem(size: int) -> str:
     """Return the stem of a backbone for views of side `size`."""
     return "cifar" if size <= SMALL_IMAGE else "imagenet"
-
-
-def evenly_spaced(n: int, total: int) -> Tensor:
-    """Return n <= total indices (n,), spread evenly over 0 .. total - 1."""
-    return torch.arange(n) * total // n
 
 
 def make_blank_split(side: int, labels: Tensor, classes: tuple[str, ...]) -> ImageDataset:

@@ -7,7 +7,7 @@ Any of these layouts will do:
 - `DIR/train/*` or `DIR/*`: there are no labels.
 - a list, see `simsiam.data.listing.list_file`.
 
-The images are decoded once; see `simsiam.data.image_cache`.
+The images are decoded once; see `simsiam.data.files.image_cache`.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from simsiam.config.options import FOLDER_IMAGE_SIZE, DataOptions
-from simsiam.data.cache_manifest import IMAGES
 from simsiam.data.dataset import Splits, make_blank_split, stored_side
-from simsiam.data.image_cache import decode_images, map_images, open_cache, read_notes
-from simsiam.data.image_notes import describe_notes
+from simsiam.data.files.cache_manifest import IMAGES
+from simsiam.data.files.image_cache import decode_images, map_images, open_cache, read_notes
+from simsiam.data.files.image_notes import describe_notes
 from simsiam.data.listing.duplicates import describe_duplicates
 from simsiam.data.listing.list_file import hash_list
 from simsiam.data.listing.messages import raise_or_print_unreadable, warn_of_unused_bits

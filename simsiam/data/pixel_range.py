@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from simsiam.data.dataset import evenly_spaced
+from simsiam.data.spread import evenly_spaced
 from utils.console import print_line
 
 # A warning is printed if the lowest and the highest of the values 0 to 255 are closer than this.

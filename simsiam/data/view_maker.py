@@ -7,8 +7,8 @@ from torch import Tensor
 
 from simsiam.augment import Policy, augment, draw_boxes
 from simsiam.config.options import SMALL_IMAGE
-from simsiam.data.crop_loader import CropCutter, DrawBoxes, count_threads
-from simsiam.data.whole_images import WholeImages
+from simsiam.data.files.crop_loader import CropCutter, DrawBoxes, count_threads
+from simsiam.data.files.whole_images import WholeImages
 
 
 class ViewMaker:

@@ -13,7 +13,8 @@ from torchvision.utils import make_grid
 
 from simsiam.augment import apply as apply_parameters
 from simsiam.augment import draw as draw_parameters
-from simsiam.data.dataset import ImageDataset, evenly_spaced
+from simsiam.data.dataset import ImageDataset
+from simsiam.data.spread import evenly_spaced
 from simsiam.evaluation.captions import CaptionWriter
 from simsiam.evaluation.features import crop_center
 from utils.knn import nearest

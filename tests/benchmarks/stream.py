@@ -20,7 +20,7 @@ from torch import Tensor
 
 from simsiam.augment import augment
 from simsiam.data.dataset import stored_side
-from simsiam.data.image_cache import decode_images, map_images
+from simsiam.data.files.image_cache import decode_images, map_images
 from simsiam.data.sampler import EpochSampler, PrefetchLoader
 
 

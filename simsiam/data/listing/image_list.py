@@ -9,8 +9,8 @@ from torch import Tensor
 
 from simsiam.config.value_types import PixelConversion
 from simsiam.data.dataset import stored_side
-from simsiam.data.image_notes import ImageNotes, describe_notes
-from simsiam.data.images import read_images
+from simsiam.data.files.image_notes import ImageNotes, describe_notes
+from simsiam.data.files.images import read_images
 from simsiam.data.listing.messages import raise_or_print_unreadable, warn_of_unused_bits
 from utils.console import print_line
 from utils.text import printable

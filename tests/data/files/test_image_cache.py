@@ -1,4 +1,4 @@
-"""simsiam/data/image_cache.py: images are decoded once, and changes of their files are noticed."""
+"""files/image_cache.py: images are decoded once, and changes of their files are noticed."""
 
 import hashlib
 import json
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from simsiam.data.image_cache import decode_images, open_cache
-from tests.data.decoding import FILES, Printed, decode, expected, metadata, photos
+from simsiam.data.files.image_cache import decode_images, open_cache
+from tests.data.files.decoding import FILES, Printed, decode, expected, metadata, photos
 from tests.images import smooth_image, write_bad_images
 
 

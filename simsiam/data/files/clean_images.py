@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from simsiam.config.value_types import PixelConversion
-from simsiam.data.crop_loader import count_threads, start_threads
-from simsiam.data.images import load_rgb
+from simsiam.data.files.crop_loader import count_threads, start_threads
+from simsiam.data.files.images import load_rgb
 
 CLEAN_MARGIN = 8 / 7  # torchvision's usual evaluation resizes to 256 pixels and crops 224
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from simsiam.config.value_types import PixelConversion
-from simsiam.data.images import load_rgb, read_size
+from simsiam.data.files.images import load_rgb, read_size
 
 # A JPEG may be decoded at a half, a quarter or an eighth of its size. It is, if even the smallest
 # crop then has this many times the pixels of the view on each side.

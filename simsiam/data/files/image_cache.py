@@ -1,7 +1,7 @@
 """Decode the images of a folder once, into a cache folder that later runs map into memory.
 
-`simsiam.data.cache_manifest` describes the files in a cache folder. Interrupted decoding resumes.
-If any source file changes, all files are decoded again.
+`simsiam.data.files.cache_manifest` describes the files in a cache folder. Interrupted decoding
+resumes. If any source file changes, all files are decoded again.
 """
 
 import hashlib
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from simsiam.config.value_types import PixelConversion
-from simsiam.data.cache_manifest import (
+from simsiam.data.dataset import ImageDataset, Splits
+from simsiam.data.file_paths import FilePaths
+from simsiam.data.files.cache_manifest import (
     FORMAT,
     IMAGES,
     MANIFEST,
@@ -30,10 +32,8 @@ from simsiam.data.cache_manifest import (
     parse_line,
     read_manifest,
 )
-from simsiam.data.dataset import ImageDataset, Splits
-from simsiam.data.file_paths import FilePaths
-from simsiam.data.image_notes import ImageNotes
-from simsiam.data.images import read_images, silence_pillow, try_to_read
+from simsiam.data.files.image_notes import ImageNotes
+from simsiam.data.files.images import read_images, silence_pillow, try_to_read
 from utils.console import print_line, track_progress
 from utils.errors import UserError, require
 from utils.filesystem import lock_folder, write_text

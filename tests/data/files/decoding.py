@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from simsiam.data.image_cache import decode_images, open_cache
-from simsiam.data.images import read_image
+from simsiam.data.files.image_cache import decode_images, open_cache
+from simsiam.data.files.images import read_image
 
 FILES = ["images.uint8", "manifest.jsonl"]
 Printed = Callable[[], str]  # returns what was printed since the last call

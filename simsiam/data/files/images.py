@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, features
 from torch import Tensor
 
 from simsiam.config.value_types import PixelConversion
-from simsiam.data.image_notes import (
+from simsiam.data.files.image_notes import (
     ImageNotes,
     composite,
     describe_bands,
@@ -25,8 +25,8 @@ from simsiam.data.image_notes import (
     has_several_frames,
     read_alpha,
 )
+from simsiam.data.files.sixteen_bits import is_16_bit_colour, read_16_bit_colour
 from simsiam.data.pixel_range import PixelRange, scale_pixels, scales_8_bits
-from simsiam.data.sixteen_bits import is_16_bit_colour, read_16_bit_colour
 from utils.text import printable
 
 # The formats that Pillow decodes itself. EPS is excluded, because Pillow would run Ghostscript.

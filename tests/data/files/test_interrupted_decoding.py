@@ -1,4 +1,4 @@
-"""simsiam/data/image_cache.py: decoding that is killed, damaged, concurrent or without space."""
+"""files/image_cache.py: decoding that is killed, damaged, concurrent or without space."""
 
 import os
 import resource
@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from simsiam.data import image_cache
-from simsiam.data.image_cache import decode_images, open_cache
-from simsiam.data.images import CHUNK_IMAGES, read_image
+from simsiam.data.files import image_cache
+from simsiam.data.files.image_cache import decode_images, open_cache
+from simsiam.data.files.images import CHUNK_IMAGES, read_image
 from simsiam.data.listing.folder import ImageFolder
-from tests.data.decoding import FILES, Printed, decode, metadata, photos
+from tests.data.files.decoding import FILES, Printed, decode, metadata, photos
 from tests.images import smooth_image
 from tests.processes import Started, wait_for
 from utils.errors import UserError

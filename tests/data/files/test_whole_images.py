@@ -7,17 +7,18 @@ import pytest
 import torch
 import torchvision.transforms as T
 import torchvision.transforms.functional as F
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from simsiam.augment import Policy, draw_boxes
-from simsiam.data.clean_images import resize_clean
+from simsiam.data.files.clean_images import resize_clean
+from simsiam.data.files.whole_images import Box, ImageFiles, StoredImages, WholeImages
 from simsiam.data.view_maker import ViewMaker
-from simsiam.data.whole_images import Box, ImageFiles, StoredImages, WholeImages
 from tests.distributions import distance, find_differing
 
 SHAPES = [(427, 640), (640, 427), (200, 900), (37, 50), (500, 500)]  # height, width
+OTHERS_ARE_QUICK = "400 views; two cases of the eight are quick"
 IMAGENET = T.Compose(
     [
         T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
@@ -158,9 +159,6 @@ def test_crops_of_turned_photographs_are_upright(
     height, width = files.read_size(0)
     assert (height < width) == (orientation < 5)
     whole = files.cut(0, [Box(0, 0, height, width)], 64)[0]
-
-    from PIL import ImageOps
-
     upright = ImageOps.exif_transpose(Image.open(tmp_path / "turned.png"))
     theirs = F.pil_to_tensor(F.resized_crop(upright, 0, 0, height, width, [64, 64]))
     assert (whole.int() - theirs.int()).abs().max() <= 1
@@ -182,10 +180,18 @@ def our_views(images: WholeImages, index: int, n: int, size: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "size", [96, pytest.param(224, marks=pytest.mark.slow("twice the 96 pixels"))]
+    ("index", "mode", "size"),
+    [
+        (2, "files", 96),
+        (0, "stored", 96),
+        pytest.param(0, "files", 96, marks=pytest.mark.slow(OTHERS_ARE_QUICK)),
+        pytest.param(2, "stored", 96, marks=pytest.mark.slow(OTHERS_ARE_QUICK)),
+        pytest.param(0, "files", 224, marks=pytest.mark.slow(OTHERS_ARE_QUICK)),
+        pytest.param(0, "stored", 224, marks=pytest.mark.slow(OTHERS_ARE_QUICK)),
+        pytest.param(2, "files", 224, marks=pytest.mark.slow(OTHERS_ARE_QUICK)),
+        pytest.param(2, "stored", 224, marks=pytest.mark.slow(OTHERS_ARE_QUICK)),
+    ],
 )
-@pytest.mark.parametrize("mode", ["files", "stored"])
-@pytest.mark.parametrize("index", [0, 2])
 def test_views_have_the_distribution_of_the_official_pipeline(
     index: int, mode: str, size: int, files: ImageFiles, photos: list[Image.Image]
 ) -> None:
@@ -194,8 +200,10 @@ def test_views_have_the_distribution_of_the_official_pipeline(
     crop = T.RandomResizedCrop(size, scale=(0.2, 1.0))
     torch.manual_seed(0)
     theirs = torch.stack([IMAGENET(crop(photos[index])) for _ in range(2 * n)])
-    assert find_differing(theirs[:n], theirs[n:]) == []
-    assert find_differing(our_views(images, index, n, size), theirs[:n]) == []
+    # Of the panorama, two thirds of the crops are the central one, and 13 % of the views are just
+    # this crop, neither jittered nor gray.
+    assert find_differing(theirs[:n], theirs[n:], noise=0.5) == []
+    assert find_differing(our_views(images, index, n, size), theirs[:n], noise=0.5) == []
 
 
 def test_a_view_of_the_central_square_alone_would_be_noticed(
@@ -205,7 +213,7 @@ def test_a_view_of_the_central_square_alone_would_be_noticed(
     crop = T.RandomResizedCrop(96, scale=(0.2, 1.0))
     torch.manual_seed(0)
     theirs = torch.stack([IMAGENET(crop(square)) for _ in range(400)])
-    assert find_differing(our_views(files, 2, 400, 96), theirs) != []
+    assert find_differing(our_views(files, 2, 400, 96), theirs, noise=0.5) != []
 
 
 # ---------------------------------------------------------------- clean images

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from simsiam.data.files.whole_images import Box, WholeImages
 from simsiam.data.sampler import BATCHES_AHEAD, EpochSampler, ResumesByTrainer
-from simsiam.data.whole_images import Box, WholeImages
 from utils.distributed import local_world_size
 
 # Draws the boxes (V, B, 4) of B images, from their indices (B,), heights (B,) and widths (B,).

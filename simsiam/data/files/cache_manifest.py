@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from simsiam.data.image_notes import ImageNotes
-from simsiam.data.images import ReadResult
+from simsiam.data.files.image_notes import ImageNotes
+from simsiam.data.files.images import ReadResult
 
 IMAGES = "images.uint8"
 MANIFEST = "manifest.jsonl"
