@@ -21,7 +21,13 @@ from simsiam.config.options import DataOptions, MethodOptions
 from simsiam.config.run_options import RunOptions
 from simsiam.config.value_types import parse_image_schedule
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import Splits, choose_statistics, make_options, place_on_device
+from simsiam.data.dataset import (
+    STATISTICS_FILES,
+    Splits,
+    choose_statistics,
+    make_options,
+    place_on_device,
+)
 from simsiam.data.files.crop_loader import CropLoader
 from simsiam.data.image_schedule import check_image_schedule, find_view_size
 from simsiam.data.sampler import EpochSampler, PrefetchLoader, ViewsLoader
@@ -125,7 +131,8 @@ class ViewsDataModule(pl.LightningDataModule):
         """
         if not self.loaded:
             self.set_splits(load_dataset(self.options))
-            mean, std = choose_statistics(self.train.images, self.policy.normalize)
+            n = None if self.train.whole is None else STATISTICS_FILES
+            mean, std = choose_statistics(self.train.images, self.policy.normalize, n)
             self.mean = torch.tensor(mean)
             self.std = torch.tensor(std)
         if self.trainer is not None:
@@ -194,7 +201,7 @@ class ViewsDataModule(pl.LightningDataModule):
             self.batch_size,
             self.seed,
             epoch=lambda: 0 if overfits else trainer.current_epoch,
-            device=images.device,
+            device=torch.device("cpu") if self.train.whole is not None else images.device,
             parts_done=lambda: count_batches_done(trainer),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
@@ -211,6 +218,7 @@ class ViewsDataModule(pl.LightningDataModule):
                 pin=pin,
             )
         if self.train.on_disk or images.device.type != device.type:
+            assert isinstance(images, Tensor)  # all other images have `whole`
             return PrefetchLoader(sampler, images, pin)
         return sampler
 

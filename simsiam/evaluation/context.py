@@ -14,6 +14,7 @@ from simsiam.config.options import CUSTOM_DATASETS, DataOptions
 from simsiam.config.value_types import PixelConversion
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import ImageDataset, make_options, place_on_device
+from simsiam.data.files.lazy_images import LazyImages
 from simsiam.data.knn_labels import (
     classifier_unavailable_reason,
     is_leave_one_out,
@@ -32,6 +33,8 @@ TOP = 5  # with more classes, the top-5 accuracy is measured too
 INHERITED_OPTIONS = (
     "data_dir",
     "cache_dir",
+    "image_cache",
+    "stored_side",
     "train_images",
     "test_images",
     "held_out_images",
@@ -76,7 +79,9 @@ class EvaluationContext:
         images = f"{len(self.train):,} train and {len(self.test):,} {self.test.evaluation_name}"
         print_line(f"{self.dataset}: {images}, {self.train.describe_classes()}; {self.device}")
 
-    def extract_features(self, images: Tensor, label: str, unit: bool = True) -> Tensor:
+    def extract_features(
+        self, images: Tensor | LazyImages, label: str, unit: bool = True
+    ) -> Tensor:
         """Return the features (N, F) of images, and show the progress.
 
         Args:
