@@ -79,7 +79,11 @@ SHORTER = {  # flags that make a command faster, by its name or its flag --augme
     "report": "--no-pictures",
     "--augment": "--epochs 1",
 }
-PRINTED = {"report": "index.html", "ablate": "1 of "}  # other commands: summary.json
+PRINTED = {
+    "report": "index.html",
+    "ablate": "1 of ",
+    "cache": "cache in",
+}  # other commands: summary.json
 
 
 @pytest.mark.parametrize("flags", OTHER_COMMANDS)

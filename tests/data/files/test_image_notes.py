@@ -13,7 +13,7 @@ from simsiam.config.value_types import PixelConversion
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import make_options
 from simsiam.data.files.image_notes import ImageNotes
-from simsiam.data.files.images import DecodedImage, silence_pillow, try_to_read
+from simsiam.data.files.reading import DecodedImage, silence_pillow, try_to_read
 from tests.helpers import Program
 from tests.images import patterns, smooth_image, write_images
 from utils.errors import UserError

@@ -12,8 +12,9 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from simsiam.augment import Policy, draw_boxes
-from simsiam.data.files.clean_images import resize_clean
-from simsiam.data.files.whole_images import Box, ImageFiles, StoredImages, WholeImages
+from simsiam.data.files.resizing import Box, resize_clean, resized_side
+from simsiam.data.files.source_files import SourceFiles
+from simsiam.data.files.whole_images import ImageFiles, StoredImages, WholeImages
 from simsiam.data.view_maker import ViewMaker
 from tests.distributions import distance, find_differing
 
@@ -45,7 +46,7 @@ def files(photos: list[Image.Image], tmp_path_factory: pytest.TempPathFactory) -
     names = [f"{i}.png" for i in range(len(photos))]
     for photo, name in zip(photos, names, strict=True):
         photo.save(folder / name)
-    return ImageFiles(folder, names)
+    return ImageFiles(SourceFiles(folder, names))
 
 
 def store(photos: list[Image.Image], shorter_side: int | None = None) -> StoredImages:
@@ -140,7 +141,7 @@ def test_a_jpeg_decoded_at_a_fraction_of_its_size_gives_nearly_the_same_crops(
     large = photos[0].resize((2560, 1708), Image.Resampling.LANCZOS)
     large.save(tmp_path / "large.jpg", quality=95)
     decoded = Image.open(tmp_path / "large.jpg").convert("RGB")
-    files = ImageFiles(tmp_path, ["large.jpg"])
+    files = ImageFiles(SourceFiles(tmp_path, ["large.jpg"]))
     boxes = [Box(*numbers) for numbers in boxes_of(1708, 2560, 20).tolist()]
     ours = files.cut(0, boxes, 96)
     for crop, box in zip(ours, boxes, strict=True):
@@ -155,7 +156,7 @@ def test_crops_of_turned_photographs_are_upright(
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     photos[0].save(tmp_path / "turned.png", exif=exif)
-    files = ImageFiles(tmp_path, ["turned.png"])
+    files = ImageFiles(SourceFiles(tmp_path, ["turned.png"]))
     height, width = files.read_size(0)
     assert (height < width) == (orientation < 5)
     whole = files.cut(0, [Box(0, 0, height, width)], 64)[0]
@@ -223,7 +224,7 @@ def test_a_view_of_the_central_square_alone_would_be_noticed(
 def test_a_clean_image_is_that_of_torchvisions_evaluation(
     size: int, photos: list[Image.Image]
 ) -> None:
-    evaluate = T.Compose([T.Resize(round(size * 8 / 7)), T.CenterCrop(size), T.PILToTensor()])
+    evaluate = T.Compose([T.Resize(resized_side(size)), T.CenterCrop(size), T.PILToTensor()])
     for photo in photos:
         ours = resize_clean(torch.from_numpy(np.array(photo)), size)
         assert (ours.int() - evaluate(photo).int()).abs().max() <= 1
