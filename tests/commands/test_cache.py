@@ -1,5 +1,6 @@
 """The command `cache`, and caches of earlier versions."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -51,8 +52,6 @@ def test_a_cache_of_an_earlier_version_is_named_and_replaced(
     options = DataOptions("folder", str(flat), image_size=32, cache_dir=str(cache))
     assert find_old_caches(options) == []
     key = "\n".join([str(flat), "32", "None", "None"])
-    import hashlib
-
     old = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
     old.mkdir(parents=True)
     (old / "manifest.jsonl").write_text("{}\n")

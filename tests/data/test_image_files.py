@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.files.cache_choice import choose_mode
@@ -57,11 +58,10 @@ def test_files_give_the_same_images_as_a_cache_of_full_size(
 
 def test_views_show_more_than_the_central_square(tmp_path: Path) -> None:
     """The ends of a panorama are red and blue, and its middle is green."""
-    from PIL import Image
-
     picture = Image.new("RGB", (300, 60), (0, 255, 0))
     picture.paste((255, 0, 0), (0, 0, 100, 60))
     picture.paste((0, 0, 255), (200, 0, 300, 60))
+    picture.paste((9, 9, 9), (148, 28, 152, 32))  # The clean images must not be of one colour.
     (tmp_path / "photos").mkdir()
     for i in range(10):
         picture.save(tmp_path / "photos" / f"{i}.png")

@@ -70,6 +70,18 @@ class LoadedImage(NamedTuple):
     original_size: tuple[int, int]  # height and width of the image in the file, upright
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open an image file for reading.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is not a file. To open a pipe, for example, would block.
+    """
+    if not path.is_file() and path.exists():
+        raise ValueError("not a file")
+    return open(path, "rb")
+
+
 def load_rgb(file: BinaryIO, conversion: PixelConversion, reduction: float = 1.0) -> LoadedImage:
     """Load an image file as RGB of 8 bits, upright.
 
@@ -115,7 +127,7 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         Exception: of any kind, if the file is damaged.
     """
-    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as opened:
+    with open_file(path) as file, Image.open(file, formats=FORMATS) as opened:
         size = (opened.height, opened.width)
         orientation = _read_orientation(opened)
     return size if orientation is None else _turn_size(size, orientation)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simsiam.config.value_types import PixelConversion
 from simsiam.data.files.image_notes import ImageNotes, describe_unidentified
-from simsiam.data.files.images import LoadedImage, load_rgb
+from simsiam.data.files.images import LoadedImage, load_rgb, open_file
 from simsiam.data.files.resizing import resize_clean, resize_whole
 from simsiam.data.files.threads import count_threads, start_threads
 from utils.text import printable
@@ -110,10 +110,7 @@ def try_to_read(
             pixels.
     """
     try:
-        # To open a pipe, for example, would block. To open a missing file raises an error.
-        if path.exists() and not path.is_file():
-            return "not a file"
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             loaded = load_rgb(file, conversion)
@@ -151,7 +148,7 @@ def read_image(path: Path, size: int, conversion: PixelConversion = PixelConvers
     Raises:
         Exception: of any kind, if the file is damaged.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return resize_clean(to_tensor(load_rgb(file, conversion)), size)
 
 

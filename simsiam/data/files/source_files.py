@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from simsiam.config.value_types import PixelConversion
-from simsiam.data.files.images import load_rgb, read_size
+from simsiam.data.files.images import load_rgb, open_file, read_size
 from simsiam.data.files.reading import describe_failure, to_tensor
 from utils.console import print_line
 from utils.errors import UserError, require
@@ -71,7 +71,7 @@ class SourceFiles:
         """
 
         def load_file(path: Path) -> Tensor:
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 return to_tensor(load_rgb(file, self.conversion, reduction))
 
         return self._read(index, load_file)
