@@ -73,8 +73,10 @@ class ResumableModule(pl.LightningModule):
         step_metrics: dict[str, Tensor] = {}
         for name, metric in metrics.items():
             value = metric.detach()
-            earlier = self._metric_sums.get(name, torch.zeros_like(value, dtype=torch.float64))
-            self._metric_sums[name] = earlier.to(value.device) + value
+            if name in self._metric_sums:
+                self._metric_sums[name] = self._metric_sums[name].to(value.device) + value
+            else:
+                self._metric_sums[name] = value.double()
             self._metric_counts[name] = self._metric_counts.get(name, 0) + 1
             step_metrics[f"{name}_step"] = value
 

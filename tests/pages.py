@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image
@@ -14,17 +15,26 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
     for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
 }
+# Its commands need a folder of tiles and follow each other: tests/test_tutorial.py runs them.
+TUTORIAL = "docs/tutorial.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 
 
-def blocks(language: str) -> list[str]:
-    """Return the fenced blocks of all pages in a language."""
+def blocks(language: str, pages: Collection[str] = PAGES.keys() - {TUTORIAL}) -> list[str]:
+    """Return the fenced blocks in a language, of all pages but the tutorial or of these pages."""
     matching = []
-    for page in PAGES.values():
+    for page_name, page in PAGES.items():
+        if page_name not in pages:
+            continue
         for name, content in FENCE.findall(page):
             if name == language:
                 matching.append(content)
     return matching
+
+
+def shell_lines(blocks_of_shell: list[str]) -> list[str]:
+    """Return the lines of blocks; continued lines are joined."""
+    return "\n".join(blocks_of_shell).replace("\\\n", " ").splitlines()
 
 
 def arguments_of_main(lines: list[str]) -> list[str]:
@@ -37,7 +47,7 @@ def arguments_of_main(lines: list[str]) -> list[str]:
     return list(dict.fromkeys(arguments))
 
 
-SHELL_LINES = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+SHELL_LINES = shell_lines(blocks("sh"))
 ARGUMENTS = arguments_of_main(SHELL_LINES)
 PRETRAININGS = [flags for flags in ARGUMENTS if not flags or flags.startswith("-")]
 OTHER_COMMANDS = [flags for flags in ARGUMENTS if flags not in PRETRAININGS]

@@ -4,15 +4,19 @@ import re
 import shlex
 import subprocess
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 
+from models.choices import BackboneName
 from simsiam.config import commands
 from simsiam.config.commands import COMMANDS
+from simsiam.config.options import Dataset
 from tests.helpers import ROOT, Program
 from tests.images import patterns
 from tests.pages import (
@@ -54,6 +58,8 @@ def test_each_pretraining_passes_a_dry_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(photos)
+    paths = [f"photos/{file.relative_to(photos)}" for file in sorted(photos.rglob("*.png"))]
+    (tmp_path / "images.csv").write_text("\n".join(["path", *paths]))
     np.savez(tmp_path / "images.npz", x_train=patterns(50).images.numpy())
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     # Other tests measure how long a run takes.
@@ -189,6 +195,19 @@ def test_every_flag_of_pretraining_is_documented() -> None:
     for name in flatten(commands.Pretrain()):
         flag = to_flag(name)
         assert flag in named or flag.replace("--", "--no-", 1) in named, flag
+
+
+@pytest.mark.parametrize(
+    ("flag", "choices"),
+    [
+        ("--dataset", get_args(Dataset)),
+        ("--backbone", [name.removeprefix("resnet") for name in get_args(BackboneName)]),
+    ],
+)
+def test_the_table_of_flags_names_every_choice(flag: str, choices: Iterable[str]) -> None:
+    (row,) = [line for line in PAGES["README.md"].splitlines() if line.startswith(f"| `{flag}`")]
+    for choice in choices:
+        assert re.search(rf"(\b|resnet){choice}\b", row), choice
 
 
 def test_the_layout_names_every_folder() -> None:

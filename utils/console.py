@@ -78,7 +78,7 @@ def is_terminal_a_screen() -> bool:
 console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def plural(count: int, noun: str) -> str:
+def format_count(count: int, noun: str) -> str:
     """Return a count with its noun, such as "1 epoch", "2,000 epochs" or "2 classes"."""
     if count == 1:
         return f"{count:,} {noun}"
@@ -91,7 +91,7 @@ def print_line(line: str) -> None:
     print(line, flush=True)
 
 
-def track_progress(
+def show_progress(
     chunks: Iterable[Chunk], total: int, label: str, lines: bool = True
 ) -> Iterator[Chunk]:
     """Yield `chunks` and show the progress: a bar, or lines where there is no terminal.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from simsiam.config.evaluation_commands import Cache
 from simsiam.data.cache_folders import OLD_MANIFEST, cache_parent
 from simsiam.data.files.cache_index import FORMAT, INDEX
-from utils.console import plural, print_line, print_table
+from utils.console import format_count, print_line, print_table
 from utils.errors import require
 from utils.filesystem import lock_folder
 from utils.text import printable
@@ -98,7 +98,7 @@ def _read_source(folder: Path, selections: Sequence[Path]) -> str:
 
 def _describe_age(used: float) -> str:
     days = int((time.time() - used) / SECONDS_PER_DAY)
-    return "today" if days < 1 else f"{plural(days, 'day')} ago"
+    return "today" if days < 1 else f"{format_count(days, 'day')} ago"
 
 
 def clear(caches: Sequence[CacheFolder], name: str) -> None:

@@ -2,12 +2,9 @@
 
 import textwrap
 from dataclasses import dataclass, fields
-from datetime import timedelta
 from typing import Any
 
 from models.choices import is_library_backbone
-from simsiam.callbacks.checkpoint import CheckpointCallback
-from simsiam.callbacks.knn import KNNMonitor
 from simsiam.commands.estimate import estimate_seconds, format_duration
 from simsiam.commands.fit import describe_fit
 from simsiam.commands.resume import Start, count_processes
@@ -24,7 +21,7 @@ from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
 from simsiam.evaluation.starting_weights import StartingWeights
 from simsiam.module import SimSiam
 from utils import distributed
-from utils.console import plural
+from utils.console import format_count
 from utils.device import describe_hardware, git_commit, hidden_gpu_reason, package_versions
 from utils.run_dir import RunDirectory
 from utils.settings import flatten, to_flags
@@ -133,8 +130,8 @@ def describe_run(context: RunContext) -> str:
     lines += describe_fit(context.config, data, context.fitted)
     steps_per_epoch = len(data.train) // optimizer.images_per_step
     steps = optimizer.epochs * steps_per_epoch
-    epochs = plural(optimizer.epochs, "epoch")
-    lines.append(f"  steps     {epochs} of {plural(steps_per_epoch, 'step')} = {steps:,}")
+    epochs = format_count(optimizer.epochs, "epoch")
+    lines.append(f"  steps     {epochs} of {format_count(steps_per_epoch, 'step')} = {steps:,}")
 
     processes = count_processes(device_options, context.config.run.dry_run)
     device = context.accelerator
@@ -170,7 +167,7 @@ def describe_settings(context: RunContext) -> list[str]:
     parts: list[str] = []
     for name, value in settings.items():
         if isinstance(value, list):
-            value = " ".join(value)
+            value = " ".join(str(item) for item in value)
         if value not in (None, ""):
             parts.append(f"{name} {value}")
     text = ", ".join(parts)
@@ -207,7 +204,7 @@ def describe_images(context: RunContext) -> list[str]:
     if is_knn_off:
         lines.append(f"{INDENT}{reason}: kNN is off")
     if context.config.monitor.knn_every and is_leave_one_out(data.train, data.test):
-        labelled = plural(len(data.test.labelled_indices), data.test.evaluation_name[:-1])
+        labelled = format_count(len(data.test.labelled_indices), data.test.evaluation_name[:-1])
         lines.append(f"{INDENT}no labels of the train images: kNN is leave-one-out among")
         lines.append(f"{INDENT}the {labelled} with labels")
     return lines
@@ -268,52 +265,3 @@ def describe_time(context: RunContext) -> list[str]:
         f"{INDENT}This command reaches 60 % (kNN) on CIFAR-10 in 15 minutes on a CPU:",
         INDENT + shell_command(*FLAGS_FOR_CPU.split()),
     ]
-
-
-def summarise(
-    rows: list[dict[str, Any]], checkpoints: CheckpointCallback, knn: KNNMonitor
-) -> dict[str, Any]:
-    """Return the content of summary.json, from the row of each epoch."""
-    last_row = rows[-1]
-    seconds = sum(row["seconds"] for row in rows)
-    images_per_second = sum(row["images_per_second"] for row in rows) / len(rows)
-    initial_name = "kNN_start" if knn.pretrained else "kNN_untrained"
-    return {
-        "epochs": last_row["epoch"],
-        "step": last_row["step"],
-        "kNN_accuracy": last_row.get("kNN_accuracy"),
-        "kNN_best": checkpoints.best,
-        "kNN_best_epoch": checkpoints.best_epoch,
-        initial_name: knn.initial,
-        "train_loss": last_row["train_loss"],
-        "z_std": last_row["z_std"],
-        "seconds": round(seconds, 1),
-        "images_per_second": round(images_per_second, 1),
-    }
-
-
-def describe_result(summary: dict[str, Any], run: RunDirectory, next_command: str) -> str:
-    """Return the lines that end a finished run.
-
-    Args:
-        summary: the content of summary.json.
-        next_command: the command to evaluate the run with, for example "linear".
-    """
-    duration = timedelta(seconds=round(summary["seconds"]))
-    lines = [f"finished {plural(summary['epochs'], 'epoch')} in {duration}"]
-    if summary["kNN_accuracy"] is not None:
-        knn = f"{summary['kNN_accuracy']:.2f} % in the last epoch, "
-        knn += f"{summary['kNN_best']:.2f} % in the best (epoch {summary['kNN_best_epoch']})"
-        if summary.get("kNN_untrained") is not None:
-            knn += f", {summary['kNN_untrained']:.2f} % untrained"
-        if summary.get("kNN_start") is not None:
-            knn += f", {summary['kNN_start']:.2f} % at the start"
-        lines.append(f"  kNN       {knn}")
-    lines += [
-        f"  loss      {summary['train_loss']:.4f}   z_std {summary['z_std']:.3f}",
-        f"  speed     {summary['images_per_second']:,.0f} images/s",
-        f"  backbone  {run.backbone}",
-        f"  next      {shell_command(next_command, run.path)}",
-        INDENT + shell_command("report", run.path),
-    ]
-    return "\n".join(lines)

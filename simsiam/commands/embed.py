@@ -14,10 +14,11 @@ from simsiam.data.dataset import ImageDataset
 from simsiam.data.listing.image_list import ImageList
 from simsiam.data.listing.sources import list_images
 from simsiam.evaluation.checkpoint import LoadedCheckpoint
-from simsiam.evaluation.context import find_conversion, open_checkpoint, open_context
+from simsiam.evaluation.context import open_checkpoint, open_context
 from simsiam.evaluation.feature_files import Embedding, choose_writer
 from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.results import Results, name_results
+from simsiam.evaluation.run_images import find_conversion
 from utils.console import print_line
 from utils.device import choose_device
 from utils.errors import require

@@ -22,7 +22,7 @@ from simsiam.evaluation.logistic_regression import (
 )
 from simsiam.evaluation.networks import build_backbone, hash_weights
 from simsiam.evaluation.results import Results
-from utils.console import plural, print_line
+from utils.console import format_count, print_line
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError, require
 from utils.option_group import Rule, to_flag
@@ -136,7 +136,7 @@ def print_seeds(
         test = format_mean([result.test_accuracy for result in results_by_seed.values()])
         rows.append(("mean, deviation", "", linear, test))
     method = "from scratch" if options.from_scratch else "fine-tuned"
-    last_column = f"{method}, {plural(options.epochs, 'epoch')}"
+    last_column = f"{method}, {format_count(options.epochs, 'epoch')}"
     context.print_accuracies(("", "labels", "linear, frozen", last_column), rows)
 
 

@@ -10,7 +10,7 @@ from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import FEATURE_CHUNK
 from simsiam.evaluation.metrics import accuracy, confusion, print_classes
 from simsiam.evaluation.results import Results
-from utils.console import plural, print_line, print_table, track_progress
+from utils.console import format_count, print_line, print_table, show_progress
 from utils.device import choose_device
 from utils.knn import choose_k, nearest, vote
 
@@ -35,7 +35,7 @@ def knn(config: Knn) -> None:
 
     counts = count_by_protocol(context)
     accuracies = {protocol: accuracy(matrix) for protocol, matrix in counts.items()}
-    headline_k = choose_k(context.train.labels, HEADLINE_K)
+    headline_k = choose_headline_k(context)
     headline_counts = counts["backbone", headline_k, HEADLINE_TEMPERATURE]
     summary = context.describe_accuracy("kNN_accuracy", headline_counts)
     summary["knn_k"] = headline_k
@@ -50,11 +50,19 @@ def knn(config: Knn) -> None:
     if headline_k < HEADLINE_K:
         print_line(
             f"k {headline_k} instead of {HEADLINE_K} for the classes and for kNN_accuracy in "
-            f"summary.json: a typical class has {plural(headline_k, 'train image')}"
+            f"summary.json: a typical class has {format_count(headline_k, 'image')}"
         )
     classifier = f"kNN, k {headline_k}, T {HEADLINE_TEMPERATURE:g}, backbone features"
     print_classes(summary["per_class"], classifier)
     results.write(summary)
+
+
+def choose_headline_k(context: EvaluationContext) -> int:
+    """Return k of the headline: HEADLINE_K, or less for classes with few images."""
+    if not context.leave_one_out:
+        return choose_k(context.train.labels, HEADLINE_K)
+    labels = context.test.labels
+    return min(choose_k(labels, HEADLINE_K), len(labels) - 1)  # without the query itself
 
 
 def print_protocols(context: EvaluationContext, accuracies: dict[Protocol, float]) -> None:
@@ -93,7 +101,7 @@ def count_by_protocol(context: EvaluationContext) -> dict[Protocol, Tensor]:
         bank_size = len(bank_labels)
         # -1 is no index in the bank: the queries are not part of it.
         own = torch.full((len(test),), -1, device=test.labels.device)
-    candidates = {*KS, choose_k(bank_labels, HEADLINE_K)}
+    candidates = {*KS, choose_headline_k(context)}
     ks = sorted(k for k in candidates if k <= bank_size)
 
     counts: dict[Protocol, Tensor] = {}
@@ -102,7 +110,7 @@ def count_by_protocol(context: EvaluationContext) -> dict[Protocol, Tensor]:
         similarities: list[Tensor] = []
         indices: list[Tensor] = []
         chunks = torch.arange(len(test), device=own.device).split(FEATURE_CHUNK)
-        for chunk in track_progress(chunks, len(test), f"neighbours by {kind}"):
+        for chunk in show_progress(chunks, len(test), f"neighbours by {kind}"):
             chunk_similarity, chunk_indices = nearest(
                 queries[kind][chunk], bank[kind], ks[-1], own[chunk]
             )

@@ -22,7 +22,7 @@ from simsiam.evaluation.logistic_regression import (
 from simsiam.evaluation.metrics import print_classes
 from simsiam.evaluation.networks import build_backbone
 from simsiam.evaluation.results import Results
-from utils.console import print_table, track_progress
+from utils.console import print_table, show_progress
 from utils.device import choose_device, choose_precision
 from utils.errors import require
 from utils.philox import permutation
@@ -106,9 +106,9 @@ def fit_by_solver(
     head = make_head(x.shape[1], len(context.classes)).to(x.device)
     heads: dict[float, nn.Linear] = {}
     accuracies: dict[float, float] = {}
-    # `track_progress` counts the items of chunks, so each candidate is a chunk with one item.
+    # `show_progress` counts the items of chunks, so each candidate is a chunk with one item.
     candidates = [(weight_decay,) for weight_decay in WEIGHT_DECAYS]
-    for (weight_decay,) in track_progress(candidates, len(candidates), "weight decays tried"):
+    for (weight_decay,) in show_progress(candidates, len(candidates), "weight decays tried"):
         fit_logistic(head, x[n_held_out:], labels[n_held_out:], weight_decay)
         predicted = head(x[:n_held_out]).argmax(dim=1)
         correct = (predicted == labels[:n_held_out]).sum().item()

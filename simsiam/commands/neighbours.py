@@ -10,7 +10,7 @@ from simsiam.data.dataset import ImageDataset
 from simsiam.data.file_paths import FilePaths
 from simsiam.data.listing.image_list import ImageList
 from simsiam.data.listing.sources import list_images
-from simsiam.evaluation.context import EvaluationContext, find_conversion, open_context
+from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.gallery import (
     Nearest,
     Tile,
@@ -20,6 +20,7 @@ from simsiam.evaluation.gallery import (
     select_evenly,
 )
 from simsiam.evaluation.results import Results, name_results
+from simsiam.evaluation.run_images import find_conversion
 from utils.console import print_line
 from utils.device import choose_device
 from utils.errors import require

@@ -24,13 +24,12 @@ from simsiam.commands.describe import (
     RunContext,
     collect_provenance,
     describe_missing_images,
-    describe_result,
     describe_run,
     resolve_settings,
-    summarise,
 )
 from simsiam.commands.fit import fit_to_data, resume_fit
 from simsiam.commands.next_command import choose_next_command
+from simsiam.commands.result import describe_result, summarise
 from simsiam.commands.resume import (
     Start,
     choose_resumed_precision,
@@ -48,7 +47,7 @@ from simsiam.evaluation.metadata import METADATA_HPARAMS
 from simsiam.evaluation.networks import evaluated_backbone
 from simsiam.evaluation.starting_weights import StartingWeights
 from utils import distributed
-from utils.console import print_line, track_progress
+from utils.console import print_line, show_progress
 from utils.device import choose_accelerator, choose_precision, package_versions
 from utils.errors import require
 from utils.filesystem import write_json
@@ -197,7 +196,7 @@ def train(context: RunContext) -> None:
     def show_knn_progress(chunks: Iterable[Tensor], total: int, label: str) -> Iterable[Tensor]:
         # Without a terminal, print progress only for the measurement before training. The line of
         # an epoch follows each later measurement.
-        return track_progress(chunks, total, label, lines=not knn.has_measured)
+        return show_progress(chunks, total, label, lines=not knn.has_measured)
 
     knn = KNNMonitor(
         monitor.neighbours,

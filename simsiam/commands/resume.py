@@ -23,7 +23,7 @@ from simsiam.evaluation.starting_weights import StartingWeights, load_weights
 from simsiam.module import SimSiam
 from utils import distributed
 from utils.checkpoint_io import read_resumable
-from utils.console import plural
+from utils.console import format_count
 from utils.device import AUTO_PRECISIONS
 from utils.errors import RunError, UserError, is_out_of_memory, require
 from utils.run_dir import RunDirectory
@@ -71,7 +71,7 @@ def check_batch_size(optimizer: OptimizerOptions, processes: int) -> None:
     require(
         batch_size % parts == 0 and batch_size >= 2 * parts,
         f"--batch-size {batch_size} must split into {parts} equal parts of at least 2 images, "
-        f"for {plural(processes, 'device')} and --accumulate {optimizer.accumulate}. "
+        f"for {format_count(processes, 'device')} and --accumulate {optimizer.accumulate}. "
         f"Try {nearest} or {nearest + parts}.",
     )
 
@@ -101,7 +101,7 @@ def find_start(
         return load_weights(model, config.run.model_path)
     if not ckpt_dir:
         return None
-    path = find_checkpoint(ckpt_dir, whole=True)
+    path = find_checkpoint(ckpt_dir, prefer_full=True)
     content = read_resumable(path, REQUIRED_STATES)
     _check_same_run(path, content, config, data)
     # The run's folder has checkpoints here only with --overwrite, which is about to delete them.

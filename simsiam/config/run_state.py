@@ -15,7 +15,7 @@ from simsiam.config.commands import (
 )
 from simsiam.config.options import CUSTOM_DATASETS, DataOptions, ImageCache
 from simsiam.config.recipe_files import DEFAULT_RECIPE
-from utils.console import plural
+from utils.console import format_count
 from utils.errors import UserError, require
 from utils.run_dir import RunDirectory
 from utils.settings import flatten, from_settings
@@ -175,7 +175,7 @@ def _describe_run(config: Pretrain, run: RunDirectory) -> str:
     """Return what is asked for, in four lines."""
     network = config.network
     optimizer = config.optimizer
-    epochs = plural(optimizer.epochs, "epoch")
+    epochs = format_count(optimizer.epochs, "epoch")
     rate = f"{optimizer.peak_rate:g} after {optimizer.warmup:g} epochs of warm-up"
     batch = f"{optimizer.images_per_step} images"
     if optimizer.batch_size is None and may_be_small(settings_to_keep(config)):

@@ -20,7 +20,7 @@ from torchvision.datasets.utils import check_integrity
 
 from simsiam.config.options import DataOptions
 from simsiam.data.dataset import ImageDataset, Splits, make_blank_split, take_first
-from utils.console import track_progress
+from utils.console import show_progress
 from utils.errors import UserError, require
 from utils.filesystem import lock_folder, write_atomically
 from utils.text import printable
@@ -179,7 +179,7 @@ def _fetch(url: str, path: Path) -> None:
     ):
         size = int(reply.headers.get("Content-Length") or 0)
         chunks = iter(lambda: reply.read(DOWNLOAD_CHUNK), b"")  # until it returns b""
-        for chunk in track_progress(chunks, size, f"downloading {url}, bytes"):
+        for chunk in show_progress(chunks, size, f"downloading {url}, bytes"):
             file.write(chunk)
 
 

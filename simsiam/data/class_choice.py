@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from utils import distributed
-from utils.console import plural, print_line
+from utils.console import format_count, print_line
 
 MAX_LISTED_CLASSES = 3  # unknown classes that a message names
 
@@ -90,16 +90,15 @@ def _print_unknown(test: SplitLabels, train: SplitLabels) -> None:
     if len(unknown) > MAX_LISTED_CLASSES:
         listed += ", ..."
     _print_once(
-        f"{test.source}: left out of kNN {plural(num_images, 'image')} of "
-        f"{plural(len(unknown), 'class')} ({listed}) that the train images do not have"
+        f"{test.source}: left out of kNN {format_count(num_images, 'image')} of "
+        f"{format_count(len(unknown), 'class')} ({listed}) that the train images do not have"
     )
 
 
 def _print_unlabelled(test: SplitLabels) -> None:
     if test.num_unlabelled > 0:
-        _print_once(
-            f"{test.source}: left out of kNN {plural(test.num_unlabelled, 'image')} without a label"
-        )
+        images = format_count(test.num_unlabelled, "image")
+        _print_once(f"{test.source}: left out of kNN {images} without a label")
 
 
 def index_labels(split: SplitLabels, classes: tuple[str, ...]) -> Tensor:

@@ -14,7 +14,7 @@ from simsiam.data.file_paths import FilePaths
 from simsiam.data.files.lazy_images import LazyImages
 from simsiam.data.files.whole_images import WholeImages
 from simsiam.data.spread import evenly_spaced
-from utils.console import plural
+from utils.console import format_count
 from utils.device import free_memory
 from utils.distributed import local_world_size
 from utils.errors import UserError, require
@@ -107,7 +107,7 @@ class ImageDataset:
         """Return text such as "10 classes", or "no labels" if there are no classes."""
         if not self.classes:
             return "no labels"
-        return plural(len(self.classes), "class")
+        return format_count(len(self.classes), "class")
 
     def first(self, n: int | None) -> "ImageDataset":
         """Return the first n images, or all if n is None."""

@@ -14,7 +14,7 @@ from simsiam.data.listing.duplicates import describe_duplicates
 from simsiam.data.listing.messages import warn_of_unused_bits
 from simsiam.data.listing.sources import ListedSplits
 from simsiam.data.pixel_range import warn_of_low_contrast
-from utils.console import plural, print_line
+from utils.console import format_count, print_line
 from utils.text import printable
 
 
@@ -69,6 +69,6 @@ def report_sample(options: DataOptions, splits: ListedSplits, sample: Sequence[s
     where = printable(splits.source)
     num_files = len(splits.train) + (len(splits.test) if splits.test is not None else 0)
     if num_files > len(decoded):
-        where += f", {plural(len(decoded), 'image')} looked at"
+        where += f", {format_count(len(decoded), 'image')} looked at"
     for line in describe_notes(notes, size, options.conversion):
         print_line(f"{where}: {line}")

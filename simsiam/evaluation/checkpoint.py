@@ -29,7 +29,7 @@ from simsiam.evaluation.networks import (
     set_image_metadata,
 )
 from utils.checkpoint_io import read_checkpoint
-from utils.console import track_progress
+from utils.console import show_progress
 from utils.errors import require
 from utils.run_dir import RunDirectory
 from utils.weights import BACKBONE, read_weights
@@ -83,18 +83,19 @@ class LoadedCheckpoint:
             label: names the images in the progress.
             unit: L2-normalise each row, for cosines.
         """
-        chunks = track_progress(chunks, n, f"features of {label}")
+        chunks = show_progress(chunks, n, f"features of {label}")
         mean, std = self.statistics
         size = self.metadata.image_size
         return extract_features(self.backbone, chunks, mean, std, unit, n, size)
 
 
-def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
+def find_checkpoint(path: str | Path, prefer_full: bool = False) -> Path:
     """Return the checkpoint file that is meant by the path of a file or of a folder.
 
     Args:
         path: a file, which is returned as it is, or the folder of a run or of its checkpoints.
-        whole: in a folder, prefer a `.ckpt` with all networks to the file of the backbone alone.
+        prefer_full: in a folder, prefer a `.ckpt` with all networks to the file of the
+            backbone alone.
 
     Raises:
         UserError: there is no such path, or no checkpoint in the folder.
@@ -106,10 +107,10 @@ def find_checkpoint(path: str | Path, whole: bool = False) -> Path:
 
     run = RunDirectory(path)
     # The third file exists if `path` is the folder `checkpoints` of a run.
-    whole_files = [run.last, run.best, path / run.last.name]
-    candidates = [run.backbone, *whole_files]
-    if whole:
-        candidates = [*whole_files, run.backbone]
+    full_files = [run.last, run.best, path / run.last.name]
+    candidates = [run.backbone, *full_files]
+    if prefer_full:
+        candidates = [*full_files, run.backbone]
     files = [file for file in candidates if file.exists()]
     require(len(files) > 0, f"{path}: no checkpoint in this folder")
     return files[0]
@@ -138,19 +139,19 @@ def load_backbone(path: str | Path, backbone: nn.Module | None = None) -> nn.Mod
     """
     if backbone is not None:
         return load_into_backbone(find_checkpoint(path), backbone)
-    return load_checkpoint(path, whole=False).backbone
+    return load_checkpoint(path, prefer_full=False).backbone
 
 
-def load_checkpoint(path: str | Path, whole: bool = True) -> LoadedCheckpoint:
+def load_checkpoint(path: str | Path, prefer_full: bool = True) -> LoadedCheckpoint:
     """Load all networks that a file has, onto the CPU.
 
     Args:
-        path, whole: as in `find_checkpoint`.
+        path, prefer_full: as in `find_checkpoint`.
 
     Raises:
         UserError: in the cases in which `load_backbone` raises ValueError, its base class.
     """
-    file = find_checkpoint(path, whole)
+    file = find_checkpoint(path, prefer_full)
     if file.suffix == ".safetensors":
         return load_backbone_file(file)
     return load_content(file, read_checkpoint(file))

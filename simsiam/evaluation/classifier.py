@@ -14,7 +14,7 @@ from simsiam.augment import augment, crop_and_flip_policy
 from simsiam.data.dataset import ImageDataset
 from simsiam.data.sampler import EpochSampler
 from simsiam.evaluation.features import Preparation
-from utils.console import print_line, track_progress
+from utils.console import print_line, show_progress
 from utils.errors import NOT_FINITE_STATUS, RunError
 from utils.lars import LARS
 from utils.schedule import warmup_cosine
@@ -124,7 +124,7 @@ def train_classifier(
 
     # Sums over the batches of an epoch: the loss, and the accuracy on the train images in percent.
     sums = torch.zeros(2, device=device)
-    batches = track_progress(chain.from_iterable(samplers), total_images, "images trained on")
+    batches = show_progress(chain.from_iterable(samplers), total_images, "images trained on")
     for step, batch in enumerate(batches):
         epoch = step // steps_per_epoch
         indices = chosen[batch]

@@ -1,8 +1,7 @@
 """A checkpoint together with the data set that it is evaluated on, on one device."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,10 +9,8 @@ from torch import Tensor, nn
 
 from models.resnet import HOW_TO_SET_STATISTICS
 from simsiam.config.evaluation_commands import Evaluation
-from simsiam.config.options import CUSTOM_DATASETS, DataOptions
-from simsiam.config.value_types import PixelConversion
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import ImageDataset, make_options, place_on_device
+from simsiam.data.dataset import ImageDataset, place_on_device
 from simsiam.data.files.lazy_images import LazyImages
 from simsiam.data.knn_labels import (
     classifier_unavailable_reason,
@@ -23,25 +20,11 @@ from simsiam.data.knn_labels import (
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
 from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.metrics import accuracy, confusion, per_class, top_accuracy
+from simsiam.evaluation.run_images import choose_dataset
 from utils.console import print_line, print_table
-from utils.errors import UserError, require
-from utils.text import printable
+from utils.errors import require
 
 TOP = 5  # with more classes, the top-5 accuracy is measured too
-
-# Options of the data set that have the run's values, unless a flag sets them.
-INHERITED_OPTIONS = (
-    "data_dir",
-    "cache_dir",
-    "image_cache",
-    "stored_side",
-    "train_images",
-    "test_images",
-    "held_out_images",
-    "skip_bad_images",
-    "pixel_range",
-    "background",
-)
 
 
 @dataclass(frozen=True)
@@ -218,93 +201,3 @@ def add_images(
         )
         test = test.labelled_part()
     return EvaluationContext(checkpoint, device, options.dataset, train, test)
-
-
-def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOptions:
-    """Return the options of the data set: the flags, completed by the options of the run.
-
-    The run's options are used only if it had the same data set.
-
-    Raises:
-        UserError: there is no data set, it is not where the run had it, or an option is invalid.
-    """
-    # None and False are the defaults of these options: their flags were not given.
-    flags: dict[str, Any] = {}
-    for name, value in asdict(config.data).items():
-        if value is not None and value is not False:
-            flags[name] = value
-    run_settings = checkpoint.metadata.settings
-    dataset = flags.get("dataset") or run_settings.get("dataset")
-    require(
-        dataset is not None,
-        f"{checkpoint.file} does not say what it was trained on. Choose a data set with --dataset",
-    )
-
-    inherited: dict[str, Any] = {}
-    if run_settings.get("dataset") == dataset:
-        for name in INHERITED_OPTIONS:
-            if run_settings.get(name) is not None:
-                inherited[name] = run_settings[name]
-    # Held-out images take the place of the test images, so one excludes the other.
-    if flags.get("held_out_images"):
-        inherited.pop("test_images", None)
-
-    values = {"image_size": checkpoint.metadata.image_size}
-    values.update(inherited)
-    values.update(flags)
-    values["dataset"] = dataset
-    options = make_valid_options(checkpoint.file, values)
-    return replace_missing_folders(options, flags)
-
-
-def replace_missing_folders(options: DataOptions, flags: dict[str, Any]) -> DataOptions:
-    """Replace folders of the run that do not exist here by the default folders.
-
-    The run may have been on another machine.
-
-    Args:
-        options: the run's options, unless flags set them.
-        flags: a folder that was chosen by a flag is not replaced.
-
-    Returns:
-        The options with folders that exist, or with defaults.
-
-    Raises:
-        UserError: the folder of custom images is missing, which has no default.
-    """
-    if "data_dir" not in flags and not options.path.exists():
-        require(
-            options.dataset not in CUSTOM_DATASETS,
-            f"{printable(options.path)}, where the run had its images, does not exist. Say where "
-            "they are with --data-dir",
-        )
-        options = replace(options, data_dir=DataOptions.data_dir)
-
-    cache_dir = options.cache_dir
-    if "cache_dir" not in flags and cache_dir and not Path(cache_dir).expanduser().is_dir():
-        options = replace(options, cache_dir=None)
-    return options
-
-
-def make_valid_options(file: Path, values: dict[str, Any]) -> DataOptions:
-    """Return options for values that come from a checkpoint.
-
-    Raises:
-        UserError: a value is invalid; the message names the file.
-    """
-    try:
-        return make_options(**values)
-    except UserError as error:
-        raise UserError(f"{file}: its settings are invalid: {error}") from None
-
-
-def find_conversion(config: Evaluation, checkpoint: LoadedCheckpoint) -> PixelConversion:
-    """Return how to read images of another folder: by the flags, or else as the run did."""
-    values: dict[str, Any] = {"dataset": "folder"}
-    for name in ("pixel_range", "background"):
-        value = getattr(config.data, name)
-        if value is None:
-            value = checkpoint.metadata.settings.get(name)
-        if value is not None:
-            values[name] = value
-    return make_valid_options(checkpoint.file, values).conversion

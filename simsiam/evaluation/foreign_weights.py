@@ -13,32 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simsiam.evaluation.layouts import LAYOUTS, Layout
 from simsiam.evaluation.mismatch import BATCH_COUNT, describe_mismatch
 from utils.errors import require
 from utils.text import printable
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a program stores the weights of its backbone."""
-
-    prefix: str  # how the names of the backbone's weights begin
-    source: str  # which programs do so
-    # Prefixes of a second backbone, whose weights are a moving average of those of the first.
-    averages: tuple[str, ...] = ()
-
-
-LAYOUTS = (
-    Layout("", "a state dict, as of torchvision or timm"),
-    Layout("encoder_q.", "as MoCo saves it", ("encoder_k.",)),
-    Layout("base_encoder.", "as MoCo v3 saves it", ("momentum_encoder.",)),
-    Layout("encoder.", "as facebookresearch/simsiam saves it"),
-    Layout(
-        "backbone.",
-        "as lightly or solo-learn saves it",
-        ("backbone_momentum.", "momentum_backbone."),
-    ),
-)
 # How the names of classifiers begin in the networks of torchvision, timm and lightly. The last
 # three help to train the first layers. Other programs put their projector in place of `fc`.
 CLASSIFIERS = (

@@ -57,7 +57,7 @@ def load_weights(model: "SimSiam", path: str | Path) -> StartingWeights:
         UserError: the architecture in the file differs from the model's, or the file cannot be
             loaded. The model is unchanged.
     """
-    file = find_checkpoint(path, whole=True)
+    file = find_checkpoint(path, prefer_full=True)
     if file.suffix == ".safetensors":
         text_metadata, content = read_safetensors(file)
         if text_metadata.get("kind") in KINDS:

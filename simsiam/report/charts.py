@@ -17,7 +17,7 @@ from simsiam.report.figures import Chart, render_chart
 from simsiam.report.groups import Group
 from simsiam.report.plots import draw_bars, draw_curves, draw_map, draw_matrix
 from simsiam.report.thumbnails import Thumbnails, draw_thumbnails
-from utils.console import MANY_CLASSES, plural
+from utils.console import MANY_CLASSES, format_count
 
 # With many classes, only the best and the worst ones get a bar: this number of each.
 EXTREMES = MANY_CLASSES // 2
@@ -187,7 +187,7 @@ def chart_map(analysis: FeatureAnalysis) -> Chart:
     shown_names = names if analysis.labelled and len(names) <= MANY_CLASSES else []
     return Chart(
         draw=partial(draw_map, analysis.points, analysis.labels, shown_names),
-        caption=f"Map of the features of {total} by PCA, {plural(len(names), 'class')}.",
+        caption=f"Map of the features of {total} by PCA, {format_count(len(names), 'class')}.",
     )
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from simsiam.collapse import is_collapsed
 from simsiam.config.commands import PRETRAIN_DEFAULTS, settings_that_matter
-from utils.console import plural
+from utils.console import format_count
 from utils.errors import require
 from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
@@ -236,11 +236,11 @@ def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[flo
     # finetune has the number of labels that it used. linear uses those of all train images.
     num_labels = content.get("labels") or content.get("train_images")
     if num_labels:
-        details.append(plural(num_labels, "label"))
+        details.append(format_count(num_labels, "label"))
     if "finetune" in name:
         epochs = content["settings"].get("epochs")
         if epochs:
-            details.append(plural(epochs, "epoch"))
+            details.append(format_count(epochs, "epoch"))
     accuracy_by_seed = content.get("seeds") or {"": content.get("test_accuracy")}
     measured = list(select_numbers(accuracy_by_seed).values())
     if measured:

@@ -1,6 +1,7 @@
 """simsiam/data/__init__.py and dataset.py: the registry, options, statistics and devices."""
 
 import os
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -14,6 +15,7 @@ from simsiam.data.dataset import channel_statistics, make_options, place_on_devi
 from simsiam.data.synthetic import make_patterns
 from utils.device import free_memory
 from utils.errors import UserError
+from utils.option_group import get_help
 
 
 def test_options_and_registry_have_the_same_data_sets() -> None:
@@ -23,6 +25,12 @@ def test_options_and_registry_have_the_same_data_sets() -> None:
     assert others == {"cifar10", "cifar100", "patterns"}
     with pytest.raises(UserError, match=r"--dataset mnist: should be 'cifar10', .*'arrays'"):
         make_options(dataset="mnist")
+
+
+@pytest.mark.parametrize("options", [DataOptions, EvaluationDataOptions])
+def test_the_help_names_every_data_set(options: type[DataOptions]) -> None:
+    words = set(re.findall(r"\w+", get_help(options, "dataset") or ""))
+    assert DATASETS.keys() <= words
 
 
 def test_paths_of_any_kind_become_strings(tmp_path: Path) -> None:

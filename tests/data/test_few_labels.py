@@ -162,7 +162,7 @@ def test_leave_one_out_is_that_of_scikit_learn(
     assert (status, err) == (0, "")
     assert "no labels of the train images: kNN is leave-one-out among" in out
     assert "the 40 test images with labels" in out and "10 classes" in out
-    assert "neighbours" in out.split("next ")[1].splitlines()[0]
+    assert " knn " in out.split("next ")[1].splitlines()[0]
     run = tmp_path / "runs" / "simsiam_folder"
 
     status, out, err = program("knn", str(run))

@@ -124,7 +124,7 @@ def test_the_features_are_those_of_the_other_program(name: str, tmp_path: Path) 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"lightly_cifar.ckpt"}))
 def test_the_documentation_has_the_printed_lines(name: str) -> None:
     source, left_out = FILES[name].lines
-    table = (ROOT / "docs" / "commands.md").read_text()
+    table = (ROOT / "docs" / "others.md").read_text()
     assert f"`the backbone of {name} ({source})`, `{left_out}` |" in table
 
 

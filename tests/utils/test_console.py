@@ -6,7 +6,7 @@ import re
 import pytest
 
 from utils import console as module
-from utils.console import console, print_table, track_progress
+from utils.console import console, print_table, show_progress
 
 HEAD = ("features", "k", "T 0.07", "T 0.1", "T 0.2")
 ROWS = [
@@ -69,7 +69,7 @@ def test_only_a_screen_gets_a_bar_and_others_get_lines(
     monkeypatch.setattr(module, "PROGRESS_SECONDS", 0)
     lines: list[str] = []
     monkeypatch.setattr(module, "print_line", lines.append)
-    assert list(track_progress([[0], [1], [2]], 3, "[/a] of [b]")) == [[0], [1], [2]]
+    assert list(show_progress([[0], [1], [2]], 3, "[/a] of [b]")) == [[0], [1], [2]]
     if environment in ON_A_SCREEN:
         assert "[/a] of [b]" in screen.getvalue()
         assert lines == []
@@ -84,7 +84,7 @@ def test_numbers_of_a_bar_are_not_cut(columns: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(module, "console", module._Console(file=screen, width=columns))
     url = "downloading https://example.org/a/long/path/to/an/archive-of-images.tar.gz, bytes"
-    list(track_progress([range(85_249_035)] * 2, 170_498_070, url))
+    list(show_progress([range(85_249_035)] * 2, 170_498_070, url))
     drawn = screen.getvalue()
     assert "170498070/170498070" in drawn and not re.search(r"\d\u2026", drawn)
     assert ("0:00:00" in drawn) == (columns >= 30)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from simsiam.data.files.cache_index import FileState
-from utils.console import track_progress
+from utils.console import show_progress
 
 CHUNK_FILES = 1000  # that a thread looks at one after another
 THREADS = 32  # they wait for the disk or the network most of the time
@@ -32,7 +32,7 @@ def read_states(root: Path, files: Sequence[str]) -> list[FileState]:
         chunks: Iterator[list[FileState]] = pool.map(read_chunk, range(0, len(files), CHUNK_FILES))
         shown: Iterable[list[FileState]] = chunks
         if len(files) > THREADS * CHUNK_FILES:
-            shown = track_progress(chunks, len(files), "files looked at")
+            shown = show_progress(chunks, len(files), "files looked at")
         for chunk in shown:
             all_states += chunk
     return all_states

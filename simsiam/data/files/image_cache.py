@@ -24,7 +24,7 @@ from simsiam.data.files.cache_index import (
 )
 from simsiam.data.files.file_states import read_states
 from simsiam.data.files.reading import DecodedImage, ReadResult, read_images
-from utils.console import print_line, track_progress
+from utils.console import print_line, show_progress
 from utils.errors import UserError, require
 from utils.filesystem import lock_folder, write_text
 from utils.text import printable
@@ -172,7 +172,7 @@ class _CacheWriter:
             # An interrupted process may have written pixels without their lines in the index.
             _seek_to_end(whole_file, self.index.whole_bytes)
             _seek_to_end(clean_file, self.index.clean_slots * header.clean_bytes)
-            for chunk in track_progress(chunks, len(files), title):
+            for chunk in show_progress(chunks, len(files), title):
                 new_entries: list[tuple[str, Entry]] = []
                 for file, result in chunk:
                     entry = self._append(result, state_of[file], whole_file, clean_file)

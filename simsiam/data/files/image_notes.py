@@ -10,7 +10,7 @@ from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from simsiam.config.value_types import Colour, PixelConversion, name_colour
-from utils.console import plural
+from utils.console import format_count
 
 SAMPLES_PER_PIXEL = 277  # the tag of a TIFF that has the number of its bands
 CONVERTED_MODES = ("CMYK", "HSV", "LAB", "YCbCr")  # colours that are neither grey nor RGB
@@ -96,7 +96,9 @@ def describe_unidentified(path: Path) -> str:
             return "a HEIC image: convert it"
         bands = _count_bands_of_tiff(file)
     if bands > 0:
-        return f"a TIFF of {plural(bands, 'band')} in a form that is not read here: convert it"
+        return (
+            f"a TIFF of {format_count(bands, 'band')} in a form that is not read here: convert it"
+        )
     return "not an image"
 
 

@@ -16,7 +16,7 @@ from simsiam.data.listing.messages import (
     describe_suffixes,
     raise_or_print_unreadable,
 )
-from utils.console import plural
+from utils.console import format_count
 from utils.errors import UserError, require
 from utils.text import printable
 
@@ -163,7 +163,7 @@ class ImageFolder(ImageList):
         if self._other_suffixes:
             parts.append(describe_suffixes(self._other_suffixes))
         if self._hidden_images > 0:
-            parts.append(plural(self._hidden_images, "hidden image"))
+            parts.append(format_count(self._hidden_images, "hidden image"))
         if self._hidden_folders:
             parts.append(describe_folders(self._hidden_folders, "hidden folder"))
         if self._system_folders:

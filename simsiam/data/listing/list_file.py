@@ -24,7 +24,7 @@ from torch import Tensor
 from simsiam.data.dataset import name_class
 from simsiam.data.files.images import SUFFIXES
 from simsiam.data.listing.image_list import ImageList
-from utils.console import plural
+from utils.console import format_count
 from utils.errors import UserError, require
 from utils.text import printable
 
@@ -85,8 +85,8 @@ class ListFile(ImageList):
         example = printable(os.path.abspath(self.root / self.files[0]))
         require(
             exists,
-            f"{where}: none of its {plural(len(self), 'file')} exists, such as {example}. Relative "
-            "paths start at the folder of the list.",
+            f"{where}: none of its {format_count(len(self), 'file')} exists, such as {example}. "
+            "Relative paths start at the folder of the list.",
         )
 
     def keep(self, indices: Sequence[int]) -> None:
@@ -96,7 +96,7 @@ class ListFile(ImageList):
     def describe_skipped(self) -> str:
         parts = []
         if self._num_repeated > 0:
-            parts.append(plural(self._num_repeated, "repeated line"))
+            parts.append(format_count(self._num_repeated, "repeated line"))
         if self._unused_columns:
             columns = ", ".join(printable(name) for name in self._unused_columns)
             noun = "column" if len(self._unused_columns) == 1 else "columns"
@@ -178,8 +178,8 @@ def _parse_csv(text: str, where: str) -> tuple[list[Row], list[str]]:
             line = reader.line_num
             require(
                 len(fields) == len(columns),
-                f"{where}: line {line} has {plural(len(fields), 'field')}, but the first line has "
-                f"{len(columns)}. Put a path with a {delimiter!r} into double quotes.",
+                f"{where}: line {line} has {format_count(len(fields), 'field')}, but the first "
+                f"line has {len(columns)}. Put a path with a {delimiter!r} into double quotes.",
             )
             values = dict(zip(columns, fields, strict=True))
             path = values["path"].strip()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simsiam.data.pixel_range import suggest_pixel_range
-from utils.console import plural, print_line
+from utils.console import format_count, print_line
 from utils.errors import require
 from utils.text import printable
 
@@ -49,7 +49,7 @@ def describe_suffixes(counts: Counter[str]) -> str:
         listed.append(text)
     num_others = sum(count for _, count in most_frequent_first[MAX_LISTED:])
     if num_others > 0:
-        listed.append(f"{plural(num_others, 'file')} of other kinds")
+        listed.append(f"{format_count(num_others, 'file')} of other kinds")
     return ", ".join(listed)
 
 
@@ -58,7 +58,7 @@ def describe_folders(folders: Sequence[Path], noun: str) -> str:
     names = [printable(folder) for folder in folders[:MAX_LISTED]]
     if len(folders) > MAX_LISTED:
         names.append("...")
-    return f"{plural(len(folders), noun)} ({', '.join(names)})"
+    return f"{format_count(len(folders), noun)} ({', '.join(names)})"
 
 
 def raise_or_print_unreadable(

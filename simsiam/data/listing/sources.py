@@ -20,7 +20,7 @@ from simsiam.data.listing.split_folders import (
     print_splits,
 )
 from simsiam.data.spread import evenly_spaced
-from utils.console import plural
+from utils.console import format_count
 from utils.errors import require
 from utils.text import printable
 
@@ -133,7 +133,7 @@ def _split_list(path: Path, with_test: bool) -> ListedSplits:
     unused = []
     for name in names:
         if name not in (train_name, test_name):
-            unused.append(f"{plural(images.splits.count(name), 'image')} of {name}")
+            unused.append(f"{format_count(images.splits.count(name), 'image')} of {name}")
     print_splits(path, str(train_name), test_name, unused)
     images.report_skipped()
     test = None

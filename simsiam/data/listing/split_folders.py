@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from simsiam.data.files.images import SUFFIXES
 from simsiam.data.listing.folder import SYSTEM_FOLDERS
-from utils.console import plural, print_line
+from utils.console import format_count, print_line
 from utils.text import printable
 
 # Usual names of the sub-folders, in the order of preference. Upper and lower case are the same.
@@ -56,7 +56,7 @@ def find_split_folders(root: Path, with_test: bool = True) -> SplitFolders:
         if not is_folder[name] and Path(name).suffix.lower() in SUFFIXES:
             num_images += 1
     if num_images > 0:
-        unused.append(f"{plural(num_images, 'image')} next to these folders")
+        unused.append(f"{format_count(num_images, 'image')} next to these folders")
 
     test_folder = root / test if test is not None else None
     return SplitFolders(root / train, test_folder, unused)
