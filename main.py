@@ -271,6 +271,9 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore", message="TensorFloat32")
     # `read_image` refuses such an image.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+    # Broken metadata of an image file do not matter. A folder may have thousands of them.
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     # With fp16, some of the first optimizer steps are skipped. That is expected.
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")
     # `utils.nvidia` explains why a GPU cannot be used.

@@ -9,7 +9,6 @@ from parameters, with the operations of simsiam/image_ops.py. The tests compare 
 the parameters with torchvision's.
 """
 
-import math
 from dataclasses import replace
 from typing import NamedTuple, get_type_hints
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from simsiam.config.augment_options import AugmentOptions
 from simsiam.config.value_types import Probability
+from simsiam.crop_boxes import BOX_NUMBERS, CropBoxes, draw_crop_boxes
 from simsiam.image_ops import (
     color_jitter,
     gaussian_blur,
@@ -29,9 +29,6 @@ from simsiam.image_ops import (
 )
 from utils.philox import uniform
 
-# torchvision also tries ten random crops, and then takes the largest central crop that fits.
-CROP_TRIES = 10
-MAX_ASPECT_RATIO = 4 / 3  # of a crop: torchvision's default ratio is (3/4, 4/3)
 Policy = AugmentOptions  # The ranges and probabilities that parameters are drawn from.
 POLICY_TYPES = get_type_hints(Policy, include_extras=True)
 PROBABILITIES = [name for name in POLICY_TYPES if POLICY_TYPES[name] == Probability]
@@ -77,6 +74,7 @@ def augment(
     mean: Tensor,
     std: Tensor,
     size: int | None = None,
+    cropped: bool = False,
 ) -> Tensor:
     """Return one random view of each image, a pure function of (seed, epoch, index, view).
 
@@ -90,12 +88,16 @@ def augment(
         mean: Mean of each channel of the data set, (3,), on the scale of 0 to 1.
         std: Standard deviation of each channel, (3,), on the same scale.
         size: Side S of the views in pixels. None means C.
+        cropped: The images are the views' crops already, and S is C. `draw_boxes` has drawn their
+            boxes.
 
     Returns:
         (B, 3, S, S) float32, normalised.
     """
     params = draw(indices, images.shape[-1], seed=seed, epoch=epoch, view=view, policy=policy)
-    return normalize(apply(images, params, size), mean, std)
+    x = images.float() / 255
+    x = flip(x, params) if cropped else crop_and_flip(x, params, size)
+    return normalize(change_appearance(x, params), mean, std)
 
 
 def normalize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -124,31 +126,31 @@ def draw(
     """
     has_optional = max(policy.blur, policy.solarize, policy.vertical_flip, policy.rotate) > 0
     # The first columns are the same, however many columns are drawn.
-    count = 2 * CROP_TRIES + (19 if has_optional else 13)
+    count = BOX_NUMBERS + (17 if has_optional else 11)
     numbers = uniform(indices, epoch, view, count, seed=seed)  # (B, 33 or 39), 0 to 1
-    crop_numbers = numbers[:, : 2 * CROP_TRIES]
-    # The columns of the others are: 0 top, 1 left, 2 flip, 3 jitter, 4 to 7 order of the colour
-    # operations, 8 to 11 their strengths, 12 grayscale, 13 blur, 14 its sigma, 15 solarise,
-    # 16 vertical flip, 17 rotation, 18 its angle. A new augmentation must draw from further
+    # The columns after those of the box are: 0 flip, 1 jitter, 2 to 5 order of the colour
+    # operations, 6 to 9 their strengths, 10 grayscale, 11 blur, 12 its sigma, 13 solarise,
+    # 14 vertical flip, 15 rotation, 16 its angle. A new augmentation must draw from further
     # columns, so that runs without it stay the same.
-    other_numbers = numbers[:, 2 * CROP_TRIES :]
+    other_numbers = numbers[:, BOX_NUMBERS:]
 
-    height, width = _draw_crop_shape(crop_numbers, size, policy)
+    side = torch.full_like(indices, size)
+    box = draw_crop_boxes(numbers[:, :BOX_NUMBERS], side, side, policy.crop_scale)
 
     factors: list[Tensor] = []
     for operation, (low, high) in enumerate(_factor_ranges(policy)):
-        factors.append(low + other_numbers[:, 8 + operation] * (high - low))
+        factors.append(low + other_numbers[:, 6 + operation] * (high - low))
 
     return ViewParams(
-        top=(other_numbers[:, 0] * (size - height + 1)).long(),
-        left=(other_numbers[:, 1] * (size - width + 1)).long(),
-        height=height,
-        width=width,
-        flip=other_numbers[:, 2] < policy.flip,
-        jitter=other_numbers[:, 3] < policy.jitter,
-        op_order=_ranks(other_numbers[:, 4:8]),  # All 24 orders are equally likely.
+        top=box.top,
+        left=box.left,
+        height=box.height,
+        width=box.width,
+        flip=other_numbers[:, 0] < policy.flip,
+        jitter=other_numbers[:, 1] < policy.jitter,
+        op_order=_ranks(other_numbers[:, 2:6]),  # All 24 orders are equally likely.
         factor=torch.stack(factors, dim=1),
-        grayscale=other_numbers[:, 12] < policy.grayscale,
+        grayscale=other_numbers[:, 10] < policy.grayscale,
         **_draw_optional(other_numbers, policy),
     )
 
@@ -157,21 +159,21 @@ def _draw_optional(numbers: Tensor, policy: Policy) -> dict[str, Tensor]:
     """Return the parameters of the operations that are off by default and on in this policy.
 
     Args:
-        numbers: Uniform random numbers (B, 19) if any of the operations is on.
+        numbers: Uniform random numbers (B, 17) if any of the operations is on.
         policy: As for `augment`.
     """
     params: dict[str, Tensor] = {}
     if policy.blur > 0:
         low, high = policy.blur_sigma
-        sigma = low + numbers[:, 14] * (high - low)
-        params["blur_sigma"] = torch.where(numbers[:, 13] < policy.blur, sigma, 0.0)
+        sigma = low + numbers[:, 12] * (high - low)
+        params["blur_sigma"] = torch.where(numbers[:, 11] < policy.blur, sigma, 0.0)
     if policy.solarize > 0:
-        params["solarize"] = numbers[:, 15] < policy.solarize
+        params["solarize"] = numbers[:, 13] < policy.solarize
     if policy.vertical_flip > 0:
-        params["vertical_flip"] = numbers[:, 16] < policy.vertical_flip
+        params["vertical_flip"] = numbers[:, 14] < policy.vertical_flip
     if policy.rotate > 0:
-        quarter_turns = 1 + (3 * numbers[:, 18]).long()  # 1, 2 or 3
-        params["quarter_turns"] = torch.where(numbers[:, 17] < policy.rotate, quarter_turns, 0)
+        quarter_turns = 1 + (3 * numbers[:, 16]).long()  # 1, 2 or 3
+        params["quarter_turns"] = torch.where(numbers[:, 15] < policy.rotate, quarter_turns, 0)
     return params
 
 
@@ -199,30 +201,25 @@ def _ranks(numbers: Tensor) -> Tensor:
     return is_before.sum(dim=2)
 
 
-def _draw_crop_shape(numbers: Tensor, size: int, policy: Policy) -> tuple[Tensor, Tensor]:
-    """Return height and width (B,) of the first of ten random crops that fits into the image.
-
-    The area and the logarithm of the aspect ratio are uniform. If no crop fits, torchvision takes
-    the largest central crop of a permitted shape. This is the whole image, since it is square.
+def draw_boxes(
+    indices: Tensor,
+    heights: Tensor,
+    widths: Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    view: int,
+    policy: Policy,
+) -> CropBoxes:
+    """Draw the boxes of one view of images of any shape, which are cropped before `augment`.
 
     Args:
-        numbers: Uniform random numbers (B, 20).
-        size: Side of the images in pixels.
-        policy: Its `crop_scale` is the smallest area, as a fraction of the image.
+        indices: Index of each sample in the data set, (B,) int64.
+        heights, widths: Size of each image in pixels, (B,) int64.
+        seed, epoch, view, policy: As for `augment`.
     """
-    area_fraction = policy.crop_scale + numbers[:, :CROP_TRIES] * (1 - policy.crop_scale)
-    area = size * size * area_fraction  # (B, 10)
-    log_ratio = (2 * numbers[:, CROP_TRIES:] - 1) * math.log(MAX_ASPECT_RATIO)
-    ratio = torch.exp(log_ratio)  # (B, 10) width / height
-    width = torch.round(torch.sqrt(area * ratio)).long()
-    height = torch.round(torch.sqrt(area / ratio)).long()
-
-    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
-    first = fits.int().argmax(dim=1, keepdim=True)  # (B, 1): argmax returns the first maximum
-    none_fits = ~fits.any(dim=1)
-    height = height.gather(1, first).squeeze(1).masked_fill(none_fits, size)
-    width = width.gather(1, first).squeeze(1).masked_fill(none_fits, size)
-    return height, width
+    numbers = uniform(indices, epoch, view, BOX_NUMBERS, seed=seed)
+    return draw_crop_boxes(numbers, heights, widths, policy.crop_scale)
 
 
 # ---------------------------------------------------------------- apply parameters
@@ -242,8 +239,13 @@ def apply(images: Tensor, params: ViewParams, size: int | None = None) -> Tensor
     Returns:
         (B, 3, S, S) float32, from 0 to 1.
     """
-    x = resized_crop(
-        images.float() / 255,
+    return change_appearance(crop_and_flip(images.float() / 255, params, size), params)
+
+
+def crop_and_flip(x: Tensor, params: ViewParams, size: int | None) -> Tensor:
+    """Crop, resize and flip images (B, 3, C, C) from 0 to 1; return (B, 3, S, S)."""
+    return resized_crop(
+        x,
         params.top,
         params.left,
         params.height,
@@ -252,6 +254,18 @@ def apply(images: Tensor, params: ViewParams, size: int | None = None) -> Tensor
         size,
         params.vertical_flip,
     )
+
+
+def flip(x: Tensor, params: ViewParams) -> Tensor:
+    """Flip views (B, 3, S, S) that are cropped already."""
+    x = torch.where(per_image(params.flip), x.flip(3), x)
+    if params.vertical_flip is not None:
+        x = torch.where(per_image(params.vertical_flip), x.flip(2), x)
+    return x
+
+
+def change_appearance(x: Tensor, params: ViewParams) -> Tensor:
+    """Jitter, convert to grayscale, blur, solarise and rotate views (B, 3, S, S) from 0 to 1."""
     x = color_jitter(x, params.op_order, params.factor, params.jitter)
     x = torch.where(per_image(params.grayscale), luma(x).expand_as(x), x)
     if params.blur_sigma is not None:

@@ -85,7 +85,8 @@ SHORTER = {  # flags that make a command faster, by its name or its flag --augme
     "report": "--no-pictures",
     "--augment": "--epochs 1",
 }
-PRINTED = {"report": "index.html", "ablate": "1 of "}  # other commands: summary.json
+# What a command prints. Other commands print summary.json.
+PRINTED = {"report": "index.html", "ablate": "1 of ", "cache": "no cache in"}
 
 
 @pytest.mark.parametrize("flags", OTHER_COMMANDS)
@@ -93,6 +94,8 @@ def test_each_other_command_runs(
     flags: str, trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(trained)
+    # The command `cache` must not remove the caches of the user who runs the tests.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     arguments = shlex.split(flags)
     command = arguments[0]
     if command == "ablate":

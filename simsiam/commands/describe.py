@@ -61,6 +61,8 @@ def collect_provenance(context: RunContext) -> dict[str, Any]:
     }
     if context.data.dataset_digest is not None:  # only the user's own images have a digest
         provenance["images"] = context.data.dataset_digest
+    if context.data.train.image_cache is not None:
+        provenance["image_cache"] = context.data.train.image_cache
     return provenance
 
 
@@ -88,6 +90,8 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
         "stem": context.model.hparams["stem"],
         "images": context.data.dataset_digest,
     }
+    if context.data.train.image_cache is not None:
+        resolved["image_cache"] = context.data.train.image_cache
     if context.weights is not None:
         resolved["starting_weights"] = "; ".join(context.weights.lines)
     elif context.start is not None and context.run.config.exists():

@@ -1,7 +1,8 @@
 """The command `embed`: features of a data set, or of any folder of images, in a file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -111,18 +112,18 @@ def open_dataset(config: Embed) -> Source:
     """
     context = open_context(config, choose_device(config.device.accelerator))
     splits: dict[str, ImageDataset | ImageList] = {}
-    chunks: list[Tensor] = []
+    chunks: list[Iterable[Tensor]] = []
     for name, split in (("train", context.train), ("test", context.test)):
         is_chosen = config.embed.split in ("both", name)
         if is_chosen and len(split) > 0:
             splits[name] = split
-            chunks.extend(split.images.split(choose_chunk_size(split.images)))
+            chunks.append(split.images.split(choose_chunk_size(split.images)))
     require(
         len(splits) > 0,
         f"--split {config.embed.split}: {context.dataset} has no such images. Choose another split",
     )
     name = f"{context.dataset}, {' and '.join(splits)}"
-    return Source(context.checkpoint, name, splits, iter(chunks), context.classes)
+    return Source(context.checkpoint, name, splits, chain.from_iterable(chunks), context.classes)
 
 
 def open_folder(config: Embed, folder: ImageList) -> Source:

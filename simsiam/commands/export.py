@@ -124,7 +124,8 @@ def choose_images(context: EvaluationContext | None, checkpoint: LoadedCheckpoin
     size = checkpoint.metadata.image_size
     if context is not None:
         split = context.test if len(context.test) > 0 else context.train
-        return crop_center(split.images[:COMPARED_IMAGES], size)
+        n = min(COMPARED_IMAGES, len(split))
+        return crop_center(split.images_at(torch.arange(n)), size)
     assert size is not None  # `open_checkpoint` requires it
     generator = torch.Generator().manual_seed(0)
     shape = (COMPARED_IMAGES, 3, size, size)

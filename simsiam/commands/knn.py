@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from simsiam.config.evaluation_commands import Knn
+from simsiam.data.files.lazy_images import LazyImages
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import FEATURE_CHUNK
 from simsiam.evaluation.metrics import accuracy, confusion, print_classes
@@ -129,7 +130,9 @@ def count_by_protocol(context: EvaluationContext) -> dict[Protocol, Tensor]:
 
 
 @torch.no_grad()
-def extract_all(context: EvaluationContext, images: Tensor, label: str) -> dict[str, Tensor]:
+def extract_all(
+    context: EvaluationContext, images: Tensor | LazyImages, label: str
+) -> dict[str, Tensor]:
     """Return L2-normalised features (N, F) by kind.
 
     The kinds are those of the backbone and, if the checkpoint has one, of the projector.

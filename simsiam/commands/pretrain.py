@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +38,8 @@ from simsiam.commands.resume import (
     validate_run,
 )
 from simsiam.config.commands import Pretrain, settings_to_keep, subprocess_args
+from simsiam.config.options import ImageCache
+from simsiam.config.run_state import find_image_cache
 from simsiam.data import make_placeholders
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.evaluation.checkpoint import load_backbone
@@ -80,7 +82,8 @@ def pretrain(config: Pretrain) -> None:
         if state == "finished" and not config.run.overwrite:
             return
         config, fitted = distributed.broadcast_result(partial(resume_fit, config, run, state))
-        data = load_data(config, accelerator)
+        image_cache = distributed.broadcast_result(partial(find_image_cache, config, run, state))
+        data = load_data(config, accelerator, image_cache)
         config = fit_to_data(config, data)
         model = build_model(config, data)
 
@@ -104,10 +107,14 @@ def pretrain(config: Pretrain) -> None:
         train(context)
 
 
-def load_data(config: Pretrain, accelerator: str) -> ViewsDataModule:
-    """Return the loaded images; in a dry run, placeholders for images that are not there yet."""
+def load_data(config: Pretrain, accelerator: str, image_cache: ImageCache) -> ViewsDataModule:
+    """Return the loaded images; in a dry run, placeholders for images that are not there yet.
+
+    Args:
+        image_cache: takes the place of `--image-cache`, see `find_image_cache`.
+    """
     data = ViewsDataModule(
-        **asdict(config.data),
+        **asdict(replace(config.data, image_cache=image_cache)),
         # `fit_to_data` needs the images to choose a batch size. BN needs two images at least.
         batch_size=config.optimizer.batch_size or 2,
         accumulate=config.optimizer.accumulate,

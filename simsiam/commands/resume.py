@@ -14,7 +14,7 @@ from simsiam.callbacks.metrics import MetricsRecorder
 from simsiam.config.commands import Pretrain, describe_differences, settings_to_keep
 from simsiam.config.optimizer_options import OptimizerOptions
 from simsiam.config.run_options import DeviceOptions, MonitorOptions
-from simsiam.config.run_state import check_folder
+from simsiam.config.run_state import SQUARE_IMAGES, check_folder, has_square_images
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
 from simsiam.evaluation.checkpoint import find_checkpoint
@@ -166,6 +166,10 @@ def _check_same_run(
     """
     # Where the checkpoint's own run got its initial weights does not matter any more.
     settings = content["settings"] | {"model_path": None}
+    require(
+        not has_square_images(settings),
+        f"{path} is of a run of an earlier version, {SQUARE_IMAGES} {MODEL_PATH_HINT}",
+    )
     differences = describe_differences(settings, settings_to_keep(config))
     require(
         not differences,
@@ -175,6 +179,13 @@ def _check_same_run(
     require(
         epochs_done < config.optimizer.epochs,
         f"{path} is from a finished run, of which nothing is left to train. {MODEL_PATH_HINT}",
+    )
+    mode = data.train.image_cache
+    earlier_mode = content.get("image_cache", mode)
+    require(
+        earlier_mode == mode,
+        f"{path} is from a run with --image-cache {earlier_mode}, but here it is {mode}. "
+        f"Pass --image-cache {earlier_mode}.",
     )
     digest = content.get("images")
     require(

@@ -16,6 +16,7 @@ from typing import Any
 from simsiam.config import optimizer_options, options, run_options
 from simsiam.config.augment_options import AugmentOptions
 from simsiam.config.evaluation_commands import (
+    Cache,
     Embed,
     Export,
     Finetune,
@@ -49,7 +50,7 @@ class Pretrain:
     The same command again resumes a run that was cut off. Runs are folders below --save-dir.
 
     Further commands, each with its own --help: knn, linear, finetune, embed, neighbours, export,
-    report, ablate.
+    report, ablate, cache.
     """
 
     data: options.DataOptions = options.DataOptions()
@@ -107,6 +108,7 @@ COMMANDS: dict[str, type] = {
     "export": Export,
     "report": Report,
     "ablate": Ablate,
+    "cache": Cache,
 }
 
 MAIN = Path(__file__).parents[2] / "main.py"

@@ -113,6 +113,17 @@ class Export(Evaluation):
 
 
 @option_group(kw_only=True)
+class Cache:
+    """List the caches of decoded images: of which folder, how large, when used; or remove them.
+
+    A run with --image-cache on decodes the images of a folder into a cache. The next run on the
+    same folder decodes them again if the cache is gone.
+    """
+
+    cache: evaluation.CacheOptions = evaluation.CacheOptions()
+
+
+@option_group(kw_only=True)
 class Report:
     """Write one HTML page of a run, or of several side by side, and its figures as PNG.
 

@@ -11,6 +11,7 @@ from simsiam.config.value_types import (
     BatchSize,
     Momentum,
     NotNegative,
+    PathText,
     Positive,
     Seed,
     Share,
@@ -161,6 +162,16 @@ class ExportOptions:
         None
     )
     """The file to write; its name must end as the format does: .safetensors, .pt2 or .onnx."""
+
+
+@option_group()
+class CacheOptions:
+    """Caches."""
+
+    cache_dir: Annotated[PathText | None, Hint("DIR", default="~/.cache/simsiam")] = None
+    """Folder of the caches."""
+    clear: Annotated[str | None, Hint("NAME", default="none")] = None
+    """Remove the cache of this name; all removes all of them."""
 
 
 @option_group(kw_only=True)

@@ -24,6 +24,7 @@ from simsiam.config.value_types import (
 from utils.errors import require
 from utils.option_group import Hint, Rule, option_group
 
+ImageCache = Literal["auto", "on", "off"]
 Dataset = Literal["cifar10", "cifar100", "patterns", "folder", "arrays"]
 CUSTOM_DATASETS = ("folder", "arrays")  # the user's own images
 
@@ -55,14 +56,19 @@ class DataOptions:
         ImageSize | None,
         Hint("PIXELS", default=f"the data set's own; {FOLDER_IMAGE_SIZE} for a folder"),
     ] = None
-    """Side of a view. Above 64 pixels, the images of a folder are stored with a margin for the
-    crops (256 pixels for 224)."""
+    """Side of a view."""
     cache_dir: Annotated[
         PathText | None, Hint("DIR", default="~/.cache/simsiam"), Rule.CHANGEABLE_ON_RESUME
     ] = None
     """Folder for the decoded images of a folder."""
+    image_cache: ImageCache = "auto"
+    """on decodes the images of a folder once, into --cache-dir; off decodes the files in each
+    epoch; auto is on if that takes less than 64 GiB and a quarter of the free disk."""
+    stored_side: Annotated[AtLeast1 | None, Hint("PIXELS", default="twice --image-size")] = None
+    """In the cache, the shorter side of an image has at most so many pixels."""
     skip_bad_images: Annotated[bool, Rule.CHANGEABLE_ON_RESUME] = False
-    """Leave out unreadable images of a folder, instead of stopping with an error."""
+    """Leave out unreadable images of a folder, instead of stopping with an error. With
+    --image-cache off, the next image takes the place of an unreadable one."""
     data_memory: Annotated[
         NotNegative | None, Hint("GIB", default="half of what is free"), Rule.CHANGEABLE_ON_RESUME
     ] = None
@@ -92,6 +98,16 @@ class DataOptions:
             self.background in (None, "white") or not is_published,
             f"--background {self.background}: not for {self.dataset}, which has no transparency. "
             "Drop the flag.",
+        )
+        require(
+            self.image_cache in (None, "auto") or self.dataset in (None, "folder"),
+            f"--image-cache {self.image_cache}: only --dataset folder has image files. "
+            "Drop the flag.",
+        )
+        size = self.image_size or FOLDER_IMAGE_SIZE
+        require(
+            self.stored_side is None or self.stored_side >= size,
+            f"--stored-side {self.stored_side} is less than the {size} pixels of --image-size.",
         )
         _ = self.conversion  # raises UserError if a text has another form
 
@@ -128,6 +144,8 @@ class EvaluationDataOptions(DataOptions):
     """Use the first N images of the test split (of a folder: N spread evenly)."""
     image_size: Annotated[ImageSize | None, Hint("PIXELS", default="the checkpoint's")] = None
     """Side of the images of a folder."""
+    image_cache: Annotated[ImageCache | None, Hint("MODE", default="the run's, or auto")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """on decodes the images of a folder once, off whenever they are needed."""
     held_out_images: Annotated[AtLeast0 | None, Hint("N", default="as many as the run had")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Evaluate on N training images that the run held out; 0 for the test images."""
     background: Annotated[str | None, Hint("COLOUR", default="the run's, or white")] = None  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -1,6 +1,8 @@
 """Check the folder of a run, and announce the run, before torch is imported."""
 
 import os
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from models.choices import is_library_backbone
 from simsiam.config.commands import (
@@ -11,12 +13,14 @@ from simsiam.config.commands import (
     may_be_small,
     settings_to_keep,
 )
-from simsiam.config.options import CUSTOM_DATASETS, DataOptions
+from simsiam.config.options import CUSTOM_DATASETS, DataOptions, ImageCache
 from simsiam.config.recipe_files import DEFAULT_RECIPE
 from utils.console import format_count
 from utils.errors import UserError, require
 from utils.run_dir import RunDirectory
 from utils.settings import flatten, from_settings
+
+SQUARE_IMAGES = "which saw only the central squares of its images, and cannot be resumed exactly."
 
 
 def check_folder(config: Pretrain, run: RunDirectory) -> str:
@@ -36,9 +40,39 @@ def check_folder(config: Pretrain, run: RunDirectory) -> str:
         _check_settings(config, run)
         if state == "finished" and config.data.dataset in CUSTOM_DATASETS:
             _check_images(config.data, run)
+        if state == "unfinished":
+            require(
+                not has_square_images(run.settings()),
+                f"{run.path} holds an unfinished run of an earlier version, {SQUARE_IMAGES} Give "
+                f"--model-path {run.path} --exp-name NAME to start a new run from its weights, or "
+                "--overwrite to start again.",
+            )
     if config.data.dataset == "folder":
         _check_outside_images(config.data, run)
     return state
+
+
+def has_square_images(settings: Mapping[str, Any]) -> bool:
+    """Return whether a run is of a version that cropped the views of a folder from squares."""
+    return settings.get("dataset") == "folder" and "image_cache" not in settings
+
+
+def find_image_cache(config: Pretrain, run: RunDirectory, state: str) -> ImageCache:
+    """Return how a run makes its views: as it did before if it is resumed.
+
+    By now there may be more or less space for a cache than when the run was started.
+
+    Args:
+        state: of the run's folder, as `check_folder` returns it.
+    """
+    wanted = config.data.image_cache
+    if state == "new" or config.run.overwrite or wanted != "auto":
+        return wanted
+    before = run.settings("resolved").get("image_cache")
+    for mode in get_args(ImageCache):
+        if mode == before:
+            return mode
+    return wanted
 
 
 def _check_settings(config: Pretrain, run: RunDirectory) -> None:

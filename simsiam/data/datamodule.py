@@ -14,16 +14,24 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from simsiam.augment import Policy, augment
+from simsiam.augment import Policy
 from simsiam.config.augment_options import Normalize
 from simsiam.config.optimizer_options import DEFAULT_BATCH_SIZE, OptimizerOptions
-from simsiam.config.options import SMALL_IMAGE, DataOptions, MethodOptions
+from simsiam.config.options import DataOptions, MethodOptions
 from simsiam.config.run_options import RunOptions
 from simsiam.config.value_types import parse_image_schedule
 from simsiam.data import load_dataset, prepare_dataset
-from simsiam.data.dataset import Splits, choose_statistics, make_options, place_on_device
+from simsiam.data.dataset import (
+    STATISTICS_FILES,
+    Splits,
+    choose_statistics,
+    make_options,
+    place_on_device,
+)
+from simsiam.data.files.crop_loader import CropLoader
 from simsiam.data.image_schedule import check_image_schedule, find_view_size
 from simsiam.data.sampler import EpochSampler, PrefetchLoader, ViewsLoader
+from simsiam.data.view_maker import ViewMaker
 from utils.errors import require
 from utils.option_group import reject_unknown
 from utils.trainer import count_batches_done
@@ -86,9 +94,7 @@ class ViewsDataModule(pl.LightningDataModule):
         self.policy = policy
         self.accumulate = accumulate
         self.phases = parse_image_schedule(image_schedule)
-        self._augment = augment
-        if compile:
-            self._augment = torch.compile(augment, fullgraph=True, dynamic=False)
+        self.view_maker = ViewMaker(views, seed, policy, compile)
 
     @property
     def batch_size(self) -> int:
@@ -125,7 +131,8 @@ class ViewsDataModule(pl.LightningDataModule):
         """
         if not self.loaded:
             self.set_splits(load_dataset(self.options))
-            mean, std = choose_statistics(self.train.images, self.policy.normalize)
+            n = None if self.train.whole is None else STATISTICS_FILES
+            mean, std = choose_statistics(self.train.images, self.policy.normalize, n)
             self.mean = torch.tensor(mean)
             self.std = torch.tensor(std)
         if self.trainer is not None:
@@ -171,7 +178,7 @@ class ViewsDataModule(pl.LightningDataModule):
         """Return S, the side of the views in an epoch (from 0)."""
         return find_view_size(self.phases, epoch, self.size)
 
-    def train_dataloader(self) -> EpochSampler | PrefetchLoader | ViewsLoader:
+    def train_dataloader(self) -> EpochSampler | PrefetchLoader | CropLoader | ViewsLoader:
         """Return a loader of batches: of indices for a Trainer, of views without one.
 
         For a Trainer, the batches also have the images, if these are on the disk or on another
@@ -194,14 +201,25 @@ class ViewsDataModule(pl.LightningDataModule):
             self.batch_size,
             self.seed,
             epoch=lambda: 0 if overfits else trainer.current_epoch,
-            device=images.device,
+            device=torch.device("cpu") if self.train.whole is not None else images.device,
             parts_done=lambda: count_batches_done(trainer),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             accumulate=self.accumulate,
         )
+        pin = device.type == "cuda"
+        if self.train.whole is not None:
+            return CropLoader(
+                sampler,
+                self.train.whole,
+                self.views,
+                draw_boxes=self.view_maker.draw_boxes_in(sampler.epoch),
+                view_size=lambda: self.view_size(sampler.epoch()),
+                pin=pin,
+            )
         if self.train.on_disk or images.device.type != device.type:
-            return PrefetchLoader(sampler, images, pin=device.type == "cuda")
+            assert isinstance(images, Tensor)  # all other images have `whole`
+            return PrefetchLoader(sampler, images, pin)
         return sampler
 
     def _make_loader_without_trainer(self) -> ViewsLoader:
@@ -230,21 +248,25 @@ class ViewsDataModule(pl.LightningDataModule):
         """Turn a training batch on the device into V views (B, 3, S, S).
 
         Args:
-            batch: indices (B,), or indices and their images. Any other batch is returned as it
-                is: a subclass may have loaders of validation images, or of views.
+            batch: indices (B,); or indices and their images (B, 3, C, C); or indices and the crops
+                of their views (V, B, 3, S, S). Any other batch is returned as it is: a subclass may
+                have loaders of validation images, or of views.
         """
         trainer = self.trainer
         assert trainer is not None
         if not trainer.training:
             return batch
+        epoch = trainer.current_epoch
         if _are_indices(batch):
-            indices = batch
-            images = self.train.images_at(indices)
-        elif _are_indices_and_images(batch):
+            views = self.make_views(batch, epoch)
+        elif _are_indices_and_images(batch, image_dims=4):
             indices, images = batch
+            views = self.make_views(indices, epoch, images)
+        elif _are_indices_and_images(batch, image_dims=5):
+            indices, crops = batch
+            views = self._finish_crops(crops, indices, epoch)
         else:
             return batch
-        views = self.make_views(indices, trainer.current_epoch, images)
         # Convert to the dtype in which the module computes.
         return trainer.precision_plugin.convert_input(views)
 
@@ -259,42 +281,25 @@ class ViewsDataModule(pl.LightningDataModule):
         Returns:
             V tensors (B, 3, S, S) float32, normalised.
         """
+        size = self.view_size(epoch)
+        if self.train.whole is not None:
+            crops = self.view_maker.cut_crops(self.train.whole, indices, epoch, size)
+            return self._finish_crops(crops, indices, epoch)
         if images is None:
             images = self.train.images_at(indices)
-        # One call for all views is faster. One call for each view takes less memory.
-        views_per_call = self.views if images.shape[-1] <= SMALL_IMAGE else 1
-        # In a call, row v * B + i is view v of image i.
-        if views_per_call > 1:
-            images = images.repeat(views_per_call, 1, 1, 1)
-        repeated_indices = indices.repeat(views_per_call)
-        # The compiled `augment` would be compiled again for each value of an int.
-        epoch_tensor = torch.full((), epoch, device=indices.device)
+        return self.view_maker.crop_and_finish(images, indices, epoch, size, self.mean, self.std)
 
-        views = []
-        all_view_numbers = torch.arange(self.views, device=indices.device)
-        for view_numbers in all_view_numbers.split(views_per_call):
-            view_of_row = view_numbers.repeat_interleave(len(indices))
-            augmented = self._augment(
-                images,
-                repeated_indices,
-                seed=self.seed,
-                epoch=epoch_tensor,
-                view=view_of_row[:, None],  # `augment` takes a column of numbers
-                policy=self.policy,
-                mean=self.mean,
-                std=self.std,
-                size=self.view_size(epoch),
-            )
-            views += augmented.chunk(views_per_call)
-        return views
+    def _finish_crops(self, crops: Tensor, indices: Tensor, epoch: int) -> list[Tensor]:
+        """Return the views of which these are the crops (V, B, 3, S, S)."""
+        return self.view_maker.finish_crops(crops, indices, epoch, self.mean, self.std)
 
 
 def _are_indices(batch: Any) -> bool:
     return isinstance(batch, Tensor) and batch.dim() == 1 and batch.dtype == torch.int64
 
 
-def _are_indices_and_images(batch: Any) -> bool:
+def _are_indices_and_images(batch: Any, image_dims: int) -> bool:
     if not isinstance(batch, list | tuple) or len(batch) != 2 or not _are_indices(batch[0]):
         return False
     images = batch[1]
-    return isinstance(images, Tensor) and images.dim() == 4 and images.dtype == torch.uint8
+    return isinstance(images, Tensor) and images.dim() == image_dims and images.dtype == torch.uint8

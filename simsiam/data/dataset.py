@@ -11,6 +11,9 @@ from torch import Tensor
 from simsiam.config.augment_options import Normalize
 from simsiam.config.options import SMALL_IMAGE, DataOptions
 from simsiam.data.file_paths import FilePaths
+from simsiam.data.files.lazy_images import LazyImages
+from simsiam.data.files.whole_images import WholeImages
+from simsiam.data.spread import evenly_spaced
 from utils.console import format_count
 from utils.device import free_memory
 from utils.distributed import local_world_size
@@ -23,6 +26,8 @@ MEMORY_FRACTION = 0.5
 
 # If the images take more bytes than this, their mean and std are measured on a part of them.
 STATISTICS_BYTES = 2**32
+# Of image files, this many images are measured, so that a start takes as long for any number.
+STATISTICS_FILES = 4096
 STATISTICS_CHUNK_BYTES = 2**23  # pixels counted together; torch.bincount copies them to int64
 
 # (mean, std) of red, green and blue in ImageNet, on the scale of 0 to 1: torchvision's and timm's.
@@ -46,23 +51,26 @@ class ImageDataset:
     """One split of a data set.
 
     Attributes:
-        images: (N, 3, C, C) uint8.
+        images: (N, 3, C, C) uint8, without augmentation.
         labels: (N,) int64, indices into `classes`, or -1 for an image without a label.
         classes: the names of the classes.
         on_disk: whether `images` is a memory map, which is read from the disk when indexed.
         digest: a hash of the user's own images. With it a later command checks that it got the
             same images. It is None for a published data set.
         held_out: whether these are training images that take the place of the test images.
+        whole: the same images in their own shapes, of which views are cropped. It is None if views
+            are cropped from `images`, and for a part of a split.
         paths: the file of each image, relative to the folder of the data set. It is None for a data
             set that has no file for each image.
     """
 
-    images: Tensor
+    images: Tensor | LazyImages
     labels: Tensor
     classes: tuple[str, ...]
     on_disk: bool = False
     digest: str | None = None
     held_out: bool = False
+    whole: WholeImages | None = None
     paths: FilePaths | None = None
 
     def __len__(self) -> int:
@@ -72,6 +80,13 @@ class ImageDataset:
     def side(self) -> int:
         """C, the side of the images in pixels."""
         return self.images.shape[-1]
+
+    @property
+    def image_cache(self) -> str | None:
+        """How views are made: "on" from a cache, "off" from the files; None without files."""
+        if self.whole is None:
+            return None
+        return "on" if self.whole.cached else "off"
 
     @property
     def evaluation_name(self) -> str:
@@ -104,6 +119,7 @@ class ImageDataset:
             self,
             images=self.images[start:stop],
             labels=self.labels[start:stop],
+            whole=None,
             paths=self.paths[start:stop] if self.paths is not None else None,
         )
 
@@ -124,7 +140,7 @@ class ImageDataset:
         images = self.images_at(indices)
         labels = self.labels[indices.to(self.labels.device)]
         paths = self.paths.subset(indices) if self.paths is not None else None
-        return replace(self, images=images, labels=labels, paths=paths, on_disk=False)
+        return replace(self, images=images, labels=labels, paths=paths, on_disk=False, whole=None)
 
     def labelled_part(self) -> "ImageDataset":
         """Return the images that have a label. They are in memory, unless these are all images."""
@@ -149,25 +165,9 @@ def name_class(folder: str) -> str:
     return printable(unicodedata.normalize("NFC", folder))
 
 
-def stored_side(size: int) -> int:
-    """Return the side C of stored images for views of side `size`.
-
-    For views larger than 64 pixels the stored images have a margin, from which random crops are
-    cut. It is as large as ImageNet's usual margin: 256 pixels for views of 224.
-    """
-    if size <= SMALL_IMAGE:
-        return size
-    return round(size * 8 / 7)
-
-
 def default_stem(size: int) -> str:
     """Return the stem of a backbone for views of side `size`."""
     return "cifar" if size <= SMALL_IMAGE else "imagenet"
-
-
-def evenly_spaced(n: int, total: int) -> Tensor:
-    """Return n <= total indices (n,), spread evenly over 0 .. total - 1."""
-    return torch.arange(n) * total // n
 
 
 def make_blank_split(side: int, labels: Tensor, classes: tuple[str, ...]) -> ImageDataset:
@@ -207,7 +207,8 @@ def place_on_device(splits: Splits, device: torch.device, memory: float | None) 
             available /= local_world_size()
 
     train, test = splits
-    if train.images.nbytes + test.images.nbytes <= available:
+    reads_files = any(isinstance(s.images, LazyImages) and s.images.from_files for s in splits)
+    if not reads_files and train.images.nbytes + test.images.nbytes <= available:
         train = _move_images(train, device)
         test = _move_images(test, device)
     train = replace(train, labels=train.labels.to(device))
@@ -222,23 +223,26 @@ def _move_images(split: ImageDataset, device: torch.device) -> ImageDataset:
 
 
 def choose_statistics(
-    images: Tensor, normalize: Normalize
+    images: Tensor | LazyImages, normalize: Normalize, n: int | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the standard deviation of each channel with which to normalise.
 
     Args:
         images: (N, 3, C, C) uint8, which are measured only if `normalize` is "dataset".
         normalize: the value of `--normalize`.
+        n: as for `channel_statistics`.
 
     Raises:
         UserError: see `channel_statistics`.
     """
     if normalize == "imagenet":
         return IMAGENET_STATISTICS
-    return channel_statistics(images)
+    return channel_statistics(images, n)
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(
+    images: Tensor | LazyImages, n: int | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the standard deviation of each channel, on the scale of 0 to 1.
 
     How often each of the values 0 to 255 occurs is counted. This takes little memory, and the
@@ -247,16 +251,17 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
     Args:
         images: (N, 3, C, C) uint8.
+        n: number of images whose pixels are counted, if there are more.
 
     Raises:
         UserError: if all pixels of a channel have the same value.
     """
     bytes_per_image = 3 * images.shape[-1] ** 2
-    n = min(len(images), STATISTICS_BYTES // bytes_per_image)
+    n = min(n or len(images), len(images), STATISTICS_BYTES // bytes_per_image)
     images_per_chunk = max(1, STATISTICS_CHUNK_BYTES // bytes_per_image)
     counts = torch.zeros(3, 256, dtype=torch.int64)
     for indices in evenly_spaced(n, len(images)).split(images_per_chunk):
-        for channel, pixels in enumerate(images[indices].unbind(1)):
+        for channel, pixels in enumerate(images.index_select(0, indices).unbind(1)):
             counts[channel] += pixels.flatten().bincount(minlength=256)
 
     frequency = counts.double() / counts.double().sum(dim=1, keepdim=True)  # (3, 256)

@@ -7,31 +7,44 @@ Any of these layouts will do:
 - `DIR/train/*` or `DIR/*`: there are no labels.
 - a list, see `simsiam.data.listing.list_file`.
 
-The images are decoded once; see `simsiam.data.image_cache`.
+The images are decoded once into a cache, see `simsiam.data.files.image_cache`, or in each epoch.
 """
 
-import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from simsiam.config.options import FOLDER_IMAGE_SIZE, DataOptions
-from simsiam.data.cache_manifest import IMAGES
-from simsiam.data.dataset import Splits, make_blank_split, stored_side
-from simsiam.data.image_cache import decode_images, map_images, open_cache, read_notes
-from simsiam.data.image_notes import describe_notes
-from simsiam.data.listing.duplicates import describe_duplicates
-from simsiam.data.listing.list_file import hash_list
-from simsiam.data.listing.messages import raise_or_print_unreadable, warn_of_unused_bits
+from simsiam.data.cache_folders import find_cache_folder, find_old_caches, name_selection
+from simsiam.data.dataset import ImageDataset, Splits, make_blank_split
+from simsiam.data.file_paths import FilePaths
+from simsiam.data.files.cache_choice import Choice, choose_mode, choose_sample, estimate_bytes
+from simsiam.data.files.cache_index import Index, read_index
+from simsiam.data.files.cached_images import open_cache
+from simsiam.data.files.clean_images import CleanFiles
+from simsiam.data.files.file_states import read_states
+from simsiam.data.files.image_cache import decode_images
+from simsiam.data.files.lazy_images import LazyImages
+from simsiam.data.files.selection import (
+    Selection,
+    hash_files,
+    read_selection,
+    write_selection,
+)
+from simsiam.data.files.source_files import SourceFiles
+from simsiam.data.files.whole_images import ImageFiles
+from simsiam.data.image_reports import report_cached_images, report_sample
+from simsiam.data.listing.messages import raise_or_print_unreadable
 from simsiam.data.listing.sources import ListedSplits, list_splits
-from simsiam.data.pixel_range import warn_of_low_contrast
 from utils.console import print_line
+from utils.errors import UserError
 from utils.text import printable
 
 
 def prepare_folder(options: DataOptions) -> None:
-    """Decode the images that are not in the cache yet, and print warnings about them.
+    """List the images, decode those that a cache is to have, and print warnings about them.
 
     Raises:
         UserError: if there are no images, or if one cannot be read and `skip_bad_images` is not
@@ -42,69 +55,163 @@ def prepare_folder(options: DataOptions) -> None:
     if splits.test is not None:
         image_lists.append(splits.test)
 
-    # Decode the train images, then the test images.
-    files = []
-    labels = []
+    # The train images come first, then the test images.
+    files: list[str] = []
+    labels: list[int] = []
     # Why a path cannot be read. Sub-folders have full paths here, files have paths below `root`.
     unreadable: dict[Path, str] = {}
     for images in image_lists:
         subfolder = images.root.relative_to(splits.root)  # such as "train"
-        files += [subfolder / file for file in images.files]
+        files += [str(subfolder / file) for file in images.files]
         labels += images.labels.tolist()
         unreadable.update(images.unreadable_folders)
 
-    metadata: dict[str, Any] = {
-        "train": len(splits.train),
-        "labels": labels,
-        "classes": list(splits.train.classes),
-    }
-    cache = _cache_folder(options)
-    side = stored_side(_image_size(options))
-    unreadable_files = decode_images(cache, splits.root, files, side, metadata, options.conversion)
-
-    num_readable = len(files) - len(unreadable_files)
-    unreadable.update(unreadable_files)
+    folder = find_cache_folder(options)
+    choice = _choose_mode(options, folder, splits.root, files)
+    num_readable = len(files)
+    if choice.mode == "on":
+        index = _decode(options, folder, splits, files, choice)
+        for file in files:
+            failure = index.entries[file].failure
+            if failure:
+                unreadable[Path(file)] = failure
+                num_readable -= 1
+    else:
+        print_line(f"{printable(splits.source)}: {choice.reason}")
+        index = None
     raise_or_print_unreadable(unreadable, num_readable, splits.source, options.skip_bad_images)
-    _report_images(splits, files, options)
+    _save_selection(options, splits, files, labels, index)
+    if index is not None:
+        report_cached_images(options, splits, files, index, folder)
+    else:
+        report_sample(options, splits, choose_sample(files))
 
 
-def _report_images(splits: ListedSplits, files: list[Path], options: DataOptions) -> None:
-    """Print warnings about the decoded images, and what was done to those that are not plain RGB.
+def _choose_mode(options: DataOptions, folder: Path, root: Path, files: list[str]) -> Choice:
+    """Return whether the images are to be in the cache."""
+    if options.image_cache == "off":
+        return choose_mode("off", folder, 0, len(files), 0.0)
+    entries = read_index(folder).entries
+    num_missing = sum(1 for file in files if file not in entries)
+    bytes_per_image = 0.0
+    if num_missing > 0:
+        size = image_size(options)
+        bytes_per_image = estimate_bytes(root, choose_sample(files), size, stored_side(options))
+    return choose_mode(options.image_cache, folder, num_missing, len(files), bytes_per_image)
+
+
+def _decode(
+    options: DataOptions, folder: Path, splits: ListedSplits, files: list[str], choice: Choice
+) -> Index:
+    """Decode the images that are not in the cache yet, in place of a cache of an earlier version.
+
+    Returns:
+        The index of the cache.
+    """
+    entries = read_index(folder).entries
+    if any(file not in entries for file in files):
+        print_line(f"{printable(splits.source)}: {choice.reason}")
+    old_caches = find_old_caches(options)
+    for old in old_caches:
+        print_line(f"{printable(old.path)}, a cache of an earlier version, is replaced")
+    index = decode_images(
+        folder,
+        splits.root,
+        files,
+        image_size(options),
+        stored_side(options),
+        options.conversion,
+        source=str(splits.source),
+        bytes_per_image=choice.bytes_per_image,
+    )
+    for old in old_caches:
+        old.delete()
+    return index
+
+
+def _save_selection(
+    options: DataOptions,
+    splits: ListedSplits,
+    files: list[str],
+    labels: list[int],
+    index: Index | None,
+) -> None:
+    """Write down which images the run has, for `load_folder` in each process of the run.
 
     Args:
-        files: paths below `splits.root`, those of the train images first.
+        index: of the cache, or None if the images are not in one.
     """
-    cache = _cache_folder(options)
-    digests_and_notes = read_notes(cache)
-    notes = [note for _, note in digests_and_notes.values()]
-    # Warn of images that use few of the possible values. One of the two warnings is enough.
-    has_warned = warn_of_unused_bits([note.range_16_bit for note in notes], splits.source)
-    if not has_warned:
-        pixels = map_images(cache / IMAGES, len(notes), stored_side(_image_size(options)))
-        pixel_range = options.conversion.pixel_range
-        warn_of_low_contrast(pixels, printable(splits.source), pixel_range)
-
-    lines = describe_notes(notes, _image_size(options), options.conversion)
-    readable = [(file, digests_and_notes[file][0]) for file in files if file in digests_and_notes]
-    num_train = sum(1 for file in files[: len(splits.train)] if file in digests_and_notes)
-    test_name = "held-out images" if options.held_out_images > 0 else "test images"
-    duplicates = describe_duplicates(readable[:num_train], readable[num_train:], test_name)
-    if duplicates is not None:
-        lines.append(duplicates)
-    for line in lines:
-        print_line(f"{printable(splits.source)}: {line}")
+    num_train = len(splits.train)
+    contents: list[object]
+    if index is None:
+        chosen = list(range(len(files)))
+        # Without a look into the files, their sizes stand for their contents.
+        contents = [state.size for state in read_states(splits.root, files)]
+    else:
+        chosen = [i for i, file in enumerate(files) if not index.entries[file].failure]
+        contents = [index.entries[files[i]].digest for i in chosen]
+    chosen_files = [files[i] for i in chosen]
+    selection = Selection(
+        root=str(splits.root),
+        cached=index is not None,
+        files=chosen_files,
+        labels=[labels[i] for i in chosen],
+        classes=list(splits.train.classes),
+        num_train=sum(1 for i in chosen if i < num_train),
+        digest=hash_files(chosen_files, contents),
+    )
+    if selection.num_train == 0:
+        raise UserError(f"None of the train images in {printable(splits.source)} could be read.")
+    folder = find_cache_folder(options)
+    try:
+        write_selection(folder / name_selection(options), selection)
+    except OSError as error:
+        where = printable(os.fsdecode(error.filename or folder))
+        raise UserError(f"{where}: {error.strerror}. Pass another --cache-dir.") from None
 
 
 def load_folder(options: DataOptions) -> Splits:
-    """Return the train and the test split as memory maps, after `prepare_folder`."""
-    train, test = open_cache(_cache_folder(options))
+    """Return the train and the test split, after `prepare_folder`.
+
+    Raises:
+        UserError: the images are not prepared.
+    """
+    folder = find_cache_folder(options)
+    selection = read_selection(folder / name_selection(options))
+    n = selection.num_train
+    train = _load_split(options, folder, selection, slice(0, n))
+    test = _load_split(options, folder, selection, slice(n, None))
     return train, replace(test, held_out=options.held_out_images > 0)
 
 
+def _load_split(
+    options: DataOptions, folder: Path, selection: Selection, part: slice
+) -> ImageDataset:
+    files = FilePaths(selection.files[part])
+    if selection.cached:
+        images, whole = open_cache(folder, files)
+    else:
+        sources = SourceFiles(
+            Path(selection.root), files, options.conversion, options.skip_bad_images
+        )
+        size = image_size(options)
+        images = LazyImages(CleanFiles(sources, size).read, torch.arange(len(files)), size)
+        whole = ImageFiles(sources)
+    return ImageDataset(
+        images,
+        torch.tensor(selection.labels[part], dtype=torch.int64),
+        tuple(selection.classes),
+        on_disk=True,
+        digest=selection.digest,
+        whole=whole,
+        paths=files,
+    )
+
+
 def make_placeholders(options: DataOptions) -> Splits:
-    """Return blank splits with as many images as `prepare_folder` would decode."""
+    """Return blank splits with as many images as `prepare_folder` would find."""
     splits = list_splits(options)
-    side = stored_side(_image_size(options))
+    side = image_size(options)
     classes = splits.train.classes
     test_labels = splits.train.labels[:0]
     if splits.test is not None:
@@ -114,38 +221,11 @@ def make_placeholders(options: DataOptions) -> Splits:
     return train, replace(test, held_out=options.held_out_images > 0)
 
 
-def _image_size(options: DataOptions) -> int:
+def image_size(options: DataOptions) -> int:
     """Return the side of the views in pixels."""
     return options.image_size or FOLDER_IMAGE_SIZE
 
 
-def _cache_folder(options: DataOptions) -> Path:
-    """Return the folder of the decoded images.
-
-    Its name is a hash of the options that decide which images there are and what they look like.
-    """
-    path = Path(os.path.abspath(options.path))
-    key = [
-        str(path),
-        str(stored_side(_image_size(options))),
-        str(options.train_images),
-        str(options.test_images),
-    ]
-    # The names of caches must not change, and some caches are older than what follows.
-    # Therefore it is in the key only where it is used.
-    if options.held_out_images > 0:
-        key.append(f"held out: {options.held_out_images}")
-    if options.pixel_range is not None:
-        key.append(options.pixel_range)
-    default = DataOptions().conversion
-    if options.conversion.background != default.background:
-        key.append(f"background: {options.conversion.background}")
-    if path.is_file():
-        key.append(f"list: {hash_list(path)}")
-    text = "\n".join(key)
-    # A path may have bytes that are not UTF-8, which Python holds as surrogates.
-    name = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
-
-    default_parent = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "simsiam"
-    parent = Path(options.cache_dir or default_parent)
-    return parent.expanduser() / name
+def stored_side(options: DataOptions) -> int:
+    """Return the largest shorter side of the images in a cache."""
+    return options.stored_side or 2 * image_size(options)

@@ -3,7 +3,8 @@
 import numpy as np
 from torch import Tensor
 
-from simsiam.data.dataset import evenly_spaced
+from simsiam.data.files.lazy_images import LazyImages
+from simsiam.data.spread import evenly_spaced
 from utils.console import print_line
 
 # A warning is printed if the lowest and the highest of the values 0 to 255 are closer than this.
@@ -47,7 +48,7 @@ def suggest_pixel_range(low: int, high: int) -> tuple[int, int] | None:
 
 
 def warn_of_low_contrast(
-    images: Tensor,
+    images: Tensor | LazyImages,
     where: str,
     pixel_range: tuple[float, float] | None,
 ) -> None:
@@ -61,7 +62,7 @@ def warn_of_low_contrast(
     n = min(len(images), CONTRAST_IMAGES)
     if n == 0:
         return
-    sample = images[evenly_spaced(n, len(images))]
+    sample = images.index_select(0, evenly_spaced(n, len(images)))
     low = int(sample.min())
     high = int(sample.max())
     if high - low >= MIN_CONTRAST:

@@ -14,7 +14,7 @@ from utils.philox import permutation
 BATCHES_AHEAD = 4  # batches that are read in advance, and threads that read them
 
 
-class _ResumesByTrainer:
+class ResumesByTrainer:
     """Tells Lightning that training can resume exactly in the middle of an epoch.
 
     Lightning looks for these two methods. The state is empty, because the Trainer itself knows
@@ -29,7 +29,7 @@ class _ResumesByTrainer:
 
 
 @dataclass(eq=False)
-class EpochSampler(_ResumesByTrainer):
+class EpochSampler(ResumesByTrainer):
     """Batches of indices, in an order that is a pure function of (seed, epoch).
 
     Each batch of `batch_size` is yielded in `accumulate` parts, which a Trainer takes for batches.
@@ -77,7 +77,7 @@ class EpochSampler(_ResumesByTrainer):
 
 
 @dataclass(eq=False)
-class PrefetchLoader(_ResumesByTrainer):
+class PrefetchLoader(ResumesByTrainer):
     """The batches of an epoch with their images, which threads read in advance.
 
     Iterating yields indices (B,) and images (B, 3, C, C) uint8.

@@ -11,6 +11,7 @@ from models.resnet import HOW_TO_SET_STATISTICS
 from simsiam.config.evaluation_commands import Evaluation
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import ImageDataset, place_on_device
+from simsiam.data.files.lazy_images import LazyImages
 from simsiam.data.knn_labels import (
     classifier_unavailable_reason,
     is_leave_one_out,
@@ -61,7 +62,9 @@ class EvaluationContext:
         images = f"{len(self.train):,} train and {len(self.test):,} {self.test.evaluation_name}"
         print_line(f"{self.dataset}: {images}, {self.train.describe_classes()}; {self.device}")
 
-    def extract_features(self, images: Tensor, label: str, unit: bool = True) -> Tensor:
+    def extract_features(
+        self, images: Tensor | LazyImages, label: str, unit: bool = True
+    ) -> Tensor:
         """Return the features (N, F) of images, and show the progress.
 
         Args:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from simsiam.augment import normalize
+from simsiam.data.files.lazy_images import LazyImages
 
 FEATURE_CHUNK = 1000  # images of CIFAR's size that a GPU encodes at once
 CPU_FEATURE_CHUNK = FEATURE_CHUNK // 4  # fits into the caches of a CPU: 1.4 times the speed
@@ -22,7 +23,7 @@ class Preparation(NamedTuple):
     size: int  # side in pixels
 
 
-def choose_chunk_size(images: Tensor) -> int:
+def choose_chunk_size(images: Tensor | LazyImages) -> int:
     """Return how many images are encoded at once, which is fewer for larger images.
 
     Args:
@@ -57,7 +58,7 @@ def compute_dtype(network: nn.Module) -> torch.dtype:
 @torch.no_grad()
 def extract_features(
     network: nn.Module,
-    images: Tensor | Iterable[Tensor],
+    images: Tensor | LazyImages | Iterable[Tensor],
     mean: Tensor,
     std: Tensor,
     unit: bool = True,
@@ -74,7 +75,7 @@ def extract_features(
         n: only for chunks, and needed there: the number of images in all chunks, or more.
         size: S, the side of the central squares that are taken. None takes the images as they are.
     """
-    if isinstance(images, Tensor):
+    if isinstance(images, Tensor | LazyImages):
         n = len(images)
         images = images.split(choose_chunk_size(images))
     dtype = compute_dtype(network)

@@ -13,7 +13,9 @@ from torchvision.utils import make_grid
 
 from simsiam.augment import apply as apply_parameters
 from simsiam.augment import draw as draw_parameters
-from simsiam.data.dataset import ImageDataset, evenly_spaced
+from simsiam.data.dataset import ImageDataset
+from simsiam.data.files.lazy_images import LazyImages
+from simsiam.data.spread import evenly_spaced
 from simsiam.evaluation.captions import CaptionWriter
 from simsiam.evaluation.features import crop_center
 from utils.knn import nearest
@@ -53,6 +55,12 @@ def draw_views(data: "ViewsDataModule", first_epoch: int = 0) -> Tensor:
     originals = data.train.images_at(indices)
     columns = [crop_center(originals, data.size)]
     for epoch in range(first_epoch, first_epoch + VIEWED_EPOCHS):
+        if data.train.whole is not None:
+            zero = torch.zeros_like(data.mean)
+            crops = data.view_maker.cut_crops(data.train.whole, indices, epoch, data.size)
+            views = data.view_maker.finish_crops(crops, indices, epoch, zero, zero + 1)
+            columns += [to_pixels(view) for view in views]
+            continue
         for view in range(data.views):
             parameters = draw_parameters(
                 indices,
@@ -62,16 +70,21 @@ def draw_views(data: "ViewsDataModule", first_epoch: int = 0) -> Tensor:
                 view=view,
                 policy=data.policy,
             )
-            views = apply_parameters(originals, parameters, data.size).clamp(0, 1)
-            columns.append((views * 255).round().to(torch.uint8))
+            views = apply_parameters(originals, parameters, data.size)
+            columns.append(to_pixels(views))
     tiles = torch.stack([shrink_images(column) for column in columns], dim=1)
     tiles = tiles.flatten(0, 1)  # (images * columns, 3, T, T)
     return make_grid(tiles, nrow=len(columns), pad_value=255)
 
 
-def shrink_images(images: Tensor) -> Tensor:
+def to_pixels(views: Tensor) -> Tensor:
+    """Return views (B, 3, S, S) from 0 to 1 as uint8."""
+    return (views.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def shrink_images(images: Tensor | LazyImages) -> Tensor:
     """Return uint8 images (B, 3, T, T) on the CPU, resized to TILE pixels if they are larger."""
-    images = images.cpu()
+    images = images.to(torch.device("cpu"))
     if images.shape[-1] <= TILE:
         return images
     return interpolate(images, (TILE, TILE), mode="bilinear", antialias=True)

@@ -16,6 +16,8 @@ from utils.text import printable
 INHERITED_OPTIONS = (
     "data_dir",
     "cache_dir",
+    "image_cache",
+    "stored_side",
     "train_images",
     "test_images",
     "held_out_images",

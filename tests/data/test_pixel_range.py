@@ -12,7 +12,7 @@ from PIL import Image
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import make_options
-from simsiam.data.images import read_image
+from simsiam.data.files.reading import read_image
 from tests.helpers import Program, read_summary
 from tests.images import smooth_image
 from utils.errors import UserError

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from simsiam.config.value_types import PixelConversion
-from simsiam.data.dataset import stored_side
-from simsiam.data.image_notes import ImageNotes, describe_notes
-from simsiam.data.images import read_images
+from simsiam.data.files.image_notes import ImageNotes, describe_notes
+from simsiam.data.files.reading import read_images
 from simsiam.data.listing.messages import raise_or_print_unreadable, warn_of_unused_bits
 from utils.console import print_line
 from utils.text import printable
@@ -79,13 +78,13 @@ class ImageList:
         skip_unreadable: bool = False,
         conversion: PixelConversion = PixelConversion(),
     ) -> Iterator[Tensor]:
-        """Yield all images in the order of `files`, in chunks (B, 3, C, C) uint8.
+        """Yield all images in the order of `files`, clean, in chunks (B, 3, S, S) uint8.
 
         At the end, files that cannot be read are dropped from `files` and a message lists them.
         Other messages say what was done to images that are not plain RGB, see `describe_notes`.
 
         Args:
-            image_size: side of the views in pixels. C is `stored_side(image_size)`.
+            image_size: S, the side in pixels.
             skip_unreadable: continue with the other images if one cannot be read.
             conversion: how pixels become RGB of 8 bits.
 
@@ -97,7 +96,7 @@ class ImageList:
         readable_indices: list[int] = []
         notes: list[ImageNotes] = []
         index = 0
-        for chunk in read_images(self.root, self.files, stored_side(image_size), conversion):
+        for chunk in read_images(self.root, self.files, image_size, conversion):
             images = []
             for file, result in chunk:
                 if isinstance(result, str):

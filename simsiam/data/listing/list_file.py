@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from simsiam.data.dataset import name_class
-from simsiam.data.images import SUFFIXES
+from simsiam.data.files.images import SUFFIXES
 from simsiam.data.listing.image_list import ImageList
 from utils.console import format_count
 from utils.errors import UserError, require

@@ -8,7 +8,6 @@ import torch
 
 from simsiam.config.options import DataOptions
 from simsiam.data.class_choice import SplitLabels, index_labels, unify_labels
-from simsiam.data.dataset import evenly_spaced
 from simsiam.data.held_out import choose_held_out
 from simsiam.data.listing.folder import ImageFolder
 from simsiam.data.listing.image_list import ImageList
@@ -20,6 +19,7 @@ from simsiam.data.listing.split_folders import (
     find_split_folders,
     print_splits,
 )
+from simsiam.data.spread import evenly_spaced
 from utils.console import format_count
 from utils.errors import require
 from utils.text import printable

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from simsiam.data.images import SUFFIXES
+from simsiam.data.files.images import SUFFIXES
 from simsiam.data.listing.folder import SYSTEM_FOLDERS
 from utils.console import format_count, print_line
 from utils.text import printable

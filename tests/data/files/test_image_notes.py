@@ -1,4 +1,4 @@
-"""simsiam/data/image_notes.py: files that are not one RGB picture, and messages about them."""
+"""files/image_notes.py: files that are not one RGB picture, and messages about them."""
 
 import struct
 from pathlib import Path
@@ -12,8 +12,8 @@ from simsiam.config.options import DataOptions
 from simsiam.config.value_types import PixelConversion
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import make_options
-from simsiam.data.image_notes import ImageNotes
-from simsiam.data.images import DecodedImage, silence_pillow, try_to_read
+from simsiam.data.files.image_notes import ImageNotes
+from simsiam.data.files.reading import DecodedImage, silence_pillow, try_to_read
 from tests.helpers import Program
 from tests.images import patterns, smooth_image, write_images
 from utils.errors import UserError

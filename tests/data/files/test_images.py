@@ -1,4 +1,4 @@
-"""simsiam/data/images.py: each kind of image file, and each way in which a file may be bad."""
+"""files/images.py: each kind of image file, and each way in which a file may be bad."""
 
 import os
 import struct
@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from simsiam.data.images import FORMATS, read_image, silence_pillow, try_to_read
+from simsiam.data.files.images import FORMATS
+from simsiam.data.files.reading import read_image, silence_pillow, try_to_read
 from simsiam.data.listing.folder import ImageFolder
 from tests.images import smooth_image, write_bad_images
 from tests.processes import Started

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
-from simsiam.data.image_cache import decode_images, open_cache
-from simsiam.data.images import read_image
+from simsiam.data.files.cache_index import Index
+from simsiam.data.files.cached_images import open_cache
+from simsiam.data.files.image_cache import decode_images
+from simsiam.data.files.reading import read_image
 
-FILES = ["images.uint8", "manifest.jsonl"]
+FILES = ["clean.0.uint8", "index.jsonl", "whole.0.uint8"]
 Printed = Callable[[], str]  # returns what was printed since the last call
 
 
@@ -23,15 +24,21 @@ def photos(folder: Path, n: int) -> list[Path]:
     return files
 
 
-def metadata(files: list[Path]) -> dict[str, Any]:
-    """Return the manifest's entries for train images, where file i has the label i."""
-    return {"train": len(files), "labels": list(range(len(files))), "classes": []}
-
-
 def decode(tmp_path: Path, files: list[Path], side: int = 8) -> torch.Tensor:
     """Decode the files in photos/ into cache/. Return the images (N, 3, side, side) uint8."""
-    decode_images(tmp_path / "cache", tmp_path / "photos", files, side, metadata(files))
-    return open_cache(tmp_path / "cache")[0].images
+    decode_all(tmp_path / "cache", tmp_path / "photos", files, side)
+    return read_cache(tmp_path / "cache", files)
+
+
+def decode_all(cache: Path, folder: Path, files: list[Path], side: int = 8) -> Index:
+    """Decode files of a folder into a cache, with whole images of at most twice the side."""
+    return decode_images(cache, folder, [str(file) for file in files], side, 2 * side)
+
+
+def read_cache(cache: Path, files: list[Path]) -> torch.Tensor:
+    """Return the clean images (N, 3, side, side) uint8 of files in a cache."""
+    images, _ = open_cache(cache, [str(file) for file in files])
+    return images.to(torch.device("cpu"))
 
 
 def expected(tmp_path: Path, files: list[Path], side: int = 8) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""simsiam/data/image_cache.py: decoding that is killed, damaged, concurrent or without space."""
+"""files/image_cache.py: decoding that is killed, damaged, concurrent or without space."""
 
 import os
 import resource
@@ -12,11 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from simsiam.data import image_cache
-from simsiam.data.image_cache import decode_images, open_cache
-from simsiam.data.images import CHUNK_IMAGES, read_image
+from simsiam.data.files import image_cache
+from simsiam.data.files.reading import CHUNK_IMAGES, read_image
 from simsiam.data.listing.folder import ImageFolder
-from tests.data.decoding import FILES, Printed, decode, metadata, photos
+from tests.data.files.decoding import FILES, Printed, decode, decode_all, photos, read_cache
 from tests.images import smooth_image
 from tests.processes import Started, wait_for
 from utils.errors import UserError
@@ -31,7 +30,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
 def decode_folder(args: list[str]) -> int:
     """Decode the images in ARGS[1] into ARGS[0]."""
     folder = ImageFolder(args[1])
-    decode_images(Path(args[0]), folder.root, folder.files, 48, metadata(folder.files))
+    decode_all(Path(args[0]), folder.root, folder.files, 48)
     return 0
 
 
@@ -68,14 +67,14 @@ def kill_after_a_chunk(tmp_path: Path) -> None:
     process = Started(decode_a_chunk, [str(tmp_path / "cache"), str(tmp_path / "photos")])
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert (tmp_path / "cache" / "manifest.jsonl").read_text().count("\n") == 1 + CHUNK_IMAGES
+    assert (tmp_path / "cache" / "index.jsonl").read_text().count("\n") == 1 + CHUNK_IMAGES
 
 
 def test_killed_decoding_resumes_in_one_of_two_processes(tmp_path: Path) -> None:
     files = noise(tmp_path)
     kill_after_a_chunk(tmp_path)
     with pytest.raises(UserError, match="no complete cache"):
-        open_cache(tmp_path / "cache")
+        read_cache(tmp_path / "cache", files)
     with lock_folder(tmp_path / "cache", ""):  # Release it when both processes wait for it.
         both = [start(tmp_path), start(tmp_path)]
         for process in both:
@@ -85,7 +84,7 @@ def test_killed_decoding_resumes_in_one_of_two_processes(tmp_path: Path) -> None
     out = "".join(text for text, _ in outputs)
     assert out.count("512 of 600 images are already decoded") == 1
     assert out.count("decoded 600 images") == 1
-    images = open_cache(tmp_path / "cache")[0].images
+    images = read_cache(tmp_path / "cache", files)
     expected = read_image(tmp_path / "photos" / files[0], 48)
     assert len(images) == 600 and bool((images == expected).all())
 
@@ -96,27 +95,25 @@ def test_a_file_changed_after_a_kill_is_decoded_again(tmp_path: Path) -> None:
     kill_after_a_chunk(tmp_path)
     (tmp_path / "photos" / files[5]).unlink()
     smooth_image().save(tmp_path / "photos" / files[5])
-    decode_images(tmp_path / "cache", tmp_path / "photos", files, 48, metadata(files))
-    images = open_cache(tmp_path / "cache")[0].images
+    decode_all(tmp_path / "cache", tmp_path / "photos", files, 48)
+    images = read_cache(tmp_path / "cache", files)
     assert torch.equal(images[5], read_image(tmp_path / "photos" / files[5], 48))
 
 
-@pytest.mark.parametrize(
-    "damage", ["cut short", "gone", "manifest is empty", "manifest is nonsense"]
-)
+@pytest.mark.parametrize("damage", ["cut short", "gone", "index is empty", "index is nonsense"])
 def test_a_damaged_cache_is_decoded_again(damage: str, tmp_path: Path, printed: Printed) -> None:
     files = photos(tmp_path / "photos", 30)
     good = decode(tmp_path, files).clone()
-    images, manifest = (tmp_path / "cache" / name for name in FILES)
+    images, index, _ = (tmp_path / "cache" / name for name in FILES)
     if damage == "cut short":
         os.truncate(images, images.stat().st_size - 100)
     elif damage == "gone":
         images.unlink()
     else:
-        manifest.write_bytes(b"" if damage == "manifest is empty" else b"hello\n")
+        index.write_bytes(b"" if damage == "index is empty" else b"hello\n")
     printed()
     with pytest.raises(UserError, match="no complete cache"):
-        open_cache(tmp_path / "cache")
+        read_cache(tmp_path / "cache", files)
     assert torch.equal(decode(tmp_path, files), good) and "decoded 30 images" in printed()
     assert torch.equal(decode(tmp_path, files), good) and printed() == ""
 
@@ -124,13 +121,13 @@ def test_a_damaged_cache_is_decoded_again(damage: str, tmp_path: Path, printed: 
 def test_a_line_that_was_cut_off_is_decoded_again(tmp_path: Path, printed: Printed) -> None:
     files = photos(tmp_path / "photos", 30)
     good = decode(tmp_path, files).clone()
-    manifest = tmp_path / "cache" / "manifest.jsonl"
-    complete = manifest.read_text()
-    os.truncate(manifest, len(complete) - 100)  # drops one line and a part of another
+    index = tmp_path / "cache" / "index.jsonl"
+    complete = index.read_text()
+    os.truncate(index, len(complete) - 100)  # a part of the last line is missing
     printed()
     assert torch.equal(decode(tmp_path, files), good)
-    assert "28 of 30 images are already decoded" in printed()
-    assert manifest.read_text() == complete
+    assert "29 of 30 images are already decoded" in printed()
+    assert index.read_text() == complete
 
 
 def test_a_full_disk_is_noticed_before_decoding(tmp_path: Path) -> None:
@@ -155,4 +152,4 @@ def test_a_disk_that_fills_up_is_reported_in_one_line(tmp_path: Path) -> None:
     process = Started(decode_without_room, [str(tmp_path / "cache"), str(tmp_path / "photos")])
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert "File too large. Fix the cause, or pass another --cache-dir." in out
+    assert "File too large. Fix the cause, pass another --cache-dir" in out

@@ -1,0 +1,1 @@
+"""Image files: their formats, their pixels, and the cache of decoded images."""

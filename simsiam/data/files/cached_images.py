@@ -1,0 +1,62 @@
+"""Open the images of a cache as memory maps."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simsiam.data.files.cache_index import read_index
+from simsiam.data.files.lazy_images import LazyImages
+from simsiam.data.files.whole_images import StoredImages
+from utils.errors import require
+from utils.text import printable
+
+
+def open_cache(folder: Path, files: Sequence[str]) -> tuple[Tensor | LazyImages, StoredImages]:
+    """Return the clean images (N, 3, S, S) and the whole images of some files.
+
+    Raises:
+        UserError: an image is not in the cache.
+    """
+    index = read_index(folder)
+    entries = [index.entries.get(file) for file in files]
+    is_complete = all(entry is not None and not entry.failure for entry in entries)
+    header = index.header
+    require(
+        is_complete and header is not None,
+        f"{printable(folder)} is no complete cache of images. Run the same command again.",
+    )
+    assert header is not None
+    present = [entry for entry in entries if entry is not None]
+    whole = StoredImages(
+        pixels=_map_file(folder / header.whole_file, (index.whole_bytes,)),
+        offsets=np.array([entry.offset for entry in present], np.int64),
+        stored_sizes=np.array([entry.stored_size for entry in present], np.int32).reshape(-1, 2),
+        original_sizes=np.array([entry.original_size for entry in present], np.int32).reshape(
+            -1, 2
+        ),
+    )
+
+    shape = (index.clean_slots, 3, header.size, header.size)
+    clean = _map_file(folder / header.clean_file, shape)
+    slots = torch.tensor([entry.slot for entry in present], dtype=torch.int64)
+    first = int(slots[0]) if len(slots) > 0 else 0
+    if torch.equal(slots, torch.arange(first, first + len(slots))):
+        return clean[first : first + len(slots)], whole
+
+    def read(indices: Sequence[int]) -> Tensor:
+        return clean[torch.tensor(indices, dtype=torch.int64)]
+
+    return LazyImages(read, slots, header.size, from_files=False), whole
+
+
+def _map_file(file: Path, shape: tuple[int, ...]) -> Tensor:
+    """Map a file into memory, read-only. Pixels are read from the disk when they are indexed."""
+    if 0 in shape:
+        return torch.empty(shape, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.memmap(file, np.uint8, "r", shape=shape))

@@ -1,0 +1,266 @@
+"""Decode image files once, into a cache folder that later runs map into memory.
+
+`simsiam.data.files.cache_index` describes the files in a cache folder. Interrupted decoding
+resumes. A file that changes is decoded again, and the others stay.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from simsiam.config.value_types import PixelConversion
+from simsiam.data.files.cache_index import (
+    INDEX,
+    Entry,
+    FileState,
+    Header,
+    Index,
+    format_header,
+    format_lines,
+    read_index,
+)
+from simsiam.data.files.file_states import read_states
+from simsiam.data.files.reading import DecodedImage, ReadResult, read_images
+from utils.console import print_line, show_progress
+from utils.errors import UserError, require
+from utils.filesystem import lock_folder, write_text
+from utils.text import printable
+
+MIN_GARBAGE_BYTES = 2**20  # a smaller cache is not written again to save space
+
+
+def decode_images(
+    folder: Path,
+    root: Path,
+    files: Sequence[str],
+    size: int,
+    stored_side: int,
+    conversion: PixelConversion = PixelConversion(),
+    source: str = "",
+    bytes_per_image: float = 0.0,
+) -> Index:
+    """Decode image files into a cache folder, unless it already holds them.
+
+    If another process is decoding into the same folder, wait for it.
+
+    Args:
+        folder: the cache folder. It is created if it does not exist.
+        root: folder of the image files.
+        files: paths relative to `root`.
+        size: S, the side of the clean images in pixels.
+        stored_side: largest shorter side of the whole images in pixels.
+        conversion: how pixels become RGB of 8 bits.
+        source: what `python main.py cache` calls the data set.
+        bytes_per_image: how much space an image is expected to take.
+
+    Returns:
+        The index, which has an entry for each file.
+
+    Raises:
+        UserError: if the disk is full or the cache folder cannot be written.
+    """
+    waiting = f"Waiting for another process, which is decoding the images of {printable(root)}."
+    header = Header(source or str(root), size, stored_side, json.loads(json.dumps(conversion)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock_folder(folder, waiting, wait=True):
+            writer = _CacheWriter(folder, root, files, header, conversion, bytes_per_image)
+            writer.update()
+            return writer.index
+    except OSError as error:
+        where = printable(os.fsdecode(error.filename or folder))
+        advice = "Fix the cause, pass another --cache-dir, or pass --image-cache off."
+        raise UserError(f"{where}: {error.strerror}. {advice}") from None
+
+
+class _CacheWriter:
+    """Decodes image files into a cache folder, whose lock the caller holds."""
+
+    def __init__(
+        self,
+        folder: Path,
+        root: Path,
+        files: Sequence[str],
+        header: Header,
+        conversion: PixelConversion,
+        bytes_per_image: float,
+    ) -> None:
+        self.folder = folder
+        self.root = root
+        self.files = files
+        self.header = header
+        self.conversion = conversion
+        self.bytes_per_image = bytes_per_image
+        self.index = Index()
+
+    def update(self) -> None:
+        """Keep what is still valid, and decode the rest."""
+        self._load_index()
+        states = read_states(self.root, self.files)
+        outdated: list[str] = []
+        current: list[FileState] = []
+        for file, state in zip(self.files, states, strict=True):
+            entry = self.index.entries.get(file)
+            # A file may become readable without a change of its state, as after a chmod.
+            if entry is None or entry.state != state or entry.failure:
+                outdated.append(file)
+                current.append(state)
+        if not outdated:
+            return
+
+        num_valid = len(self.files) - len(outdated)
+        self._check_space(len(outdated))
+        self._prepare_files()
+        if num_valid > 0:
+            print_line(f"{num_valid:,} of {len(self.files):,} images are already decoded.")
+        self._decode(outdated, current)
+        self._remove_garbage()
+        num_readable = sum(1 for file in self.files if not self.index.entries[file].failure)
+        print_line(f"decoded {num_readable:,} images, in {printable(self.folder)}")
+
+    def _load_index(self) -> None:
+        """Read the index, or begin an empty one."""
+        existing = read_index(self.folder)
+        if existing.header is not None:
+            self.header.number = existing.header.number
+            self.header.source = existing.header.source
+        self.index = existing if existing.header == self.header else Index()
+
+    def _prepare_files(self) -> None:
+        """Make the files of a new cache, or drop lines of the index that are not valid."""
+        if self.index.header is None:
+            # Processes that have mapped the old files can still read them after they are unlinked.
+            for file in self.folder.iterdir():
+                if file.suffix in (".uint8", ".jsonl"):
+                    file.unlink()
+            self.index = Index(self.header)
+            self._write_index(self.index)
+        elif self.index.is_cut_off:
+            self._write_index(self.index)
+
+    def _write_index(self, index: Index) -> None:
+        for name in (self.header.whole_file, self.header.clean_file):
+            (self.folder / name).touch()
+        text = format_header(self.header) + format_lines(index.entries.items())
+        write_text(self.folder / INDEX, text)
+
+    def _check_space(self, num_images: int) -> None:
+        """Raise UserError unless the disk has room for some more images, as far as is known."""
+        needed = num_images * max(self.bytes_per_image, self.header.clean_bytes)
+        free = shutil.disk_usage(self.folder).free
+        require(
+            needed <= free,
+            f"The decoded images take {needed / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB "
+            f"are free in {printable(self.folder)}. Free some space, pass another --cache-dir, or "
+            "pass --image-cache off.",
+        )
+
+    def _decode(self, files: Sequence[str], states: Sequence[FileState]) -> None:
+        """Append the pixels of some files, and their lines in the index."""
+        header = self.header
+        state_of = dict(zip(files, states, strict=True))
+        chunks = read_images(self.root, files, header.size, self.conversion, header.stored_side)
+        title = f"decoding images of {printable(self.root)}"
+        with (
+            open(self.folder / header.whole_file, "r+b") as whole_file,
+            open(self.folder / header.clean_file, "r+b") as clean_file,
+            open(self.folder / INDEX, "a") as index_file,
+        ):
+            # An interrupted process may have written pixels without their lines in the index.
+            _seek_to_end(whole_file, self.index.whole_bytes)
+            _seek_to_end(clean_file, self.index.clean_slots * header.clean_bytes)
+            for chunk in show_progress(chunks, len(files), title):
+                new_entries: list[tuple[str, Entry]] = []
+                for file, result in chunk:
+                    entry = self._append(result, state_of[file], whole_file, clean_file)
+                    self.index.add(file, entry)
+                    new_entries.append((file, entry))
+                # The pixels reach the disk before the index names them, so that the index is right
+                # whenever the process is killed or the power fails.
+                _flush_to_disk(whole_file)
+                _flush_to_disk(clean_file)
+                index_file.write(format_lines(new_entries))
+                _flush_to_disk(index_file)
+
+    def _append(
+        self, result: ReadResult, state: FileState, whole_file: IO[bytes], clean_file: IO[bytes]
+    ) -> Entry:
+        """Write the pixels of an image, and return its entry."""
+        if not isinstance(result, DecodedImage):
+            return Entry(state, failure=result)
+        assert result.whole is not None
+        height, width, _ = result.whole.shape
+        entry = Entry(
+            state=state,
+            digest=result.digest,
+            original_size=result.original_size,
+            stored_size=(height, width),
+            offset=self.index.whole_bytes,
+            slot=self.index.clean_slots,
+            notes=result.notes,
+        )
+        whole_file.write(result.whole.contiguous().numpy().data)
+        clean_file.write(result.pixels.numpy().data)
+        return entry
+
+    # ---------------------------------------------------------------- space that is not used
+
+    def _remove_garbage(self) -> None:
+        """Write the pixels again if more than half of them belong to files that are gone."""
+        if self.index.whole_bytes < MIN_GARBAGE_BYTES:
+            return
+        chosen = set(self.files)
+        used: dict[str, Entry] = {}
+        for path, entry in self.index.entries.items():
+            if path in chosen or os.path.exists(self.root / path):
+                used[path] = entry
+        used_bytes = sum(entry.whole_bytes for entry in used.values())
+        if used_bytes * 2 >= self.index.whole_bytes:
+            return
+
+        unused_gib = (self.index.whole_bytes - used_bytes) / 2**30
+        print_line(f"removing {unused_gib:.2f} GiB of files that have changed or are gone")
+        old_names = (self.header.whole_file, self.header.clean_file)
+        self.header.number += 1
+        compact = Index(self.header)
+        whole = _open_to_read(self.folder / old_names[0])
+        clean = _open_to_read(self.folder / old_names[1])
+        with (
+            whole,
+            clean,
+            open(self.folder / self.header.whole_file, "wb") as new_whole,
+            open(self.folder / self.header.clean_file, "wb") as new_clean,
+        ):
+            for path, entry in used.items():
+                if not entry.failure:
+                    whole.seek(entry.offset)
+                    new_whole.write(whole.read(entry.whole_bytes))
+                    clean.seek(entry.slot * self.header.clean_bytes)
+                    new_clean.write(clean.read(self.header.clean_bytes))
+                    moved = {"offset": compact.whole_bytes, "slot": compact.clean_slots}
+                    entry = entry._replace(**moved)
+                compact.add(path, entry)
+            _flush_to_disk(new_whole)
+            _flush_to_disk(new_clean)
+        self._write_index(compact)  # from here on the new files are valid
+        self.index = compact
+        for name in old_names:
+            (self.folder / name).unlink()
+
+
+def _open_to_read(file: Path) -> IO[bytes]:
+    return open(file, "rb")
+
+
+def _seek_to_end(file: IO[bytes], size: int) -> None:
+    """Cut a file off after `size` bytes, and write from there on."""
+    file.truncate(size)
+    file.seek(size)
+
+
+def _flush_to_disk(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
