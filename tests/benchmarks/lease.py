@@ -42,7 +42,9 @@ EVALUATION_SECONDS = 55  # for the saving of the backbone, kNN and a linear clas
 KNN_SECONDS = 30  # of these, without the linear classifier: it is given up for a late run
 HOME_SECONDS = 5  # for the last copy of the results
 SAVE_EVERY = 5  # seconds between two copies of the rows
-KILL_AFTER = 15  # seconds that a process has to end after a SIGTERM
+# Seconds that a process has to end after a SIGTERM. The training saves a checkpoint in this time.
+KILL_AFTER = 2
+KILL_TRAINING_AFTER = 15
 # An epoch takes a little longer than its steps: kNN of some epochs, checkpoints, the loop.
 EPOCH_TO_STEPS_RATIO = 1.04
 # If no step can be measured: 200 epochs in 470 s, and the time of a start with compilation.
@@ -113,7 +115,6 @@ class Lease:
         self.has_failed = False
         for folder in (out, self.work):
             folder.mkdir(parents=True, exist_ok=True)
-        self.log: IO[str] = (out / "log.txt").open("a")
 
     def left(self) -> float:
         """Return the seconds until the end of the lease."""
@@ -123,12 +124,14 @@ class Lease:
         """Print a line, and add it to the log."""
         with suppress(OSError):  # nobody may read stdout any more
             print(line, flush=True)
-        self.log.write(line + "\n")
-        self.log.flush()
+        with (self.out / "log.txt").open("a") as log:
+            log.write(line + "\n")
 
     # ------------------------------------------------------------ phases
 
-    def run_phase(self, phase: str, args: Iterable[str], reserve: float) -> bool:
+    def run_phase(
+        self, phase: str, args: Iterable[str], reserve: float, kill_after: float = KILL_AFTER
+    ) -> bool:
         """Run Python with arguments, and stop it when only `reserve` seconds are left.
 
         Returns:
@@ -159,7 +162,7 @@ class Lease:
             self.save_figures()  # at once, because the process may take long to end
             raise
         finally:
-            end_process(process)
+            end_process(process, kill_after)
             reader.join(timeout=1)
             self.finish_phase(phase, time.monotonic() - begin, result)
         return result == "done"
@@ -176,9 +179,10 @@ class Lease:
             time.sleep(0.05)
         return "done" if process.returncode == 0 else f"failed with status {process.returncode}"
 
-    def copy_output(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.say(line.rstrip("\n"))
+    def copy_output(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                self.say(line.rstrip("\n"))
 
     def finish_phase(self, phase: str, seconds: float, result: str) -> None:
         """Print and note how a phase ended."""
@@ -225,6 +229,7 @@ class Lease:
             "epoch_seconds": epoch_seconds,
             "epochs": epochs,
         }
+        self.save_figures()
         return epochs
 
     def evaluate(self) -> None:
@@ -284,13 +289,13 @@ class Lease:
         return True
 
 
-def end_process(process: subprocess.Popen[str]) -> None:
-    """End a process, by SIGTERM at first. main.py then saves a checkpoint."""
+def end_process(process: subprocess.Popen[str], kill_after: float) -> None:
+    """End a process by SIGTERM, or by SIGKILL if it still runs after `kill_after` seconds."""
     if process.poll() is not None:
         return
     process.terminate()
     try:
-        process.wait(KILL_AFTER)
+        process.wait(kill_after)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -319,7 +324,8 @@ def train_and_evaluate(lease: Lease, args: argparse.Namespace, flags: list[str])
     warmup = min(args.warmup_epochs, epochs / RUN_TO_WARMUP_RATIO)
     length = ["--epochs", str(epochs), "--warmup-epochs", f"{warmup:g}"]
     folder = ["--save-dir", str(lease.run_dir.parent), "--exp-name", lease.run_dir.name]
-    lease.run_phase("train", ["main.py", *run_flags, *length, *folder], KNN_SECONDS)
+    command = ["main.py", *run_flags, *length, *folder]
+    lease.run_phase("train", command, KNN_SECONDS, KILL_TRAINING_AFTER)
     if lease.save_backbone():
         lease.evaluate()
 
