@@ -140,8 +140,9 @@ def _describe_unknown_flag(flag: str, flags: list[str]) -> str:
 
 def _describe_choices(value: str, choices: tuple[str, ...]) -> str:
     """Return which choices there are, and which of them was probably meant."""
-    # tyro lists None for an option that may be left out.
-    choices = tuple(choice for choice in choices if choice != "None")
+    # For an option that may be left out, tyro lists None too, and all choices in a random order.
+    if "None" in choices:
+        choices = tuple(sorted(choice for choice in choices if choice != "None"))
     all_choices = f"There are {', '.join(choices)}"
     meant = VALUES_ELSEWHERE.get(value)
     if meant not in choices:
