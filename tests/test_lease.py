@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from simsiam import load_backbone
-from tests.benchmarks import lease
-from tests.benchmarks.lease import Lease, choose_epochs, split_file
+from tests.benchmarks import lease_phases
+from tests.benchmarks.lease import choose_epochs, plan_epochs
+from tests.benchmarks.lease_phases import Lease, split_file
 from tests.helpers import ROOT, SMALL, load_weights
 
 MAX_FILES = 8  # that come back from the machine
@@ -95,12 +96,14 @@ def test_no_epochs_are_chosen_if_there_is_no_time() -> None:
 
 
 def test_the_plan_follows_the_measured_step(tmp_path: Path) -> None:
-    plan = Lease(tmp_path / "out", tmp_path / "run", seconds=500)
-    without_steps = plan.plan(most=1000)
-    plan.facts["steps"] = [{"step_seconds": 0.001, "steps_per_epoch": 390, "startup_seconds": 30.0}]
-    fast = plan.plan(most=1000)
-    plan.facts["steps"][0]["step_seconds"] = 0.01
-    slow = plan.plan(most=1000)
+    lease = Lease(tmp_path / "out", tmp_path / "run", seconds=500)
+    without_steps = plan_epochs(lease, most=1000)
+    lease.facts["steps"] = [
+        {"step_seconds": 0.001, "steps_per_epoch": 390, "startup_seconds": 30.0}
+    ]
+    fast = plan_epochs(lease, most=1000)
+    lease.facts["steps"][0]["step_seconds"] = 0.01
+    slow = plan_epochs(lease, most=1000)
     assert 0 < slow < without_steps < fast == 1000
 
 
@@ -140,7 +143,7 @@ def test_the_log_has_what_a_phase_printed(tmp_path: Path) -> None:
 def test_the_printed_command_joins_the_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "PART_BYTES", 1000)
+    monkeypatch.setattr(lease_phases, "PART_BYTES", 1000)
     (tmp_path / "out").mkdir()
     content = os.urandom(3500)
     (tmp_path / "backbone.safetensors").write_bytes(content)
@@ -159,7 +162,7 @@ def test_the_checksum_finds_a_damaged_part(tmp_path: Path) -> None:
 
 
 def test_the_parts_are_small_enough_to_come_back() -> None:
-    assert lease.PART_BYTES <= MAX_BYTES
+    assert lease_phases.PART_BYTES <= MAX_BYTES
 
 
 # ---------------------------------------------------------------- rehearsals
@@ -190,7 +193,7 @@ def test_a_lease_brings_home_its_figures_and_its_backbone(
     assert "kNN, k 10, one vote each" in (out / "log.txt").read_text()
 
     # The backbone of a full run has three parts.
-    monkeypatch.setattr(lease, "PART_BYTES", 30_000)
+    monkeypatch.setattr(lease_phases, "PART_BYTES", 30_000)
     assert len(split_file(run / "backbone.safetensors", out)) == 3
     joined = load_backbone(join_parts(out))
     x = torch.randn(2, 3, 32, 32)
