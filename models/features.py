@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from models.eval_mode import eval_mode
+
 # A module of the user is tried with images of this size if the size is not known.
 DEFAULT_IMAGE_SIZE = 32
 MAX_REASON_LENGTH = 200  # characters of another program's message
@@ -40,10 +42,9 @@ def prepare_custom_backbone(network: nn.Module, image_size: int | None) -> int:
 
 def _pass_blank_image(network: nn.Module, image_size: int | None) -> object:
     side = image_size or DEFAULT_IMAGE_SIZE
-    was_training = network.training
-    network.eval()  # BN then accepts a single image, and keeps its running statistics.
     try:
-        with torch.no_grad():
+        # In eval mode, BN accepts a single image and keeps its running statistics.
+        with eval_mode(network), torch.no_grad():
             return network(torch.zeros(1, 3, side, side))
     # Networks for images of one size check it by assertions.
     except (AssertionError, RuntimeError, ValueError) as error:
@@ -54,8 +55,6 @@ def _pass_blank_image(network: nn.Module, image_size: int | None) -> object:
         raise ValueError(
             f"the backbone cannot take images of {side} x {side} pixels ({reason}). {advice}"
         ) from error
-    finally:
-        network.train(was_training)
 
 
 def _flatten_output(network: nn.Module, inputs: object, output: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torchvision.ops import StochasticDepth
 
 from models.choices import LIBRARIES, is_library_backbone
 
-# Side of the images on which a network that takes any size is checked if their size is not known.
+# If the image size is not known, a network is tried on images of this side.
 DEFAULT_IMAGE_SIZE = 224
 MAX_REASON_LENGTH = 200  # characters of a library's message
 # torchvision's networks that are built for one size of images.
@@ -149,7 +149,7 @@ def build_without_memory(name: str, image_size: int | None) -> nn.Module:
             raise
         except Exception as error:  # noqa: BLE001  (a library may raise anything)
             raise LibraryError(_describe_size_error(name, image_size, error)) from None
-    return network.to("meta")  # the lists of numbers too
+    return network.to("meta")  # also the tensors that TensorsWithoutMemory left on the CPU
 
 
 def _build(name: str, image_size: int | None) -> nn.Module:
@@ -247,10 +247,10 @@ _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torc
 
 
 class TensorsWithoutMemory(TorchFunctionMode):
-    """Make new tensors on the device "meta", except short lists of numbers.
+    """Make tensors of `_FACTORIES` on "meta".
 
-    Libraries read such lists while they build a network, as `torch.linspace(...).tolist()`, so
-    these stay on the CPU. `torch.device("meta")` would not let them be read.
+    Others, such as linspace and arange, stay on the CPU, because libraries read their values.
+    `torch.device("meta")` would move them too.
     """
 
     def __torch_function__(

@@ -153,10 +153,11 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Blur each image as PIL's `GaussianBlur(radius=sigma)` does.
 
     PIL approximates the Gaussian by three box blurs in a row. The variance of the three together is
-    exactly sigma squared. Before each of them, PIL repeats the pixels at the edges without end.
+    exactly sigma squared. Edge pixels extend to infinity, as in PIL.
     Blurring is separable, and the matrix of three box blurs is the cube of the matrix of one.
 
-    The values agree with PIL's to 3 of 255 levels, since PIL rounds after each of its six passes.
+    The values differ from PIL's by up to 3 of 255 levels, because PIL rounds after each of its six
+    passes.
     torchvision's `gaussian_blur` differs from both in photographs: by up to 13 levels inside, where
     sigma is small, and by up to 33 at the edges, where it reflects the image.
 
@@ -186,15 +187,16 @@ def _box_matrix(radius: Tensor, size: int) -> Tensor:
     """Return matrices (B, S, S) that average each pixel and its neighbours within a radius (B,).
 
     Row i holds the weights of the S input pixels in output pixel i: how much of the box around the
-    centre of pixel i each input pixel covers. The first and the last pixel have no end.
+    centre of pixel i each input pixel covers. Edge pixels extend to infinity.
     """
     center = torch.arange(size, device=radius.device)
     border = center[1:] - 0.5  # (S - 1,) between two pixels
     radius = radius[:, None, None]
     start = center[:, None] - radius - 0.5  # (B, S, 1) where the box of an output pixel begins
-    share = ((border - start) / (2 * radius + 1)).clamp(0, 1)  # (B, S, S - 1) before each border
-    share = pad(pad(share, (1, 0), value=0.0), (0, 1), value=1.0)  # (B, S, S + 1)
-    return share.diff(dim=2)
+    # The part of the box left of each border. Its differences are the weights.
+    cumulative = ((border - start) / (2 * radius + 1)).clamp(0, 1)  # (B, S, S - 1)
+    cumulative = pad(pad(cumulative, (1, 0), value=0.0), (0, 1), value=1.0)  # (B, S, S + 1)
+    return cumulative.diff(dim=2)
 
 
 def solarize(x: Tensor) -> Tensor:

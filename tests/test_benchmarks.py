@@ -122,10 +122,6 @@ def test_the_gpu_script_runs_from_end_to_end(tmp_path: Path) -> None:
     done = run_leg("measure", LEG_SECONDS="1", **environment)
     assert done.returncode == 1
 
-    done = run_leg("race", *SMALL, "--epochs", "2", timeout=800, LEG_SECONDS="540", **environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "stops (legs: 1)" in done.stdout
-
     assert json.loads((results / "summary.json").read_text())["epochs"] == 60
     assert len((results / "metrics.jsonl").read_text().splitlines()) == 60
     with tarfile.open(results / "curves.tar.gz") as curves:

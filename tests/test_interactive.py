@@ -119,6 +119,12 @@ def test_main_gives_the_handlers_back(flags: list[str], program: Program) -> Non
             signal.signal(number, handler)
 
 
+def test_garbage_is_collected_after_an_import_that_fails() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        main.import_without_gc("simsiam.commands.nothing")
+    assert gc.isenabled()
+
+
 def test_each_command_runs_in_a_thread(tmp_path: Path) -> None:
     run = tmp_path / "simsiam_patterns"
     lines = [

@@ -159,7 +159,7 @@ def test_tiles_of_one_photograph_are_nearest_neighbours(session: Session) -> Non
     cosines = features @ features.T
     np.fill_diagonal(cosines, -1)
     same = photographs == photographs[cosines.argmax(axis=1)]
-    assert same.mean() > 0.4  # by chance: 14 of 119, 0.12
+    assert same.mean() > 0.3  # by chance: 14 of 119, 0.12
 
 
 def test_new_tiles_are_next_to_those_of_their_photograph(session: Session) -> None:
@@ -168,7 +168,7 @@ def test_new_tiles_are_next_to_those_of_their_photograph(session: Session) -> No
     assert new_features.shape == (NEW_TILES, 128)
     nearest = (new_features @ features.T).argmax(axis=1)
     same = new_photographs == photographs[nearest]
-    assert same.mean() > 0.35  # by chance: 0.125
+    assert same.mean() > 0.3  # by chance: 0.125
 
     # The command `neighbours` finds the same.
     file = session.folder / "runs/tiles/results/neighbours_new_neighbours_png/summary.json"

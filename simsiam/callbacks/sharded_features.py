@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.eval_mode import eval_mode
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset
 from simsiam.evaluation.features import choose_chunk_size, compute_dtype, extract_features
@@ -35,15 +36,13 @@ def extract_batches(network: nn.Module, batches: Batches, device: torch.device) 
         ValueError: the loader gives no batch, or something else than (images, labels, ...).
     """
     dtype = compute_dtype(network)
-    was_training = network.training
-    network.eval()
     features = []
     labels = []
-    for batch in batches:
-        images, batch_labels = get_labelled_images(batch)
-        features.append(network(images.to(device, dtype)).float())
-        labels.append(batch_labels.to(device))
-    network.train(was_training)
+    with eval_mode(network):
+        for batch in batches:
+            images, batch_labels = get_labelled_images(batch)
+            features.append(network(images.to(device, dtype)).float())
+            labels.append(batch_labels.to(device))
     if not labels:
         raise ValueError("KNNMonitor: a loader gives no batch")
     all_labels = torch.cat(labels)

@@ -10,6 +10,7 @@ from simsiam.config.run_state import find_fitted, find_unset, keep_fitted
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset
 from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
+from utils.console import format_count
 from utils.knn import choose_k
 from utils.run_dir import RunDirectory
 
@@ -24,7 +25,8 @@ def resume_fit(config: Pretrain, run: RunDirectory, state: str) -> tuple[Pretrai
         state: of the run's folder, as `validate_run` returns it.
 
     Returns:
-        The settings, and the names of the options that are or will be fitted to the data set.
+        The settings, and the names of options fitted now or by an earlier start, even if a flag
+        gives them now.
     """
     fitted = find_unset(config)
     if state == "new" or config.run.overwrite:
@@ -39,42 +41,48 @@ def fit_to_data(config: Pretrain, data: ViewsDataModule) -> Pretrain:
     Values that are given stay as they are. The datamodule gets the batch size too.
 
     Raises:
-        UserError: the images are too few for the processes and `--accumulate`.
+        UserError: the batch does not split among the processes and `--accumulate`, because the
+            images are too few or because an earlier start has fitted it to other processes.
     """
     optimizer = config.optimizer
+    processes = count_processes(config.device, config.run.dry_run)
     if optimizer.batch_size is None:
-        processes = count_processes(config.device, config.run.dry_run)
-        smallest = 2 * processes * optimizer.accumulate  # BN needs two images in each part
-        batch_size = choose_batch_size(len(data.train), max(smallest, MIN_BATCH_SIZE))
+        batch_size = choose_batch_size(len(data.train), processes * optimizer.accumulate)
         config = replace(config, optimizer=replace(optimizer, batch_size=batch_size))
-        check_batch_size(config.optimizer, processes)
         data.batch_size = batch_size
+    # A resumed run may have other processes now than when its batch size was fitted.
+    check_batch_size(config.optimizer, processes)
     if config.monitor.knn_k is None:
         k = fit_k(data.train, data.test)
         config = replace(config, monitor=replace(config.monitor, knn_k=k))
     return config
 
 
-def choose_batch_size(images: int, smallest: int) -> int:
+def choose_batch_size(images: int, parts: int) -> int:
     """Return the largest power of two up to the default that gives an epoch enough steps.
 
+    If it does not split into equal parts of at least two images, which BN needs, return the next
+    smaller number that does, or else the smallest one.
+
     Args:
-        images: number of train images.
-        smallest: the result is at least this large, unless there are fewer images.
+        images: number of train images. If they are too few for the parts, so is the result.
+        parts: number of parts of a batch, for the processes and `--accumulate`.
     """
+    smallest = max(2 * parts, MIN_BATCH_SIZE)
     batch_size = DEFAULT_BATCH_SIZE
     while batch_size > images // MIN_STEPS_PER_EPOCH and batch_size // 2 >= smallest:
         batch_size //= 2
     while batch_size > images and batch_size > 2:  # batch normalisation needs two images
         batch_size //= 2
-    return batch_size
+    divisible = max(2, batch_size // parts) * parts
+    return divisible if divisible <= images else batch_size
 
 
 def fit_k(train: ImageDataset, test: ImageDataset) -> int:
     """Return the k of the kNN monitor: the default, or less for classes with few images.
 
-    On 140 to 2,000 images of CIFAR-10, accuracy was the same from a quarter of a class to all of
-    it, and fell beyond.
+    On 140 to 2,000 images of CIFAR-10, accuracy was the same for each k from a quarter of the
+    images per class to all of them, and fell for larger k.
     """
     if knn_unavailable_reason(train, test) is not None:
         return min(DEFAULT_KNN_K, len(train))
@@ -85,24 +93,28 @@ def fit_k(train: ImageDataset, test: ImageDataset) -> int:
 
 
 def describe_fit(config: Pretrain, data: ViewsDataModule, fitted: list[str]) -> list[str]:
-    """Return the lines about values that were chosen smaller than the defaults.
+    """Return the lines about values that were chosen other than the defaults.
 
     Args:
         config: returned by `fit_to_data`.
-        fitted: names of the options that were not given.
+        fitted: the names that `resume_fit` has returned.
     """
     optimizer = config.optimizer
     monitor = config.monitor
     lines: list[str] = []
-    if "batch_size" in fitted and optimizer.images_per_step < DEFAULT_BATCH_SIZE:
+    if "batch_size" in fitted and optimizer.images_per_step != DEFAULT_BATCH_SIZE:
+        reason = f"to fit {len(data.train):,} train images"
+        if choose_batch_size(len(data.train), parts=1) == DEFAULT_BATCH_SIZE:
+            parts = count_processes(config.device, config.run.dry_run) * optimizer.accumulate
+            reason = f"to split into {parts} equal parts"
         lines.append(
             f"  batch     {optimizer.images_per_step} images instead of {DEFAULT_BATCH_SIZE}, "
-            f"to fit {len(data.train):,} train images; learning rate {optimizer.peak_rate:g}"
+            f"{reason}; learning rate {optimizer.peak_rate:g}"
         )
     is_measured = monitor.knn_every > 0 and knn_unavailable_reason(data.train, data.test) is None
     if is_measured and "knn_k" in fitted and monitor.neighbours < DEFAULT_KNN_K:
         lines.append(
             f"  kNN       k {monitor.neighbours} instead of {DEFAULT_KNN_K}: "
-            "a typical class has as many images"
+            f"a typical class has only {format_count(monitor.neighbours, 'image')}"
         )
     return lines

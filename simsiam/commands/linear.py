@@ -51,7 +51,7 @@ def linear(config: Linear) -> None:
     n = len(context.train)
     n_held_out = round(options.held_out * n)
     require(
-        0 < n_held_out < n,
+        options.augment or 0 < n_held_out < n,
         f"--held-out {options.held_out} would hold out {n_held_out} of {n} train images. At least "
         "one image must be held out, and one must remain",
     )

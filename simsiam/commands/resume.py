@@ -51,7 +51,7 @@ def count_processes(device: DeviceOptions, dry_run: bool) -> int:
 
 
 def validate_run(config: Pretrain, run: RunDirectory) -> str:
-    """Check the batch size and the run's folder.
+    """Check the batch size, if it is given, and the run's folder.
 
     Returns:
         The state of the folder: "new", "unfinished" or "finished".
@@ -59,7 +59,8 @@ def validate_run(config: Pretrain, run: RunDirectory) -> str:
     Raises:
         UserError: the batch does not split among the processes, or the folder cannot hold the run.
     """
-    check_batch_size(config.optimizer, count_processes(config.device, config.run.dry_run))
+    if config.optimizer.batch_size is not None:
+        check_batch_size(config.optimizer, count_processes(config.device, config.run.dry_run))
     return check_folder(config, run)
 
 

@@ -29,7 +29,7 @@ from simsiam.config.evaluation_options import AblateOptions
 from simsiam.config.network_options import NetworkOptions
 from simsiam.config.optimizer_options import DEFAULT_BATCH_SIZE
 from simsiam.config.options import CUSTOM_DATASETS
-from simsiam.config.recipe_files import pretrain_values
+from simsiam.config.recipe_files import find_pretrain_values, pretrain_values
 from simsiam.config.run_options import DEFAULT_KNN_K
 from utils.errors import require
 from utils.option_group import Rule, option_group, to_flag
@@ -63,7 +63,7 @@ class Pretrain:
     monitor: run_options.MonitorOptions = run_options.MonitorOptions()
     PREFIX = "simsiam"  # the name of a run begins with it, unless --exp-name gives a name
 
-    recipe_values = staticmethod(pretrain_values)  # read by utils.cli
+    recipe_values = staticmethod(find_pretrain_values)  # read by utils.cli
 
     def __post_init__(self) -> None:
         # A recipe may set a rate that is not used because of --learning-rate. A flag may not.
@@ -227,13 +227,26 @@ def _without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         if name not in PRETRAIN_DEFAULTS:
             continue
-        is_fitted = name in FITTED_DEFAULTS and may_be_small(settings)
+        is_fitted = name in FITTED_DEFAULTS and data_may_be_small(settings)
+        if name == "batch_size":
+            is_fitted = batch_may_be_fitted(settings)
         if value != defaults[name] or is_fitted:
             flags[name] = value
     return flags
 
 
-def may_be_small(settings: Mapping[str, Any]) -> bool:
+def batch_may_be_fitted(settings: Mapping[str, Any]) -> bool:
+    """Return whether a run without `--batch-size` may have another one than DEFAULT_BATCH_SIZE.
+
+    Reasons are a small data set, and processes and `--accumulate` that cannot share the default.
+    """
+    parts = 1
+    for name in ("devices", "num_nodes", "accumulate"):
+        parts *= settings.get(name) or 1
+    return data_may_be_small(settings) or DEFAULT_BATCH_SIZE % parts != 0
+
+
+def data_may_be_small(settings: Mapping[str, Any]) -> bool:
     """Return whether the data set of a run may be too small for FITTED_DEFAULTS."""
     is_custom = settings.get("dataset") in CUSTOM_DATASETS
     return is_custom or bool(settings.get("train_images") or settings.get("held_out_images"))

@@ -63,7 +63,7 @@ class LinearRecipe:
     Attributes:
         raw_features: train on the backbone's features as they are, instead of standardised ones.
         initial_std: standard deviation of the classifier's initial weights.
-        optimizer: the optimizer without `--optimizer`.
+        optimizer: the default optimizer, used if `--optimizer` is not given.
         optimizers: the settings for each optimizer that the recipe knows.
     """
 
@@ -76,7 +76,7 @@ class LinearRecipe:
 
     @property
     def rates(self) -> LinearRates:
-        """Batch size and rate of the optimizer without `--optimizer`."""
+        """Batch size and rate of the default optimizer, used if `--optimizer` is not given."""
         return self.optimizers[self.optimizer]
 
 
@@ -97,14 +97,24 @@ def read_recipe(name: RecipeName) -> Recipe:
     return Recipe(content["pretrain"], LinearRecipe(**linear, optimizers=optimizers))
 
 
-def pretrain_values(name: str | None) -> dict[str, Any]:
+def find_pretrain_values(name: str | None) -> dict[str, Any] | None:
     """Return the values that a recipe has for options of pre-training.
 
     Args:
-        name: None for the default recipe. The name may be from the file of another version; an
-            unknown recipe has no values.
+        name: None for the default recipe.
+
+    Returns:
+        The values, or None for an unknown recipe.
     """
     for known in get_args(RecipeName):
         if known == (name or DEFAULT_RECIPE):
             return read_recipe(known).pretrain
-    return {}
+    return None
+
+
+def pretrain_values(name: str | None) -> dict[str, Any]:
+    """Return what `find_pretrain_values` does, and no values for an unknown recipe.
+
+    The name may be from the file of another version.
+    """
+    return find_pretrain_values(name) or {}

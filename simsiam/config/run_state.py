@@ -2,19 +2,21 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, get_args
 
 from models.choices import is_library_backbone
 from simsiam.config.commands import (
     FITTED_DEFAULTS,
     Pretrain,
+    batch_may_be_fitted,
     describe_differences,
     find_differences,
-    may_be_small,
     settings_to_keep,
 )
 from simsiam.config.options import CUSTOM_DATASETS, DataOptions, ImageCache
 from simsiam.config.recipe_files import DEFAULT_RECIPE
+from simsiam.config.split_names import choose_splits
 from utils.console import format_count
 from utils.errors import UserError, require
 from utils.run_dir import RunDirectory
@@ -98,8 +100,8 @@ def keep_fitted(config: Pretrain, run: RunDirectory) -> Pretrain:
     """Return the settings with the values that an earlier start has fitted to the data set.
 
     Without a flag, a resumed run keeps its batch size and its k, whatever this version would
-    choose. If that run was given another value than the default, the result has the default, which
-    differs from it.
+    choose. If a flag gave that run another value than the default, the result has the default, so
+    that `_check_settings` refuses to resume without this flag.
 
     Raises:
         UserError: config.yaml is damaged.
@@ -143,11 +145,21 @@ def _check_images(data: DataOptions, run: RunDirectory) -> None:
 
 def _check_outside_images(data: DataOptions, run: RunDirectory) -> None:
     """Refuse a run below the folder of its images, since its pictures would become images too."""
-    images = data.path.resolve()
-    if (images / "train").is_dir():
-        images = images / "train"
+    root = data.path.resolve()
+    run_folder = run.path.resolve()
+    folders: list[str] = []
+    with suppress(OSError):  # `find_split_folders` will raise the error that describes the problem
+        folders = [entry.name for entry in os.scandir(root) if entry.is_dir()]
+    if root in run_folder.parents:
+        # The run itself may make a folder that will be the one of a split, such as val/.
+        folders.append(run_folder.relative_to(root).parts[0])
+
+    train, test = choose_splits(sorted(set(folders)), with_test=data.held_out_images == 0)
+    used = [root if train is None else root / train]
+    if test is not None:
+        used.append(root / test)
     require(
-        images not in run.path.resolve().parents,
+        all(folder.resolve() not in run_folder.parents for folder in used),
         f"{run.path} is inside --data-dir {data.data_dir}, where its pictures would be taken for "
         "images. Give another --save-dir.",
     )
@@ -178,7 +190,7 @@ def _describe_run(config: Pretrain, run: RunDirectory) -> str:
     epochs = format_count(optimizer.epochs, "epoch")
     rate = f"{optimizer.peak_rate:g} after {optimizer.warmup:g} epochs of warm-up"
     batch = f"{optimizer.images_per_step} images"
-    if optimizer.batch_size is None and may_be_small(settings_to_keep(config)):
+    if optimizer.batch_size is None and batch_may_be_fitted(settings_to_keep(config)):
         batch = f"up to {batch}"
     if optimizer.accumulate > 1:
         batch += f" in {optimizer.accumulate} parts"

@@ -49,7 +49,8 @@ def unify_labels(train: SplitLabels, test: SplitLabels) -> CommonLabels:
 
     The classes are those of the train images, unless the labels of these are of no use for kNN:
     some images have no label, all are of one class, or no test image has one of the classes. Then
-    the classes are those of the test images, if these have at least two.
+    the classes are those of the test images, if these have at least two. If not, they stay those of
+    the train images, or are none if some train image has no label.
 
     Args:
         test: has no labels if there are no test images.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.eval_mode import eval_mode
 from simsiam.augment import normalize
 from simsiam.data.files.lazy_images import LazyImages
 
@@ -79,20 +80,17 @@ def extract_features(
         n = len(images)
         images = images.split(choose_chunk_size(images))
     dtype = compute_dtype(network)
-    was_training = network.training
-    network.eval()
-
     features = torch.empty(0)
     done = 0
-    for chunk in images:
-        x = crop_center(chunk, size).to(mean.device).float() / 255
-        chunk_features = network(normalize(x, mean, std).to(dtype)).float()
-        if done == 0:
-            # Allocated once; concatenating a list of chunks would take twice the memory.
-            features = chunk_features.new_empty(n or 0, chunk_features.shape[1])
-        features[done : done + len(chunk_features)] = chunk_features
-        done += len(chunk_features)
-    network.train(was_training)
+    with eval_mode(network):
+        for chunk in images:
+            x = crop_center(chunk, size).to(mean.device).float() / 255
+            chunk_features = network(normalize(x, mean, std).to(dtype)).float()
+            if done == 0:
+                # Allocated once; concatenating a list of chunks would take twice the memory.
+                features = chunk_features.new_empty(n or 0, chunk_features.shape[1])
+            features[done : done + len(chunk_features)] = chunk_features
+            done += len(chunk_features)
 
     features = features[:done]
     if unit:

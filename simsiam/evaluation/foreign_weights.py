@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from simsiam.evaluation.layouts import LAYOUTS, Layout
 from simsiam.evaluation.mismatch import BATCH_COUNT, describe_mismatch
+from simsiam.evaluation.networks import rename_weights
 from utils.errors import require
 from utils.text import printable
 
-# How the names of classifiers begin in the networks of torchvision, timm and lightly. The last
-# three help to train the first layers. Other programs put their projector in place of `fc`.
+# How the names of classifiers begin in the networks of torchvision, timm and lightly. aux1, aux2
+# and AuxLogits are auxiliary classifiers. `fc.` also matches the projectors of programs that
+# replace `fc` by one.
 CLASSIFIERS = (
     *("fc.", "classifier.", "head.", "heads.", "linear."),
     *("aux1.", "aux2.", "AuxLogits."),
@@ -185,30 +187,34 @@ def _rename_weights(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, 
     numbers = list(dict.fromkeys(name.split(".")[0] for name in state))
     names_of_children: dict[str, str] = {}
     is_sequential = all(number.isdecimal() for number in numbers)
-    if is_sequential and len(numbers) == len(children) and set(numbers) != set(children):
+    # If the run's backbone is itself a Sequential, there is nothing to rename.
+    has_same_names = set(numbers) == set(children)
+    if is_sequential and len(numbers) == len(children) and not has_same_names:
         numbers.sort(key=int)
         names_of_children = dict(zip(numbers, children, strict=True))
 
-    renamed: dict[str, Tensor] = {}
-    for name, weight in state.items():
+    def find_own_name(name: str) -> str:
         first, dot, rest = name.partition(".")
         own_name = names_of_children.get(first, first) + dot + rest
         if own_name not in own_names:
             own_name = own_name.replace(".shortcut.", ".downsample.")
-        if own_name in renamed:  # two names in the file mean the same weight: keep both, to refuse
-            own_name = name
-        renamed[own_name] = weight
-    return renamed
+        return own_name
+
+    # If two names in the file mean the same weight, `match_weights` refuses the name that is left.
+    return rename_weights(state, find_own_name)
 
 
 def _require_known_rest(file: Path, state: dict[str, Tensor], layout: Layout) -> None:
-    """Raise UserError if the file has convolutions outside its backbone: another network."""
+    """Raise UserError if the file has convolutions outside its backbone: another network.
+
+    The convolutions of a moving average of the backbone are the exception.
+    """
     if layout.prefix == "":
         return  # every name belongs to the backbone
     others: set[str] = set()
     for name, weight in state.items():
         is_convolution = weight.dim() == 4
-        if is_convolution and not name.startswith((layout.prefix, *layout.averages)):
+        if is_convolution and not name.startswith((layout.prefix, *layout.average_prefixes)):
             others.add(name.split(".")[0] + ".")
     require(
         not others,

@@ -32,7 +32,7 @@ VIEWED_EPOCHS = 4
 TILE = 96  # side of a thumbnail
 GAP = 10  # between two thumbnails
 LINE = 16  # height of a line of text
-FRAME = 3  # width of the frame around a thumbnail
+FRAME = 3  # width of the frame of a thumbnail
 
 # Blue and vermilion, which colour-blind people can tell apart too (Okabe & Ito 2008).
 SAME_CLASS_COLOUR = (0, 114, 178)
@@ -153,7 +153,7 @@ def gallery_rows(
     thumbnails = shrink_images(queries.images)
     labels = queries.labels.tolist()
     query_names = queries.names(labels)
-    same_classes = queries.classes == train.classes
+    share_classes = queries.classes == train.classes
     cosines = None if similarity is None else similarity.tolist()
 
     rows: list[list[Tile]] = []
@@ -166,13 +166,13 @@ def gallery_rows(
         neighbour_labels = nearest_images.labels.tolist()
         neighbour_names = train.names(neighbour_labels)
         paths = nearest_images.paths or [""] * len(neighbours)  # a data set may have no files
-        class_is_known = labels[r] >= 0 and same_classes
+        can_compare = share_classes and labels[r] >= 0
         for c in range(len(neighbours)):
             text = neighbour_names[c]
             if cosines is not None:
                 text += f" {cosines[r][c]:.2f}"
             same_class = None
-            if class_is_known and neighbour_labels[c] >= 0:
+            if can_compare and neighbour_labels[c] >= 0:
                 same_class = neighbour_labels[c] == labels[r]
             path = printable(paths[c])
             row.append(Tile(to_pil_image(neighbours[c]), text.strip(), same_class, path))
@@ -203,7 +203,8 @@ def find_nearest(
         return Nearest(*nearest(features, bank, min(k, len(bank))))
     similarity, index = nearest(features, bank, min(k + 1, len(bank)))
     is_other = index != bank_index.to(index.device)[:, None]
-    # A query with many copies among the train images may not be in its own row. Drop the last one.
+    # A query with many copies among the train images may be missing from its own k + 1 neighbours.
+    # Then drop the farthest of them.
     is_other[is_other.all(dim=1), -1] = False
     shape = (len(index), index.shape[1] - 1)
     return Nearest(similarity[is_other].view(shape), index[is_other].view(shape))
@@ -216,11 +217,14 @@ def draw_gallery(rows: Sequence[Sequence[Tile]], heading: str = "") -> Image.Ima
     they have the class of their query, and an orange one if not.
     """
     tiles = [tile for row in rows for tile in row]
-    num_lines = max(1, *(len(tile.lines) for tile in tiles))
+    num_lines = max([1, *(len(tile.lines) for tile in tiles)])
+    num_columns = max([0, *(len(row) for row in rows)])
+    outside = FRAME - 1  # the frame covers one pixel of the thumbnail
     width = TILE + GAP
     height = width + num_lines * LINE
     top = 2 * GAP + LINE
-    sheet = Image.new("RGB", (3 * GAP + len(rows[0]) * width, top + len(rows) * height), "white")
+    size = (3 * GAP + num_columns * width, top + len(rows) * height)
+    sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     captions = CaptionWriter(pen, [heading, *(line for tile in tiles for line in tile.lines)])
 
@@ -234,9 +238,10 @@ def draw_gallery(rows: Sequence[Sequence[Tile]], heading: str = "") -> Image.Ima
             thumbnail = tile.image.resize((TILE, TILE), Image.Resampling.NEAREST)
             sheet.paste(thumbnail, (x, y))
             if tile.same_class is not None:
-                frame = (x - 2, y - 2, x + TILE + 1, y + TILE + 1)
+                last = TILE - 1 + outside
+                frame = (x - outside, y - outside, x + last, y + last)
                 colour = SAME_CLASS_COLOUR if tile.same_class else OTHER_CLASS_COLOUR
                 pen.rectangle(frame, outline=colour, width=FRAME)
             for i, line in enumerate(tile.lines):
-                captions.write(x, y + TILE + 2 + i * LINE, line, TILE)
+                captions.write(x, y + TILE + outside + i * LINE, line, TILE)
     return sheet

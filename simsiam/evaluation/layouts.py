@@ -10,7 +10,7 @@ class Layout:
     prefix: str  # how the names of the backbone's weights begin
     source: str  # which programs do so
     # Prefixes of a second backbone, whose weights are a moving average of those of the first.
-    averages: tuple[str, ...] = ()
+    average_prefixes: tuple[str, ...] = ()
 
 
 LAYOUTS = (

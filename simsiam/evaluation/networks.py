@@ -1,6 +1,8 @@
 """Networks built from the metadata of a file, and weights that are loaded strictly."""
 
 import hashlib
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from simsiam.evaluation.metadata import BackboneMetadata, ImageMetadata
 from utils.errors import UserError
 
 BACKBONE_PART = "backbone"  # the name of the backbone in a SimSiam and in its state dict
-# The attribute of another program's network that holds the names that `set_image_metadata` has set.
+# Networks that are not a ResNet of this program note in this attribute what `set_image_metadata`
+# has set on them, so that the next call can replace it.
 METADATA_NAMES = "_names_of_image_metadata"
 MAX_ERROR_LENGTH = 300  # characters of torch's message, which may list every weight of a network
 
@@ -162,11 +165,29 @@ def load_strictly(
 
 def remove_compile_prefix(state: dict[str, Any]) -> dict[str, Any]:
     """Return weights under the names that they have in a network without `torch.compile`."""
+
+    def remove_prefix(name: str) -> str:
+        # `torch.compile(model.backbone)` is a module whose part `_orig_mod` is the network itself.
+        return name.replace("_orig_mod.", "") if isinstance(name, str) else name
+
+    return rename_weights(state, remove_prefix)
+
+
+def rename_weights(state: dict[str, Any], find_name: Callable[[str], str]) -> dict[str, Any]:
+    """Return the weights of a state dict under other names.
+
+    Names that would become the same stay as they are. A strict check then refuses one of them, in
+    place of a silent choice between the two weights.
+
+    Args:
+        find_name: returns the new name for a name.
+    """
+    new_names = {name: find_name(name) for name in state}
+    counts = Counter(new_names.values())
     renamed: dict[str, Any] = {}
     for name, weight in state.items():
-        # `torch.compile(model.backbone)` is a module whose part `_orig_mod` is the network itself.
-        key = name.replace("_orig_mod.", "") if isinstance(name, str) else name
-        renamed[key] = weight
+        new_name = new_names[name]
+        renamed[new_name if counts[new_name] == 1 else name] = weight
     return renamed
 
 
@@ -175,5 +196,6 @@ def hash_weights(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        # NumPy has no bfloat16, but it can take the bytes of any tensor.
+        digest.update(tensor.cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

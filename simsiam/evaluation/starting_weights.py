@@ -1,11 +1,12 @@
 """The weights that a new run starts from, with --model-path: of this program or of another one."""
 
+import copy
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from simsiam.evaluation.checkpoint import (
     LoadedCheckpoint,
@@ -17,7 +18,7 @@ from simsiam.evaluation.foreign_weights import format_names, match_weights
 from simsiam.evaluation.metadata import BACKBONE_HPARAMS, HEAD_HPARAMS
 from simsiam.evaluation.networks import load_strictly
 from utils.checkpoint_io import read_torch_file
-from utils.errors import require
+from utils.errors import UserError, require
 from utils.weights import KINDS, read_safetensors
 
 # A network is loaded without Lightning, which takes seconds to import.
@@ -51,7 +52,7 @@ def load_weights(model: "SimSiam", path: str | Path) -> StartingWeights:
     Args:
         model: trained further from these weights; its optimizer and epochs start from zero.
         path: a run folder, a `.ckpt` or a `.safetensors` of this program, or a file of another
-            program in one of the layouts of `foreign_weights.LAYOUTS`.
+            program in one of the layouts of `layouts.LAYOUTS`.
 
     Raises:
         UserError: the architecture in the file differs from the model's, or the file cannot be
@@ -79,7 +80,8 @@ def _is_own_checkpoint(content: Any) -> bool:
     hparams = content.get("hyper_parameters")
     if not isinstance(hparams, dict) or not isinstance(content.get("state_dict"), dict):
         return False
-    # Other programs have hyper-parameters too, but not these two.
+    # A subclass of SimSiam saves `subclass`. Otherwise only this program has both out_dim and
+    # h_dim.
     return "subclass" in content or ("out_dim" in hparams and "h_dim" in hparams)
 
 
@@ -90,12 +92,12 @@ def _load_own_weights(model: "SimSiam", checkpoint: LoadedCheckpoint) -> Startin
     require(not differences, f"{file}: another architecture: {'; '.join(differences)}")
 
     if checkpoint.projector is None or checkpoint.predictor is None:
-        load_strictly(model.backbone, checkpoint.backbone.state_dict(), file)
+        _load_or_restore(model.backbone, checkpoint.backbone.state_dict(), file)
         return StartingWeights((f"the backbone of {file}", RANDOM_HEADS))
 
     differences = _find_differences(checkpoint, HEAD_HPARAMS, model)
     if differences:
-        load_strictly(model.backbone, checkpoint.backbone.state_dict(), file)
+        _load_or_restore(model.backbone, checkpoint.backbone.state_dict(), file)
         reason = f"left out its projector and predictor: {'; '.join(differences)}"
         return StartingWeights((f"the backbone of {file}", reason, RANDOM_HEADS))
 
@@ -106,8 +108,21 @@ def _load_own_weights(model: "SimSiam", checkpoint: LoadedCheckpoint) -> Startin
             "predictor": checkpoint.predictor,
         }
     )
-    load_strictly(model, networks.state_dict(), file)
+    _load_or_restore(model, networks.state_dict(), file)
     return StartingWeights((f"backbone, projector and predictor of {file}",))
+
+
+def _load_or_restore(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    """Load weights strictly. If they do not fit, the network keeps the weights that it has.
+
+    torch copies all weights that fit before it raises an error about the others.
+    """
+    before = copy.deepcopy(network.state_dict())
+    try:
+        load_strictly(network, state, file)
+    except UserError:
+        network.load_state_dict(before)
+        raise
 
 
 def _find_differences(
@@ -129,7 +144,7 @@ def _find_differences(
 def _load_foreign_weights(model: "SimSiam", file: Path, content: Any) -> StartingWeights:
     """Load the backbone of another program's file."""
     weights = match_weights(file, content, model.backbone, model.hparams)
-    load_strictly(model.backbone, weights.state, file)
+    _load_or_restore(model.backbone, weights.state, file)
     lines = [f"the backbone of {file} ({weights.source})"]
     if weights.left_out:
         lines.append(f"left out {format_names(weights.left_out)}")

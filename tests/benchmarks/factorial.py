@@ -70,17 +70,17 @@ class Stop:
         return bool(self.reason)
 
 
-def start(job: Job, core: int) -> "subprocess.Popen[bytes]":
-    """Start main.py on one core with the lowest priority. It prints to run_NN.log."""
+def start(job: Job, core: int, nice: int) -> "subprocess.Popen[bytes]":
+    """Start main.py on one core with a priority, `nice`. It prints to run_NN.log."""
     libc = ctypes.CDLL(None)
 
     def prepare() -> None:
         os.sched_setaffinity(0, {core})  # as taskset does
-        os.nice(19)
+        os.nice(nice)
         # Linux divides the processor among sessions first, and a nice value counts only within one.
         # Each session has a nice value of its own.
         with suppress(OSError):
-            Path("/proc/self/autogroup").write_text("19")
+            Path("/proc/self/autogroup").write_text(str(nice))
         # PR_SET_PDEATHSIG: the run saves and ends if this script is killed.
         libc.prctl(1, signal.SIGTERM)
 
@@ -111,7 +111,7 @@ def stop_runs(running: Mapping[int, tuple[Job, "subprocess.Popen[bytes]"]]) -> N
             print(f"run {job.number} did not end within {limit} and was killed", flush=True)
 
 
-def train(jobs: Sequence[Job], cores: Sequence[int], stop: Stop) -> int:
+def train(jobs: Sequence[Job], cores: Sequence[int], nice: int, stop: Stop) -> int:
     """Train the unfinished jobs, one on each core; return the exit status."""
     root = jobs[0].root
     results = read_results(root)
@@ -142,7 +142,7 @@ def train(jobs: Sequence[Job], cores: Sequence[int], stop: Stop) -> int:
             job = free[0]
             waiting.remove(job)
             tries[job.number] += 1
-            running[core] = (job, start(job, core))
+            running[core] = (job, start(job, core, nice))
             print(f"run {job.number} starts on core {core}", flush=True)
         time.sleep(1)  # between two looks at runs that take many minutes
     if stop:
@@ -182,6 +182,9 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--cores", type=int, nargs="+", help="cores to use (default: the first two)"
     )
+    parser.add_argument(
+        "--nice", type=int, default=19, help="priority of the runs: 19 is the lowest, 0 the usual"
+    )
     parser.add_argument("--deadline", type=float, metavar="SECONDS", help="stop after this time")
     parser.add_argument("--table", action="store_true", help="print the effects so far, and exit")
     parser.add_argument("--list", action="store_true", help="print the runs, and exit")
@@ -210,7 +213,7 @@ def main() -> int:
         with lock_folder(args.root, f"--root {args.root}: this script is already running there"):
             check_same_experiment(args.root, args, extra)
             collect_results(args.root, jobs)
-            return train(jobs, cores, stop)
+            return train(jobs, cores, args.nice, stop)
     except UserError as error:
         print(f"factorial.py: {error}", file=sys.stderr)
         return 2

@@ -11,32 +11,45 @@
 #   measure   kNN, linear classifiers, and fine-tuning on 10 % of the labels, for the finished run.
 #             Measurements that have a result already are not repeated.
 #   report    the report of the run
-#   race      a run of its own (NAME-race) with 4 views and 200 epochs; then kNN with k = 10, and the time
-#   all       all of these except the race, in as many legs as needed. If one fails, it is named and
-#             the next one starts.
+#   all       all of these, in as many legs as needed. If one fails, it is named and the next one
+#             starts.
+#   lease1, lease3   one call for a machine that is there for LEASE_SECONDS: it measures the step, trains
+#             a run of its own with 4 views (seeds 0 and 1), brings its backbone home and evaluates it.
+#             See tests/benchmarks/lease.py.
 #
-# pretrain, measure and race return 3 if they are not finished: repeat the same call to continue. A leg
-# ends by SIGTERM when its time is over.
+# pretrain and measure return 3 if they are not finished: repeat the same call to continue. A leg ends
+# by SIGTERM when its time is over.
 #
 # These environment variables can be set (their defaults are in parentheses):
 #
 #   PYTHON (python3)    the Python to use
 #   RUNS (./runs)       folder of the runs
-#   NAME (h200)         name of the run
+#   NAME (h200)         name of the run; of a lease: the name of the lease
 #   RESULTS (./results) folder for the results, which are few and small files
+#   OUT (RESULTS)       folder for the results of a lease
 #   LEG_SECONDS (540)   seconds of a leg; a process that does not stop is killed 30 s later
-#   WHEELS (none)       folder of wheels to install, for a machine without a network
+#   LEASE_SECONDS (580) seconds of a lease, from the start of this script to its end
+#   CIFAR10_DIR (none)  folder of the data set, for a lease. --data-dir wins.
+#   WHEELS (./wheels)   folder of wheels to install, for a machine without a network. The default is
+#                       used if it exists.
 #   SITE (in /tmp)      folder into which the wheels are installed
 #   BENCH_ceilings ...  flags of the benchmark with this name, for small machines
 #   MEASURE (none)      flags of the commands of `measure` and `report`
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
-PYTHON=${PYTHON:-python3} RUNS=${RUNS:-./runs} NAME=${NAME:-h200} RESULTS=${RESULTS:-./results}
-LEG_SECONDS=${LEG_SECONDS:-540} WHEELS=${WHEELS:-} SITE=${SITE:-${TMPDIR:-/tmp}/h200-site}
+leg=${1:?name a leg: ceilings, step, augment, knn, pretrain, measure, report, all, lease1 or lease3}
+shift
+RESULTS=${RESULTS:-./results}
+case $leg in
+    lease*) NAME=${NAME:-$leg} RESULTS=${OUT:-$RESULTS} ;;
+    *) NAME=${NAME:-h200} ;;
+esac
+PYTHON=${PYTHON:-python3} RUNS=${RUNS:-./runs}
+LEG_SECONDS=${LEG_SECONDS:-540} LEASE_SECONDS=${LEASE_SECONDS:-580} SITE=${SITE:-${TMPDIR:-/tmp}/h200-site}
+if [ -z "${WHEELS:-}" ] && [ -d wheels ]; then WHEELS=wheels; fi
+WHEELS=${WHEELS:-}
 RUN=$RUNS/$NAME
 deadline=$LEG_SECONDS  # in seconds since the start of this script
-leg=${1:?name a leg: ceilings, step, augment, knn, pretrain, measure, report, race or all}
-shift
 mkdir -p "$RESULTS"
 
 # Install the wheels, unless they are installed already. This needs no network.
@@ -74,38 +87,17 @@ benchmark() {
     run "tests/benchmarks/$1.py" ${!flags:-} | tee "$RESULTS/$1.txt"
 }
 
-# Train or resume the run named $1 with the flags from $3 on, and copy its results to folder $2.
-train() {
-    name=$1
-    results=$2
-    begin=$SECONDS
-    shift 2
-    mkdir -p "$results"
-    was_finished=no
-    [ -f "$RUNS/$name/summary.json" ] && was_finished=yes
-    run main.py --save-dir "$RUNS" --exp-name "$name" "$@" | tee -a "$results/pretrain.txt"
+# Train or resume the run with the given flags.
+pretrain() {
+    run main.py --save-dir "$RUNS" --exp-name "$NAME" "$@" | tee -a "$RESULTS/pretrain.txt"
     status=$?
-    # A call for a finished run is no leg of it.
-    [ "$was_finished" = no ] && echo $((SECONDS - begin)) >> "$results/legs.txt"
-    copy_results "$RUNS/$name" "$results"
+    copy_results "$RUN" "$RESULTS"
     case $status in
         0) return 0 ;;
         124 | 143) echo "the leg is over, the run is not: call this again"; return 3 ;;
         3) return 1 ;;  # the run collapsed, so a further leg would not help
         *) return "$status" ;;
     esac
-}
-
-pretrain() {
-    train "$NAME" "$RESULTS" "$@"
-}
-
-race() {
-    train "$NAME-race" "$RESULTS/race" --views 4 --batch-size 256 --epochs 200 --knn-k 10 --knn-every 10 "$@" || return
-    run tests/benchmarks/race.py "$RUNS/$NAME-race" --legs "$RESULTS/race/legs.txt" | tee "$RESULTS/race.txt"
-    status=$?
-    [ "$status" -eq 124 ] && return 3
-    return "$status"
 }
 
 count_results() {
@@ -164,7 +156,12 @@ if [ -n "$WHEELS" ]; then
 fi
 case $leg in
     ceilings | step | augment | knn) benchmark "$leg" ;;
-    pretrain | race) "$leg" "$@" ;;
+    pretrain) pretrain "$@" ;;
+    lease1 | lease3)
+        # exec: a signal to this process reaches Python, which then brings the results home.
+        exec "$PYTHON" tests/benchmarks/lease.py "$leg" --seconds $((LEASE_SECONDS - SECONDS)) \
+            --out "$RESULTS" --run "$RUN" "$@"
+        ;;
     measure | report) "$leg" ;;
     all)
         failed=0

@@ -26,9 +26,6 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("--k", type=int, default=10)
-    parser.add_argument(
-        "--legs", type=Path, help="file with the seconds of each leg of the run, one per line"
-    )
     args = parser.parse_args()
     program.silence_libraries()
     checkpoint = CheckpointOptions(checkpoint=str(args.run))
@@ -45,10 +42,6 @@ def main() -> None:
         ("epochs", f"{summary['epochs']}"),
         ("time of the epochs", f"{summary['seconds'] / 60:.1f} min"),
     ]
-    if args.legs:
-        legs = [int(line) for line in args.legs.read_text().split()]
-        label = f"with starts and stops (legs: {len(legs)})"
-        rows.append((label, f"{sum(legs) / 60:.1f} min"))
     title = f"Race to 90.0 % on the {len(context.test):,} test images of {context.dataset}"
     table(title, ("", ""), rows)
 

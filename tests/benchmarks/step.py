@@ -58,6 +58,7 @@ def train_with_lightning(
         accelerator="gpu" if GPU else "cpu",
         devices=1,
         precision=precision,
+        benchmark=GPU,  # as in main.py
         max_steps=WARMUP_STEPS + steps,
         logger=False,
         callbacks=[clock],

@@ -27,11 +27,32 @@ def split(*images_per_class: int) -> ImageDataset:
     [(50_000, 512), (2048, 512), (2047, 256), (500, 64), (140, 32), (32, 8), (20, 8), (7, 4)],
 )
 def test_an_epoch_has_four_steps_if_the_images_allow_it(images: int, batch_size: int) -> None:
-    assert choose_batch_size(images, smallest=8) == batch_size
+    assert choose_batch_size(images, parts=1) == batch_size
 
 
 def test_each_process_gets_two_images() -> None:
-    assert choose_batch_size(140, smallest=64) == 64
+    assert choose_batch_size(140, parts=32) == 64
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+def test_powers_of_two_share_the_default(parts: int) -> None:
+    assert choose_batch_size(50_000, parts) == 512
+
+
+@pytest.mark.parametrize(
+    ("images", "parts", "batch_size"),
+    [(50_000, 3, 510), (50_000, 6, 510), (50_000, 12, 504), (50_000, 384, 768), (140, 3, 30)],
+)
+def test_any_number_of_parts_shares_a_batch(images: int, parts: int, batch_size: int) -> None:
+    assert choose_batch_size(images, parts) == batch_size
+
+
+def test_three_devices_share_a_batch_and_the_reason_is_printed(program: Program) -> None:
+    flags = ["--train-images", "3000", "--devices", "3", "--dry-run"]
+    status, out, err = program(*FLAGS, *flags)
+    assert (status, err) == (0, "")
+    assert "  training  up to 512 images" in out
+    assert "batch     510 images instead of 512, to split into 3 equal parts" in out
 
 
 def test_k_is_the_size_of_a_typical_class() -> None:
@@ -57,7 +78,7 @@ def test_140_images_train_and_the_choice_is_printed_saved_and_kept(
     status, out, err = program(*FLAGS, "--epochs", "1")
     assert (status, err) == (0, "")
     assert "batch     32 images instead of 512, to fit 140 train images; learning rate 0.06" in out
-    assert "kNN       k 14 instead of 200: a typical class" in out
+    assert "kNN       k 14 instead of 200: a typical class has only 14 images" in out
     run = tmp_path / "runs" / "simsiam_patterns"
     assert read_summary(run)["step"] == 4
     config = read_config(run)

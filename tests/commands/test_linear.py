@@ -106,6 +106,16 @@ def test_held_out_images_choose_and_all_train_images_teach(
     torch.testing.assert_close(saved_output, expected_output, atol=0.02, rtol=0)
 
 
+def test_the_share_that_is_held_out_matters_only_without_crops(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    command = ["linear", "--checkpoint", str(trained), "--results-dir", str(tmp_path)]
+    status, _, err = program(*command, "--held-out", "0.00001")
+    assert status == 2 and "would hold out 0 of" in err
+    crops = ["--augment", "--epochs", "1", "--batch-size", "100"]
+    assert program(*command, *crops, "--held-out", "0.00001")[0] == 0
+
+
 @pytest.mark.slow("a probe twice")
 def test_the_weight_decay_is_chosen_on_held_out_train_images_alone(
     cifar10_run: Path, program: Program, tmp_path: Path

@@ -60,6 +60,7 @@ BAD_FLAGS = {
     "--blur-sigma 2 1": "--blur-sigma 2 1: LOW must not be more than HIGH",
     "--blur-sigma 1 inf": "less than or equal to 1024",
     "--normalize cifar10": "There are dataset, imagenet",
+    "--recipe nope": "nope: There are cifar10, imagenet\n",
     "--train-images 0": "greater than or equal to 1",
     "--seed -1": "greater than or equal to 0",
     "--checkpoint-every 0": "greater than or equal to 1",

@@ -10,6 +10,7 @@ import yaml
 from simsiam.commands.sweep import make_variant
 from simsiam.config.commands import (
     Ablate,
+    Linear,
     Pretrain,
     find_differences,
     pretrain_command,
@@ -103,6 +104,21 @@ def test_a_recipe_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
     file = write_config(parsed(), tmp_path / "config.yaml")
     with pytest.raises(UserError, match="--recipe imagenet would change nothing"):
         parsed("--config", file, "--recipe", "imagenet")
+
+
+def test_an_unknown_recipe_is_named_with_and_without_a_file(tmp_path: Path) -> None:
+    file = write_config(parsed("--recipe", "imagenet"), tmp_path / "config.yaml")
+    for flags in (["--recipe", "nope"], ["--config", file, "--recipe", "nope"]):
+        with pytest.raises(UserError, match=r"--recipe nope: There are cifar10, imagenet$"):
+            parsed(*flags)
+    with pytest.raises(UserError, match=r"--optimizer nope: There are lars, sgd$"):
+        parse(Linear, ["run", "--optimizer", "nope"], "main.py linear")
+
+
+def test_a_batch_that_is_given_reaches_the_processes() -> None:
+    """Without the flag, they would choose a batch that splits into three parts."""
+    config = parsed("--devices", "3", "--batch-size", "512")
+    assert parsed(*subprocess_args(config)[2:]) == config
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,10 @@ def test_galleries_write_the_names_of_files() -> None:
     assert draw_gallery(without).height == 36 + 2 * (106 + 16)
 
 
+def test_a_gallery_without_rows_is_blank() -> None:
+    assert draw_gallery([]).getextrema() == ((255, 255),) * 3
+
+
 @pytest.mark.parametrize("k", [1, 3, 9, 20])
 def test_no_image_is_its_own_neighbour(k: int) -> None:
     """Copies of an image have the same cosine to it as itself."""

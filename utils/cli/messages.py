@@ -67,7 +67,7 @@ def explain(event: _errors.ParseErrorEvent, args: list[str], options: Sequence[O
         case _errors.InstantiationFailure():
             message = _describe_failure(event)
         case _errors.BadValue(argument=argument) if argument.is_positional():
-            # tyro takes an unknown flag for the beginning of a value without a flag.
+            # tyro reads an unknown flag as the first positional value.
             message = _describe_strays(args, args, options)
         case _:  # what is left is a flag with too few values
             message = f"{_get_flag(event)} needs {_describe_number_of_values(event)}"
@@ -81,7 +81,7 @@ def _get_flag(event: _errors.ParseErrorEvent) -> str:
 
 
 def _describe_number_of_values(event: _errors.ParseErrorEvent) -> str:
-    """Return how many values a flag needs that got too few."""
+    """Return how many values the flag needs. It got too few."""
     argument = getattr(event, "argument", None)
     if argument is None or argument.lowered.nargs in (None, 1, "*", "?"):
         return "a value"
@@ -140,6 +140,9 @@ def _describe_unknown_flag(flag: str, flags: list[str]) -> str:
 
 def _describe_choices(value: str, choices: tuple[str, ...]) -> str:
     """Return which choices there are, and which of them was probably meant."""
+    # For an option that may be left out, tyro lists None too, and all choices in a random order.
+    if "None" in choices:
+        choices = tuple(sorted(choice for choice in choices if choice != "None"))
     all_choices = f"There are {', '.join(choices)}"
     meant = VALUES_ELSEWHERE.get(value)
     if meant not in choices:

@@ -7,6 +7,7 @@ a heading in `--help`, and each of its fields is a flag.
 import dataclasses
 import itertools
 import os
+from collections.abc import Callable
 from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -94,10 +95,11 @@ def _check_texts(settings: dict[str, Any]) -> None:
 
 
 def _make_default(command: type[Command], args: list[str], rules: dict[str, Rule]) -> Any:
-    """Return the command that the flags change, or tyro's value for "no default".
+    """Return the instance of the command whose values are the defaults of the flags.
 
     It has the settings in the file of `--config`. Other settings have the values of the recipe, and
-    settings that the recipe does not have keep the defaults of their options.
+    settings that the recipe does not have keep the defaults of their options. Without a file and a
+    recipe, return tyro's value for "no default".
     """
     file = _find_value(args, "--config") if "config" in rules else None
     recipe_values = getattr(command, "recipe_values", None)
@@ -109,26 +111,47 @@ def _make_default(command: type[Command], args: list[str], rules: dict[str, Rule
     if file is not None:
         settings = _read_config(Path(os.path.expanduser(file)), rules)
     try:
-        if recipe_values is None:
-            return from_settings(command, settings)
-        of_file = settings.get("recipe")
-        values = recipe_values(recipe or of_file)  # none for an unknown recipe, which tyro refuses
-        if file is not None and recipe is not None:
-            # The file of a run has all settings, so a recipe beside it would change nothing.
-            require(
-                values == recipe_values(of_file),
-                f"all settings are in the file, so --recipe {recipe} would change nothing. Drop "
-                "one of the two flags.",
-            )
-        for name, value in settings.items():
-            # A setting without a value was left open, so the value of the recipe stays.
-            if value is not None or name not in values:
-                values = values | {name: value}
-        return from_settings(command, values)
+        if recipe_values is not None:
+            settings = _add_recipe(settings, recipe, recipe_values)
+        return from_settings(command, settings)
     except ValueError as error:
         if file is None:
             raise
         raise UserError(f"--config {file}: {error}") from None
+
+
+def _add_recipe(
+    settings: dict[str, Any],
+    recipe: str | None,
+    recipe_values: Callable[[str | None], dict[str, Any] | None],
+) -> dict[str, Any]:
+    """Return the settings of a file, and the values of a recipe for those that it leaves open.
+
+    Args:
+        settings: empty if there is no file.
+        recipe: the value of `--recipe`, or None for the recipe of the file.
+        recipe_values: returns the values of a recipe, or None for an unknown one.
+
+    Raises:
+        UserError: if the file was made with another recipe. It has the values of that recipe, which
+            would win over those of `--recipe`.
+    """
+    of_file = settings.get("recipe")
+    values = recipe_values(recipe or of_file)
+    if values is None:
+        return settings  # The check of the options refuses the unknown recipe.
+    if settings and recipe is not None:
+        require(
+            values == recipe_values(of_file),
+            f"all settings are in the file, so --recipe {recipe} would change nothing. Drop "
+            "one of the two flags.",
+        )
+    merged = dict(values)
+    for name, value in settings.items():
+        # A setting is None in the file if it was left open. The value of the recipe then stays.
+        if value is not None or name not in values:
+            merged[name] = value
+    return merged
 
 
 def _find_value(args: list[str], flag: str) -> str | None:
@@ -192,7 +215,8 @@ def _describe_group(info: StructTypeInfo, without_flag: set[str]) -> StructConst
         elif field.default is not dataclasses.MISSING:
             default = field.default
         else:
-            # A flag must be given then; a whole group has its own defaults.
+            # An option is then required. A field that is a group takes the defaults of its own
+            # fields.
             default = tyro.MISSING_NONPROP
         spec = StructFieldSpec(
             name=field.name,

@@ -60,7 +60,8 @@ def has_several_frames(image: ImageFile.ImageFile) -> bool:
     try:
         return bool(getattr(image, "is_animated", False))
     except Exception:  # noqa: BLE001  (for damaged frames Pillow raises any exception)
-        return True  # The first frame is not damaged, so this one is another frame.
+        # The image is loaded, so its first frame is sound: the damaged one is a further frame.
+        return True
 
 
 def read_alpha(image: Image.Image) -> Image.Image | None:

@@ -35,7 +35,10 @@ ARCHIVE_SUFFIXES = {".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"}
 
 
 class Row(NamedTuple):
-    """An image of a list. Label and split are "" if they are not given."""
+    """An image of a list. Label and split are "" if they are not given.
+
+    The split is in lower case.
+    """
 
     line: int
     path: str
@@ -69,13 +72,13 @@ class ListFile(ImageList):
             all_rows, self._unused_columns = _parse_csv(text, where)
         else:
             all_rows = _parse_txt(text)
-        rows = _drop_repeated(all_rows, where)
+        rows = _drop_repeated(all_rows, path.parent, where)
         self._num_repeated = len(all_rows) - len(rows)
 
         files = [Path(row.path) for row in rows]
         classes, labels = _index_classes([row.label for row in rows])
         super().__init__(path.parent, files, classes, labels, source=path)
-        self.splits = [row.split.strip().lower() for row in rows]
+        self.splits = [row.split for row in rows]
         self._check_files(where)
 
     def _check_files(self, where: str) -> None:
@@ -184,24 +187,36 @@ def _parse_csv(text: str, where: str) -> tuple[list[Row], list[str]]:
             values = dict(zip(columns, fields, strict=True))
             path = values["path"].strip()
             require(path != "", f"{where}: line {line} has no path.")
-            rows.append(Row(line, path, values.get("label", "").strip(), values.get("split", "")))
+            label = values.get("label", "").strip()
+            split = values.get("split", "").strip().lower()
+            rows.append(Row(line, path, label, split))
     except csv.Error as error:
         raise UserError(f"{where}: line {reader.line_num}: {error}") from None
     unused = [name for name, column in zip(header, columns, strict=True) if column not in COLUMNS]
     return rows, unused
 
 
-def _drop_repeated(rows: Iterable[Row], where: str) -> list[Row]:
-    """Return the first row of each path.
+def _drop_repeated(rows: Iterable[Row], root: Path, where: str) -> list[Row]:
+    """Return the first row of each file.
+
+    A file may have several paths: an absolute and a relative one, or paths through linked folders.
+
+    Args:
+        root: the folder where relative paths start.
 
     Raises:
-        UserError: if another row gives the path another label or another split.
+        UserError: if another row gives the file another label or another split.
     """
-    first_rows: dict[Path, Row] = {}
+    real_folders: dict[str, str] = {}  # to resolve each folder once takes a fraction of the time
+    first_rows: dict[tuple[str, str], Row] = {}
     for row in rows:
-        first = first_rows.setdefault(Path(row.path), row)
+        folder, name = os.path.split(root / row.path)
+        if folder not in real_folders:
+            real_folders[folder] = os.path.realpath(folder)
+        first = first_rows.setdefault((real_folders[folder], name), row)
+        is_same_label = name_class(row.label) == name_class(first.label)
         require(
-            (row.label, row.split) == (first.label, first.split),
+            is_same_label and row.split == first.split,
             f"{where}: line {row.line} gives {printable(row.path)} another label or split than "
             f"line {first.line}. Remove one of the two lines.",
         )

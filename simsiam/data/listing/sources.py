@@ -7,18 +7,13 @@ from typing import NamedTuple
 import torch
 
 from simsiam.config.options import DataOptions
+from simsiam.config.split_names import TEST_NAMES, TRAIN_NAMES, choose_splits
 from simsiam.data.class_choice import SplitLabels, index_labels, unify_labels
 from simsiam.data.held_out import choose_held_out
 from simsiam.data.listing.folder import ImageFolder
 from simsiam.data.listing.image_list import ImageList
 from simsiam.data.listing.list_file import ListFile
-from simsiam.data.listing.split_folders import (
-    TEST_NAMES,
-    TRAIN_NAMES,
-    choose_name,
-    find_split_folders,
-    print_splits,
-)
+from simsiam.data.listing.split_folders import find_split_folders, print_splits
 from simsiam.data.spread import evenly_spaced
 from utils.console import format_count
 from utils.errors import require
@@ -29,7 +24,7 @@ class ListedSplits(NamedTuple):
     """The image files of the train and the test split, labelled by the same classes.
 
     Attributes:
-        root: the folder above the `root` of both splits, or the same.
+        root: a folder that is or contains the `root` of each split.
         source: what messages call the data set: the folder, or the file with the list.
     """
 
@@ -124,22 +119,20 @@ def _split_list(path: Path, with_test: bool) -> ListedSplits:
             name in TRAIN_NAMES + TEST_NAMES,
             f"{where}: the column split has {printable(name)!r}, but takes train, val or test.",
         )
-    train_name = choose_name(names, TRAIN_NAMES)
+    train_name, test_name = choose_splits(names, with_test)
     require(train_name is not None, f"{where}: no image in it has the split train.")
-    test_name = None
-    if with_test:
-        test_name = choose_name(names, TEST_NAMES)
+    assert train_name is not None
 
     unused = []
     for name in names:
         if name not in (train_name, test_name):
             unused.append(f"{format_count(images.splits.count(name), 'image')} of {name}")
-    print_splits(path, str(train_name), test_name, unused)
+    print_splits(path, train_name, test_name, unused)
     images.report_skipped()
     test = None
     if test_name is not None:
         test = _select_split(images, test_name)
-    return ListedSplits(images.root, path, _select_split(images, str(train_name)), test)
+    return ListedSplits(images.root, path, _select_split(images, train_name), test)
 
 
 def _select_split(images: ListFile, name: str) -> ImageList:
@@ -174,7 +167,7 @@ def _labels_of(images: ImageList) -> SplitLabels:
 
 
 def _spread_evenly(images: ImageList, n: int | None, flag: str) -> ImageList:
-    """Return n images, spread evenly over the sorted files, or all images if n is None."""
+    """Return n images, spread evenly over the list, or all images if n is None."""
     if n is None:
         return images
     total = len(images)

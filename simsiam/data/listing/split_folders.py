@@ -5,14 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from simsiam.config.split_names import choose_splits
 from simsiam.data.files.images import SUFFIXES
 from simsiam.data.listing.folder import SYSTEM_FOLDERS
 from utils.console import format_count, print_line
 from utils.text import printable
-
-# Usual names of the sub-folders, in the order of preference. Upper and lower case are the same.
-TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("val", "valid", "validation", "test", "testing")
 
 MAX_LISTED_UNUSED = 5  # unused sub-folders that a message names
 
@@ -38,12 +35,9 @@ def find_split_folders(root: Path, with_test: bool = True) -> SplitFolders:
         return only_root  # `ImageFolder` will raise the error that describes the problem.
     folders = sorted(name for name in is_folder if is_folder[name])
 
-    train = choose_name(folders, TRAIN_NAMES)
+    train, test = choose_splits(folders, with_test)
     if train is None:
         return only_root
-    test = None
-    if with_test:
-        test = choose_name(folders, TEST_NAMES)
 
     # List what else is in the folder: other folders, and images that are in none.
     unused = []
@@ -60,17 +54,6 @@ def find_split_folders(root: Path, with_test: bool = True) -> SplitFolders:
 
     test_folder = root / test if test is not None else None
     return SplitFolders(root / train, test_folder, unused)
-
-
-def choose_name(available: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the available name that comes first in `names`. One in lower case is preferred."""
-    for name in names:
-        matches = [candidate for candidate in available if candidate.lower() == name]
-        if name in matches:
-            return name
-        if matches:
-            return matches[0]
-    return None
 
 
 def print_splits(source: Path, train: str, test: str | None, unused: Sequence[str]) -> None:

@@ -82,6 +82,17 @@ def test_a_repeated_line_is_used_once_and_counted(tmp_path: Path, capsys: Printe
     assert "l.txt: left out 2 repeated lines\n" in capsys.readouterr().out
 
 
+def test_the_same_file_under_two_paths_or_two_spellings_is_used_once(tmp_path: Path) -> None:
+    put(tmp_path, "a/x.png", "b.png")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    paths = ["a/x.png", f"{tmp_path}/a/x.png", "link/x.png", "a/../a/x.png", "b.png"]
+    images = read(write(tmp_path / "l.txt", "\n".join(paths)))
+    assert images.files == [Path("a/x.png"), Path("b.png")]
+
+    table = "path,label,split\na/x.png,\u00e9,train\na/x.png,e\u0301, Train \nb.png,y,val\n"
+    assert read(write(tmp_path / "l.csv", table)).splits == ["train", "val"]
+
+
 def test_missing_files_are_unreadable_images(tmp_path: Path, capsys: Printed) -> None:
     put(tmp_path, "a.png", "b.png")
     (tmp_path / "folder").mkdir()
