@@ -202,6 +202,9 @@ def describe_images(context: RunContext) -> list[str]:
     if augmentation:
         lines.append(f"{INDENT}augmented with {augmentation}")
 
+    if data.train.image_cache == "off" and context.config.monitor.knn_every > 0:
+        files = format_count(len(data.train) + len(data.test), "file")
+        lines.append(f"{INDENT}each measurement of kNN decodes {files}: see --knn-every")
     if is_knn_off:
         lines.append(f"{INDENT}{reason}: kNN is off")
     if context.config.monitor.knn_every and is_leave_one_out(data.train, data.test):

@@ -163,7 +163,7 @@ class ViewsDataModule(pl.LightningDataModule):
         self.mean = torch.zeros(3)
         self.std = torch.ones(3)
 
-        # --image-size is the side of the views. The stored images may be larger.
+        # --image-size is the side of the views. The images of an .npz file may be larger.
         image_side = self.train.side
         # SimSiam reads `size`, mean, std and classes from any datamodule.
         self.size = self.options.image_size or image_side
