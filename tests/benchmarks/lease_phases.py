@@ -72,7 +72,7 @@ class Lease:
         if self.left() <= reserve:
             self.finish_phase(phase, 0, "left out")
             return False
-        self.say(f"---- {phase}: {self.left():.0f} s left, of which {reserve:.0f} s are kept")
+        self.say(f"---- {phase}: {self.left():.0f} s left, {max(reserve, 0):.0f} s are kept")
         begin = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, *args],
