@@ -267,15 +267,13 @@ def silence_libraries() -> None:
     """Turn off messages of libraries that this program replaces, or that need no action."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # Broken metadata do not matter.
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|PIL")
     # torch recommends TensorFloat32. Its three digits are too few for the matrix products
     # that crop images and compare features, so this program leaves it off.
     warnings.filterwarnings("ignore", message="TensorFloat32")
     # `read_image` refuses such an image.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
-    # Broken metadata of an image file do not matter. A folder may have thousands of them.
-    warnings.filterwarnings("ignore", module="PIL")
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     # With fp16, some of the first optimizer steps are skipped. That is expected.
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler")
     # `utils.nvidia` explains why a GPU cannot be used.

@@ -23,7 +23,13 @@ FLOORS = (
     ("simsiam.evaluation",),
     ("simsiam.data",),
     ("simsiam.module", "simsiam.augment", "simsiam.loss"),
-    ("simsiam.inputs", "simsiam.optimizer", "simsiam.resumable_module", "simsiam.image_ops"),
+    (
+        "simsiam.inputs",
+        "simsiam.optimizer",
+        "simsiam.resumable_module",
+        "simsiam.image_ops",
+        "simsiam.crop_boxes",
+    ),
     ("simsiam.config", "simsiam.collapse"),
     ("models", "utils"),
 )

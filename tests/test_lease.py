@@ -98,11 +98,10 @@ def test_no_epochs_are_chosen_if_there_is_no_time() -> None:
 def test_the_plan_follows_the_measured_step(tmp_path: Path) -> None:
     lease = Lease(tmp_path / "out", tmp_path / "run", seconds=500)
     without_steps = plan_epochs(lease, most=1000)
-    lease.facts["steps"] = [
-        {"step_seconds": 0.001, "steps_per_epoch": 390, "startup_seconds": 30.0}
-    ]
+    step = {"step_seconds": 0.001, "steps_per_epoch": 390, "startup_seconds": 30.0}
+    lease.facts["steps"] = [step]
     fast = plan_epochs(lease, most=1000)
-    lease.facts["steps"][0]["step_seconds"] = 0.01
+    step["step_seconds"] = 0.01
     slow = plan_epochs(lease, most=1000)
     assert 0 < slow < without_steps < fast == 1000
 

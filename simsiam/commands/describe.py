@@ -112,8 +112,9 @@ def describe_missing_images(data: ViewsDataModule) -> str:
     if options.dataset != "folder":
         return f"{options.dataset} is not in {options.data_dir}: it would be downloaded first"
     images = len(data.train) + len(data.test)
-    gib = images * 3 * data.train.side**2 / 2**30
-    return f"{images:,} images would be decoded, {gib:.2f} GiB, unless they are decoded already"
+    if options.image_cache == "off":
+        return f"{images:,} images would be decoded in each epoch"
+    return f"{images:,} images would be decoded, unless they are decoded already"
 
 
 def describe_run(context: RunContext) -> str:
@@ -201,6 +202,9 @@ def describe_images(context: RunContext) -> list[str]:
     if augmentation:
         lines.append(f"{INDENT}augmented with {augmentation}")
 
+    if data.train.image_cache == "off" and context.config.monitor.knn_every > 0:
+        files = format_count(len(data.train) + len(data.test), "file")
+        lines.append(f"{INDENT}each measurement of kNN decodes {files}: see --knn-every")
     if is_knn_off:
         lines.append(f"{INDENT}{reason}: kNN is off")
     if context.config.monitor.knn_every and is_leave_one_out(data.train, data.test):

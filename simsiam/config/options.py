@@ -28,7 +28,7 @@ ImageCache = Literal["auto", "on", "off"]
 Dataset = Literal["cifar10", "cifar100", "patterns", "folder", "arrays"]
 CUSTOM_DATASETS = ("folder", "arrays")  # the user's own images
 
-SMALL_IMAGE = 64  # pixels; larger images get the imagenet stem and a margin for the crops
+SMALL_IMAGE = 64  # pixels; larger images get the imagenet stem, and clean ones a margin
 FOLDER_IMAGE_SIZE = 96  # pixels; small enough for one GPU, and most photographs are still clear
 
 

@@ -30,7 +30,13 @@ from simsiam.data.dataset import (
 )
 from simsiam.data.files.crop_loader import CropLoader
 from simsiam.data.image_schedule import check_image_schedule, find_view_size
-from simsiam.data.sampler import EpochSampler, PrefetchLoader, ViewsLoader
+from simsiam.data.sampler import (
+    EpochSampler,
+    PrefetchLoader,
+    ViewsLoader,
+    are_indices,
+    are_indices_and_images,
+)
 from simsiam.data.view_maker import ViewMaker
 from utils.errors import require
 from utils.option_group import reject_unknown
@@ -157,7 +163,7 @@ class ViewsDataModule(pl.LightningDataModule):
         self.mean = torch.zeros(3)
         self.std = torch.ones(3)
 
-        # --image-size is the side of the views. The stored images may be larger.
+        # --image-size is the side of the views. The images of an .npz file may be larger.
         image_side = self.train.side
         # SimSiam reads `size`, mean, std and classes from any datamodule.
         self.size = self.options.image_size or image_side
@@ -257,12 +263,12 @@ class ViewsDataModule(pl.LightningDataModule):
         if not trainer.training:
             return batch
         epoch = trainer.current_epoch
-        if _are_indices(batch):
+        if are_indices(batch):
             views = self.make_views(batch, epoch)
-        elif _are_indices_and_images(batch, image_dims=4):
+        elif are_indices_and_images(batch, image_dims=4):
             indices, images = batch
             views = self.make_views(indices, epoch, images)
-        elif _are_indices_and_images(batch, image_dims=5):
+        elif are_indices_and_images(batch, image_dims=5):
             indices, crops = batch
             views = self._finish_crops(crops, indices, epoch)
         else:
@@ -292,14 +298,3 @@ class ViewsDataModule(pl.LightningDataModule):
     def _finish_crops(self, crops: Tensor, indices: Tensor, epoch: int) -> list[Tensor]:
         """Return the views of which these are the crops (V, B, 3, S, S)."""
         return self.view_maker.finish_crops(crops, indices, epoch, self.mean, self.std)
-
-
-def _are_indices(batch: Any) -> bool:
-    return isinstance(batch, Tensor) and batch.dim() == 1 and batch.dtype == torch.int64
-
-
-def _are_indices_and_images(batch: Any, image_dims: int) -> bool:
-    if not isinstance(batch, list | tuple) or len(batch) != 2 or not _are_indices(batch[0]):
-        return False
-    images = batch[1]
-    return isinstance(images, Tensor) and images.dim() == image_dims and images.dtype == torch.uint8

@@ -108,8 +108,7 @@ def _decode(
     Returns:
         The index of the cache.
     """
-    entries = read_index(folder).entries
-    if any(file not in entries for file in files):
+    if choice.bytes_per_image > 0:  # images are missing
         print_line(f"{printable(splits.source)}: {choice.reason}")
     old_caches = find_old_caches(options)
     for old in old_caches:
@@ -179,17 +178,18 @@ def load_folder(options: DataOptions) -> Splits:
     folder = find_cache_folder(options)
     selection = read_selection(folder / name_selection(options))
     n = selection.num_train
-    train = _load_split(options, folder, selection, slice(0, n))
-    test = _load_split(options, folder, selection, slice(n, None))
+    index = read_index(folder) if selection.cached else Index()
+    train = _load_split(options, index, selection, slice(0, n))
+    test = _load_split(options, index, selection, slice(n, None))
     return train, replace(test, held_out=options.held_out_images > 0)
 
 
 def _load_split(
-    options: DataOptions, folder: Path, selection: Selection, part: slice
+    options: DataOptions, index: Index, selection: Selection, part: slice
 ) -> ImageDataset:
     files = FilePaths(selection.files[part])
     if selection.cached:
-        images, whole = open_cache(folder, files)
+        images, whole = open_cache(find_cache_folder(options), index, files)
     else:
         sources = SourceFiles(
             Path(selection.root), files, options.conversion, options.skip_bad_images

@@ -32,7 +32,7 @@ def report_cached_images(
     # Warn of images that use few of the possible values. One of the two warnings is enough.
     has_warned = warn_of_unused_bits([note.range_16_bit for note in notes], splits.source)
     if not has_warned:
-        images, _ = open_cache(folder, readable)
+        images, _ = open_cache(folder, index, readable)
         pixel_range = options.conversion.pixel_range
         warn_of_low_contrast(images, printable(splits.source), pixel_range)
 

@@ -158,3 +158,16 @@ class ViewsLoader:
     def __iter__(self) -> Iterator[list[Tensor]]:
         self.epoch += 1
         return (self.make_views(indices, self.epoch) for indices in self.sampler)
+
+
+def are_indices(batch: Any) -> bool:
+    """Return whether a batch has indices (B,) alone."""
+    return isinstance(batch, Tensor) and batch.dim() == 1 and batch.dtype == torch.int64
+
+
+def are_indices_and_images(batch: Any, image_dims: int) -> bool:
+    """Return whether a batch has indices (B,) and uint8 images with so many dimensions."""
+    if not isinstance(batch, list | tuple) or len(batch) != 2 or not are_indices(batch[0]):
+        return False
+    images = batch[1]
+    return isinstance(images, Tensor) and images.dim() == image_dims and images.dtype == torch.uint8

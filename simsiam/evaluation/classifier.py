@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from simsiam.augment import augment, crop_and_flip_policy
 from simsiam.data.dataset import ImageDataset
 from simsiam.data.sampler import EpochSampler
+from simsiam.data.view_maker import ViewMaker
 from simsiam.evaluation.features import Preparation
 from utils.console import print_line, show_progress
 from utils.errors import NOT_FINITE_STATUS, RunError
@@ -200,13 +201,19 @@ def crop_and_flip(
     """
     if size is None:
         size = images.side
+    policy = crop_and_flip_policy(training.crop_scale)
+    if images.whole is not None:
+        maker = ViewMaker(1, training.seed, policy, compile=False)
+        crops = maker.cut_crops(images.whole, indices, epoch, min(size, images.side))
+        (view,) = maker.finish_crops(crops, indices, epoch, mean, std)
+        return view
     return augment(
         images.images_at(indices),
         indices,
         seed=training.seed,
         epoch=epoch,
         view=0,
-        policy=crop_and_flip_policy(training.crop_scale),
+        policy=policy,
         mean=mean,
         std=std,
         size=min(size, images.side),

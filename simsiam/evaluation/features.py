@@ -38,7 +38,7 @@ def choose_chunk_size(images: Tensor | LazyImages) -> int:
 def crop_center(images: Tensor, size: int | None) -> Tensor:
     """Return the central squares (B, 3, S, S) of images (B, 3, side, side).
 
-    Large images are stored with a margin, which only random crops use.
+    Images of an .npz file may be larger than the views.
 
     Args:
         size: S. None, or a size above the side, returns the images as they are.

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import main
 from tests.helpers import TIMES, same_run
+from tests.images import patterns, write_images
 from tests.processes import Started
 from utils.checkpoint_io import read_checkpoint
 from utils.errors import UserError
@@ -36,9 +37,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CHECKPOINT_EVERY = 2  # epochs
 # Epochs. A checkpoint may still be being written when the next one is due.
 MAX_LOST = 2 * CHECKPOINT_EVERY
-DATA = "--dataset patterns --train-images 300 --test-images 60 --knn-k 20 --knn-every 2"
+TRAIN_IMAGES = 300
+TEST_IMAGES = 60
+PATTERNS = f"--dataset patterns --train-images {TRAIN_IMAGES} --test-images {TEST_IMAGES}"
 NETWORK = "--backbone resnet10 --width 2 --out-dim 16 --h-dim 8 --batch-size 50 --accelerator cpu"
-RUN = f"{DATA} {NETWORK} --checkpoint-every {CHECKPOINT_EVERY}".split()
+MONITOR = f"--knn-k 20 --knn-every 2 --checkpoint-every {CHECKPOINT_EVERY}"
 LABELS = {
     "kills": "kills",
     "in_a_save": "kills during a save",
@@ -75,10 +78,23 @@ class Tally:
 
 
 class Faults:
-    """Trains runs below `folder`, and sends signals to them."""
+    """Trains runs below `folder`, and sends signals to them.
 
-    def __init__(self, folder: Path, epochs: int, seed: int = 0) -> None:
+    Args:
+        image_cache: train on image files with this value of `--image-cache`; None for `patterns`.
+    """
+
+    def __init__(
+        self, folder: Path, epochs: int, seed: int = 0, image_cache: str | None = None
+    ) -> None:
         self.folder = folder
+        self.data = PATTERNS.split()
+        if image_cache is not None:
+            photos = folder / "photos"
+            write_images(photos, patterns(TRAIN_IMAGES))
+            write_images(photos, patterns(TEST_IMAGES, split=1), split="val")
+            self.data = ["--dataset", "folder", "--data-dir", str(photos), "--image-size", "32"]
+            self.data += ["--image-cache", image_cache, "--cache-dir", str(folder / "cache")]
         self.epochs = epochs
         self.random = random.Random(seed)
         self.tally = Tally()
@@ -110,7 +126,8 @@ class Faults:
             self.tally.resumes += 1
         environment = {"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {}
         folder = ["--save-dir", str(run.path.parent), "--exp-name", run.path.name]
-        return Started(main.main, [*RUN, "--epochs", str(self.epochs), *folder], **environment)
+        settings = f"{NETWORK} {MONITOR} --epochs {self.epochs}".split()
+        return Started(main.main, [*self.data, *settings, *folder], **environment)
 
     def train_to_the_end(self, run: RunDirectory) -> None:
         process = self.start(run)
@@ -228,11 +245,17 @@ def command_line(argv: list[str]) -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--epochs", type=int, default=24, help="epochs of each run")
+    parser.add_argument(
+        "--image-cache",
+        choices=["on", "off"],
+        help="train on image files, with this --image-cache; default: generated images",
+    )
     args = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"  # the network is too small for more threads
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".faults-") as folder:
-        tally = Faults(Path(folder), args.epochs, args.seed).kill_runs(args.kills)
+        faults = Faults(Path(folder), args.epochs, args.seed, args.image_cache)
+        tally = faults.kill_runs(args.kills)
     for name, label in LABELS.items():
         print(f"{label:<50} {getattr(tally, name):>5}")
     print(f"{'seconds':<50} {time.monotonic() - begin:>5.0f}")

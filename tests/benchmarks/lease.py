@@ -176,7 +176,7 @@ def main() -> int:
     except Stopped:
         lease.say("---- the lease was stopped by a signal")
         status = 128 + signal.SIGTERM
-    except Exception:  # whatever it is: the results must come home before the machine is gone
+    except Exception:  # noqa: BLE001  (the results must come home before the machine is gone)
         lease.say(traceback.format_exc())
         status = 1
     lease.save_figures()

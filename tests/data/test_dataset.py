@@ -70,7 +70,7 @@ def test_placeholders_have_the_sizes_of_the_data_set(
     splits = make_placeholders(DataOptions("folder", str(photos), image_size=112))
     assert splits is not None
     train, test = splits
-    assert (len(train), len(test), len(train.classes), train.side) == (200, 60, 10, 128)
+    assert (len(train), len(test), len(train.classes), train.side) == (200, 60, 10, 112)
     assert make_placeholders(DataOptions("cifar10", str(cifar10_dir))) is None
     with pytest.raises(UserError, match="has 50000"):
         make_placeholders(DataOptions("cifar10", str(tmp_path), train_images=50_001))

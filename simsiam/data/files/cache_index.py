@@ -11,6 +11,7 @@ The two other files are only appended to, and their bytes reach the disk before 
 them. N grows when they are written again without what is not used any more.
 """
 
+import gc
 import json
 import os
 from collections.abc import Iterable
@@ -117,6 +118,9 @@ def read_index(folder: Path) -> Index:
     The result is empty if the index is missing or damaged.
     """
     index = Index()
+    # Nothing here becomes garbage. Looking for garbage would take most of the time.
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
         lines = (folder / INDEX).read_bytes().split(b"\n")
         header = Header(**json.loads(lines[0]))
@@ -126,8 +130,9 @@ def read_index(folder: Path) -> Index:
         clean_size = os.stat(folder / header.clean_file).st_size
         index.header = header
         index.is_cut_off = lines[-1] != b""
-        for line in lines[1:-1]:
-            path, entry = parse_line(line)
+        # To parse all lines together takes a third of the time.
+        for values in json.loads(b"[" + b",".join(lines[1:-1]) + b"]"):
+            path, entry = parse_values(values)
             ends = (entry.offset + entry.whole_bytes, (entry.slot + 1) * header.clean_bytes)
             is_stored = ends[0] <= whole_size and ends[1] <= clean_size
             if entry.failure or is_stored:
@@ -136,6 +141,9 @@ def read_index(folder: Path) -> Index:
                 index.is_cut_off = True
     except (OSError, ValueError, LookupError, TypeError):
         return Index()
+    finally:
+        if was_enabled:
+            gc.enable()
     return index
 
 
@@ -165,13 +173,13 @@ def _unusual_notes(notes: ImageNotes) -> dict[str, Any]:
     return unusual
 
 
-def parse_line(line: bytes) -> tuple[str, Entry]:
-    """Return path and entry of a line.
+def parse_values(line: list[Any]) -> tuple[str, Entry]:
+    """Return path and entry from the values of a line.
 
     Raises:
         ValueError: the line is damaged; also TypeError and LookupError.
     """
-    path, size, mtime, *values = json.loads(line)
+    path, size, mtime, *values = line
     state = FileState(size, mtime)
     if len(values) == UNREADABLE_LENGTH - 3:
         return path, Entry(state, failure=values[0])

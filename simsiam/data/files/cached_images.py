@@ -8,20 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simsiam.data.files.cache_index import read_index
+from simsiam.data.files.cache_index import Index
 from simsiam.data.files.lazy_images import LazyImages
 from simsiam.data.files.whole_images import StoredImages
 from utils.errors import require
 from utils.text import printable
 
 
-def open_cache(folder: Path, files: Sequence[str]) -> tuple[Tensor | LazyImages, StoredImages]:
+def open_cache(
+    folder: Path, index: Index, files: Sequence[str]
+) -> tuple[Tensor | LazyImages, StoredImages]:
     """Return the clean images (N, 3, S, S) and the whole images of some files.
+
+    Args:
+        folder: the folder of the cache.
+        index: its content, from `read_index`.
+        files: the path of each image.
 
     Raises:
         UserError: an image is not in the cache.
     """
-    index = read_index(folder)
     entries = [index.entries.get(file) for file in files]
     is_complete = all(entry is not None and not entry.failure for entry in entries)
     header = index.header

@@ -1,6 +1,7 @@
 """Decode image files to uint8 tensors of one size, with Pillow."""
 
 import math
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -70,7 +71,7 @@ class LoadedImage(NamedTuple):
     original_size: tuple[int, int]  # height and width of the image in the file, upright
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open an image file for reading.
 
     Raises:

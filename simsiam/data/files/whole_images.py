@@ -12,7 +12,7 @@ from simsiam.data.files.source_files import SourceFiles
 
 # A JPEG may be decoded at a half, a quarter or an eighth of its size. It is, if even the smallest
 # crop then has this many times the pixels of the view on each side.
-MIN_DRAFT_RATIO = 2
+MIN_DRAFT_RATIO = 4
 
 
 class WholeImages(ABC):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from simsiam.data.files.cache_index import Index
+from simsiam.data.files.cache_index import Index, read_index
 from simsiam.data.files.cached_images import open_cache
 from simsiam.data.files.image_cache import decode_images
 from simsiam.data.files.reading import read_image
@@ -37,7 +37,7 @@ def decode_all(cache: Path, folder: Path, files: list[Path], side: int = 8) -> I
 
 def read_cache(cache: Path, files: list[Path]) -> torch.Tensor:
     """Return the clean images (N, 3, side, side) uint8 of files in a cache."""
-    images, _ = open_cache(cache, [str(file) for file in files])
+    images, _ = open_cache(cache, read_index(cache), [str(file) for file in files])
     return images.to(torch.device("cpu"))
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from simsiam.data.files.cache_index import read_index
 from simsiam.data.files.cached_images import open_cache
 from simsiam.data.files.resizing import resize_whole
 from tests.data.files.decoding import (
@@ -51,7 +52,8 @@ def test_whole_images_are_stored_with_their_own_shapes(tmp_path: Path) -> None:
     for file, size in zip(files, sizes, strict=True):
         smooth_image(size).save(tmp_path / "photos" / file)
     decode(tmp_path, files)
-    _, whole = open_cache(tmp_path / "cache", [str(file) for file in files])
+    index = read_index(tmp_path / "cache")
+    _, whole = open_cache(tmp_path / "cache", index, [str(file) for file in files])
     assert whole.original_sizes.tolist() == [[40, 48], [90, 30], [7, 9]]
     assert whole.stored_sizes.tolist() == [[16, 19], [48, 16], [7, 9]]  # at most twice 8 pixels
     for i, file in enumerate(files):

@@ -248,4 +248,4 @@ def test_plain_images_cause_no_message(tmp_path: Path, capsys: Printed) -> None:
     smooth_image().save(photos / "a.png")
     smooth_image().convert("L").save(photos / "b.png")
     prepare_dataset(DataOptions("folder", photos, image_size=8, cache_dir=tmp_path / "cache"))
-    assert capsys.readouterr().out.count("\n") == 1  # "decoded 2 images"
+    assert capsys.readouterr().out.count("\n") == 2  # "2 images are decoded once", "decoded 2"

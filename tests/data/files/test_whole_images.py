@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from simsiam.augment import Policy, draw_boxes
-from simsiam.data.files.resizing import Box, resize_clean, resized_side
+from simsiam.data.files.resizing import Box, resize_clean, resize_whole, resized_side
 from simsiam.data.files.source_files import SourceFiles
 from simsiam.data.files.whole_images import ImageFiles, StoredImages, WholeImages
 from simsiam.data.view_maker import ViewMaker
@@ -51,11 +51,9 @@ def files(photos: list[Image.Image], tmp_path_factory: pytest.TempPathFactory) -
 
 def store(photos: list[Image.Image], shorter_side: int | None = None) -> StoredImages:
     """Return stored photographs whose shorter side is at most `shorter_side`."""
-    stored = photos
+    arrays = [np.array(photo) for photo in photos]
     if shorter_side is not None:
-        resize = T.Resize(shorter_side)
-        stored = [resize(photo) if min(photo.size) > shorter_side else photo for photo in photos]
-    arrays = [np.asarray(photo) for photo in stored]
+        arrays = [resize_whole(torch.from_numpy(a), shorter_side).numpy() for a in arrays]
     ends = np.cumsum([array.size for array in arrays])
     return StoredImages(
         pixels=torch.from_numpy(np.concatenate([array.ravel() for array in arrays])),

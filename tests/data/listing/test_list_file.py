@@ -194,16 +194,17 @@ def test_images_of_other_splits_are_counted(tmp_path: Path, capsys: Printed) -> 
     assert message in capsys.readouterr().out
 
 
-def test_a_list_is_cached_by_its_content(tmp_path: Path, capsys: Printed) -> None:
+def test_a_changed_list_decodes_its_new_images_alone(tmp_path: Path, capsys: Printed) -> None:
     put(tmp_path, "a.png", "b.png", "c.png")
     path = write(tmp_path / "l.txt", "a.png\nb.png\n")
     first, _ = load(path)
     load(path)
-    assert capsys.readouterr().out.count("decoded") == 1
+    assert capsys.readouterr().out.count("decoded 2 images") == 1
     write(path, "b.png\nc.png\n")
     second, _ = load(path)
+    assert "1 of 2 images are already decoded" in capsys.readouterr().out
     assert (second.images[0] == first.images[1]).all()
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 # ---------------------------------------------------------------- commands
