@@ -58,7 +58,10 @@ def choose_mode(
     if missing_gib > MAX_PART_OF_DISK * free_gib:
         reason = f"{files}, because {cost}, and only {free_gib:.0f} GiB are free; {advice}"
         return Choice("off", reason, bytes_per_image)
-    reason = f"{decoding} in {printable(folder)}; --image-cache off decodes them in each epoch"
+    reason = (
+        f"{decoding} in {printable(folder)}, less than a quarter of the free space; "
+        "--image-cache off decodes them in each epoch"
+    )
     return Choice("on", reason, bytes_per_image)
 
 
