@@ -31,7 +31,8 @@ def measure(flags: list[str]) -> dict[str, Any]:
     """Return the seconds of a step, and of an epoch's steps, with these flags of main.py."""
     # The measurement is shorter than a warm-up, and a schedule must not end in it.
     config = parse(Pretrain, [*flags, "--warmup-epochs", "0"], "pretrain_step.py")
-    data = load_data(config, "gpu" if GPU else "cpu")
+    accelerator = "gpu" if GPU else "cpu"
+    data = load_data(config, accelerator, config.data.image_cache)
     config = fit_to_data(config, data)
     model = build_model(config, data)
     if GPU and config.device.compile:

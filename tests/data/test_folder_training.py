@@ -1,5 +1,6 @@
 """Training on a folder of images: from memory, streamed from the disk, and resumed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def class_names(images: ImageDataset) -> list[str]:
 @pytest.mark.slow(
     "writes and trains on 5,000 images three times; the golden of a streamed folder is a quick test"
 )
-def test_files_train_exactly_as_the_same_arrays(
+def test_files_train_as_the_same_arrays_but_for_the_resizing_of_crops(
     cifar10_dir: Path, train_on_folder: Program, program: Program, tmp_path: Path
 ) -> None:
     splits = load_dataset(
@@ -50,9 +51,13 @@ def test_files_train_exactly_as_the_same_arrays(
     data = ("--dataset", "arrays", "--data-dir", str(tmp_path / "x.npz"), "--exp-name", "arrays")
     assert program(*TINY, *batch, *data)[0] == 0
     runs = [tmp_path / "runs" / name for name in ("files", "streamed", "arrays")]
-    assert read_rows(runs[0]) == read_rows(runs[1]) == read_rows(runs[2])
+    assert read_rows(runs[0]) == read_rows(runs[1])
+    assert same_weights(runs[0], runs[1])
     assert read_rows(runs[0])[0]["kNN_accuracy"] > 10
-    assert same_weights(runs[0], runs[1]) and same_weights(runs[0], runs[2])
+    # Clean images are the same. Crops of files have 8 bits, and those of arrays are not rounded.
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    assert summaries[0]["kNN_untrained"] == summaries[2]["kNN_untrained"]
+    assert abs(summaries[0]["train_loss"] - summaries[2]["train_loss"]) < 0.01
 
 
 def test_a_streamed_run_cut_off_within_an_epoch_resumes_exactly(
