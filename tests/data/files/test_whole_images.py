@@ -200,8 +200,8 @@ def test_views_have_the_distribution_of_the_official_pipeline(
     torch.manual_seed(0)
     theirs = torch.stack([IMAGENET(crop(photos[index])) for _ in range(2 * n)])
     # Of the panorama, two thirds of the crops are the central one, and 13 % of the views are just
-    # this crop, neither jittered nor gray. Rounding moves its statistics by half a level, and storing
-    # the image smaller moves its sharpness by two levels.
+    # this crop, neither jittered nor gray. Rounding moves its statistics by half a level, and the
+    # smaller size of stored images moves its sharpness by two levels.
     noise = 0.5 if mode == "files" else 1.0
     assert find_differing(theirs[:n], theirs[n:], noise) == []
     assert find_differing(our_views(images, index, n, size), theirs[:n], noise) == []
