@@ -23,11 +23,11 @@ if sys.version_info < (3, 11):  # noqa: UP036  (ruff takes 3.11 for granted)
 
 # Windows has no fcntl, and no SIGHUP either.
 if importlib.util.find_spec("fcntl") is None:
-    print(
-        "main.py: needs Linux or macOS; on Windows, run it in WSL (wsl --install)", file=sys.stderr
-    )
+    message = "main.py: needs Linux or macOS; on Windows, run it in WSL (wsl --install)"
+    print(message, file=sys.stderr)
     sys.exit(2)
 
+# An older Python cannot import this module, so it comes after the check of the version.
 from utils.signals import is_interactive, is_main_thread, restored_handlers  # noqa: E402
 
 # A Ctrl-C during the imports below ends the process without a traceback. A notebook in which %run

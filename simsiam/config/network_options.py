@@ -74,7 +74,7 @@ class NetworkOptions:
                     f"{to_flag(name)} {value}: only for the ResNets of this program; the "
                     f"architecture of {self.backbone} is fixed. Drop the flag.",
                 )
-            return  # whoever builds the network checks `in_dim`
+            return  # simsiam/commands/build_model.py checks `in_dim`
         require(
             self.in_dim is None or self.in_dim == self.num_features,
             f"--in-dim {self.in_dim}: {self.backbone} of width {self.width} has "

@@ -65,7 +65,7 @@ class DataOptions:
     """on decodes the images of a folder once, into --cache-dir; off decodes the files in each
     epoch; auto is on if that takes less than 64 GiB and a quarter of the free disk."""
     stored_side: Annotated[AtLeast1 | None, Hint("PIXELS", default="twice --image-size")] = None
-    """In the cache, the shorter side of an image has at most so many pixels."""
+    """Longest shorter side of an image in the cache, in pixels; larger images are made smaller."""
     skip_bad_images: Annotated[bool, Rule.CHANGEABLE_ON_RESUME] = False
     """Leave out unreadable images of a folder, instead of stopping with an error. With
     --image-cache off, the next image takes the place of an unreadable one."""

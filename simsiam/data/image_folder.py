@@ -88,7 +88,7 @@ def prepare_folder(options: DataOptions) -> None:
 
 
 def _choose_mode(options: DataOptions, folder: Path, root: Path, files: list[str]) -> Choice:
-    """Return whether the images are to be in the cache."""
+    """Return whether this run keeps the images in the cache."""
     if options.image_cache == "off":
         return choose_mode("off", folder, 0, len(files), 0.0)
     entries = read_index(folder).entries

@@ -77,7 +77,26 @@ class EpochSampler(ResumesByTrainer):
 
 
 @dataclass(eq=False)
-class PrefetchLoader(ResumesByTrainer):
+class LoaderOfImages(ResumesByTrainer):
+    """What loaders of images have in common.
+
+    Args:
+        batches: the indices of each batch.
+    """
+
+    batches: EpochSampler
+
+    @property
+    def dataset(self) -> range:
+        """The indices of all images, as in `EpochSampler`."""
+        return self.batches.dataset
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+@dataclass(eq=False)
+class PrefetchLoader(LoaderOfImages):
     """The batches of an epoch with their images, which threads read in advance.
 
     Iterating yields indices (B,) and images (B, 3, C, C) uint8.
@@ -92,17 +111,8 @@ class PrefetchLoader(ResumesByTrainer):
         pin: whether to read into page-locked memory, from which a GPU copies in the background.
     """
 
-    batches: EpochSampler
     images: Tensor
     pin: bool
-
-    @property
-    def dataset(self) -> range:
-        """The indices of all images, as in `EpochSampler`."""
-        return self.batches.dataset
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # This is a generator, so nothing here runs before the first `next`. A Trainer makes its

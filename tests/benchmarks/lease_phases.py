@@ -108,7 +108,7 @@ class Lease:
             if time.monotonic() >= next_save:
                 self.save_rows()
                 next_save = time.monotonic() + SAVE_EVERY
-            time.sleep(0.05)
+            time.sleep(0.05)  # between two polls of the process
         return "done" if process.returncode == 0 else f"failed with status {process.returncode}"
 
     def copy_output(self, stream: IO[str]) -> None:

@@ -109,6 +109,7 @@ def check_export(program: Program, name: str, run: Path, folder: Path) -> None:
         theirs = torchvision.models.get_model(network_name, **size)
         classifier = BACKBONES[name][1]
         assert classifier is not None
+        # The file has no classifier. The next line requires that exactly this is missing.
         missing, unexpected = theirs.load_state_dict(load_file(file), strict=False)
         assert (sorted(missing), unexpected) == ([f"{classifier}.bias", f"{classifier}.weight"], [])
         theirs.set_submodule(classifier, nn.Identity())

@@ -31,7 +31,7 @@ class Choice(NamedTuple):
 def choose_mode(
     wanted: str, folder: Path, num_missing: int, num_files: int, bytes_per_image: float
 ) -> Choice:
-    """Return whether there is to be a cache.
+    """Choose between a cache and decoding the files in each epoch.
 
     Args:
         wanted: the value of `--image-cache`: auto, on or off.

@@ -11,7 +11,7 @@ from torch import Tensor
 from simsiam.data.files.resizing import Box
 from simsiam.data.files.threads import count_threads, start_threads
 from simsiam.data.files.whole_images import WholeImages
-from simsiam.data.sampler import BATCHES_AHEAD, EpochSampler, ResumesByTrainer
+from simsiam.data.sampler import BATCHES_AHEAD, LoaderOfImages
 
 # Draws the boxes (V, B, 4) of B images, from their indices (B,), heights (B,) and widths (B,).
 DrawBoxes = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -62,7 +62,7 @@ class CropCutter:
 
 
 @dataclass(eq=False)
-class CropLoader(ResumesByTrainer):
+class CropLoader(LoaderOfImages):
     """The batches of an epoch with the crops of their views.
 
     Iterating yields indices (B,) and crops (V, B, 3, S, S) uint8.
@@ -76,20 +76,11 @@ class CropLoader(ResumesByTrainer):
         pin: whether to cut into page-locked memory, from which a GPU copies in the background.
     """
 
-    batches: EpochSampler
     images: WholeImages
     views: int
     draw_boxes: DrawBoxes
     view_size: Callable[[], int]
     pin: bool
-
-    @property
-    def dataset(self) -> range:
-        """The indices of all images, as in `EpochSampler`."""
-        return self.batches.dataset
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # This is a generator, so nothing here runs before the first `next`. A Trainer makes its
