@@ -2,7 +2,6 @@
 
 import gc
 import importlib.util
-import io
 import logging
 import os
 import signal
@@ -27,7 +26,8 @@ if importlib.util.find_spec("fcntl") is None:
     print(message, file=sys.stderr)
     sys.exit(2)
 
-# An older Python cannot import this module, so it comes after the check of the version.
+# An older Python cannot import these modules, so they come after the check of the version.
+from utils.process import prepare_streams, replace_missing_matplotlib_backend  # noqa: E402
 from utils.signals import is_interactive, is_main_thread, restored_handlers  # noqa: E402
 
 # A Ctrl-C during the imports below ends the process without a traceback. A notebook in which %run
@@ -232,35 +232,6 @@ def raise_stopped(number: int, frame: FrameType | None) -> None:
 
 
 # ---------------------------------------------------------------- output
-
-
-def prepare_streams() -> None:
-    """Open the standard streams that are closed, and escape letters that stdout cannot encode."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is not None:
-            continue
-        # Otherwise the next file that is opened would get the number of the stream, and C code that
-        # prints to the stream would write into that file.
-        null = os.open(os.devnull, os.O_RDWR)
-        if null != number:
-            os.dup2(null, number)
-            os.close(null)
-        mode = "r" if name == "stdin" else "w"
-        setattr(sys, name, os.fdopen(number, mode, closefd=False))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # stderr escapes such letters by default
-
-
-def replace_missing_matplotlib_backend() -> None:
-    """Let matplotlib draw into files, if the environment names a backend that is not installed.
-
-    A notebook's `!python main.py` inherits the backend of the notebook's kernel. If this Python
-    is another one that lacks the backend, matplotlib, and so Lightning, could not be imported.
-    """
-    backend = os.environ.get("MPLBACKEND", "")
-    package = backend.removeprefix("module://").partition(".")[0]
-    if backend.startswith("module://") and importlib.util.find_spec(package) is None:
-        os.environ["MPLBACKEND"] = "agg"
 
 
 def silence_libraries() -> None:

@@ -208,7 +208,7 @@ def draw_boxes(
     *,
     seed: int,
     epoch: int,
-    view: int,
+    view: int | Tensor,
     policy: Policy,
 ) -> CropBoxes:
     """Draw the boxes of one view of images of any shape, which are cropped before `augment`.

@@ -1,6 +1,7 @@
 """Make the views of a batch: of square images on the device, or of crops that were cut before."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,6 +10,10 @@ from simsiam.augment import Policy, augment, draw_boxes
 from simsiam.config.options import SMALL_IMAGE
 from simsiam.data.files.crop_loader import CropCutter, DrawBoxes, count_threads
 from simsiam.data.files.whole_images import WholeImages
+
+# So many pixels of views are made together on a CPU. Their values then fit into its caches, and
+# into memory that the process keeps from one call to the next.
+CACHED_PIXELS = 2**18
 
 
 class ViewMaker:
@@ -41,68 +46,68 @@ class ViewMaker:
             size: S.
             mean, std: (3,) each, for the normalisation.
         """
-        views: list[Tensor] = []
-        for numbers in self._split_views(images):
-            repeated_images = images.repeat(len(numbers), 1, 1, 1)
-            views += self._call_augment(
-                repeated_images, indices, epoch, numbers, mean, std, size, cropped=False
-            )
-        return views
+        repeated_images = images.repeat(self.views, 1, 1, 1)
+        return self._augment_rows(repeated_images, indices, epoch, mean, std, size, cropped=False)
 
     def finish_crops(
         self, crops: Tensor, indices: Tensor, epoch: int, mean: Tensor, std: Tensor
     ) -> list[Tensor]:
         """Return V views (B, 3, S, S) float32 made of their crops (V, B, 3, S, S) uint8."""
+        rows = crops.flatten(0, 1)
         size = crops.shape[-1]
-        views: list[Tensor] = []
-        for numbers in self._split_views(crops):
-            crops_of_call = crops[numbers].flatten(0, 1)
-            views += self._call_augment(
-                crops_of_call, indices, epoch, numbers, mean, std, size, cropped=True
-            )
-        return views
+        return self._augment_rows(rows, indices, epoch, mean, std, size, cropped=True)
 
-    def _split_views(self, images: Tensor) -> Sequence[Tensor]:
-        """Return the numbers of the views that are made in each call of `augment`.
-
-        One call for all views is faster. One call for each view takes less memory.
-        """
-        views_per_call = self.views if images.shape[-1] <= SMALL_IMAGE else 1
-        return torch.arange(self.views, device=images.device).split(views_per_call)
-
-    def _call_augment(
+    def _augment_rows(
         self,
         images: Tensor,
         indices: Tensor,
         epoch: int,
-        numbers: Tensor,
         mean: Tensor,
         std: Tensor,
         size: int,
         cropped: bool,
-    ) -> Sequence[Tensor]:
-        """Return some of the views of a batch.
+    ) -> list[Tensor]:
+        """Return the V views of a batch, each (B, 3, S, S).
 
         Args:
-            images: (v * B, 3, C, C) uint8. Row i * B + j is image j, for the i-th of the v views.
-            numbers: (v,) int64, which of the V views.
+            images: (V * B, 3, C, C) uint8. Row i * B + j is image j, for view i.
+            indices: (B,) int64.
             cropped: whether the images are crops. The other arguments are those of `augment`.
         """
-        view_of_row = numbers.repeat_interleave(len(indices))
-        augmented = self._augment(
-            images,
-            indices.repeat(len(numbers)),
-            seed=self.seed,
-            # The compiled `augment` would be compiled again for each value of an int.
-            epoch=torch.full((), epoch, device=indices.device),
-            view=view_of_row[:, None],  # `augment` takes a column of numbers
-            policy=self.policy,
-            mean=mean,
-            std=std,
-            size=size,
-            cropped=cropped,
-        )
-        return augmented.chunk(len(numbers))
+        num_images = len(indices)
+        rows_per_call = self._choose_rows_per_call(images)
+        view_of_row = torch.arange(self.views, device=images.device).repeat_interleave(num_images)
+        index_of_row = indices.repeat(self.views)
+        # The compiled `augment` would be compiled again for each value of an int.
+        epoch_tensor = torch.full((), epoch, device=indices.device)
+        augmented: list[Tensor] = []
+        for start in range(0, len(images), rows_per_call):
+            rows = slice(start, start + rows_per_call)
+            augmented_rows = self._augment(
+                images[rows],
+                index_of_row[rows],
+                seed=self.seed,
+                epoch=epoch_tensor,
+                view=view_of_row[rows, None],  # `augment` takes a column of numbers
+                policy=self.policy,
+                mean=mean,
+                std=std,
+                size=size,
+                cropped=cropped,
+            )
+            augmented.append(augmented_rows)
+        if rows_per_call % num_images != 0:
+            augmented = [torch.cat(augmented)]
+        return [view for part in augmented for view in part.split(num_images)]
+
+    def _choose_rows_per_call(self, images: Tensor) -> int:
+        """Return how many of the rows (V * B, 3, C, C) each call of `augment` gets."""
+        num_rows = len(images)
+        side = images.shape[-1]
+        if images.device.type == "cpu":
+            return split_evenly(num_rows, max(1, CACHED_PIXELS // side**2))
+        # One call for all views is faster. One call for each view takes less memory.
+        return num_rows if side <= SMALL_IMAGE else num_rows // self.views
 
     # ---------------------------------------------------------------- crops of whole images
 
@@ -110,19 +115,17 @@ class ViewMaker:
         """Return a function that draws the boxes (V, B, 4) of a batch in an epoch."""
 
         def draw(indices: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
-            boxes: list[Tensor] = []
-            for view in range(self.views):
-                boxes_of_view = draw_boxes(
-                    indices,
-                    heights,
-                    widths,
-                    seed=self.seed,
-                    epoch=epoch(),
-                    view=view,
-                    policy=self.policy,
-                )
-                boxes.append(torch.stack(boxes_of_view, dim=1))
-            return torch.stack(boxes)
+            view_of_row = torch.arange(self.views).repeat_interleave(len(indices))
+            boxes = draw_boxes(
+                indices.repeat(self.views),
+                heights.repeat(self.views),
+                widths.repeat(self.views),
+                seed=self.seed,
+                epoch=epoch(),
+                view=view_of_row[:, None],  # a column, as for `augment`
+                policy=self.policy,
+            )
+            return torch.stack(boxes, dim=1).view(self.views, len(indices), 4)
 
         return draw
 
@@ -135,3 +138,16 @@ class ViewMaker:
         finally:
             cutter.close()
         return crops.to(indices.device)
+
+
+def split_evenly(n: int, limit: int) -> int:
+    """Return the size of the parts of n things, at most `limit`.
+
+    The parts have equal sizes, if that is possible with up to twice as many of them as needed. A
+    compiled function is then compiled once, and not once more for a last smaller part.
+    """
+    fewest_parts = math.ceil(n / limit)
+    for parts in range(fewest_parts, 2 * fewest_parts + 1):
+        if n % parts == 0:
+            return n // parts
+    return limit

@@ -105,7 +105,9 @@ def load_rgb(file: BinaryIO, conversion: PixelConversion, reduction: float = 1.0
             smallest = (math.ceil(opened.width / reduction), math.ceil(opened.height / reduction))
             opened.draft(opened.mode, smallest)
         loaded, range_16_bit = _load(file, opened, conversion.pixel_range)
-        image = loaded.convert("RGB")
+        image: Image.Image = loaded
+        if loaded.mode != "RGB":  # otherwise `convert` would copy the image
+            image = loaded.convert("RGB")
         alpha = read_alpha(opened)
         if alpha is not None:
             image = composite(image, alpha, conversion.background)

@@ -91,25 +91,21 @@ def _resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def cut_boxes(
-    image: Tensor, original_size: tuple[int, int], boxes: Sequence[Box], size: int
-) -> Tensor:
-    """Return crops of an image, resized as torchvision resizes them.
+    image: Tensor, original_size: Sequence[int], boxes: Sequence[Box], crops: Tensor
+) -> None:
+    """Cut crops out of an image, resized as torchvision resizes them.
 
     Args:
         image: (h, w, 3) uint8, perhaps smaller than the original.
         original_size: height and width of the original, to which the boxes refer.
         boxes: V boxes.
-        size: S, the side of the crops in pixels.
-
-    Returns:
-        (V, 3, S, S) uint8.
+        crops: (V, 3, S, S) uint8, which is overwritten.
     """
-    crops = torch.empty(len(boxes), 3, size, size, dtype=torch.uint8)
+    size = crops.shape[-1]
     for crop, box in zip(crops, boxes, strict=True):
         rows = _scale(box.top, box.height, original_size[0], image.shape[0])
         columns = _scale(box.left, box.width, original_size[1], image.shape[1])
         crop.copy_(_resize(image[rows, columns], size, size))
-    return crops
 
 
 def _scale(start: int, length: int, original_side: int, side: int) -> slice:

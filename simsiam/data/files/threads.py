@@ -27,6 +27,9 @@ def start_threads(count: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(count)
 
     def use_one_core() -> None:
+        # Without this first call, torch would copy the number of the main thread into this thread
+        # at its first operation, and overwrite the 1.
+        torch.get_num_threads()
         torch.set_num_threads(1)
         all_started.wait()
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from simsiam.data.files.resizing import Box, cut_boxes
@@ -25,20 +26,17 @@ class WholeImages(ABC):
         """Return N."""
 
     @abstractmethod
-    def read_size(self, index: int) -> tuple[int, int]:
-        """Return height and width of an original image in pixels."""
+    def read_sizes(self, indices: Tensor) -> Tensor:
+        """Return height and width of some original images in pixels, (n, 2) int64."""
 
     @abstractmethod
-    def cut(self, index: int, boxes: Sequence[Box], size: int) -> Tensor:
-        """Return crops of an image, resized as torchvision resizes them.
+    def cut(self, index: int, boxes: Sequence[Box], crops: Tensor) -> None:
+        """Cut crops out of an image, resized as torchvision resizes them.
 
         Args:
             index: which image.
             boxes: V boxes in pixels of the original image.
-            size: S, the side of the results in pixels.
-
-        Returns:
-            (V, 3, S, S) uint8.
+            crops: (V, 3, S, S) uint8, which is overwritten.
         """
 
 
@@ -62,15 +60,14 @@ class StoredImages(WholeImages):
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def read_size(self, index: int) -> tuple[int, int]:
-        height, width = self.original_sizes[index].tolist()
-        return height, width
+    def read_sizes(self, indices: Tensor) -> Tensor:
+        return torch.from_numpy(self.original_sizes[indices.numpy()])
 
-    def cut(self, index: int, boxes: Sequence[Box], size: int) -> Tensor:
+    def cut(self, index: int, boxes: Sequence[Box], crops: Tensor) -> None:
         offset = int(self.offsets[index])
         height, width = self.stored_sizes[index].tolist()
         image = self.pixels[offset : offset + height * width * 3].view(height, width, 3)
-        return cut_boxes(image, self.read_size(index), boxes, size)
+        cut_boxes(image, self.original_sizes[index].tolist(), boxes, crops)
 
 
 @dataclass(frozen=True)
@@ -83,13 +80,13 @@ class ImageFiles(WholeImages):
     def __len__(self) -> int:
         return len(self.files)
 
-    def read_size(self, index: int) -> tuple[int, int]:
-        return self.files.read_size(index)
+    def read_sizes(self, indices: Tensor) -> Tensor:
+        return torch.tensor([self.files.read_size(index) for index in indices.tolist()])
 
-    def cut(self, index: int, boxes: Sequence[Box], size: int) -> Tensor:
+    def cut(self, index: int, boxes: Sequence[Box], crops: Tensor) -> None:
         smallest_side = min(min(box.height, box.width) for box in boxes)
-        reduction = smallest_side / (MIN_DRAFT_RATIO * size)
+        reduction = smallest_side / (MIN_DRAFT_RATIO * crops.shape[-1])
         # The boxes were drawn for this size. If the file turns out to be damaged, they take the
         # corresponding parts of the image that takes its place.
         original_size = self.files.read_size(index)
-        return cut_boxes(self.files.load(index, reduction), original_size, boxes, size)
+        cut_boxes(self.files.load(index, reduction), original_size, boxes, crops)
