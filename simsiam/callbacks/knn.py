@@ -15,20 +15,23 @@ from simsiam.callbacks.sharded_features import (
     Batches,
     LabelledFeatures,
     Progress,
+    choose_rank_rows,
     extract_batches,
     extract_split,
     nearest_in_shards,
 )
 from simsiam.config.run_options import DEFAULT_KNN_K, MonitorOptions
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
+from simsiam.data.knn_labels import (
+    choose_bank,
+    is_leave_one_out,
+    knn_unavailable_reason,
+)
 from simsiam.evaluation.metrics import rankme
 from simsiam.evaluation.networks import evaluated_backbone
 from utils import distributed
 from utils.knn import vote
 from utils.trainer import is_last_epoch
-
-RANKME_IMAGES = 25_600  # as in the paper of RankMe (arXiv 2210.02885)
 
 
 class KNNMonitor(pl.Callback):
@@ -41,9 +44,10 @@ class KNNMonitor(pl.Callback):
     split has labels, its images are both the bank and the queries, and no image is its own
     neighbour (leave-one-out). Test images without a label are left out.
 
-    The monitor measures before training, after every `every`-th epoch and after the last one. In an
-    epoch without a measurement, `trainer.callback_metrics` has the latest values, which callbacks
-    such as `EarlyStopping` read. Loggers only get measured values.
+    The monitor measures before training (unless `before_training` is False), after every `every`-th
+    epoch and after the last one. In an epoch without a measurement, `trainer.callback_metrics` has
+    the latest values, which callbacks such as `EarlyStopping` read. Loggers only get measured
+    values.
 
     Args:
         k: number of neighbours that vote; all images of the bank if it has fewer.
@@ -56,6 +60,7 @@ class KNNMonitor(pl.Callback):
         progress: takes chunks of images, the total number of images and a label, and yields the
             chunks while it shows a progress bar; None for no bar.
         compile: whether to compile the network that extracts the features, on a GPU.
+        before_training: whether to measure the network before training, too.
         pretrained: whether training starts from trained weights. The accuracy before training is
             then printed as that of the starting network, and not of the untrained one.
 
@@ -78,6 +83,7 @@ class KNNMonitor(pl.Callback):
         progress: Progress | None = None,
         compile: bool = False,
         pretrained: bool = False,
+        before_training: bool = True,
     ) -> None:
         if (bank is None) != (queries is None):
             raise ValueError(
@@ -92,6 +98,7 @@ class KNNMonitor(pl.Callback):
         self.progress = progress
         self.compile = compile
         self.pretrained = pretrained
+        self.before_training = before_training
         self.initial: float | None = None  # kNN accuracy before training, in percent
         self.seconds = 0.0  # duration of the latest measurement
         self.epoch_metrics: dict[str, float] = {}  # of this epoch; empty if it has no measurement
@@ -118,7 +125,7 @@ class KNNMonitor(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.epoch_metrics = {}
         self._measured_epoch = None  # an earlier `fit` may have set it
-        if not self.every or trainer.global_step > 0:
+        if not self.every or not self.before_training or trainer.global_step > 0:
             return
         self._latest = self.measure(trainer, pl_module)
         self.initial = self._latest.get("kNN_accuracy")
@@ -140,7 +147,8 @@ class KNNMonitor(pl.Callback):
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         """Return whether to measure at the end of the current epoch."""
-        if not self.has_measured:  # as after a resume from a checkpoint of an earlier version
+        # A checkpoint of an earlier version does not have the measurement before training.
+        if self.before_training and not self.has_measured:
             return True
         return (trainer.current_epoch + 1) % self.every == 0 or is_last_epoch(trainer)
 
@@ -178,9 +186,8 @@ class KNNMonitor(pl.Callback):
         with trainer.precision_plugin.forward_context():
             bank, queries = self._extract(trainer, pl_module)
         metrics: dict[str, float] = {}
-        # Measure the rank first: the accuracy normalises the features in place. `rankme` uses
-        # the rows of all processes, so each passes its part of the RANKME_IMAGES.
-        rank = rankme(bank.features[: RANKME_IMAGES // distributed.world_size()])
+        # Measure the rank first: the accuracy normalises the features in place.
+        rank = rankme(choose_rank_rows(bank.features))
         if queries is not None:
             if self._is_leave_one_out(trainer):
                 metrics["kNN_accuracy"] = self._measure_accuracy(queries, queries, True)
@@ -251,10 +258,12 @@ class KNNMonitor(pl.Callback):
             return bank, extract_batches(network, self.queries, pl_module.device)
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, ViewsDataModule)  # `setup` has checked it
-        bank = extract_split(network, data, data.train, self.progress)
+        chosen = choose_bank(data.train, data.test)
+        bank = extract_split(network, data, data.train, self.progress, chosen)
         if knn_unavailable_reason(data.train, data.test) is not None:
             return bank, None
-        return bank, extract_split(network, data, data.test, self.progress, only_labelled=True)
+        labelled = data.test.labelled_indices
+        return bank, extract_split(network, data, data.test, self.progress, labelled)
 
     def _fold(self, backbone: ResNet) -> ResNet:
         """Return the backbone with its BN layers folded into its convolutions.

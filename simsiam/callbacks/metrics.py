@@ -153,6 +153,8 @@ class MetricsRecorder(pl.Callback):
         parts = [f"loss {row['train_loss']:.4f}"]
         if "kNN_accuracy" in row:
             parts.append(f"kNN {row['kNN_accuracy']:.2f} %")
+        elif "rankme" in row:  # without labels
+            parts.append(f"rankme {row['rankme']:.1f}")
         parts.append(f"z_std {row['z_std']:.3f}")
         parts.append(f"{row['images_per_second']:,.0f} images/s")
         return "  ".join(parts)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from models.eval_mode import eval_mode
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset
+from simsiam.data.knn_labels import RANKME_IMAGES
 from simsiam.evaluation.features import choose_chunk_size, compute_dtype, extract_features
 from simsiam.inputs import get_labelled_images
 from utils import distributed
@@ -55,33 +56,43 @@ def extract_split(
     data: ViewsDataModule,
     split: ImageDataset,
     progress: Progress | None = None,
-    only_labelled: bool = False,
+    indices: Tensor | None = None,
 ) -> LabelledFeatures:
-    """Return the features of this process's share of a split, and the labels of all of it.
+    """Return the features of this process's share of a split, and the labels of all shares.
 
     Args:
         network: (B, 3, S, S) -> (B, F).
         data: has the mean and std of the images.
         progress: see `KNNMonitor`.
-        only_labelled: leave out the images without a label.
+        indices: of the images to take, (N,) int64; None for all.
     """
     labels = split.labels
-    labelled = split.labelled_indices
     chunks: Iterable[Tensor]
-    if only_labelled and len(labelled) < len(split):
-        labels = labels[labelled]
-        share = labelled[distributed.shard(len(labels))]
+    if indices is not None and len(indices) < len(split):
+        labels = labels[indices]
+        share = indices[distributed.shard(len(labels))]
         parts = share.split(choose_chunk_size(split.images))
-        chunks = (split.images_at(indices) for indices in parts)
+        chunks = (split.images_at(part) for part in parts)
     else:
         share = split.images[distributed.shard(len(labels))]
         chunks = share.split(choose_chunk_size(share))
     if progress is not None:
-        chunks = progress(chunks, len(share), f"kNN, {len(labels):,} images")
+        chunks = progress(chunks, len(share), f"features of {len(labels):,} images")
     features = extract_features(
         network, chunks, data.mean, data.std, unit=False, n=len(share), size=data.size
     )
     return LabelledFeatures(features, labels)
+
+
+def choose_rank_rows(features: Tensor) -> Tensor:
+    """Return this process's part of the RANKME_IMAGES features whose rank is measured.
+
+    They are spread over the features (n, F) of this process, because the images of a folder are
+    ordered by class.
+    """
+    rows = RANKME_IMAGES // distributed.world_size()
+    step = max(1, len(features) // rows)
+    return features[::step][:rows]
 
 
 def nearest_in_shards(

@@ -5,7 +5,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from models.choices import is_library_backbone
-from simsiam.commands.estimate import estimate_seconds, format_duration
+from simsiam.commands.estimate import (
+    estimate_seconds,
+    format_duration,
+    measures_before_training,
+)
 from simsiam.commands.fit import describe_fit
 from simsiam.commands.resume import Start, count_processes
 from simsiam.config.augment_options import AugmentOptions
@@ -17,7 +21,11 @@ from simsiam.config.commands import (
     shell_command,
 )
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
+from simsiam.data.knn_labels import (
+    count_measured_images,
+    is_leave_one_out,
+    knn_unavailable_reason,
+)
 from simsiam.evaluation.starting_weights import StartingWeights
 from simsiam.module import SimSiam
 from utils import distributed
@@ -102,21 +110,6 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
     return resolved
 
 
-def describe_missing_images(data: ViewsDataModule) -> str:
-    """Return a line about how a run without --dry-run would first get its images.
-
-    Args:
-        data: holds placeholders for the images.
-    """
-    options = data.options
-    if options.dataset != "folder":
-        return f"{options.dataset} is not in {options.data_dir}: it would be downloaded first"
-    images = len(data.train) + len(data.test)
-    if options.image_cache == "off":
-        return f"{images:,} images would be decoded in each epoch"
-    return f"{images:,} images would be decoded, unless they are decoded already"
-
-
 def describe_run(context: RunContext) -> str:
     """Return the lines about a run that need its images.
 
@@ -183,15 +176,14 @@ def describe_settings(context: RunContext) -> list[str]:
 
 
 def describe_images(context: RunContext) -> list[str]:
-    """Return the lines about the images, their views, and the reason if kNN cannot be measured."""
+    """Return the lines about the images, their views, and what kNN is measured on."""
     data = context.data
     classes = data.train.describe_classes()
     counts = f"{len(data.train):,} train and {len(data.test):,} {data.test.evaluation_name}"
     reason = knn_unavailable_reason(data.train, data.test)
-    is_knn_off = reason is not None and context.config.monitor.knn_every > 0
-    if is_knn_off and reason == classes:
+    is_off_said = reason is not None and reason == classes
+    if is_off_said and context.config.monitor.knn_every > 0:
         classes += ": kNN is off"
-        is_knn_off = False  # it has been said
 
     lines = [f"  images    {counts}, {classes}"]
     views = f"views of {data.size} x {data.size} pixels"
@@ -201,16 +193,33 @@ def describe_images(context: RunContext) -> list[str]:
     augmentation = describe_augmentation(context.config)
     if augmentation:
         lines.append(f"{INDENT}augmented with {augmentation}")
+    if context.config.monitor.knn_every > 0:
+        unsaid_reason = None if is_off_said else reason
+        lines += [INDENT + line for line in describe_measurements(context, unsaid_reason)]
+    return lines
 
-    if data.train.image_cache == "off" and context.config.monitor.knn_every > 0:
-        files = format_count(len(data.train) + len(data.test), "file")
-        lines.append(f"{INDENT}each measurement of kNN decodes {files}: see --knn-every")
-    if is_knn_off:
-        lines.append(f"{INDENT}{reason}: kNN is off")
-    if context.config.monitor.knn_every and is_leave_one_out(data.train, data.test):
-        labelled = format_count(len(data.test.labelled_indices), data.test.evaluation_name[:-1])
-        lines.append(f"{INDENT}no labels of the train images: kNN is leave-one-out among")
-        lines.append(f"{INDENT}the {labelled} with labels")
+
+def describe_measurements(context: RunContext, reason: str | None) -> list[str]:
+    """Return the lines about what is measured, and when.
+
+    Args:
+        reason: why kNN is off, unless another line says so.
+    """
+    train = context.data.train
+    test = context.data.test
+    lines: list[str] = []
+    if reason is not None:
+        lines.append(f"{reason}: kNN is off")
+    if train.image_cache == "off":
+        files = format_count(count_measured_images(train, test), "file")
+        lines.append(f"each measurement decodes {files}: see --knn-every")
+    is_new = context.start is None
+    if is_new and not measures_before_training(context.data, context.config.optimizer.epochs):
+        lines.append("nothing is measured before training: it would take over a tenth of the run")
+    if is_leave_one_out(train, test):
+        labelled = format_count(len(test.labelled_indices), test.evaluation_name[:-1])
+        lines.append("no labels of the train images: kNN is leave-one-out among")
+        lines.append(f"the {labelled} with labels")
     return lines
 
 

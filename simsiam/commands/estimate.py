@@ -1,4 +1,4 @@
-"""Estimate how long a pre-training takes on a CPU, by computing on a few images."""
+"""Estimate how long a pre-training takes on a CPU, and what its first kNN takes of that."""
 
 import copy
 import math
@@ -9,12 +9,36 @@ from collections.abc import Callable
 import torch
 
 from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.knn_labels import count_measured_images
 from simsiam.evaluation.features import extract_features
 from simsiam.module import SimSiam
 
 MIN_CALL_SECONDS = 0.1  # a shorter call is disturbed too easily to be a good measurement
 REPEATED_CALL_SECONDS = 0.6  # a call that takes longer is not repeated
 MAX_IMAGES = 128  # in a measured call
+
+FEW_IMAGES = 10_000  # whose features take little time in any case
+MAX_PART_OF_TRAINING = 0.1  # that kNN before training may take
+PASSES_OF_A_STEP = 3  # a step computes forward, and backward for inputs and weights; kNN forward
+
+
+def measures_before_training(data: ViewsDataModule, epochs: int) -> bool:
+    """Return whether kNN before training takes less than a tenth of the training.
+
+    It is counted and not measured, so that it is the same on each machine.
+    """
+    measured = count_measured_images(data.train, data.test)
+    if measured <= FEW_IMAGES:
+        return True
+    if data.train.image_cache == "off":
+        # Decoding takes the most time: one file for each image, whatever its number of views.
+        trained = float(epochs * len(data.train))
+    else:
+        trained = 0.0
+        for epoch in range(epochs):
+            pixels = (data.view_size(epoch) / data.size) ** 2
+            trained += PASSES_OF_A_STEP * data.views * len(data.train) * pixels
+    return measured <= MAX_PART_OF_TRAINING * trained
 
 
 def estimate_seconds(
@@ -34,7 +58,9 @@ def estimate_seconds(
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         seconds = _estimate_training(model, data, epochs)
         if knn_every:
-            measurements = 1 + math.ceil(epochs / knn_every)  # the first one is before training
+            measurements = math.ceil(epochs / knn_every)
+            if measures_before_training(data, epochs):
+                measurements += 1
             seconds += measurements * _estimate_feature_extraction(model, data)
     return seconds
 
@@ -59,8 +85,8 @@ def _estimate_training(model: SimSiam, data: ViewsDataModule, epochs: int) -> fl
 
 
 def _estimate_feature_extraction(model: SimSiam, data: ViewsDataModule) -> float:
-    """Return the seconds that the features of all train and test images take."""
-    images = len(data.train) + len(data.test)
+    """Return the seconds that the features of a measurement of kNN take."""
+    images = count_measured_images(data.train, data.test)
     sample = min(images, MAX_IMAGES)
 
     def extract(n: int) -> None:

@@ -23,10 +23,10 @@ from simsiam.commands.build_model import build_model
 from simsiam.commands.describe import (
     RunContext,
     collect_provenance,
-    describe_missing_images,
     describe_run,
     resolve_settings,
 )
+from simsiam.commands.estimate import measures_before_training
 from simsiam.commands.fit import fit_to_data, resume_fit
 from simsiam.commands.next_command import choose_next_command
 from simsiam.commands.result import describe_result, summarise
@@ -128,7 +128,10 @@ def load_data(config: Pretrain, accelerator: str, image_cache: ImageCache) -> Vi
         placeholders = make_placeholders(data.options)
         if placeholders is not None:
             data.set_splits(placeholders)
-            print(describe_missing_images(data))
+            if config.data.dataset != "folder":  # a folder has printed a line of its own
+                print(
+                    f"{config.data.dataset} is not in {config.data.data_dir}: it would be downloaded first"
+                )
             return data
     distributed.once_per_node(data.prepare_data)
     data.setup()
@@ -206,6 +209,7 @@ def train(context: RunContext) -> None:
         progress=show_knn_progress,
         compile=config.device.compile,
         pretrained=config.run.model_path is not None,
+        before_training=measures_before_training(context.data, optimizer.epochs),
     )
     recorder = MetricsRecorder(run, knn)
     progress = ProgressCallback(

@@ -36,11 +36,15 @@ from simsiam.data.files.selection import (
 from simsiam.data.files.source_files import SourceFiles
 from simsiam.data.files.whole_images import ImageFiles
 from simsiam.data.image_reports import report_cached_images, report_sample
+from simsiam.data.listing.image_list import ImageList
 from simsiam.data.listing.messages import raise_or_print_unreadable
 from simsiam.data.listing.sources import ListedSplits, list_splits
+from simsiam.data.spread import evenly_spaced
 from utils.console import print_line
 from utils.errors import UserError
 from utils.text import printable
+
+SIZED_FILES = 4096  # whose sizes are compared before a run resumes, if there is no cache
 
 
 def prepare_folder(options: DataOptions) -> None:
@@ -51,18 +55,11 @@ def prepare_folder(options: DataOptions) -> None:
             set.
     """
     splits = list_splits(options)
-    image_lists = [splits.train]
-    if splits.test is not None:
-        image_lists.append(splits.test)
-
-    # The train images come first, then the test images.
-    files: list[str] = []
+    files = _join_paths(splits)
     labels: list[int] = []
     # Why a path cannot be read. Sub-folders have full paths here, files have paths below `root`.
     unreadable: dict[Path, str] = {}
-    for images in image_lists:
-        subfolder = images.root.relative_to(splits.root)  # such as "train"
-        files += [str(subfolder / file) for file in images.files]
+    for images in _image_lists(splits):
         labels += images.labels.tolist()
         unreadable.update(images.unreadable_folders)
 
@@ -85,6 +82,20 @@ def prepare_folder(options: DataOptions) -> None:
         report_cached_images(options, splits, files, index, folder)
     else:
         report_sample(options, splits, choose_sample(files))
+
+
+def _image_lists(splits: ListedSplits) -> list[ImageList]:
+    """Return the lists of the train images and of the test images, if there are any."""
+    return [splits.train] if splits.test is None else [splits.train, splits.test]
+
+
+def _join_paths(splits: ListedSplits) -> list[str]:
+    """Return the paths of all images below the root, those of the train images first."""
+    files: list[str] = []
+    for images in _image_lists(splits):
+        subfolder = images.root.relative_to(splits.root)  # such as "train"
+        files += [str(subfolder / file) for file in images.files]
+    return files
 
 
 def _choose_mode(options: DataOptions, folder: Path, root: Path, files: list[str]) -> Choice:
@@ -144,8 +155,7 @@ def _save_selection(
     contents: list[object]
     if index is None:
         chosen = list(range(len(files)))
-        # Without a look into the files, their sizes stand for their contents.
-        contents = [state.size for state in read_states(splits.root, files)]
+        contents = _read_some_sizes(splits.root, files)
     else:
         chosen = [i for i, file in enumerate(files) if not index.entries[file].failure]
         contents = [index.entries[files[i]].digest for i in chosen]
@@ -167,6 +177,20 @@ def _save_selection(
     except OSError as error:
         where = printable(os.fsdecode(error.filename or folder))
         raise UserError(f"{where}: {error.strerror}. Pass another --cache-dir.") from None
+
+
+def _read_some_sizes(root: Path, files: list[str]) -> list[object]:
+    """Return the sizes of SIZED_FILES files and None for the others, in the order of the files.
+
+    They stand for the contents of files that are decoded in each epoch. To look at all files of a
+    large data set before each start would take minutes.
+    """
+    sizes: list[object] = [None] * len(files)
+    looked_at: list[int] = evenly_spaced(min(len(files), SIZED_FILES), len(files)).tolist()
+    states = read_states(root, [files[i] for i in looked_at])
+    for i, state in zip(looked_at, states, strict=True):
+        sizes[i] = state.size
+    return sizes
 
 
 def load_folder(options: DataOptions) -> Splits:
@@ -209,8 +233,13 @@ def _load_split(
 
 
 def make_placeholders(options: DataOptions) -> Splits:
-    """Return blank splits with as many images as `prepare_folder` would find."""
+    """Return blank splits with as many images as `prepare_folder` would find.
+
+    Print whether it would decode them, and how much space they would take.
+    """
     splits = list_splits(options)
+    choice = _choose_mode(options, find_cache_folder(options), splits.root, _join_paths(splits))
+    print_line(f"without --dry-run: {printable(splits.source)}: {choice.reason}")
     side = image_size(options)
     classes = splits.train.classes
     test_labels = splits.train.labels[:0]

@@ -1,6 +1,11 @@
 """Find out whether the labels of a data set allow to measure kNN accuracy, and how."""
 
+from torch import Tensor
+
 from simsiam.data.dataset import ImageDataset
+from simsiam.data.spread import evenly_spaced
+
+RANKME_IMAGES = 25_600  # as in the paper of RankMe (arXiv 2210.02885)
 
 
 def knn_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | None:
@@ -35,3 +40,25 @@ def is_leave_one_out(train: ImageDataset, test: ImageDataset) -> bool:
     """
     has_labels = len(test.classes) > 1 and len(test.labelled_indices) > 1
     return has_labels and not train.labelled
+
+
+def choose_bank(train: ImageDataset, test: ImageDataset) -> Tensor | None:
+    """Return the indices of the train images that a measurement needs; None for all.
+
+    RankMe needs no more than RANKME_IMAGES of them. kNN needs all, if it compares with them.
+    """
+    compares_with_train = knn_unavailable_reason(train, test) is None
+    if compares_with_train and not is_leave_one_out(train, test):
+        return None
+    if len(train) <= RANKME_IMAGES:
+        return None
+    return evenly_spaced(RANKME_IMAGES, len(train))
+
+
+def count_measured_images(train: ImageDataset, test: ImageDataset) -> int:
+    """Return how many images a measurement of kNN and RankMe reads."""
+    bank = choose_bank(train, test)
+    count = len(train) if bank is None else len(bank)
+    if knn_unavailable_reason(train, test) is None:
+        count += len(test.labelled_indices)
+    return count

@@ -7,12 +7,16 @@ import torch
 import yaml
 from PIL import Image
 
+from simsiam.config.options import DataOptions
+from simsiam.data import image_folder, load_dataset, prepare_dataset
 from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.files import file_states
 from simsiam.data.files.cache_choice import choose_mode
+from simsiam.data.files.cache_index import FileState
 from simsiam.data.files.lazy_images import LazyImages
 from tests.at_steps import start_with_events
 from tests.helpers import TINY, Program, read_rows, same_weights
-from tests.images import smooth_image
+from tests.images import patterns, smooth_image, write_images
 from tests.processes import start
 
 OFF = ("--image-cache", "off")
@@ -233,3 +237,28 @@ def test_a_cache_that_exists_is_used_however_little_space_is_left(
 ) -> None:
     monkeypatch.setattr("simsiam.data.files.cache_choice.free_space", lambda _: 0)
     assert choose_mode("auto", tmp_path, 0, 1000, 1e5).mode == "on"
+
+
+def test_a_start_looks_at_the_sizes_of_few_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_folder, "SIZED_FILES", 5)
+    photos = tmp_path / "photos"
+    write_images(photos, patterns(20), "{i:02}.png")
+    looked_at: list[str] = []
+
+    def read_states(root: Path, files: list[str]) -> list[FileState]:
+        looked_at.extend(files)
+        return file_states.read_states(root, files)
+
+    monkeypatch.setattr(image_folder, "read_states", read_states)
+    options = DataOptions(
+        "folder", str(photos), image_size=8, cache_dir=str(tmp_path / "cache"), image_cache="off"
+    )
+    prepare_dataset(options)
+    digest = load_dataset(options)[0].digest
+    assert looked_at == [f"{i:02}.png" for i in (0, 4, 8, 12, 16)]
+
+    (photos / "08.png").write_bytes((photos / "08.png").read_bytes() + b"more")
+    prepare_dataset(options)
+    assert load_dataset(options)[0].digest != digest

@@ -37,7 +37,11 @@ def test_each_layout_is_recognised(
 ) -> None:
     write_images(tmp_path / "photos", patterns(20), layout)
     status, out, err = train_on_folder(tmp_path / "photos", "--batch-size", "10", "--dry-run")
-    assert (status, err) == (0, "") and message in out and "20 images would be decoded" in out
+    assert (
+        (status, err) == (0, "")
+        and message in out
+        and "20 images are decoded once, into 0.00 GiB" in out
+    )
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
 
 

@@ -45,6 +45,8 @@ def choose_mode(
     missing_gib = num_missing * bytes_per_image / 2**30
     if wanted == "off":
         return Choice("off", "the files are decoded in each epoch", bytes_per_image)
+    if num_missing == 0:
+        return Choice("on", f"the images are decoded already, in {printable(folder)}", 0.0)
     decoding = f"{num_missing:,} images are decoded once, into {missing_gib:.2f} GiB"
     if wanted == "on":
         return Choice("on", f"{decoding} in {printable(folder)}", bytes_per_image)

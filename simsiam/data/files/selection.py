@@ -58,7 +58,7 @@ def hash_files(files: Sequence[str], contents: Sequence[object]) -> str:
 
     Args:
         files: the path of each image.
-        contents: what stands for the content of each file: its SHA-256, or its size.
+        contents: what stands for the content of each file: its SHA-256, its size, or None.
     """
     lines = [f"{file} {content}" for file, content in zip(files, contents, strict=True)]
     text = "\n".join(lines)

@@ -1,0 +1,111 @@
+"""Which images a measurement of kNN and RankMe reads, and when the first one is made."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from simsiam import KNNMonitor
+from simsiam.callbacks.sharded_features import choose_rank_rows
+from simsiam.commands import estimate
+from simsiam.commands.estimate import measures_before_training
+from simsiam.config.value_types import parse_image_schedule
+from simsiam.data import knn_labels
+from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.dataset import ImageDataset, make_blank_split
+from simsiam.data.files.source_files import SourceFiles
+from simsiam.data.files.whole_images import ImageFiles
+from simsiam.data.knn_labels import RANKME_IMAGES, choose_bank, count_measured_images
+from tests.callbacks.test_knn import trained
+from tests.helpers import Program, read_rows
+from tests.images import patterns, write_images
+
+
+def make_split(n: int, num_classes: int) -> ImageDataset:
+    labels = torch.arange(n) % num_classes if num_classes else torch.full((n,), -1)
+    return make_blank_split(8, labels, tuple(str(i) for i in range(num_classes)))
+
+
+def test_without_kNN_only_the_images_of_rankme_are_read_evenly_spread() -> None:
+    train = make_split(3 * RANKME_IMAGES, 0)
+    bank = choose_bank(train, make_split(0, 0))
+    assert bank is not None and torch.equal(bank, torch.arange(RANKME_IMAGES) * 3)
+    assert count_measured_images(train, make_split(0, 0)) == RANKME_IMAGES
+
+
+def test_knn_reads_all_train_and_test_images() -> None:
+    train = make_split(3 * RANKME_IMAGES, 2)
+    assert choose_bank(train, make_split(100, 2)) is None
+    assert count_measured_images(train, make_split(100, 2)) == 3 * RANKME_IMAGES + 100
+
+
+def test_leave_one_out_reads_the_test_images_and_those_of_rankme() -> None:
+    train = make_split(3 * RANKME_IMAGES, 0)
+    assert count_measured_images(train, make_split(100, 2)) == RANKME_IMAGES + 100
+
+
+def test_the_rank_is_that_of_rows_from_all_classes() -> None:
+    features = torch.arange(4 * RANKME_IMAGES)[:, None]
+    assert torch.equal(choose_rank_rows(features), features[::4])
+    assert torch.equal(
+        choose_rank_rows(features[: 2 * RANKME_IMAGES - 1]), features[:RANKME_IMAGES]
+    )
+    assert torch.equal(choose_rank_rows(features[:100]), features[:100])
+
+
+def test_a_monitor_can_leave_out_the_measurement_before_training() -> None:
+    monitor = KNNMonitor(k=5, every=10, before_training=False)
+    trained(monitor, epochs=2, images=40, batch_size=20)
+    assert monitor.initial is None and "kNN_accuracy" in monitor.epoch_metrics
+
+
+# ---------------------------------------------------------------- whether it pays
+
+
+def make_data(n: int, from_files: bool = False) -> ViewsDataModule:
+    """Return a datamodule of n images of 8 pixels, perhaps decoded from files in each epoch."""
+    data = ViewsDataModule("patterns", batch_size=2)
+    train = make_split(n, 2)
+    if from_files:
+        train = replace(train, whole=ImageFiles(SourceFiles(Path(), [""] * n)))
+    data.set_splits((train, make_split(n // 5, 2)))
+    return data
+
+
+@pytest.mark.parametrize(
+    ("n", "epochs", "pays"), [(5000, 1, True), (50_000, 1, False), (50_000, 2, True)]
+)
+def test_knn_before_training_takes_less_than_a_tenth_of_it(n: int, epochs: int, pays: bool) -> None:
+    assert measures_before_training(make_data(n), epochs) == pays
+
+
+def test_small_views_are_cheaper_than_the_images_of_knn() -> None:
+    data = make_data(50_000)
+    data.phases = parse_image_schedule(["4:3"])
+    assert not measures_before_training(data, 3)
+    assert measures_before_training(data, 5)  # its last two epochs have views of full size
+
+
+@pytest.mark.parametrize(("epochs", "pays"), [(11, False), (12, True)])
+def test_of_files_the_decoding_counts(epochs: int, pays: bool) -> None:
+    assert measures_before_training(make_data(50_000, from_files=True), epochs) == pays
+
+
+# ---------------------------------------------------------------- a run on files
+
+
+def test_a_run_says_that_nothing_is_measured_before_training(
+    train_on_folder: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "FEW_IMAGES", 10)
+    monkeypatch.setattr(knn_labels, "RANKME_IMAGES", 15)
+    write_images(tmp_path / "photos", patterns(20), "{i}.png")
+    status, out, err = train_on_folder(
+        tmp_path / "photos", "--batch-size", "10", "--epochs", "1", "--image-cache", "off"
+    )
+    assert (status, err) == (0, "")
+    assert "each measurement decodes 15 files: see --knn-every" in out
+    assert "nothing is measured before training: it would take over a tenth of the run" in out
+    row = read_rows(next((tmp_path / "runs").iterdir()))[0]
+    assert row["epoch"] == 1 and f"rankme {row['rankme']:.1f}" in out
