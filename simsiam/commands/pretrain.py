@@ -129,9 +129,8 @@ def load_data(config: Pretrain, accelerator: str, image_cache: ImageCache) -> Vi
         if placeholders is not None:
             data.set_splits(placeholders)
             if config.data.dataset != "folder":  # a folder has printed a line of its own
-                print(
-                    f"{config.data.dataset} is not in {config.data.data_dir}: it would be downloaded first"
-                )
+                where = config.data.data_dir
+                print(f"{config.data.dataset} is not in {where}: it would be downloaded first")
             return data
     distributed.once_per_node(data.prepare_data)
     data.setup()
