@@ -1,11 +1,13 @@
 """Make text from outside of the program, such as names of files, safe to print."""
 
 import unicodedata
+from collections.abc import Sequence
 
 UNPRINTABLE_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}  # controls, lone surrogates, line separators
 # Characters that reorder the rest of a line, so that it reads differently than it is.
 BIDI_CONTROLS = {*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
 ELLIPSIS = "\u2026"
+MIN_DROPPED = 3  # letters that `drop_common_ends` replaces by an ellipsis
 
 
 def printable(value: object) -> str:
@@ -34,6 +36,35 @@ def cut_middle(text: str, kept: int) -> str:
         return text
     end = 2 * kept // 3
     return text[: kept - end] + ELLIPSIS + text[len(text) - end :]
+
+
+def drop_common_ends(names: Sequence[str]) -> list[str]:
+    """Return names with "…" in place of the beginning and of the ending that all of them share.
+
+    What is left tells one name from another. A shared part of one or two letters stays.
+    """
+    if len(set(names)) < 2:
+        return list(names)
+    start = _count_common_letters(names)
+    # The ending must not reach into the beginning: "a1" and "a11" share both their "a1" and "1".
+    reversed_rests = [name[start:][::-1] for name in names]
+    end = _count_common_letters(reversed_rests)
+    shortened: list[str] = []
+    for name in names:
+        beginning = name[:start] if start < MIN_DROPPED else ELLIPSIS
+        ending = name[len(name) - end :] if end < MIN_DROPPED else ELLIPSIS
+        shortened.append(beginning + name[start : len(name) - end] + ending)
+    return shortened
+
+
+def _count_common_letters(names: Sequence[str]) -> int:
+    """Return how many letters at the beginning are the same in all names."""
+    count = 0
+    for letters in zip(*names, strict=False):
+        if len(set(letters)) > 1:
+            break
+        count += 1
+    return count
 
 
 def _escape_unprintable(char: str) -> str:

@@ -19,7 +19,7 @@ from simsiam.data.spread import evenly_spaced
 from simsiam.evaluation.captions import CaptionWriter
 from simsiam.evaluation.features import crop_center
 from utils.knn import nearest
-from utils.text import printable
+from utils.text import drop_common_ends, printable
 
 # Galleries are drawn without Lightning, which takes seconds to import.
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ TILE = 96  # side of a thumbnail
 GAP = 10  # between two thumbnails
 LINE = 16  # height of a line of text
 FRAME = 3  # width of the frame of a thumbnail
+NAME_LENGTH = 14  # letters of a file's name that fit below a thumbnail
 
 # Blue and vermilion, which colour-blind people can tell apart too (Okabe & Ito 2008).
 SAME_CLASS_COLOUR = (0, 114, 178)
@@ -125,18 +126,19 @@ class Tile(NamedTuple):
 
     `same_class` says whether a neighbour has the class of its query. It is None for the query
     itself, and if the class is not known. `path` is that of the image's file, printable, or
-    "" if it has none.
+    "" if it has none. `name` is what is written of it.
     """
 
     image: Image.Image  # at most TILE pixels wide and high
     text: str
     same_class: bool | None = None
     path: str = ""
+    name: str = ""
 
     @property
     def lines(self) -> list[str]:
         """The lines below the thumbnail: the text, then the name of the file."""
-        return [line for line in (self.text, os.path.basename(self.path)) if line]
+        return [line for line in (self.text, self.name) if line]
 
 
 def gallery_rows(
@@ -177,7 +179,30 @@ def gallery_rows(
             path = printable(paths[c])
             row.append(Tile(to_pil_image(neighbours[c]), text.strip(), same_class, path))
         rows.append(row)
-    return rows
+    return name_tiles(rows)
+
+
+def name_tiles(rows: Sequence[Sequence[Tile]]) -> list[list[Tile]]:
+    """Return the tiles with the names of their files."""
+    query_names = shorten_names([row[0].path for row in rows])
+    neighbour_names = shorten_names([tile.path for row in rows for tile in row[1:]])
+    named_rows: list[list[Tile]] = []
+    for row in rows:
+        named_row = [row[0]._replace(name=query_names[row[0].path])]
+        named_row += [tile._replace(name=neighbour_names[tile.path]) for tile in row[1:]]
+        named_rows.append(named_row)
+    return named_rows
+
+
+def shorten_names(paths: Sequence[str]) -> dict[str, str]:
+    """Return what is written of each file.
+
+    If a name is too long for a thumbnail, all lose the beginning and the ending that they share.
+    """
+    names = [os.path.basename(path) for path in paths]
+    if max(map(len, names), default=0) > NAME_LENGTH:
+        names = drop_common_ends(names)
+    return dict(zip(paths, names, strict=True))
 
 
 class Nearest(NamedTuple):
