@@ -20,6 +20,7 @@ from tests.benchmarks.factorial_design import (
     DEVIATION,
     LETTERS,
     contrast,
+    describe_confirmation,
     describe_results,
     estimate_effects,
     find_aliases,
@@ -155,6 +156,31 @@ def test_a_collapsed_run_is_named_and_left_out() -> None:
     table = describe_results(results)
     assert "Runs [3] have collapsed" in table
     assert "A   +2.00" in table
+
+
+def test_a_run_without_its_metrics_counts_with_its_accuracy() -> None:
+    results = make_results(RUNS, A=2.0)
+    results[3] = {name: results[3][name] for name in ("levels", "kNN_accuracy")}
+    assert "A   +2.00" in describe_results(results)
+
+
+def test_a_confirmation_compares_two_recipes_with_the_same_fresh_seeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["factorial.py", "--root", "runs", "--confirm", "BE"])
+    jobs = make_jobs(*parse_args())
+    results: dict[int, dict[str, Any]] = {}
+    for job in jobs:
+        config = parse(Pretrain, list(job.flags), "main.py")
+        assert config.run.seed not in range(101, 117)
+        assert (config.optimizer.learning_rate == 0.08) == (job.levels["B"] > 0)
+        results[job.number] = {
+            "levels": job.levels,
+            "kNN_accuracy": 60.0 + job.levels["B"] + config.run.seed % 2,
+        }
+    assert [job.levels["E"] for job in jobs] == [-1, 1] * 4
+    table = describe_confirmation(results)
+    assert "today's recipe    59.50 +- 0.58" in table and "difference        +2.00" in table
 
 
 @pytest.mark.slow("three starts of Python with torch, each by the script itself")

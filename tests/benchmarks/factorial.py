@@ -21,6 +21,9 @@ come first. They alone are a design of resolution III, so that main effects can 
 
 Accuracy is kNN (k = 200, T = .1) of 5,000 held-out training images in a bank of the other 45,000,
 after the last epoch. The test images are not used.
+
+`--confirm BE --root ANOTHER` then trains the recipe with the higher levels of B and E and today's
+recipe, with four fresh seeds each, and `--table` compares them.
 """
 
 import argparse
@@ -38,7 +41,7 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.benchmarks.factorial_design import describe_results
+from tests.benchmarks.factorial_design import describe_confirmation, describe_results
 from tests.benchmarks.factorial_jobs import Job, collect_results, is_busy, make_jobs, read_results
 from utils.errors import UserError
 from utils.filesystem import lock_folder, write_json
@@ -164,6 +167,8 @@ def check_same_experiment(root: Path, args: argparse.Namespace, extra: Sequence[
     """
     file = root / "experiment.json"
     ours = {"epochs": args.epochs, "flags": list(extra)}
+    if args.confirm is not None:
+        ours["confirm"] = args.confirm
     if not file.exists():
         write_json(file, ours)
     theirs = json.loads(file.read_text())
@@ -178,6 +183,9 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--root", type=Path, required=True, help="folder of the runs and results")
     parser.add_argument("--data-dir", default="./data", help="folder of CIFAR-10")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="length of a run with two views")
+    parser.add_argument(
+        "--confirm", metavar="LETTERS", help="confirm the recipe with these factors' higher levels"
+    )
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="train these runs only")
     parser.add_argument(
         "--cores", type=int, nargs="+", help="cores to use (default: the first two)"
@@ -203,7 +211,9 @@ def main() -> int:
         return 0
     args.root.mkdir(parents=True, exist_ok=True)
     if args.table:
-        print(describe_results(collect_results(args.root, jobs)))
+        results = collect_results(args.root, jobs)
+        describe = describe_results if args.confirm is None else describe_confirmation
+        print(describe(results))
         return 0
     stop = Stop(args.deadline)
     if args.only:

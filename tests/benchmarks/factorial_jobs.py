@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tests.benchmarks.factorial_design import Levels, flags_of, make_design
+from tests.benchmarks.factorial_design import Levels, flags_of, make_confirmation, make_design
 from utils.filesystem import is_locked, write_text
 from utils.run_dir import RunDirectory
 
@@ -38,9 +38,14 @@ class Job:
 
 
 def make_jobs(args: argparse.Namespace, extra: Sequence[str]) -> list[Job]:
-    jobs = []
-    for number, levels in enumerate(make_design(), 1):
-        flags = [*flags_of(levels, args.epochs), "--seed", str(SEED + number)]
+    """Return the runs of the design, or those of the confirmation."""
+    if args.confirm is not None:
+        runs = make_confirmation(args.confirm)
+    else:
+        runs = [(SEED + number, levels) for number, levels in enumerate(make_design(), 1)]
+    jobs: list[Job] = []
+    for number, (seed, levels) in enumerate(runs, 1):
+        flags = [*flags_of(levels, args.epochs), "--seed", str(seed)]
         flags += ["--data-dir", args.data_dir, "--held-out-images", "5000", *extra]
         jobs.append(Job(number, levels, args.root, tuple(flags)))
     return jobs
