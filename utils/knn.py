@@ -3,11 +3,18 @@
 No classifier has to be trained, so this is a quick measure of a representation.
 """
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
-# Similarities that are computed at a time: 64 MiB of float32 on a CPU, 512 MiB on a GPU.
-CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
+# Similarities that are computed at a time: 48 MiB of float32 on a CPU, 512 MiB on a GPU.
+CHUNK_ELEMENTS = {"cpu": 3 * 2**22, "cuda": 2**27}
+
+BLOCK = 64  # columns of which `topk_by_blocks` takes the maximum
+BANK_TILE = 2048  # bank entries that `multiply_by_onednn` takes at a time
+MIN_ONEDNN_QUERIES = 64  # of fewer queries, the copies would take more time than oneDNN saves
 
 
 def choose_k(labels: Tensor, k: int = 200) -> int:
@@ -86,22 +93,106 @@ def nearest(
     chunk_elements = CHUNK_ELEMENTS.get(features.device.type, CHUNK_ELEMENTS["cpu"])
     chunk_size = chunk_elements // max(1, len(bank))  # queries in a chunk
     chunk_size = max(1, min(len(features), chunk_size))
+    by_onednn = onednn_is_faster(features, bank)
+    by_blocks = features.device.type == "cpu" and len(bank) >= 2 * k * BLOCK
+    columns = len(bank)
+    if by_blocks:
+        columns = math.ceil(len(bank) / BLOCK) * BLOCK
 
     # All chunks share a buffer: to allocate each product would take a CPU a sixth of the time.
-    buffer = features.new_empty(chunk_size, len(bank))
-    similarities: list[Tensor] = []
-    indices: list[Tensor] = []
+    buffer = features.new_empty(chunk_size, columns)
+    buffer[:, len(bank) :] = -torch.inf
+    similarities = features.new_empty(len(features), k, dtype=torch.float32)
+    indices = features.new_empty(len(features), k, dtype=torch.int64)
     for start in range(0, len(features), chunk_size):
-        queries = features[start : start + chunk_size]
-        product = torch.mm(queries, bank.T, out=buffer[: len(queries)])
+        rows = slice(start, start + chunk_size)
+        queries = features[rows]
+        padded_product = buffer[: len(queries)]
+        product = padded_product[:, : len(bank)]
+        if by_onednn:
+            multiply_by_onednn(queries, bank, out=product)
+        else:
+            torch.mm(queries, bank.T, out=product)
         if own is not None:
-            own_of_chunk = own[start : start + chunk_size]
-            rows = ((own_of_chunk >= 0) & (own_of_chunk < len(bank))).nonzero().flatten()
-            product[rows, own_of_chunk[rows]] = -torch.inf
-        top = product.topk(k, dim=1)
-        similarities.append(top.values)
-        indices.append(top.indices)
-    return torch.cat(similarities).float(), torch.cat(indices)
+            exclude_own(product, own[rows])
+        if by_blocks:
+            similarities[rows], indices[rows] = topk_by_blocks(padded_product, k)
+        else:
+            similarities[rows], indices[rows] = product.topk(k, dim=1)
+    return similarities, indices
+
+
+def exclude_own(product: Tensor, own: Tensor) -> None:
+    """Set the similarity of each query to its own entry to -inf.
+
+    Args:
+        product: Similarities of the queries to the bank, (Q, N).
+        own: Index of each query's own entry, (Q,) int64. One outside of the bank changes nothing.
+    """
+    rows = ((own >= 0) & (own < product.shape[1])).nonzero().flatten()
+    product[rows, own[rows]] = -torch.inf
+
+
+def topk_by_blocks(product: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return what `product.topk(k, dim=1)` returns, except for the order of equal values.
+
+    The k largest values of a row lie in those k blocks of columns that have the largest maxima. So
+    `topk`, which is slow, is needed only for the maxima and for the values in k blocks.
+
+    Args:
+        product: (Q, N) on a CPU, contiguous. N is a multiple of BLOCK and at least k * BLOCK.
+        k: Number of values, from 1.
+
+    Returns:
+        Values (Q, k), the largest first, and their columns (Q, k) int64.
+    """
+    blocks = product.view(-1, BLOCK)  # (Q * N / BLOCK, BLOCK)
+    blocks_per_row = product.shape[1] // BLOCK
+    maxima = blocks.amax(dim=1).view(-1, blocks_per_row).topk(k, dim=1)
+    first_blocks = torch.arange(0, len(blocks), blocks_per_row)  # index of each row's first block
+    selected = maxima.indices + first_blocks[:, None]  # (Q, k)
+    candidates = blocks.index_select(0, selected.flatten()).view(-1, k * BLOCK)
+
+    # k maxima are not below the k-th one. So no smaller value is among the k largest. `topk` sorts
+    # each value that is larger than most of those before it; without the small ones, that is rare.
+    candidates.masked_fill_(candidates < maxima.values[:, -1:], -torch.inf)
+    values, positions = candidates.topk(k, dim=1)
+    block_numbers = maxima.indices.gather(1, positions // BLOCK)
+    return values, block_numbers * BLOCK + positions % BLOCK
+
+
+def onednn_is_faster(features: Tensor, bank: Tensor) -> bool:
+    """Return whether `multiply_by_onednn` is at least as fast as `torch.mm` for these features.
+
+    torch.mm calls MKL, which does not use AVX-512 on processors of AMD; oneDNN does. Small products
+    stay with torch.mm, because oneDNN needs copies of the features.
+    """
+    return (
+        features.device.type == "cpu"
+        and features.dtype == bank.dtype == torch.float32
+        and len(features) >= MIN_ONEDNN_QUERIES
+        and len(bank) >= BANK_TILE
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    )
+
+
+def multiply_by_onednn(queries: Tensor, bank: Tensor, out: Tensor) -> None:
+    """Write queries @ bank.T to `out` by oneDNN, in float32.
+
+    The bank is taken in tiles, so that copies and results fit into the processor's cache.
+
+    Args:
+        queries: (Q, F) float32 on a CPU.
+        bank: (N, F) float32 on a CPU.
+        out: (Q, N) float32 on a CPU, which may be a part of a tensor.
+    """
+    with torch.autocast("cpu", enabled=False):  # which would compute in bf16
+        copied_queries = queries.to_mkldnn()
+        for start in range(0, len(bank), BANK_TILE):
+            tile = bank[start : start + BANK_TILE].to_mkldnn()
+            columns = slice(start, start + BANK_TILE)
+            out[:, columns] = linear(copied_queries, tile).to_dense()
 
 
 def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
