@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import resnet as torchvision_resnet
 
-from models.batch_norm import BatchNorm2d, batch_norm_relu
+from models.batch_norm import BatchNorm2d, batch_norm_relu, has_whole_blocks, split_into_blocks
 from models.choices import ConvInit, Stem
 
 STEMS = get_args(Stem)
@@ -45,11 +45,19 @@ class _AddReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = torch.where(ctx.saved_tensors[0] > 0, gradient, 0.0)
+        is_positive = (ctx.saved_tensors[0] > 0).movedim(1, -1)  # (B, H, W, C)
+        g = gradient.movedim(1, -1)
+        shape = g.shape
+        # BN sums this gradient next. In the same blocks, that takes no kernel of its own.
+        if has_whole_blocks(g):
+            is_positive = split_into_blocks(is_positive)
+            g = split_into_blocks(g)
+        g = torch.where(is_positive, g, 0.0)
         # as_strided returns the same tensor. But it makes Inductor write the tensor to memory,
         # instead of computing it again for each use.
-        gradient = gradient.as_strided(gradient.shape, gradient.stride())
-        return gradient, gradient
+        g = g.as_strided(g.shape, g.stride())
+        g = g.view(shape).movedim(-1, 1)
+        return g, g
 
 
 def add_relu(x: Tensor, residual: Tensor) -> Tensor:
