@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# Positions (of an image and in an image) that the backward pass of BN sums in one go. It is half an
-# image of 32 x 32 pixels, about what Inductor chooses itself.
-BLOCK_SIZE = 512
+from models.position_blocks import sum_within_views
 
 
 def _world_size() -> int:
@@ -48,20 +46,6 @@ class _AllGather(torch.autograd.Function):
         total = gradient.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
         return total[distributed.get_rank()]
-
-
-def has_whole_blocks(x: Tensor) -> bool:
-    """Return whether BLOCK_SIZE divides the number of positions of (..., C)."""
-    return (x.numel() // x.shape[-1]) % BLOCK_SIZE == 0
-
-
-def split_into_blocks(x: Tensor) -> Tensor:
-    """Reshape a tensor with its channels last: (..., C) -> (blocks, BLOCK_SIZE, C).
-
-    Inductor computes a tensor and its sums in one kernel only if both run over the same blocks. So
-    the backward passes of BN and of residual sums use these blocks.
-    """
-    return x.reshape(-1, BLOCK_SIZE, x.shape[-1])
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -115,8 +99,8 @@ class _NormalizeViews(torch.autograd.Function):
             g = torch.where(is_positive, g, 0.0)
 
         # Sums of g, and of g times the normalised x: (V, 1, ..., C) each.
-        g_sum = _sum_within_view(g)
-        gx_sum = _sum_within_view(g * centered) * rstd
+        g_sum, gx_sum = sum_within_views(g, g * centered)
+        gx_sum = gx_sum * rstd
         # With x_hat = centered * rstd, the derivative of BN is
         # dx = weight * rstd * (g - mean(g) - x_hat * mean(g * x_hat)).
         unscaled_dx = g - g_sum / n - centered * (rstd * gx_sum / n)
@@ -126,15 +110,6 @@ class _NormalizeViews(torch.autograd.Function):
         d_weight = gx_sum.sum_to_size(weight.shape)
         d_bias = g_sum.sum_to_size(weight.shape)
         return dx.to(x.dtype), d_weight, d_bias, None, None
-
-
-def _sum_within_view(x: Tensor) -> Tensor:
-    """Sum over the positions of each view: (V, B, ..., C) -> (V, 1, ..., C)."""
-    if not has_whole_blocks(x[0]):
-        return x.sum(_dims_within_view(x), keepdim=True)
-    block_sums = split_into_blocks(x).sum(1)  # (V * blocks of a view, C)
-    sums = block_sums.unflatten(0, (len(x), -1)).sum(1)  # (V, C)
-    return sums.view(len(x), *[1] * (x.dim() - 2), -1)
 
 
 def _scale_and_shift(
