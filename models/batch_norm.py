@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.position_blocks import sum_within_views
+
 
 def _world_size() -> int:
     """Return the number of processes of the run.
@@ -89,7 +91,6 @@ class _NormalizeViews(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
         """Return the gradients of x, weight and bias. `eps` and `relu` have none."""
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        dims = _dims_within_view(x)
         g = _widen(gradient)
         centered = _widen(x) - mean
         n = x.numel() // mean.numel()  # numbers that each mean was computed from
@@ -98,8 +99,8 @@ class _NormalizeViews(torch.autograd.Function):
             g = torch.where(is_positive, g, 0.0)
 
         # Sums of g, and of g times the normalised x: (V, 1, ..., C) each.
-        g_sum = g.sum(dims, keepdim=True)
-        gx_sum = (g * centered).sum(dims, keepdim=True) * rstd
+        g_sum, gx_sum = sum_within_views(g, g * centered)
+        gx_sum = gx_sum * rstd
         # With x_hat = centered * rstd, the derivative of BN is
         # dx = weight * rstd * (g - mean(g) - x_hat * mean(g * x_hat)).
         unscaled_dx = g - g_sum / n - centered * (rstd * gx_sum / n)

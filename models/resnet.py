@@ -14,13 +14,14 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import resnet as torchvision_resnet
 
 from models.batch_norm import BatchNorm2d, batch_norm_relu
 from models.choices import ConvInit, Stem
+from models.convolutions import DownsampleConv2d, FirstConv2d
+from models.position_blocks import has_whole_blocks, split_into_blocks
 
 STEMS = get_args(Stem)
 CONV_INITS = get_args(ConvInit)
@@ -28,7 +29,6 @@ CONV_INITS = get_args(ConvInit)
 HOW_TO_SET_STATISTICS = (
     "train with SimSiam(mean=..., std=..., image_size=...), or set .statistics = mean, std"
 )
-CHANNEL_MULTIPLE = 8  # The number of channels must be a multiple of 8 for cuDNN's fast kernels.
 # Networks up to this width do not use the memory format channels_last: with 8 or fewer channels,
 # oneDNN's backward pass of a 1x1 convolution of stride 2 then corrupts memory.
 MAX_NARROW_WIDTH = 8
@@ -45,11 +45,19 @@ class _AddReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = torch.where(ctx.saved_tensors[0] > 0, gradient, 0.0)
+        is_positive = (ctx.saved_tensors[0] > 0).movedim(1, -1)  # (B, H, W, C)
+        g = gradient.movedim(1, -1)
+        shape = g.shape
+        # BN's backward pass sums this gradient next, in the same kernel if in the same blocks.
+        if has_whole_blocks(g):
+            is_positive = split_into_blocks(is_positive)
+            g = split_into_blocks(g)
+        g = torch.where(is_positive, g, 0.0)
         # as_strided returns the same tensor. But it makes Inductor write the tensor to memory,
         # instead of computing it again for each use.
-        gradient = gradient.as_strided(gradient.shape, gradient.stride())
-        return gradient, gradient
+        g = g.as_strided(g.shape, g.stride())
+        g = g.view(shape).movedim(-1, 1)
+        return g, g
 
 
 def add_relu(x: Tensor, residual: Tensor) -> Tensor:
@@ -79,31 +87,6 @@ class Bottleneck(torchvision_resnet.Bottleneck):
         out = self.bn3(self.conv3(out))
         identity = x if self.downsample is None else self.downsample(x)
         return add_relu(out, identity)
-
-
-def append_zero_channels(x: Tensor) -> Tensor:
-    """Append zeros: (B, C, H, W) -> (B, C', H, W), C' the next multiple of CHANNEL_MULTIPLE."""
-    missing_channels = -x.shape[1] % CHANNEL_MULTIPLE
-    # (before, after) for each dimension, from the last one to the channels.
-    return pad(x, (0, 0, 0, 0, 0, missing_channels))
-
-
-# While torch.fx traces a network, tensors have no device to ask for. So the trace records a call of
-# this function instead of its operations.
-@torch.fx.wrap
-def pad_channels_on_gpu(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """On a GPU, pad input and weight of a convolution with channels of zeros."""
-    if not x.is_cuda:
-        return x, weight
-    return append_zero_channels(x), append_zero_channels(weight)
-
-
-class FirstConv2d(nn.Conv2d):
-    """A convolution of 3 channels. On a GPU it uses the faster kernels for 8 channels."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        x, weight = pad_channels_on_gpu(input, self.weight)
-        return self._conv_forward(x, weight, self.bias)
 
 
 class UnknownStatisticsError(AttributeError, ValueError):
@@ -260,7 +243,7 @@ def _make_stage(
     downsample = None
     if stride != 1 or in_channels != out_channels:
         downsample = nn.Sequential(
-            torchvision_resnet.conv1x1(in_channels, out_channels, stride),
+            DownsampleConv2d(in_channels, out_channels, stride),
             BatchNorm2d(out_channels),
         )
     blocks = [block(in_channels, block_width, stride, downsample, norm_layer=BatchNorm2d)]

@@ -7,10 +7,11 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from models.convolutions import append_zero_channels, drop_unread_pixels
 from models.resnet import (
     BACKBONES,
     STEMS,
-    append_zero_channels,
+    add_relu,
     fold_batch_norm,
     resnet10,
     resnet18,
@@ -149,6 +150,28 @@ def test_channels_of_zeros_change_nothing(stem: str) -> None:
     assert [tensor.shape[1] for tensor in padded] == [8, 8]
     output = nn.functional.conv2d(*padded, None, conv.stride, conv.padding)
     torch.testing.assert_close(output, conv(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_pixels_that_a_1x1_convolution_does_not_read_change_nothing(name: str) -> None:
+    downsample = BACKBONES[name](16).layer2[0].downsample
+    assert downsample is not None
+    conv, x = downsample[0], torch.randn(2, downsample[0].in_channels, 9, 8)
+    output = nn.functional.conv2d(drop_unread_pixels(x, 2), conv.weight)
+    torch.testing.assert_close(output, conv(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("images", [4, 3])  # with and without whole blocks of positions
+def test_a_compiled_residual_sum_has_torchs_gradients(images: int) -> None:
+    shape = (images, 8, 16, 16)
+    x, residual, weight = (torch.randn(shape) for _ in range(3))
+    ours = [tensor.clone().requires_grad_() for tensor in (x, residual)]
+    theirs = [tensor.clone().requires_grad_() for tensor in (x, residual)]
+    compiled = torch.compile(add_relu, fullgraph=True, backend="aot_eager")
+    (compiled(*ours) * weight).sum().backward()
+    ((theirs[0] + theirs[1]).relu() * weight).sum().backward()
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a.grad, b.grad)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
