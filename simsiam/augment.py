@@ -95,9 +95,7 @@ def augment(
         (B, 3, S, S) float32, normalised.
     """
     params = draw(indices, images.shape[-1], seed=seed, epoch=epoch, view=view, policy=policy)
-    x = images.float() / 255
-    x = flip(x, params) if cropped else crop_and_flip(x, params, size)
-    return normalize(change_appearance(x, params), mean, std)
+    return normalize(apply(images, params, size, cropped), mean, std)
 
 
 def normalize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -225,7 +223,9 @@ def draw_boxes(
 # ---------------------------------------------------------------- apply parameters
 
 
-def apply(images: Tensor, params: ViewParams, size: int | None = None) -> Tensor:
+def apply(
+    images: Tensor, params: ViewParams, size: int | None = None, cropped: bool = False
+) -> Tensor:
     """Crop, resize, jitter, convert to grayscale, blur, solarise, flip and rotate each sample.
 
     In other programs the flips come last. Here they are a part of the crop, where they cost
@@ -235,11 +235,14 @@ def apply(images: Tensor, params: ViewParams, size: int | None = None) -> Tensor
         images: (B, 3, C, C) uint8.
         params: Parameters from `draw`.
         size: Side S of the views in pixels. None means C.
+        cropped: The images are the views' crops already, and S is C.
 
     Returns:
         (B, 3, S, S) float32, from 0 to 1.
     """
-    return change_appearance(crop_and_flip(images.float() / 255, params, size), params)
+    x = images.float() / 255
+    x = flip(x, params) if cropped else crop_and_flip(x, params, size)
+    return change_appearance(x, params)
 
 
 def crop_and_flip(x: Tensor, params: ViewParams, size: int | None) -> Tensor:

@@ -1,22 +1,21 @@
-"""Check what the user's own code passes in: batches, hyper-parameters, datamodules.
+"""Check what the user's own code passes in: batches and datamodules.
 
 SimSiam and KNNMonitor accept batches in several forms. The functions here return each batch in one
 fixed form, or raise a ValueError that says what was expected and what the batch is.
 """
 
-import inspect
 import math
 import numbers
-import os
-from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
+from collections.abc import Mapping, MutableMapping
 from typing import Any, TypeGuard
 
-import numpy as np
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from models.choices import RESNET_SETTINGS
+from models.choices import is_library_backbone
+from models.libraries import count_library_features
+from simsiam.hparams import to_plain
 
 VIEWS_EXPECTED = (
     "a training batch must be views of the same images, [x1, x2] or more, float tensors "
@@ -26,16 +25,16 @@ LABELLED_EXPECTED = (
     "KNNMonitor's loaders must give (images, labels) or (images, labels, ...): float images "
     "(B, 3, S, S), whole numbers from 0 as labels (B,)"
 )
-# Hyper-parameters that must be positive whole numbers, or None.
-SIZES = ("width", "out_dim", "h_dim", "proj_hidden", "image_size")
 MAX_PARTS_DESCRIBED = 6  # An error message describes at most this many parts of a batch.
 
 
-def get_views(batch: Any) -> list[Tensor]:
+def get_views(batch: Any, one_way_views: int = 0) -> list[Tensor]:
     """Return the views of a training batch.
 
     Args:
         batch: `[x1, x2, ...]`, or `([x1, x2, ...], labels, ...)`.
+        one_way_views: How many of the last views are heavy views of a one-way loss. There must be
+            two other views at least, and one for each heavy view.
 
     Returns:
         At least two tensors (B, 3, S, S). Their sizes S may differ.
@@ -52,6 +51,11 @@ def get_views(batch: Any) -> list[Tensor]:
         raise ValueError(f"{VIEWS_EXPECTED}; this one is {describe_batch(batch)}")
     if any(len(view) != len(views[0]) for view in views):
         raise ValueError(f"{VIEWS_EXPECTED}; these views differ in B: {describe_batch(views)}")
+    if len(views) < one_way_views + max(2, one_way_views):
+        raise ValueError(
+            f"with heavy_views={one_way_views}, a training batch must be two views or more, at "
+            f"least {one_way_views}, and then the heavy views; this one has {len(views)} in all"
+        )
     return views
 
 
@@ -120,85 +124,27 @@ def describe_batch(batch: Any) -> str:
     return f"a value of type {type(batch).__name__}"
 
 
-# ---------------------------------------------------------------- hyper-parameters
-
-
-def select_plain(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the values that have a plain form, in that form, and the names of the others."""
-    plain: dict[str, Any] = {}
-    names_left_out: list[str] = []
-    for name, value in values.items():
-        try:
-            plain[name] = to_plain(value)
-        except TypeError:
-            names_left_out.append(name)
-    return plain, names_left_out
-
-
-def check_sizes(hparams: Mapping[str, Any]) -> None:
-    """Raise ValueError if one of the hyper-parameters in SIZES is not a positive whole number."""
-    for name in SIZES:
-        size = hparams.get(name)
-        if size is not None and (type(size) is not int or size < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
-
-
-def refuse_resnet_settings(hparams: Mapping[str, Any], init: Callable[..., None]) -> None:
-    """Refuse the settings that a backbone of a library does not have.
-
-    Args:
-        hparams: The hyper-parameters of a SimSiam whose backbone is a library's network.
-        init: The function whose arguments they are. It has their defaults.
-
-    Raises:
-        ValueError: One of these settings has another value than its default.
-    """
-    arguments = inspect.signature(init).parameters
-    for name in RESNET_SETTINGS:
-        if hparams[name] not in (None, arguments[name].default):
-            raise ValueError(
-                f"{name} {hparams[name]!r} is for the ResNets of this program alone; "
-                f"the architecture of {hparams['backbone']} is fixed. Leave it out"
-            )
-
-
-def to_plain(value: Any) -> Any:
-    """Convert a value to None, bool, int, float, str, or a list or dict of such values.
-
-    A checkpoint that holds only plain values can be read without running code from it. Numbers and
-    arrays of NumPy and torch, paths and enumerations have a plain form.
-
-    Raises:
-        TypeError: The value has no plain form. A module is an example.
-    """
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
-        raise TypeError("a meta or sparse tensor is not plain")
-    if isinstance(value, np.ndarray | np.generic | Tensor):
-        # For a single longdouble, tolist() returns a longdouble again.
-        if value.dtype == np.longdouble and value.ndim == 0:
-            return float(value)
-        # An array of dtype object may hold anything, so its parts are converted too.
-        return to_plain(value.tolist())
-    if isinstance(value, Enum):
-        return to_plain(value.value)
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value)
-    if isinstance(value, Mapping):
-        return {str(name): to_plain(item) for name, item in value.items()}
-    if isinstance(value, Sequence | set | frozenset):
-        return [to_plain(item) for item in value]
-    raise TypeError(f"a value of type {type(value).__name__} is not plain")
-
-
 # ---------------------------------------------------------------- datamodules
+
+
+def copy_image_metadata(datamodule: Any, hparams: MutableMapping[str, Any]) -> int | None:
+    """Copy mean, std, size and classes of the images from a datamodule to hyper-parameters.
+
+    Returns:
+        The size of the images in pixels; None if the datamodule does not have it.
+
+    Raises:
+        ValueError: The backbone is a library's network, and was built for images of another size.
+    """
+    metadata, ignored = read_image_metadata(datamodule)
+    if is_library_backbone(hparams["backbone"]) and "image_size" in metadata:
+        sizes = hparams["image_size"], metadata["image_size"]
+        count_library_features(hparams["backbone"], *sizes)
+    hparams.update(metadata)
+    if ignored:
+        attributes = "; ".join(ignored)
+        rank_zero_warn(f"SimSiam ignores attributes of {type(datamodule).__name__}: {attributes}")
+    return metadata.get("image_size")
 
 
 def read_image_metadata(datamodule: Any) -> tuple[dict[str, Any], list[str]]:

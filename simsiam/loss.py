@@ -1,4 +1,7 @@
-"""The loss of SimSiam (arXiv 2011.10566, equations 1 to 4), and z_std, which detects a collapse."""
+"""The loss of SimSiam (arXiv 2011.10566, equations 1 to 4), and z_std, which detects a collapse.
+
+`heavy_loss` is the part of heavy views, which the paper does not have.
+"""
 
 from collections.abc import Sequence
 
@@ -52,6 +55,35 @@ def siamese_loss(
 
     losses = [D(p[i], targets[i], stop_grad) for i in predicting_views]
     return torch.stack(losses).mean()
+
+
+def heavy_loss(
+    p: Sequence[Tensor],
+    z: Sequence[Tensor],
+    heavy_p: Sequence[Tensor],
+    heavy_z: Sequence[Tensor],
+    weight_in: float,
+    weight_out: float,
+    stop_grad: bool = True,
+) -> Tensor:
+    """Return DSSL's loss of heavy views, which is added to that of the standard views.
+
+    DSSL is Bai et al. 2022 (CVPR). The heavy view x11 is made of x1, and x21 of x2. The loss is
+    weight_in (D(p11, z1) + D(p21, z2)) / 2 + weight_out (D(p1, z11) + D(p2, z21)) / 2.
+
+    Args:
+        p, z: Predictions and projections of the standard views, (B, d) each.
+        heavy_p, heavy_z: Those of the heavy views. The i-th is made of the i-th standard view.
+        weight_in: Weight of the heavy views' predictions of the standard views.
+        weight_out: Weight of the standard views' predictions of the heavy views.
+        stop_grad: Let no gradient flow into z. None ever flows into `heavy_z`.
+    """
+    loss_in: list[Tensor] = []
+    loss_out: list[Tensor] = []
+    for i in range(len(heavy_z)):
+        loss_in.append(D(heavy_p[i], z[i], stop_grad))
+        loss_out.append(D(p[i], heavy_z[i]))
+    return weight_in * torch.stack(loss_in).mean() + weight_out * torch.stack(loss_out).mean()
 
 
 @torch.no_grad()

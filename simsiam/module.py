@@ -9,6 +9,7 @@ The paper is "Exploring Simple Siamese Representation Learning". In its letters,
     L.backward(), then update f and h by SGD           # simsiam/optimizer.py
 
 D is the negative cosine similarity. It treats z as a constant: no gradient flows into z.
+With `heavy_views`, which are not in the paper, L also has the terms of `simsiam.loss.heavy_loss`.
 
 The methods `f`, `loss_and_metrics` and `training_step` are Algorithm 1. The networks are in
 models/. What a run logs and needs for an exact resume is in simsiam/resumable_module.py.
@@ -18,26 +19,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from models.batch_norm import expect_views, separates_views
 from models.choices import is_library_backbone
 from models.convert_batch_norm import convert_batch_norm
 from models.heads import CUSTOM_BACKBONE_PREFIX, build_networks
-from models.libraries import count_library_features
 from models.resnet import ResNet
 from simsiam.config.network_options import NetworkOptions
 from simsiam.config.optimizer_options import DEFAULT_LEARNING_RATE, OptimizerOptions
-from simsiam.inputs import (
+from simsiam.config.options import MethodOptions
+from simsiam.hparams import (
+    check_heavy_views,
     check_sizes,
-    get_images,
-    get_views,
-    read_image_metadata,
+    count_one_way_views,
+    make_plain,
     refuse_resnet_settings,
     select_plain,
 )
-from simsiam.loss import siamese_loss, z_std
+from simsiam.inputs import copy_image_metadata, get_images, get_views
+from simsiam.loss import heavy_loss, siamese_loss, z_std
 from simsiam.optimizer import make_optimizer, make_schedule
 from simsiam.resumable_module import ResumableModule
 from utils import distributed
@@ -73,6 +74,9 @@ class SimSiam(ResumableModule):
             a tenth of the run if that is shorter.
         constant_predictor_lr: Keep the predictor at its peak rate (section 4.2).
         predictor_lr_scale: Peak rate of the predictor, as a multiple of `learning_rate`.
+        heavy_views: How many of the last views are heavy views, made of the first views.
+        heavy_loss: "one-way" for DSSL's loss of them, "symmetric" to treat them as ordinary views.
+        heavy_weight_in, heavy_weight_out: Weights of the terms of `simsiam.loss.heavy_loss`.
         image_size: Side of the training images in pixels. Vision transformers need it.
         mean: Mean of each channel of the training images, on the scale of 0 to 1.
         std: Standard deviation of each channel of the training images, on the same scale.
@@ -115,6 +119,10 @@ class SimSiam(ResumableModule):
         stem: str | None = "cifar",
         conv_init: str = NetworkOptions.conv_init,
         predictor_lr_scale: float = OptimizerOptions.predictor_lr_scale,
+        heavy_views: int = MethodOptions.heavy_views,
+        heavy_loss: str = MethodOptions.heavy_loss,
+        heavy_weight_in: float = MethodOptions.heavy_weight_in,
+        heavy_weight_out: float = MethodOptions.heavy_weight_out,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="backbone", logger=False)
@@ -123,14 +131,9 @@ class SimSiam(ResumableModule):
         else:
             self.hparams["backbone"] = backbone
 
-        # A subclass may have arguments that are not plain, such as a function. It can use them
-        # through self.hparams, but checkpoints do not save them.
-        plain_hparams, names_left_out = select_plain(self.hparams)
-        self.hparams.update(plain_hparams)  # in plain form: a tuple becomes a list
-        if names_left_out:
-            names = ", ".join(names_left_out)
-            rank_zero_warn(f"hyper-parameters that are not plain values are not saved: {names}")
+        make_plain(self.hparams)
         check_sizes(self.hparams)
+        check_heavy_views(self.hparams)
         if is_library_backbone(backbone):
             refuse_resnet_settings(self.hparams, SimSiam.__init__)
             self.hparams.update(width=None, stem=None)
@@ -160,7 +163,8 @@ class SimSiam(ResumableModule):
         """Return the loss of a batch, and its other metrics by name.
 
         Args:
-            x: The views x1, x2, ... of the same images, two or more, (B, 3, S, S) each.
+            x: The views x1, x2, ... of the same images, two or more, (B, 3, S, S) each. The last
+                `heavy_views` of them are heavy views, the i-th made of the i-th view.
             one_pass: Encode all views as one batch. The caller must have entered
                 `expect_views(self, len(x))`. BN then normalises each view by itself, and the
                 numbers are the same. This is faster on a GPU, but 5 to 10 % slower on a CPU.
@@ -176,7 +180,13 @@ class SimSiam(ResumableModule):
         else:
             z = [self.f(x_i) for x_i in x]
             p = [h(z_i) for z_i in z]
-        loss = siamese_loss(p, z, self.hparams["stop_grad"], self.hparams["symmetric"])
+
+        hp = self.hparams
+        n = len(x) - count_one_way_views(self.hparams)  # The views from n on are heavy and one-way.
+        loss = siamese_loss(p[:n], z[:n], hp["stop_grad"], hp["symmetric"])
+        if n < len(x):
+            weights = hp["heavy_weight_in"], hp["heavy_weight_out"]
+            loss = loss + heavy_loss(p[:n], z[:n], p[n:], z[n:], *weights, hp["stop_grad"])
         return loss, {"z_std": z_std(z[0])}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
@@ -194,7 +204,7 @@ class SimSiam(ResumableModule):
         Raises:
             ValueError: The batch has another form.
         """
-        x = get_views(batch)
+        x = get_views(batch, count_one_way_views(self.hparams))
         one_pass = self._choose_one_pass(x)
         views_in_one_pass = len(x) if one_pass else 1
 
@@ -243,21 +253,11 @@ class SimSiam(ResumableModule):
         if stage != "fit":
             return  # Images to predict or to test may differ from the training images.
         datamodule = getattr(self.trainer, "datamodule", None)
-        metadata, ignored = read_image_metadata(datamodule)
-        if is_library_backbone(self.hparams["backbone"]) and "image_size" in metadata:
-            # Raises ValueError if the network was built for images of another size.
-            sizes = self.hparams["image_size"], metadata["image_size"]
-            count_library_features(self.hparams["backbone"], *sizes)
-        self.hparams.update(metadata)
+        image_size = copy_image_metadata(datamodule, self.hparams)
         # During training the backbone needs only `image_size`, to which the monitors crop images.
         # Its mean and std are set when a checkpoint is loaded.
-        if isinstance(self.backbone, ResNet) and "image_size" in metadata:
-            self.backbone.image_size = metadata["image_size"]
-        if ignored:
-            attributes = "; ".join(ignored)
-            rank_zero_warn(
-                f"SimSiam ignores attributes of {type(datamodule).__name__}: {attributes}"
-            )
+        if isinstance(self.backbone, ResNet) and image_size is not None:
+            self.backbone.image_size = image_size
 
     def on_train_start(self) -> None:
         """Restore the state of a resumed run, and forget the last check of the BN layers."""

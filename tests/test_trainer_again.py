@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import (
 from torch.utils.data import DataLoader, TensorDataset
 
 from simsiam import CollapseMonitor, KNNMonitor, SimSiam, ViewsDataModule, load_backbone
-from simsiam.inputs import to_plain
+from simsiam.hparams import to_plain
 from tests.trainers import BATCHES, SaveAt, fit, make_data, make_model, make_trainer
 from utils.errors import UserError
 

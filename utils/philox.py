@@ -15,7 +15,9 @@ MASK_32 = 0xFFFFFFFF  # the lowest 32 bits of a word
 # Constants of Philox4x32: multipliers of the rounds, and what is added to the key after each round.
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
-# `permutation`, which shuffles an epoch, uses the last stream. Views use the first ones.
+# Views use the first streams, and heavy views those from HEAVY_STREAMS on. `permutation`, which
+# shuffles an epoch, uses the last stream.
+HEAVY_STREAMS = 2**31
 ORDER_STREAM = MASK_32
 
 

@@ -35,9 +35,10 @@ def measures_before_training(data: ViewsDataModule, epochs: int) -> bool:
         trained = float(epochs * len(data.train))
     else:
         trained = 0.0
+        views = data.view_maker.views_in_all
         for epoch in range(epochs):
             pixels = (data.view_size(epoch) / data.size) ** 2
-            trained += PASSES_OF_A_STEP * data.views * len(data.train) * pixels
+            trained += PASSES_OF_A_STEP * views * len(data.train) * pixels
     return measured <= MAX_PART_OF_TRAINING * trained
 
 

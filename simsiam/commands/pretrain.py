@@ -119,6 +119,7 @@ def load_data(config: Pretrain, accelerator: str, image_cache: ImageCache) -> Vi
         batch_size=config.optimizer.batch_size or 2,
         accumulate=config.optimizer.accumulate,
         views=config.method.views,
+        heavy_views=config.method.heavy_views,
         image_schedule=config.method.image_schedule,
         seed=config.run.seed,
         policy=config.augmentation,

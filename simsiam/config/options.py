@@ -22,9 +22,10 @@ from simsiam.config.value_types import (
     parse_pixel_range,
 )
 from utils.errors import require
-from utils.option_group import Hint, Rule, option_group
+from utils.option_group import Hint, Rule, option_group, to_flag
 
 ImageCache = Literal["auto", "on", "off"]
+HeavyLoss = Literal["one-way", "symmetric"]
 Dataset = Literal["cifar10", "cifar100", "patterns", "folder", "arrays"]
 CUSTOM_DATASETS = ("folder", "arrays")  # the user's own images
 
@@ -170,6 +171,16 @@ class MethodOptions:
     """Keep h at its random initial weights (section 4.2). The network learns nothing then."""
     symmetric: bool = True
     """Predict each view from the other; --no-symmetric is D(p1, z2) alone (section 4.6)."""
+    heavy_views: AtLeast0 = 0
+    """Add N heavy views of each image: RandAugment of the first N views. They learn one-way, as in
+    DSSL."""
+    heavy_loss: HeavyLoss = "one-way"
+    """one-way is DSSL's loss of heavy views, with the next two weights. symmetric treats them as
+    ordinary views."""
+    heavy_weight_in: NotNegative = 0.9
+    """Weight of the heavy views' predictions of the views that they are made of."""
+    heavy_weight_out: NotNegative = 0.1
+    """Weight of these views' predictions of their heavy views."""
 
     def __post_init__(self) -> None:
         parse_image_schedule(self.image_schedule)  # raises UserError if a text has no such form
@@ -177,3 +188,16 @@ class MethodOptions:
             self.predictor or not self.fixed_predictor,
             "--fixed-predictor needs a predictor. Drop --no-predictor.",
         )
+        require(
+            self.heavy_views <= self.views,
+            f"--heavy-views {self.heavy_views}: must not be more than --views {self.views}. Each "
+            "heavy view is made of another view.",
+        )
+        if self.heavy_views == 0:
+            for name in ("heavy_loss", "heavy_weight_in", "heavy_weight_out"):
+                value = getattr(self, name)
+                require(
+                    value == getattr(MethodOptions, name),
+                    f"{to_flag(name)} {value}: there are no heavy views. Add --heavy-views 2, or "
+                    "drop the flag.",
+                )

@@ -200,9 +200,12 @@ def _describe_run(config: Pretrain, run: RunDirectory) -> str:
     name = network.backbone
     if not is_library_backbone(name):
         name += f" of width {network.width}"
+    views = str(config.method.views)
+    if config.method.heavy_views > 0:
+        views += f" + {config.method.heavy_views} heavy"
     lines = [
         f"SimSiam on {config.data.dataset}: {name}, {epochs}" + recipe,
-        f"  training  {batch} x {config.method.views} views in a step",
+        f"  training  {batch} x {views} views in a step",
         f"            learning rate {rate}",
         f"  run       {run.path}",
     ]

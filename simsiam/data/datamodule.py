@@ -44,7 +44,7 @@ from utils.trainer import count_batches_done
 
 
 class ViewsDataModule(pl.LightningDataModule):
-    """Makes two or more augmented views of each train image.
+    """Makes two or more augmented views of each train image, and heavy views if wanted.
 
     Callbacks such as `KNNMonitor` read the images without augmentation, from `train` and `test`.
     The defaults are those of the command line.
@@ -56,6 +56,7 @@ class ViewsDataModule(pl.LightningDataModule):
         views: number of views of each image.
         seed: seed of the order and of the augmentation.
         policy: the distribution of the views.
+        heavy_views: number of heavy views, made of the first views, which come after the others.
         normalize: replaces that of the policy: "dataset" or "imagenet".
         compile: whether to compile the augmentation.
         accumulate: number of equal parts in which each batch comes.
@@ -81,6 +82,7 @@ class ViewsDataModule(pl.LightningDataModule):
         accumulate: int = OptimizerOptions.accumulate,
         image_schedule: Sequence[str] = MethodOptions.image_schedule,
         normalize: Normalize | None = None,
+        heavy_views: int = MethodOptions.heavy_views,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -100,7 +102,7 @@ class ViewsDataModule(pl.LightningDataModule):
         self.policy = policy
         self.accumulate = accumulate
         self.phases = parse_image_schedule(image_schedule)
-        self.view_maker = ViewMaker(views, seed, policy, compile)
+        self.view_maker = ViewMaker(views, seed, policy, compile, heavy_views)
 
     @property
     def batch_size(self) -> int:
@@ -196,7 +198,9 @@ class ViewsDataModule(pl.LightningDataModule):
         """
         trainer = self.trainer
         if trainer is None:
-            return self._make_loader_without_trainer()
+            images = self.train.images
+            n = len(images)
+            return ViewsLoader(n, self.batch_size, self.seed, images.device, self.make_views)
         self._check_batch_splits_evenly(trainer)
         images = self.train.images
         device = trainer.strategy.root_device
@@ -228,10 +232,6 @@ class ViewsDataModule(pl.LightningDataModule):
             return PrefetchLoader(sampler, images, pin)
         return sampler
 
-    def _make_loader_without_trainer(self) -> ViewsLoader:
-        images = self.train.images
-        return ViewsLoader(len(images), self.batch_size, self.seed, images.device, self.make_views)
-
     def _check_batch_splits_evenly(self, trainer: pl.Trainer) -> None:
         """Raise ValueError unless all processes and accumulated parts get equally many images."""
         parts = trainer.world_size * self.accumulate
@@ -251,7 +251,7 @@ class ViewsDataModule(pl.LightningDataModule):
             )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Turn a training batch on the device into V views (B, 3, S, S).
+        """Turn a training batch on the device into V + N views (B, 3, S, S).
 
         Args:
             batch: indices (B,); or indices and their images (B, 3, C, C); or indices and the crops
@@ -285,7 +285,7 @@ class ViewsDataModule(pl.LightningDataModule):
             images: (B, 3, C, C) uint8, the images at `indices` if they are already loaded.
 
         Returns:
-            V tensors (B, 3, S, S) float32, normalised.
+            V + N tensors (B, 3, S, S) float32, normalised; the N heavy views come last.
         """
         size = self.view_size(epoch)
         if self.train.whole is not None:

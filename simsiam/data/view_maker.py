@@ -10,6 +10,7 @@ from simsiam.augment import Policy, augment, draw_boxes
 from simsiam.config.options import SMALL_IMAGE
 from simsiam.data.files.crop_loader import CropCutter, DrawBoxes, count_threads
 from simsiam.data.files.whole_images import WholeImages
+from simsiam.heavy_augment import augment_twice
 
 # So many pixels of views are made together on a CPU. Their values then fit into its caches, and
 # into memory that the process keeps from one call to the next.
@@ -20,24 +21,36 @@ class ViewMaker:
     """Makes views of images, each a pure function of (seed, epoch, index, view).
 
     Args:
-        views: V, the number of views of each image.
+        views: V, the number of standard views of each image.
         seed: seed of the augmentation.
-        policy: the distribution of the views.
+        policy: the distribution of the standard views.
         compile: whether to compile the augmentation.
+        heavy_views: N, the number of heavy views, which come after the standard views. The i-th is
+            made of the i-th standard view.
     """
 
-    def __init__(self, views: int, seed: int, policy: Policy, compile: bool) -> None:
+    def __init__(
+        self, views: int, seed: int, policy: Policy, compile: bool, heavy_views: int = 0
+    ) -> None:
         self.views = views
         self.seed = seed
         self.policy = policy
+        self.heavy_views = heavy_views
         self._augment = augment
+        self._augment_twice = augment_twice
         if compile:
             self._augment = torch.compile(augment, fullgraph=True, dynamic=False)
+            self._augment_twice = torch.compile(augment_twice, fullgraph=True, dynamic=False)
+
+    @property
+    def views_in_all(self) -> int:
+        """The number of standard and heavy views of each image, V + N."""
+        return self.views + self.heavy_views
 
     def crop_and_finish(
         self, images: Tensor, indices: Tensor, epoch: int, size: int, mean: Tensor, std: Tensor
     ) -> list[Tensor]:
-        """Return V views (B, 3, S, S) float32 of square images, normalised.
+        """Return V + N views (B, 3, S, S) float32 of square images, normalised.
 
         Args:
             images: (B, 3, C, C) uint8.
@@ -52,7 +65,7 @@ class ViewMaker:
     def finish_crops(
         self, crops: Tensor, indices: Tensor, epoch: int, mean: Tensor, std: Tensor
     ) -> list[Tensor]:
-        """Return V views (B, 3, S, S) float32 made of their crops (V, B, 3, S, S) uint8."""
+        """Return V + N views (B, 3, S, S) float32 made of their crops (V, B, 3, S, S) uint8."""
         rows = crops.flatten(0, 1)
         size = crops.shape[-1]
         return self._augment_rows(rows, indices, epoch, mean, std, size, cropped=True)
@@ -67,7 +80,7 @@ class ViewMaker:
         size: int,
         cropped: bool,
     ) -> list[Tensor]:
-        """Return the V views of a batch, each (B, 3, S, S).
+        """Return the V + N views of a batch, each (B, 3, S, S).
 
         Args:
             images: (V * B, 3, C, C) uint8. Row i * B + j is image j, for view i.
@@ -75,39 +88,56 @@ class ViewMaker:
             cropped: whether the images are crops. The other arguments are those of `augment`.
         """
         num_images = len(indices)
-        rows_per_call = self._choose_rows_per_call(images)
         view_of_row = torch.arange(self.views, device=images.device).repeat_interleave(num_images)
         index_of_row = indices.repeat(self.views)
-        # The compiled `augment` would be compiled again for each value of an int.
+        # A compiled function would be compiled again for each value of an int.
         epoch_tensor = torch.full((), epoch, device=indices.device)
-        augmented: list[Tensor] = []
-        for start in range(0, len(images), rows_per_call):
-            rows = slice(start, start + rows_per_call)
-            augmented_rows = self._augment(
-                images[rows],
-                index_of_row[rows],
-                seed=self.seed,
-                epoch=epoch_tensor,
-                view=view_of_row[rows, None],  # `augment` takes a column of numbers
-                policy=self.policy,
-                mean=mean,
-                std=std,
-                size=size,
-                cropped=cropped,
-            )
-            augmented.append(augmented_rows)
-        if rows_per_call % num_images != 0:
-            augmented = [torch.cat(augmented)]
-        return [view for part in augmented for view in part.split(num_images)]
+        # The first rows are of views that also have a heavy view.
+        rows_with_heavy = self.heavy_views * num_images
+        standard: list[Tensor] = []
+        heavy: list[Tensor] = []
+        for rows in self._split_rows(images, rows_with_heavy, num_images):
+            arguments = {
+                "images": images[rows],
+                "indices": index_of_row[rows],
+                "seed": self.seed,
+                "epoch": epoch_tensor,
+                "view": view_of_row[rows, None],  # `augment` takes a column of numbers
+                "policy": self.policy,
+                "mean": mean,
+                "std": std,
+                "size": size,
+                "cropped": cropped,
+            }
+            if rows.start < rows_with_heavy:
+                standard_rows, heavy_rows = self._augment_twice(**arguments)
+                standard.append(standard_rows)
+                heavy.append(heavy_rows)
+            else:
+                standard.append(self._augment(**arguments))
+        return _split_views(standard, num_images) + _split_views(heavy, num_images)
 
-    def _choose_rows_per_call(self, images: Tensor) -> int:
-        """Return how many of the rows (V * B, 3, C, C) each call of `augment` gets."""
-        num_rows = len(images)
+    def _split_rows(self, images: Tensor, rows_with_heavy: int, num_images: int) -> list[slice]:
+        """Return the parts of the rows (V * B, 3, C, C) that are augmented together.
+
+        A part has either rows of views with a heavy view, which come first, or others.
+        """
+        parts: list[slice] = []
+        for first, last in ((0, rows_with_heavy), (rows_with_heavy, len(images))):
+            if first == last:
+                continue
+            size = self._choose_rows_per_call(images[first:last], num_images)
+            for start in range(first, last, size):
+                parts.append(slice(start, min(start + size, last)))
+        return parts
+
+    def _choose_rows_per_call(self, images: Tensor, num_images: int) -> int:
+        """Return how many of these rows (R, 3, C, C) each call of `augment` gets."""
         side = images.shape[-1]
         if images.device.type == "cpu":
-            return split_evenly(num_rows, max(1, CACHED_PIXELS // side**2))
+            return split_evenly(len(images), max(1, CACHED_PIXELS // side**2))
         # One call for all views is faster. One call for each view takes less memory.
-        return num_rows if side <= SMALL_IMAGE else num_rows // self.views
+        return len(images) if side <= SMALL_IMAGE else num_images
 
     # ---------------------------------------------------------------- crops of whole images
 
@@ -138,6 +168,13 @@ class ViewMaker:
         finally:
             cutter.close()
         return crops.to(indices.device)
+
+
+def _split_views(parts: list[Tensor], num_images: int) -> list[Tensor]:
+    """Return views (B, 3, S, S) whose rows come in parts, of a view or of several."""
+    if any(len(part) % num_images != 0 for part in parts):
+        parts = [torch.cat(parts)]
+    return [view for part in parts for view in part.split(num_images)]
 
 
 def split_evenly(n: int, limit: int) -> int:

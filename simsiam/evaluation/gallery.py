@@ -18,6 +18,7 @@ from simsiam.data.files.lazy_images import LazyImages
 from simsiam.data.spread import evenly_spaced
 from simsiam.evaluation.captions import CaptionWriter
 from simsiam.evaluation.features import crop_center
+from simsiam.heavy_augment import apply_heavy, draw_heavy
 from utils.knn import nearest
 from utils.text import drop_common_ends, printable
 
@@ -62,6 +63,7 @@ def draw_views(data: "ViewsDataModule", first_epoch: int = 0) -> Tensor:
             views = data.view_maker.finish_crops(crops, indices, epoch, zero, zero + 1)
             columns += [to_pixels(view) for view in views]
             continue
+        heavy_columns: list[Tensor] = []
         for view in range(data.views):
             parameters = draw_parameters(
                 indices,
@@ -73,6 +75,10 @@ def draw_views(data: "ViewsDataModule", first_epoch: int = 0) -> Tensor:
             )
             views = apply_parameters(originals, parameters, data.size)
             columns.append(to_pixels(views))
+            if view < data.view_maker.heavy_views:
+                heavy_parameters = draw_heavy(indices, seed=data.seed, epoch=epoch, view=view)
+                heavy_columns.append(to_pixels(apply_heavy(views, heavy_parameters)))
+        columns += heavy_columns
     tiles = torch.stack([shrink_images(column) for column in columns], dim=1)
     tiles = tiles.flatten(0, 1)  # (images * columns, 3, T, T)
     return make_grid(tiles, nrow=len(columns), pad_value=255)

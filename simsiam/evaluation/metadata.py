@@ -39,6 +39,10 @@ TRAINING_HPARAMS = (
     "warmup_epochs",
     "constant_predictor_lr",
     "predictor_lr_scale",
+    "heavy_views",
+    "heavy_loss",
+    "heavy_weight_in",
+    "heavy_weight_out",
 )
 ALL_HPARAMS = (
     *BACKBONE_HPARAMS,

@@ -13,9 +13,9 @@
 #   report    the report of the run
 #   all       all of these, in as many legs as needed. If one fails, it is named and the next one
 #             starts.
-#   lease1, lease3   one call for a machine that is there for LEASE_SECONDS: it measures the step, trains
-#             a run of its own with 4 views (seeds 0 and 1), brings its backbone home and evaluates it.
-#             See tests/benchmarks/lease.py.
+#   lease1, lease2, lease3   one call for a machine that is there for LEASE_SECONDS: it measures the step,
+#             trains a run of its own (4 views; 2 views and 2 heavy views; 4 views with another seed),
+#             brings its backbone home and evaluates it. See tests/benchmarks/lease.py.
 #
 # pretrain and measure return 3 if they are not finished: repeat the same call to continue. A leg ends
 # by SIGTERM when its time is over.
@@ -37,7 +37,7 @@
 #   MEASURE (none)      flags of the commands of `measure` and `report`
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
-leg=${1:?name a leg: ceilings, step, augment, knn, pretrain, measure, report, all, lease1 or lease3}
+leg=${1:?name a leg: ceilings, step, augment, knn, pretrain, measure, report, all or lease1 to lease3}
 shift
 RESULTS=${RESULTS:-./results}
 case $leg in
@@ -157,7 +157,7 @@ fi
 case $leg in
     ceilings | step | augment | knn) benchmark "$leg" ;;
     pretrain) pretrain "$@" ;;
-    lease1 | lease3)
+    lease1 | lease2 | lease3)
         # exec: a signal to this process reaches Python, which then brings the results home.
         exec "$PYTHON" tests/benchmarks/lease.py "$leg" --seconds $((LEASE_SECONDS - SECONDS)) \
             --out "$RESULTS" --run "$RUN" "$@"

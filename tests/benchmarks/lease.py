@@ -46,9 +46,13 @@ FALLBACK_STARTUP_SECONDS = 45.0
 RUN_TO_WARMUP_RATIO = 10  # a warm-up takes at most a tenth of the run
 
 # What each lease trains, and which steps it measures. The first step is that of the run.
-RUN_FLAGS = "--views 4 --batch-size 128 --learning-rate 0.06 --knn-every 10 --pictures-every 0"
-RUNS = {"lease1": f"{RUN_FLAGS} --seed 0", "lease3": f"{RUN_FLAGS} --seed 1"}
-OTHER_STEPS = {"lease1": ["--views 2 --batch-size 512"], "lease3": []}
+RUN_FLAGS = "--batch-size 128 --learning-rate 0.06 --knn-every 10 --pictures-every 0"
+RUNS = {
+    "lease1": f"--views 4 {RUN_FLAGS} --seed 0",
+    "lease2": f"--views 2 --heavy-views 2 {RUN_FLAGS} --seed 0",
+    "lease3": f"--views 4 {RUN_FLAGS} --seed 1",
+}
+OTHER_STEPS = {"lease1": ["--views 2 --batch-size 512"], "lease2": [], "lease3": []}
 
 
 def choose_epochs(

@@ -42,7 +42,7 @@ def measure(flags: list[str]) -> dict[str, Any]:
     precision = choose_precision(config.device.precision, "auto")
     step_seconds = train_with_lightning(model, steps, precision, datamodule=data) / steps
     return {
-        "views": config.method.views,
+        "views": data.view_maker.views_in_all,
         "batch_size": config.optimizer.images_per_step,
         "step_seconds": step_seconds,
         "steps_per_epoch": steps_per_epoch,
