@@ -27,7 +27,6 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from timing import DEVICE, table
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.optim.swa_utils import update_bn
@@ -41,6 +40,7 @@ from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import extract_features
 from simsiam.evaluation.logistic_regression import fit_logistic, make_head, standardise_in_place
 from simsiam.evaluation.zoom import zoom_in
+from tests.benchmarks.timing import DEVICE, table
 from utils.errors import UserError, require
 from utils.filesystem import write_json
 from utils.knn import nearest, vote
