@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,22 +69,24 @@ def test_an_image_and_its_mirror_image_have_the_same_mean_features(
     context: EvaluationContext,
 ) -> None:
     protocol = Protocol(zoom=36 / 32, mirror=True)
-    backbone = Backbone(context, 100)
-    features = backbone.features("test", protocol)
-    context.test.images.copy_(context.test.images.flip(-1))
-    mirrored = Backbone(context, 100)
-    torch.testing.assert_close(mirrored.features("test", protocol), features)
+    backbone = Backbone(context, context.train, 100)
+    features = backbone.features("queries", protocol)
+    images = context.test.images
+    assert isinstance(images, torch.Tensor)
+    context = replace(context, test=replace(context.test, images=images.flip(-1)))
+    mirrored = Backbone(context, context.train, 100)
+    torch.testing.assert_close(mirrored.features("queries", protocol), features)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(100))
     assert not torch.allclose(
-        mirrored.features("test", Protocol()), backbone.features("test", Protocol())
+        mirrored.features("queries", Protocol()), backbone.features("queries", Protocol())
     )
 
 
 def test_bn_statistics_of_views_and_of_clean_images_differ(context: EvaluationContext) -> None:
     before = [buffer.clone() for buffer in context.checkpoint.backbone.buffers()]
-    backbone = Backbone(context, 200)
+    backbone = Backbone(context, context.train, 200)
     usual, clean, views = (
-        backbone.features("test", Protocol(bn=bn)) for bn in ("", "clean", "views")
+        backbone.features("queries", Protocol(bn=bn)) for bn in ("", "clean", "views")
     )
     assert not torch.allclose(clean, usual)
     assert not torch.allclose(clean, views)
@@ -101,7 +104,7 @@ def test_held_out_images_are_measured_and_finished_results_are_kept(
 ) -> None:
     arguments = (run, "--results", tmp_path, "--bn-images", 100)
     assert call(monkeypatch, *arguments) == 0
-    file = tmp_path / f"{run.name}.json"
+    (file,) = tmp_path.iterdir()
     results = json.loads(file.read_text())
     assert list(results) == list(PROTOCOLS)
 

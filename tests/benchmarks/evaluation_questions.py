@@ -84,17 +84,19 @@ class Backbone:
 
     Args:
         context: the run's checkpoint and images.
+        bank: train images for kNN and the linear classifier.
         bn_images: number of train images on which BN statistics are estimated.
     """
 
-    def __init__(self, context: EvaluationContext, bn_images: int) -> None:
+    def __init__(self, context: EvaluationContext, bank: ImageDataset, bn_images: int) -> None:
         self.context = context
+        self.images = {"bank": bank.images, "queries": context.test.images}
         self.mean, self.std, self.size = context.checkpoint.preparation
         self.bn_images = min(bn_images, len(context.train))
         self.known: dict[tuple[str, Protocol, bool], Tensor] = {}
 
     def features(self, split: str, protocol: Protocol) -> Tensor:
-        """Return the unit features (N, F) of a split, "train" or "test"."""
+        """Return the unit features (N, F) of a split, "bank" or "queries"."""
         x = self._features(split, protocol, mirrored=False)
         if not protocol.mirror:
             return x
@@ -103,7 +105,8 @@ class Backbone:
     def _features(self, split: str, protocol: Protocol, mirrored: bool) -> Tensor:
         key = (split, protocol._replace(mirror=False), mirrored)
         if key not in self.known:
-            images: Tensor = getattr(self.context, split).images
+            images = self.images[split]
+            assert isinstance(images, Tensor)  # small images, which are in memory
             if mirrored:
                 images = images.flip(-1)
             self.known[key] = extract_features(
@@ -154,7 +157,16 @@ def estimate_statistics(network: nn.Module, batches: Iterator[Tensor]) -> None:
 def measure(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, classes: int, linear: bool
 ) -> dict[str, float]:
-    """Return the accuracies in percent of unit features (Q, F) with a bank (N, F)."""
+    """Return accuracies in percent.
+
+    Args:
+        bank: (N, F) unit features of train images.
+        bank_labels: (N,) int64.
+        queries: (Q, F) unit features.
+        labels: (Q,) int64.
+        classes: number of classes.
+        linear: whether to fit a linear classifier on the bank.
+    """
 
     def accuracy(predicted: Tensor) -> float:
         return 100 * (predicted == labels).float().mean().item()
@@ -176,14 +188,16 @@ def measure(
     return metrics
 
 
-def measure_run(run: Path, file: Path, bn_images: int, linear: bool) -> dict[str, dict[str, float]]:
+def measure_run(
+    run: Path, file: Path, bank_images: int | None, bn_images: int
+) -> dict[str, dict[str, float]]:
     """Return the accuracies of a run by each protocol.
 
     Args:
         run: folder of the run.
         file: has the results of the protocols that were finished earlier, and gets the others.
+        bank_images: number of train images in the bank; None takes all that the run had.
         bn_images: number of train images on which BN statistics are estimated.
-        linear: whether to fit linear classifiers.
 
     Raises:
         UserError: the run held out no images, or as `open_context`.
@@ -197,15 +211,17 @@ def measure_run(run: Path, file: Path, bn_images: int, linear: bool) -> dict[str
     config = Knn(checkpoint=CheckpointOptions(checkpoint=str(run)))
     context = open_context(config, DEVICE, download=False, labels=True)
     require(context.test.held_out, f"{run}: was not trained with --held-out-images")
-    backbone = Backbone(context, bn_images)
+    # BN statistics may be estimated on more images than the bank has.
+    bank = context.train.first(bank_images)
+    backbone = Backbone(context, bank, bn_images)
     for name, protocol in missing.items():
         results[name] = measure(
-            backbone.features("train", protocol),
-            context.train.labels,
-            backbone.features("test", protocol),
+            backbone.features("bank", protocol),
+            bank.labels,
+            backbone.features("queries", protocol),
             context.test.labels,
             len(context.classes),
-            linear,
+            linear=True,
         )
         write_json(file, results)
         print(f"{run.name}, {name}: {results[name]}", file=sys.stderr, flush=True)
@@ -249,7 +265,9 @@ def main() -> int:
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument("--results", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--no-linear", action="store_true", help="measure kNN alone")
+    parser.add_argument(
+        "--bank-images", type=int, help="train images for kNN and the linear classifier"
+    )
     parser.add_argument(
         "--bn-images", type=int, default=20_000, help="train images for BN statistics"
     )
@@ -258,9 +276,10 @@ def main() -> int:
     args.results.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, dict[str, float]]] = {}
     for run in args.runs:
-        file = args.results / f"{run.name}.json"
+        bank = args.bank_images or "all"
+        file = args.results / f"{run.name}_bank_{bank}_bn_{args.bn_images}.json"
         try:
-            results[run.name] = measure_run(run, file, args.bn_images, not args.no_linear)
+            results[run.name] = measure_run(run, file, args.bank_images, args.bn_images)
         except UserError as error:
             print(f"evaluation_questions.py: {error}", file=sys.stderr)
             return 2

@@ -15,6 +15,7 @@ from simsiam import load_backbone
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.data.dataset import ImageDataset
+from simsiam.data.files.lazy_images import LazyImages
 from simsiam.evaluation.logistic_regression import (
     fit_logistic,
     fold_standardisation,
@@ -30,7 +31,9 @@ from utils.knn import knn_predict
 
 @pytest.mark.parametrize(("side", "resized"), [(32, 36), (32, 40), (32, 37), (32, 39), (28, 32)])
 def test_a_zoom_is_torchvisions_resize_and_centre_crop(side: int, resized: int) -> None:
-    images = patterns(20).images[..., :side, :side]
+    images = patterns(20).images
+    assert isinstance(images, Tensor)
+    images = images[..., :side, :side]
     prepare = v2.Compose([v2.Resize(resized), v2.CenterCrop(side)])
     expected = torch.stack([to_image(prepare(to_pil_image(image))) for image in images])
     zoomed = 255 * zoom_in(images.float() / 255, resized / side)
@@ -61,16 +64,13 @@ def load_patterns() -> tuple[ImageDataset, ImageDataset]:
 
 
 @torch.no_grad()
-def torchvision_features(run: Path, images: Tensor, resized: int) -> Tensor:
+def torchvision_features(run: Path, images: Tensor | LazyImages, resized: int) -> Tensor:
     """Return the features (N, F) of images that torchvision has resized and cropped."""
+    assert isinstance(images, Tensor)
     backbone = load_backbone(run)
-    prepare = v2.Compose(
-        [
-            v2.Resize(resized),
-            v2.CenterCrop(32),
-            v2.Normalize(backbone.mean, backbone.std),
-        ]
-    )
+    mean = torch.tensor(backbone.mean).tolist()
+    std = torch.tensor(backbone.std).tolist()
+    prepare = v2.Compose([v2.Resize(resized), v2.CenterCrop(32), v2.Normalize(mean, std)])
     return backbone(prepare(images.float() / 255))
 
 
