@@ -19,6 +19,7 @@ from simsiam.evaluation.feature_files import Embedding, choose_writer
 from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.results import Results, name_results
 from simsiam.evaluation.run_images import find_conversion
+from simsiam.evaluation.zoom import choose_zoom
 from utils.console import print_line
 from utils.device import choose_device
 from utils.errors import require
@@ -52,6 +53,7 @@ def embed(config: Embed) -> None:
     else:
         source = open_dataset(config)
     checkpoint = source.checkpoint
+    zoom = choose_zoom(options.test_zoom, checkpoint.preparation.size)
     results = Results(config, checkpoint, name_results("embed", options.output))
     output = results.choose_output(options.output, DEFAULT_OUTPUT)
 
@@ -60,13 +62,13 @@ def embed(config: Embed) -> None:
     print_line(f"{printable(checkpoint.file)}: features of {name}, {n:,} images")
     if folder is not None:
         folder.report_skipped()
-    features = checkpoint.extract_features(source.chunks, n, name, unit=False).cpu().numpy()
+    features = checkpoint.extract_features(source.chunks, n, name, unit=False, zoom=zoom)
 
     # Reading a folder has removed the images that cannot be read, so ask for the lengths again.
     sizes = {name: len(split) for name, split in source.splits.items()}
     labels = [split.labels for split in source.splits.values()]
     embedding = Embedding(
-        features=features,
+        features=features.cpu().numpy(),
         labels=torch.cat(labels).cpu().numpy(),
         indices=np.concatenate([np.arange(size) for size in sizes.values()]),
         split=np.repeat(list(sizes), list(sizes.values())),

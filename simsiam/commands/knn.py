@@ -1,5 +1,7 @@
 """The command `knn`: kNN accuracy for the usual k, temperatures and kinds of features."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -10,6 +12,7 @@ from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import FEATURE_CHUNK
 from simsiam.evaluation.metrics import accuracy, confusion, print_classes
 from simsiam.evaluation.results import Results
+from simsiam.evaluation.zoom import announce_zoom, choose_zoom, describe_zoom, zoomed_side
 from utils.console import format_count, print_line, print_table, show_progress
 from utils.device import choose_device
 from utils.knn import choose_k, nearest, vote
@@ -30,6 +33,8 @@ def knn(config: Knn) -> None:
     """Print and save the accuracy for each protocol, and the accuracy of each class."""
     device = choose_device(config.device.accelerator)
     context = open_context(config, device, labels=True, leave_one_out=True)
+    side = context.image_size
+    zoom = choose_zoom(config.zoom.test_zoom, side)
     results = Results(config, context.checkpoint, "knn")
     context.announce()
 
@@ -41,12 +46,22 @@ def knn(config: Knn) -> None:
     summary["knn_k"] = headline_k
     summary["knn_t"] = HEADLINE_TEMPERATURE
     summary["leave_one_out"] = context.leave_one_out
-    summary["table"] = [
-        {"features": kind, "k": k, "temperature": temperature, "accuracy": value}
-        for (kind, k, temperature), value in accuracies.items()
-    ]
+    summary["table"] = list_protocols(accuracies)
 
-    print_protocols(context, accuracies)
+    rows = dict(accuracies)
+    if zoom != 1:
+        announce_zoom(side, zoom, "images")
+        zoomed_counts = count_by_protocol(context.with_zoom(zoom))
+        zoomed = {protocol: accuracy(matrix) for protocol, matrix in zoomed_counts.items()}
+        summary["zoomed"] = {
+            "test_zoom": zoom,
+            "resized_side": zoomed_side(side, zoom),
+            "kNN_accuracy": zoomed["backbone", headline_k, HEADLINE_TEMPERATURE],
+            "table": list_protocols(zoomed),
+        }
+        for (kind, k, temperature), value in zoomed.items():
+            rows[f"{kind}, {describe_zoom(side, zoom)}", k, temperature] = value
+    print_protocols(context, rows)
     if headline_k < HEADLINE_K:
         print_line(
             f"k {headline_k} instead of {HEADLINE_K} for the classes and for kNN_accuracy in "
@@ -55,6 +70,14 @@ def knn(config: Knn) -> None:
     classifier = f"kNN, k {headline_k}, T {HEADLINE_TEMPERATURE:g}, backbone features"
     print_classes(summary["per_class"], classifier)
     results.write(summary)
+
+
+def list_protocols(accuracies: dict[Protocol, float]) -> list[dict[str, Any]]:
+    """Return the accuracies as a table for summary.json."""
+    return [
+        {"features": kind, "k": k, "temperature": temperature, "accuracy": value}
+        for (kind, k, temperature), value in accuracies.items()
+    ]
 
 
 def choose_headline_k(context: EvaluationContext) -> int:

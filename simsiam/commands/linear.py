@@ -22,6 +22,7 @@ from simsiam.evaluation.logistic_regression import (
 from simsiam.evaluation.metrics import print_classes
 from simsiam.evaluation.networks import build_backbone
 from simsiam.evaluation.results import Results
+from simsiam.evaluation.zoom import announce_zoom, choose_zoom, describe_zoom, zoomed_side
 from utils.console import print_table, show_progress
 from utils.device import choose_device, choose_precision
 from utils.errors import require
@@ -39,6 +40,7 @@ def linear(config: Linear) -> None:
     options = config.linear
     precision = choose_precision(config.device.precision, config.device.accelerator)
     context = open_context(config, choose_device(config.device.accelerator), labels=True)
+    zoom = choose_zoom(config.zoom.test_zoom, context.image_size)
     name = "linear"
     if options.augment:
         name += "_augment"
@@ -65,18 +67,68 @@ def linear(config: Linear) -> None:
             method = f"crops and flips, {settings.optimizer.upper()}"
         else:
             head, fit_summary = fit_by_solver(context, options.seed, n_held_out)
-            method = f"L-BFGS, weight decay {fit_summary['weight_decay']:g}"
+            method = describe_solver(fit_summary)
         summary = context.measure_accuracy(head) | fit_summary
+        if zoom != 1:
+            trained_head = head if options.augment else None
+            zoomed = context.with_zoom(zoom)
+            summary["zoomed"] = measure_zoomed(zoomed, trained_head, options.seed, n_held_out)
         results.save_head(context, head, summary)
 
     classifier = f"linear ({method})"
     print_classes(summary["per_class"], classifier)
     columns = ["classifier", "labels", "accuracy"]
-    row = [classifier, f"{n:,}", f"{summary['test_accuracy']:.2f}"]
     if "test_top5_accuracy" in summary:
         columns.append("top-5")
-        row.append(f"{summary['test_top5_accuracy']:.2f}")
-    context.print_accuracies(columns, [row])
+    rows = [make_row(classifier, n, summary)]
+    if zoom != 1:
+        if not options.augment:
+            method = describe_solver(summary["zoomed"])
+        zoomed_classifier = f"linear ({method}), {describe_zoom(context.image_size, zoom)}"
+        rows.append(make_row(zoomed_classifier, n, summary["zoomed"]))
+    context.print_accuracies(columns, rows)
+
+
+def describe_solver(fit_summary: dict[str, Any]) -> str:
+    return f"L-BFGS, weight decay {fit_summary['weight_decay']:g}"
+
+
+def make_row(classifier: str, n: int, metrics: dict[str, Any]) -> list[str]:
+    """Return a row of the table: the classifier, its number of labels and its accuracies."""
+    row = [classifier, f"{n:,}", f"{metrics['test_accuracy']:.2f}"]
+    if "test_top5_accuracy" in metrics:
+        row.append(f"{metrics['test_top5_accuracy']:.2f}")
+    return row
+
+
+def measure_zoomed(
+    context: EvaluationContext, trained_head: nn.Linear | None, seed: int, n_held_out: int
+) -> dict[str, Any]:
+    """Return test accuracies on zoomed images, for summary.json.
+
+    Args:
+        context: its images are zoomed.
+        trained_head: a head that was trained on crops, which is measured as it is. None fits a head
+            on zoomed train images, as `fit_by_solver` does.
+        seed, n_held_out: arguments of `fit_by_solver`.
+    """
+    side = context.image_size
+    summary: dict[str, Any] = {
+        "test_zoom": context.zoom,
+        "resized_side": zoomed_side(side, context.zoom),
+    }
+    if trained_head is not None:
+        announce_zoom(side, context.zoom, context.test.evaluation_name)
+        head = trained_head
+    else:
+        announce_zoom(side, context.zoom, "images")
+        head, fit_summary = fit_by_solver(context, seed, n_held_out)
+        summary.update(fit_summary)
+    metrics = context.measure_accuracy(head)
+    for name in ("test_accuracy", "test_top5_accuracy"):
+        if name in metrics:
+            summary[name] = metrics[name]
+    return summary
 
 
 def fit_by_solver(
@@ -98,7 +150,7 @@ def fit_by_solver(
     train = context.train
     order = permutation(len(train), CHOICE_EPOCH, seed=seed, device=context.device)
     chunks = (train.images_at(indices) for indices in order.split(choose_chunk_size(train.images)))
-    x = context.checkpoint.extract_features(chunks, len(train), "train images", unit=False)
+    x = context.extract_chunks(chunks, len(train), "train images", unit=False)
     center, spread = standardise_in_place(x)
     labels = train.labels[order]
 
@@ -123,7 +175,10 @@ def fit_by_solver(
 
     accuracy_by_name = {f"{decay:g}": accuracy for decay, accuracy in accuracies.items()}
     rows = [(name, f"{accuracy:.2f}") for name, accuracy in accuracy_by_name.items()]
-    print_table("on held-out train images", ("weight decay", "accuracy %"), rows)
+    title = "on held-out train images"
+    if context.zoom != 1:
+        title += f", {describe_zoom(context.image_size, context.zoom)}"
+    print_table(title, ("weight decay", "accuracy %"), rows)
     return head, {"weight_decay": best, "held_out": accuracy_by_name, "converged": converged}
 
 

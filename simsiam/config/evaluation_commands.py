@@ -26,8 +26,11 @@ class Knn(Evaluation):
 
     The features are those of the backbone and, if the checkpoint has a projector, those of the
     projector too. The accuracy of each class is also measured.
+
+    Small images are measured a second time with a zoom (--test-zoom), as many papers do.
     """
 
+    zoom: evaluation.ZoomOptions = evaluation.ZoomOptions()
     device: AcceleratorOptions = AcceleratorOptions()
 
 
@@ -41,9 +44,13 @@ class Linear(Evaluation):
     on ImageNet (--recipe imagenet).
 
     Test images are used once, after the last epoch. The classifier is kept as head.safetensors.
+
+    Small images are measured a second time with a zoom (--test-zoom), as many papers do: by a
+    classifier of their own or, with --augment, by the one that was trained on crops and flips.
     """
 
     linear: LinearOptions = LinearOptions()
+    zoom: evaluation.ZoomOptions = evaluation.ZoomOptions()
     device: PrecisionOptions = PrecisionOptions()
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from simsiam.config.ablations import DEFAULT_VARIANTS, VARIANTS
+from simsiam.config.options import SMALL_IMAGE
 from simsiam.config.value_types import (
     AtLeast1,
     BatchSize,
@@ -15,6 +16,7 @@ from simsiam.config.value_types import (
     Positive,
     Seed,
     Share,
+    Zoom,
 )
 from utils.errors import require
 from utils.option_group import Hint, Rule, option_group
@@ -33,6 +35,21 @@ class CheckpointOptions:
     """Folder for the results (JSON) and for the other files of the command."""
     overwrite: Annotated[bool, Rule.CHANGEABLE_ON_RESUME] = False
     """Replace the results of an earlier call."""
+
+
+DEFAULT_ZOOM = 36 / 32  # of papers that test CIFAR with Resize(36) and CenterCrop(32)
+
+
+@option_group()
+class ZoomOptions:
+    """Zoomed images."""
+
+    test_zoom: Annotated[
+        Zoom | None,
+        Hint("FACTOR", default=f"{DEFAULT_ZOOM} for images of up to {SMALL_IMAGE} pixels, else 1"),
+    ] = None
+    """Measure a second time, on images that are magnified by this factor and cropped to their
+    centre: 1.125 resizes 32 pixels to 36 and takes the central 32. 1 leaves this out."""
 
 
 DEFAULT_LABEL_FRACTION = 0.1
@@ -121,6 +138,9 @@ class EmbedOptions:
     set (their central square, resized)."""
     split: Literal["both", "train", "test"] = "both"
     """Part of the data set."""
+    test_zoom: Annotated[Zoom, Hint("FACTOR")] = 1.0
+    """Magnify the images by this factor and crop them to their centre, as knn and linear do for
+    their second measurement (1.125)."""
 
     def __post_init__(self) -> None:
         require(

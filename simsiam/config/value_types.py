@@ -18,6 +18,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Zoom = Annotated[float, Field(ge=1, le=2)]
 BlurSigma = Annotated[float, Field(ge=0, le=1024)]  # pixels; no view is wider than 1024
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 BatchSize = Annotated[int, Field(ge=2)]  # BN needs a batch

@@ -72,7 +72,12 @@ class LoadedCheckpoint:
         return count_library_features(self.metadata.backbone, self.metadata.image_size)
 
     def extract_features(
-        self, chunks: Iterable[Tensor], n: int, label: str, unit: bool = True
+        self,
+        chunks: Iterable[Tensor],
+        n: int,
+        label: str,
+        unit: bool = True,
+        zoom: float = 1.0,
     ) -> Tensor:
         """Return the features (N, F) of the N images in all chunks, and show the progress.
 
@@ -82,11 +87,12 @@ class LoadedCheckpoint:
             n: an upper bound of N.
             label: names the images in the progress.
             unit: L2-normalise each row, for cosines.
+            zoom: magnify the images by this factor and take their centre, see `zoom_in`.
         """
         chunks = show_progress(chunks, n, f"features of {label}")
         mean, std = self.statistics
         size = self.metadata.image_size
-        return extract_features(self.backbone, chunks, mean, std, unit, n, size)
+        return extract_features(self.backbone, chunks, mean, std, unit, n, size, zoom)
 
 
 def find_checkpoint(path: str | Path, prefer_full: bool = False) -> Path:

@@ -1,6 +1,6 @@
 """A checkpoint together with the data set that it is evaluated on, on one device."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +31,8 @@ TOP = 5  # with more classes, the top-5 accuracy is measured too
 class EvaluationContext:
     """The checkpoint and the images of a command.
 
-    Images that do not fit into the device's memory stay on the CPU or on the disk.
+    Images that do not fit into the device's memory stay on the CPU or on the disk. Before they are
+    encoded, all images are magnified by `zoom`, see `simsiam.evaluation.zoom`.
     """
 
     checkpoint: LoadedCheckpoint
@@ -39,6 +40,12 @@ class EvaluationContext:
     dataset: str
     train: ImageDataset
     test: ImageDataset
+    zoom: float = 1.0
+
+    @property
+    def image_size(self) -> int:
+        """The side of the images that the backbone takes, in pixels."""
+        return self.checkpoint.preparation.size
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -73,7 +80,15 @@ class EvaluationContext:
             unit: L2-normalise each row, for cosines.
         """
         chunks = images.split(choose_chunk_size(images))
-        return self.checkpoint.extract_features(chunks, len(images), label, unit)
+        return self.extract_chunks(chunks, len(images), label, unit)
+
+    def extract_chunks(
+        self, chunks: Iterable[Tensor], n: int, label: str, unit: bool = True
+    ) -> Tensor:
+        """Return the features (N, F) of the n images in all chunks, as `extract_features` does."""
+        if self.zoom != 1:
+            label = f"zoomed {label}"
+        return self.checkpoint.extract_features(chunks, n, label, unit, self.zoom)
 
     def describe_accuracy(self, name: str, counts: Tensor) -> dict[str, Any]:
         """Return accuracies, and the numbers of images, for summary.json.
@@ -121,6 +136,14 @@ class EvaluationContext:
         """
         checkpoint = replace(self.checkpoint, backbone=backbone, projector=None, predictor=None)
         return replace(self, checkpoint=checkpoint)
+
+    def with_zoom(self, zoom: float) -> "EvaluationContext":
+        """Return a context whose images are magnified.
+
+        It has no projector, because zoomed measurements are made on the backbone's features.
+        """
+        checkpoint = replace(self.checkpoint, projector=None)
+        return replace(self, checkpoint=checkpoint, zoom=zoom)
 
 
 def open_checkpoint(config: Evaluation, device: torch.device) -> LoadedCheckpoint:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from models.eval_mode import eval_mode
 from simsiam.augment import normalize
 from simsiam.data.files.lazy_images import LazyImages
+from simsiam.evaluation.zoom import zoom_in
 
 FEATURE_CHUNK = 1000  # images of CIFAR's size that a GPU encodes at once
 CPU_FEATURE_CHUNK = FEATURE_CHUNK // 4  # fits into the caches of a CPU: 1.4 times the speed
@@ -65,6 +66,7 @@ def extract_features(
     unit: bool = True,
     n: int | None = None,
     size: int | None = None,
+    zoom: float = 1.0,
 ) -> Tensor:
     """Return the features (N, F) float32 of clean images, by the network in eval mode.
 
@@ -75,6 +77,7 @@ def extract_features(
         unit: L2-normalise each row, for cosines.
         n: only for chunks, and needed there: the number of images in all chunks, or more.
         size: S, the side of the central squares that are taken. None takes the images as they are.
+        zoom: magnify these squares by this factor and take their central S x S pixels.
     """
     if isinstance(images, Tensor | LazyImages):
         n = len(images)
@@ -85,7 +88,8 @@ def extract_features(
     with eval_mode(network):
         for chunk in images:
             x = crop_center(chunk, size).to(mean.device).float() / 255
-            chunk_features = network(normalize(x, mean, std).to(dtype)).float()
+            x = normalize(zoom_in(x, zoom), mean, std)
+            chunk_features = network(x.to(dtype)).float()
             if done == 0:
                 # Allocated once; concatenating a list of chunks would take twice the memory.
                 features = chunk_features.new_empty(n or 0, chunk_features.shape[1])

@@ -6,7 +6,7 @@ names the file.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,16 +220,7 @@ def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[flo
         A list of accuracies by the name of the measurement, such as "linear, 50,000 labels".
         Finetune measures an accuracy for each of its seeds; the other commands measure one.
     """
-    accuracies: dict[str, list[float]] = {}
-
-    # knn has a table: a row for each kind of features, k and temperature.
-    for row in content.get("table", ()):
-        if "accuracy" not in select_numbers(row):
-            continue
-        setting = f"kNN, {row.get('features')} features, k {row.get('k')}"
-        if row.get("k") != 1:  # a single neighbour needs no weight, so no temperature
-            setting += f", T {row.get('temperature')}"
-        accuracies[setting] = [row["accuracy"]]
+    accuracies = read_knn_table(content.get("table", ()))
 
     # linear and finetune have one accuracy, or one for each seed.
     details = [name.replace("_", " ")]
@@ -248,4 +239,30 @@ def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[flo
     top5 = select_numbers({"": content.get("test_top5_accuracy")})
     if top5 and "finetune" not in name:
         accuracies[", ".join([f"{details[0]} (top-5)", *details[1:]])] = list(top5.values())
+
+    # knn and linear may have measured zoomed images too.
+    zoomed = content.get("zoomed", {})
+    zoom = f"zoom {zoomed.get('resized_side')}"
+    for setting, values in read_knn_table(zoomed.get("table", ())).items():
+        accuracies[f"{setting}, {zoom}"] = values
+    zoomed_accuracy = select_numbers({"": zoomed.get("test_accuracy")})
+    if zoomed_accuracy:
+        accuracies[", ".join([*details, zoom])] = list(zoomed_accuracy.values())
+    return accuracies
+
+
+def read_knn_table(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the accuracies in a table of the command knn, by the name of the measurement.
+
+    Args:
+        rows: a row for each kind of features, k and temperature.
+    """
+    accuracies: dict[str, list[float]] = {}
+    for row in rows:
+        if "accuracy" not in select_numbers(row):
+            continue
+        setting = f"kNN, {row.get('features')} features, k {row.get('k')}"
+        if row.get("k") != 1:  # a single neighbour needs no weight, so no temperature
+            setting += f", T {row.get('temperature')}"
+        accuracies[setting] = [row["accuracy"]]
     return accuracies
