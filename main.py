@@ -26,9 +26,14 @@ if importlib.util.find_spec("fcntl") is None:
     print(message, file=sys.stderr)
     sys.exit(2)
 
-# An older Python cannot import these modules, so they come after the check of the version.
-from utils.process import prepare_streams, replace_missing_matplotlib_backend  # noqa: E402
-from utils.signals import is_interactive, is_main_thread, restored_handlers  # noqa: E402
+# An older Python cannot import this module, so it comes after the check of the version.
+from utils.process import (  # noqa: E402
+    is_interactive,
+    is_main_thread,
+    prepare_streams,
+    replace_missing_matplotlib_backend,
+    restored_handlers,
+)
 
 # A Ctrl-C during the imports below ends the process without a traceback. A notebook in which %run
 # runs this file must not end.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from utils.console import print_line
-from utils.signals import is_main_thread
+from utils.process import is_main_thread
 
 Result = TypeVar("Result")
 NOTICE_SECONDS = 15  # after which a notice says what the process waits for

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from utils import distributed
 from utils.console import console
 from utils.errors import StoppedBySignal
-from utils.signals import is_interactive, is_main_thread
+from utils.process import is_interactive, is_main_thread
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 REQUEUE_SIGNAL = signal.SIGUSR1  # SLURM sends it before it takes the machine away
