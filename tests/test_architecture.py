@@ -29,6 +29,7 @@ FLOORS = (
         "simsiam.resumable_module",
         "simsiam.image_ops",
         "simsiam.crop_boxes",
+        "simsiam.compilation",
     ),
     ("simsiam.config", "simsiam.collapse"),
     ("models", "utils"),

@@ -1,15 +1,19 @@
 """Make the views of a batch: of square images on the device, or of crops that were cut before."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from simsiam.augment import Policy, augment, draw_boxes
+from simsiam.compilation import compile_per_shape
 from simsiam.config.options import SMALL_IMAGE
 from simsiam.data.files.crop_loader import CropCutter, DrawBoxes, count_threads
 from simsiam.data.files.whole_images import WholeImages
+from utils import distributed
 
 # So many pixels of views are made together on a CPU. Their values then fit into its caches, and
 # into memory that the process keeps from one call to the next.
@@ -23,16 +27,45 @@ class ViewMaker:
         views: V, the number of views of each image.
         seed: seed of the augmentation.
         policy: the distribution of the views.
-        compile: whether to compile the augmentation.
+        compile: whether to compile the augmentation for all sizes of views.
     """
 
     def __init__(self, views: int, seed: int, policy: Policy, compile: bool) -> None:
         self.views = views
         self.seed = seed
         self.policy = policy
-        self._augment = augment
-        if compile:
-            self._augment = torch.compile(augment, fullgraph=True, dynamic=False)
+        self._compiles_all_sizes = compile
+        self._compiled_sizes: set[int] = set()
+        self._print_fn: Callable[[str], None] = rank_zero_warn
+        self._compiled_augment: Callable[..., Tensor] = compile_per_shape(
+            augment, fullgraph=True, dynamic=False
+        )
+
+    def compile_sizes(self, sizes: Iterable[int], print_fn: Callable[[str], None]) -> None:
+        """Compile the augmentation for views of these sizes in pixels.
+
+        Args:
+            print_fn: gets a line on rank 0 if a CPU has no compiler.
+        """
+        self._compiled_sizes.update(sizes)
+        self._print_fn = print_fn
+
+    def _augment(self, images: Tensor, indices: Tensor, size: int, **arguments: Any) -> Tensor:
+        """Call `augment`, which is compiled if that was asked for this size and is possible."""
+        if not self._compiles_all_sizes and size not in self._compiled_sizes:
+            return augment(images, indices, size=size, **arguments)
+        try:
+            return self._compiled_augment(images, indices, size=size, **arguments)
+        except torch._dynamo.exc.BackendCompilerFailed as error:  # pyright: ignore[reportAttributeAccessIssue]
+            if images.device.type != "cpu":
+                raise
+            # Compilation needs a C++ compiler, which a machine may lack.
+            reason = str(error.inner_exception).strip().splitlines()[0]
+            if distributed.rank() == 0:
+                self._print_fn(f"the augmentation is not compiled, which is slower: {reason}")
+            self._compiles_all_sizes = False
+            self._compiled_sizes.clear()
+        return augment(images, indices, size=size, **arguments)
 
     def crop_and_finish(
         self, images: Tensor, indices: Tensor, epoch: int, size: int, mean: Tensor, std: Tensor
@@ -86,13 +119,13 @@ class ViewMaker:
             augmented_rows = self._augment(
                 images[rows],
                 index_of_row[rows],
+                size,
                 seed=self.seed,
                 epoch=epoch_tensor,
                 view=view_of_row[rows, None],  # `augment` takes a column of numbers
                 policy=self.policy,
                 mean=mean,
                 std=std,
-                size=size,
                 cropped=cropped,
             )
             augmented.append(augmented_rows)
