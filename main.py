@@ -243,6 +243,8 @@ def silence_libraries() -> None:
     """Turn off messages of libraries that this program replaces, or that need no action."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # To compile for a CPU, torch does not need the GPU that it looks for.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # Broken metadata do not matter.
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|PIL")
     # torch recommends TensorFloat32. Its three digits are too few for the matrix products

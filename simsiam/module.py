@@ -26,6 +26,7 @@ from models.choices import is_library_backbone
 from models.convert_batch_norm import convert_batch_norm
 from models.heads import CUSTOM_BACKBONE_PREFIX, build_networks
 from models.resnet import ResNet
+from simsiam.compilation import compile_per_shape
 from simsiam.config.network_options import NetworkOptions
 from simsiam.config.optimizer_options import DEFAULT_LEARNING_RATE, OptimizerOptions
 from simsiam.config.options import MethodOptions
@@ -148,7 +149,7 @@ class SimSiam(ResumableModule):
         self.one_pass: bool | None = None
         # Whether all BN layers can normalise each view by itself. None if not checked yet.
         self._bn_separates_views: bool | None = None
-        # The compiled form of `self.loss_and_metrics`, set by `compile_networks`.
+        # `self.loss_and_metrics`, compiled by `compile_networks`.
         self._compiled_losses: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None
 
     # ---------------------------------------------------------------- Algorithm 1
@@ -280,21 +281,20 @@ class SimSiam(ResumableModule):
     # ---------------------------------------------------------------- compilation
 
     def compile_networks(self, cuda_graphs: bool = False) -> None:
-        """Compile the forward and backward pass of a step as one graph, for one batch size.
+        """Compile the forward and backward pass of a step as one graph, for each shape of views.
 
         Args:
-            cuda_graphs: Replay the kernels of a step instead of launching each of them. Every
-                replay overwrites the gradients of the replay before it, so gradients cannot be
-                accumulated. Communication between processes cannot be replayed either.
+            cuda_graphs: Replay the kernels of a step instead of launching each of them. A replay
+                overwrites the gradients of the one before, so gradients cannot be accumulated.
+                Communication between processes cannot be replayed either.
         """
         # By default, Inductor writes a value to memory if it is computed from more than four
         # tensors and used twice. The output of a ReLU after BN is computed from six tensors.
         # Computing it again at each use is faster, so the threshold is raised to eight.
         options: dict[str, Any] = {"realize_reads_threshold": 8}
-        # Communication between processes breaks the graph into several. So may the code of other
-        # networks than ours.
+        # Communication between processes breaks the graph, and so may other networks than ours.
         is_one_graph = distributed.world_size() == 1 and isinstance(self.backbone, ResNet)
         options["triton.cudagraphs"] = cuda_graphs and is_one_graph
-        self._compiled_losses = torch.compile(
+        self._compiled_losses = compile_per_shape(
             self.loss_and_metrics, fullgraph=is_one_graph, dynamic=False, options=options
         )

@@ -31,6 +31,7 @@ FLOORS = (
         "simsiam.image_ops",
         "simsiam.heavy_ops",
         "simsiam.crop_boxes",
+        "simsiam.compilation",
     ),
     ("simsiam.config", "simsiam.collapse"),
     ("models", "utils"),

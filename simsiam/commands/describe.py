@@ -6,6 +6,7 @@ from typing import Any
 
 from models.choices import is_library_backbone
 from simsiam.commands.estimate import (
+    choose_compiled_sizes,
     estimate_seconds,
     format_duration,
     measures_before_training,
@@ -56,6 +57,13 @@ class RunContext:
     start: Start | None  # None: training starts at step 0
     fitted: list[str]  # options that were not given, with values that fit the data set
     weights: StartingWeights | None = None  # None: the weights of step 0 are random
+
+    @property
+    def compiled_sizes(self) -> list[int]:
+        """Sizes of views for which a CPU compiles the augmentation."""
+        if self.accelerator != "cpu" or not self.config.device.compile:
+            return []
+        return choose_compiled_sizes(self.data, self.config.optimizer.epochs)
 
 
 def collect_provenance(context: RunContext) -> dict[str, Any]:
@@ -135,6 +143,10 @@ def describe_run(context: RunContext) -> str:
     unused_gpu_reason = hidden_gpu_reason(device_options.accelerator)
     if unused_gpu_reason is not None:
         lines.append(INDENT + unused_gpu_reason)
+
+    if context.compiled_sizes:
+        sizes = " and ".join(str(size) for size in context.compiled_sizes)
+        lines.append(f"{INDENT}the augmentation is compiled for views of {sizes} pixels")
 
     if context.weights is not None:
         lines += describe_weights(context.weights, context.data)
@@ -269,7 +281,9 @@ def describe_time(context: RunContext) -> list[str]:
     bf16 = context.precision == "bf16-mixed"
     epochs = context.config.optimizer.epochs
     knn_every = context.config.monitor.knn_every
-    seconds = estimate_seconds(context.model, context.data, bf16, epochs, knn_every)
+    seconds = estimate_seconds(
+        context.model, context.data, bf16, epochs, knn_every, context.compiled_sizes
+    )
     time = f"  time      {format_duration(seconds)} on this CPU"
     if seconds <= LONG_RUN:
         return [time]

@@ -1,10 +1,10 @@
-"""Estimate how long a pre-training takes on a CPU, and what its first kNN takes of that."""
+"""Estimate how long a pre-training takes on a CPU, and which of its costs pay."""
 
 import copy
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
@@ -20,6 +20,34 @@ MAX_IMAGES = 128  # in a measured call
 FEW_IMAGES = 10_000  # whose features take little time in any case
 MAX_PART_OF_TRAINING = 0.1  # that kNN before training may take
 PASSES_OF_A_STEP = 3  # a step computes forward, and backward for inputs and weights; kNN forward
+
+# Compiled augmentation on two cores of an AMD EPYC, see docs/speed.md.
+COMPILE_SECONDS = 10  # for each size of views
+SAVED_SECONDS_PER_VIEW = 12e-6
+SAVED_SECONDS_PER_PIXEL = 20e-9  # of a view
+SAVED_PART = 0.6  # of the time of the augmentation
+# What must be saved for each second of compilation. More cores save less and compile no faster.
+MIN_GAIN = 2
+
+
+def choose_compiled_sizes(data: ViewsDataModule, epochs: int) -> list[int]:
+    """Return the sizes of views for which a CPU should compile the augmentation.
+
+    Compiled and eager views differ in the last digits. The choice is counted and not measured, for
+    the complete run, so that a run computes the same on each machine and after it was resumed.
+    """
+    sizes: list[int] = []
+    for size, count in _count_epochs_by_size(data, epochs).items():
+        views = count * len(data.train) * data.views
+        saved = views * (SAVED_SECONDS_PER_VIEW + SAVED_SECONDS_PER_PIXEL * size**2)
+        if saved >= MIN_GAIN * COMPILE_SECONDS:
+            sizes.append(size)
+    return sizes
+
+
+def _count_epochs_by_size(data: ViewsDataModule, epochs: int) -> Counter[int]:
+    """Return the number of epochs with each size of views."""
+    return Counter(data.view_size(epoch) for epoch in range(epochs))
 
 
 def measures_before_training(data: ViewsDataModule, epochs: int) -> bool:
@@ -43,7 +71,12 @@ def measures_before_training(data: ViewsDataModule, epochs: int) -> bool:
 
 
 def estimate_seconds(
-    model: SimSiam, data: ViewsDataModule, bf16: bool, epochs: int, knn_every: int
+    model: SimSiam,
+    data: ViewsDataModule,
+    bf16: bool,
+    epochs: int,
+    knn_every: int,
+    compiled_sizes: Collection[int] = (),
 ) -> float:
     """Return about how many seconds a run of one process takes on this CPU.
 
@@ -54,10 +87,11 @@ def estimate_seconds(
         bf16: whether the run computes in bf16.
         epochs: length of the run.
         knn_every: epochs between kNN measurements; 0 for none.
+        compiled_sizes: sizes of views for which the augmentation will be compiled.
     """
     model = copy.deepcopy(model)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        seconds = _estimate_training(model, data, epochs)
+        seconds = _estimate_training(model, data, epochs, compiled_sizes)
         if knn_every:
             measurements = math.ceil(epochs / knn_every)
             if measures_before_training(data, epochs):
@@ -66,12 +100,14 @@ def estimate_seconds(
     return seconds
 
 
-def _estimate_training(model: SimSiam, data: ViewsDataModule, epochs: int) -> float:
+def _estimate_training(
+    model: SimSiam, data: ViewsDataModule, epochs: int, compiled_sizes: Collection[int]
+) -> float:
     steps_per_epoch = len(data.train) // data.batch_size
     first_epochs: dict[int, int] = {}  # size of the views -> the first epoch that has it
     for epoch in range(epochs):
         first_epochs.setdefault(data.view_size(epoch), epoch)
-    epochs_by_size = Counter(data.view_size(epoch) for epoch in range(epochs))
+    epochs_by_size = _count_epochs_by_size(data, epochs)
 
     seconds = 0.0
     for size, epoch in first_epochs.items():
@@ -80,8 +116,15 @@ def _estimate_training(model: SimSiam, data: ViewsDataModule, epochs: int) -> fl
             views = data.make_views(torch.arange(n), epoch)
             model.training_step(views, 0)["loss"].backward()
 
+        def make_views(n: int, epoch: int = epoch) -> None:
+            data.make_views(torch.arange(n), epoch)
+
         steps = epochs_by_size[size] * steps_per_epoch
         seconds += steps * measure_seconds(take_step, data.batch_size)
+        # To decode files and to cut crops takes the same time as before.
+        if size in compiled_sizes and data.train.whole is None:
+            eager_seconds = steps * measure_seconds(make_views, data.batch_size)
+            seconds += COMPILE_SECONDS - SAVED_PART * eager_seconds
     return seconds
 
 

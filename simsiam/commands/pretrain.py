@@ -268,6 +268,7 @@ def train(context: RunContext) -> None:
     if config.device.compile and on_gpu:
         cuda_graphs = optimizer.accumulate == 1 and world_size == 1
         context.model.compile_networks(cuda_graphs=cuda_graphs)
+    context.data.view_maker.compile_sizes(context.compiled_sizes, print_line)
 
     with explain_failures(run, start, checkpoint_callback):
         ckpt_path = start.path if start is not None else None

@@ -132,7 +132,8 @@ class DeviceOptions(AcceleratorOptions):
     """Precision: auto is bf16 (mixed) on a GPU, and on a CPU with avx512_bf16 or amx_bf16; else
     32. A resumed run keeps its precision."""
     compile: Annotated[bool, Rule.CHANGEABLE_ON_RESUME] = True
-    """Compile the step and the augmentation (on a GPU)."""
+    """Compile the step and the augmentation on a GPU, and on a CPU the augmentation of a run that
+    is long enough to gain by it."""
 
 
 @option_group()

@@ -1,16 +1,20 @@
 """Make the views of a batch: of square images on the device, or of crops that were cut before."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from simsiam.augment import Policy, augment, draw_boxes
+from simsiam.compilation import compile_per_shape
 from simsiam.config.options import SMALL_IMAGE
 from simsiam.data.files.crop_loader import CropCutter, DrawBoxes, count_threads
 from simsiam.data.files.whole_images import WholeImages
 from simsiam.heavy_augment import augment_twice
+from utils import distributed
 
 # So many pixels of views are made together on a CPU. Their values then fit into its caches, and
 # into memory that the process keeps from one call to the next.
@@ -24,7 +28,7 @@ class ViewMaker:
         views: V, the number of standard views of each image.
         seed: seed of the augmentation.
         policy: the distribution of the standard views.
-        compile: whether to compile the augmentation.
+        compile: whether to compile the augmentation for all sizes of views.
         heavy_views: N, the number of heavy views, which come after the standard views. The i-th is
             made of the i-th standard view.
     """
@@ -36,11 +40,38 @@ class ViewMaker:
         self.seed = seed
         self.policy = policy
         self.heavy_views = heavy_views
-        self._augment = augment
-        self._augment_twice = augment_twice
-        if compile:
-            self._augment = torch.compile(augment, fullgraph=True, dynamic=False)
-            self._augment_twice = torch.compile(augment_twice, fullgraph=True, dynamic=False)
+        self._compiles_all_sizes = compile
+        self._compiled_sizes: set[int] = set()
+        self._print_fn: Callable[[str], None] = rank_zero_warn
+        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+        for function in (augment, augment_twice):
+            self._compiled[function] = compile_per_shape(function, fullgraph=True, dynamic=False)
+
+    def compile_sizes(self, sizes: Iterable[int], print_fn: Callable[[str], None]) -> None:
+        """Compile the augmentation for views of these sizes in pixels.
+
+        Args:
+            print_fn: gets a line on rank 0 if a CPU has no compiler.
+        """
+        self._compiled_sizes.update(sizes)
+        self._print_fn = print_fn
+
+    def _call(self, function: Callable[..., Any], **arguments: Any) -> Any:
+        """Call `augment` or `augment_twice`, compiled if that was asked for and is possible."""
+        if not self._compiles_all_sizes and arguments["size"] not in self._compiled_sizes:
+            return function(**arguments)
+        try:
+            return self._compiled[function](**arguments)
+        except torch._dynamo.exc.BackendCompilerFailed as error:  # pyright: ignore[reportAttributeAccessIssue]
+            if arguments["images"].device.type != "cpu":
+                raise
+            # Compilation needs a C++ compiler, which a machine may lack.
+            reason = str(error.inner_exception).strip().splitlines()[0]
+            if distributed.rank() == 0:
+                self._print_fn(f"the augmentation is not compiled, which is slower: {reason}")
+            self._compiles_all_sizes = False
+            self._compiled_sizes.clear()
+        return function(**arguments)
 
     @property
     def views_in_all(self) -> int:
@@ -110,11 +141,11 @@ class ViewMaker:
                 "cropped": cropped,
             }
             if rows.start < rows_with_heavy:
-                standard_rows, heavy_rows = self._augment_twice(**arguments)
+                standard_rows, heavy_rows = self._call(augment_twice, **arguments)
                 standard.append(standard_rows)
                 heavy.append(heavy_rows)
             else:
-                standard.append(self._augment(**arguments))
+                standard.append(self._call(augment, **arguments))
         return _split_views(standard, num_images) + _split_views(heavy, num_images)
 
     def _split_rows(self, images: Tensor, rows_with_heavy: int, num_images: int) -> list[slice]:

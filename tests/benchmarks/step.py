@@ -3,11 +3,12 @@
 Run `python tests/benchmarks/step.py`. The candidates have the same sizes and are measured in turn
 in one process, after some steps to warm up.
 
-- Ours is what `main.py` runs: views made on the device, the module, and Lightning's loop.
+- Ours is what a long run of `main.py` computes: views made on the device by compiled augmentation,
+  the module, and Lightning's loop.
 - "Plain PyTorch" is the same arithmetic in a short loop. The difference is Lightning's share.
 - lightly's is built as in its CIFAR-10 benchmark: its ResNet, heads, loss and transform, workers,
-  and a Lightning module. "Granted" also gives it our precision (bf16 if the device supports it) and
-  channels_last. Both are left out if lightly is not installed.
+  and a Lightning module. "Granted" also gives it our precision (--precision auto is bf16 if the
+  device supports it) and channels_last. Both are left out if lightly is not installed.
 """
 
 import argparse
@@ -32,7 +33,6 @@ OUT_DIM = 1024
 H_DIM = 512
 PLAIN = "plain PyTorch, same arithmetic"
 GPU = DEVICE.type == "cuda"
-PRECISION = choose_precision("auto", "auto")
 WARMUP_STEPS = 20 if GPU else 2
 
 
@@ -72,7 +72,9 @@ def train_with_lightning(
     return clock.seconds
 
 
-def train_without_lightning(model: SimSiam, data: ViewsDataModule, steps: int) -> float:
+def train_without_lightning(
+    model: SimSiam, data: ViewsDataModule, steps: int, precision: Any
+) -> float:
     """Return the seconds of `steps` steps after the warm-up."""
     model.to(DEVICE).train()
     splits = (data.train, data.test)
@@ -88,7 +90,7 @@ def train_without_lightning(model: SimSiam, data: ViewsDataModule, steps: int) -
             begin = now()
         indices = batches[step % complete_batches]
         views = data.make_views(indices, 0)
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=PRECISION == "bf16-mixed"):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             loss = model.training_step(views, step)["loss"]
         optimizer.zero_grad()
         loss.backward()
@@ -163,23 +165,30 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=512 if GPU else 128)
     parser.add_argument("--steps", type=int, default=60 if GPU else 6)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=("auto", "32", "bf16"), default="auto")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
         "--workers", type=int, default=16 if GPU else 2, help="worker processes of lightly's loader"
     )
     args = parser.parse_args()
     program.silence_libraries()
+    our_precision = choose_precision(args.precision, "auto")
     images = max(50_000 if GPU else 0, args.batch_size * (WARMUP_STEPS + args.steps))
     data = ViewsDataModule(
-        "patterns", train_images=images, test_images=10, batch_size=args.batch_size, compile=GPU
+        "patterns",
+        train_images=images,
+        test_images=10,
+        batch_size=args.batch_size,
+        compile=args.compile,
     )
     data.setup()
 
     def train_ours() -> float:
         model = make_ours(args.width)
-        return train_with_lightning(model, args.steps, PRECISION, datamodule=data)
+        return train_with_lightning(model, args.steps, our_precision, datamodule=data)
 
     def train_plain() -> float:
-        return train_without_lightning(make_ours(args.width), data, args.steps)
+        return train_without_lightning(make_ours(args.width), data, args.steps, our_precision)
 
     candidates: dict[str, Callable[[], float]] = {"ours": train_ours, PLAIN: train_plain}
     if is_installed("lightly"):
@@ -194,7 +203,7 @@ def main() -> None:
 
         def train_lightlys(granted: bool) -> float:
             model = Lightlys(args.width, channels_last=granted)
-            precision = PRECISION if granted else "32-true"
+            precision = our_precision if granted else "32-true"
             return train_with_lightning(model, args.steps, precision, train_dataloaders=pairs)
 
         candidates["lightly's parts, as shipped"] = lambda: train_lightlys(granted=False)
@@ -209,7 +218,7 @@ def main() -> None:
     for name, time in best.items():
         speed = args.batch_size / time
         rows.append((name, f"{1000 * time:,.1f}", f"{speed:,.0f}", f"{time / best['ours']:.2f}"))
-    size = f"{args.batch_size} images x 2 views, resnet18 of width {args.width}, {PRECISION}"
+    size = f"{args.batch_size} images x 2 views, resnet18 of width {args.width}, {our_precision}"
     title = f"A step of {size}, best of {args.rounds} in turn"
     table(title, ("", "ms a step", "images/s", "time, x ours"), rows)
     share = 1 - best[PLAIN] / best["ours"]

@@ -1,9 +1,11 @@
 """simsiam/commands/estimate.py: how long a run will take, known from a few images."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from simsiam.commands import estimate
 from simsiam.commands.estimate import format_duration
@@ -90,3 +92,39 @@ def test_durations_are_given_in_the_largest_unit_that_fits_twice() -> None:
         "about 2 hours",
     ]
     assert [format_duration(s) for s in seconds] == [*expected, "about 2 days"]
+
+
+def choose_sizes(images: int, sizes: list[int]) -> list[int]:
+    """Return the compiled sizes of a run with views of `sizes[epoch]` pixels in each epoch."""
+    data: Any = SimpleNamespace(train=range(images), views=2, view_size=lambda epoch: sizes[epoch])
+    return estimate.choose_compiled_sizes(data, len(sizes))
+
+
+def test_augmentation_is_compiled_for_the_sizes_that_gain_by_it() -> None:
+    assert choose_sizes(50_000, [32] * 800) == [32]
+    assert choose_sizes(50_000, [16] * 15 + [24] * 4 + [32]) == [16]
+    assert choose_sizes(5_000, [224] * 100) == [224]
+
+
+def test_short_runs_compile_nothing() -> None:
+    assert choose_sizes(50_000, [32] * 5) == []
+    assert choose_sizes(1_000, [32] * 100) == []
+
+
+def test_compiled_augmentation_makes_the_estimate_shorter(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ViewsDataModule("patterns", train_images=400, test_images=40, batch_size=100)
+    data.setup()
+    make_views = data.make_views
+
+    def make_slowly(indices: Tensor, epoch: int) -> list[Tensor]:
+        clock.now += 0.5 * len(indices)
+        return make_views(indices, epoch)
+
+    monkeypatch.setattr(data, "make_views", make_slowly)
+    model = SimSiam("resnet10", width=4, out_dim=32, h_dim=16)
+    eager_seconds = 0.5 * 400 * 10
+    expected = eager_seconds * (1 - estimate.SAVED_PART) + estimate.COMPILE_SECONDS
+    seconds = estimate.estimate_seconds(model, data, False, 10, 0, compiled_sizes=[32])
+    assert seconds == pytest.approx(expected)
