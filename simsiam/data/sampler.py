@@ -88,7 +88,8 @@ def _regroup(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:
     for piece in pieces:
         numbers = piece if rest is None else torch.cat([rest, piece])
         num_full = len(numbers) // size
-        yield from numbers[: num_full * size].split(size)
+        for i in range(num_full):
+            yield numbers[i * size : (i + 1) * size]
         rest = numbers[num_full * size :].clone()  # without the memory of the piece
 
 
