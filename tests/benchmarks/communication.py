@@ -16,20 +16,20 @@ import json
 import statistics
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from communication_model import calculated_rows, predict_knn, predict_step
 from timing import table
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 import models.batch_norm
-from models.batch_norm import BatchNorm1d, BatchNorm2d
 from simsiam import SimSiam
 from simsiam.callbacks.sharded_features import nearest_in_shards
 from utils.distributed import all_gather_rows, shard
@@ -47,9 +47,9 @@ K = 50
 class Counts:
     """What a process has received from the others, and how long it waited."""
 
-    messages: Counter[str] = field(default_factory=Counter)
-    bytes: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    messages: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    bytes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, name: str, num_bytes: float, seconds: float) -> None:
         self.messages[name] += 1
@@ -63,35 +63,6 @@ class Counts:
             part: {name: number / n for name, number in numbers.items()}
             for part, numbers in parts.items()
         }
-
-
-class ModelOfStep(NamedTuple):
-    """What the model of docs/scaling.md says that a process receives in a step.
-
-    The BN messages include the one of z_std.
-    """
-
-    bn_messages: int
-    bn_bytes: float
-    gradient_bytes: float
-
-
-def predict_step(network: SimSiam, processes: int) -> ModelOfStep:
-    """Calculate the messages of a step. An all-reduce is taken for a ring.
-
-    A BN layer with C channels gathers mean and variance of V views in the forward pass, and adds
-    the gradients of what it gathered in the backward pass. For z_std, two float64 for each channel
-    of z are added up.
-    """
-    layers = [m for m in network.modules() if isinstance(m, BatchNorm1d | BatchNorm2d)]
-    moments = sum(2 * VIEWS * layer.num_features * 4 for layer in layers)  # bytes of one process
-    others = processes - 1
-    forward = others * moments
-    backward = 2 * others / processes * (processes * moments)
-    z_std = 2 * others / processes * (2 * network.hparams["out_dim"] * 8)
-    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    gradients = 2 * others / processes * (4 * parameters)
-    return ModelOfStep(2 * len(layers) + 1, forward + backward + z_std, gradients)
 
 
 def count_calls(counts: Counts) -> None:
@@ -167,7 +138,7 @@ def measure_step(batch: int, width: int, steps: int) -> dict[str, Any]:
 
     parallel = DistributedDataParallel(Loss())
 
-    def hook(state: None, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
+    def hook(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
         gradients = bucket.buffer().div_(processes)
         num_bytes = 2 * (processes - 1) / processes * gradients.nbytes
         counts.add("gradients", num_bytes, 0.0)
@@ -207,12 +178,6 @@ def measure_knn() -> dict[str, Any]:
     return {"messages": counts.messages["all_gather"], "bytes": counts.bytes["all_gather"]}
 
 
-def predict_knn(processes: int, queries: int, features: int, k: int) -> float:
-    """Calculate the bytes that a process receives: features of queries, and neighbours of all."""
-    others = processes - 1
-    return others / processes * queries * features * 4 + others * queries * k * 12
-
-
 def work(rank: int, processes: int, folder: str, args: argparse.Namespace) -> None:
     """Measure in one of the processes. The first one writes the results into a file."""
     torch.set_num_threads(1)
@@ -234,7 +199,7 @@ def measured_rows(args: argparse.Namespace) -> tuple[list[list[str]], list[list[
     for processes in args.processes:
         with tempfile.TemporaryDirectory() as folder:
             # Forked processes need not import everything again, which would take most of the time.
-            multiprocessing.start_processes(
+            multiprocessing.start_processes(  # pyright: ignore[reportPrivateImportUsage]
                 work, (processes, folder, args), nprocs=processes, start_method="fork"
             )
             result = json.loads(Path(folder, f"{processes}.json").read_text())
@@ -261,70 +226,11 @@ def measured_rows(args: argparse.Namespace) -> tuple[list[list[str]], list[list[
         knn_rows.append(
             [
                 str(processes),
-                f"{knn['messages']}",
+                f"{knn['messages']:.0f}",
                 f"{knn['bytes'] / 1e3:,.0f} ({expected / 1e3:,.0f})",
             ]
         )
     return step_rows, knn_rows
-
-
-class Case(NamedTuple):
-    """A network and images, for which the model is calculated."""
-
-    name: str
-    build: Callable[[], SimSiam]
-    images_per_gpu: int
-    flops_per_image: float  # two views, forward and backward, see docs/scaling.md
-    queries: int
-    features: int
-
-
-CASES = (
-    Case("resnet18, 32 pixels", SimSiam, 512, 6.7e9, 10_000, 512),
-    Case(
-        "resnet50, 224 pixels",
-        lambda: SimSiam("resnet50", stem="imagenet", out_dim=2048, h_dim=512, proj_layers=3),
-        64,
-        48.8e9,
-        50_000,
-        2048,
-    ),
-)
-GPUS_PER_MACHINE = 8
-K_OF_MODEL = 200
-
-
-def calculated_rows(args: argparse.Namespace) -> list[list[str]]:
-    """Calculate a step and a kNN measurement of larger networks on GPUs."""
-    rows = []
-    for case in CASES:
-        with torch.device("meta"):
-            network = case.build()
-        for gpus in (8, 64):
-            step = predict_step(network, gpus)
-            is_one_machine = gpus <= GPUS_PER_MACHINE
-            latency_us = args.latency_us[0 if is_one_machine else 1]
-            rate = 1e9 * args.gbytes[0 if is_one_machine else 1]
-            compute = case.images_per_gpu * case.flops_per_image / (1e12 * args.tflops)
-            bn = step.bn_messages * latency_us * 1e-6 + step.bn_bytes / rate
-            gradients = step.gradient_bytes / rate
-            exposed = bn + max(0.0, gradients - 2 / 3 * compute)  # the backward pass hides some
-            knn = predict_knn(gpus, case.queries, case.features, K_OF_MODEL)
-            rows.append(
-                [
-                    case.name,
-                    f"{gpus} x {case.images_per_gpu}",
-                    f"{step.bn_messages}",
-                    f"{step.bn_bytes / 1e6:,.1f}",
-                    f"{step.gradient_bytes / 1e6:,.0f}",
-                    f"{1000 * compute:.1f}",
-                    f"{1000 * bn:.1f}",
-                    f"{1000 * gradients:.1f}",
-                    f"{100 * exposed / (exposed + compute):.0f}",
-                    f"{knn / 1e9:.2f}",
-                ]
-            )
-    return rows
 
 
 def main() -> None:
