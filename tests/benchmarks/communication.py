@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from communication_model import calculated_rows, predict_knn, predict_step
+from communication_model import predict_knn, predict_step, print_calculated
 from timing import table
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.functional import normalize
@@ -138,7 +138,10 @@ def measure_step(batch: int, width: int, steps: int) -> dict[str, Any]:
 
     parallel = DistributedDataParallel(Loss())
 
-    def hook(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
+    def hook(
+        state: None,
+        bucket: distributed.GradBucket,  # pyright: ignore[reportPrivateImportUsage]
+    ) -> torch.futures.Future[Tensor]:
         gradients = bucket.buffer().div_(processes)
         num_bytes = 2 * (processes - 1) / processes * gradients.nbytes
         counts.add("gradients", num_bytes, 0.0)
@@ -272,19 +275,7 @@ def main() -> None:
     table("Received by a process in a step: counted (calculated)", head, step_rows)
     head = ("processes", "messages", "kB")
     table("Received by a process in a kNN measurement: counted (calculated)", head, knn_rows)
-    head = (
-        "network",
-        "GPUs x images",
-        "BN messages",
-        "BN MB",
-        "gradient MB",
-        "compute ms",
-        "BN ms",
-        "gradient ms",
-        "% waiting",
-        "kNN GB",
-    )
-    table("Calculated for GPUs, not measured", head, calculated_rows(args))
+    print_calculated(args)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from timing import table
 
 from models.batch_norm import BatchNorm1d, BatchNorm2d
 from simsiam import SimSiam
@@ -105,3 +106,24 @@ def calculated_rows(args: argparse.Namespace) -> list[list[str]]:
                 ]
             )
     return rows
+
+
+def print_calculated(args: argparse.Namespace) -> None:
+    """Print a table of steps and kNN measurements that are calculated.
+
+    Args:
+        args: the flags of `communication.py` for the model.
+    """
+    head = (
+        "network",
+        "GPUs x images",
+        "BN messages",
+        "BN MB",
+        "gradient MB",
+        "compute ms",
+        "BN ms",
+        "gradient ms",
+        "% waiting",
+        "kNN GB",
+    )
+    table("Calculated for GPUs, not measured", head, calculated_rows(args))
