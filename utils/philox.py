@@ -8,6 +8,8 @@ Here the key is the seed, and the counter is (sample index, epoch, stream, block
 image has its own stream.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,13 @@ KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 # shuffles an epoch, uses the last stream.
 HEAVY_STREAMS = 2**31
 ORDER_STREAM = MASK_32
+
+PIECE = 2**22  # numbers of an order that are sorted together by `permutation_in_pieces`
+MAX_BUCKETS = 256  # their numbers take one byte
+# Numbers whose keys are computed together, on a CPU and on a GPU. On a CPU, the intermediate
+# results stay in its cache. On a GPU, each operation has a cost of its own.
+CPU_KEY_CHUNK = 2**16
+GPU_KEY_CHUNK = 2**24
 
 
 def philox(
@@ -90,9 +99,75 @@ def permutation(n: int, epoch: int, *, seed: int, device: torch.device | str = "
         seed: Seed of the run.
         device: Device of the result. The order does not depend on it.
     """
-    index = torch.arange(n, device=device)
-    zero = torch.zeros_like(index)
+    keys = torch.empty(n, dtype=torch.int64, device=device)
+    for start, chunk in _split_range(n, device):
+        keys[start : start + len(chunk)] = _sort_keys(chunk, epoch, seed)
+    return torch.argsort(keys, stable=True)
+
+
+def permutation_in_pieces(
+    n: int,
+    epoch: int,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    skip: int = 0,
+    piece: int = PIECE,
+) -> Iterator[Tensor]:
+    """Yield the numbers of `permutation` in the same order, a piece at a time.
+
+    This takes 2 bytes for each number, and about 40 for each number of a piece. `permutation` takes
+    about 40 for each number.
+
+    Args:
+        n, epoch, seed, device: As for `permutation`.
+        skip: How many numbers to leave out at the beginning.
+        piece: About how many numbers a piece has.
+    """
+    num_buckets = min(MAX_BUCKETS, -(-n // piece))
+    if num_buckets <= 1:
+        yield permutation(n, epoch, seed=seed, device=device)[skip:]
+        return
+    # A bucket has the numbers whose keys are in an interval. So the sorted buckets, one after
+    # another, are the sorted numbers.
+    bucket = torch.empty(n, dtype=torch.uint8, device=device)
+    for start, chunk in _split_range(n, device):
+        high_bits = _sort_keys(chunk, epoch, seed) >> 32  # 31 bits
+        bucket[start : start + len(chunk)] = (high_bits * num_buckets) >> 31
+
+    position = 0  # of the first number of a bucket in the order of all numbers
+    for i in range(num_buckets):
+        members = (bucket == i).nonzero().flatten()
+        if position + len(members) > skip:
+            keys = torch.cat([_sort_keys(part, epoch, seed) for part in _split(members)])
+            order = torch.argsort(keys, stable=True)
+            yield members[order][max(0, skip - position) :]
+        position += len(members)
+
+
+def _sort_keys(index: Tensor, epoch: int, seed: int) -> Tensor:
+    """Return the numbers (n,) by which an epoch is sorted: 63 random bits for each index (n,).
+
+    A signed int64 has no more bits.
+    """
+    zero = torch.zeros(1, dtype=torch.int64, device=index.device)
     high, low, _, _ = philox((index, zero + epoch, zero + ORDER_STREAM, zero), seed)
-    # 63 random bits for each index; a signed int64 has no more.
-    sort_keys = ((high >> 1) << 32) | low
-    return torch.argsort(sort_keys, stable=True)
+    return ((high >> 1) << 32) | low
+
+
+def _split_range(n: int, device: torch.device | str) -> Iterator[tuple[int, Tensor]]:
+    """Yield the numbers 0 to n - 1 in chunks, each with its first number.
+
+    The intermediate results of `philox` take about 100 bytes for each number of a chunk.
+    """
+    chunk = _key_chunk(torch.device(device))
+    for start in range(0, n, chunk):
+        yield start, torch.arange(start, min(start + chunk, n), device=device)
+
+
+def _split(index: Tensor) -> tuple[Tensor, ...]:
+    return index.split(_key_chunk(index.device))
+
+
+def _key_chunk(device: torch.device) -> int:
+    return GPU_KEY_CHUNK if device.type == "cuda" else CPU_KEY_CHUNK

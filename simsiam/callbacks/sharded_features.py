@@ -15,6 +15,11 @@ from simsiam.inputs import get_labelled_images
 from utils import distributed
 from utils.knn import nearest
 
+# The neighbours of so many queries are exchanged at a time that a process receives about this much.
+# With 64 processes, 50,000 queries and k 200, all together would take 7.7 GB in each process.
+EXCHANGE_BYTES = 2**28
+BYTES_PER_NEIGHBOUR = 12  # a float32 similarity and an int64 index
+
 Progress = Callable[[Iterable[Tensor], int, str], Iterable[Tensor]]  # see `KNNMonitor`
 Batches = Iterable[Sequence[Any]]  # images (B, 3, S, S), labels (B,) and possibly more
 
@@ -118,6 +123,23 @@ def nearest_in_shards(
     index = index + start  # from indices in the shard to indices in the bank
     if distributed.world_size() == 1:
         return similarity, index
+    # A process receives the neighbours that each of the processes has found for a query.
+    bytes_per_query = distributed.world_size() * k * BYTES_PER_NEIGHBOUR
+    chunk = max(1, EXCHANGE_BYTES // bytes_per_query)
+    merged: list[tuple[Tensor, Tensor]] = []
+    for start_of_chunk in range(0, len(queries), chunk):
+        part = slice(start_of_chunk, start_of_chunk + chunk)
+        merged.append(_merge_neighbours(similarity[part], index[part], k))
+    similarities, indices = zip(*merged, strict=True)
+    return torch.cat(similarities), torch.cat(indices)
+
+
+def _merge_neighbours(similarity: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k nearest (Q, k) of the neighbours that all processes have found.
+
+    Args:
+        similarity, index: what this process has found, (Q, at most k) each.
+    """
     # `all_gather_rows` joins rows. The transposed tensors are joined to (Q, processes * k).
     similarity = distributed.all_gather_rows(similarity.T).T
     index = distributed.all_gather_rows(index.T).T

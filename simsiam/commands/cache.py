@@ -17,7 +17,7 @@ from utils.text import printable
 
 ALL = "all"
 SECONDS_PER_DAY = 86_400
-SELECTIONS = "selection.*.json"
+SELECTIONS = "selection.*"  # .files, or .json of an earlier version
 
 
 class CacheFolder(NamedTuple):
@@ -90,7 +90,8 @@ def _read_source(folder: Path, selections: Sequence[Path]) -> str:
                 header = json.loads(file.readline())
             return str(header["source"]) if header["format"] == FORMAT else ""
         if selections:
-            return str(json.loads(selections[0].read_bytes())["root"])
+            with open(selections[0], "rb") as file:
+                return str(json.loads(file.readline())["root"])
     except (OSError, ValueError, LookupError, TypeError):
         pass
     return ""

@@ -98,7 +98,7 @@ def list_paths(splits: dict[str, ImageDataset | ImageList]) -> list[str] | None:
     paths: list[str] = []
     for split in splits.values():
         if isinstance(split, ImageList):
-            paths += [str(file) for file in split.files]
+            paths += split.files
         elif split.paths is not None:
             paths += split.paths
         else:

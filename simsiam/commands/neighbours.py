@@ -7,7 +7,6 @@ import torch
 
 from simsiam.config.evaluation_commands import Neighbours
 from simsiam.data.dataset import ImageDataset
-from simsiam.data.file_paths import FilePaths
 from simsiam.data.listing.image_list import ImageList
 from simsiam.data.listing.sources import list_images
 from simsiam.evaluation.context import EvaluationContext, open_context
@@ -94,8 +93,7 @@ def read_queries(config: Neighbours, context: EvaluationContext, folder: ImageLi
     )
     images = torch.cat(list(chunks))
     no_labels = torch.full((len(images),), -1)
-    paths = FilePaths(str(file) for file in folder.files)
-    return ImageDataset(images, no_labels, classes=(), paths=paths)
+    return ImageDataset(images, no_labels, classes=(), paths=folder.files)
 
 
 def name_neighbours(

@@ -50,7 +50,7 @@ def name_selection(options: DataOptions) -> str:
         str(options.held_out_images),
         options.image_cache,
     ]
-    return f"selection.{_hash(key)}.json"
+    return f"selection.{_hash(key)}.files"
 
 
 def _hash(key: list[str]) -> str:

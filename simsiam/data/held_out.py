@@ -41,9 +41,14 @@ def choose_held_out(labels: Tensor, n: int) -> Tensor:
     total = len(labels)
     require(n < total, f"--held-out-images {n} must be less than the {total} training images.")
     order = permutation(total, HELD_OUT_EPOCH, seed=0)
+    labels_in_order = labels[order]
+    # The images of each class, one class after another, each class in the order of the permutation.
+    by_class = torch.argsort(labels_in_order, stable=True)
+    _, class_sizes = labels.unique(return_counts=True)
+    first_of_class = class_sizes.cumsum(0) - class_sizes
+    number_in_class = torch.arange(total) - first_of_class.repeat_interleave(class_sizes)
+    class_size = class_sizes.repeat_interleave(class_sizes)
     quantile = torch.empty(total, dtype=torch.float64)
-    for label in labels.unique():
-        members = order[labels[order] == label]
-        quantile[members] = (torch.arange(len(members)) + 0.5).double() / len(members)
-    smallest = torch.argsort(quantile[order], stable=True)[:n]
+    quantile[by_class] = (number_in_class + 0.5).double() / class_size
+    smallest = torch.argsort(quantile, stable=True)[:n]
     return order[smallest].sort().values

@@ -11,10 +11,12 @@ The images are decoded once into a cache, see `simsiam.data.files.image_cache`, 
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from simsiam.config.options import FOLDER_IMAGE_SIZE, DataOptions
 from simsiam.data.cache_folders import find_cache_folder, find_old_caches, name_selection
@@ -56,11 +58,10 @@ def prepare_folder(options: DataOptions) -> None:
     """
     splits = list_splits(options)
     files = _join_paths(splits)
-    labels: list[int] = []
+    labels = torch.cat([images.labels for images in _image_lists(splits)])
     # Why a path cannot be read. Sub-folders have full paths here, files have paths below `root`.
     unreadable: dict[Path, str] = {}
     for images in _image_lists(splits):
-        labels += images.labels.tolist()
         unreadable.update(images.unreadable_folders)
 
     folder = find_cache_folder(options)
@@ -89,21 +90,27 @@ def _image_lists(splits: ListedSplits) -> list[ImageList]:
     return [splits.train] if splits.test is None else [splits.train, splits.test]
 
 
-def _join_paths(splits: ListedSplits) -> list[str]:
+def _join_paths(splits: ListedSplits) -> FilePaths:
     """Return the paths of all images below the root, those of the train images first."""
-    files: list[str] = []
+    files = FilePaths()
     for images in _image_lists(splits):
-        subfolder = images.root.relative_to(splits.root)  # such as "train"
-        files += [str(subfolder / file) for file in images.files]
+        subfolder = str(images.root.relative_to(splits.root))  # such as "train"
+        if subfolder == ".":
+            paths = images.files
+        else:
+            paths = images.files.below(subfolder)
+        files = files + paths
     return files
 
 
-def _choose_mode(options: DataOptions, folder: Path, root: Path, files: list[str]) -> Choice:
+def _choose_mode(options: DataOptions, folder: Path, root: Path, files: FilePaths) -> Choice:
     """Return whether this run keeps the images in the cache."""
     if options.image_cache == "off":
         return choose_mode("off", folder, 0, len(files), 0.0)
     entries = read_index(folder).entries
-    num_missing = sum(1 for file in files if file not in entries)
+    num_missing = len(files)
+    if entries:
+        num_missing = sum(1 for file in files if file not in entries)
     bytes_per_image = 0.0
     if num_missing > 0:
         size = image_size(options)
@@ -112,7 +119,7 @@ def _choose_mode(options: DataOptions, folder: Path, root: Path, files: list[str
 
 
 def _decode(
-    options: DataOptions, folder: Path, splits: ListedSplits, files: list[str], choice: Choice
+    options: DataOptions, folder: Path, splits: ListedSplits, files: FilePaths, choice: Choice
 ) -> Index:
     """Decode the images that are not in the cache yet, in place of a cache of an earlier version.
 
@@ -142,8 +149,8 @@ def _decode(
 def _save_selection(
     options: DataOptions,
     splits: ListedSplits,
-    files: list[str],
-    labels: list[int],
+    files: FilePaths,
+    labels: Tensor,
     index: Index | None,
 ) -> None:
     """Write down which images the run has, for `load_folder` in each process of the run.
@@ -152,22 +159,25 @@ def _save_selection(
         index: of the cache, or None if the images are not in one.
     """
     num_train = len(splits.train)
-    contents: list[object]
+    contents: Mapping[int, object]
     if index is None:
-        chosen = list(range(len(files)))
         contents = _read_some_sizes(splits.root, files)
     else:
-        chosen = [i for i, file in enumerate(files) if not index.entries[file].failure]
-        contents = [index.entries[files[i]].digest for i in chosen]
-    chosen_files = [files[i] for i in chosen]
+        entries = [index.entries[file] for file in files]
+        chosen = torch.tensor([i for i, entry in enumerate(entries) if not entry.failure])
+        chosen = chosen.to(torch.int64)  # An empty list makes a tensor of floats.
+        contents = {position: entries[i].digest for position, i in enumerate(chosen.tolist())}
+        files = files.subset(chosen)
+        labels = labels[chosen]
+        num_train = int((chosen < num_train).sum())
     selection = Selection(
         root=str(splits.root),
         cached=index is not None,
-        files=chosen_files,
-        labels=[labels[i] for i in chosen],
-        classes=list(splits.train.classes),
-        num_train=sum(1 for i in chosen if i < num_train),
-        digest=hash_files(chosen_files, contents),
+        files=files,
+        labels=labels,
+        classes=splits.train.classes,
+        num_train=num_train,
+        digest=hash_files(files, contents),
     )
     if selection.num_train == 0:
         raise UserError(f"None of the train images in {printable(splits.source)} could be read.")
@@ -179,18 +189,15 @@ def _save_selection(
         raise UserError(f"{where}: {error.strerror}. Pass another --cache-dir.") from None
 
 
-def _read_some_sizes(root: Path, files: list[str]) -> list[object]:
-    """Return the sizes of SIZED_FILES files and None for the others, in the order of the files.
+def _read_some_sizes(root: Path, files: FilePaths) -> dict[int, object]:
+    """Return the sizes of SIZED_FILES files, by their indices.
 
     They stand for the contents of files that are decoded in each epoch. To look at all files of a
     large data set before each start would take minutes.
     """
-    sizes: list[object] = [None] * len(files)
     looked_at: list[int] = evenly_spaced(min(len(files), SIZED_FILES), len(files)).tolist()
     states = read_states(root, [files[i] for i in looked_at])
-    for i, state in zip(looked_at, states, strict=True):
-        sizes[i] = state.size
-    return sizes
+    return {i: state.size for i, state in zip(looked_at, states, strict=True)}
 
 
 def load_folder(options: DataOptions) -> Splits:
@@ -211,7 +218,7 @@ def load_folder(options: DataOptions) -> Splits:
 def _load_split(
     options: DataOptions, index: Index, selection: Selection, part: slice
 ) -> ImageDataset:
-    files = FilePaths(selection.files[part])
+    files = selection.files[part]
     if selection.cached:
         images, whole = open_cache(find_cache_folder(options), index, files)
     else:
@@ -219,12 +226,12 @@ def _load_split(
             Path(selection.root), files, options.conversion, options.skip_bad_images
         )
         size = image_size(options)
-        images = LazyImages(CleanFiles(sources, size).read, torch.arange(len(files)), size)
+        images = LazyImages(CleanFiles(sources, size).read, range(len(files)), size)
         whole = ImageFiles(sources)
     return ImageDataset(
         images,
-        torch.tensor(selection.labels[part], dtype=torch.int64),
-        tuple(selection.classes),
+        selection.labels[part],
+        selection.classes,
         on_disk=True,
         digest=selection.digest,
         whole=whole,

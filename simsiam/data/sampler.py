@@ -1,15 +1,16 @@
 """The order of an epoch, and loaders of its images or of their views."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from utils.philox import permutation
+from utils.philox import permutation_in_pieces
 
 BATCHES_AHEAD = 4  # batches that are read in advance, and threads that read them
 
@@ -69,11 +70,27 @@ class EpochSampler(ResumesByTrainer):
         return full_batches * self.accumulate
 
     def __iter__(self) -> Iterator[Tensor]:
-        order = permutation(self.n, self.epoch(), seed=self.seed, device=self.device)
         part_size = self.batch_size // self.accumulate
-        parts = order[: len(self) * part_size].split(part_size)
-        for part in parts[self.parts_done() :]:
+        epoch = self.epoch()
+        parts_done = self.parts_done()
+        pieces = permutation_in_pieces(
+            self.n, epoch, seed=self.seed, device=self.device, skip=parts_done * part_size
+        )
+        remaining = len(self) - parts_done
+        parts = islice(_regroup(pieces, part_size), max(0, remaining))
+        for part in parts:
             yield part[self.rank :: self.world_size]
+
+
+def _regroup(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Yield the numbers of all pieces in tensors of `size` numbers. The last ones are left out."""
+    rest: Tensor | None = None
+    for piece in pieces:
+        numbers = piece if rest is None else torch.cat([rest, piece])
+        num_full = len(numbers) // size
+        for i in range(num_full):
+            yield numbers[i * size : (i + 1) * size]
+        rest = numbers[num_full * size :].clone()  # without the memory of the piece
 
 
 @dataclass(eq=False)

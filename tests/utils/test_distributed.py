@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from models import resnet10
-from simsiam.callbacks.knn import nearest_in_shards
+from simsiam.callbacks import sharded_features
+from simsiam.callbacks.sharded_features import nearest_in_shards
 from simsiam.commands import launch
 from simsiam.evaluation.features import extract_features
 from tests.at_steps import Events, start_with_events, start_with_events_below, steps_saved
@@ -108,6 +109,7 @@ def find_neighbours(args: list[str]) -> int:
         )
         # These features have clear neighbours. Among those of the network many are equally near.
         bank = torch.nn.functional.normalize(torch.randn(n, 512), dim=1)
+        sharded_features.EXCHANGE_BYTES = 200 * 12 * 2 * 128  # 128 queries at a time
         similarity, index = nearest_in_shards(bank, bank[part], 200, part.start)
         others, _ = nearest_in_shards(bank, bank[part], 200, part.start, own=torch.arange(n))
         file = f"{folder}/{distributed.world_size()}_{distributed.rank()}.pt"

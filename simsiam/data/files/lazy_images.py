@@ -15,7 +15,8 @@ class LazyImages:
 
     Args:
         read: returns the images (n, 3, S, S) at some indices.
-        indices: (N,) int64, what `read` is called with.
+        indices: what `read` is called with, as a range or as a tensor (N,) int64. A range takes no
+            memory for each image.
         size: S.
         from_files: whether files are decoded, which takes long.
     """
@@ -26,7 +27,7 @@ class LazyImages:
     def __init__(
         self,
         read: Callable[[Sequence[int]], Tensor],
-        indices: Tensor,
+        indices: Tensor | range,
         size: int,
         from_files: bool = True,
     ) -> None:
@@ -44,17 +45,28 @@ class LazyImages:
         return self.shape.numel()
 
     def __getitem__(self, part: slice | Tensor) -> "LazyImages":
-        return LazyImages(self._read, self._indices[part], self.shape[-1], self.from_files)
+        if isinstance(part, Tensor):
+            chosen = self._choose(part)
+        else:
+            chosen = self._indices[part]
+        return LazyImages(self._read, chosen, self.shape[-1], self.from_files)
+
+    def _choose(self, positions: Tensor) -> Tensor:
+        """Return the indices at some positions (n,) int64."""
+        if isinstance(self._indices, Tensor):
+            return self._indices[positions]
+        return self._indices.start + self._indices.step * positions
 
     def index_select(self, dim: int, indices: Tensor) -> Tensor:
         """Read the images at some indices (n,); `dim` must be 0."""
         assert dim == 0
-        return self._read(self._indices[indices].tolist())
+        return self._read(self._choose(indices).tolist())
 
     def split(self, n: int) -> Iterator[Tensor]:
         """Read all images in chunks of n."""
-        for indices in self._indices.split(n):
-            yield self._read(indices.tolist())
+        for start in range(0, len(self), n):
+            indices = self._indices[start : start + n]
+            yield self._read(indices.tolist() if isinstance(indices, Tensor) else indices)
 
     def to(self, device: torch.device, copy: bool = True) -> Tensor:
         """Read all images, and return them on a device."""

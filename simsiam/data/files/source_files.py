@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 from torch import Tensor
 
 from simsiam.config.value_types import PixelConversion
 from simsiam.data.files.images import load_rgb, open_file, read_size
 from simsiam.data.files.reading import describe_failure, to_tensor
+from simsiam.data.files.size_table import SizeTable
 from utils.console import print_line
 from utils.errors import UserError, require
 from utils.text import printable
@@ -40,8 +40,7 @@ class SourceFiles:
         self.files = files
         self.conversion = conversion
         self.skip_unreadable = skip_unreadable
-        # Height and width of each image, or 0 if its file was not opened yet.
-        self._known_sizes = np.zeros((len(files), 2), np.int32)
+        self._known_sizes = SizeTable(len(files))
         self._unreadable: set[int] = set()
         self._lock = threading.Lock()
 
@@ -54,11 +53,11 @@ class SourceFiles:
         Raises:
             UserError: the file cannot be read.
         """
-        height, width = self._known_sizes[index].tolist()
-        if height == 0:
-            height, width = self._read(index, read_size)
-            self._known_sizes[index] = height, width
-        return height, width
+        size = self._known_sizes.get(index)
+        if size is None:
+            size = self._read(index, read_size)
+            self._known_sizes.set(index, *size)
+        return size
 
     def load(self, index: int, reduction: float = 1.0) -> Tensor:
         """Return the pixels (h, w, 3) of an image.

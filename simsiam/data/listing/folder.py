@@ -1,6 +1,7 @@
 """List the image files in a folder and its sub-folders, and describe what is left out."""
 
 import os
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from simsiam.data.dataset import name_class
+from simsiam.data.file_paths import FilePaths, PathsBuilder
 from simsiam.data.files.images import SUFFIXES
 from simsiam.data.listing.image_list import ImageList
 from simsiam.data.listing.messages import (
@@ -62,54 +64,69 @@ class ImageFolder(ImageList):
         root = Path(root).expanduser()
         where = f"{flag} {printable(root)}"
         require(root.is_dir(), f"{where}: no such folder")
-        super().__init__(root, files=[], classes=(), labels=torch.empty(0), source=root)
+        super().__init__(root, FilePaths(), classes=(), labels=torch.empty(0), source=root)
         self._other_suffixes: Counter[str] = Counter()
         self._hidden_images = 0
         self._hidden_folders: list[Path] = []
         self._system_folders: list[Path] = []
         self._folders_without_image: list[Path] = []
 
-        class_folders = self._list_files()
+        # Runs of successive files in the same folder of `root`, or in none: its name and their
+        # number. A folder may have millions of files.
+        self._runs: list[tuple[str, int]] = []
+        self._found = PathsBuilder()
+        class_folders = self._visit(str(root), "", ())
+        self.files = self._found.build()
         self._folders_without_image = self._find_folders_without_image(class_folders)
         if not self.files:
             self._raise_no_image(where)
-        self.classes, self.labels = _label_by_folder(self.files)
+        self.classes, self.labels = _label_runs(self._runs)
+        del self._found
 
-    def _list_files(self) -> list[str]:
-        """Find the images, and note what is skipped.
+    def _visit(self, folder: str, relative: str, ancestors: tuple[str, ...]) -> list[str]:
+        """Add the images in a folder and its sub-folders, and note what is skipped.
+
+        Args:
+            folder: the folder.
+            relative: its path relative to `root`, with a slash at the end; "" for `root`.
+            ancestors: the folders that contain it, up to `root`, with links resolved.
 
         Returns:
-            The names of the folders directly in `root`, without those that are skipped.
+            The names of its sub-folders, sorted, without those that are skipped.
         """
-        real_paths: dict[str, str] = {}  # the path of each visited folder, with links resolved
-        class_folders: list[str] = []
-        walk = os.walk(self.root, onerror=self._note_unreadable_folder, followlinks=True)
-        for folder, subfolders, names in walk:
-            real_paths[folder] = os.path.realpath(folder)
-            if self._is_loop(folder, real_paths):
-                subfolders.clear()  # os.walk visits only the sub-folders that stay in this list
-                continue
-            relative = Path(folder).relative_to(self.root)
-            subfolders[:] = self._choose_subfolders(relative, subfolders)
-            if folder == str(self.root):
-                class_folders = list(subfolders)
-            for name in names:
-                if self._accept_file(name):
-                    self.files.append(relative / name)
-        self.files.sort()
-        return class_folders
+        real_path = os.path.realpath(folder)
+        if real_path in ancestors:
+            return []  # a link to one of the folders that contain it
+        files: list[str] = []
+        found_subfolders: list[str] = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _is_folder(entry):
+                        found_subfolders.append(entry.name)
+                    elif self._accept_file(entry.name):
+                        files.append(entry.name)
+        except OSError as error:
+            self.unreadable_folders[Path(error.filename)] = str(error.strerror)
+            return []
+        subfolders = self._choose_subfolders(Path(relative), found_subfolders)
 
-    def _note_unreadable_folder(self, error: OSError) -> None:
-        self.unreadable_folders[Path(error.filename)] = str(error.strerror)
+        # Files and sub-folders follow in the order of their names, so that all paths are sorted.
+        files.sort()
+        start = 0
+        for name in subfolders:
+            stop = bisect_left(files, name, lo=start)
+            self._add_files(files[start:stop], relative)
+            start = stop
+            self._visit(os.path.join(folder, name), f"{relative}{name}/", (*ancestors, real_path))
+        self._add_files(files[start:], relative)
+        return subfolders
 
-    def _is_loop(self, folder: str, real_paths: dict[str, str]) -> bool:
-        """Return whether a folder is a link to one of the folders that contain it."""
-        ancestor = folder
-        while ancestor != str(self.root):
-            ancestor = os.path.dirname(ancestor)
-            if real_paths[ancestor] == real_paths[folder]:
-                return True
-        return False
+    def _add_files(self, names: Sequence[str], relative: str) -> None:
+        """Append the files of a folder."""
+        if names:
+            self._found.add(names, prefix=relative)
+            self._runs.append((relative.partition("/")[0], len(names)))
 
     def _choose_subfolders(self, relative: Path, names: Iterable[str]) -> list[str]:
         """Return the sub-folders to visit, sorted, and note the others."""
@@ -151,7 +168,7 @@ class ImageFolder(ImageList):
 
     def _find_folders_without_image(self, class_folders: Sequence[str]) -> list[Path]:
         """Return the sub-folders in which there is neither an image nor an unreadable folder."""
-        not_empty = {file.parts[0] for file in self.files}
+        not_empty = {name for name, _ in self._runs}
         for path in self.unreadable_folders:
             if path != self.root:
                 not_empty.add(path.relative_to(self.root).parts[0])
@@ -174,23 +191,31 @@ class ImageFolder(ImageList):
         return "; ".join(parts)
 
 
-def _label_by_folder(files: Sequence[Path]) -> tuple[tuple[str, ...], Tensor]:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
+
+
+def _label_runs(runs: Sequence[tuple[str, int]]) -> tuple[tuple[str, ...], Tensor]:
     """Return the classes of image files, and their labels (N,) int64.
 
-    The class of a file is the first folder of its path. A file without a folder has the label -1.
+    Args:
+        runs: numbers of successive files with the same label. The class of a file is the first
+            folder of its path. A file without a folder, whose run has the name "", has the label
+            -1.
     """
-    # Name the class of each folder only once, because a folder may have millions of files.
-    class_of_folder = {}
-    for file in files:
-        if len(file.parts) > 1 and file.parts[0] not in class_of_folder:
-            class_of_folder[file.parts[0]] = name_class(file.parts[0])
+    class_of_folder: dict[str, str] = {}
+    for folder, _ in runs:
+        if folder and folder not in class_of_folder:
+            class_of_folder[folder] = name_class(folder)
     classes = tuple(sorted(set(class_of_folder.values())))
     index_of_class = {name: i for i, name in enumerate(classes)}
 
-    labels = []
-    for file in files:
-        if len(file.parts) > 1:
-            labels.append(index_of_class[class_of_folder[file.parts[0]]])
-        else:
-            labels.append(-1)
-    return classes, torch.tensor(labels)
+    labels: list[int] = []
+    counts: list[int] = []
+    for folder, count in runs:
+        labels.append(index_of_class[class_of_folder[folder]] if folder else -1)
+        counts.append(count)
+    return classes, torch.tensor(labels).repeat_interleave(torch.tensor(counts))

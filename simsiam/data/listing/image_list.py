@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from simsiam.config.value_types import PixelConversion
+from simsiam.data.file_paths import FilePaths
 from simsiam.data.files.image_notes import ImageNotes, describe_notes
 from simsiam.data.files.reading import read_images
 from simsiam.data.listing.messages import raise_or_print_unreadable, warn_of_unused_bits
@@ -35,13 +36,13 @@ class ImageList:
     def __init__(
         self,
         root: Path,
-        files: Sequence[Path],
+        files: FilePaths,
         classes: tuple[str, ...],
         labels: Tensor,
         source: Path,
     ) -> None:
         self.root = root
-        self.files = list(files)
+        self.files = files
         self.classes = classes
         self.labels = labels
         self.source = source
@@ -51,12 +52,13 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.files)
 
-    def keep(self, indices: Sequence[int]) -> None:
-        """Drop all files but those at `indices`. The classes stay."""
-        self.files = [self.files[i] for i in indices]
+    def keep(self, indices: Sequence[int] | Tensor) -> None:
+        """Drop all files but those at `indices`, (n,) int64. The classes stay."""
+        indices = torch.as_tensor(indices, dtype=torch.int64)
+        self.files = self.files.subset(indices)
         self.labels = self.labels[indices]
 
-    def subset(self, indices: Sequence[int]) -> "ImageList":
+    def subset(self, indices: Sequence[int] | Tensor) -> "ImageList":
         """Return a copy that has only the files at `indices`."""
         copied = copy.copy(self)
         copied.keep(indices)
@@ -100,7 +102,7 @@ class ImageList:
             images = []
             for file, result in chunk:
                 if isinstance(result, str):
-                    unreadable[file] = result
+                    unreadable[Path(file)] = result
                 else:
                     images.append(result.pixels)
                     notes.append(result.notes)

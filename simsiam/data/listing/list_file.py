@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from simsiam.data.dataset import name_class
+from simsiam.data.file_paths import FilePaths
 from simsiam.data.files.images import SUFFIXES
 from simsiam.data.listing.image_list import ImageList
 from utils.console import format_count
@@ -75,7 +76,8 @@ class ListFile(ImageList):
         rows = _drop_repeated(all_rows, path.parent, where)
         self._num_repeated = len(all_rows) - len(rows)
 
-        files = [Path(row.path) for row in rows]
+        # `Path` removes what a path may have twice, such as the first part of ./x.png.
+        files = FilePaths(str(Path(row.path)) for row in rows)
         classes, labels = _index_classes([row.label for row in rows])
         super().__init__(path.parent, files, classes, labels, source=path)
         self.splits = [row.split for row in rows]
@@ -92,7 +94,7 @@ class ListFile(ImageList):
             "Relative paths start at the folder of the list.",
         )
 
-    def keep(self, indices: Sequence[int]) -> None:
+    def keep(self, indices: Sequence[int] | Tensor) -> None:
         super().keep(indices)
         self.splits = [self.splits[i] for i in indices]
 

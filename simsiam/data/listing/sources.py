@@ -174,12 +174,12 @@ def _spread_evenly(images: ImageList, n: int | None, flag: str) -> ImageList:
     require(
         n <= total, f"{flag} {n} is more than the {total} images in {printable(images.source)}."
     )
-    return images.subset(evenly_spaced(n, total).tolist())
+    return images.subset(evenly_spaced(n, total))
 
 
 def _hold_out(train: ImageList, n: int) -> tuple[ImageList, ImageList]:
     """Split n images off the train images. They become the test images."""
-    held_out = choose_held_out(train.labels, n).tolist()
-    excluded = set(held_out)
-    remaining = [i for i in range(len(train)) if i not in excluded]
-    return train.subset(remaining), train.subset(held_out)
+    held_out = choose_held_out(train.labels, n)
+    is_remaining = torch.ones(len(train), dtype=torch.bool)
+    is_remaining[held_out] = False
+    return train.subset(is_remaining.nonzero().flatten()), train.subset(held_out)
