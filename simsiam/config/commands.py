@@ -128,6 +128,12 @@ class Search(Pretrain):
             self.monitor.knn_every == 1,
             f"--knn-every {self.monitor.knn_every}: a search measures each epoch. Drop the flag.",
         )
+        trial_epochs = self.search.trial_epochs
+        epochs = self.optimizer.epochs
+        require(
+            trial_epochs is None or trial_epochs <= epochs,
+            f"--trial-epochs {trial_epochs}: must not be more than --epochs {epochs}.",
+        )
 
 
 COMMANDS: dict[str, type] = {

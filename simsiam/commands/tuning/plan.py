@@ -37,6 +37,7 @@ SHARE_OF_PLANNED_RUN = 0.1  # length of a trial without --minutes
 MEAN_TRAINED_SHARE = 0.6  # of its epochs that an average trial trains: half of them stop early
 PROBE = "probe"  # the run that measures how long an epoch takes
 PROBE_EPOCHS = 2
+DIGEST_LENGTH = 16  # characters
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Plan:
     """What is the same for all trials.
 
     Attributes:
+        config: with the images that are held out, and what fits them.
+        given: the flags as they were given.
+        images: digest of your own images; empty for another data set.
         base: the settings of the flags, with those that fit the images.
         start: what the flags stand for, by the name of each possible setting.
         view_size: side of a view in pixels.
@@ -52,6 +56,8 @@ class Plan:
     """
 
     config: Search
+    given: Search
+    images: str
     base: dict[str, Any]
     start: dict[str, Any]
     view_size: int
@@ -84,6 +90,7 @@ class Plan:
         """Return what must not change between two starts of a search."""
         shared = {name: value for name, value in self.base.items() if name not in UNSHARED}
         shared["objective"] = self.objective
+        shared["images"] = self.images
         for name, setting in self.space.items():
             shared[f"range of {name}"] = setting.model_dump()
         return shared
@@ -104,6 +111,7 @@ def make_plan(config: Search) -> Plan:
         UserError: a flag or the file of ranges does not fit the images.
     """
     options = config.search
+    given = config
     accelerator = choose_accelerator(config.device.accelerator)
     data = load_data(config, accelerator, config.data.image_cache)
     held_out = config.data.held_out_images
@@ -125,6 +133,8 @@ def make_plan(config: Search) -> Plan:
         queries = len(data.test.labelled_indices)
     return Plan(
         config=config,
+        given=given,
+        images=(data.dataset_digest or "")[:DIGEST_LENGTH],
         base=base,
         start=start,
         view_size=data.size,
@@ -172,8 +182,8 @@ def describe_plan(plan: Plan) -> list[str]:
         )
     elif plan.leave_one_out:
         lines.append(
-            f"  judges    by kNN accuracy among {plan.queries:,} test images (leave-one-out), since "
-            "the train images have no labels: it is no test result any more"
+            f"  judges    by kNN accuracy among {plan.queries:,} test images (leave-one-out): "
+            "the train images have no labels. It is no test result any more"
         )
     else:
         lines.append(
@@ -199,10 +209,6 @@ def choose_trial_epochs(plan: Plan, slots: Sequence[Slot], seconds: float | None
     options = plan.config.search
     planned = plan.base["epochs"]
     if options.trial_epochs is not None:
-        require(
-            options.trial_epochs <= planned,
-            f"--trial-epochs {options.trial_epochs}: must not be more than --epochs {planned}.",
-        )
         return options.trial_epochs
     shortest = min(MIN_TRIAL_EPOCHS, planned)
     if seconds is None:

@@ -7,10 +7,17 @@ the second of two processes.
 from collections.abc import Sequence
 from typing import Any
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+
+from simsiam.commands.tuning.space import Choices, Space, is_whole
 
 RANDOM_TRIALS = 8  # before the sampler makes use of what it has seen
 TRIAL_NUMBERS = 2**16  # a seed has random numbers of its own for each trial
@@ -57,3 +64,18 @@ class SeededSampler(BaseSampler):
         values: Sequence[float] | None,
     ) -> None:
         self._inner.after_trial(study, trial, state, values)
+
+
+def make_distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Return Optuna's form of the ranges."""
+    distributions: dict[str, BaseDistribution] = {}
+    for name, setting in space.items():
+        if isinstance(setting, Choices):
+            distributions[name] = CategoricalDistribution(setting.choices)
+        elif is_whole(name, setting):
+            distributions[name] = IntDistribution(
+                int(setting.low), int(setting.high), log=setting.log
+            )
+        else:
+            distributions[name] = FloatDistribution(setting.low, setting.high, log=setting.log)
+    return distributions

@@ -7,37 +7,29 @@ trials are handed back: they wait in Optuna's queue, and the next worker resumes
 import os
 import socket
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.pruners import SuccessiveHalvingPruner
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, fail_stale_trials
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState
 
-from simsiam.commands.tuning.sampler import SeededSampler
-from simsiam.commands.tuning.space import Choices, Space, is_whole
-from utils.errors import UserError, require
+from simsiam.commands.tuning.sampler import SeededSampler, make_distributions
+from simsiam.commands.tuning.space import Space
+from simsiam.commands.tuning.storage import (
+    SILENCE_SECONDS,
+    name_run,
+    open_storage,
+    requeue,
+)
+from utils.errors import require
 from utils.filesystem import is_locked, lock_folder
 
-JOURNAL = "journal.log"
 STUDY_LOCK = "study.lock"
 LOCKS = "locks"  # folder with a file for each trial that has been started here
-
-HEARTBEAT_SECONDS = 10  # between two signs of life of a worker
-# A worker on another machine counts as dead after this time without a sign of life. On the same
-# machine its lock says so at once.
-SILENCE_SECONDS = 300
 
 # Rungs at a quarter and at half of a trial. At each one, the better half goes on.
 FIRST_RUNG = 4
@@ -52,31 +44,10 @@ STATES = {
     "failed": TrialState.FAIL,
 }
 
-# Optuna logs each trial and warns of functions that are new; the search prints its own lines.
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.filterwarnings("ignore", module=r"optuna\.")
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-warnings.filterwarnings("ignore", message="Heartbeat of storage")
-
 
 def first_rung(trial_epochs: int) -> int:
     """Return the epoch after which a trial may be stopped for the first time."""
     return max(1, -(-trial_epochs // FIRST_RUNG))
-
-
-def make_distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Return Optuna's form of the ranges."""
-    distributions: dict[str, BaseDistribution] = {}
-    for name, setting in space.items():
-        if isinstance(setting, Choices):
-            distributions[name] = CategoricalDistribution(setting.choices)
-        elif is_whole(name, setting):
-            distributions[name] = IntDistribution(
-                int(setting.low), int(setting.high), log=setting.log
-            )
-        else:
-            distributions[name] = FloatDistribution(setting.low, setting.high, log=setting.log)
-    return distributions
 
 
 class Claim:
@@ -112,11 +83,16 @@ class Study:
         seed: of the sampler.
 
     Raises:
-        UserError: the database cannot be used.
+        UserError: the folder or the database cannot be used.
     """
 
     def __init__(self, folder: Path, url: str | None, seed: int) -> None:
         self.folder = folder
+        is_free = not folder.exists() or not any(folder.iterdir())
+        require(
+            is_free or (folder / STUDY_LOCK).exists(),
+            f"{folder} holds something that is not a search. Give another --exp-name.",
+        )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOCKS).mkdir(exist_ok=True)
         (folder / STUDY_LOCK).touch()
@@ -181,7 +157,7 @@ class Study:
             if max_trials is not None and self.count_started() >= max_trials:
                 return None
             trial = self.optuna.ask(make_distributions(space))
-            run_name = trial.user_attrs.get("run") or f"trial_{trial.number:04}"
+            run_name = name_run(trial)
             trial.set_user_attr("run", run_name)
             lock_file = self._lock_file(trial.number)
             lock_file.write_text(socket.gethostname())
@@ -239,7 +215,7 @@ class Study:
         lock_file = self._lock_file(trial.number)
         if not lock_file.exists():
             # With a database, the worker may have another folder, and Optuna's heartbeat decides.
-            # Otherwise the worker died before it made the file: it holds the study's lock till then.
+            # Otherwise the worker, which held the study's lock, died before it made the file.
             return not isinstance(self.storage, RDBStorage)
         if is_locked(lock_file):
             return False
@@ -251,39 +227,6 @@ class Study:
     def _requeue(self, trial: FrozenTrial) -> None:
         self.optuna.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         requeue(self.optuna, trial)
-
-
-def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Put a trial into the queue again, under a new number. Its run stays the same."""
-    attributes = {name: trial.user_attrs[name] for name in ("start",) if name in trial.user_attrs}
-    attributes["run"] = trial.user_attrs.get("run") or f"trial_{trial.number:04}"
-    fixed = {}
-    if "fixed_params" in trial.system_attrs:  # values of the queue that were not drawn yet
-        fixed["fixed_params"] = trial.system_attrs["fixed_params"]
-    study.add_trial(
-        create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs=attributes,
-            system_attrs=fixed,
-        )
-    )
-
-
-def open_storage(folder: Path, url: str | None) -> BaseStorage:
-    if url is None:
-        return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-    try:
-        return RDBStorage(
-            url,
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=SILENCE_SECONDS,
-            heartbeat_stale_trial_callback=requeue,
-        )
-    except Exception as error:  # noqa: BLE001  (SQLAlchemy and its drivers raise many kinds)
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--storage {url} cannot be used: {reason}") from None
 
 
 def check_facts(study: Study, wanted: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from simsiam.commands.tuning.plan import last_line
 from simsiam.commands.tuning.study import Claim, Outcome
 from simsiam.config.commands import Pretrain
 from utils.errors import COLLAPSED_STATUS, NOT_FINITE_STATUS
+from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
 
 MAX_RESTARTS = 2  # of a run that something else has killed
@@ -43,6 +44,12 @@ class TrialRun:
         return self.config.optimizer.epochs
 
     def start(self) -> None:
+        """Start the process, unless that of a worker that has died is still saving the run.
+
+        `find_end` tries again then.
+        """
+        if self.run.path.exists() and is_locked(self.run.path):
+            return
         with self.log.open("a") as output:
             self.process = start_process(self.config, self.slot, output)
 
@@ -73,7 +80,9 @@ class TrialRun:
 
     def find_end(self) -> tuple[Outcome, str] | None:
         """Return how the trial has ended and why; None if it is still training, or again."""
-        assert self.process is not None
+        if self.process is None:
+            self.start()
+            return None
         status = self.process.poll()
         if status is None:
             return None
@@ -89,6 +98,6 @@ class TrialRun:
         was_killed = status < 0 or status > 128
         if was_killed and self.restarts < MAX_RESTARTS:
             self.restarts += 1
-            self.start()
+            self.process = None
             return None
         return "failed", f"the run failed: {last_line(self.log)}"
