@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from simsiam.report.figures import WIDTH, Chart, new_figure, render_chart
 from simsiam.report.study import OUTCOMES, StudyRecord, TrialRecord, score_of
@@ -122,12 +122,13 @@ def draw_parallel(study: StudyRecord) -> Figure:
             trial_points.append(scale.position(value))
         low, high = scale.ends()
         axes.axhline(row, color="grey", linewidth=0.7, zorder=0)
-        axes.text(-0.03, row, low, ha="right", va="center", size=8)
-        axes.text(1.03, row, high, ha="left", va="center", size=8)
-        axes.text(0.5, row - 0.17, name, ha="center", va="bottom", size=9, zorder=9)
+        axes.text(-0.06, row, name, ha="right", va="center", size=9)
+        axes.text(0.0, row + 0.13, low, ha="center", va="top", size=7.5)
+        axes.text(1.0, row + 0.13, high, ha="center", va="top", size=7.5)
     for trial, trial_points in zip(shown, points, strict=True):
         axes.plot(trial_points, range(len(rows)), markersize=4, **STYLES[kind_of(trial, study)])
-    axes.set(xlim=(-0.14, 1.14), ylim=(len(rows) - 0.7, -0.6), xticks=[], yticks=[])
+    # The names of the settings are to the left of the axes.
+    axes.set(xlim=(-0.6, 1.06), ylim=(len(rows) - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     add_legend(figure, study)
     return figure
@@ -152,6 +153,10 @@ def _draw_setting(axes: Axes, study: StudyRecord, name: str) -> None:
     trials = [trial for trial in study.trials if name in trial.values and trial.score is not None]
     if name in study.logarithmic:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=4))
+        # matplotlib would write powers of ten as formulas, which are off in the charts of a page.
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     for trial in trials:
         style = STYLES[kind_of(trial, study)]
         axes.plot(

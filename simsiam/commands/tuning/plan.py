@@ -9,14 +9,8 @@ from simsiam.commands.fit import fit_to_data
 from simsiam.commands.pretrain import load_data
 from simsiam.commands.sweep import Slot, start_process
 from simsiam.commands.tuning.objective import Kind
-from simsiam.commands.tuning.space import (
-    Space,
-    apply_values,
-    check_space,
-    choose_space,
-    scale_schedule,
-    start_values,
-)
+from simsiam.commands.tuning.space import Space, check_space, choose_space
+from simsiam.commands.tuning.values import apply_values, scale_schedule, start_values
 from simsiam.config.commands import PRETRAIN_DEFAULTS, Pretrain, Search
 from simsiam.config.search_options import DEFAULT_TRIALS, MIN_TRIAL_EPOCHS
 from simsiam.data.datamodule import ViewsDataModule

@@ -10,9 +10,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from simsiam.commands.tuning.objective import UNITS, standard_error
 from simsiam.commands.tuning.plan import Plan
-from simsiam.commands.tuning.space import DESCRIPTIONS, Choices
+from simsiam.commands.tuning.space import Choices
 from simsiam.commands.tuning.storage import JOURNAL
 from simsiam.commands.tuning.study import REDUCTION_FACTOR, Study, first_rung
+from simsiam.commands.tuning.values import DESCRIPTIONS
 from simsiam.config.commands import pretrain_command
 from simsiam.report.page import render_page
 from simsiam.report.study import StudyRecord, TrialRecord, describe_region, score_of
@@ -204,10 +205,11 @@ def final_settings(best: TrialRecord, plan: Plan) -> dict[str, Any]:
     settings = dict(plan.base)
     if best.values != {name: plan.start[name] for name in best.values}:
         settings = plan.trial_settings(best.values, plan.base["epochs"])
-    given = plan.given.data
+    given = plan.given
     settings.update(
-        held_out_images=given.held_out_images,
-        test_images=given.test_images,
+        held_out_images=given.data.held_out_images,
+        test_images=given.data.test_images,
+        knn_k=given.monitor.knn_k,
         exp_name=f"{plan.config.run_dir.name}_best",
         version=None,
     )

@@ -17,7 +17,8 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from simsiam.commands.tuning.space import Choices, Space, is_whole
+from simsiam.commands.tuning.space import Choices, Space
+from simsiam.config.commands import PRETRAIN_DEFAULTS
 
 RANDOM_TRIALS = 8  # before the sampler makes use of what it has seen
 TRIAL_NUMBERS = 2**16  # a seed has random numbers of its own for each trial
@@ -72,7 +73,7 @@ def make_distributions(space: Space) -> dict[str, BaseDistribution]:
     for name, setting in space.items():
         if isinstance(setting, Choices):
             distributions[name] = CategoricalDistribution(setting.choices)
-        elif is_whole(name, setting):
+        elif type(PRETRAIN_DEFAULTS.get(name)) is int:  # whole numbers, as those of --out-dim
             distributions[name] = IntDistribution(
                 int(setting.low), int(setting.high), log=setting.log
             )

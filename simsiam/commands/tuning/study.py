@@ -33,6 +33,7 @@ LOCKS = "locks"  # folder with a file for each trial that has been started here
 
 # Rungs at a quarter and at half of a trial. At each one, the better half goes on.
 FIRST_RUNG = 4
+MIN_RUNG = 2  # epochs, after which a collapsed run can be told from one that learns slowly
 REDUCTION_FACTOR = 2
 
 Outcome = Literal["finished", "stopped", "collapsed", "diverged", "failed"]
@@ -47,7 +48,7 @@ STATES = {
 
 def first_rung(trial_epochs: int) -> int:
     """Return the epoch after which a trial may be stopped for the first time."""
-    return max(1, -(-trial_epochs // FIRST_RUNG))
+    return max(MIN_RUNG, -(-trial_epochs // FIRST_RUNG))
 
 
 class Claim:

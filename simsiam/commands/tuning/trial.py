@@ -10,6 +10,7 @@ from simsiam.commands.tuning.objective import Kind, has_collapsed, score_rows
 from simsiam.commands.tuning.plan import last_line
 from simsiam.commands.tuning.study import Claim, Outcome
 from simsiam.config.commands import Pretrain
+from utils.console import format_count
 from utils.errors import COLLAPSED_STATUS, NOT_FINITE_STATUS
 from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
@@ -62,17 +63,19 @@ class TrialRun:
             if score is not None:
                 self.score = score
                 self.claim.trial.report(score, count)
-            if self.ending is None and has_collapsed(rows[:count]):
+            if has_collapsed(rows[:count]):  # also while a run that was stopped saves itself
                 self.stop("collapsed", f"the representation collapsed in epoch {count}")
             # The first trial is what the others are compared with, so it runs to its end.
             may_stop = self.ending is None and count < self.epochs and not self.claim.is_start
             if may_stop and score is not None and self.claim.trial.should_prune():
-                self.stop("stopped", f"behind the better half of the trials after {count} epochs")
+                epochs = format_count(count, "epoch")
+                self.stop("stopped", f"behind the better half of the trials after {epochs}")
 
     def stop(self, outcome: Outcome, reason: str) -> None:
         """Ask the run to save itself and end."""
+        if self.ending is None:
+            self.send_signal(signal.SIGTERM)
         self.ending = (outcome, reason)
-        self.send_signal(signal.SIGTERM)
 
     def send_signal(self, number: int) -> None:
         if self.process is not None and self.process.poll() is None:
