@@ -121,7 +121,7 @@ def draw_parallel(study: StudyRecord) -> Figure:
         for trial_points, value in zip(points, columns[name], strict=True):
             trial_points.append(scale.position(value))
         low, high = scale.ends()
-        axes.axhline(row, color="grey", linewidth=0.7, zorder=0)
+        axes.plot([0, 1], [row, row], color="grey", linewidth=0.7, zorder=0)
         axes.text(-0.06, row, name, ha="right", va="center", size=9)
         axes.text(0.0, row + 0.13, low, ha="center", va="top", size=7.5)
         axes.text(1.0, row + 0.13, high, ha="center", va="top", size=7.5)

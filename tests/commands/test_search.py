@@ -17,8 +17,8 @@ from tests.commands.search_stub import (
     start_search,
     starts,
 )
-from tests.helpers import Program
-from tests.processes import wait_for
+from tests.helpers import Program, read_rows
+from tests.processes import start, wait_for
 
 
 def load_study(tmp_path: Path, url: str | None = None) -> optuna.Study:
@@ -170,6 +170,27 @@ def test_search_with_other_settings_is_refused(tmp_path: Path) -> None:
     assert process.returncode == 2
     assert err.startswith(f"main.py: {tmp_path}/study holds a search with other settings (mom")
     assert len(starts(tmp_path)) == 1
+
+
+@pytest.mark.slow("three starts of Python with torch; the tests above kill searches of stubs")
+def test_real_trial_of_a_killed_search_equals_an_uninterrupted_run(
+    tmp_path: Path, program: Program
+) -> None:
+    # Without labels, so that no image is held out.
+    flags = [*search_flags(tmp_path, "--objective", "rankme"), "--precision", "32"]
+    killed = start(*flags, "--trials", "1")
+    wait_for(killed, lambda: len(epochs_of(tmp_path, "trial_0000")) > 0)
+    killed.kill()
+    killed.communicate()
+
+    process = start(*flags, "--trials", "1")
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    trial = tmp_path / "study" / "trial_0000"
+    config = ["--config", str(trial / "config.yaml"), "--save-dir", str(tmp_path / "runs")]
+    assert program(*config, "--exp-name", "uninterrupted")[0] == 0
+    assert read_rows(trial) == read_rows(tmp_path / "runs" / "uninterrupted")
+    assert len(outcomes(load_study(tmp_path))) == 1
 
 
 # ---------------------------------------------------------------- errors before anything is written

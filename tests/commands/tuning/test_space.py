@@ -105,7 +105,10 @@ def test_file_replaces_the_ranges(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("speed: {low: 1, high: 2}", "speed cannot be varied. There are base_learning_rate"),
+        (
+            "speed: {low: 1, high: 2}",
+            "speed cannot be varied. There are backbone, base_learning_rate,",
+        ),
         ("epochs: {low: 1, high: 2}", "epochs cannot be varied"),
         ("momentum: {low: 2, high: 1}", "low 2 must be less than high 1"),
         ("momentum: {low: 0, high: 1, log: true}", "log needs a low above 0"),
