@@ -19,7 +19,7 @@ COLLAPSED_SCORE = 0.0  # below every score of a healthy trial
 MIN_AGREEMENT = 0.5  # of the views of an image, without which the rank counts less
 SMOOTHING = 0.5  # weight of the latest epoch in the mean of the loss
 
-UNITS = {"knn": "kNN accuracy in %", "rankme": "RankMe"}
+UNITS = {"knn": "kNN accuracy in %", "rankme": "score by RankMe"}
 
 Row = Mapping[str, float]
 

@@ -132,7 +132,7 @@ def describe_end(study: Study, number: int, plan: Plan, max_trials: int | None) 
 def format_score(score: float, plan: Plan) -> str:
     if plan.objective == "knn":
         return f"kNN {score:.2f} %"
-    return f"RankMe {score:.1f}"
+    return f"score {score:.2f}"
 
 
 def describe_answer(record: StudyRecord, plan: Plan) -> list[str]:
@@ -165,7 +165,7 @@ def describe_answer(record: StudyRecord, plan: Plan) -> list[str]:
 def describe_difference(difference: float, accuracy: float, plan: Plan) -> str:
     """Return whether a difference to the settings of the flags is more than chance."""
     if plan.objective != "knn":
-        return "RankMe has no unit: only its order among these trials means something."
+        return "The score without labels has no unit: only the order of the trials means something."
     error = math.sqrt(2) * standard_error(accuracy, plan.queries)
     text = (
         f"The difference is {difference:.2f} points. With {plan.queries:,} images, differences "
