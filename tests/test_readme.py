@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterable
@@ -82,11 +83,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SHORTER = {  # flags that make a command faster, by its name or its flag --augment
     "finetune": "--epochs 1",
     "ablate": "--dry-run",
+    "search": "--dry-run",
     "report": "--no-pictures",
     "--augment": "--epochs 1",
 }
 # What a command prints. Other commands print summary.json.
-PRINTED = {"report": "index.html", "ablate": "1 of ", "cache": "no cache in"}
+PRINTED = {
+    "report": "index.html",
+    "ablate": "1 of ",
+    "cache": "no cache in",
+    "search": "base_learning_rate",
+}
 
 
 @pytest.mark.parametrize("flags", OTHER_COMMANDS)
@@ -102,6 +109,8 @@ def test_each_other_command_runs(
         # It checks the settings before it starts processes. These run an empty script.
         (tmp_path / "stub.py").write_text("")
         monkeypatch.setattr(commands, "MAIN", tmp_path / "stub.py")
+    if command == "search":  # a batch needs two images
+        shutil.copy("photo.jpg", "photos/two.jpg")
     for name, shorter in SHORTER.items():
         if name in arguments:
             arguments += shorter.split()

@@ -95,7 +95,8 @@ def lock_folder(folder: Path, message: str, wait: bool = False) -> Iterator[None
 
     Args:
         message: text for the user if another process holds the lock.
-        wait: if another process holds the lock, print `message` and wait, instead of raising.
+        wait: if another process holds the lock, print `message`, unless it is empty, and wait,
+            instead of raising.
 
     Raises:
         UserError: with `message`, if another process holds the lock and `wait` is false.
@@ -106,7 +107,8 @@ def lock_folder(folder: Path, message: str, wait: bool = False) -> Iterator[None
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             require(wait, message)
-            print_line(message)
+            if message:
+                print_line(message)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -1,7 +1,6 @@
 """The command `report`: write one page about one or several runs."""
 
 import importlib
-import io
 import os
 import shutil
 from collections.abc import Sequence
@@ -10,17 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from simsiam.config.commands import pretrain_command
 from simsiam.config.evaluation_commands import Report
-from simsiam.report import figures
 from simsiam.report.charts import file_stem, is_figure, render_curves
 from simsiam.report.find_runs import GENERATOR, PAGE_FILE, is_report, read_runs
 from simsiam.report.groups import Group, group_runs
-from simsiam.report.records import Run, replace_unprintable
+from simsiam.report.page import render_page
+from simsiam.report.records import Run
 from simsiam.report.summary import (
     PAPER_RESULT,
     PRINTED_METRICS,
@@ -32,11 +29,8 @@ from utils.console import print_line, print_table
 from utils.errors import UserError, require
 from utils.filesystem import check_writable, write_atomically, write_text
 from utils.run_dir import REPORT_FOLDER
-from utils.text import cut_middle
 
-TEMPLATE = Path(figures.__file__).with_name("template.html.j2")  # in the folder simsiam/report
 MAX_SECTIONS = 4  # groups that get pictures of their checkpoint, which take time and space
-MAX_CAPTION = 24  # characters in a line below a neighbour
 MAX_VIEWS_SIDE = 2000  # pixels of the picture of views on the page
 
 
@@ -56,7 +50,11 @@ def report(config: Report) -> None:
     groups = group_runs(runs)
     summary = summarize_groups(groups)
     page = render_page(
+        "template.html.j2",
         **describe_runs(groups),
+        generator=GENERATOR,
+        paper_result=PAPER_RESULT,
+        pretrain_command=pretrain_command,
         summary=summary,
         knn_description=describe_knn(runs),
         curves=render_curves(groups, figures_folder),
@@ -115,36 +113,6 @@ def describe_runs(groups: Sequence[Group]) -> dict[str, Any]:
             name: [run.machine.get(name, UNKNOWN) for run in runs] for name in machine_names
         },
     }
-
-
-def render_page(**variables: Any) -> str:
-    """Fill the template. The page is ASCII, so that no encoding can damage it."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.finalize = make_printable
-    environment.filters["encode"] = encode_picture
-    environment.filters["cut"] = partial(cut_middle, kept=MAX_CAPTION)
-    template = environment.from_string(TEMPLATE.read_text("utf-8"))
-    page = template.render(
-        variables,
-        light=figures.LIGHT,
-        dark=figures.DARK,
-        generator=GENERATOR,
-        paper_result=PAPER_RESULT,
-        pretrain_command=pretrain_command,
-    )
-    return page.encode("ascii", "xmlcharrefreplace").decode()
-
-
-def make_printable(value: Any) -> Any:
-    """Return a value of the template as printable text. HTML of the template's macros is kept."""
-    return value if isinstance(value, Markup) else replace_unprintable(value)
-
-
-def encode_picture(picture: Image.Image) -> str:
-    """Return a picture as a data URI."""
-    content = io.BytesIO()
-    picture.save(content, "WEBP", lossless=True, method=0)
-    return figures.data_uri("webp", content.getvalue())
 
 
 def describe_features(group: Group, config: Report, folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from typing import IO
 
 import torch
 
@@ -192,19 +193,30 @@ def run_processes(runs: Mapping[str, Pretrain], slots: Sequence[Slot]) -> dict[s
             process.wait()
 
 
-def start_process(config: Pretrain, slot: Slot) -> subprocess.Popen[bytes]:
-    """Start the process of a run, which may use no other GPU than that of its slot."""
+def start_process(
+    config: Pretrain, slot: Slot, output: IO[str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start the process of a run, which may use no other GPU than that of its slot.
+
+    Args:
+        output: file for what the run prints, errors included; None for the terminal.
+    """
     environment = os.environ.copy()
     environment[launch.PARENT_VARIABLE] = str(os.getpid())  # the run ends if this process dies
-    stdout = None  # the stdout of this process
+    stdout: IO[str] | int | None = None  # the stdout of this process
     if slot is not None:  # other runs train at the same time
         environment["CUDA_VISIBLE_DEVICES"] = slot
         # The progress of several runs would be mixed up. Errors still appear: they go to stderr.
         stdout = subprocess.DEVNULL
+    stderr = None
+    if output is not None:
+        stdout = output
+        stderr = subprocess.STDOUT
     return subprocess.Popen(
         subprocess_args(config),
         env=environment,
         stdout=stdout,
+        stderr=stderr,
         # A Ctrl-C in the terminal reaches only this process, which passes it on to each run once.
         start_new_session=True,
     )

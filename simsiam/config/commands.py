@@ -31,6 +31,7 @@ from simsiam.config.optimizer_options import DEFAULT_BATCH_SIZE
 from simsiam.config.options import CUSTOM_DATASETS
 from simsiam.config.recipe_files import find_pretrain_values, pretrain_values
 from simsiam.config.run_options import DEFAULT_KNN_K
+from simsiam.config.search_options import SearchOptions
 from utils.errors import require
 from utils.option_group import Rule, option_group, to_flag
 from utils.settings import flatten, iterate_options, to_flags
@@ -50,7 +51,7 @@ class Pretrain:
     The same command again resumes a run that was cut off. Runs are folders below --save-dir.
 
     Further commands, each with its own --help: knn, linear, finetune, embed, neighbours, export,
-    report, ablate, cache.
+    report, ablate, search, cache.
     """
 
     data: options.DataOptions = options.DataOptions()
@@ -98,6 +99,43 @@ class Ablate(Pretrain):
     PREFIX = "ablation"
 
 
+@option_group()
+class Search(Pretrain):
+    """Search for settings that suit your images, by short trials of many settings.
+
+    `python main.py search --dataset folder --data-dir photos --minutes 60` or `--trials 40`
+
+    The first trial has the settings of the flags. Optuna (pip install optuna) chooses the others,
+    and stops those that fall behind. Each trial is a run in SAVE_DIR/EXP_NAME. --epochs is the
+    length of the run that you plan to train with the best settings; trials are shorter.
+
+    The same command again continues, and shares the work with one that is still running.
+    """
+
+    search: SearchOptions = SearchOptions()
+    PREFIX = "search"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        run = self.run
+        for flag, is_given in (
+            ("--seeds", bool(run.seeds)),
+            ("--ckpt-dir", run.ckpt_dir is not None),
+            ("--overwrite", run.overwrite),
+        ):
+            require(not is_given, f"{flag}: not for a search. Drop the flag.")
+        require(
+            self.monitor.knn_every == 1,
+            f"--knn-every {self.monitor.knn_every}: a search measures each epoch. Drop the flag.",
+        )
+        trial_epochs = self.search.trial_epochs
+        epochs = self.optimizer.epochs
+        require(
+            trial_epochs is None or trial_epochs <= epochs,
+            f"--trial-epochs {trial_epochs}: must not be more than --epochs {epochs}.",
+        )
+
+
 COMMANDS: dict[str, type] = {
     "pretrain": Pretrain,
     "knn": Knn,
@@ -108,6 +146,7 @@ COMMANDS: dict[str, type] = {
     "export": Export,
     "report": Report,
     "ablate": Ablate,
+    "search": Search,
     "cache": Cache,
 }
 

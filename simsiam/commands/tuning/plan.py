@@ -1,0 +1,259 @@
+"""What is the same for all trials of a search: images, objective, ranges and length."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from simsiam.commands.fit import fit_to_data
+from simsiam.commands.pretrain import load_data
+from simsiam.commands.sweep import Slot, start_process
+from simsiam.commands.tuning.objective import Kind
+from simsiam.commands.tuning.space import Space, check_space, choose_space
+from simsiam.commands.tuning.values import apply_values, scale_schedule, start_values
+from simsiam.config.commands import PRETRAIN_DEFAULTS, Pretrain, Search
+from simsiam.config.search_options import DEFAULT_TRIALS, MIN_TRIAL_EPOCHS
+from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
+from utils.console import print_line
+from utils.device import choose_accelerator
+from utils.errors import RunError, require
+from utils.run_dir import RunDirectory
+from utils.settings import flatten, from_settings
+
+# Train images that are held out to judge trials: this share of them, within these numbers.
+HELD_OUT_SHARE = 0.1
+MIN_HELD_OUT = 200
+MAX_HELD_OUT = 5000
+LARGEST_HELD_OUT_SHARE = 0.3  # of a small data set
+
+SHARE_OF_PLANNED_RUN = 0.1  # length of a trial without --minutes
+MEAN_TRAINED_SHARE = 0.6  # of its epochs that an average trial trains: half of them stop early
+PROBE = "probe"  # the run that measures how long an epoch takes
+PROBE_EPOCHS = 2
+DIGEST_LENGTH = 16  # characters
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same for all trials.
+
+    Attributes:
+        config: with the images that are held out, and what fits them.
+        given: the flags as they were given.
+        images: digest of your own images; empty for another data set.
+        base: the settings of the flags, with those that fit the images.
+        start: what the flags stand for, by the name of each possible setting.
+        view_size: side of a view in pixels.
+        queries: images whose kNN accuracy is measured; 0 if the objective needs no labels.
+        leave_one_out: whether these are test images, since the train images have no labels.
+    """
+
+    config: Search
+    given: Search
+    images: str
+    base: dict[str, Any]
+    start: dict[str, Any]
+    view_size: int
+    space: Space
+    objective: Kind
+    train_images: int
+    queries: int
+    leave_one_out: bool
+
+    def trial_settings(self, values: dict[str, Any], epochs: int) -> dict[str, Any]:
+        """Return the settings of a run of `epochs` epochs with the values of a trial."""
+        planned = self.base["epochs"]
+        schedule = scale_schedule(self.base["image_schedule"], epochs / planned)
+        base = {**self.base, "epochs": epochs, "image_schedule": schedule}
+        return apply_values(values, base, self.start, self.view_size)
+
+    def make_trial(self, values: dict[str, Any], epochs: int, name: str) -> Pretrain:
+        """Return the run of a trial."""
+        settings = self.trial_settings(values, epochs)
+        settings.update(save_dir=str(self.config.run_dir), exp_name=name, version=None)
+        if settings["pictures_every"] is None:
+            settings["pictures_every"] = 0
+        return from_settings(Pretrain, settings)
+
+    def start_of_space(self) -> dict[str, Any]:
+        """Return the values of the first trial: those of the flags, as far as the ranges reach."""
+        return {name: setting.nearest(self.start[name]) for name, setting in self.space.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what must not change between two starts of a search."""
+        shared = {name: value for name, value in self.base.items() if name not in UNSHARED}
+        shared["objective"] = self.objective
+        shared["images"] = self.images
+        for name, setting in self.space.items():
+            shared[f"range of {name}"] = setting.model_dump()
+        return shared
+
+
+# Options of a run that may differ between the workers of a search.
+UNSHARED = (
+    *("save_dir", "exp_name", "version", "data_dir", "data_url", "cache_dir", "data_memory"),
+    *("accelerator", "devices", "num_nodes", "compile", "logger", "checkpoint_every", "dry_run"),
+    *("pictures_every", "skip_bad_images", "config"),
+)
+
+
+def make_plan(config: Search) -> Plan:
+    """Load the images, and choose the objective and the ranges.
+
+    Raises:
+        UserError: a flag or the file of ranges does not fit the images.
+    """
+    options = config.search
+    given = config
+    accelerator = choose_accelerator(config.device.accelerator)
+    data = load_data(config, accelerator, config.data.image_cache)
+    held_out = config.data.held_out_images
+    wants_labels = options.objective != "rankme"
+    if wants_labels and not held_out and data.train.labelled:
+        held_out = choose_held_out_images(len(data.train))
+        new_data = replace(config.data, held_out_images=held_out, test_images=None)
+        config = replace(config, data=new_data)
+        data = load_data(config, accelerator, config.data.image_cache)
+    config = fit_to_data(config, data)  # pyright: ignore[reportAssignmentType]
+    objective = choose_objective(config, data)
+
+    base = {name: value for name, value in flatten(config).items() if name in PRETRAIN_DEFAULTS}
+    start = start_values(config, data.size)
+    space = choose_space(options.space, options.vary, start, len(data.train))
+    check_space(space, base, start, data.size)
+    queries = 0
+    if objective == "knn":
+        queries = len(data.test.labelled_indices)
+    return Plan(
+        config=config,
+        given=given,
+        images=(data.dataset_digest or "")[:DIGEST_LENGTH],
+        base=base,
+        start=start,
+        view_size=data.size,
+        space=space,
+        objective=objective,
+        train_images=len(data.train),
+        queries=queries,
+        leave_one_out=is_leave_one_out(data.train, data.test),
+    )
+
+
+def choose_held_out_images(images: int) -> int:
+    """Return how many train images to hold out to judge trials."""
+    wanted = min(MAX_HELD_OUT, max(MIN_HELD_OUT, round(HELD_OUT_SHARE * images)))
+    return max(1, min(wanted, int(LARGEST_HELD_OUT_SHARE * images)))
+
+
+def choose_objective(config: Search, data: ViewsDataModule) -> Kind:
+    """Return by what trials are judged.
+
+    Raises:
+        UserError: `--objective knn` needs labels that the images do not have.
+    """
+    wanted = config.search.objective
+    reason = knn_unavailable_reason(data.train, data.test)
+    require(
+        wanted != "knn" or reason is None,
+        f"--objective knn: kNN accuracy cannot be measured ({reason}). Drop the flag.",
+    )
+    if wanted == "rankme" or reason is not None:
+        return "rankme"
+    return "knn"
+
+
+def describe_plan(plan: Plan) -> list[str]:
+    """Return the lines at the start of a search."""
+    names = ", ".join(plan.space)
+    lines = [
+        f"Search on {plan.base['dataset']}: {plan.train_images:,} train images",
+        f"  varies    {names}",
+    ]
+    if plan.objective == "rankme":
+        lines.append(
+            "  judges    by RankMe, the effective rank of the features: no labels are used"
+        )
+    elif plan.leave_one_out:
+        lines.append(
+            f"  judges    by kNN accuracy among {plan.queries:,} test images (leave-one-out): "
+            "the train images have no labels. It is no test result any more"
+        )
+    else:
+        lines.append(
+            f"  judges    by kNN accuracy on {plan.queries:,} held-out train images; "
+            "test images are not used"
+        )
+    lines.append(f"  folder    {plan.config.run_dir}")
+    return lines
+
+
+# ---------------------------------------------------------------- length of a trial
+
+
+def choose_trial_epochs(plan: Plan, slots: Sequence[Slot], seconds: float | None) -> int:
+    """Return how many epochs a trial has.
+
+    Args:
+        seconds: time for the search; None for no limit.
+
+    Raises:
+        RunError: the run that measures the time of an epoch fails.
+    """
+    options = plan.config.search
+    planned = plan.base["epochs"]
+    if options.trial_epochs is not None:
+        return options.trial_epochs
+    shortest = min(MIN_TRIAL_EPOCHS, planned)
+    if seconds is None:
+        return max(shortest, round(SHARE_OF_PLANNED_RUN * planned))
+
+    startup, epoch_seconds = measure_epoch(plan, slots[0])
+    trials = options.trials or DEFAULT_TRIALS
+    seconds_per_trial = len(slots) * seconds / trials
+    epochs = (seconds_per_trial - startup) / (MEAN_TRAINED_SHARE * epoch_seconds)
+    if epochs < shortest:
+        per_trial = startup + MEAN_TRAINED_SHARE * shortest * epoch_seconds
+        fitting = max(1, int(len(slots) * seconds / per_trial))
+        print_line(
+            f"An epoch takes {epoch_seconds:.1f} s, so only about {fitting} trials of {shortest} "
+            "epochs fit into the time. Give more --minutes, or fewer --train-images."
+        )
+    return min(planned, max(shortest, int(epochs)))
+
+
+def measure_epoch(plan: Plan, slot: Slot) -> tuple[float, float]:
+    """Train a short run with the settings of the flags, and return how long its parts take.
+
+    Returns:
+        Seconds of its start and its end, and seconds of an epoch.
+
+    Raises:
+        RunError: the run fails.
+    """
+    epochs = min(PROBE_EPOCHS, plan.base["epochs"])
+    config = plan.make_trial(plan.start_of_space(), epochs, PROBE)
+    run = RunDirectory(config.run_dir)
+    print_line(f"Measuring how long an epoch takes: {epochs} epochs of the first trial's settings")
+    log = plan.config.run_dir / f"{PROBE}.log"
+    started = time.monotonic()
+    with log.open("w") as output:
+        process = start_process(config, slot, output)
+        try:
+            status = process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if status != 0:
+        raise RunError(f"the run that measures the time failed: {last_line(log)}", max(1, status))
+    elapsed = time.monotonic() - started
+    rows = run.rows()
+    trained = sum(row["seconds"] for row in rows)
+    return max(0.0, elapsed - trained), rows[-1]["seconds"]
+
+
+def last_line(log: Any) -> str:
+    """Return the last line that a run has printed, which is the reason if it has failed."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it printed nothing"

@@ -1,0 +1,283 @@
+"""What a search has found: lines for the terminal, and the page about it."""
+
+import math
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from simsiam.commands.tuning.objective import UNITS, standard_error
+from simsiam.commands.tuning.plan import Plan
+from simsiam.commands.tuning.space import Choices
+from simsiam.commands.tuning.storage import JOURNAL
+from simsiam.commands.tuning.study import REDUCTION_FACTOR, Study, first_rung
+from simsiam.commands.tuning.values import DESCRIPTIONS
+from simsiam.config.commands import pretrain_command
+from simsiam.report.page import render_page
+from simsiam.report.study import StudyRecord, TrialRecord, describe_region, score_of
+from simsiam.report.study_charts import describe_outcomes, render_study
+from utils.console import print_line
+from utils.filesystem import write_text
+
+PAGE = "study.html"
+GENERATOR = "SimSiam search"
+FIGURES = "figures"
+MIN_TRIALS_FOR_IMPORTANCE = 10
+CLEAR_DIFFERENCE = 2  # standard errors; a smaller difference may be chance
+
+
+def format_minutes(seconds: float) -> str:
+    minutes = max(0.0, seconds) / 60
+    return f"{minutes:.0f} min" if minutes >= 2 else f"{60 * minutes:.0f} s"
+
+
+# ---------------------------------------------------------------- records
+
+
+def read_study(plan: Plan, study: Study, trial_epochs: int) -> StudyRecord:
+    """Return what the page shows of a study."""
+    names = list(plan.space)
+    logarithmic: list[str] = []
+    for name, setting in plan.space.items():
+        if not isinstance(setting, Choices) and setting.log:
+            logarithmic.append(name)
+    rungs: list[int] = []
+    rung = first_rung(trial_epochs)
+    while rung < trial_epochs:
+        rungs.append(rung)
+        rung *= REDUCTION_FACTOR
+    return StudyRecord(
+        unit=UNITS[plan.objective],
+        settings={name: DESCRIPTIONS.get(name, "") for name in names},
+        logarithmic=frozenset(logarithmic),
+        trial_epochs=trial_epochs,
+        rungs=rungs,
+        trials=[read_trial(trial) for trial in study.trials() if trial.params],
+    )
+
+
+def read_trial(trial: FrozenTrial) -> TrialRecord:
+    curve = sorted(trial.intermediate_values.items())
+    score = trial.value
+    if score is None and curve:
+        score = curve[-1][1]
+    outcome = "running"
+    if trial.state.is_finished():
+        outcome = trial.user_attrs["outcome"]
+    return TrialRecord(
+        number=trial.number,
+        run_name=trial.user_attrs.get("run", ""),
+        values=trial.params,
+        outcome=outcome,
+        reason=trial.user_attrs.get("reason", ""),
+        score=score,
+        curve=curve,
+        is_start=bool(trial.user_attrs.get("start")),
+    )
+
+
+def find_importances(study: Study) -> dict[str, float]:
+    """Return how much each setting tells the best trials from all; empty for too few trials.
+
+    Trials that were stopped count with their last score, so that none of them is ignored.
+    """
+    ended = create_scored_study(study)
+    if len(ended.trials) < MIN_TRIALS_FOR_IMPORTANCE:
+        return {}
+    importances = get_param_importances(ended, evaluator=PedAnovaImportanceEvaluator())
+    return {name: value for name, value in importances.items() if math.isfinite(value)}
+
+
+def create_scored_study(study: Study) -> optuna.Study:
+    """Return a copy of a study in memory, in which all trials with a score are complete."""
+    copy = optuna.create_study(direction="maximize")
+    for trial in study.trials():
+        score = read_trial(trial).score
+        if trial.state.is_finished() and score is not None:
+            copy.add_trial(
+                create_trial(
+                    state=TrialState.COMPLETE,
+                    value=score,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                )
+            )
+    return copy
+
+
+# ---------------------------------------------------------------- text
+
+
+def describe_end(study: Study, number: int, plan: Plan, max_trials: int | None) -> str:
+    """Return the line about a trial that has ended."""
+    trials = {trial.number: read_trial(trial) for trial in study.trials()}
+    trial = trials[number]
+    ended = study.count_ended()
+    progress = f"{ended} trials" if max_trials is None else f"{ended} of {max_trials} trials"
+    score = "no score"
+    if trial.score is not None:
+        score = format_score(trial.score, plan)
+    line = f"{progress}: trial {number} {score}, {trial.outcome}"
+    if trial.outcome != "finished":
+        line += f" ({trial.reason})"
+    finished = [other for other in trials.values() if other.outcome == "finished"]
+    if finished:
+        best = max(finished, key=score_of)
+        line += f"; best {score_of(best):.2f} (trial {best.number})"
+    return line
+
+
+def format_score(score: float, plan: Plan) -> str:
+    if plan.objective == "knn":
+        return f"kNN {score:.2f} %"
+    return f"score {score:.2f}"
+
+
+def describe_answer(record: StudyRecord, plan: Plan) -> list[str]:
+    """Return what the search has found, in sentences."""
+    best = record.best
+    if best is None or best.score is None:
+        return ["No trial was trained to its end, so there is no answer yet. Continue the search."]
+    epochs = record.trial_epochs
+    sentences = [
+        f"The best trial is number {best.number}: {format_score(best.score, plan)} "
+        f"after {epochs} epochs."
+    ]
+    start = record.start
+    if best.is_start:
+        sentences.append("These are the settings that you gave: the search found none better.")
+    elif start is not None and start.score is not None and start.outcome == "finished":
+        sentences.append(
+            f"The settings that you gave reached {format_score(start.score, plan)} in the same "
+            f"time. {describe_difference(best.score - start.score, start.score, plan)}"
+        )
+    planned = plan.base["epochs"]
+    if planned > epochs:
+        sentences.append(
+            f"The planned run of {planned} epochs is {planned / epochs:.3g} times as long. "
+            "Expect a better result from it than from the trial, and smaller differences."
+        )
+    return sentences
+
+
+def describe_difference(difference: float, accuracy: float, plan: Plan) -> str:
+    """Return whether a difference to the settings of the flags is more than chance."""
+    if plan.objective != "knn":
+        return "The score without labels has no unit: only the order of the trials means something."
+    error = math.sqrt(2) * standard_error(accuracy, plan.queries)
+    text = (
+        f"The difference is {difference:.2f} points. With {plan.queries:,} images, differences "
+        f"below {CLEAR_DIFFERENCE * error:.1f} points may be chance"
+    )
+    if difference < CLEAR_DIFFERENCE * error:
+        return f"{text}, so the search shows no clear gain."
+    return f"{text}, so this one is probably real."
+
+
+def describe_doubts(record: StudyRecord, plan: Plan) -> list[str]:
+    """Return what the results do not show, in sentences."""
+    sentences = [
+        "The best of many trials is partly luck: expect a little less from the same settings "
+        "with another seed.",
+        f"What is best after {record.trial_epochs} epochs need not be best after "
+        f"{plan.base['epochs']}: a high learning rate and small views look better in short runs.",
+    ]
+    if plan.objective == "rankme":
+        sentences.append(
+            "No labels were used. RankMe orders runs of one kind fairly well in its paper "
+            "(Garrido et al. 2023), less so when the augmentation changes. Label a few hundred "
+            "images to be surer."
+        )
+    elif plan.leave_one_out:
+        sentences.append(
+            "The train images have no labels, so the trials were compared on test images. Their "
+            "accuracy is no test result any more. Label other images for that."
+        )
+    else:
+        sentences.append("Test images were not used, so they can still tell the true gain.")
+    return sentences
+
+
+def final_settings(best: TrialRecord, plan: Plan) -> dict[str, Any]:
+    """Return the settings of the planned run with the values of the best trial."""
+    settings = dict(plan.base)
+    if best.values != {name: plan.start[name] for name in best.values}:
+        settings = plan.trial_settings(best.values, plan.base["epochs"])
+    given = plan.given
+    settings.update(
+        held_out_images=given.data.held_out_images,
+        test_images=given.data.test_images,
+        knn_k=given.monitor.knn_k,
+        exp_name=f"{plan.config.run_dir.name}_best",
+        version=None,
+    )
+    return settings
+
+
+# ---------------------------------------------------------------- the end
+
+
+def finish_search(plan: Plan, study: Study, trial_epochs: int) -> None:
+    """Print what the search has found, and write the page."""
+    record = read_study(plan, study, trial_epochs)
+    answer = describe_answer(record, plan)
+    best = record.best
+    command = ""
+    if best is not None:
+        command = pretrain_command(final_settings(best, plan), " \\\n    ")
+    importances = find_importances(study)
+    folder = plan.config.run_dir
+    page = render_page(
+        "study.html.j2",
+        title=f"SimSiam: search {folder.name}",
+        generator=GENERATOR,
+        written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        outcomes=describe_outcomes(record),
+        answer=answer,
+        command=command,
+        region=describe_region(record),
+        study=record,
+        charts=render_study(record, importances, folder / FIGURES),
+        doubts=describe_doubts(record, plan),
+        folder=folder,
+        heads=[record.unit, "epochs", *record.settings, "how it ended"],
+        rows=make_rows(record),
+    )
+    write_text(folder / PAGE, page)
+
+    print_line("")
+    for sentence in answer:
+        print_line(sentence)
+    print_line(describe_region(record))
+    if importances:
+        listing = ", ".join(f"{name} {100 * value:.0f} %" for name, value in importances.items())
+        print_line(f"Importance: {listing}")
+    if command:
+        print_line(f"\n{command}\n")
+    print_line(f"page      {folder / PAGE}")
+    storage = plan.config.search.storage or folder / JOURNAL
+    print_line(f"more      pip install optuna-dashboard; optuna-dashboard {storage}")
+
+
+def make_rows(record: StudyRecord) -> dict[str, list[str]]:
+    """Return the table of all trials, the best one first."""
+    rows: dict[str, list[str]] = {}
+    for trial in sorted(record.trials, key=order_of_trials):
+        name = f"trial {trial.number}"
+        if trial.is_start:
+            name += " (your settings)"
+        score = "-" if trial.score is None else f"{trial.score:.2f}"
+        epochs = str(trial.curve[-1][0]) if trial.curve else "0"
+        values = [format_value(trial.values.get(setting, "-")) for setting in record.settings]
+        rows[name] = [score, epochs, *values, trial.outcome]
+    return rows
+
+
+def order_of_trials(trial: TrialRecord) -> tuple[bool, float]:
+    return trial.outcome != "finished", -score_of(trial)
+
+
+def format_value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

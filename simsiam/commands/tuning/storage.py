@@ -1,0 +1,62 @@
+"""Where Optuna keeps the trials of a search, and how a trial gets into its queue again."""
+
+import warnings
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from utils.errors import UserError
+
+JOURNAL = "journal.log"
+
+HEARTBEAT_SECONDS = 10  # between two signs of life of a worker
+# A worker on another machine counts as dead after this time without a sign of life. On the same
+# machine its lock says so at once.
+SILENCE_SECONDS = 300
+
+# Optuna logs each trial and warns of functions that are new; the search prints its own lines.
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", module=r"optuna\.")
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+warnings.filterwarnings("ignore", message="Heartbeat of storage")
+
+
+def name_run(trial: optuna.Trial | FrozenTrial) -> str:
+    """Return the name of the run of a trial. One that was handed on keeps its run."""
+    return trial.user_attrs.get("run") or f"trial_{trial.number:04}"
+
+
+def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Put a trial into the queue again, under a new number. Its run stays the same."""
+    attributes = {name: trial.user_attrs[name] for name in ("start",) if name in trial.user_attrs}
+    attributes["run"] = name_run(trial)
+    fixed = {}
+    if "fixed_params" in trial.system_attrs:  # values of the queue that were not drawn yet
+        fixed["fixed_params"] = trial.system_attrs["fixed_params"]
+    study.add_trial(
+        create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=attributes,
+            system_attrs=fixed,
+        )
+    )
+
+
+def open_storage(folder: Path, url: str | None) -> BaseStorage:
+    if url is None:
+        return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    try:
+        return RDBStorage(
+            url,
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=SILENCE_SECONDS,
+            heartbeat_stale_trial_callback=requeue,
+        )
+    except Exception as error:  # noqa: BLE001  (SQLAlchemy and its drivers raise many kinds)
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--storage {url} cannot be used: {reason}") from None

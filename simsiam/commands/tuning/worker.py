@@ -1,0 +1,194 @@
+"""Run the trials of a search in this process's slots: one on each GPU, or one at a time."""
+
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from simsiam.commands import launch
+from simsiam.commands.sweep import Slot, choose_slots
+from simsiam.commands.tuning.plan import Plan, choose_trial_epochs, describe_plan, make_plan
+from simsiam.commands.tuning.result import describe_end, finish_search, format_minutes
+from simsiam.commands.tuning.storage import HEARTBEAT_SECONDS
+from simsiam.commands.tuning.study import Study, check_facts, first_rung
+from simsiam.commands.tuning.trial import TrialRun
+from simsiam.config.commands import Search
+from simsiam.config.search_options import DEFAULT_TRIALS
+from utils.console import print_line
+from utils.errors import RunError, StoppedBySignal, require
+from utils.filesystem import check_writable
+
+POLL_SECONDS = 0.2
+MAX_SLOTS = 64
+FAILURES_IN_A_ROW = 3  # that end the search: something is wrong with all trials
+
+
+def run_search(config: Search) -> None:
+    """Train trials until the time or their number is used up, then write the page.
+
+    Raises:
+        UserError: a flag does not fit the images, or the folder holds something else.
+        RunError: several runs in a row have failed.
+        StoppedBySignal: after the runs have saved themselves.
+    """
+    cluster = launch.cluster_environment()
+    require(
+        cluster is None or cluster.world_size() == 1,
+        "search starts a process for each trial. Call it without torchrun or srun. "
+        "Several calls of the same command share the trials.",
+    )
+    folder = config.run_dir
+    check_writable(folder, "--save-dir")
+    plan = make_plan(config)
+    for line in describe_plan(plan):
+        print_line(line)
+    if config.run.dry_run:
+        for name, setting in plan.space.items():
+            print_line(f"  {name}: {setting!r}, first {plan.start_of_space()[name]}")
+        return
+
+    study = Study(folder, config.search.storage, config.run.seed)
+    worker = Worker(plan, study)
+    worker.prepare()
+    try:
+        worker.work()
+    except StoppedBySignal as stopped:
+        worker.stop(stopped.number)
+        finish_search(plan, study, worker.trial_epochs)
+        raise StoppedBySignal(stopped.number, "; the same command continues the search") from None
+    except BaseException:
+        worker.stop(signal.SIGTERM)
+        raise
+    finish_search(plan, study, worker.trial_epochs)
+
+
+class Worker:
+    """Trains the trials that this process claims."""
+
+    def __init__(self, plan: Plan, study: Study) -> None:
+        self.plan = plan
+        self.study = study
+        self.options = plan.config.search
+        self.slots: Sequence[Slot] = choose_slots(plan.config, MAX_SLOTS)
+        self.running: dict[Slot, TrialRun] = {}
+        self.trial_epochs = 0
+        self.failures = 0
+        self.max_trials = self.options.trials
+        if self.max_trials is None and self.options.minutes is None:
+            self.max_trials = DEFAULT_TRIALS
+        self._cleanup = ExitStack()
+        self._started = time.monotonic()
+        self._used_before = 0.0  # seconds that earlier starts have used up
+        self._last_sign = 0.0
+        self._no_more = False  # whether `claim` has found all trials taken
+
+    # ------------------------------------------------------------ time
+
+    def used_seconds(self) -> float:
+        return self._used_before + time.monotonic() - self._started
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds that are left; None without --minutes."""
+        if self.options.minutes is None:
+            return None
+        return 60 * self.options.minutes - self.used_seconds()
+
+    # ------------------------------------------------------------ the search
+
+    def prepare(self) -> None:
+        """Agree with other workers on the settings and the length of a trial."""
+        study = self.study
+        with study.lock():
+            check_facts(study, self.plan.facts())
+            study.enqueue_start(self.plan.start_of_space())
+            self._used_before = study.facts().get("seconds", 0.0)
+            known = study.facts().get("trial_epochs")
+            if known is None:
+                known = choose_trial_epochs(self.plan, self.slots, self.seconds_left())
+                study.set_fact("trial_epochs", known)
+        wanted = self.options.trial_epochs
+        require(
+            wanted in (None, known),
+            f"--trial-epochs {wanted}: this search has trials of {known} epochs. "
+            "Drop the flag, or give another --exp-name.",
+        )
+        self.trial_epochs = known
+        study.use_pruner(known)
+        length = f"{known} of the planned {self.plan.base['epochs']} epochs"
+        rung = first_rung(known)
+        print_line(
+            f"  trials    {length}; from epoch {rung} on, those that fall behind are stopped"
+        )
+
+    def work(self) -> None:
+        while True:
+            self._fill_slots()
+            if not self.running:
+                return
+            time.sleep(POLL_SECONDS)  # the handler of a signal raises StoppedBySignal here
+            self._show_life()
+            for trial in list(self.running.values()):
+                trial.read_metrics()
+                self._end_if_over(trial)
+            left = self.seconds_left()
+            if left is not None and left <= 0:
+                print_line("The time is used up.")
+                self.stop(signal.SIGTERM)
+                return
+
+    def _fill_slots(self) -> None:
+        for slot in self.slots:
+            left = self.seconds_left()
+            is_time_left = left is None or left > 0
+            if slot in self.running or not is_time_left or self._no_more:
+                continue
+            claim = self.study.claim(self.plan.space, self.max_trials)
+            if claim is None:
+                self._no_more = True
+                return
+            config = self.plan.make_trial(claim.trial.params, self.trial_epochs, claim.run_name)
+            trial = TrialRun(claim, config, self.plan.objective, slot)
+            self.running[slot] = trial
+            trial.start()
+
+    def _end_if_over(self, trial: TrialRun) -> None:
+        end = trial.find_end()
+        if end is None:
+            return
+        del self.running[trial.slot]
+        outcome, reason = end
+        self.study.end(trial.claim, outcome, reason, trial.score)
+        line = describe_end(self.study, trial.claim.number, self.plan, self.max_trials)
+        left = self.seconds_left()
+        if left is not None:
+            line += f"; {format_minutes(left)} left"
+        print_line(line)
+        if outcome != "failed":
+            self.failures = 0
+            return
+        self.failures += 1
+        if self.failures == FAILURES_IN_A_ROW:
+            raise RunError(f"{self.failures} runs in a row have failed. The last one: {reason}", 2)
+
+    def _show_life(self) -> None:
+        now = time.monotonic()
+        if now - self._last_sign < HEARTBEAT_SECONDS:
+            return
+        self._last_sign = now
+        self._note_time()
+        for trial in self.running.values():
+            self.study.show_life(trial.claim)
+
+    def _note_time(self) -> None:
+        self.study.set_fact("seconds", round(self.used_seconds(), 1))
+
+    def stop(self, number: int) -> None:
+        """Let all runs save themselves and end, and hand their trials back."""
+        for trial in self.running.values():
+            trial.send_signal(number)
+        for trial in self.running.values():
+            if trial.process is not None:
+                trial.process.wait()
+            self.study.hand_back(trial.claim)
+        self.running.clear()
+        self._note_time()
