@@ -129,7 +129,7 @@ def test_held_out_images_are_measured_and_finished_results_are_kept(
     assert [line.split(":")[0] for line in err.splitlines()] == [f"{run.name}, zoom 40"]
     assert "12.34" in out
     for name in PROTOCOLS:
-        assert out.count(f" {name} ") == 3, name
+        assert out.count(f"\n {name}  ") == 3, name  # a row in each of three tables
     assert "held-out train images" in out
 
 
