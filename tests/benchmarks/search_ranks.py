@@ -59,8 +59,11 @@ def describe(name: str, a: Sequence[float], b: Sequence[float]) -> str:
     for _ in range(RESAMPLES):
         chosen = generator.integers(0, len(a), len(a))
         resampled.append(spearman([a[i] for i in chosen], [b[i] for i in chosen]))
+    rho = spearman(a, b)
+    if np.isnan(rho):  # all settings have the same value
+        return f"| {name} | - | - | {len(a)} |"
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
-    return f"| {name} | {spearman(a, b):.2f} | {low:.2f} to {high:.2f} | {len(a)} |"
+    return f"| {name} | {rho:.2f} | {low:.2f} to {high:.2f} | {len(a)} |"
 
 
 def draw_values(plan: Plan, trials: int, seed: int) -> list[dict[str, object]]:
