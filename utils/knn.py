@@ -164,14 +164,14 @@ def topk_by_blocks(product: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def onednn_is_faster(features: Tensor, bank: Tensor) -> bool:
     """Return whether `multiply_by_onednn` is at least as fast as `torch.mm` for these features.
 
-    torch.mm calls MKL, which does not use AVX-512 on processors of AMD; oneDNN does. Small products
-    stay with torch.mm, because oneDNN needs copies of the features.
+    torch.mm calls MKL, which does not use AVX-512 on processors of AMD; oneDNN does. Few queries
+    stay with torch.mm, because oneDNN needs a copy of the bank. The size of the bank does not
+    matter, so that a bank that is split among processes gives the same similarities.
     """
     return (
         features.device.type == "cpu"
         and features.dtype == bank.dtype == torch.float32
         and len(features) >= MIN_ONEDNN_QUERIES
-        and len(bank) >= BANK_TILE
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
     )

@@ -36,7 +36,7 @@ def check_neighbours(found: tuple[Tensor, Tensor], similarity: Tensor, k: int) -
         (1, 1, 1, 1),
         (7, 129, 3, 1),  # the smallest bank that has blocks, with one entry in the last block
         (70, 2049, 33, 16),  # two tiles, the second of one entry
-        (70, 2047, 33, 15),  # too small for oneDNN
+        (70, 2047, 33, 15),  # less than a tile
         (63, 6401, 17, 50),  # too few queries for oneDNN
         (130, 6400, 40, 50),  # the smallest bank that has blocks for this k
         (130, 6399, 40, 50),  # the largest bank that has none
