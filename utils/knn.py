@@ -180,19 +180,18 @@ def onednn_is_faster(features: Tensor, bank: Tensor) -> bool:
 def multiply_by_onednn(queries: Tensor, bank: Tensor, out: Tensor) -> None:
     """Write queries @ bank.T to `out` by oneDNN, in float32.
 
-    The bank is taken in tiles, so that copies and results fit into the processor's cache.
+    The bank is taken in tiles, so that copies and results fit into the processor's cache. Autocast
+    does not change the dtype of oneDNN's tensors.
 
     Args:
         queries: (Q, F) float32 on a CPU.
         bank: (N, F) float32 on a CPU.
         out: (Q, N) float32 on a CPU, which may be a part of a tensor.
     """
-    with torch.autocast("cpu", enabled=False):  # which would compute in bf16
-        copied_queries = queries.to_mkldnn()
-        for start in range(0, len(bank), BANK_TILE):
-            tile = bank[start : start + BANK_TILE].to_mkldnn()
-            columns = slice(start, start + BANK_TILE)
-            out[:, columns] = linear(copied_queries, tile).to_dense()
+    copied_queries = queries.to_mkldnn()
+    for start in range(0, len(bank), BANK_TILE):
+        tile = bank[start : start + BANK_TILE].to_mkldnn()
+        out[:, start : start + BANK_TILE] = linear(copied_queries, tile).to_dense()
 
 
 def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:

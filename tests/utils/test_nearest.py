@@ -87,8 +87,9 @@ def test_an_own_entry_is_not_a_neighbour(
 
 @pytest.mark.parametrize("outside", [-1, -3001, 3001, 5000])
 def test_an_own_index_outside_of_the_bank_excludes_nothing(outside: int) -> None:
-    q = integers(70, 12, seed=1)
+    q = integers(70, 12, seed=1).abs() + 1
     x = integers(3001, 12)
+    x[[0, -1]] = 9  # The first and the last entry, which -3001 and -1 might mean, are the nearest.
     own = torch.full((70,), outside)
     check_neighbours(nearest(q, x, 20, own), q @ x.T, 20)
 
