@@ -164,14 +164,14 @@ def topk_by_blocks(product: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def onednn_is_faster(features: Tensor, bank: Tensor) -> bool:
     """Return whether `multiply_by_onednn` is at least as fast as `torch.mm` for these features.
 
-    torch.mm calls MKL, which does not use AVX-512 on processors of AMD; oneDNN does. Small products
-    stay with torch.mm, because oneDNN needs copies of the features.
+    torch.mm calls MKL, which does not use AVX-512 on processors of AMD; oneDNN does. Few queries
+    stay with torch.mm, because oneDNN needs a copy of the bank. The size of the bank does not
+    matter, so that a bank that is split among processes gives the same similarities.
     """
     return (
         features.device.type == "cpu"
         and features.dtype == bank.dtype == torch.float32
         and len(features) >= MIN_ONEDNN_QUERIES
-        and len(bank) >= BANK_TILE
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
     )
@@ -180,19 +180,18 @@ def onednn_is_faster(features: Tensor, bank: Tensor) -> bool:
 def multiply_by_onednn(queries: Tensor, bank: Tensor, out: Tensor) -> None:
     """Write queries @ bank.T to `out` by oneDNN, in float32.
 
-    The bank is taken in tiles, so that copies and results fit into the processor's cache.
+    The bank is taken in tiles, so that copies and results fit into the processor's cache. Autocast
+    does not change the dtype of oneDNN's tensors.
 
     Args:
         queries: (Q, F) float32 on a CPU.
         bank: (N, F) float32 on a CPU.
         out: (Q, N) float32 on a CPU, which may be a part of a tensor.
     """
-    with torch.autocast("cpu", enabled=False):  # which would compute in bf16
-        copied_queries = queries.to_mkldnn()
-        for start in range(0, len(bank), BANK_TILE):
-            tile = bank[start : start + BANK_TILE].to_mkldnn()
-            columns = slice(start, start + BANK_TILE)
-            out[:, columns] = linear(copied_queries, tile).to_dense()
+    copied_queries = queries.to_mkldnn()
+    for start in range(0, len(bank), BANK_TILE):
+        tile = bank[start : start + BANK_TILE].to_mkldnn()
+        out[:, start : start + BANK_TILE] = linear(copied_queries, tile).to_dense()
 
 
 def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
