@@ -26,7 +26,7 @@ from models.choices import is_library_backbone
 from models.convert_batch_norm import convert_batch_norm
 from models.heads import CUSTOM_BACKBONE_PREFIX, build_networks
 from models.resnet import ResNet
-from simsiam.compilation import compile_per_shape
+from simsiam.compilation import CompiledPerShape
 from simsiam.config.network_options import NetworkOptions
 from simsiam.config.optimizer_options import DEFAULT_LEARNING_RATE, OptimizerOptions
 from simsiam.config.options import MethodOptions
@@ -295,6 +295,6 @@ class SimSiam(ResumableModule):
         # Communication between processes breaks the graph, and so may other networks than ours.
         is_one_graph = distributed.world_size() == 1 and isinstance(self.backbone, ResNet)
         options["triton.cudagraphs"] = cuda_graphs and is_one_graph
-        self._compiled_losses = compile_per_shape(
+        self._compiled_losses = CompiledPerShape(
             self.loss_and_metrics, fullgraph=is_one_graph, dynamic=False, options=options
         )

@@ -113,7 +113,7 @@ def test_a_run_from_before_the_flags_has_their_defaults() -> None:
 def test_only_commands_that_train_have_the_flags() -> None:
     for name in COMMANDS:
         flags = {option.field.name for option in iterate_options(COMMANDS[name])}
-        assert (flags >= {*NEW_FLAGS}) == (name in ("pretrain", "ablate")), name
+        assert (flags >= {*NEW_FLAGS}) == (name in ("pretrain", "ablate", "search")), name
         assert flags >= {*NEW_FLAGS} or not flags & {*NEW_FLAGS}, name
 
 

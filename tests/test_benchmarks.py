@@ -34,7 +34,7 @@ PRINTED = {
     "knn": ["lightly", "scikit-learn", "faiss", "other answers"],
     "step": ["plain PyTorch", "as shipped", "granted", "Lightning's share"],
     "scale": ["exponent of time", "batch", "bank", "a message of BN"],
-    "communication": ["31 (31)", "6       364 (364)", "64 x 64"],
+    "communication": ["31 (31)", "364 (364)", "64 x 64"],
     "image_index": ["list the folders", "order of an epoch", "peak bytes an image"],
     "files": ["crops of 96 x 96", "views of 32 x 32", "ratio of on", "minutes an epoch"],
     "ceilings": ["bf16 matrix product", "copy", "backward", "operations of a step", "kNN"],

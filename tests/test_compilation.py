@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 
 from simsiam.augment import Policy
-from simsiam.compilation import compile_per_shape
+from simsiam.compilation import CompiledPerShape
 from simsiam.data.view_maker import ViewMaker
 
 MEAN = torch.full((3,), 0.5)
@@ -64,7 +64,7 @@ def test_any_number_of_objects_is_compiled() -> None:
 
     for factor in range(MORE_THAN_TORCH_ALLOWS):
         scale = Scale(float(factor))
-        compiled = compile_per_shape(scale.apply, fullgraph=True, dynamic=False)
+        compiled = CompiledPerShape(scale.apply, fullgraph=True, dynamic=False)
         assert compiled(torch.ones(2)).tolist() == [factor + 1, factor + 1]
 
 

@@ -9,7 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from simsiam.augment import Policy, augment, draw_boxes
-from simsiam.compilation import compile_per_shape
+from simsiam.compilation import CompiledPerShape
 from simsiam.config.options import SMALL_IMAGE
 from simsiam.data.files.crop_loader import CropCutter, DrawBoxes, count_threads
 from simsiam.data.files.whole_images import WholeImages
@@ -45,7 +45,7 @@ class ViewMaker:
         self._print_fn: Callable[[str], None] = rank_zero_warn
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         for function in (augment, augment_twice):
-            self._compiled[function] = compile_per_shape(function, fullgraph=True, dynamic=False)
+            self._compiled[function] = CompiledPerShape(function, fullgraph=True, dynamic=False)
 
     def compile_sizes(self, sizes: Iterable[int], print_fn: Callable[[str], None]) -> None:
         """Compile the augmentation for views of these sizes in pixels.

@@ -15,10 +15,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils.console import console, print_table
+from utils.console import print_table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-MIN_TABLE_WIDTH = 110  # columns, so that a table is not cut in a narrow terminal or in a file
 
 
 def processor() -> str:
@@ -116,5 +115,4 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table, with the processor and torch's version in its title."""
-    console.width = max(console.width, MIN_TABLE_WIDTH)
     print_table(f"{title}\n{processor()}, torch {torch.__version__}", head, rows)
