@@ -51,10 +51,12 @@ def get_views(batch: Any, one_way_views: int = 0) -> list[Tensor]:
         raise ValueError(f"{VIEWS_EXPECTED}; this one is {describe_batch(batch)}")
     if any(len(view) != len(views[0]) for view in views):
         raise ValueError(f"{VIEWS_EXPECTED}; these views differ in B: {describe_batch(views)}")
-    if len(views) < one_way_views + max(2, one_way_views):
+    standard_views = max(2, one_way_views)
+    if len(views) < standard_views + one_way_views:
         raise ValueError(
-            f"with heavy_views={one_way_views}, a training batch must be two views or more, at "
-            f"least {one_way_views}, and then the heavy views; this one has {len(views)} in all"
+            f"with heavy_views={one_way_views}, a training batch must have at least "
+            f"{standard_views} standard views, and then the heavy views; this one has "
+            f"{len(views)} views in all. ViewsDataModule(heavy_views={one_way_views}) makes them"
         )
     return views
 

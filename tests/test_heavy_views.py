@@ -109,7 +109,7 @@ def test_all_views_in_one_pass_and_one_graph_give_the_same_loss() -> None:
 
 @pytest.mark.parametrize(("count", "heavy"), [(3, 2), (4, 3), (2, 1)])
 def test_too_few_views_are_refused(count: int, heavy: int) -> None:
-    with pytest.raises(ValueError, match=f"heavy_views={heavy}.*has {count} in all"):
+    with pytest.raises(ValueError, match=f"heavy_views={heavy}.*has {count} views in all"):
         make_model(heavy_views=heavy).training_step(views(count), 0)
 
 
