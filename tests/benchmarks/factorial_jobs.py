@@ -15,6 +15,7 @@ from utils.filesystem import is_locked, write_text
 from utils.run_dir import RunDirectory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PLACES = ("data_dir", "save_dir", "exp_name")  # settings that say nothing on another machine
 SEED = 100  # run N has seed SEED + N; seeds 0 to 2 were used to choose the recipe
 
 
@@ -87,15 +88,18 @@ def describe_result(job: Job) -> dict[str, Any]:
     run = job.folder
     summary = json.loads(run.summary.read_text())
     config = yaml.safe_load(run.config.read_text())
+    settings = dict(config["settings"])
+    for name in PLACES:
+        settings.pop(name, None)
     last = run.rows()[-1]
     return {
         "run": job.number,
         "levels": dict(job.levels),
-        "seed": config["settings"]["seed"],
+        "seed": settings["seed"],
         **{name: summary[name] for name in ("epochs", "step", "kNN_accuracy", "kNN_untrained")},
         **{name: summary[name] for name in ("train_loss", "z_std", "seconds")},
         "rankme": last.get("rankme"),
-        "settings": config["settings"],
+        "settings": settings,
         "resolved": config["resolved"],
         "versions": config["versions"],
     }
