@@ -136,7 +136,7 @@ def exclude_own(product: Tensor, own: Tensor) -> None:
 def topk_by_blocks(product: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return what `product.topk(k, dim=1)` returns, except for the order of equal values.
 
-    The k largest values of a row lie in those k blocks of columns that have the largest maxima. So
+    The k largest values of a row are in those k blocks of columns that have the largest maxima. So
     `topk`, which is slow, is needed only for the maxima and for the values in k blocks.
 
     Args:

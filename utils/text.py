@@ -60,6 +60,7 @@ def drop_common_ends(names: Sequence[str]) -> list[str]:
 def _count_common_letters(names: Sequence[str]) -> int:
     """Return how many letters at the beginning are the same in all names."""
     count = 0
+    # The shortest name ends the comparison.
     for letters in zip(*names, strict=False):
         if len(set(letters)) > 1:
             break

@@ -15,7 +15,7 @@ from simsiam.inputs import get_labelled_images
 from utils import distributed
 from utils.knn import nearest
 
-# The neighbours of so many queries are exchanged at a time that a process receives about this much.
+# A process receives about this much when neighbours are exchanged: it limits the queries of a part.
 # With 64 processes, 50,000 queries and k 200, all together would take 7.7 GB in each process.
 EXCHANGE_BYTES = 2**28
 BYTES_PER_NEIGHBOUR = 12  # a float32 similarity and an int64 index

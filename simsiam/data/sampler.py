@@ -193,7 +193,7 @@ def are_indices(batch: Any) -> bool:
 
 
 def are_indices_and_images(batch: Any, image_dims: int) -> bool:
-    """Return whether a batch has indices (B,) and uint8 images with so many dimensions."""
+    """Return whether a batch has indices (B,) and uint8 images with this number of dimensions."""
     if not isinstance(batch, list | tuple) or len(batch) != 2 or not are_indices(batch[0]):
         return False
     images = batch[1]

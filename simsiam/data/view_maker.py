@@ -16,8 +16,8 @@ from simsiam.data.files.whole_images import WholeImages
 from simsiam.heavy_augment import augment_twice
 from utils import distributed
 
-# So many pixels of views are made together on a CPU. Their values then fit into its caches, and
-# into memory that the process keeps from one call to the next.
+# The number of pixels of views that are made together on a CPU. Their values then fit into its
+# caches, and into memory that the process keeps from one call to the next.
 CACHED_PIXELS = 2**18
 
 

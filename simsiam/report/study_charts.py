@@ -140,6 +140,7 @@ def draw_values(study: StudyRecord) -> Figure:
     num_rows = math.ceil(len(names) / 2)
     figure = Figure((WIDTH, SCATTER_HEIGHT * num_rows + LEGEND_HEIGHT / 2), layout="constrained")
     grid: Any = figure.subplots(num_rows, 2, sharey=True, squeeze=False)
+    # With an odd number of settings, one chart is left over. It is hidden below.
     for axes, name in zip(grid.flat, names, strict=False):
         _draw_setting(axes, study, name)
     for axes in grid.flat[len(names) :]:

@@ -44,7 +44,7 @@ for epoch in range(len(rows) + 1, int(flags["epochs"]) + 1):
         file.writelines(json.dumps(row) + "\\n" for row in rows)
     os.replace(metrics + ".partial", metrics)
     while os.path.exists(os.path.join(study, "pause")):
-        time.sleep(0.005)
+        time.sleep(0.005)  # between two looks at the file
         if os.getppid() != parent:
             sys.exit(143)
 """

@@ -125,7 +125,7 @@ def test_an_output_that_exists_is_not_replaced_unasked(
 
 
 def extract_many(args: list[str]) -> int:
-    """Features of so many images, in chunks; prints the largest memory of this process, in KiB."""
+    """Features of n images, in chunks; prints the largest memory of this process, in KiB."""
     n = int(args[0])
     # It takes hardly any memory itself, and has 48 features.
     network = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten())

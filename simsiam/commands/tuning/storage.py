@@ -48,6 +48,11 @@ def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
 
 
 def open_storage(folder: Path, url: str | None) -> BaseStorage:
+    """Return the storage of a search: a journal in its folder, or the database of a URL.
+
+    Raises:
+        UserError: the database cannot be used.
+    """
     if url is None:
         return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     try:

@@ -31,9 +31,9 @@ from utils.filesystem import is_locked, lock_folder
 STUDY_LOCK = "study.lock"
 LOCKS = "locks"  # folder with a file for each trial that has been started here
 
-# Rungs at a quarter and at half of a trial. At each one, the better half goes on.
+# Rungs at a quarter and at half of a trial. At each one, the better half is trained further.
 FIRST_RUNG = 4
-MIN_RUNG = 2  # epochs, after which a collapsed run can be told from one that learns slowly
+MIN_RUNG = 2  # epochs, after which a collapsed run differs from one that learns slowly
 REDUCTION_FACTOR = 2
 
 Outcome = Literal["finished", "stopped", "collapsed", "diverged", "failed"]

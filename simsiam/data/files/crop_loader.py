@@ -15,8 +15,8 @@ from simsiam.data.files.threads import count_threads, start_threads
 from simsiam.data.files.whole_images import WholeImages
 from simsiam.data.sampler import BATCHES_AHEAD, LoaderOfImages
 
-# A thread cuts so many images before it takes the next ones. Threads that take single images spend
-# more time on taking turns than on cutting.
+# The number of images that a thread cuts before it takes the next ones. With single images, the
+# threads would spend more time on taking turns than on cutting.
 IMAGES_PER_TASK = 8
 
 # Draws the boxes (V, B, 4) of B images, from their indices (B,), heights (B,) and widths (B,).

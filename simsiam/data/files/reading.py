@@ -106,8 +106,8 @@ def try_to_read(
     Args:
         size: S, the side of the clean image in pixels.
         conversion: how pixels become RGB of 8 bits.
-        shorter_side: the whole image is returned too, and its shorter side has at most so many
-            pixels.
+        shorter_side: the whole image is returned too, and its shorter side has at most this number
+            of pixels.
     """
     try:
         with open_file(path) as file:

@@ -22,7 +22,7 @@ from utils.text import printable
 
 FORMAT = 2  # format 1 was one JSON object, in a file with another suffix
 OLD_SUFFIX = ".json"
-ALIGNMENT = 64  # the arrays begin at a multiple of so many bytes
+ALIGNMENT = 64  # the arrays begin at a multiple of this number of bytes
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def half_transparent(mode: str = "RGBA") -> Image.Image:
 
 
 def write_tiff(path: Path, bands: int) -> None:
-    """Write a TIFF of 8 bits, with so many bands that are called red, green, blue and unknown."""
+    """Write a TIFF of 8 bits, with bands that are called red, green, blue and unknown."""
     pixels = bytes(range(bands)) * SIDE**2
     entries = [(256, 4, 1, SIDE), (257, 4, 1, SIDE), (262, 3, 1, 2), (273, 4, 1, 8)]
     entries += [(277, 3, 1, bands), (278, 4, 1, SIDE), (279, 4, 1, len(pixels))]
