@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 # Outcomes of a trial, in the order of the legend, with their names on the page.
 OUTCOMES = {
-    "finished": "trained to its end",
+    "finished": "trained to the end",
     "stopped": "stopped early, because others were better",
     "collapsed": "collapsed",
     "diverged": "diverged (the loss was not finite)",

@@ -32,7 +32,7 @@ STYLES: dict[str, dict[str, Any]] = {
 NAMES = {
     "best": "the best trial",
     "start": "your own settings",
-    "finished": "trained to its end",
+    "finished": "trained to the end",
     "stopped": "stopped early",
     "collapsed": "collapsed or diverged",
 }
@@ -199,10 +199,15 @@ def render_study(
     if scored:
         ranking = sorted(scored, key=score_of, reverse=True)
         listing = ", ".join(f"trial {trial.number} {trial.score:.4g}" for trial in ranking[:5])
+        caption = f"{study.unit} by epoch: a line for each trial."
+        if study.rungs:
+            caption += (
+                " At the dashed vertical lines, the trials of the worse half are stopped, which "
+                "saves time for others."
+            )
         charts["curves"] = Chart(
             partial(draw_scores, study),
-            f"{study.unit} by epoch: a line for each trial. At the dashed vertical lines, the "
-            "trials of the worse half are stopped, which saves time for others.",
+            caption,
             f"{study.unit} by epoch. The highest last values: {listing}.",
         )
         charts["parallel"] = Chart(
@@ -227,6 +232,6 @@ def render_study(
 
 
 def describe_outcomes(study: StudyRecord) -> str:
-    """Return how many trials ended how, such as "3 trained to its end, 1 collapsed"."""
+    """Return how many trials ended how, such as "3 trained to the end, 1 collapsed"."""
     counts = [f"{study.count(name)} {text}" for name, text in OUTCOMES.items() if study.count(name)]
     return "; ".join(counts)

@@ -1,7 +1,9 @@
 """The command `search`, with real processes that are killed. Trials are mostly a stub."""
 
+import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import optuna
@@ -9,6 +11,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from simsiam.commands.tuning.storage import SILENCE_SECONDS
 from tests.commands.search_stub import (
     epochs_of,
     go_on,
@@ -126,6 +129,35 @@ def test_trial_of_a_dead_worker_is_taken_up_by_another(tmp_path: Path) -> None:
     assert (name, other_pid, 1) in starts(tmp_path)
     assert epochs_of(tmp_path, name)[:2] == [1, 2]
     assert len(outcomes(load_study(tmp_path))) == 4
+
+
+def test_worker_that_finds_all_trials_taken_names_them(tmp_path: Path) -> None:
+    pause(tmp_path)
+    first = start_search(tmp_path, "--trials", "1")
+    wait_for(first, lambda: len(starts(tmp_path)) == 1)
+    out, err = start_search(tmp_path, "--trials", "1").communicate()
+    assert err == "" and "Other processes still train 1 trial." in out
+    go_on(tmp_path)
+    assert "Other processes" not in first.communicate()[0]
+
+
+def test_trial_of_another_machine_is_taken_up_after_a_silence(tmp_path: Path) -> None:
+    pause(tmp_path)
+    killed = start_search(tmp_path, "--trials", "1")
+    wait_for(killed, lambda: epochs_of(tmp_path, "trial_0000") == [1])
+    killed.kill()
+    killed.communicate()
+    go_on(tmp_path)
+    lock_file = tmp_path / "study" / "locks" / "trial_0000"
+    lock_file.write_text("another-machine")
+
+    out, _ = start_search(tmp_path, "--trials", "1").communicate()
+    assert "Other processes still train 1 trial." in out and len(starts(tmp_path)) == 1
+    long_ago = time.time() - SILENCE_SECONDS - 1
+    os.utime(lock_file, (long_ago, long_ago))
+    start_search(tmp_path, "--trials", "1").communicate()
+    assert epochs_of(tmp_path, "trial_0000") == [1, 2, 3, 4]
+    assert outcomes(load_study(tmp_path)) == ["finished"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -18,7 +18,7 @@ from simsiam.config.commands import pretrain_command
 from simsiam.report.page import render_page
 from simsiam.report.study import StudyRecord, TrialRecord, describe_region, score_of
 from simsiam.report.study_charts import describe_outcomes, render_study
-from utils.console import print_line
+from utils.console import format_count, print_line
 from utils.filesystem import write_text
 
 PAGE = "study.html"
@@ -139,7 +139,7 @@ def describe_answer(record: StudyRecord, plan: Plan) -> list[str]:
     """Return what the search has found, in sentences."""
     best = record.best
     if best is None or best.score is None:
-        return ["No trial was trained to its end, so there is no answer yet. Continue the search."]
+        return ["No trial was trained to the end, so there is no answer yet. Continue the search."]
     epochs = record.trial_epochs
     sentences = [
         f"The best trial is number {best.number}: {format_score(best.score, plan)} "
@@ -256,6 +256,13 @@ def finish_search(plan: Plan, study: Study, trial_epochs: int) -> None:
         print_line(f"Importance: {listing}")
     if command:
         print_line(f"\n{command}\n")
+    running = sum(trial.state == TrialState.RUNNING for trial in study.trials())
+    if running:
+        print_line(
+            f"Other processes still train {format_count(running, 'trial')}. If one of them has "
+            "died, the same command takes up its trial: at once, or after 5 minutes if it ran on "
+            "another machine."
+        )
     print_line(f"page      {folder / PAGE}")
     storage = plan.config.search.storage or folder / JOURNAL
     print_line(f"more      pip install optuna-dashboard; optuna-dashboard {storage}")

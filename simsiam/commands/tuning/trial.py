@@ -65,7 +65,7 @@ class TrialRun:
                 self.claim.trial.report(score, count)
             if has_collapsed(rows[:count]):  # also while a run that was stopped saves itself
                 self.stop("collapsed", f"the representation collapsed in epoch {count}")
-            # The first trial is what the others are compared with, so it runs to its end.
+            # The first trial is what the others are compared with, so it runs to the end.
             may_stop = self.ending is None and count < self.epochs and not self.claim.is_start
             if may_stop and score is not None and self.claim.trial.should_prune():
                 epochs = format_count(count, "epoch")
