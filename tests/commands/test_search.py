@@ -114,6 +114,23 @@ def test_two_workers_never_train_the_same_trial(database: bool, tmp_path: Path) 
     assert len({str(trial.params) for trial in study.trials}) == 6
 
 
+def test_two_machines_that_start_at_once_share_a_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/search.db"
+    folders = [tmp_path / "first", tmp_path / "second"]  # no shared folder
+    for folder in folders:
+        folder.mkdir()
+    flags = ["--trials", "6", "--storage", url]
+    workers = [start_search(folder, *flags) for folder in folders]
+    for worker in workers:
+        _, err = worker.communicate()
+        assert (worker.returncode, err) == (0, "")
+    names = [name for folder in folders for name, _, _ in starts(folder)]
+    assert sorted(names) == [f"trial_{number:04}" for number in range(6)]
+    trials = load_study(tmp_path, url).trials
+    assert len({str(trial.params) for trial in trials}) == 6
+    assert [trial.user_attrs.get("start") for trial in trials] == [True] + 5 * [None]
+
+
 def test_trial_of_a_dead_worker_is_taken_up_by_another(tmp_path: Path) -> None:
     pause(tmp_path)
     workers = [start_search(tmp_path, "--trials", "4") for _ in range(2)]
@@ -247,6 +264,7 @@ def test_missing_optuna_is_named(
         ("--storage search.db", "--storage search.db: must be the URL of a database"),
         ("--space none.yaml", "--space none.yaml cannot be read: No such file or directory"),
         ("--storage foo://x", "--storage foo://x cannot be used"),
+        ("--storage mysql://me:pw@h/x", "mysql://me:***@h/x cannot be used: the package MySQLdb"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(

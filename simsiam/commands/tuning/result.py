@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from simsiam.commands.tuning.objective import UNITS, standard_error
 from simsiam.commands.tuning.plan import Plan
 from simsiam.commands.tuning.space import Choices
-from simsiam.commands.tuning.storage import JOURNAL
+from simsiam.commands.tuning.storage import JOURNAL, hide_password
 from simsiam.commands.tuning.study import REDUCTION_FACTOR, Study, first_rung
 from simsiam.commands.tuning.values import DESCRIPTIONS
 from simsiam.config.commands import pretrain_command
@@ -264,7 +264,8 @@ def finish_search(plan: Plan, study: Study, trial_epochs: int) -> None:
             "another machine."
         )
     print_line(f"page      {folder / PAGE}")
-    storage = plan.config.search.storage or folder / JOURNAL
+    url = plan.config.search.storage
+    storage = folder / JOURNAL if url is None else hide_password(url)
     print_line(f"more      pip install optuna-dashboard; optuna-dashboard {storage}")
 
 

@@ -1,5 +1,7 @@
 """Where Optuna keeps the trials of a search, and how a trial gets into its queue again."""
 
+import re
+import time
 import warnings
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import DBAPIError
 
 from utils.errors import UserError
 
@@ -16,6 +19,7 @@ HEARTBEAT_SECONDS = 10  # between two signs of life of a worker
 # A worker on another machine counts as dead after this time without a sign of life. On the same
 # machine its lock says so at once.
 SILENCE_SECONDS = 300
+DATABASE_ATTEMPTS = 3  # to open a database
 
 # Optuna logs each trial and warns of functions that are new; the search prints its own lines.
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -55,13 +59,40 @@ def open_storage(folder: Path, url: str | None) -> BaseStorage:
     """
     if url is None:
         return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-    try:
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            return open_database(url)
+        except DBAPIError as error:
+            # Two machines that start at once both create the tables: one of them gets an error.
+            if attempts == DATABASE_ATTEMPTS:
+                raise database_error(url, error) from None
+            time.sleep(1)  # until the other machine has created them
+        except Exception as error:  # noqa: BLE001  (SQLAlchemy and its drivers raise many kinds)
+            raise database_error(url, error) from None
+
+
+def open_database(url: str) -> RDBStorage:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return RDBStorage(
             url,
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=SILENCE_SECONDS,
             heartbeat_stale_trial_callback=requeue,
         )
-    except Exception as error:  # noqa: BLE001  (SQLAlchemy and its drivers raise many kinds)
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--storage {url} cannot be used: {reason}") from None
+
+
+def database_error(url: str, error: Exception) -> UserError:
+    """Return the error about a database that cannot be opened."""
+    reason = " ".join(str(error).split())[:200].replace(url, hide_password(url))
+    if isinstance(error.__cause__, ModuleNotFoundError):
+        package = error.__cause__.name
+        reason = f"the package {package} is not installed. Run: pip install {package}"
+    return UserError(f"--storage {hide_password(url)} cannot be used: {reason}")
+
+
+def hide_password(url: str) -> str:
+    """Return the URL of a database with *** in place of its password."""
+    return re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", url)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from optuna.exceptions import DuplicatedStudyError
 from optuna.pruners import SuccessiveHalvingPruner
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
@@ -29,6 +30,7 @@ from utils.errors import require
 from utils.filesystem import is_locked, lock_folder
 
 STUDY_LOCK = "study.lock"
+MAX_WAIT_FOR_START = 10  # seconds until a study that another machine has created has a trial
 LOCKS = "locks"  # folder with a file for each trial that has been started here
 
 # Rungs at a quarter and at half of a trial. At each one, the better half is trained further.
@@ -99,13 +101,18 @@ class Study:
         (folder / STUDY_LOCK).touch()
         with self.lock():
             self.storage = open_storage(folder, url)
-            self.optuna = optuna.create_study(
-                study_name=folder.name,
-                storage=self.storage,
-                sampler=SeededSampler(seed),
-                direction="maximize",
-                load_if_exists=True,
-            )
+            name = folder.name
+            sampler = SeededSampler(seed)
+            try:
+                self.optuna = optuna.create_study(
+                    study_name=name, storage=self.storage, sampler=sampler, direction="maximize"
+                )
+                self._is_new = True
+            except DuplicatedStudyError:
+                self.optuna = optuna.load_study(
+                    study_name=name, storage=self.storage, sampler=sampler
+                )
+                self._is_new = False
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -138,9 +145,20 @@ class Study:
     # ------------------------------------------------------------ trials
 
     def enqueue_start(self, values: Mapping[str, Any]) -> None:
-        """Let the first trial have the settings of the flags, unless there are trials already."""
-        if not self.optuna.get_trials(deepcopy=False):
+        """Let the first trial have the settings of the flags, unless there are trials already.
+
+        The lock of the folder does not reach another machine that uses the same database. So the
+        process that has created the study goes first, and others wait for it.
+        """
+        if isinstance(self.storage, RDBStorage) and not self._is_new:
+            ends = time.monotonic() + MAX_WAIT_FOR_START
+            while not self._has_trials() and time.monotonic() < ends:
+                time.sleep(0.1)  # between two looks at the database
+        if not self._has_trials():
             self.optuna.enqueue_trial(dict(values), user_attrs={"start": True})
+
+    def _has_trials(self) -> bool:
+        return bool(self.optuna.get_trials(deepcopy=False))
 
     def use_pruner(self, trial_epochs: int) -> None:
         self.optuna.pruner = SuccessiveHalvingPruner(

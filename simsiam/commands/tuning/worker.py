@@ -105,6 +105,8 @@ class Worker:
             known = study.facts().get("trial_epochs")
             if known is None:
                 known = choose_trial_epochs(self.plan, self.slots, self.seconds_left())
+                # Another machine may have measured at the same time.
+                known = study.facts().get("trial_epochs", known)
                 study.set_fact("trial_epochs", known)
         wanted = self.options.trial_epochs
         require(
