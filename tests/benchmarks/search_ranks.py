@@ -27,12 +27,12 @@ from simsiam.commands.sweep import start_process
 from simsiam.commands.tuning.objective import Row, has_collapsed, score_rows
 from simsiam.commands.tuning.plan import Plan, make_plan
 from simsiam.commands.tuning.sampler import make_distributions
+from simsiam.commands.tuning.study import rungs
 from simsiam.config.commands import Search
 from utils.cli import parse
 from utils.run_dir import RunDirectory
 
 RESAMPLES = 2000
-RUNGS = (0.25, 0.5)  # of a run, at which a search compares trials
 
 
 def rank(values: Sequence[float]) -> np.ndarray:
@@ -88,9 +88,9 @@ def train(plan: Plan, values: Sequence[dict[str, object]], lengths: Sequence[int
             print(f"{config.run_dir.name}: exit status {status}", flush=True)
 
 
-def read(folder: Path, length: int) -> dict[int, list[Row]]:
+def read(folder: Path, length: int) -> dict[int, Sequence[Row]]:
     """Return the rows of each finished run of a length, by the number of its settings."""
-    runs: dict[int, list[Row]] = {}
+    runs: dict[int, Sequence[Row]] = {}
     for path in sorted(folder.glob(f"epochs_{length:03}_*")):
         run = RunDirectory(path)
         if path.is_dir() and run.summary.exists():
@@ -110,8 +110,7 @@ def compare(folder: Path, lengths: Sequence[int]) -> list[str]:
         if length != max(lengths):
             ends = [short[i][-1]["kNN_accuracy"] for i in both]
             lines.append(describe(f"kNN of runs of {length} epochs, {title}", ends, final))
-        for share in RUNGS:
-            epoch = max(2, round(share * length))
+        for epoch in rungs(length):
             at_rung = [short[i][epoch - 1]["kNN_accuracy"] for i in both]
             text = f"kNN at epoch {epoch} of {length}, {title}"
             lines.append(describe(text, at_rung, final))

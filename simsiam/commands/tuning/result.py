@@ -12,7 +12,7 @@ from simsiam.commands.tuning.objective import UNITS, standard_error
 from simsiam.commands.tuning.plan import Plan
 from simsiam.commands.tuning.space import Choices
 from simsiam.commands.tuning.storage import JOURNAL, hide_password
-from simsiam.commands.tuning.study import REDUCTION_FACTOR, Study, first_rung
+from simsiam.commands.tuning.study import Study, rungs
 from simsiam.commands.tuning.values import DESCRIPTIONS
 from simsiam.config.commands import pretrain_command
 from simsiam.report.page import render_page
@@ -43,17 +43,12 @@ def read_study(plan: Plan, study: Study, trial_epochs: int) -> StudyRecord:
     for name, setting in plan.space.items():
         if not isinstance(setting, Choices) and setting.log:
             logarithmic.append(name)
-    rungs: list[int] = []
-    rung = first_rung(trial_epochs)
-    while rung < trial_epochs:
-        rungs.append(rung)
-        rung *= REDUCTION_FACTOR
     return StudyRecord(
         unit=UNITS[plan.objective],
         settings={name: DESCRIPTIONS.get(name, "") for name in names},
         logarithmic=frozenset(logarithmic),
         trial_epochs=trial_epochs,
-        rungs=rungs,
+        rungs=rungs(trial_epochs),
         trials=[read_trial(trial) for trial in study.trials() if trial.params],
     )
 

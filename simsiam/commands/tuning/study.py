@@ -53,6 +53,16 @@ def first_rung(trial_epochs: int) -> int:
     return max(MIN_RUNG, -(-trial_epochs // FIRST_RUNG))
 
 
+def rungs(trial_epochs: int) -> list[int]:
+    """Return the epochs after which a trial may be stopped."""
+    epochs: list[int] = []
+    epoch = first_rung(trial_epochs)
+    while epoch < trial_epochs:
+        epochs.append(epoch)
+        epoch *= REDUCTION_FACTOR
+    return epochs
+
+
 class Claim:
     """A trial that this process trains. No other process does while `release` is not called."""
 
