@@ -26,7 +26,7 @@ SMALL_SIZES = {
     "scale": "--axes batch bank --points 2 --rounds 1",
     "communication": "--processes 2 --batch-size 8 --width 4 --steps 1",
     "image_index": "--images 20000",
-    "files": "--sizes 32 96 --files 20 --batch-size 10 --rounds 1",
+    "files": "--sizes 32 96 --files 20 --batch-size 10 --rounds 1 --width 4",
     "ceilings": "--backbone resnet10 --width 4 --batch-size 8 --images 100 --rounds 1",
 }
 PRINTED = {
@@ -36,7 +36,7 @@ PRINTED = {
     "scale": ["exponent of time", "batch", "bank", "a message of BN"],
     "communication": ["31 (31)", "364 (364)", "64 x 64"],
     "image_index": ["list the folders", "order of an epoch", "peak bytes an image"],
-    "files": ["crops of 96 x 96", "views of 32 x 32", "ratio of on", "minutes an epoch"],
+    "files": ["crops of 96 x 96", "views of 32 x 32", "ratio of on", "minutes an epoch", "bound"],
     "ceilings": ["bf16 matrix product", "copy", "backward", "operations of a step", "kNN"],
 }
 

@@ -6,9 +6,14 @@ candidates decode the files each time (`--image-cache off`), read the cache (`on
 torchvision's `ImageFolder` and torch's `DataLoader` with a worker process for each core.
 
 "crops" are the batches of uint8 crops: decode, crop, resize. "views" are the complete pipeline with
-colour jitter, grayscale, flip and normalisation, which this program computes on the device. The
-ratios are to torchvision. The last lines extrapolate to ImageNet on 16 cores. The files have just
-been written, so the operating system still has most of them in memory.
+colour jitter, grayscale, flip and normalisation, which this program computes on the device by
+compiled augmentation. The ratios are to torchvision. The last lines extrapolate to ImageNet on 16
+cores. The files have just been written, so the operating system still has most of them in memory.
+
+The second table has each part of a training from files: decoding alone, decoding and cropping
+(`off`), complete views, and the steps of a resnet18 of width 64 on views that are ready. The part
+that gives the fewest images a second bounds the training. On a CPU all parts share the cores, so
+the last column has what they reach together.
 """
 
 import argparse
@@ -24,9 +29,13 @@ from timing import DEVICE, in_turn, seconds, table
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
+from simsiam import SimSiam
 from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.dataset import default_stem
 from simsiam.data.files.crop_loader import CropLoader
+from simsiam.data.files.threads import count_threads, start_threads
 from simsiam.data.sampler import EpochSampler
+from utils.device import choose_precision
 
 IMAGENET_IMAGES = 1_281_167
 CORES = 16  # of the extrapolation
@@ -78,13 +87,54 @@ def open_loader(data: ViewsDataModule) -> CropLoader:
     return CropLoader(batches, whole, data.views, draw_boxes, lambda: data.size, pin=on_gpu)
 
 
+def decode(path: Path) -> None:
+    """Decode a file at its full size."""
+    with Image.open(path) as image:
+        image.load()
+
+
+def decode_all(folder: Path) -> None:
+    """Decode all files in as many threads as the loader of crops has."""
+    with start_threads(count_threads()) as pool:
+        exhaust(pool.map(decode, folder.rglob("*.jpg")))
+
+
+def measure_training(size: int, batch: int, width: int) -> float:
+    """Return images per second of the forward and backward pass of a resnet18, views being ready.
+
+    The precision is that of `--precision auto`.
+    """
+    model = SimSiam("resnet18", width=width, stem=default_stem(size), image_size=size)
+    model.to(DEVICE).train()
+    views = [torch.randn(batch, 3, size, size, device=DEVICE) for _ in range(2)]
+    bf16 = choose_precision("auto", "auto") == "bf16-mixed"
+
+    def take_step() -> None:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
+            loss = model.training_step(views, 0)["loss"]
+        model.zero_grad()
+        loss.backward()
+
+    return batch / in_turn({"step": take_step}, rounds=3)["step"]
+
+
+def describe_parts(size: int, speeds: dict[str, float]) -> list[str]:
+    """Return a row: images per second of each part, which part bounds, and all parts together."""
+    slowest = min(speeds, key=lambda part: speeds[part])
+    together = 1 / (1 / speeds["views"] + 1 / speeds["network"])
+    numbers = [f"{speed:,.0f}" for speed in speeds.values()]
+    return [f"{size} x {size}", *numbers, slowest, f"{together:,.0f}"]
+
+
 def exhaust(batches: Iterable[object]) -> None:
     for _ in batches:
         pass
 
 
-def measure(size: int, n: int, batch: int, rounds: int, folder: Path) -> list[list[str]]:
-    """Print the extrapolation, and return the rows of the table for views of `size` pixels."""
+def measure(
+    size: int, n: int, batch: int, rounds: int, width: int, folder: Path
+) -> tuple[list[list[str]], list[str]]:
+    """Print the extrapolation, and return the rows of both tables for views of `size` pixels."""
     files = folder / "files"
     modules: dict[str, ViewsDataModule] = {}
     preparation: dict[str, float] = {}
@@ -101,6 +151,7 @@ def measure(size: int, n: int, batch: int, rounds: int, folder: Path) -> list[li
         data.setup()
         data.mean = data.mean.to(DEVICE)
         data.std = data.std.to(DEVICE)
+        data.view_maker.compile_sizes([size], print)
         modules[mode] = data
 
     crop = T.RandomResizedCrop(size, scale=(0.2, 1.0))
@@ -116,6 +167,7 @@ def measure(size: int, n: int, batch: int, rounds: int, folder: Path) -> list[li
             )
 
     works: dict[str, Callable[[], object]] = {
+        "decode": lambda: decode_all(files),
         "crops torchvision": lambda: exhaust(their_crops),
         "crops off": lambda: exhaust(open_loader(modules["off"])),
         "crops on": lambda: exhaust(open_loader(modules["on"])),
@@ -136,7 +188,13 @@ def measure(size: int, n: int, batch: int, rounds: int, folder: Path) -> list[li
 
     cache_bytes = sum(f.stat().st_size for f in (folder / "cache").rglob("*.uint8"))
     print(extrapolate(size, n, times, preparation["on"], cache_bytes), flush=True)
-    return rows
+    speeds = {
+        "decode": n / times["decode"],
+        "crops": images / times["crops off"],
+        "views": images / times["views off"],
+        "network": measure_training(size, batch, width),
+    }
+    return rows, describe_parts(size, speeds)
 
 
 def extrapolate(
@@ -164,16 +222,24 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--width", type=int, default=64, help="of the resnet18")
     args = parser.parse_args()
     torch.manual_seed(0)
     rows: list[list[str]] = []
+    rows_of_parts: list[list[str]] = []
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_files(folder / "files", args.files)
-            rows += measure(size, args.files, args.batch_size, args.rounds, folder)
+            rows_of_size, parts = measure(
+                size, args.files, args.batch_size, args.rounds, args.width, folder
+            )
+            rows += rows_of_size
+            rows_of_parts.append(parts)
     head = ("", "torchvision", "off", "on", "ratio of off", "ratio of on")
     table(f"Images a second, medians of {args.rounds} rounds in turn", head, rows)
+    head = ("", "decode", "crops", "views", "network", "bound", "views and network together")
+    table("Images a second of each part, from files", head, rows_of_parts)
 
 
 if __name__ == "__main__":
