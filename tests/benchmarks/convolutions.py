@@ -82,7 +82,7 @@ def count_operations(call: Call) -> float:
         x, weight, stride = call[2], call[3], call[5]
         gradients = sum(call[-1][:2])  # of the input and of the weight
     out_pixels = x.shape[0] * (x.shape[2] // stride[0]) * (x.shape[3] // stride[1])
-    return 2.0 * gradients * out_pixels * weight.numel()
+    return 2.0 * gradients * out_pixels * weight.shape.numel()
 
 
 class Step(NamedTuple):
