@@ -23,7 +23,7 @@ SMALL_SIZES = {
     "augment": "--images 256 --rounds 1 --threads 1",
     "knn": "--sizes 200 1000 32 --rounds 1",
     "step": "--width 16 --batch-size 8 --steps 2 --rounds 1",
-    "convolutions": "--width 4 --batch-size 4 --rounds 1",
+    "convolutions": "--width 16 --batch-size 4 --rounds 1",
     "scale": "--axes batch bank --points 2 --rounds 1",
     "communication": "--processes 2 --batch-size 8 --width 4 --steps 1",
     "image_index": "--images 20000",

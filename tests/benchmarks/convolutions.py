@@ -112,7 +112,8 @@ def compute_loss(model: Any, views: list[Tensor]) -> Tensor:
     """Return the loss of a batch for our module or for lightly's parts."""
     if isinstance(model, SimSiam):
         return model.training_step(views, 0)["loss"]
-    (z0, p0), (z1, p1) = model(views[0]), model(views[1])
+    z0, p0 = model(views[0])
+    z1, p1 = model(views[1])
     return 0.5 * (model.criterion(z0, p1) + model.criterion(z1, p0))
 
 
@@ -145,7 +146,9 @@ def main() -> None:
         steps.append(Step("lightly's, fp32, granted", Lightlys(args.width, True), False))
         steps.append(Step("lightly's, bf16, granted", Lightlys(args.width, True), True))
 
-    works = {step.title: step.make(args.batch_size) for step in steps}
+    works: dict[str, Callable[[], object]] = {}
+    for step in steps:
+        works[step.title] = step.make(args.batch_size)
     times = in_turn(works, args.rounds)
     rows: list[list[str]] = []
     for title, take_step in works.items():
