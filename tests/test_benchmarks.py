@@ -27,7 +27,7 @@ SMALL_SIZES = {
     "scale": "--axes batch bank --points 2 --rounds 1",
     "communication": "--processes 2 --batch-size 8 --width 4 --steps 1",
     "image_index": "--images 20000",
-    "files": "--sizes 32 96 --files 20 --batch-size 10 --rounds 1 --width 4",
+    "files": "--sizes 32 96 --files 20 --batch-size 10 --rounds 1 --width 4 --no-compile",
     "ceilings": "--backbone resnet10 --width 4 --batch-size 8 --images 100 --rounds 1",
 }
 PRINTED = {

@@ -132,7 +132,7 @@ def exhaust(batches: Iterable[object]) -> None:
 
 
 def measure(
-    size: int, n: int, batch: int, rounds: int, width: int, folder: Path
+    size: int, n: int, batch: int, rounds: int, width: int, compile: bool, folder: Path
 ) -> tuple[list[list[str]], list[str]]:
     """Print the extrapolation, and return the rows of both tables for views of `size` pixels."""
     files = folder / "files"
@@ -151,7 +151,8 @@ def measure(
         data.setup()
         data.mean = data.mean.to(DEVICE)
         data.std = data.std.to(DEVICE)
-        data.view_maker.compile_sizes([size], print)
+        if compile:
+            data.view_maker.compile_sizes([size], print)
         modules[mode] = data
 
     crop = T.RandomResizedCrop(size, scale=(0.2, 1.0))
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--width", type=int, default=64, help="of the resnet18")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     torch.manual_seed(0)
     rows: list[list[str]] = []
@@ -232,7 +234,13 @@ def main() -> None:
             folder = Path(name)
             write_files(folder / "files", args.files)
             rows_of_size, parts = measure(
-                size, args.files, args.batch_size, args.rounds, args.width, folder
+                size,
+                args.files,
+                args.batch_size,
+                args.rounds,
+                args.width,
+                args.compile,
+                folder,
             )
             rows += rows_of_size
             rows_of_parts.append(parts)
