@@ -58,9 +58,22 @@ class FilePaths(Sequence[str]):
     def _copy(self) -> "FilePaths":
         """Return a copy without indices."""
         builder = PathsBuilder()
-        for chunk in self.chunks():
-            builder.add(chunk)
+        for start in range(0, len(self), CHUNK_PATHS):
+            stop = min(start + CHUNK_PATHS, len(self))
+            builder.add_encoded(self._encoded(start, stop), stop - start)
         return builder.build()
+
+    def _encoded(self, start: int, stop: int) -> bytes:
+        """Return the text of paths `start` to `stop`, each with an END."""
+        if self._indices is None:
+            return self._text[self._starts[start] : self._starts[stop]].tobytes()
+        chosen = self._indices[start:stop].numpy()
+        begins = self._starts[chosen]
+        lengths = self._starts[chosen + 1] - begins
+        # The letter j of the result is the letter j + shift of the buffer.
+        shifts = begins - (np.cumsum(lengths) - lengths)
+        letters = np.repeat(shifts, lengths) + np.arange(lengths.sum())
+        return self._text[letters].tobytes()
 
     def __len__(self) -> int:
         if self._indices is not None:
@@ -79,7 +92,7 @@ class FilePaths(Sequence[str]):
         i = range(len(self))[index]  # raises IndexError
         if self._indices is not None:
             i = int(self._indices[i])
-        return _decode(self._text[self._starts[i] : self._starts[i + 1] - 1])
+        return _decode(self._text[self._starts[i] : self._starts[i + 1] - 1].tobytes())
 
     def _select_slice(self, part: slice) -> "FilePaths":
         start, stop, step = part.indices(len(self))
@@ -98,11 +111,7 @@ class FilePaths(Sequence[str]):
         """Yield all paths in lists, which takes a tenth of the time of indexing each one."""
         for start in range(0, len(self), CHUNK_PATHS):
             stop = min(start + CHUNK_PATHS, len(self))
-            if self._indices is None:
-                text = self._text[self._starts[start] : self._starts[stop]]
-                yield _decode(text).split("\0")[:-1]
-            else:
-                yield [self[i] for i in range(start, stop)]
+            yield _decode(self._encoded(start, stop)).split("\0")[:-1]
 
     def subset(self, indices: Tensor) -> "FilePaths":
         """Return the paths at `indices` (n,) int64, which may be on any device."""
@@ -154,8 +163,12 @@ class PathsBuilder:
         encoded = joined.encode(errors="surrogateescape")
         if encoded.count(END) != len(names):
             raise ValueError("a path contains the character NUL")
-        self._text += encoded
-        self._count += len(names)
+        self.add_encoded(encoded, len(names))
+
+    def add_encoded(self, text: bytes, count: int) -> None:
+        """Append the text of `count` paths, each with an END."""
+        self._text += text
+        self._count += count
 
     def build(self) -> FilePaths:
         """Return all paths."""
@@ -170,5 +183,5 @@ class PathsBuilder:
         return FilePaths.from_arrays(text, starts)
 
 
-def _decode(text: np.ndarray) -> str:
-    return text.tobytes().decode(errors="surrogateescape")
+def _decode(text: bytes) -> str:
+    return text.decode(errors="surrogateescape")

@@ -1,9 +1,10 @@
 """Measure what the index of many image files costs: bytes for each image, seconds for each million.
 
-Run `python tests/benchmarks/image_index.py`. There are no files: the folders are simulated, so the
-seconds are those of the program without the file system. Each part is measured in a process of its
-own, with one thread. "Peak" is the highest memory of the process above what it was before. "Kept"
-is the memory that stays while the result is used, without memory maps, which processes share.
+Run `python tests/benchmarks/image_index.py`. There are no images: the folders are simulated, so the
+seconds are those of the program without the file system. Lists and the index of a cache are files.
+Each part is measured in a process of its own, with one thread. "Peak" is the highest memory of the
+process above what it was before. "Kept" is the memory that stays while the result is used, without
+memory maps, which processes share.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from simsiam.data.files.size_table import SizeTable
 from simsiam.data.held_out import choose_held_out
 from simsiam.data.listing import folder as folder_listing
 from simsiam.data.listing.folder import ImageFolder
+from simsiam.data.listing.list_file import ListFile
 from utils.philox import permutation, permutation_in_pieces
 
 CLASSES = 1000
@@ -75,6 +77,24 @@ def prepare_listing(n: int, folder: Path) -> Callable[[], object]:
     return lambda: list_simulated(n, folder)
 
 
+def prepare_csv(n: int, folder: Path) -> Callable[[], object]:
+    path = folder / "list.csv"
+    with open(path, "w") as file:
+        file.write("path,label,split\n")
+        for name in simulated_names(n):
+            file.write(f"{name},{name[:9]},train\n")
+    (folder / "n00000000").mkdir()
+    (folder / "n00000000" / "n00000000_000000000.jpeg").touch()
+    return lambda: ListFile(path, "--data-dir")
+
+
+def simulated_names(n: int) -> Iterator[str]:
+    """Yield the paths of the simulated folders."""
+    for i in range(n):
+        number = i * CLASSES // n
+        yield f"n{number:08d}/n{number:08d}_{i:09d}.jpeg"
+
+
 def prepare_digest(n: int, folder: Path) -> Callable[[], object]:
     files = list_simulated(n, folder).files
     sizes: dict[int, object] = {i * n // SIZED_FILES: 100_000 for i in range(SIZED_FILES)}
@@ -124,6 +144,7 @@ def prepare_held_out(n: int, folder: Path) -> Callable[[], object]:
 
 PARTS: dict[str, Callable[[int, Path], Callable[[], object]]] = {
     "list the folders: paths and labels": prepare_listing,
+    "read a .csv: paths, labels and splits": prepare_csv,
     "digest": prepare_digest,
     "write the selection": prepare_writing,
     "map the selection": prepare_reading,

@@ -18,6 +18,7 @@ from simsiam.data.files.selection import Selection, hash_files, read_selection, 
 from simsiam.data.files.size_table import SizeTable
 from simsiam.data.held_out import HELD_OUT_EPOCH, choose_held_out
 from simsiam.data.listing.folder import ImageFolder
+from simsiam.data.listing.list_file import ListFile
 from simsiam.data.sampler import EpochSampler
 from utils.errors import UserError
 from utils.philox import permutation, permutation_in_pieces
@@ -48,6 +49,28 @@ def test_an_index_takes_few_bytes_for_each_image(tmp_path: Path) -> None:
     assert kept < n * (length + 20) + 20_000
     # Two copies of the text and the names of one folder may exist for a moment.
     assert peak < n * (2 * length + 40) + 200_000
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".txt"])
+def test_a_list_takes_few_bytes_for_each_image(suffix: str, tmp_path: Path) -> None:
+    n = 20_000
+    touch(tmp_path, "n00000000/n00000000_00000000.jpeg")
+    lines = [f"n{i % 8:08d}/n{i % 8:08d}_{i:08d}.jpeg" for i in range(n)]
+    length = len(lines[0])
+    if suffix == ".csv":
+        lines = ["path,label,split", *(f"{line},{line[:9]},train" for line in lines)]
+    path = tmp_path / f"list{suffix}"
+    path.write_text("\n".join(lines))
+    ListFile(path, "--data-dir")  # what is allocated once
+    tracemalloc.start()
+    images = ListFile(path, "--data-dir")
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(images) == n and len(images.classes) == (8 if suffix == ".csv" else 0)
+    # 8 bytes for where a path begins; tensors are not traced. Meanwhile, there are the numbers of
+    # the label, the split and the line, and a key that is sorted.
+    assert kept < n * (length + 12) + 20_000
+    assert peak < n * (length + 90) + 6_000_000  # a chunk of a list is searched for NUL
 
 
 def test_files_have_the_order_of_their_paths(tmp_path: Path) -> None:
@@ -87,6 +110,16 @@ def test_paths_can_be_joined_and_moved_below_a_folder() -> None:
     expected = [f"train/{name}" for name in ODD_NAMES] + [f"val/{name}" for name in ODD_NAMES[1:3]]
     assert list(both) == expected and list(both[-3:]) == expected[-3:]
     assert list(both[::2]) == expected[::2] and list(FilePaths() + both) == expected
+
+
+def test_paths_of_a_subset_can_be_read_together() -> None:
+    paths = FilePaths(ODD_NAMES)
+    chosen = [3, 0, 0, 2, 1]
+    subset = paths.subset(torch.tensor(chosen))
+    expected = [ODD_NAMES[i] for i in chosen]
+    assert list(subset) == expected and list(subset[1:4]) == expected[1:4]
+    assert list(FilePaths.from_arrays(*subset.to_arrays())) == expected
+    assert list(paths.subset(torch.tensor([], dtype=torch.int64))) == []
 
 
 @pytest.mark.parametrize("part", [slice(0, None), slice(3, 9), slice(None, None, -3), slice(5, 2)])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from simsiam.config.options import DataOptions
 from simsiam.config.split_names import TEST_NAMES, TRAIN_NAMES, choose_splits
@@ -109,8 +110,8 @@ def _split_list(path: Path, with_test: bool) -> ListedSplits:
     """Split the images of a list by its column `split`. Without the column, train on all."""
     images = ListFile(path, "--data-dir")
     where = f"--data-dir {printable(path)}"
-    names = sorted(set(images.splits))
-    if names == [""]:
+    names = images.split_names
+    if names == ("",):
         images.report_skipped()
         return ListedSplits(images.root, path, images, None)
 
@@ -126,7 +127,8 @@ def _split_list(path: Path, with_test: bool) -> ListedSplits:
     unused = []
     for name in names:
         if name not in (train_name, test_name):
-            unused.append(f"{format_count(images.splits.count(name), 'image')} of {name}")
+            num_images = len(_indices_of_split(images, name))
+            unused.append(f"{format_count(num_images, 'image')} of {name}")
     print_splits(path, train_name, test_name, unused)
     images.report_skipped()
     test = None
@@ -137,13 +139,17 @@ def _split_list(path: Path, with_test: bool) -> ListedSplits:
 
 def _select_split(images: ListFile, name: str) -> ImageList:
     """Return the images of a split, with the classes that occur among them."""
-    selected = images.subset([i for i, split in enumerate(images.splits) if split == name])
+    selected = images.subset(_indices_of_split(images, name))
     occurring = selected.labels[selected.labels >= 0].unique().tolist()
     classes = tuple(selected.classes[i] for i in occurring)
     selected.labels = index_labels(_labels_of(selected), classes)
     selected.classes = classes
     selected.title = f"{selected.title} ({name})"
     return selected
+
+
+def _indices_of_split(images: ListFile, name: str) -> Tensor:
+    return (images.splits == images.split_names.index(name)).nonzero().flatten()
 
 
 # ---------------------------------------------------------------- labels and parts

@@ -9,6 +9,7 @@ import pytest
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import Splits
+from simsiam.data.listing import list_rows
 from simsiam.data.listing.list_file import ListFile
 from tests.helpers import Program, read_rows
 from tests.images import patterns, smooth_image, write_images
@@ -91,7 +92,32 @@ def test_the_same_file_under_two_paths_or_two_spellings_is_used_once(tmp_path: P
     assert list(map(Path, images.files)) == [Path("a/x.png"), Path("b.png")]
 
     table = "path,label,split\na/x.png,\u00e9,train\na/x.png,e\u0301, Train \nb.png,y,val\n"
-    assert read(write(tmp_path / "l.csv", table)).splits == ["train", "val"]
+    images = read(write(tmp_path / "l.csv", table))
+    assert [images.split_names[i] for i in images.splits.tolist()] == ["train", "val"]
+
+
+def test_files_with_the_same_key_stay_different(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(list_rows, "hash", lambda _: 7, raising=False)
+    put(tmp_path, "a.png", "b.png", "c.png")
+    images = read(write(tmp_path / "l.txt", "a.png\nb.png\na.png\nc.png\n./b.png\n"))
+    assert list(images.files) == ["a.png", "b.png", "c.png"]
+    assert images.describe_skipped() == "2 repeated lines"
+
+
+def test_the_first_contradiction_is_reported(tmp_path: Path) -> None:
+    lines = ["path,label"]
+    for label in "xyz":
+        lines += [f"{i}.png,{label}" for i in range(20)]
+    with pytest.raises(UserError, match=r"line 22 gives 0.png another label or .* than line 2\."):
+        read(write(tmp_path / "l.csv", "\n".join(lines)))
+
+
+def test_a_lone_carriage_return_is_a_part_of_a_name(tmp_path: Path) -> None:
+    put(tmp_path, "a\rb.png", "c.png")
+    images = read(write(tmp_path / "l.txt", "a\rb.png\r\nc.png\n"))
+    assert list(images.files) == ["a\rb.png", "c.png"]
 
 
 def test_missing_files_are_unreadable_images(tmp_path: Path, capsys: Printed) -> None:
