@@ -3,7 +3,8 @@
 The files are pickles. They are read without running any code that they may contain.
 """
 
-import os
+import hashlib
+import io
 import pickle
 import tarfile
 import tempfile
@@ -44,15 +45,18 @@ def load_cifar(options: DataOptions) -> Splits:
     """
     publication = _get_publication(options)
     folder = _data_folder(options)
+    meta = publication.meta
     missing = _find_missing(publication, folder)
     if missing:
         where = f"{options.dataset} is not in {options.data_dir}"
         raise UserError(f"{where}: {missing[0]} is missing.")
     try:
-        metadata = read_plain_pickle(folder / publication.meta["filename"])
-        classes = tuple(metadata[publication.meta["key"]])
+        metadata = _read_published(folder, meta["filename"], meta["md5"])
+        classes = tuple(metadata[meta["key"]])
         train = _read_split(folder, publication.train_list, classes)
         test = _read_split(folder, publication.test_list, classes)
+    except UserError:
+        raise  # A UserError is a ValueError, but it has its own message already.
     except (pickle.UnpicklingError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder} is not readable ({_in_one_line(error)}).") from None
     return take_first(options, train, test)
@@ -73,10 +77,11 @@ def download_cifar(options: DataOptions) -> None:
     """Download the data set, unless all its files exist.
 
     A lock keeps two processes from downloading at once. The archive's checksum is checked before
-    any of its files is used.
+    any of its files is used. `load_cifar` checks the files, so files that exist are not read here
+    unless others are missing.
 
     Raises:
-        UserError: if the download fails, or a file is damaged.
+        UserError: if the download fails, or if one file is missing and another is damaged.
     """
     publication = _get_publication(options)
     folder = _data_folder(options)
@@ -84,6 +89,7 @@ def download_cifar(options: DataOptions) -> None:
     missing = _find_missing(publication, folder)
     if not missing:
         return
+    _check_existing(publication, folder)
     root = options.path
     waiting = f"Waiting for another process, which is downloading to {root}."
     try:
@@ -144,26 +150,34 @@ def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def _list_files(publication: type[CIFAR10]) -> list[tuple[str, str]]:
+    """Return the name and the published MD5 of each file."""
+    files = [(name, md5) for name, md5 in (*publication.train_list, *publication.test_list)]
+    files.append((publication.meta["filename"], publication.meta["md5"]))
+    return files
+
+
 def _find_missing(publication: type[CIFAR10], folder: Path) -> list[str]:
-    """Return the names of the files that do not exist.
+    """Return the names of the files that do not exist."""
+    return [name for name, _ in _list_files(publication) if not (folder / name).exists()]
+
+
+def _check_existing(publication: type[CIFAR10], folder: Path) -> None:
+    """Check the files that exist.
 
     Raises:
         UserError: if a file's checksum is not the published one. The file is left as it is.
     """
-    meta = publication.meta
-    expected = [*publication.train_list, *publication.test_list, (meta["filename"], meta["md5"])]
-    missing = []
-    for name, md5 in expected:
-        path = folder / name
-        if not os.path.exists(path):
-            missing.append(name)
-            continue
-        require(
-            check_integrity(path, md5),
-            f"{folder}: {name} is damaged (its MD5 is not the published one). Delete the folder to "
-            "download it again, or pass another --data-dir.",
-        )
-    return missing
+    for name, md5 in _list_files(publication):
+        if (folder / name).exists():
+            require(check_integrity(folder / name, md5), _describe_damage(folder, name))
+
+
+def _describe_damage(folder: Path, name: str) -> str:
+    return (
+        f"{folder}: {name} is damaged (its MD5 is not the published one). Delete the folder to "
+        "download it again, or pass another --data-dir."
+    )
 
 
 def _fetch(url: str, path: Path) -> None:
@@ -202,7 +216,7 @@ def _read_split(folder: Path, files: list[list[str]], classes: tuple[str, ...]) 
     Args:
         files: [name, MD5] of each file.
     """
-    batches = [read_plain_pickle(folder / name) for name, _ in files]
+    batches = [_read_published(folder, name, md5) for name, md5 in files]
     pixels = np.concatenate([batch["data"] for batch in batches])  # (N, 3072)
     images = torch.from_numpy(pixels).reshape(-1, 3, SIDE, SIDE)
     if "labels" in batches[0]:
@@ -213,6 +227,19 @@ def _read_split(folder: Path, files: list[list[str]], classes: tuple[str, ...]) 
     for batch in batches:
         labels += batch[key]
     return ImageDataset(images, torch.tensor(labels), classes)
+
+
+def _read_published(folder: Path, name: str, md5: str) -> Any:
+    """Read a pickle once into memory, check its MD5, and unpickle the bytes that were checked.
+
+    Raises:
+        UserError: if the checksum is not the published one.
+        UnpicklingError: see `read_plain_pickle`; also OSError.
+    """
+    content = (folder / name).read_bytes()
+    checksum = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    require(checksum == md5, _describe_damage(folder, name))
+    return read_plain_pickle(content)
 
 
 # The classes and functions that a pickled array needs, under the names that numpy had in 2009.
@@ -233,7 +260,7 @@ class _PlainUnpickler(pickle.Unpickler):
         return ARRAY_GLOBALS[module_name, global_name]
 
 
-def read_plain_pickle(path: Path) -> Any:
+def read_plain_pickle(content: bytes) -> Any:
     """Read a pickle of containers, numbers, strings and numpy arrays.
 
     Strings of Python 2 are decoded as Latin-1.
@@ -241,5 +268,4 @@ def read_plain_pickle(path: Path) -> Any:
     Raises:
         UnpicklingError: if the pickle needs any other class or function. None of them is called.
     """
-    with open(path, "rb") as file:
-        return _PlainUnpickler(file, encoding="latin1").load()
+    return _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()

@@ -15,7 +15,7 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from simsiam.config.options import DataOptions
-from simsiam.data import load_dataset, prepare_dataset
+from simsiam.data import cifar, load_dataset, prepare_dataset
 from simsiam.data.cifar import read_plain_pickle
 from simsiam.data.dataset import channel_statistics
 from tests.images import CIFAR_FOLDER, link_cifar10
@@ -52,18 +52,64 @@ def test_a_missing_file_is_named_with_the_remedies(cifar10_dir: Path, tmp_path: 
     assert len(list((root / CIFAR_FOLDER).iterdir())) == 6
 
 
-def test_a_damaged_file_is_named_and_left_alone(cifar10_dir: Path, tmp_path: Path) -> None:
-    root = link_cifar10(cifar10_dir, tmp_path / "data", without=("data_batch_2",))
+def damage(cifar10_dir: Path, root: Path, missing: tuple[str, ...] = ()) -> Path:
+    """Link all files into `root`, except for some. Return a changed copy of data_batch_2 there."""
+    link_cifar10(cifar10_dir, root, without=("data_batch_2", *missing))
     content = bytearray((cifar10_dir / CIFAR_FOLDER / "data_batch_2").read_bytes())
     content[1_000_000] ^= 1
     (root / CIFAR_FOLDER / "data_batch_2").write_bytes(content)
-    for call in (
-        lambda: prepare_dataset(DataOptions("cifar10", str(root))),
-        lambda: load_dataset(DataOptions("cifar10", str(root))),
-    ):
-        with pytest.raises(UserError, match="data_batch_2 is damaged"):
-            call()
-    assert (root / CIFAR_FOLDER / "data_batch_2").read_bytes() == content
+    return root / CIFAR_FOLDER / "data_batch_2"
+
+
+def test_a_damaged_file_is_named_and_left_alone(cifar10_dir: Path, tmp_path: Path) -> None:
+    file = damage(cifar10_dir, tmp_path / "data")
+    content = file.read_bytes()
+    with pytest.raises(UserError, match="data_batch_2 is damaged"):
+        load_dataset(DataOptions("cifar10", str(tmp_path / "data")))
+    assert file.read_bytes() == content
+
+
+def test_nothing_is_downloaded_next_to_a_damaged_file(cifar10_dir: Path, tmp_path: Path) -> None:
+    file = damage(cifar10_dir, tmp_path / "data", missing=("data_batch_5",))
+    options = DataOptions("cifar10", str(tmp_path / "data"), "http://127.0.0.1:9/nothing.tar.gz")
+    with pytest.raises(UserError, match="data_batch_2 is damaged"):
+        prepare_dataset(options)
+    assert len(list(file.parent.iterdir())) == 6
+
+
+def test_each_file_is_read_once_and_unpickled_only_with_its_published_checksum(
+    cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    unpickled: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def count(path: Path) -> bytes:
+        read.append(path.name)
+        return read_bytes(path)
+
+    def record(content: bytes) -> object:
+        unpickled.append(hashlib.md5(content).hexdigest())
+        return read_plain_pickle(content)
+
+    def fail(*_: object) -> bool:
+        raise AssertionError("a file is hashed a second time")
+
+    monkeypatch.setattr(Path, "read_bytes", count)
+    monkeypatch.setattr(cifar, "read_plain_pickle", record)
+    monkeypatch.setattr(cifar, "check_integrity", fail)
+    options = DataOptions("cifar10", str(cifar10_dir))
+    prepare_dataset(options)
+    load_dataset(options)
+    published = [CIFAR10.meta["md5"]]
+    published += [md5 for _, md5 in (*CIFAR10.train_list, *CIFAR10.test_list)]
+    assert sorted(unpickled) == sorted(published) and len(read) == len(set(read)) == 7
+
+    unpickled.clear()
+    damaged = damage(cifar10_dir, tmp_path / "data")
+    with pytest.raises(UserError, match="is damaged"):
+        load_dataset(DataOptions("cifar10", str(tmp_path / "data")))
+    assert damaged.name in read and set(unpickled) < set(published)
 
 
 def test_a_failed_download_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -167,12 +213,11 @@ def test_a_download_leaves_only_the_published_files(
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-def test_a_pickle_of_plain_data_is_read(protocol: int, tmp_path: Path) -> None:
+def test_a_pickle_of_plain_data_is_read(protocol: int) -> None:
     content = {"labels": [1, 2], "name": "x", "more": (1.5, None, b"y")}
     if protocol < 3:
         content.pop("more")  # today's Python pickles bytes with a function that is refused here
-    (tmp_path / "a").write_bytes(pickle.dumps(content, protocol))
-    assert read_plain_pickle(tmp_path / "a") == content
+    assert read_plain_pickle(pickle.dumps(content, protocol)) == content
 
 
 def test_more_images_than_there_are_is_an_error(cifar10_dir: Path) -> None:
