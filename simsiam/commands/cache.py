@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from simsiam.config.evaluation_commands import Cache
+from simsiam.data.cache.entries import FORMAT, INDEX
 from simsiam.data.cache_folders import OLD_MANIFEST, cache_parent
-from simsiam.data.files.cache_index import FORMAT, INDEX
 from utils.console import format_count, print_line, print_table
 from utils.errors import require
 from utils.filesystem import lock_folder

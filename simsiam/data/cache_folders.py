@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simsiam.config.options import FOLDER_IMAGE_SIZE, DataOptions
-from simsiam.data.files.cache_index import FORMAT
+from simsiam.data.cache.entries import FORMAT
 from simsiam.data.files.resizing import resized_side
 from simsiam.data.listing.list_file import hash_list
 

@@ -11,19 +11,20 @@ The images are decoded once into a cache, see `simsiam.data.files.image_cache`, 
 """
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from simsiam.config.options import FOLDER_IMAGE_SIZE, DataOptions
+from simsiam.data.cache.index import read_index
+from simsiam.data.cache.table import MISSING, Index
 from simsiam.data.cache_folders import find_cache_folder, find_old_caches, name_selection
 from simsiam.data.dataset import ImageDataset, Splits, make_blank_split
 from simsiam.data.file_paths import FilePaths
 from simsiam.data.files.cache_choice import Choice, choose_mode, choose_sample, estimate_bytes
-from simsiam.data.files.cache_index import Index, read_index
 from simsiam.data.files.cached_images import open_cache
 from simsiam.data.files.clean_images import CleanFiles
 from simsiam.data.files.file_states import read_states
@@ -31,6 +32,7 @@ from simsiam.data.files.image_cache import decode_images
 from simsiam.data.files.lazy_images import LazyImages
 from simsiam.data.files.selection import (
     Selection,
+    hash_contents,
     hash_files,
     read_selection,
     write_selection,
@@ -69,18 +71,19 @@ def prepare_folder(options: DataOptions) -> None:
     num_readable = len(files)
     if choice.mode == "on":
         index = _decode(options, folder, splits, files, choice)
-        for file in files:
-            failure = index.entries[file].failure
-            if failure:
-                unreadable[Path(file)] = failure
-                num_readable -= 1
+        lines = index.find(files)
+        failed = np.flatnonzero(index.lines["failed"][lines])
+        for i in failed.tolist():
+            unreadable[Path(files[i])] = index.failures[int(lines[i])]
+        num_readable -= len(failed)
     else:
         print_line(f"{printable(splits.source)}: {choice.reason}")
-        index = None
+        index = Index()
+        lines = None
     raise_or_print_unreadable(unreadable, num_readable, splits.source, options.skip_bad_images)
-    _save_selection(options, splits, files, labels, index)
-    if index is not None:
-        report_cached_images(options, splits, files, index, folder)
+    _save_selection(options, splits, files, labels, index, lines)
+    if lines is not None:
+        report_cached_images(options, splits, files, index, lines, folder)
     else:
         report_sample(options, splits, choose_sample(files))
 
@@ -107,10 +110,7 @@ def _choose_mode(options: DataOptions, folder: Path, root: Path, files: FilePath
     """Return whether this run keeps the images in the cache."""
     if options.image_cache == "off":
         return choose_mode("off", folder, 0, len(files), 0.0)
-    entries = read_index(folder).entries
-    num_missing = len(files)
-    if entries:
-        num_missing = sum(1 for file in files if file not in entries)
+    num_missing = int((read_index(folder).find(files) == MISSING).sum())
     bytes_per_image = 0.0
     if num_missing > 0:
         size = image_size(options)
@@ -151,33 +151,32 @@ def _save_selection(
     splits: ListedSplits,
     files: FilePaths,
     labels: Tensor,
-    index: Index | None,
+    index: Index,
+    lines: np.ndarray | None,
 ) -> None:
     """Write down which images the run has, for `load_folder` in each process of the run.
 
     Args:
-        index: of the cache, or None if the images are not in one.
+        index: of the cache.
+        lines: (N,) int64, the line of each file, or None if the images are not in a cache.
     """
     num_train = len(splits.train)
-    contents: Mapping[int, object]
-    if index is None:
-        contents = _read_some_sizes(splits.root, files)
+    if lines is None:
+        digest = hash_files(files, _read_some_sizes(splits.root, files))
     else:
-        entries = [index.entries[file] for file in files]
-        chosen = torch.tensor([i for i, entry in enumerate(entries) if not entry.failure])
-        chosen = chosen.to(torch.int64)  # An empty list makes a tensor of floats.
-        contents = {position: entries[i].digest for position, i in enumerate(chosen.tolist())}
-        files = files.subset(chosen)
-        labels = labels[chosen]
+        chosen = np.flatnonzero(~index.lines["failed"][lines])
+        files = files.subset(torch.from_numpy(chosen))
+        labels = labels[torch.from_numpy(chosen)]
         num_train = int((chosen < num_train).sum())
+        digest = hash_contents(files, index.lines["digest"][lines[chosen]])
     selection = Selection(
         root=str(splits.root),
-        cached=index is not None,
+        cached=lines is not None,
         files=files,
         labels=labels,
         classes=splits.train.classes,
         num_train=num_train,
-        digest=hash_files(files, contents),
+        digest=digest,
     )
     if selection.num_train == 0:
         raise UserError(f"None of the train images in {printable(splits.source)} could be read.")
@@ -197,7 +196,7 @@ def _read_some_sizes(root: Path, files: FilePaths) -> dict[int, object]:
     """
     looked_at: list[int] = evenly_spaced(min(len(files), SIZED_FILES), len(files)).tolist()
     states = read_states(root, [files[i] for i in looked_at])
-    return {i: state.size for i, state in zip(looked_at, states, strict=True)}
+    return dict(zip(looked_at, states["size"].tolist(), strict=True))
 
 
 def load_folder(options: DataOptions) -> Splits:
@@ -220,7 +219,7 @@ def _load_split(
 ) -> ImageDataset:
     files = selection.files[part]
     if selection.cached:
-        images, whole = open_cache(find_cache_folder(options), index, files)
+        images, whole = open_cache(find_cache_folder(options), index, index.find(files))
     else:
         sources = SourceFiles(
             Path(selection.root), files, options.conversion, options.skip_bad_images

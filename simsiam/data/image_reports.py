@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from simsiam.config.options import FOLDER_IMAGE_SIZE, DataOptions
-from simsiam.data.files.cache_index import Index
+from simsiam.data.cache.table import Index
+from simsiam.data.file_paths import FilePaths
 from simsiam.data.files.cached_images import open_cache
-from simsiam.data.files.image_notes import describe_notes
+from simsiam.data.files.notes_table import NotesTable
 from simsiam.data.files.reading import DecodedImage, read_images
 from simsiam.data.listing.duplicates import describe_duplicates
 from simsiam.data.listing.messages import warn_of_unused_bits
@@ -19,33 +21,40 @@ from utils.text import printable
 
 
 def report_cached_images(
-    options: DataOptions, splits: ListedSplits, files: Sequence[str], index: Index, folder: Path
+    options: DataOptions,
+    splits: ListedSplits,
+    files: FilePaths,
+    index: Index,
+    lines: np.ndarray,
+    folder: Path,
 ) -> None:
     """Print warnings about decoded images, and what was done to those that are not plain RGB.
 
     Args:
         files: paths below `splits.root`, those of the train images first.
         index: of the cache in `folder`, which has all files.
+        lines: (N,) int64, the line of each file.
     """
-    readable = [file for file in files if not index.entries[file].failure]
-    notes = [index.entries[file].notes for file in readable]
+    readable = np.flatnonzero(~index.lines["failed"][lines])
+    num_train = int((readable < len(splits.train)).sum())
+    files = files.subset(torch.from_numpy(readable))
+    lines = lines[readable]
+    notes = index.notes(lines)
     # Warn of images that use few of the possible values. One of the two warnings is enough.
-    has_warned = warn_of_unused_bits([note.range_16_bit for note in notes], splits.source)
+    has_warned = warn_of_unused_bits(notes, splits.source)
     if not has_warned:
-        images, _ = open_cache(folder, index, readable)
+        images, _ = open_cache(folder, index, lines)
         pixel_range = options.conversion.pixel_range
         warn_of_low_contrast(images, printable(splits.source), pixel_range)
 
     size = options.image_size or FOLDER_IMAGE_SIZE
-    lines = describe_notes(notes, size, options.conversion)
-    contents = [(Path(file), index.entries[file].digest) for file in readable]
-    num_train = sum(1 for f in files[: len(splits.train)] if not index.entries[f].failure)
+    messages = notes.describe(size, options.conversion)
     test_name = "held-out images" if options.held_out_images > 0 else "test images"
-    duplicates = describe_duplicates(contents[:num_train], contents[num_train:], test_name)
+    duplicates = describe_duplicates(files, index.lines["digest"][lines], num_train, test_name)
     if duplicates is not None:
-        lines.append(duplicates)
-    for line in lines:
-        print_line(f"{printable(splits.source)}: {line}")
+        messages.append(duplicates)
+    for message in messages:
+        print_line(f"{printable(splits.source)}: {message}")
 
 
 def report_sample(options: DataOptions, splits: ListedSplits, sample: Sequence[str]) -> None:
@@ -62,13 +71,13 @@ def report_sample(options: DataOptions, splits: ListedSplits, sample: Sequence[s
         decoded += [result for _, result in chunk if isinstance(result, DecodedImage)]
     if not decoded:
         return
-    notes = [image.notes for image in decoded]
-    if not warn_of_unused_bits([note.range_16_bit for note in notes], splits.source):
+    notes = NotesTable.of([image.notes for image in decoded])
+    if not warn_of_unused_bits(notes, splits.source):
         pixels = torch.stack([image.pixels for image in decoded])
         warn_of_low_contrast(pixels, printable(splits.source), options.conversion.pixel_range)
     where = printable(splits.source)
     num_files = len(splits.train) + (len(splits.test) if splits.test is not None else 0)
     if num_files > len(decoded):
         where += f", {format_count(len(decoded), 'image')} looked at"
-    for line in describe_notes(notes, size, options.conversion):
+    for line in notes.describe(size, options.conversion):
         print_line(f"{where}: {line}")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,7 +13,6 @@ from simsiam.data import image_folder, load_dataset, prepare_dataset
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.files import file_states
 from simsiam.data.files.cache_choice import choose_mode
-from simsiam.data.files.cache_index import FileState
 from simsiam.data.files.lazy_images import LazyImages
 from tests.at_steps import start_with_events
 from tests.helpers import TINY, Program, read_rows, same_weights
@@ -247,7 +247,7 @@ def test_a_start_looks_at_the_sizes_of_few_files(
     write_images(photos, patterns(20), "{i:02}.png")
     looked_at: list[str] = []
 
-    def read_states(root: Path, files: list[str]) -> list[FileState]:
+    def read_states(root: Path, files: list[str]) -> np.ndarray:
         looked_at.extend(files)
         return file_states.read_states(root, files)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simsiam.data.files.cache_index import Index
+from simsiam.data.cache.table import MISSING, Index
 from simsiam.data.files.lazy_images import LazyImages
 from simsiam.data.files.whole_images import StoredImages
 from utils.errors import require
@@ -16,39 +16,35 @@ from utils.text import printable
 
 
 def open_cache(
-    folder: Path, index: Index, files: Sequence[str]
+    folder: Path, index: Index, lines: np.ndarray
 ) -> tuple[Tensor | LazyImages, StoredImages]:
     """Return the clean images (N, 3, S, S) and the whole images of some files.
 
     Args:
         folder: the folder of the cache.
         index: its content, from `read_index`.
-        files: the path of each image.
+        lines: (N,) int64, the line of each file, from `Index.find`.
 
     Raises:
         UserError: an image is not in the cache.
     """
-    entries = [index.entries.get(file) for file in files]
-    is_complete = all(entry is not None and not entry.failure for entry in entries)
+    is_complete = bool((lines != MISSING).all()) and not index.lines["failed"][lines].any()
     header = index.header
     require(
         is_complete and header is not None,
         f"{printable(folder)} is no complete cache of images. Run the same command again.",
     )
     assert header is not None
-    present = [entry for entry in entries if entry is not None]
     whole = StoredImages(
         pixels=_map_file(folder / header.whole_file, (index.whole_bytes,)),
-        offsets=np.array([entry.offset for entry in present], np.int64),
-        stored_sizes=np.array([entry.stored_size for entry in present], np.int32).reshape(-1, 2),
-        original_sizes=np.array([entry.original_size for entry in present], np.int32).reshape(
-            -1, 2
-        ),
+        offsets=index.lines["offset"][lines],
+        stored_sizes=index.lines["stored_size"][lines],
+        original_sizes=index.lines["original_size"][lines],
     )
 
     shape = (index.clean_slots, 3, header.size, header.size)
     clean = _map_file(folder / header.clean_file, shape)
-    slots = torch.tensor([entry.slot for entry in present], dtype=torch.int64)
+    slots = torch.from_numpy(index.lines["slot"][lines])
     first = int(slots[0]) if len(slots) > 0 else 0
     if torch.equal(slots, torch.arange(first, first + len(slots))):
         return clean[first : first + len(slots)], whole

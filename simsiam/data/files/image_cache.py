@@ -1,32 +1,28 @@
 """Decode image files once, into a cache folder that later runs map into memory.
 
-`simsiam.data.files.cache_index` describes the files in a cache folder. Interrupted decoding
+`simsiam.data.cache.entries` describes the files in a cache folder. Interrupted decoding
 resumes. A file that changes is decoded again, and the others stay.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import torch
+
 from simsiam.config.value_types import PixelConversion
-from simsiam.data.files.cache_index import (
-    INDEX,
-    Entry,
-    FileState,
-    Header,
-    Index,
-    format_header,
-    format_lines,
-    read_index,
-)
+from simsiam.data.cache.entries import INDEX, Entry, FileState, Header, format_line
+from simsiam.data.cache.index import read_index, write_index
+from simsiam.data.cache.table import MISSING, Index, IndexBuilder
+from simsiam.data.file_paths import FilePaths
 from simsiam.data.files.file_states import read_states
 from simsiam.data.files.reading import DecodedImage, ReadResult, read_images
 from utils.console import print_line, show_progress
 from utils.errors import UserError, require
-from utils.filesystem import lock_folder, write_text
+from utils.filesystem import lock_folder
 from utils.text import printable
 
 MIN_GARBAGE_BYTES = 2**20  # a smaller cache is not written again to save space
@@ -35,7 +31,7 @@ MIN_GARBAGE_BYTES = 2**20  # a smaller cache is not written again to save space
 def decode_images(
     folder: Path,
     root: Path,
-    files: Sequence[str],
+    files: FilePaths,
     size: int,
     stored_side: int,
     conversion: PixelConversion = PixelConversion(),
@@ -57,7 +53,7 @@ def decode_images(
         bytes_per_image: how much space an image is expected to take.
 
     Returns:
-        The index, which has an entry for each file.
+        The index, which has a line for each file.
 
     Raises:
         UserError: if the disk is full or the cache folder cannot be written.
@@ -83,7 +79,7 @@ class _CacheWriter:
         self,
         folder: Path,
         root: Path,
-        files: Sequence[str],
+        files: FilePaths,
         header: Header,
         conversion: PixelConversion,
         bytes_per_image: float,
@@ -100,15 +96,8 @@ class _CacheWriter:
         """Keep what is still valid, and decode the rest."""
         self._load_index()
         states = read_states(self.root, self.files)
-        outdated: list[str] = []
-        current: list[FileState] = []
-        for file, state in zip(self.files, states, strict=True):
-            entry = self.index.entries.get(file)
-            # A file may become readable without a change of its state, as after a chmod.
-            if entry is None or entry.state != state or entry.failure:
-                outdated.append(file)
-                current.append(state)
-        if not outdated:
+        outdated = self._find_outdated(states)
+        if len(outdated) == 0:
             return
 
         num_valid = len(self.files) - len(outdated)
@@ -116,10 +105,28 @@ class _CacheWriter:
         self._prepare_files()
         if num_valid > 0:
             print_line(f"{num_valid:,} of {len(self.files):,} images are already decoded.")
-        self._decode(outdated, current)
+        self._decode(self.files.subset(torch.from_numpy(outdated)), states[outdated])
         self._remove_garbage()
-        num_readable = sum(1 for file in self.files if not self.index.entries[file].failure)
+        failed = self.index.lines["failed"][self.index.find(self.files)]
+        num_readable = len(self.files) - int(failed.sum())
         print_line(f"decoded {num_readable:,} images, in {printable(self.folder)}")
+
+    def _find_outdated(self, states: np.ndarray) -> np.ndarray:
+        """Return the indices (n,) int64 of the files that have to be decoded.
+
+        Args:
+            states: (N,) STATE, those of all files now.
+        """
+        found = self.index.find(self.files)
+        in_index = np.flatnonzero(found != MISSING)
+        is_current = np.zeros(len(self.files), np.bool_)
+        lines = found[in_index]
+        same_size = self.index.lines["size"][lines] == states["size"][in_index]
+        same_time = self.index.lines["mtime"][lines] == states["mtime"][in_index]
+        # A file may become readable without a change of its state, as after a chmod.
+        is_readable = ~self.index.lines["failed"][lines]
+        is_current[in_index] = same_size & same_time & is_readable
+        return np.flatnonzero(~is_current)
 
     def _load_index(self) -> None:
         """Read the index, or begin an empty one."""
@@ -137,15 +144,11 @@ class _CacheWriter:
                 if file.suffix in (".uint8", ".jsonl"):
                     file.unlink()
             self.index = Index(self.header)
-            self._write_index(self.index)
+            for name in (self.header.whole_file, self.header.clean_file):
+                (self.folder / name).touch()
+            write_index(self.folder, self.index)
         elif self.index.is_cut_off:
-            self._write_index(self.index)
-
-    def _write_index(self, index: Index) -> None:
-        for name in (self.header.whole_file, self.header.clean_file):
-            (self.folder / name).touch()
-        text = format_header(self.header) + format_lines(index.entries.items())
-        write_text(self.folder / INDEX, text)
+            write_index(self.folder, self.index)
 
     def _check_space(self, num_images: int) -> None:
         """Raise UserError unless the disk has room for some more images, as far as is known."""
@@ -158,53 +161,41 @@ class _CacheWriter:
             "pass --image-cache off.",
         )
 
-    def _decode(self, files: Sequence[str], states: Sequence[FileState]) -> None:
-        """Append the pixels of some files, and their lines in the index."""
+    def _decode(self, files: FilePaths, states: np.ndarray) -> None:
+        """Append the pixels of some files, and their lines in the index.
+
+        Args:
+            states: (n,) STATE, those of these files.
+        """
         header = self.header
-        state_of = dict(zip(files, states, strict=True))
         chunks = read_images(self.root, files, header.size, self.conversion, header.stored_side)
         title = f"decoding images of {printable(self.root)}"
+        builder = IndexBuilder(self.index)
+        self.index = Index(header)  # Free the memory of the old one.
+        position = 0
         with (
             open(self.folder / header.whole_file, "r+b") as whole_file,
             open(self.folder / header.clean_file, "r+b") as clean_file,
             open(self.folder / INDEX, "a") as index_file,
         ):
             # An interrupted process may have written pixels without their lines in the index.
-            _seek_to_end(whole_file, self.index.whole_bytes)
-            _seek_to_end(clean_file, self.index.clean_slots * header.clean_bytes)
+            _seek_to_end(whole_file, builder.whole_bytes)
+            _seek_to_end(clean_file, builder.clean_slots * header.clean_bytes)
             for chunk in show_progress(chunks, len(files), title):
                 new_entries: list[tuple[str, Entry]] = []
                 for file, result in chunk:
-                    entry = self._append(result, state_of[file], whole_file, clean_file)
-                    self.index.add(file, entry)
+                    state = FileState(*states[position].tolist())
+                    position += 1
+                    entry = _write_pixels(result, state, whole_file, clean_file, header)
                     new_entries.append((file, entry))
+                builder.add(new_entries)
                 # The pixels reach the disk before the index names them, so that the index is right
                 # whenever the process is killed or the power fails.
                 _flush_to_disk(whole_file)
                 _flush_to_disk(clean_file)
-                index_file.write(format_lines(new_entries))
+                index_file.writelines(format_line(file, entry) for file, entry in new_entries)
                 _flush_to_disk(index_file)
-
-    def _append(
-        self, result: ReadResult, state: FileState, whole_file: IO[bytes], clean_file: IO[bytes]
-    ) -> Entry:
-        """Write the pixels of an image, and return its entry."""
-        if not isinstance(result, DecodedImage):
-            return Entry(state, failure=result)
-        assert result.whole is not None
-        height, width, _ = result.whole.shape
-        entry = Entry(
-            state=state,
-            digest=result.digest,
-            original_size=result.original_size,
-            stored_size=(height, width),
-            offset=self.index.whole_bytes,
-            slot=self.index.clean_slots,
-            notes=result.notes,
-        )
-        whole_file.write(result.whole.contiguous().numpy().data)
-        clean_file.write(result.pixels.numpy().data)
-        return entry
+        self.index = builder.build()
 
     # ---------------------------------------------------------------- space that is not used
 
@@ -212,12 +203,9 @@ class _CacheWriter:
         """Write the pixels again if more than half of them belong to files that are gone."""
         if self.index.whole_bytes < MIN_GARBAGE_BYTES:
             return
-        chosen = set(self.files)
-        used: dict[str, Entry] = {}
-        for path, entry in self.index.entries.items():
-            if path in chosen or os.path.exists(self.root / path):
-                used[path] = entry
-        used_bytes = sum(entry.whole_bytes for entry in used.values())
+        used = self._find_used_lines()
+        readable = used[~self.index.lines["failed"][used]]
+        used_bytes = int(self.index.whole_sizes(readable).sum())
         if used_bytes * 2 >= self.index.whole_bytes:
             return
 
@@ -225,7 +213,7 @@ class _CacheWriter:
         print_line(f"removing {unused_gib:.2f} GiB of files that have changed or are gone")
         old_names = (self.header.whole_file, self.header.clean_file)
         self.header.number += 1
-        compact = Index(self.header)
+        compact = IndexBuilder(Index(self.header))
         whole = _open_to_read(self.folder / old_names[0])
         clean = _open_to_read(self.folder / old_names[1])
         with (
@@ -234,21 +222,57 @@ class _CacheWriter:
             open(self.folder / self.header.whole_file, "wb") as new_whole,
             open(self.folder / self.header.clean_file, "wb") as new_clean,
         ):
-            for path, entry in used.items():
+            for path, entry in self.index.entries(used):
                 if not entry.failure:
                     whole.seek(entry.offset)
                     new_whole.write(whole.read(entry.whole_bytes))
                     clean.seek(entry.slot * self.header.clean_bytes)
                     new_clean.write(clean.read(self.header.clean_bytes))
-                    moved = {"offset": compact.whole_bytes, "slot": compact.clean_slots}
-                    entry = entry._replace(**moved)
-                compact.add(path, entry)
+                    entry = entry._replace(offset=compact.whole_bytes, slot=compact.clean_slots)
+                compact.add([(path, entry)])
             _flush_to_disk(new_whole)
             _flush_to_disk(new_clean)
-        self._write_index(compact)  # from here on the new files are valid
-        self.index = compact
+        self.index = compact.build()
+        write_index(self.folder, self.index)  # from here on the new files are valid
         for name in old_names:
             (self.folder / name).unlink()
+
+    def _find_used_lines(self) -> np.ndarray:
+        """Return the valid lines (n,) int64 about files of this run, or that exist."""
+        is_used = np.zeros(len(self.index), np.bool_)
+        is_used[self.index.find(self.files)] = True
+        valid = self.index.valid_lines()
+        others = valid[~is_used[valid]]
+        paths = self.index.paths.subset(torch.from_numpy(others))
+        for line, path in zip(others.tolist(), paths, strict=True):
+            is_used[line] = os.path.exists(self.root / path)
+        return np.flatnonzero(is_used)
+
+
+def _write_pixels(
+    result: ReadResult,
+    state: FileState,
+    whole_file: IO[bytes],
+    clean_file: IO[bytes],
+    header: Header,
+) -> Entry:
+    """Append the pixels of an image to both files, and return its entry."""
+    if not isinstance(result, DecodedImage):
+        return Entry(state, failure=result)
+    assert result.whole is not None
+    height, width, _ = result.whole.shape
+    entry = Entry(
+        state=state,
+        digest=result.digest,
+        original_size=result.original_size,
+        stored_size=(height, width),
+        offset=whole_file.tell(),
+        slot=clean_file.tell() // header.clean_bytes,
+        notes=result.notes,
+    )
+    whole_file.write(result.whole.contiguous().numpy().data)
+    clean_file.write(result.pixels.numpy().data)
+    return entry
 
 
 def _open_to_read(file: Path) -> IO[bytes]:

@@ -1,7 +1,5 @@
 """What an image file has beyond one RGB picture: transparency, pages, further bands, few pixels."""
 
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -9,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
-from simsiam.config.value_types import Colour, PixelConversion, name_colour
+from simsiam.config.value_types import Colour
 from utils.console import format_count
 
 SAMPLES_PER_PIXEL = 277  # the tag of a TIFF that has the number of its bands
@@ -33,9 +31,6 @@ class ImageNotes(NamedTuple):
     several_frames: bool = False
     bands: str = ""
     small_side: int = 0
-
-
-# ---------------------------------------------------------------- finding out
 
 
 def describe_bands(image: ImageFile.ImageFile) -> str:
@@ -113,45 +108,3 @@ def _count_bands_of_tiff(file: BinaryIO) -> int:
         return int(directory.get(SAMPLES_PER_PIXEL, 0))
     except Exception:  # noqa: BLE001  (for a damaged file Pillow raises any exception)
         return 0
-
-
-# ---------------------------------------------------------------- messages
-
-
-def describe_notes(
-    notes: Sequence[ImageNotes], view_size: int, conversion: PixelConversion
-) -> list[str]:
-    """Return a sentence for each kind of image that is not used just as it is in its file.
-
-    Args:
-        notes: those of all images of a list.
-        view_size: the side of the views in pixels.
-        conversion: with which the images were decoded.
-    """
-    lines = []
-    num_transparent = sum(note.transparent for note in notes)
-    if num_transparent > 0:
-        lines.append(
-            f"{_count(num_transparent, notes)} have transparency, which is composited on "
-            f"{name_colour(conversion.background)}. --background sets another colour."
-        )
-    num_with_frames = sum(note.several_frames for note in notes)
-    if num_with_frames > 0:
-        lines.append(
-            f"{_count(num_with_frames, notes)} have several frames or pages, of which the first "
-            "is used."
-        )
-    for bands, count in sorted(Counter(note.bands for note in notes if note.bands).items()):
-        lines.append(f"{_count(count, notes)}: {bands}.")
-
-    small_sides = [note.small_side for note in notes if 0 < note.small_side < view_size]
-    if small_sides:
-        lines.append(
-            f"{_count(len(small_sides), notes)} are smaller than the views of {view_size} pixels, "
-            f"and are enlarged. The shorter side of the smallest has {min(small_sides)} pixels."
-        )
-    return lines
-
-
-def _count(count: int, notes: Sequence[ImageNotes]) -> str:
-    return f"{count:,} of {len(notes):,} images"

@@ -1,49 +1,53 @@
 """Find image files with the same content, which may be test images among the train images."""
 
-from collections.abc import Sequence
-from pathlib import Path
+import numpy as np
 
+from simsiam.data.file_paths import FilePaths
 from utils.text import printable
 
 
 def describe_duplicates(
-    train: Sequence[tuple[Path, str]], test: Sequence[tuple[Path, str]], evaluation_name: str
+    files: FilePaths, digests: np.ndarray, num_train: int, evaluation_name: str
 ) -> str | None:
     """Return a sentence about files with the same content, or None if there are none.
 
     Args:
-        train, test: the path of each file and the digest of its content.
+        files: the path of each file, those of the train images first.
+        digests: (N,) of 32 bytes, the SHA-256 of each file.
+        num_train: the number of train images.
         evaluation_name: what messages call the test images.
     """
-    first_path: dict[str, Path] = {}  # of each content
-    num_copies = 0
-    example = ""
-    for path, digest in train:
-        if digest in first_path:
-            num_copies += 1
-            example = example or f"{printable(path)} is {printable(first_path[digest])}"
-        else:
-            first_path[digest] = path
-
-    train_contents = set(first_path)
-    num_leaked = 0
-    for path, digest in test:
-        if digest in train_contents:
-            num_leaked += 1
-            if num_leaked == 1:  # the more important example
-                example = f"{printable(path)} is {printable(first_path[digest])}"
-        if digest in first_path:
-            num_copies += 1
-            example = example or f"{printable(path)} is {printable(first_path[digest])}"
-        else:
-            first_path[digest] = path
-
-    if num_copies == 0:
+    first = find_first_copies(digests)
+    indices = np.arange(len(files))
+    copies = np.flatnonzero(first != indices)
+    if len(copies) == 0:
         return None
-    message = f"{num_copies:,} of {len(train) + len(test):,} images are copies of others"
-    if num_leaked > 0:
+    leaked = copies[(copies >= num_train) & (first[copies] < num_train)]
+    message = f"{len(copies):,} of {len(files):,} images are copies of others"
+    example = int(copies[0])
+    if len(leaked) > 0:
+        num_test = len(files) - num_train
         message += (
-            f", and {num_leaked:,} of the {len(test):,} {evaluation_name} are also among the train "
+            f", and {len(leaked):,} of the {num_test:,} {evaluation_name} are also among the train "
             "images, which makes accuracies too high"
         )
-    return f"{message} ({example})."
+        example = int(leaked[0])  # the more important example
+    original = files[int(first[example])]
+    return f"{message} ({printable(files[example])} is {printable(original)})."
+
+
+def find_first_copies(digests: np.ndarray) -> np.ndarray:
+    """Return for each file the index (N,) int64 of the first file with the same content.
+
+    Args:
+        digests: (N,) of 32 bytes each.
+    """
+    parts = np.ascontiguousarray(digests).view(np.uint64).reshape(len(digests), -1)
+    order = np.lexsort(parts.T)  # stable, so that copies stay in the order of the files
+    # Whether the content is another one than that of the file before it, in this order.
+    is_new = np.ones(len(order), np.bool_)
+    is_new[1:] = digests[order[1:]] != digests[order[:-1]]
+    begins = np.flatnonzero(is_new)
+    first = np.empty(len(order), np.int64)
+    first[order] = np.repeat(order[begins], np.diff(begins, append=len(order)))
+    return first

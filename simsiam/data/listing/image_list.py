@@ -9,7 +9,8 @@ from torch import Tensor
 
 from simsiam.config.value_types import PixelConversion
 from simsiam.data.file_paths import FilePaths
-from simsiam.data.files.image_notes import ImageNotes, describe_notes
+from simsiam.data.files.image_notes import ImageNotes
+from simsiam.data.files.notes_table import NotesTable
 from simsiam.data.files.reading import read_images
 from simsiam.data.listing.messages import raise_or_print_unreadable, warn_of_unused_bits
 from utils.console import print_line
@@ -83,7 +84,7 @@ class ImageList:
         """Yield all images in the order of `files`, clean, in chunks (B, 3, S, S) uint8.
 
         At the end, files that cannot be read are dropped from `files` and a message lists them.
-        Other messages say what was done to images that are not plain RGB, see `describe_notes`.
+        Other messages say what was done to images that are not plain RGB, see `NotesTable`.
 
         Args:
             image_size: S, the side in pixels.
@@ -114,7 +115,8 @@ class ImageList:
                 yield torch.stack(images)
 
         raise_or_print_unreadable(unreadable, len(readable_indices), self.source, skip_unreadable)
-        warn_of_unused_bits([image.range_16_bit for image in notes], self.source)
+        table = NotesTable.of(notes)
+        warn_of_unused_bits(table, self.source)
         self.keep(readable_indices)
-        for line in describe_notes(notes, image_size, conversion):
+        for line in table.describe(image_size, conversion):
             print_line(f"{printable(self.source)}: {line}")

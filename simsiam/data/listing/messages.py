@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from simsiam.data.files.notes_table import NotesTable
 from simsiam.data.pixel_range import suggest_pixel_range
 from utils.console import format_count, print_line
 from utils.errors import require
@@ -92,26 +93,24 @@ def raise_or_print_unreadable(
     print_line(f"left out: {message}")
 
 
-def warn_of_unused_bits(ranges_16_bit: Sequence[tuple[int, int] | None], folder: Path) -> bool:
+def warn_of_unused_bits(notes: NotesTable, folder: Path) -> bool:
     """Print a warning if all 16-bit images of a folder use only a small part of their range.
 
     Args:
-        ranges_16_bit: for each image the lowest and the highest of its 16-bit values, or None if
-            it has 8 bits or if a pixel range was given.
+        notes: those of all images.
 
     Returns:
         Whether the warning was printed.
     """
-    known_ranges = [value_range for value_range in ranges_16_bit if value_range is not None]
-    if not known_ranges:
+    value_range = notes.range_16_bit()
+    if value_range is None:
         return False
-    lowest = min(low for low, _ in known_ranges)
-    highest = max(high for _, high in known_ranges)
+    lowest, highest = value_range
     suggestion = suggest_pixel_range(lowest, highest)
     if suggestion is None:
         return False
     black, white = suggestion
-    count = f"{len(known_ranges)} of {len(ranges_16_bit)} images in {printable(folder)}"
+    count = f"{notes.count_16_bit()} of {len(notes)} images in {printable(folder)}"
     print_line(
         f"warning: {count} have 16 bits, but use only the values {lowest} to {highest}, which "
         f"leaves them hardly any contrast. --pixel-range {black}:{white} makes {black} black and "

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from simsiam.data.files.cache_index import Index, read_index
+from simsiam.data.cache.index import read_index
+from simsiam.data.cache.table import Index
+from simsiam.data.file_paths import FilePaths
 from simsiam.data.files.cached_images import open_cache
 from simsiam.data.files.image_cache import decode_images
 from simsiam.data.files.reading import read_image
@@ -32,12 +34,13 @@ def decode(tmp_path: Path, files: list[Path], side: int = 8) -> torch.Tensor:
 
 def decode_all(cache: Path, folder: Path, files: list[Path], side: int = 8) -> Index:
     """Decode files of a folder into a cache, with whole images of at most twice the side."""
-    return decode_images(cache, folder, [str(file) for file in files], side, 2 * side)
+    return decode_images(cache, folder, FilePaths(map(str, files)), side, 2 * side)
 
 
 def read_cache(cache: Path, files: list[Path]) -> torch.Tensor:
     """Return the clean images (N, 3, side, side) uint8 of files in a cache."""
-    images, _ = open_cache(cache, read_index(cache), [str(file) for file in files])
+    index = read_index(cache)
+    images, _ = open_cache(cache, index, index.find(FilePaths(map(str, files))))
     return images.to(torch.device("cpu"))
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from simsiam.data.files.cache_index import read_index
+from simsiam.data.cache.index import read_index
+from simsiam.data.file_paths import FilePaths
 from simsiam.data.files.cached_images import open_cache
 from simsiam.data.files.resizing import resize_whole
 from tests.data.files.decoding import (
@@ -53,7 +54,8 @@ def test_whole_images_are_stored_with_their_own_shapes(tmp_path: Path) -> None:
         smooth_image(size).save(tmp_path / "photos" / file)
     decode(tmp_path, files)
     index = read_index(tmp_path / "cache")
-    _, whole = open_cache(tmp_path / "cache", index, [str(file) for file in files])
+    lines = index.find(FilePaths(map(str, files)))
+    _, whole = open_cache(tmp_path / "cache", index, lines)
     assert whole.original_sizes.tolist() == [[40, 48], [90, 30], [7, 9]]
     assert whole.stored_sizes.tolist() == [[16, 19], [48, 16], [7, 9]]  # at most twice 8 pixels
     for i, file in enumerate(files):
@@ -149,7 +151,8 @@ def test_space_of_files_that_changed_is_used_again(tmp_path: Path, printed: Prin
     assert "files that have changed or are gone" in printed()
     sizes = {file.name: file.stat().st_size for file in (tmp_path / "cache").iterdir()}
     assert len(sizes) == 3 and sum(sizes.values()) < 2.1 * 4 * 3 * (200**2 + 400 * 500)
-    assert decode_all(tmp_path / "cache", tmp_path / "photos", files, 200).num_replaced == 4
+    index = decode_all(tmp_path / "cache", tmp_path / "photos", files, 200)
+    assert len(index) - len(index.valid_lines()) == 4
 
 
 def test_bad_images_are_listed_and_tried_again(tmp_path: Path) -> None:
@@ -157,8 +160,9 @@ def test_bad_images_are_listed_and_tried_again(tmp_path: Path) -> None:
     bad = write_bad_images(tmp_path / "photos")
     files = [Path(name) for name in sorted([*bad, "good.png"])]
     for _ in range(2):
-        entries = decode_all(tmp_path / "cache", tmp_path / "photos", files).entries
-        reasons = {file: entry.failure for file, entry in entries.items() if entry.failure}
+        index = decode_all(tmp_path / "cache", tmp_path / "photos", files)
+        entries = index.entries(index.valid_lines())
+        reasons = {file: entry.failure for file, entry in entries if entry.failure}
         assert reasons.keys() == bad.keys()
         assert all(reason in reasons[name] for name, reason in bad.items())
     good = [Path("good.png")]
@@ -178,7 +182,7 @@ def test_a_file_that_became_readable_is_decoded(tmp_path: Path) -> None:
     file.write_bytes(b"x" * len(content))
     os.utime(file, ns=(1, 1))
     index = decode_all(tmp_path / "cache", tmp_path / "photos", files)
-    assert index.entries[str(files[1])].failure == "not an image"
+    assert list(index.failures.values()) == ["not an image"]
     file.write_bytes(content)
     os.utime(file, ns=(1, 1))
     assert torch.equal(decode(tmp_path, files), expected(tmp_path, files))

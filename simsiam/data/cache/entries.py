@@ -1,4 +1,4 @@
-"""The files in a folder of decoded images, and the format of their index.
+"""The files in a folder of decoded images, and the lines of their index.
 
 - `whole.N.uint8`: the pixels (h, w, 3) of whole images, one after another.
 - `clean.N.uint8`: the clean images (3, S, S), one after another.
@@ -11,12 +11,8 @@ The two other files are only appended to, and their bytes reach the disk before 
 them. N grows when they are written again without what is not used any more.
 """
 
-import gc
 import json
-import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from simsiam.data.files.image_notes import ImageNotes
@@ -84,67 +80,9 @@ class Entry(NamedTuple):
         return 3 * height * width
 
 
-@dataclass
-class Index:
-    """The content of an index.
-
-    Attributes:
-        entries: what it says about each path.
-        num_replaced: number of lines that later lines replaced.
-        is_cut_off: whether the last line is incomplete.
-        whole_bytes, clean_slots: how much of the two other files the lines name.
-    """
-
-    header: Header | None = None
-    entries: dict[str, Entry] = field(default_factory=dict)
-    num_replaced: int = 0
-    is_cut_off: bool = False
-    whole_bytes: int = 0
-    clean_slots: int = 0
-
-    def add(self, path: str, entry: Entry) -> None:
-        """Add an entry, in place of an earlier one of the same path."""
-        if path in self.entries:
-            self.num_replaced += 1
-        self.entries[path] = entry
-        if not entry.failure:
-            self.whole_bytes = max(self.whole_bytes, entry.offset + entry.whole_bytes)
-            self.clean_slots = max(self.clean_slots, entry.slot + 1)
-
-
-def read_index(folder: Path) -> Index:
-    """Return the index of a cache, without entries whose pixels are missing.
-
-    The result is empty if the index is missing or damaged.
-    """
-    index = Index()
-    # Nothing here becomes garbage. Looking for garbage would take most of the time.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        lines = (folder / INDEX).read_bytes().split(b"\n")
-        header = Header(**json.loads(lines[0]))
-        if header.format != FORMAT:
-            return Index()
-        whole_size = os.stat(folder / header.whole_file).st_size
-        clean_size = os.stat(folder / header.clean_file).st_size
-        index.header = header
-        index.is_cut_off = lines[-1] != b""
-        # To parse all lines together takes a third of the time.
-        for values in json.loads(b"[" + b",".join(lines[1:-1]) + b"]"):
-            path, entry = parse_values(values)
-            ends = (entry.offset + entry.whole_bytes, (entry.slot + 1) * header.clean_bytes)
-            is_stored = ends[0] <= whole_size and ends[1] <= clean_size
-            if entry.failure or is_stored:
-                index.add(path, entry)
-            else:
-                index.is_cut_off = True
-    except (OSError, ValueError, LookupError, TypeError):
-        return Index()
-    finally:
-        if was_enabled:
-            gc.enable()
-    return index
+def wrap_time(nanoseconds: int) -> int:
+    """Return a modification time that fits into 64 bits. Only dates after 2262 do not."""
+    return (nanoseconds + 2**63) % 2**64 - 2**63
 
 
 def format_header(header: Header) -> str:
@@ -180,7 +118,7 @@ def parse_values(line: list[Any]) -> tuple[str, Entry]:
         ValueError: the line is damaged; also TypeError and LookupError.
     """
     path, size, mtime, *values = line
-    state = FileState(size, mtime)
+    state = FileState(size, wrap_time(mtime))
     if len(values) == UNREADABLE_LENGTH - 3:
         return path, Entry(state, failure=values[0])
     digest, height, width, stored_height, stored_width, offset, slot, notes = values
@@ -194,8 +132,3 @@ def parse_values(line: list[Any]) -> tuple[str, Entry]:
         notes=ImageNotes(**notes) if notes else ImageNotes(),
     )
     return path, entry
-
-
-def format_lines(entries: Iterable[tuple[str, Entry]]) -> str:
-    """Return the lines of several files."""
-    return "".join(format_line(path, entry) for path, entry in entries)
