@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 CHUNK_PATHS = 2**14  # paths that are converted together
+GATHERED_PATHS = 2**10  # paths of a subset that are copied together, by the index of each letter
 END = b"\0"  # comes after each path; no path of a file has this byte
 
 
@@ -71,13 +72,15 @@ class FilePaths(Sequence[str]):
         """Return the text of paths `start` to `stop`, each with an END."""
         if self._indices is None:
             return self._text[self._starts[start] : self._starts[stop]].tobytes()
-        chosen = self._indices[start:stop].numpy()
-        begins = self._starts[chosen]
-        lengths = self._starts[chosen + 1] - begins
-        # The letter j of the result is the letter j + shift of the buffer.
-        shifts = begins - (np.cumsum(lengths) - lengths)
-        letters = np.repeat(shifts, lengths) + np.arange(lengths.sum())
-        return self._text[letters].tobytes()
+        pieces: list[bytes] = []
+        for chosen in self._indices[start:stop].split(GATHERED_PATHS):
+            begins = self._starts[chosen.numpy()]
+            lengths = self._starts[chosen.numpy() + 1] - begins
+            # The letter j of the result is the letter j + shift of the buffer.
+            shifts = begins - (np.cumsum(lengths) - lengths)
+            letters = np.repeat(shifts, lengths) + np.arange(lengths.sum())
+            pieces.append(self._text[letters].tobytes())
+        return b"".join(pieces)
 
     def __len__(self) -> int:
         if self._indices is not None:

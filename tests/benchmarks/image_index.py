@@ -8,6 +8,7 @@ memory maps, which processes share.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import tempfile
@@ -20,6 +21,9 @@ from typing import Any
 import torch
 from timing import table
 
+from simsiam.data.cache.index import read_index
+from simsiam.data.file_paths import FilePaths
+from simsiam.data.files.cached_images import open_cache
 from simsiam.data.files.selection import Selection, hash_files, read_selection, write_selection
 from simsiam.data.files.size_table import SizeTable
 from simsiam.data.held_out import choose_held_out
@@ -88,6 +92,36 @@ def prepare_csv(n: int, folder: Path) -> Callable[[], object]:
     return lambda: ListFile(path, "--data-dir")
 
 
+def write_cache_index(n: int, folder: Path) -> None:
+    """Write the index of a cache, next to files that have the size of its pixels but no content."""
+    header = {"source": "", "size": 2, "stored_side": 2, "conversion": [], "number": 0, "format": 3}
+    with open(folder / "index.jsonl", "w") as file:
+        file.write(json.dumps(header) + "\n")
+        for i, name in enumerate(simulated_names(n)):
+            digest = hashlib.sha256(name.encode()).hexdigest()
+            line = [name, 110_000, 10**18 + i, digest, 375, 500, 2, 2, 12 * i, i, {}]
+            file.write(json.dumps(line) + "\n")
+    for name in ("whole.0.uint8", "clean.0.uint8"):
+        with open(folder / name, "wb") as file:
+            file.truncate(12 * n)
+
+
+def prepare_cache_index(n: int, folder: Path) -> Callable[[], object]:
+    write_cache_index(n, folder)
+    return lambda: read_index(folder)
+
+
+def prepare_cached_images(n: int, folder: Path) -> Callable[[], object]:
+    write_cache_index(n, folder)
+    files = FilePaths(simulated_names(n))
+
+    def work() -> object:
+        index = read_index(folder)
+        return open_cache(folder, index, index.find(files))
+
+    return work
+
+
 def simulated_names(n: int) -> Iterator[str]:
     """Yield the paths of the simulated folders."""
     for i in range(n):
@@ -145,6 +179,8 @@ def prepare_held_out(n: int, folder: Path) -> Callable[[], object]:
 PARTS: dict[str, Callable[[int, Path], Callable[[], object]]] = {
     "list the folders: paths and labels": prepare_listing,
     "read a .csv: paths, labels and splits": prepare_csv,
+    "read the index of a cache": prepare_cache_index,
+    "open the images of a cache": prepare_cached_images,
     "digest": prepare_digest,
     "write the selection": prepare_writing,
     "map the selection": prepare_reading,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +15,13 @@ from torch import Tensor
 from simsiam.data import sampler
 from simsiam.data.file_paths import FilePaths
 from simsiam.data.files.lazy_images import LazyImages
-from simsiam.data.files.selection import Selection, hash_files, read_selection, write_selection
+from simsiam.data.files.selection import (
+    Selection,
+    hash_contents,
+    hash_files,
+    read_selection,
+    write_selection,
+)
 from simsiam.data.files.size_table import SizeTable
 from simsiam.data.held_out import HELD_OUT_EPOCH, choose_held_out
 from simsiam.data.listing.folder import ImageFolder
@@ -180,6 +187,14 @@ def test_a_damaged_selection_is_refused(damage: str, tmp_path: Path) -> None:
     file.write_bytes(damaged[damage])
     with pytest.raises(UserError, match="no complete list of the images"):
         read_selection(file)
+
+
+def test_the_digest_of_known_contents_is_that_of_earlier_versions() -> None:
+    digests = [hashlib.sha256(name.encode(errors="replace")) for name in ODD_NAMES]
+    contents: dict[int, object] = {i: digest.hexdigest() for i, digest in enumerate(digests)}
+    expected = hash_files(FilePaths(ODD_NAMES), contents)
+    array = np.array([digest.digest() for digest in digests], "V32")
+    assert hash_contents(FilePaths(ODD_NAMES), array) == expected
 
 
 @pytest.mark.parametrize("sized", [(), (0,), (1, 2), (3,), (0, 1, 2, 3)])

@@ -42,7 +42,7 @@ def find_first_copies(digests: np.ndarray) -> np.ndarray:
     Args:
         digests: (N,) of 32 bytes each.
     """
-    parts = np.ascontiguousarray(digests).view(np.uint64).reshape(len(digests), -1)
+    parts = np.ascontiguousarray(digests).view(np.uint64).reshape(-1, 4)
     order = np.lexsort(parts.T)  # stable, so that copies stay in the order of the files
     # Whether the content is another one than that of the file before it, in this order.
     is_new = np.ones(len(order), np.bool_)
