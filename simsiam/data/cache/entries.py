@@ -109,26 +109,3 @@ def _unusual_notes(notes: ImageNotes) -> dict[str, Any]:
         if value != ImageNotes._field_defaults[name]:
             unusual[name] = value
     return unusual
-
-
-def parse_values(line: list[Any]) -> tuple[str, Entry]:
-    """Return path and entry from the values of a line.
-
-    Raises:
-        ValueError: the line is damaged; also TypeError and LookupError.
-    """
-    path, size, mtime, *values = line
-    state = FileState(size, wrap_time(mtime))
-    if len(values) == UNREADABLE_LENGTH - 3:
-        return path, Entry(state, failure=values[0])
-    digest, height, width, stored_height, stored_width, offset, slot, notes = values
-    entry = Entry(
-        state=state,
-        digest=digest,
-        original_size=(height, width),
-        stored_size=(stored_height, stored_width),
-        offset=offset,
-        slot=slot,
-        notes=ImageNotes(**notes) if notes else ImageNotes(),
-    )
-    return path, entry

@@ -97,10 +97,6 @@ class Index:
         """Return the lines (n,) int64 that no later line about the same file replaces."""
         return np.flatnonzero(self.find(self.paths) == np.arange(len(self)))
 
-    def whole_sizes(self, lines: np.ndarray) -> np.ndarray:
-        """Return the bytes of some whole images, (n,) int64."""
-        return 3 * self.lines["stored_size"][lines].astype(np.int64).prod(axis=1)
-
     def notes(self, lines: np.ndarray) -> NotesTable:
         """Return the notes about the files of some lines."""
         return NotesTable(self.lines["notes"][lines], self.bands)
@@ -137,6 +133,7 @@ class IndexBuilder:
         index: whose lines come first.
 
     Attributes:
+        bands: the texts to which the notes of the lines refer.
         whole_bytes, clean_slots: how much of the two other files the lines name.
     """
 
@@ -148,46 +145,59 @@ class IndexBuilder:
         self._num_lines = len(index)
         self._lines = index.lines.copy()  # and space for more
         self._failures = dict(index.failures)
-        self._bands = BandTexts(index.bands)
+        self.bands = BandTexts(index.bands)
         self.whole_bytes = index.whole_bytes
         self.clean_slots = index.clean_slots
 
     def add(self, entries: Sequence[tuple[str, Entry]]) -> None:
-        """Append a line for each of some entries.
+        """Append a line for each of some entries."""
+        failures: dict[int, str] = {}
+        for i, (_, entry) in enumerate(entries):
+            if entry.failure:
+                failures[i] = entry.failure
+        lines = np.array([self._pack(entry) for _, entry in entries], LINE)
+        self.add_lines([path for path, _ in entries], lines, failures)
+
+    def add_lines(self, paths: Sequence[str], lines: np.ndarray, failures: dict[int, str]) -> None:
+        """Append lines.
+
+        Args:
+            paths: n paths.
+            lines: (n,) LINE, whose notes refer to the texts of `bands`.
+            failures: why a file cannot be read, by its index in `paths`.
 
         Raises:
-            ValueError: a value is not as it should be; also TypeError and OverflowError.
+            ValueError: a path has the character NUL.
+            TypeError: a path is no text.
         """
-        if not entries:
+        if len(lines) == 0:
             return
-        for i, (_, entry) in enumerate(entries, start=self._num_lines):
-            if entry.failure:
-                self._failures[i] = entry.failure
-            else:
-                self.whole_bytes = max(self.whole_bytes, entry.offset + entry.whole_bytes)
-                self.clean_slots = max(self.clean_slots, entry.slot + 1)
-        self._paths.add([path for path, _ in entries])
-        stop = self._num_lines + len(entries)
+        self._paths.add(paths)
+        for i, failure in failures.items():
+            self._failures[self._num_lines + i] = failure
+        readable = lines[~lines["failed"]]
+        if len(readable) > 0:
+            ends = readable["offset"] + count_bytes(readable)
+            self.whole_bytes = max(self.whole_bytes, int(ends.max()))
+            self.clean_slots = max(self.clean_slots, int(readable["slot"].max()) + 1)
+        stop = self._num_lines + len(lines)
         if stop > len(self._lines):
             # Little space is left over, and `resize` moves large arrays without a copy.
             self._lines.resize(max(stop, len(self._lines) * 9 // 8), refcheck=False)
-        self._lines[self._num_lines : stop] = [self._pack(entry) for _, entry in entries]
+        self._lines[self._num_lines : stop] = lines
         self._num_lines = stop
 
     def _pack(self, entry: Entry) -> tuple:
         """Return the values of a LINE."""
-        digest = bytes.fromhex(entry.digest)
-        if not entry.failure and len(digest) != DIGEST_BYTES:
-            raise ValueError("the digest is no SHA-256")
         return (
             *entry.state,
-            digest,
+            bytes.fromhex(entry.digest),
             entry.original_size,
             entry.stored_size,
             entry.offset,
             entry.slot,
             bool(entry.failure),
-            pack_notes(entry.notes, self._bands),
+            pack_notes(entry.notes, self.bands),
         )
 
     def build(self) -> Index:
@@ -197,11 +207,16 @@ class IndexBuilder:
         index.paths = self._paths.build()
         index.lines = self._lines
         index.failures = self._failures
-        index.bands = self._bands.as_tuple()
+        index.bands = self.bands.as_tuple()
         index.is_cut_off = self._is_cut_off
         index.whole_bytes = self.whole_bytes
         index.clean_slots = self.clean_slots
         return index
+
+
+def count_bytes(lines: np.ndarray) -> np.ndarray:
+    """Return the bytes (n,) int64 of the whole image of each line."""
+    return 3 * lines["stored_size"].astype(np.int64).prod(axis=1)
 
 
 def _hash_paths(paths: Sequence[str]) -> np.ndarray:

@@ -16,7 +16,7 @@ import torch
 from simsiam.config.value_types import PixelConversion
 from simsiam.data.cache.entries import INDEX, Entry, FileState, Header, format_line
 from simsiam.data.cache.index import read_index, write_index
-from simsiam.data.cache.table import MISSING, Index, IndexBuilder
+from simsiam.data.cache.table import MISSING, Index, IndexBuilder, count_bytes
 from simsiam.data.file_paths import FilePaths
 from simsiam.data.files.file_states import read_states
 from simsiam.data.files.reading import DecodedImage, ReadResult, read_images
@@ -204,8 +204,7 @@ class _CacheWriter:
         if self.index.whole_bytes < MIN_GARBAGE_BYTES:
             return
         used = self._find_used_lines()
-        readable = used[~self.index.lines["failed"][used]]
-        used_bytes = int(self.index.whole_sizes(readable).sum())
+        used_bytes = int(count_bytes(self.index.lines[used]).sum())
         if used_bytes * 2 >= self.index.whole_bytes:
             return
 

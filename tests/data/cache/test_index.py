@@ -116,3 +116,11 @@ def test_lines_without_their_pixels_are_left_out(tmp_path: Path) -> None:
         file.truncate(3 * 36 - 1)
     index = read_index(tmp_path)
     assert list(index.paths) == ["0", "1"] and index.is_cut_off
+
+    with open(tmp_path / "index.jsonl", "a") as file:
+        for change in ({"offset": 2**62}, {"offset": -1}, {"slot": 2**62}, {"slot": -1}):
+            file.write(format_line("x", make_entry(0)._replace(**change)))
+        file.write(format_line("x", make_entry(0)._replace(stored_size=(2**31 - 1, 2**31 - 1))))
+        file.write(format_line("bad", Entry(FileState(1, 2), failure="why")))
+    index = read_index(tmp_path)
+    assert list(index.paths) == ["0", "1", "bad"] and index.failures == {2: "why"}
