@@ -33,6 +33,16 @@ def test_no_command_imports_packages_that_it_does_not_need(trained: Path, tmp_pa
     assert modules_after("knn", str(trained), "--results-dir", str(tmp_path)) == {"torch"}
 
 
+def test_training_imports_no_package_of_other_commands() -> None:
+    code = "import simsiam.commands.pretrain, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    others = {"faiss", "jinja2", "kornia", "onnx", "optuna", "pandas", "skimage", "sklearn", "timm"}
+    assert others & set(done.stdout.split()) == set()
+
+
 def test_a_missing_package_is_named_with_its_install_command() -> None:
     bare = [sys.executable, "-S", "main.py", "--help"]  # without the folder of installed packages
     done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, timeout=60)
