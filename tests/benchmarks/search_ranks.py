@@ -74,13 +74,21 @@ def draw_values(plan: Plan, trials: int, seed: int) -> list[dict[str, object]]:
     return [study.ask(distributions).params for _ in range(trials)]
 
 
-def train(plan: Plan, values: Sequence[dict[str, object]], lengths: Sequence[int]) -> None:
-    """Train each of the settings for each length, unless that is done already."""
+def train(
+    plan: Plan, values: Sequence[dict[str, object]], numbers: range, lengths: Sequence[int]
+) -> None:
+    """Train each of the settings for each length, unless that is done already.
+
+    Args:
+        values: all settings.
+        numbers: of those to train.
+    """
     logs = plan.config.run_dir
     logs.mkdir(parents=True, exist_ok=True)
-    for number, drawn in enumerate(values):
+    for number in numbers:
         for length in lengths:
-            config = plan.make_trial(dict(drawn), length, f"epochs_{length:03}_{number:03}")
+            name = f"epochs_{length:03}_{number:03}"
+            config = plan.make_trial(dict(values[number]), length, name)
             if RunDirectory(config.run_dir).summary.exists():
                 continue
             with (logs / f"{config.run_dir.name}.log").open("a") as output:
@@ -137,6 +145,14 @@ def main(args: list[str]) -> None:
     parser.add_argument("--trials", type=int, default=40, help="0 for the table alone")
     parser.add_argument("--lengths", type=int, nargs="+", default=[4, 8, 20])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--share",
+        type=int,
+        nargs=2,
+        default=(0, 1),
+        metavar=("I", "N"),
+        help="train every N-th of the settings, from number I on: one of N processes",
+    )
     parser.add_argument("--flags", default="", help="flags of `search`, with labelled images")
     options = parser.parse_args(args)
     if options.trials:
@@ -146,8 +162,10 @@ def main(args: list[str]) -> None:
         flags = [*shlex.split(options.flags), *where, *length]
         plan = make_plan(parse(Search, flags, "search_ranks.py"))
         values = draw_values(plan, options.trials, options.seed)
-        train(plan, values, options.lengths)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "values.json").write_text(json.dumps(values, indent=1))
+        first, processes = options.share
+        train(plan, values, range(first, options.trials, processes), options.lengths)
     print("\n".join(compare(options.folder, options.lengths)))
 
 
