@@ -5,7 +5,7 @@ its two graphs in the same way for each device, so the graphs are looked at on a
 generated for them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,7 @@ class Step:
         """Compile by Inductor, up to the point where it would generate code."""
         return compile_fx(graph_module, inputs, inner_compile=self._record)
 
-    def _record(self, graph_module: fx.GraphModule, *_: Any, **options: Any) -> Callable[..., Any]:
+    def _record(self, graph_module: fx.GraphModule, *_: Any, **options: Any) -> Any:
         direction = "backward" if options.get("is_backward") else "forward"
         self.graphs[direction].append(graph_module.graph)
         return make_boxed_func(graph_module.forward)
