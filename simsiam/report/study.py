@@ -50,14 +50,14 @@ class StudyRecord:
         settings: names of the settings that are varied, with what each of them is.
         logarithmic: names of the settings that are drawn by their logarithm.
         trial_epochs: length of a trial.
-        rungs: epochs after which trials may be stopped.
+        rung: epoch after which trials may be stopped.
     """
 
     unit: str
     settings: dict[str, str]
     logarithmic: frozenset[str]
     trial_epochs: int
-    rungs: list[int]
+    rung: int
     trials: list[TrialRecord]
 
     @property

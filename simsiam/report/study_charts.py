@@ -68,8 +68,8 @@ def draw_scores(study: StudyRecord) -> Figure:
         if trial.curve:
             epochs, scores = zip(*trial.curve, strict=True)
             axes.plot(epochs, scores, markersize=4, **STYLES[kind_of(trial, study)])
-    for rung in study.rungs:
-        axes.axvline(rung, color="C3", linestyle="--", linewidth=0.8, zorder=1)
+    if study.rung < study.trial_epochs:
+        axes.axvline(study.rung, color="C3", linestyle="--", linewidth=0.8, zorder=1)
     axes.grid(axis="y")
     axes.set(xlabel="epoch", ylabel=study.unit)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -200,9 +200,9 @@ def render_study(
         ranking = sorted(scored, key=score_of, reverse=True)
         listing = ", ".join(f"trial {trial.number} {trial.score:.4g}" for trial in ranking[:5])
         caption = f"{study.unit} by epoch: a line for each trial."
-        if study.rungs:
+        if study.rung < study.trial_epochs:
             caption += (
-                " At the dashed vertical lines, the trials of the worse half are stopped, which "
+                " At the dashed vertical line, the trials of the worse half are stopped, which "
                 "saves time for others."
             )
         charts["curves"] = Chart(

@@ -7,12 +7,13 @@ It draws settings at random from the ranges of `search`, and trains each of them
 with its own cosine. A killed measurement continues with the same command. It then prints rank
 correlations (Spearman's rho) over the settings, with an interval of 95 % by bootstrap:
 
-- of kNN accuracy at the end of short runs, and at the rungs of a run, with that of the longest runs
+- of kNN accuracy at the end of short runs, and in the middle of runs, with that of the longest ones
 - of the score without labels, and of its parts, with kNN accuracy in the same run
 """
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,12 +28,12 @@ from simsiam.commands.sweep import start_process
 from simsiam.commands.tuning.objective import Row, has_collapsed, score_rows
 from simsiam.commands.tuning.plan import Plan, make_plan
 from simsiam.commands.tuning.sampler import make_distributions
-from simsiam.commands.tuning.study import rungs
 from simsiam.config.commands import Search
 from utils.cli import parse
 from utils.run_dir import RunDirectory
 
 RESAMPLES = 2000
+RUNGS = (0.25, 0.5)  # of a run, at which trials could be compared
 
 
 def rank(values: Sequence[float]) -> np.ndarray:
@@ -118,7 +119,8 @@ def compare(folder: Path, lengths: Sequence[int]) -> list[str]:
         if length != max(lengths):
             ends = [short[i][-1]["kNN_accuracy"] for i in both]
             lines.append(describe(f"kNN of runs of {length} epochs, {title}", ends, final))
-        for epoch in rungs(length):
+        for share in RUNGS:
+            epoch = max(2, math.ceil(share * length))
             at_rung = [short[i][epoch - 1]["kNN_accuracy"] for i in both]
             text = f"kNN at epoch {epoch} of {length}, {title}"
             lines.append(describe(text, at_rung, final))

@@ -13,7 +13,7 @@ def make_study(*trials: TrialRecord) -> StudyRecord:
         settings={"weight_decay": "", "batch_size": ""},
         logarithmic=frozenset({"weight_decay"}),
         trial_epochs=4,
-        rungs=[1, 2],
+        rung=2,
         trials=list(trials),
     )
 

@@ -28,7 +28,7 @@ MAX_HELD_OUT = 5000
 LARGEST_HELD_OUT_SHARE = 0.3  # of a small data set
 
 SHARE_OF_PLANNED_RUN = 0.1  # length of a trial without --minutes
-MEAN_TRAINED_SHARE = 0.6  # of its epochs that an average trial trains: half of them stop early
+MEAN_TRAINED_SHARE = 0.75  # of its epochs that an average trial trains: half of them stop early
 PROBE = "probe"  # the run that measures how long an epoch takes
 PROBE_EPOCHS = 2
 DIGEST_LENGTH = 16  # characters

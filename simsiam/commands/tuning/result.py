@@ -12,7 +12,7 @@ from simsiam.commands.tuning.objective import UNITS, standard_error
 from simsiam.commands.tuning.plan import Plan
 from simsiam.commands.tuning.space import Choices
 from simsiam.commands.tuning.storage import JOURNAL, hide_password
-from simsiam.commands.tuning.study import Study, rungs
+from simsiam.commands.tuning.study import Study, rung_of
 from simsiam.commands.tuning.values import DESCRIPTIONS
 from simsiam.config.commands import pretrain_command
 from simsiam.report.page import render_page
@@ -48,7 +48,7 @@ def read_study(plan: Plan, study: Study, trial_epochs: int) -> StudyRecord:
         settings={name: DESCRIPTIONS.get(name, "") for name in names},
         logarithmic=frozenset(logarithmic),
         trial_epochs=trial_epochs,
-        rungs=rungs(trial_epochs),
+        rung=rung_of(trial_epochs),
         trials=[read_trial(trial) for trial in study.trials() if trial.params],
     )
 

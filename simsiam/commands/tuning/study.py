@@ -4,6 +4,7 @@ Each trial that is being trained has a lock file, which its worker holds. If a w
 trials are handed back: they wait in Optuna's queue, and the next worker resumes their runs.
 """
 
+import math
 import os
 import socket
 import time
@@ -33,8 +34,8 @@ STUDY_LOCK = "study.lock"
 MAX_WAIT_FOR_START = 10  # seconds until a study that another machine has created has a trial
 LOCKS = "locks"  # folder with a file for each trial that has been started here
 
-# Rungs at a quarter and at half of a trial. At each one, the better half is trained further.
-FIRST_RUNG = 4
+# There is one rung, at half of a trial, where the better half of the trials is trained further.
+# At a quarter, their order says much less about that at their end: see docs/search.md.
 MIN_RUNG = 2  # epochs, after which a collapsed run differs from one that learns slowly
 REDUCTION_FACTOR = 2
 
@@ -48,19 +49,9 @@ STATES = {
 }
 
 
-def first_rung(trial_epochs: int) -> int:
-    """Return the epoch after which a trial may be stopped for the first time."""
-    return max(MIN_RUNG, -(-trial_epochs // FIRST_RUNG))
-
-
-def rungs(trial_epochs: int) -> list[int]:
-    """Return the epochs after which a trial may be stopped."""
-    epochs: list[int] = []
-    epoch = first_rung(trial_epochs)
-    while epoch < trial_epochs:
-        epochs.append(epoch)
-        epoch *= REDUCTION_FACTOR
-    return epochs
+def rung_of(trial_epochs: int) -> int:
+    """Return the epoch after which a trial may be stopped."""
+    return max(MIN_RUNG, math.ceil(trial_epochs / 2))
 
 
 class Claim:
@@ -172,7 +163,7 @@ class Study:
 
     def use_pruner(self, trial_epochs: int) -> None:
         self.optuna.pruner = SuccessiveHalvingPruner(
-            min_resource=first_rung(trial_epochs), reduction_factor=REDUCTION_FACTOR
+            min_resource=rung_of(trial_epochs), reduction_factor=REDUCTION_FACTOR
         )
 
     def claim(self, space: Space, max_trials: int | None) -> Claim | None:

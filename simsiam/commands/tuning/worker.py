@@ -10,7 +10,7 @@ from simsiam.commands.sweep import Slot, choose_slots
 from simsiam.commands.tuning.plan import Plan, choose_trial_epochs, describe_plan, make_plan
 from simsiam.commands.tuning.result import describe_end, finish_search, format_minutes
 from simsiam.commands.tuning.storage import HEARTBEAT_SECONDS
-from simsiam.commands.tuning.study import Study, check_facts, first_rung
+from simsiam.commands.tuning.study import Study, check_facts, rung_of
 from simsiam.commands.tuning.trial import TrialRun
 from simsiam.config.commands import Search
 from simsiam.config.search_options import DEFAULT_TRIALS
@@ -117,9 +117,8 @@ class Worker:
         self.trial_epochs = known
         study.use_pruner(known)
         length = f"{known} of the planned {self.plan.base['epochs']} epochs"
-        rung = first_rung(known)
         print_line(
-            f"  trials    {length}; from epoch {rung} on, those that fall behind are stopped"
+            f"  trials    {length}; those that are behind after epoch {rung_of(known)} are stopped"
         )
 
     def work(self) -> None:
