@@ -14,7 +14,9 @@ from utils.console import format_count
 from utils.knn import choose_k
 from utils.run_dir import RunDirectory
 
-MIN_STEPS_PER_EPOCH = 4  # if the images allow batches of MIN_BATCH_SIZE
+MIN_STEPS_PER_EPOCH = 16  # if the images allow batches of SMALL_BATCH_SIZE: docs/own_images.md
+SMALL_BATCH_SIZE = 64
+MIN_SMALL_STEPS = 4  # in an epoch of smaller batches, if the images allow MIN_BATCH_SIZE
 MIN_BATCH_SIZE = 8  # smaller batches make the statistics of batch normalisation too noisy
 
 
@@ -70,12 +72,18 @@ def choose_batch_size(images: int, parts: int) -> int:
     """
     smallest = max(2 * parts, MIN_BATCH_SIZE)
     batch_size = DEFAULT_BATCH_SIZE
-    while batch_size > images // MIN_STEPS_PER_EPOCH and batch_size // 2 >= smallest:
+    while has_few_steps(images, batch_size) and batch_size // 2 >= smallest:
         batch_size //= 2
     while batch_size > images and batch_size > 2:  # batch normalisation needs two images
         batch_size //= 2
     divisible = max(2, batch_size // parts) * parts
     return divisible if divisible <= images else batch_size
+
+
+def has_few_steps(images: int, batch_size: int) -> bool:
+    """Return whether an epoch has so few steps that smaller batches train a better network."""
+    fewest = MIN_STEPS_PER_EPOCH if batch_size > SMALL_BATCH_SIZE else MIN_SMALL_STEPS
+    return images // batch_size < fewest
 
 
 def fit_k(train: ImageDataset, test: ImageDataset) -> int:

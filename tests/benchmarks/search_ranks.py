@@ -119,8 +119,7 @@ def compare(folder: Path, lengths: Sequence[int]) -> list[str]:
         if length != max(lengths):
             ends = [short[i][-1]["kNN_accuracy"] for i in both]
             lines.append(describe(f"kNN of runs of {length} epochs, {title}", ends, final))
-        for share in RUNGS:
-            epoch = max(2, math.ceil(share * length))
+        for epoch in sorted({max(2, math.ceil(share * length)) for share in RUNGS}):
             at_rung = [short[i][epoch - 1]["kNN_accuracy"] for i in both]
             text = f"kNN at epoch {epoch} of {length}, {title}"
             lines.append(describe(text, at_rung, final))
