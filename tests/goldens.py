@@ -44,7 +44,7 @@ FLAGS = [*PATTERNS, *NETWORK, "--epochs", "2"]
 
 # Patterns of printed text that differs between two runs, and the text that replaces it.
 MASKS = (
-    (r"\d+ images/s", "N images/s"),
+    (r"[\d,]+ images/s", "N images/s"),
     (r"\b\d:\d\d:\d\d\b", "H:MM:SS"),
     (r"(in|of) [\d.]+ s\b", r"\1 N s"),
     (r"cache/[0-9a-f]{16}", "cache/HASH"),
