@@ -5,6 +5,8 @@ tests/processes.py starts processes, and tests/images.py makes images.
 
 import json
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,3 +104,16 @@ def with_cifar_stem(network: nn.Module) -> nn.Module:
     network.fc = nn.Identity()
     # Our networks use channels_last. With it, these use the same kernels and sum in the same order.
     return network.to(memory_format=torch.channels_last)
+
+
+def measure_alone(code: str, *args: object) -> list[int]:
+    """Run code in a new process, and return the numbers that it prints.
+
+    Memory is measured in this way, because what else happens in this process allocates too.
+
+    Args:
+        args: `sys.argv[1:]` of the code.
+    """
+    command = [sys.executable, "-c", code, *map(str, args)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [int(number) for number in result.stdout.split()]

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from simsiam.data.cache.index import read_index, write_index
 from simsiam.data.cache.table import MISSING
 from simsiam.data.file_paths import FilePaths
 from simsiam.data.files.image_notes import ImageNotes
+from tests.helpers import measure_alone
 
 ODD_NAMES = ["a b.png", "\u5199\u771f.png", os.fsdecode(b"caf\xe9\xff.png"), "\U0001f431.png"]
 
@@ -33,20 +33,32 @@ def write_cache(folder: Path, entries: dict[str, Entry]) -> None:
             opened.truncate(size * len(entries))
 
 
+READ_INDEX = """
+import sys, tracemalloc
+from pathlib import Path
+import numpy as np
+from simsiam.data.cache.index import read_index
+from simsiam.data.file_paths import FilePaths
+
+folder, n = Path(sys.argv[1]), int(sys.argv[2])
+files = FilePaths([f"n{i % 8:08d}/n{i % 8:08d}_{i:08d}.jpeg" for i in range(n)])
+read_index(folder)  # what is allocated once
+tracemalloc.start()
+index = read_index(folder)
+kept, peak = tracemalloc.get_traced_memory()
+tracemalloc.reset_peak()
+found = index.find(files)
+_, peak_of_search = tracemalloc.get_traced_memory()
+print(kept, peak, peak_of_search, len(index), (found == np.arange(n)).sum())
+"""
+
+
 def test_the_index_of_a_cache_takes_few_bytes_for_each_image(tmp_path: Path) -> None:
     n = 20_000
     names = [f"n{i % 8:08d}/n{i % 8:08d}_{i:08d}.jpeg" for i in range(n)]
     write_cache(tmp_path, {name: make_entry(i) for i, name in enumerate(names)})
-    files = FilePaths(names)
-    read_index(tmp_path)  # what is allocated once
-    tracemalloc.start()
-    index = read_index(tmp_path)
-    kept, peak = tracemalloc.get_traced_memory()
-    tracemalloc.reset_peak()
-    found = index.find(files)
-    _, peak_of_search = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(index) == n and np.array_equal(found, np.arange(n))
+    kept, peak, peak_of_search, lines, found = measure_alone(READ_INDEX, tmp_path, n)
+    assert lines == found == n
     length = len(names[0]) + 1
     assert kept < n * (length + 120) + 20_000
     assert peak < n * (1.3 * length + 140) + 2_000_000  # a chunk of lines
