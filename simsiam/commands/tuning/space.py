@@ -15,7 +15,7 @@ from utils.settings import from_settings
 Value = bool | int | float | str
 
 SMALLEST_BATCH = 8  # of the built-in range
-MIN_STEPS_PER_EPOCH = 4  # with the largest batch of the built-in range
+MIN_STEPS_OF_LARGEST = 4  # in an epoch of the largest batch of the built-in range
 
 
 class Range(BaseModel):
@@ -72,7 +72,7 @@ def built_in_space(start: Values, train_images: int) -> Space:
         train_images: number of images that a trial trains on.
     """
     batch_size = int(start["batch_size"])
-    largest = max(batch_size, train_images // MIN_STEPS_PER_EPOCH)
+    largest = max(batch_size, train_images // MIN_STEPS_OF_LARGEST)
     batches: list[Value] = []
     for size in (batch_size // 4, batch_size // 2, batch_size, 2 * batch_size):
         if SMALLEST_BATCH <= size <= largest or size == batch_size:
