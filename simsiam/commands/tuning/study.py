@@ -215,7 +215,7 @@ class Study:
     def hand_back(self, claim: Claim) -> None:
         """Let another worker, or the next start of the command, resume a trial."""
         with self.lock():
-            for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            for trial in self._running():
                 if trial.number == claim.number:
                     self._requeue(trial)
         claim.release()
@@ -226,9 +226,16 @@ class Study:
     def _hand_back_abandoned(self) -> None:
         if isinstance(self.storage, RDBStorage):
             fail_stale_trials(self.optuna)
-        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if self._is_abandoned(trial):
+        abandoned = [trial for trial in self._running() if self._is_abandoned(trial)]
+        # A worker records how its trial has ended before it releases the lock. So a trial that has
+        # ended since the first look is not running at the second one.
+        still_running = {trial.number for trial in self._running()}
+        for trial in abandoned:
+            if trial.number in still_running:
                 self._requeue(trial)
+
+    def _running(self) -> list[FrozenTrial]:
+        return self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def _is_abandoned(self, trial: FrozenTrial) -> bool:
         """Return whether the worker of a running trial has died."""
