@@ -1,15 +1,16 @@
-"""The registry of data sets, and the three functions that load one by its name.
+"""The registry of data sets, and the functions that load one by its name.
 
 To add a data set, write a module with a function `load` and give it an entry in `DATASETS`. Add its
 name to `Dataset` in `simsiam/config/options.py` too. A test compares the two lists.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from simsiam.config.options import DataOptions
 from simsiam.data import cifar, image_folder, npz, synthetic
-from simsiam.data.dataset import Splits
+from simsiam.data.dataset import ImageDataset, Splits
 from simsiam.data.held_out import hold_out
 
 
@@ -30,12 +31,15 @@ class Source(NamedTuple):
         make_placeholders: returns blank splits of the same sizes, or None if nothing has to be
             downloaded or decoded.
         holds_out: whether `load` and `make_placeholders` apply `--held-out-images` themselves.
+        list_train: returns a blank train split, as `list_train_images` does. It is None if the
+            images can be loaded just as fast.
     """
 
     load: Callable[[DataOptions], Splits]
     prepare: Callable[[DataOptions], None] = _prepare_nothing
     make_placeholders: Callable[[DataOptions], Splits | None] = _need_no_placeholders
     holds_out: bool = False
+    list_train: Callable[[DataOptions], ImageDataset] | None = None
 
 
 CIFAR_SOURCE = Source(
@@ -52,6 +56,7 @@ DATASETS = {
         prepare=image_folder.prepare_folder,
         make_placeholders=image_folder.make_placeholders,
         holds_out=True,
+        list_train=image_folder.list_train,
     ),
     "arrays": Source(load=npz.load_arrays),
 }
@@ -94,3 +99,19 @@ def make_placeholders(options: DataOptions) -> Splits | None:
         train, _ = splits
         return hold_out(train, options.held_out_images)
     return splits
+
+
+def list_train_images(options: DataOptions) -> ImageDataset:
+    """Return the train split with all images that could be held out, for its size and its labels.
+
+    Its images may be blank: nothing is downloaded or decoded for it, and nothing is printed.
+
+    Raises:
+        UserError: see `load_dataset`.
+    """
+    options = replace(options, held_out_images=0)
+    source = DATASETS[options.dataset]
+    if source.list_train is not None:
+        return source.list_train(options)
+    train, _ = source.make_placeholders(options) or source.load(options)
+    return train

@@ -43,6 +43,7 @@ from simsiam.data.image_reports import report_cached_images, report_sample
 from simsiam.data.listing.image_list import ImageList
 from simsiam.data.listing.messages import raise_or_print_unreadable
 from simsiam.data.listing.sources import ListedSplits, list_splits
+from simsiam.data.listing.sources import list_train as list_train_files
 from simsiam.data.spread import evenly_spaced
 from utils.console import print_line
 from utils.errors import UserError
@@ -254,6 +255,16 @@ def make_placeholders(options: DataOptions) -> Splits:
     train = make_blank_split(side, splits.train.labels, classes)
     test = make_blank_split(side, test_labels, classes)
     return train, replace(test, held_out=options.held_out_images > 0)
+
+
+def list_train(options: DataOptions) -> ImageDataset:
+    """Return a blank train split with all images that could be held out. Print nothing.
+
+    Raises:
+        UserError: as `prepare_folder`, but no image is opened.
+    """
+    train = list_train_files(options)
+    return make_blank_split(image_size(options), train.labels, train.classes)
 
 
 def image_size(options: DataOptions) -> int:

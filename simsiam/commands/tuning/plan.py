@@ -13,6 +13,7 @@ from simsiam.commands.tuning.space import Space, check_space, choose_space
 from simsiam.commands.tuning.values import apply_values, scale_schedule, start_values
 from simsiam.config.commands import PRETRAIN_DEFAULTS, Pretrain, Search
 from simsiam.config.search_options import DEFAULT_TRIALS, MIN_TRIAL_EPOCHS
+from simsiam.data import list_train_images
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
 from utils.console import print_line
@@ -107,14 +108,13 @@ def make_plan(config: Search) -> Plan:
     options = config.search
     given = config
     accelerator = choose_accelerator(config.device.accelerator)
+    if options.objective != "rankme" and not config.data.held_out_images:
+        train = list_train_images(config.data)
+        if train.labelled:
+            held_out = choose_held_out_images(len(train))
+            new_data = replace(config.data, held_out_images=held_out, test_images=None)
+            config = replace(config, data=new_data)
     data = load_data(config, accelerator, config.data.image_cache)
-    held_out = config.data.held_out_images
-    wants_labels = options.objective != "rankme"
-    if wants_labels and not held_out and data.train.labelled:
-        held_out = choose_held_out_images(len(data.train))
-        new_data = replace(config.data, held_out_images=held_out, test_images=None)
-        config = replace(config, data=new_data)
-        data = load_data(config, accelerator, config.data.image_cache)
     config = fit_to_data(config, data)  # pyright: ignore[reportAssignmentType]
     objective = choose_objective(config, data)
 

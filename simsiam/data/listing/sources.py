@@ -56,17 +56,9 @@ def list_splits(options: DataOptions) -> ListedSplits:
     Raises:
         UserError: if there are no train images, or fewer than the options ask for.
     """
-    path = Path(os.path.abspath(options.path))
-    with_test = options.held_out_images == 0
-    if path.is_file():
-        splits = _split_list(path, with_test)
-    else:
-        splits = _split_folder(path, with_test)
+    splits = _find_splits(options, with_test=options.held_out_images == 0, report=True)
     train = splits.train
     test = splits.test
-    _unify(train, test)
-
-    train = _spread_evenly(train, options.train_images, "--train-images")
     if test is not None:
         test = _spread_evenly(test, options.test_images, "--test-images")
     if options.held_out_images > 0:
@@ -74,10 +66,36 @@ def list_splits(options: DataOptions) -> ListedSplits:
     return splits._replace(train=train, test=test)
 
 
+def list_train(options: DataOptions) -> ImageList:
+    """List and label the train images, those that would be held out included. Print nothing.
+
+    Raises:
+        UserError: as `list_splits`.
+    """
+    return _find_splits(options, with_test=False, report=False).train
+
+
 # ---------------------------------------------------------------- finding the splits
 
 
-def _split_folder(root: Path, with_test: bool) -> ListedSplits:
+def _find_splits(options: DataOptions, with_test: bool, report: bool) -> ListedSplits:
+    """List the images of both splits, as many train images as the options ask for.
+
+    Args:
+        with_test: whether to list test images.
+        report: whether to print what is left out.
+    """
+    path = Path(os.path.abspath(options.path))
+    if path.is_file():
+        splits = _split_list(path, with_test, report)
+    else:
+        splits = _split_folder(path, with_test, report)
+    _unify(splits.train, splits.test)
+    train = _spread_evenly(splits.train, options.train_images, "--train-images")
+    return splits._replace(train=train)
+
+
+def _split_folder(root: Path, with_test: bool, report: bool) -> ListedSplits:
     """List the images in the sub-folders of the splits, such as train/ and val/."""
     split_folders = find_split_folders(root, with_test)
     train = ImageFolder(split_folders.train, "--data-dir")
@@ -89,10 +107,11 @@ def _split_folder(root: Path, with_test: bool) -> ListedSplits:
 
     if split_folders.train == root:  # There is no train/.
         _check_no_class_is_a_split(train)
-    print_splits(root, f"{split_folders.train.name}/", test_name, split_folders.unused)
-    train.report_skipped()
-    if test is not None:
-        test.report_skipped()
+    if report:
+        print_splits(root, f"{split_folders.train.name}/", test_name, split_folders.unused)
+        train.report_skipped()
+        if test is not None:
+            test.report_skipped()
     return ListedSplits(root, root, train, test)
 
 
@@ -106,13 +125,14 @@ def _check_no_class_is_a_split(train: ImageFolder) -> None:
     )
 
 
-def _split_list(path: Path, with_test: bool) -> ListedSplits:
+def _split_list(path: Path, with_test: bool, report: bool) -> ListedSplits:
     """Split the images of a list by its column `split`. Without the column, train on all."""
     images = ListFile(path, "--data-dir")
     where = f"--data-dir {printable(path)}"
     names = images.split_names
     if names == ("",):
-        images.report_skipped()
+        if report:
+            images.report_skipped()
         return ListedSplits(images.root, path, images, None)
 
     for name in names:
@@ -129,8 +149,9 @@ def _split_list(path: Path, with_test: bool) -> ListedSplits:
         if name not in (train_name, test_name):
             num_images = len(_indices_of_split(images, name))
             unused.append(f"{format_count(num_images, 'image')} of {name}")
-    print_splits(path, train_name, test_name, unused)
-    images.report_skipped()
+    if report:
+        print_splits(path, train_name, test_name, unused)
+        images.report_skipped()
     test = None
     if test_name is not None:
         test = _select_split(images, test_name)
