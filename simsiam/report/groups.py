@@ -84,8 +84,21 @@ class Group(NamedTuple):
         """
         measured = [run.accuracies[name] for run in self.runs if name in run.accuracies]
         if len(measured) == 1:
-            return format_mean(measured[0])
-        return format_mean([mean(accuracies) for accuracies in measured])
+            text = format_mean(measured[0])
+        else:
+            text = format_mean([mean(accuracies) for accuracies in measured])
+        return text + self.describe_share(len(measured))
+
+    def furthest_runs(self) -> list[Run]:
+        """Return the runs that have trained for the most epochs."""
+        last_epoch = max(run.rows[-1]["epoch"] for run in self.runs)
+        return [run for run in self.runs if run.rows[-1]["epoch"] == last_epoch]
+
+    def describe_share(self, measured: int) -> str:
+        """Return " (1 of 3)" if a mean is of 1 of the 3 runs, and nothing if it is of all."""
+        if 0 < measured < len(self.runs):
+            return f" ({measured} of {len(self.runs)})"
+        return ""
 
 
 def format_mean(values: Sequence[float], number_format: str = ".2f") -> str:
