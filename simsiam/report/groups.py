@@ -10,6 +10,7 @@ from simsiam.report.records import Run, replace_unprintable
 from utils.settings import to_flags
 
 MAX_DESCRIPTION = 90  # characters of the settings in a group's label
+MAX_NAMES = 5  # of the runs of a group in its label
 
 
 class Curve(NamedTuple):
@@ -163,12 +164,19 @@ def label_groups(members: Sequence[Sequence[Run]]) -> list[str]:
     for group, description in zip(members, descriptions, strict=True):
         parts = [description] if description else []
         if not description or descriptions.count(description) > 1:
-            parts += [run.name for run in group]
+            parts += shorten_names([run.name for run in group])
         label = ", ".join(parts)
         if len(group) > 1:
             label += f" (mean of {len(group)} seeds)"
         labels.append(replace_unprintable(label))
     return labels
+
+
+def shorten_names(names: Sequence[str]) -> list[str]:
+    """Return the names of the runs of a group; of many runs, the first ones and the last one."""
+    if len(names) <= MAX_NAMES:
+        return list(names)
+    return [*names[: MAX_NAMES - 2], "...", names[-1]]
 
 
 def find_differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from simsiam.report.groups import group_runs
+from simsiam.report.groups import group_runs, shorten_names
 from simsiam.report.records import describe_departures, read_run
 from simsiam.report.summary import describe_knn, summarize_groups
 
@@ -60,3 +60,9 @@ def test_knn_of_held_out_images_is_called_so(runs: Path) -> None:
     run.settings["held_out_images"] = 100
     assert "top-1 on held-out train images (" in describe_knn([run])
     assert "on held-out train images for runs with" in describe_knn([run, other])
+
+
+def test_label_of_many_seeds_names_the_first_and_the_last() -> None:
+    names = [f"seed_{seed}" for seed in range(20)]
+    assert shorten_names(names) == ["seed_0", "seed_1", "seed_2", "...", "seed_19"]
+    assert shorten_names(names[:5]) == names[:5]
