@@ -30,6 +30,24 @@ def test_early_stopping_works_with_knn_in_every_second_epoch(tmp_path: Path) -> 
     assert stop.best_score.isfinite()
 
 
+def test_checkpoints_every_n_epochs_are_those_of_measured_epochs(tmp_path: Path) -> None:
+    """Without `every_n_epochs`, epochs 1 and 2 would be kept with the untrained accuracy."""
+    measured: dict[str, float] = {}
+
+    class Recorded(KNNMonitor):
+        def _measure_epoch(self, trainer: Any, pl_module: Any, epoch: int) -> None:
+            super()._measure_epoch(trainer, pl_module, epoch)
+            measured[f"epoch={epoch}"] = self.epoch_metrics["kNN_accuracy"]
+
+    best = ModelCheckpoint(
+        tmp_path, "{epoch}", "kNN_accuracy", mode="max", save_top_k=3, every_n_epochs=3
+    )
+    fit(Recorded(k=5, every=3), best, max_epochs=6, enable_checkpointing=True)
+    kept = {Path(path).stem: float(value) for path, value in best.best_k_models.items()}
+    assert kept == pytest.approx(measured)
+    assert set(kept) == {"epoch=2", "epoch=5"}
+
+
 def test_knn_is_measured_when_early_stopping_ends_the_run(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     stop = EarlyStopping("train_loss", patience=1, min_delta=10.0)
