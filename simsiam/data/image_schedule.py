@@ -1,6 +1,7 @@
 """Find the side of the views in an epoch. Training on smaller views first is cheaper."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from simsiam.config.value_types import MIN_VIEW_SIDE, ImagePhase
 from utils.errors import require
@@ -24,3 +25,45 @@ def find_view_size(phases: Sequence[ImagePhase], epoch: int, full_size: int) -> 
         if epoch < phase_end:
             return phase.size
     return full_size
+
+
+def describe_view_sizes(
+    phases: Sequence[ImagePhase], epochs: int, full_size: int, image_side: int
+) -> list[str]:
+    """Return sentences about the size of the views in each epoch of a run.
+
+    Args:
+        image_side: side of the images from which the views are cropped.
+    """
+    if phases:
+        text = f"views of {', '.join(_list_sizes(phases, epochs, full_size))}"
+        separator = ", from"
+    else:
+        text = f"views of {full_size} x {full_size} pixels"
+        separator = " from"
+    if full_size < image_side:
+        text += f"{separator} {image_side} x {image_side}"
+
+    sentences = [text]
+    if find_view_size(phases, epochs - 1, full_size) < full_size:
+        sentences.append(
+            f"no view has the full {full_size} x {full_size} pixels, because --image-schedule "
+            "takes the whole run"
+        )
+    return sentences
+
+
+def _list_sizes(phases: Sequence[ImagePhase], epochs: int, full_size: int) -> list[str]:
+    """Return each size and its epochs, as "16 x 16 pixels in epochs 1 to 12"."""
+
+    def size_in(epoch: int) -> int:
+        return find_view_size(phases, epoch, full_size)
+
+    sizes: list[str] = []
+    for size, group in groupby(range(epochs), size_in):
+        numbers = [epoch + 1 for epoch in group]  # a run prints its first epoch as epoch 1
+        period = f"epoch {numbers[0]}"
+        if len(numbers) > 1:
+            period = f"epochs {numbers[0]} to {numbers[-1]}"
+        sizes.append(f"{size} x {size} pixels in {period}")
+    return sizes
