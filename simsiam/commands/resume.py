@@ -244,7 +244,7 @@ def explain_failures(
         if start is None or checkpoints.begun or is_explained:
             raise
         # The Trainer could not restore the checkpoint, whose content is not what Lightning expects.
-        is_own_checkpoint = run.path.resolve() in start.path.resolve().parents
+        is_own_checkpoint = run.would_delete(start.path)
         if not is_own_checkpoint:
             # The run is new: its own files have no value yet.
             run.delete()
