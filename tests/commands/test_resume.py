@@ -1,4 +1,4 @@
-"""What a failed resume leaves in the folder of the run."""
+"""What a failed resume leaves in the folder of the run, and what messages say about resuming."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -7,6 +7,7 @@ import pytest
 
 from simsiam.callbacks.checkpoint import CheckpointCallback
 from simsiam.commands.resume import Start, explain_failures
+from tests.at_steps import start_small_with_events
 from utils.errors import UserError
 from utils.run_dir import RunDirectory
 
@@ -59,3 +60,9 @@ def test_failed_start_from_the_checkpoint_of_another_run_leaves_no_run(tmp_path:
     other.touch()
     fail_to_resume(run, other)
     assert other.exists() and not run.path.exists()
+
+
+def test_message_says_to_leave_out_overwrite(tmp_path: Path) -> None:
+    flags = ["--overwrite", "--epochs", "2"]
+    _, err = start_small_with_events("run", tmp_path, {2: ["SIGTERM"]}, *flags).communicate()
+    assert "saved: the same command without --overwrite resumes it" in err
