@@ -35,6 +35,12 @@ def name_run(trial: optuna.Trial | FrozenTrial) -> str:
     return trial.user_attrs.get("run") or f"trial_{trial.number:04}"
 
 
+def find_trial_id(study: optuna.Study, storage: BaseStorage, number: int) -> int:
+    """Return the id of a trial in the storage, which may hold several studies."""
+    study_id = storage.get_study_id_from_name(study.study_name)
+    return storage.get_trial_id_from_study_id_trial_number(study_id, number)
+
+
 def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     """Put a trial into the queue again, under a new number. Its run stays the same."""
     attributes = {name: trial.user_attrs[name] for name in ("start",) if name in trial.user_attrs}

@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from optuna.exceptions import UpdateFinishedTrialError
+
 from simsiam.commands import launch
 from simsiam.commands.sweep import Slot, choose_slots
 from simsiam.commands.tuning.plan import Plan, choose_trial_epochs, describe_plan, make_plan
@@ -129,8 +131,7 @@ class Worker:
             time.sleep(POLL_SECONDS)  # the handler of a signal raises StoppedBySignal here
             self._show_life()
             for trial in list(self.running.values()):
-                trial.read_metrics()
-                self._end_if_over(trial)
+                self._look_after(trial)
             left = self.seconds_left()
             if left is not None and left <= 0:
                 print_line("The time is used up.")
@@ -151,6 +152,26 @@ class Worker:
             trial = TrialRun(claim, config, self.plan.objective, slot)
             self.running[slot] = trial
             trial.start()
+
+    def _look_after(self, trial: TrialRun) -> None:
+        """Read what a run has written since the last look, and record its end if it has ended."""
+        if trial.is_dropped:
+            if not trial.is_training():
+                del self.running[trial.slot]
+            return
+        try:
+            trial.read_metrics()
+            self._end_if_over(trial)
+        except UpdateFinishedTrialError:
+            self._drop(trial)
+
+    def _drop(self, trial: TrialRun) -> None:
+        """End the run of a trial that somebody else has ended."""
+        trial.drop()
+        print_line(
+            f"trial {trial.claim.number} was ended from elsewhere: another worker took this one "
+            "for dead, or somebody used Optuna. Its run stops here."
+        )
 
     def _end_if_over(self, trial: TrialRun) -> None:
         end = trial.find_end()
@@ -178,7 +199,12 @@ class Worker:
         self._last_sign = now
         self._note_time()
         for trial in self.running.values():
-            self.study.show_life(trial.claim)
+            if trial.is_dropped:
+                continue
+            if self.study.is_over(trial.claim):
+                self._drop(trial)
+            else:
+                self.study.show_life(trial.claim)
 
     def _note_time(self) -> None:
         self.study.set_fact("seconds", round(self.used_seconds(), 1))
@@ -188,8 +214,8 @@ class Worker:
         for trial in self.running.values():
             trial.send_signal(number)
         for trial in self.running.values():
-            if trial.process is not None:
-                trial.process.wait()
-            self.study.hand_back(trial.claim)
+            trial.wait()
+            if not trial.is_dropped:
+                self.study.hand_back(trial.claim)
         self.running.clear()
         self._note_time()

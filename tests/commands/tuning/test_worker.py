@@ -1,0 +1,63 @@
+"""A worker in this process, whose trials are the stub of tests/commands/search_stub.py."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from optuna.trial import TrialState
+
+from simsiam.commands.tuning.space import Range, Space
+from simsiam.commands.tuning.study import Study
+from simsiam.commands.tuning.trial import TrialRun
+from simsiam.commands.tuning.worker import Worker
+from simsiam.config import commands
+from simsiam.config.commands import Pretrain, Search
+from tests.commands.search_stub import SCRIPT, search_flags
+from utils.cli import parse
+from utils.settings import from_settings
+
+SPACE: Space = {"base_learning_rate": Range(low=0.01, high=1.0, log=True)}
+EPOCHS = 4
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """Return a worker of a new search, whose trials have EPOCHS epochs."""
+    script = tmp_path / "stub.py"
+    script.write_text(SCRIPT)
+    monkeypatch.setattr(commands, "MAIN", script)
+    config = parse(Search, search_flags(tmp_path, "--trials", "9")[1:], "test")
+
+    def make_trial(values: dict[str, Any], epochs: int, name: str) -> Pretrain:
+        run = {"save_dir": str(config.run_dir), "exp_name": name, "epochs": epochs}
+        return from_settings(Pretrain, {**values, **run, "learning_rate": "auto"})
+
+    plan = SimpleNamespace(config=config, space=SPACE, objective="knn", make_trial=make_trial)
+    worker = Worker(cast(Any, plan), Study(config.run_dir, None, 0))
+    worker.trial_epochs = EPOCHS
+    return worker
+
+
+def train_a_trial(worker: Worker) -> TrialRun:
+    """Start a trial, and wait until its run has ended. The worker has not noticed that yet."""
+    worker._fill_slots()
+    (trial,) = worker.running.values()
+    trial.wait()
+    return trial
+
+
+@pytest.mark.parametrize("has_reported", [False, True])
+def test_worker_drops_a_trial_that_was_ended_from_elsewhere(
+    has_reported: bool, worker: Worker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = train_a_trial(worker)
+    if has_reported:
+        trial.read_metrics()
+    worker.study.optuna.tell(0, 12.0)
+    for _ in range(2):
+        if worker.running:
+            worker._look_after(trial)
+    assert worker.running == {}
+    assert capsys.readouterr().out.count("trial 0 was ended from elsewhere") == 1
+    assert [trial.state for trial in worker.study.trials()] == [TrialState.COMPLETE]
