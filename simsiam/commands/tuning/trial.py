@@ -92,10 +92,6 @@ class TrialRun:
     def is_training(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def wait(self) -> None:
-        if self.process is not None:
-            self.process.wait()
-
     def send_signal(self, number: int) -> None:
         if self.process is not None:  # a process that has ended gets no signal
             self.process.send_signal(number)
@@ -127,3 +123,18 @@ class TrialRun:
             self.process = None
             return None
         return "failed", f"the run failed: {last_line(self.log)}"
+
+    def find_end_after_stop(self) -> tuple[Outcome, str] | None:
+        """Wait, and return how the trial had ended before a signal ended it; None if it had not.
+
+        Raises:
+            UpdateFinishedTrialError: somebody else has ended the trial.
+        """
+        if self.process is None:
+            return None
+        has_ended_by_itself = self.process.wait() in (0, COLLAPSED_STATUS, NOT_FINITE_STATUS)
+        if self.is_dropped:
+            return None
+        if has_ended_by_itself or self.ending is not None:
+            return self.find_end()
+        return None

@@ -12,7 +12,7 @@ from simsiam.commands.sweep import Slot, choose_slots
 from simsiam.commands.tuning.plan import Plan, choose_trial_epochs, describe_plan, make_plan
 from simsiam.commands.tuning.result import describe_end, finish_search, format_minutes
 from simsiam.commands.tuning.storage import HEARTBEAT_SECONDS
-from simsiam.commands.tuning.study import Study, check_facts, rung_of
+from simsiam.commands.tuning.study import Claim, Outcome, Study, check_facts, rung_of
 from simsiam.commands.tuning.trial import TrialRun
 from simsiam.config.commands import Search
 from simsiam.config.search_options import DEFAULT_TRIALS
@@ -179,12 +179,20 @@ class Worker:
             return
         del self.running[trial.slot]
         outcome, reason = end
-        self.study.end(trial.claim, outcome, reason, trial.score)
-        line = describe_end(self.study, trial.claim.number, self.plan, self.max_trials)
+        self._record_end(trial.claim, outcome, reason, trial.score)
+        self._count_failures(outcome, reason)
+
+    def _record_end(self, claim: Claim, outcome: Outcome, reason: str, score: float | None) -> None:
+        """Record how a trial has ended, and print a line about it."""
+        self.study.end(claim, outcome, reason, score)
+        line = describe_end(self.study, claim.number, self.plan, self.max_trials)
         left = self.seconds_left()
         if left is not None:
             line += f"; {format_minutes(left)} left"
         print_line(line)
+
+    def _count_failures(self, outcome: Outcome, reason: str) -> None:
+        """Raise RunError if the latest trials have all failed."""
         if outcome != "failed":
             self.failures = 0
             return
@@ -210,12 +218,22 @@ class Worker:
         self.study.set_fact("seconds", round(self.used_seconds(), 1))
 
     def stop(self, number: int) -> None:
-        """Let all runs save themselves and end, and hand their trials back."""
+        """Let all runs save themselves and end.
+
+        Trials that have ended by then are recorded, and the others are handed back.
+        """
         for trial in self.running.values():
             trial.send_signal(number)
         for trial in self.running.values():
-            trial.wait()
-            if not trial.is_dropped:
-                self.study.hand_back(trial.claim)
+            try:
+                end = trial.find_end_after_stop()
+                if trial.is_dropped:
+                    continue
+                if end is None:
+                    self.study.hand_back(trial.claim)
+                else:
+                    self._record_end(trial.claim, *end, trial.score)
+            except UpdateFinishedTrialError:
+                self._drop(trial)
         self.running.clear()
         self._note_time()

@@ -1,5 +1,6 @@
 """A worker in this process, whose trials are the stub of tests/commands/search_stub.py."""
 
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +14,7 @@ from simsiam.commands.tuning.trial import TrialRun
 from simsiam.commands.tuning.worker import Worker
 from simsiam.config import commands
 from simsiam.config.commands import Pretrain, Search
-from tests.commands.search_stub import SCRIPT, search_flags
+from tests.commands.search_stub import SCRIPT, pause, search_flags
 from utils.cli import parse
 from utils.settings import from_settings
 
@@ -43,7 +44,8 @@ def train_a_trial(worker: Worker) -> TrialRun:
     """Start a trial, and wait until its run has ended. The worker has not noticed that yet."""
     worker._fill_slots()
     (trial,) = worker.running.values()
-    trial.wait()
+    assert trial.process is not None
+    trial.process.wait()
     return trial
 
 
@@ -61,3 +63,29 @@ def test_worker_drops_a_trial_that_was_ended_from_elsewhere(
     assert worker.running == {}
     assert capsys.readouterr().out.count("trial 0 was ended from elsewhere") == 1
     assert [trial.state for trial in worker.study.trials()] == [TrialState.COMPLETE]
+
+
+def test_trial_that_finishes_as_the_search_stops_is_recorded(worker: Worker) -> None:
+    train_a_trial(worker)
+    worker.stop(signal.SIGTERM)
+    (trial,) = worker.study.trials()
+    assert trial.user_attrs["outcome"] == "finished"
+    assert trial.value == trial.intermediate_values[EPOCHS] > 0
+
+
+def test_trial_that_falls_behind_as_the_search_stops_is_recorded(worker: Worker) -> None:
+    pause(Path(worker.plan.config.run.save_dir))
+    worker._fill_slots()
+    (trial,) = worker.running.values()
+    trial.stop("stopped", "behind the better half")
+    worker.stop(signal.SIGTERM)
+    (record,) = worker.study.trials()
+    assert record.user_attrs["outcome"] == "stopped"
+    assert trial.process is not None and trial.process.returncode == -signal.SIGTERM
+
+
+def test_trial_that_is_stopped_in_its_middle_is_handed_back(worker: Worker) -> None:
+    pause(Path(worker.plan.config.run.save_dir))
+    worker._fill_slots()
+    worker.stop(signal.SIGTERM)
+    assert [trial.state for trial in worker.study.trials()] == [TrialState.WAITING]
