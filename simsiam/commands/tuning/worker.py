@@ -17,7 +17,7 @@ from simsiam.commands.tuning.trial import TrialRun
 from simsiam.config.commands import Search
 from simsiam.config.search_options import DEFAULT_TRIALS
 from utils.console import print_line
-from utils.errors import RunError, StoppedBySignal, require
+from utils.errors import RunError, StoppedBySignal, UserError, require
 from utils.filesystem import check_writable
 
 POLL_SECONDS = 0.2
@@ -140,18 +140,30 @@ class Worker:
 
     def _fill_slots(self) -> None:
         for slot in self.slots:
-            left = self.seconds_left()
-            is_time_left = left is None or left > 0
-            if slot in self.running or not is_time_left or self._no_more:
-                continue
-            claim = self.study.claim(self.plan.space, self.max_trials)
-            if claim is None:
-                self._no_more = True
-                return
+            while slot not in self.running and self._may_start():
+                self._start_trial(slot)
+
+    def _may_start(self) -> bool:
+        left = self.seconds_left()
+        is_time_left = left is None or left > 0
+        return is_time_left and not self._no_more
+
+    def _start_trial(self, slot: Slot) -> None:
+        """Start the next trial, if there is one and its values go together."""
+        claim = self.study.claim(self.plan.space, self.max_trials)
+        if claim is None:
+            self._no_more = True
+            return
+        try:
             config = self.plan.make_trial(claim.trial.params, self.trial_epochs, claim.run_name)
-            trial = TrialRun(claim, config, self.plan.objective, slot)
-            self.running[slot] = trial
-            trial.start()
+        except UserError as error:
+            # `check_space` has tried the ends of each range, but not all combinations of values.
+            self._record_end(claim, "failed", str(error), None)
+            self._count_failures("failed", str(error))
+            return
+        trial = TrialRun(claim, config, self.plan.objective, slot)
+        self.running[slot] = trial
+        trial.start()
 
     def _look_after(self, trial: TrialRun) -> None:
         """Read what a run has written since the last look, and record its end if it has ended."""

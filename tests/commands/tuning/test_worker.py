@@ -16,6 +16,7 @@ from simsiam.config import commands
 from simsiam.config.commands import Pretrain, Search
 from tests.commands.search_stub import SCRIPT, pause, search_flags
 from utils.cli import parse
+from utils.errors import RunError, UserError
 from utils.settings import from_settings
 
 SPACE: Space = {"base_learning_rate": Range(low=0.01, high=1.0, log=True)}
@@ -89,3 +90,34 @@ def test_trial_that_is_stopped_in_its_middle_is_handed_back(worker: Worker) -> N
     worker._fill_slots()
     worker.stop(signal.SIGTERM)
     assert [trial.state for trial in worker.study.trials()] == [TrialState.WAITING]
+
+
+def refuse_trials(worker: Worker, numbers: range) -> None:
+    """Let the plan refuse the values of some trials."""
+    make_trial = worker.plan.make_trial
+
+    def refuse(values: dict[str, Any], epochs: int, name: str) -> Pretrain:
+        if int(name.removeprefix("trial_")) in numbers:
+            raise UserError("--heavy-views 4: must not be more than --views 2")
+        return make_trial(values, epochs, name)
+
+    worker.plan = cast(Any, SimpleNamespace(**{**vars(worker.plan), "make_trial": refuse}))
+
+
+def test_values_that_do_not_go_together_fail_their_trial_alone(worker: Worker) -> None:
+    refuse_trials(worker, range(2))
+    trial = train_a_trial(worker)
+    assert trial.claim.number == 2
+    worker._look_after(trial)
+    outcomes = [trial.user_attrs["outcome"] for trial in worker.study.trials()]
+    assert outcomes == ["failed", "failed", "finished"]
+    assert "--heavy-views 4" in worker.study.trials()[0].user_attrs["reason"]
+    worker.stop(signal.SIGTERM)
+    assert len(worker.study.trials()) == 3  # none waits to be tried again
+
+
+def test_search_ends_if_no_values_go_together(worker: Worker) -> None:
+    refuse_trials(worker, range(9))
+    with pytest.raises(RunError, match=r"3 runs in a row have failed.*--heavy-views 4"):
+        worker._fill_slots()
+    assert worker.running == {} and len(worker.study.trials()) == 3
