@@ -247,11 +247,12 @@ class CheckpointCallback(Checkpoint):
         """Return whether `last.ckpt` is saved, and from where the run can resume."""
         failure = self.io.failures.get(self.run.last)
         if failure is None:
-            return "saved: the same command resumes it"
+            return f"saved: {self.signals.resume_command} resumes it"
         resumable = self.run.resumable()
         if not resumable:
             return f"not saved ({failure})"
-        return f"not saved ({failure}): the same command resumes from {resumable[0]}"
+        command = self.signals.resume_command
+        return f"not saved ({failure}): {command} resumes from {resumable[0]}"
 
     def _save(self, trainer: pl.Trainer) -> None:
         for parameter in trainer.lightning_module.parameters():

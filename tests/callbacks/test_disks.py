@@ -84,7 +84,7 @@ def test_a_run_on_a_read_only_disk_resumes_once_it_is_writable(
         out, err = process.communicate()
         assert process.returncode == 2 and err.count("\n") == 1, err
         assert (
-            "Read-only file system" in err and f"The same command then resumes from {last}" in err
+            "Read-only file system" in err and f"the same command then resumes from {last}" in err
         )
         assert "epoch 6/6" in out and out.count("warning: ") >= 2, out
         assert steps_saved(last) >= step
