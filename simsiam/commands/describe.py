@@ -22,6 +22,7 @@ from simsiam.config.commands import (
     shell_command,
 )
 from simsiam.data.datamodule import ViewsDataModule
+from simsiam.data.image_schedule import describe_view_sizes
 from simsiam.data.knn_labels import (
     count_measured_images,
     is_leave_one_out,
@@ -198,10 +199,9 @@ def describe_images(context: RunContext) -> list[str]:
         classes += ": kNN is off"
 
     lines = [f"  images    {counts}, {classes}"]
-    views = f"views of {data.size} x {data.size} pixels"
-    if data.size < data.train.side:
-        views += f" from {data.train.side} x {data.train.side}"
-    lines.append(INDENT + views)
+    epochs = context.config.optimizer.epochs
+    for sentence in describe_view_sizes(data.phases, epochs, data.size, data.train.side):
+        lines += textwrap.wrap(sentence, 100, initial_indent=INDENT, subsequent_indent=INDENT)
     augmentation = describe_augmentation(context.config)
     if augmentation:
         lines.append(f"{INDENT}augmented with {augmentation}")
