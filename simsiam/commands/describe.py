@@ -13,12 +13,15 @@ from simsiam.commands.estimate import (
 )
 from simsiam.commands.fit import describe_fit
 from simsiam.commands.resume import Start, count_processes
+from simsiam.config.ablations import describe_unused_settings
 from simsiam.config.commands import (
+    PRETRAIN_DEFAULTS,
     Pretrain,
     settings_that_matter,
     settings_to_keep,
     shell_command,
 )
+from simsiam.config.recipe_files import pretrain_values
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.image_schedule import describe_view_sizes
 from simsiam.data.knn_labels import (
@@ -32,6 +35,7 @@ from utils import distributed
 from utils.console import format_count
 from utils.device import describe_hardware, git_commit, hidden_gpu_reason, package_versions
 from utils.run_dir import RunDirectory
+from utils.settings import flatten
 
 LONG_RUN = 6 * 3600  # seconds; for a longer run on a CPU, a shorter one is suggested
 # Reaches a kNN accuracy of 60 % on CIFAR-10 in a quarter of an hour on a CPU: docs/benchmarks.md.
@@ -126,6 +130,10 @@ def describe_run(context: RunContext) -> str:
     device_options = context.config.device
 
     lines = describe_images(context) + describe_network(context.model)
+    defaults = PRETRAIN_DEFAULTS | pretrain_values(context.config.run.recipe)
+    unused = describe_unused_settings(flatten(context.config), defaults)
+    if unused is not None:
+        lines.append(INDENT + unused)
 
     lines += describe_fit(context.config, data, context.fitted)
     steps_per_epoch = len(data.train) // optimizer.images_per_step
