@@ -7,7 +7,7 @@ all views together would be another method. The layers here take the views conca
 statistics included.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -136,21 +136,9 @@ class _BatchNormPerView(_BatchNorm):
     # Whether the layer normalises several views within a compiled graph. It then does so by
     # operations that a compiler fuses with their neighbours.
     compiled = False
-    # Views that compiled graphs have normalised, not yet added to `num_batches_tracked`.
-    uncounted = 0
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Check nothing: while torch.fx traces a network, the input has no dimensions yet."""
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        if self.uncounted and self.num_batches_tracked is not None:
-            self.num_batches_tracked += self.uncounted
-        self.uncounted = 0
-        super()._save_to_state_dict(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.uncounted = 0
-        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and _world_size() > 1:
@@ -209,19 +197,22 @@ class _BatchNormPerView(_BatchNorm):
             mean, var: Biased moments of each view, (V, C) each.
             n: How many numbers each moment was computed from.
         """
+        if not self.track_running_stats or self.num_batches_tracked is None:
+            return
         if self.running_mean is None or self.running_var is None:
             return
-        if self.num_batches_tracked is None:
-            return
+        dtype = self.running_mean.dtype  # bfloat16 if all of a run is
         with torch.no_grad():
-            if not self.compiled:
-                self.num_batches_tracked.add_(self.views)
-            # torch's cumulative average, which has no momentum, is not supported.
-            assert self.momentum is not None
             for view in range(self.views):
-                self.running_mean.lerp_(mean[view], self.momentum)
+                weight = self.momentum
+                if weight is None:  # the running statistics are the means over all batches so far
+                    count = self.num_batches_tracked + (view + 1)
+                    weight = count.to(mean.dtype).reciprocal().to(dtype)
                 unbiased_var = var[view] * (n / (n - 1))
-                self.running_var.lerp_(unbiased_var, self.momentum)
+                self.running_mean.lerp_(mean[view].to(dtype), weight)
+                self.running_var.lerp_(unbiased_var.to(dtype), weight)
+            if not self.compiled:  # `expect_views` counts the views of a compiled graph
+                self.num_batches_tracked.add_(self.views)
 
 
 class BatchNorm1d(_BatchNormPerView, nn.BatchNorm1d):
@@ -267,12 +258,23 @@ def expect_views(network: nn.Module, views: int, compiled: bool = False) -> Iter
         layer.compiled = compiled and views > 1  # one view is left to torch's BN
     try:
         yield
-        # Count the views in Python. To update `num_batches_tracked` in each step would take a
-        # kernel for each layer, outside the compiled graph.
-        for layer in layers:
-            if layer.compiled and layer.training:
-                layer.uncounted += views
+        _count_views(layers, views)
     finally:
         for layer in layers:
             layer.views = 1
             layer.compiled = False
+
+
+def _count_views(layers: Iterable[_BatchNormPerView], views: int) -> None:
+    """Count the views that layers have normalised within a compiled graph.
+
+    Counted inside the graph, they would take a kernel for each layer.
+    """
+    counts: list[Tensor] = []
+    for layer in layers:
+        count = layer.num_batches_tracked
+        updates_statistics = layer.training and layer.track_running_stats
+        if layer.compiled and updates_statistics and count is not None:
+            counts.append(count)
+    if counts:
+        torch._foreach_add_(counts, views)  # pyright: ignore[reportPrivateImportUsage]

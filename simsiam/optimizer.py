@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from simsiam.config.optimizer_options import DEFAULT_WARMUP_EPOCHS, RUN_TO_WARMUP_RATIO
@@ -39,7 +40,7 @@ def make_optimizer(module: Any) -> torch.optim.Optimizer:
 
     parameters = [parameter for group in groups for parameter in group["params"]]
     has_frozen = any(not parameter.requires_grad for parameter in parameters)
-    if has_frozen:
+    if has_frozen or _find_added_parameters(module):
         optimizer.register_step_pre_hook(_add_missing_momentum)
     return optimizer
 
@@ -116,9 +117,18 @@ def make_schedule(module: Any, optimizer: torch.optim.Optimizer) -> LRScheduler:
 
 
 def _make_groups(module: Any) -> list[dict[str, Any]]:
-    """Return the parameter groups of the encoder and of the predictor, whatever the optimizer."""
+    """Return the parameter groups of the encoder and of the predictor, whatever the optimizer.
+
+    What a subclass of SimSiam adds is trained like the encoder.
+    """
     hp = module.hparams
-    encoder = {"params": [*module.backbone.parameters(), *module.projector.parameters()]}
+    encoder = {
+        "params": [
+            *module.backbone.parameters(),
+            *module.projector.parameters(),
+            *_find_added_parameters(module),
+        ]
+    }
     predictor = {
         "params": list(module.predictor.parameters()),
         "lr": hp["learning_rate"] * hp["predictor_lr_scale"],
@@ -132,11 +142,23 @@ def _make_groups(module: Any) -> list[dict[str, Any]]:
     return groups
 
 
+def _find_added_parameters(module: Any) -> list[nn.Parameter]:
+    """Return the trainable parameters that a subclass of SimSiam has added to it."""
+    own_networks = nn.ModuleList([module.backbone, module.projector, module.predictor])
+    own_parameters = set(own_networks.parameters())
+    added: list[nn.Parameter] = []
+    for parameter in module.parameters():
+        if parameter.requires_grad and parameter not in own_parameters:
+            added.append(parameter)
+    return added
+
+
 def _add_missing_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """Give parameters that start to learn after the first step a momentum of 0.
 
-    A callback such as BackboneFinetuning freezes parameters first and trains them later. torch's
-    fused SGD fails if some parameters of a group have a momentum and others have none.
+    A callback such as BackboneFinetuning freezes parameters first and trains them later. The loss
+    of a subclass may be without some of its parameters in the first steps. torch's fused SGD fails
+    if some parameters of a group have a momentum and others have none.
     """
     for group in optimizer.param_groups:
         if not group["momentum"]:

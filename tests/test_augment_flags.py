@@ -179,6 +179,33 @@ def test_a_run_shows_them_keeps_them_and_resumes_only_with_them(
     assert status == 2 and "--normalize imagenet, now dataset" in err
 
 
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({}, []),
+        ({"blur_sigma": (0.1, 0.9)}, ["not used, because --blur is 0: --blur-sigma 0.1 0.9"]),
+        (
+            {"jitter": 0, "hue": 0.3, "contrast": 0.1, "flip": 0},
+            [
+                "augmented with --flip=0.0 --jitter=0.0",
+                "not used, because --jitter is 0: --contrast=0.1 --hue=0.3",
+            ],
+        ),
+        ({"blur": 0.2, "hue": 0.3}, ["augmented with --hue=0.3 --blur=0.2"]),
+    ],
+)
+def test_strengths_of_operations_that_never_happen_are_named(
+    changes: dict[str, Any], lines: list[str]
+) -> None:
+    assert Policy(**changes).describe() == lines
+
+
+def test_a_run_names_flags_that_change_nothing(program: Program) -> None:
+    status, out, _ = program(*SMALL, "--blur-sigma", "0.1", "0.9", "--dry-run")
+    assert status == 0 and "not used, because --blur is 0: --blur-sigma 0.1 0.9\n" in out
+    assert "augmented with" not in out
+
+
 def test_imagenets_statistics_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = make_data()
     monkeypatch.delattr(dataset, "channel_statistics")

@@ -113,6 +113,37 @@ def test_a_backbone_must_return_features() -> None:
         SimSiam(nn.Conv2d(3, 8, 3))
 
 
+class WithProbe(SimSiam):
+    """Trains a linear layer on the features, from the second batch of an epoch on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("resnet10", width=2, out_dim=16, h_dim=8, **options)
+        self.probe = nn.Linear(16, 4)
+        self.teacher = nn.Linear(16, 4).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        result = super().training_step(batch, batch_idx)
+        if batch_idx > 0:
+            x1 = batch[0][0]
+            result["loss"] = result["loss"] + self.probe(self(x1).detach()).square().mean()
+        return result
+
+
+@pytest.mark.parametrize("fixed_predictor", [False, True])
+def test_networks_that_a_subclass_adds_are_trained(fixed_predictor: bool) -> None:
+    module = WithProbe(fixed_predictor=fixed_predictor, warmup_epochs=0)
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    trainer = fit(model=module, data=pairs_loader(), max_epochs=1)
+    for name, parameter in module.named_parameters():
+        is_fixed = name.startswith("teacher") or (fixed_predictor and name.startswith("predictor"))
+        assert torch.equal(parameter, before[name]) == is_fixed, name
+    (encoder, *_) = trainer.optimizers[0].param_groups
+    assert any(parameter is module.probe.weight for parameter in encoder["params"])
+    # Frozen networks would make checkpoints from before unreadable.
+    optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert id(module.teacher.weight) not in optimized
+
+
 class OnGPU(Tensor):
     """A tensor that claims to be on a GPU, where all views go through our networks in one pass."""
 

@@ -189,7 +189,7 @@ class KNNMonitor(pl.Callback):
             bank, queries = self._extract(trainer, pl_module)
         metrics: dict[str, float] = {}
         # Measure the rank first: the accuracy normalises the features in place.
-        rank = rankme(choose_rank_rows(bank.features))
+        rank = rankme(choose_rank_rows(bank))
         if queries is not None:
             if self._is_leave_one_out(trainer):
                 metrics["kNN_accuracy"] = self._measure_accuracy(queries, queries, True)

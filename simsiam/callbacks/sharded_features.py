@@ -10,6 +10,7 @@ from models.eval_mode import eval_mode
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset
 from simsiam.data.knn_labels import RANKME_IMAGES
+from simsiam.data.spread import evenly_spaced
 from simsiam.evaluation.features import choose_chunk_size, compute_dtype, extract_features
 from simsiam.inputs import get_labelled_images
 from utils import distributed
@@ -89,15 +90,19 @@ def extract_split(
     return LabelledFeatures(features, labels)
 
 
-def choose_rank_rows(features: Tensor) -> Tensor:
+def choose_rank_rows(split: LabelledFeatures) -> Tensor:
     """Return this process's part of the RANKME_IMAGES features whose rank is measured.
 
-    They are spread over the features (n, F) of this process, because the images of a folder are
-    ordered by class.
+    They are spread over the features of all processes, because the images of a folder are ordered
+    by class. They are the same for any number of processes.
     """
-    rows = RANKME_IMAGES // distributed.world_size()
-    step = max(1, len(features) // rows)
-    return features[::step][:rows]
+    n = len(split.labels)
+    if n <= RANKME_IMAGES:
+        return split.features
+    indices = evenly_spaced(RANKME_IMAGES, n)
+    share = distributed.shard(n)
+    in_share = (indices >= share.start) & (indices < share.stop)
+    return split.features[indices[in_share] - share.start]
 
 
 def nearest_in_shards(

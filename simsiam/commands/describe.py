@@ -1,7 +1,7 @@
 """Describe a pre-training: in text for the user, and in metadata for its files."""
 
 import textwrap
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from models.choices import is_library_backbone
@@ -13,7 +13,7 @@ from simsiam.commands.estimate import (
 )
 from simsiam.commands.fit import describe_fit
 from simsiam.commands.resume import Start, count_processes
-from simsiam.config.augment_options import AugmentOptions
+from simsiam.config.ablations import describe_unused_settings
 from simsiam.config.commands import (
     PRETRAIN_DEFAULTS,
     Pretrain,
@@ -21,6 +21,7 @@ from simsiam.config.commands import (
     settings_to_keep,
     shell_command,
 )
+from simsiam.config.recipe_files import pretrain_values
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.image_schedule import describe_view_sizes
 from simsiam.data.knn_labels import (
@@ -34,7 +35,7 @@ from utils import distributed
 from utils.console import format_count
 from utils.device import describe_hardware, git_commit, hidden_gpu_reason, package_versions
 from utils.run_dir import RunDirectory
-from utils.settings import flatten, to_flags
+from utils.settings import flatten
 
 LONG_RUN = 6 * 3600  # seconds; for a longer run on a CPU, a shorter one is suggested
 # Reaches a kNN accuracy of 60 % on CIFAR-10 in a quarter of an hour on a CPU: docs/benchmarks.md.
@@ -129,6 +130,10 @@ def describe_run(context: RunContext) -> str:
     device_options = context.config.device
 
     lines = describe_images(context) + describe_network(context.model)
+    defaults = PRETRAIN_DEFAULTS | pretrain_values(context.config.run.recipe)
+    unused = describe_unused_settings(flatten(context.config), defaults)
+    if unused is not None:
+        lines.append(INDENT + unused)
 
     lines += describe_fit(context.config, data, context.fitted)
     steps_per_epoch = len(data.train) // optimizer.images_per_step
@@ -202,9 +207,7 @@ def describe_images(context: RunContext) -> list[str]:
     epochs = context.config.optimizer.epochs
     for sentence in describe_view_sizes(data.phases, epochs, data.size, data.train.side):
         lines += textwrap.wrap(sentence, 100, initial_indent=INDENT, subsequent_indent=INDENT)
-    augmentation = describe_augmentation(context.config)
-    if augmentation:
-        lines.append(f"{INDENT}augmented with {augmentation}")
+    lines += [INDENT + line for line in context.config.augmentation.describe()]
     if context.config.monitor.knn_every > 0:
         unsaid_reason = None if is_off_said else reason
         lines += [INDENT + line for line in describe_measurements(context, unsaid_reason)]
@@ -233,16 +236,6 @@ def describe_measurements(context: RunContext, reason: str | None) -> list[str]:
         lines.append("no labels of the train images: kNN is leave-one-out among")
         lines.append(f"the {labelled} with labels")
     return lines
-
-
-def describe_augmentation(config: Pretrain) -> str:
-    """Return the flags of the augmentation that differ from their defaults; "" if none does."""
-    settings = flatten(config)
-    changes: dict[str, Any] = {}
-    for field in fields(AugmentOptions):
-        if settings[field.name] != PRETRAIN_DEFAULTS[field.name]:
-            changes[field.name] = settings[field.name]
-    return " ".join(to_flags(changes))
 
 
 def describe_network(model: SimSiam) -> list[str]:

@@ -6,6 +6,8 @@ The results are top-1 accuracies in percent of a linear classifier on ImageNet a
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from utils.settings import to_flags
+
 
 class Variant(NamedTuple):
     """An ablation of the paper.
@@ -41,6 +43,34 @@ DEFAULT_VARIANTS = ("baseline", "no-stop-grad", "no-predictor", "no-bn")
 # The settings that make a run an ablation. The batch size is not among them, because runs that
 # are not ablations differ in it too.
 SWITCHES = {name for variant in VARIANTS.values() for name in variant.changes} - {"batch_size"}
+
+# Settings of the predictor's learning rate, which has no effect on a predictor that is not trained.
+PREDICTOR_RATE = ("constant_predictor_lr", "predictor_lr_scale")
+
+
+def describe_unused_settings(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> str | None:
+    """Return which settings have no effect because the predictor is ablated; None if none.
+
+    They are not refused: `ablate` gives all its variants the same flags.
+
+    Args:
+        settings: of a run.
+        defaults: the value of each setting without its flag.
+    """
+    if not settings["predictor"]:
+        reason = "there is no predictor"
+        names = ("h_dim", *PREDICTOR_RATE)
+    elif settings["fixed_predictor"]:
+        reason = "the predictor is fixed"
+        names = PREDICTOR_RATE
+    else:
+        return None
+    unused = {name: settings[name] for name in names if settings[name] != defaults[name]}
+    if not unused:
+        return None
+    return f"not used, because {reason}: {' '.join(to_flags(unused))}"
 
 
 def find_paper_results(

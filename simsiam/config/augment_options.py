@@ -1,14 +1,22 @@
 """Options of the augmentation, which are also the policy of `simsiam.augment`."""
 
-from typing import Annotated, Literal
+from dataclasses import fields
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from simsiam.config.value_types import BlurSigma, NotNegative, Probability, Share
 from utils.errors import require
-from utils.option_group import Hint, option_group
+from utils.option_group import Hint, option_group, to_flag
+from utils.settings import to_flags
 
 Normalize = Literal["dataset", "imagenet"]
+
+# The probability of an operation, and its strengths. They have no effect if the probability is 0.
+STRENGTHS = {
+    "jitter": ("brightness", "contrast", "saturation", "hue"),
+    "blur": ("blur_sigma",),
+}
 
 
 @option_group()
@@ -51,3 +59,27 @@ class AugmentOptions:
     def __post_init__(self) -> None:
         low, high = self.blur_sigma
         require(low <= high, f"--blur-sigma {low:g} {high:g}: LOW must not be more than HIGH")
+
+    def describe(self) -> list[str]:
+        """Return lines about the options that differ from their defaults, as flags.
+
+        Strengths without effect have a line of their own. They are not refused, because a run of an
+        earlier version may have them.
+        """
+        changes: dict[str, Any] = {}
+        for field in fields(AugmentOptions):
+            value = getattr(self, field.name)
+            if value != getattr(AugmentOptions, field.name):
+                changes[field.name] = list(value) if isinstance(value, tuple) else value
+
+        unused_lines: list[str] = []
+        for probability, strengths in STRENGTHS.items():
+            if getattr(self, probability) > 0:
+                continue
+            unused = {name: changes.pop(name) for name in strengths if name in changes}
+            if unused:
+                flags = " ".join(to_flags(unused))
+                unused_lines.append(f"not used, because {to_flag(probability)} is 0: {flags}")
+        if not changes:
+            return unused_lines
+        return [f"augmented with {' '.join(to_flags(changes))}", *unused_lines]

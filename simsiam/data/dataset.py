@@ -245,6 +245,9 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the standard deviation of each channel, on the scale of 0 to 1.
 
+    A channel whose pixels all have the same value gets a standard deviation of 1. It is 0 after
+    normalisation. Images of two stains, saved as red and green, have such a channel.
+
     How often each of the values 0 to 255 occurs is counted. This takes little memory, and the
     result is exact. If the images take more than `STATISTICS_BYTES`, the pixels of a part of them
     are counted, spread evenly over all.
@@ -254,7 +257,7 @@ def channel_statistics(
         n: number of images whose pixels are counted, if there are more.
 
     Raises:
-        UserError: if all pixels of a channel have the same value.
+        UserError: if every channel is constant.
     """
     bytes_per_image = 3 * images.shape[-1] ** 2
     n = min(n or len(images), len(images), STATISTICS_BYTES // bytes_per_image)
@@ -269,8 +272,6 @@ def channel_statistics(
     mean = (frequency * level).sum(dim=1)
     variance = (frequency * (level - mean[:, None]) ** 2).sum(dim=1)
     std = variance.sqrt()
-    require(
-        bool((std > 0).all()),
-        "All pixels of a channel of these images have the same value: nothing can be learned.",
-    )
+    require(bool((std > 0).any()), "All pixels of these images are equal: nothing can be learned.")
+    std[std == 0] = 1
     return tuple(mean.tolist()), tuple(std.tolist())

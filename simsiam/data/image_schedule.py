@@ -35,17 +35,18 @@ def describe_view_sizes(
     Args:
         image_side: side of the images from which the views are cropped.
     """
-    if phases:
-        text = f"views of {', '.join(_list_sizes(phases, epochs, full_size))}"
-        separator = ", from"
-    else:
+    sizes = [find_view_size(phases, epoch, full_size) for epoch in range(epochs)]
+    if set(sizes) == {full_size}:
         text = f"views of {full_size} x {full_size} pixels"
         separator = " from"
+    else:
+        text = f"views of {_list_periods(sizes)}"
+        separator = ", from"
     if full_size < image_side:
         text += f"{separator} {image_side} x {image_side}"
 
     sentences = [text]
-    if find_view_size(phases, epochs - 1, full_size) < full_size:
+    if full_size not in sizes:
         sentences.append(
             f"no view has the full {full_size} x {full_size} pixels, because --image-schedule "
             "takes the whole run"
@@ -53,17 +54,19 @@ def describe_view_sizes(
     return sentences
 
 
-def _list_sizes(phases: Sequence[ImagePhase], epochs: int, full_size: int) -> list[str]:
-    """Return each size and its epochs, as "16 x 16 pixels in epochs 1 to 12"."""
+def _list_periods(sizes: Sequence[int]) -> str:
+    """Return text such as "16 x 16 pixels in epochs 1 to 12, 32 x 32 pixels in epoch 13".
 
-    def size_in(epoch: int) -> int:
-        return find_view_size(phases, epoch, full_size)
-
-    sizes: list[str] = []
-    for size, group in groupby(range(epochs), size_in):
-        numbers = [epoch + 1 for epoch in group]  # a run prints its first epoch as epoch 1
-        period = f"epoch {numbers[0]}"
-        if len(numbers) > 1:
-            period = f"epochs {numbers[0]} to {numbers[-1]}"
-        sizes.append(f"{size} x {size} pixels in {period}")
-    return sizes
+    Args:
+        sizes: side of the views in each epoch.
+    """
+    periods: list[str] = []
+    start = 1  # a run prints its first epoch as epoch 1
+    for size, group in groupby(sizes):
+        end = start + len(list(group)) - 1
+        epochs = f"epoch {start}"
+        if end > start:
+            epochs = f"epochs {start} to {end}"
+        periods.append(f"{size} x {size} pixels in {epochs}")
+        start = end + 1
+    return ", ".join(periods)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from simsiam import KNNMonitor
-from simsiam.callbacks.sharded_features import choose_rank_rows
+from simsiam.callbacks.sharded_features import LabelledFeatures, choose_rank_rows
 from simsiam.commands import estimate
 from simsiam.commands.estimate import measures_before_training
 from simsiam.config.value_types import parse_image_schedule
@@ -20,6 +21,7 @@ from simsiam.data.knn_labels import RANKME_IMAGES, choose_bank, count_measured_i
 from tests.callbacks.test_knn import trained
 from tests.helpers import Program, read_rows
 from tests.images import patterns, write_images
+from utils import distributed
 
 
 def make_split(n: int, num_classes: int) -> ImageDataset:
@@ -45,13 +47,34 @@ def test_leave_one_out_reads_the_test_images_and_those_of_rankme() -> None:
     assert count_measured_images(train, make_split(100, 2)) == RANKME_IMAGES + 100
 
 
-def test_the_rank_is_that_of_rows_from_all_classes() -> None:
-    features = torch.arange(4 * RANKME_IMAGES)[:, None]
-    assert torch.equal(choose_rank_rows(features), features[::4])
-    assert torch.equal(
-        choose_rank_rows(features[: 2 * RANKME_IMAGES - 1]), features[:RANKME_IMAGES]
-    )
-    assert torch.equal(choose_rank_rows(features[:100]), features[:100])
+def choose_rows(n: int, rank: int, world_size: int) -> Tensor:
+    """Return the indices of the images that one of several processes measures the rank of."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+        features = torch.arange(n)[distributed.shard(n), None]
+        labels = torch.zeros(n, dtype=torch.int64)
+        return choose_rank_rows(LabelledFeatures(features, labels))[:, 0]
+
+
+@pytest.mark.parametrize("n", [100, RANKME_IMAGES + 1, 2 * RANKME_IMAGES - 1, 10 * RANKME_IMAGES])
+def test_the_rank_is_that_of_rows_from_all_classes(n: int) -> None:
+    """The images of a folder are sorted by class: each tenth of them has its share of the rows."""
+    rows = choose_rows(n, rank=0, world_size=1)
+    assert len(rows) == min(n, RANKME_IMAGES)
+    edges = torch.linspace(0, n, 11)
+    parts = torch.bucketize(rows.float(), edges[1:-1], right=True)
+    counts = parts.bincount(minlength=10)
+    assert counts.max() - counts.min() <= 2
+
+
+@pytest.mark.parametrize("n", [100, 30_000, 60_001])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_rank_is_that_of_the_same_rows_on_any_number_of_devices(
+    n: int, world_size: int
+) -> None:
+    parts = [choose_rows(n, rank, world_size) for rank in range(world_size)]
+    assert torch.equal(torch.cat(parts), choose_rows(n, rank=0, world_size=1))
 
 
 def test_a_monitor_can_leave_out_the_measurement_before_training() -> None:

@@ -13,7 +13,8 @@ import simsiam
 from models.choices import FEATURES_PER_CHANNEL, BackboneName, ConvInit, HeadsBN, Stem
 from models.heads import HEADS_BN_CHOICES
 from models.resnet import BACKBONES, CONV_INITS, STEMS
-from simsiam.config.commands import COMMANDS, Pretrain, find_differences
+from simsiam.config.ablations import describe_unused_settings
+from simsiam.config.commands import COMMANDS, PRETRAIN_DEFAULTS, Pretrain, find_differences
 from simsiam.config.evaluation_options import (
     DEFAULT_LABEL_FRACTION,
     FinetuneOptions,
@@ -26,9 +27,11 @@ from simsiam.config.options import (
     DataOptions,
     MethodOptions,
 )
+from simsiam.config.recipe_files import pretrain_values
 from simsiam.config.run_options import DEFAULT_KNN_K, MonitorOptions
 from simsiam.config.value_types import parse_image_schedule
-from tests.helpers import ROOT
+from tests.helpers import ROOT, SMALL, Program
+from utils.cli import parse
 from utils.errors import UserError
 from utils.knn import knn_predict
 from utils.option_group import get_help
@@ -149,3 +152,39 @@ def test_only_settings_that_matter_make_a_difference() -> None:
     settings = flatten(Pretrain())
     changed = settings | {"epochs": 6, "knn_every": 3, "save_dir": "elsewhere"}
     assert find_differences(settings, changed) == ["epochs"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ("--predictor-lr-scale 10 --constant-predictor-lr --h-dim 64", None),
+        ("--no-predictor", None),
+        ("--recipe imagenet --no-predictor", None),  # the user has not given the recipe's values
+        (
+            "--no-predictor --predictor-lr-scale 10 --constant-predictor-lr",
+            "there is no predictor: --constant-predictor-lr --predictor-lr-scale=10.0",
+        ),
+        ("--no-predictor --h-dim 64", "there is no predictor: --h-dim=64"),
+        ("--fixed-predictor --h-dim 64", None),
+        (
+            "--fixed-predictor --h-dim 64 --constant-predictor-lr",
+            "the predictor is fixed: --constant-predictor-lr",
+        ),
+        (
+            "--recipe imagenet --fixed-predictor --no-constant-predictor-lr",
+            "the predictor is fixed: --no-constant-predictor-lr",
+        ),
+    ],
+)
+def test_flags_of_a_predictor_that_is_not_trained_are_named(flags: str, line: str | None) -> None:
+    config = parse(Pretrain, flags.split(), "main.py")
+    defaults = PRETRAIN_DEFAULTS | pretrain_values(config.run.recipe)
+    expected = None if line is None else f"not used, because {line}"
+    assert describe_unused_settings(flatten(config), defaults) == expected
+
+
+def test_a_run_names_the_flags_of_a_predictor_that_it_has_not(program: Program) -> None:
+    flags = ["--no-predictor", "--predictor-lr-scale", "10"]
+    status, out, _ = program(*SMALL, *flags, "--dry-run")
+    assert status == 0
+    assert "because there is no predictor: --h-dim=16 --predictor-lr-scale=10.0\n" in out

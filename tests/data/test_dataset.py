@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
+from simsiam.augment import normalize
 from simsiam.config.options import CUSTOM_DATASETS, DataOptions, Dataset, EvaluationDataOptions
 from simsiam.data import DATASETS, load_dataset, make_placeholders, prepare_dataset
 from simsiam.data.datamodule import ViewsDataModule
@@ -84,6 +85,25 @@ def test_statistics_of_many_images_use_an_even_sample(
     monkeypatch.setattr("simsiam.data.dataset.STATISTICS_BYTES", 100 * 3 * 32 * 32)
     assert channel_statistics(images) == channel_statistics(images[::10])
     assert channel_statistics(images)[0] == pytest.approx(exact[0], abs=0.02)
+
+
+def test_a_constant_channel_is_zero_after_normalisation_and_the_others_are_as_before() -> None:
+    """Two stains saved as red and green have no blue."""
+    images = make_patterns(20)[0]
+    exact = channel_statistics(images)
+    images[:, 2] = 7
+    mean, std = channel_statistics(images)
+    assert (mean[:2], std[:2]) == (exact[0][:2], exact[1][:2])
+    assert std[2] == 1
+    x = normalize(images / 255, torch.tensor(mean), torch.tensor(std))
+    assert x.isfinite().all() and x[:, 2].abs().max() < 1e-6
+
+
+def test_images_without_any_contrast_are_refused() -> None:
+    colour = torch.tensor([10, 200, 50], dtype=torch.uint8)
+    images = colour[:, None, None].expand(5, 3, 8, 8)
+    with pytest.raises(UserError, match="nothing can be learned"):
+        channel_statistics(images)
 
 
 def test_free_memory_is_less_than_the_memory_of_the_machine() -> None:

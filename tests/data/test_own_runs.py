@@ -1,5 +1,6 @@
 """Runs on your own images: a run keeps a hash of its images, and refuses other images."""
 
+import math
 import os
 from pathlib import Path
 
@@ -44,6 +45,21 @@ def test_a_checkpoint_of_other_images_is_refused(
     last = tmp_path / "runs" / "simsiam_folder" / "checkpoints" / "last.previous.ckpt"
     status, _, err = train_on_folder(others, *flags, "--exp-name", "other", "--ckpt-dir", str(last))
     assert status == 2 and err.count("\n") == 1 and "other images" in err
+
+
+def test_images_of_two_stains_are_trained_on_and_measured(
+    train_on_folder: Program, tmp_path: Path
+) -> None:
+    images = patterns(40)
+    assert isinstance(images.images, torch.Tensor)
+    images.images[:, 2] = 0  # blue
+    write_images(tmp_path / "stains", images)
+    status, _, err = train_on_folder(tmp_path / "stains", "--batch-size", "10")
+    assert (status, err) == (0, "")
+    run = tmp_path / "runs" / "simsiam_folder"
+    assert load_backbone(run).std[2] == 1
+    row = read_rows(run)[-1]
+    assert math.isfinite(row["train_loss"]) and math.isfinite(row["rankme"])
 
 
 @pytest.mark.slow("two runs and a page for one line in it")

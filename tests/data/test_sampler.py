@@ -90,6 +90,46 @@ def test_views_follow_the_image_schedule() -> None:
 
 
 @pytest.mark.parametrize(
+    ("schedule", "epochs", "described"),
+    [
+        ((), 3, ["views of 32 x 32 pixels"]),
+        (
+            ("16:2", "24:1"),
+            5,
+            [
+                "views of 16 x 16 pixels in epochs 1 to 2, 24 x 24 pixels in epoch 3, "
+                "32 x 32 pixels in epochs 4 to 5"
+            ],
+        ),
+        (
+            ("16:2", "32:9"),
+            3,
+            ["views of 16 x 16 pixels in epochs 1 to 2, 32 x 32 pixels in epoch 3"],
+        ),
+        (
+            ("16:12", "24:6"),
+            10,
+            [
+                "views of 16 x 16 pixels in epochs 1 to 10",
+                "no view has the full 32 x 32 pixels, because --image-schedule takes the whole run",
+            ],
+        ),
+    ],
+)
+def test_a_run_says_which_epochs_have_which_views(
+    schedule: tuple[str, ...], epochs: int, described: list[str], program: Program
+) -> None:
+    flags = ["--dataset", "patterns", "--train-images", "64", "--test-images", "10", "--dry-run"]
+    flags += ["--backbone", "resnet10", "--width", "2", "--epochs", str(epochs)]
+    if schedule:
+        flags += ["--image-schedule", *schedule]
+    status, out, _ = program(*flags)
+    assert status == 0
+    words = out.split("  network  ")[0].split()
+    assert " ".join(words).endswith(" ".join(described))
+
+
+@pytest.mark.parametrize(
     ("phase", "message"),
     [
         ("16x2", "PIXELS:EPOCHS"),

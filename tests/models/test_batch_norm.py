@@ -2,10 +2,11 @@
 
 import copy
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.batch_norm import BatchNorm1d, BatchNorm2d, expect_views
 from models.heads import projection_mlp
@@ -93,6 +94,99 @@ def test_a_step_in_one_pass_gives_the_same_gradients_and_state(views: int) -> No
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6, msg=name)  # D is float32
     for name, value in module.state_dict().items():
         torch.testing.assert_close(twin.state_dict()[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+# What callbacks and a Trainer's precision set in torch's BN. SWA averages over an epoch without a
+# momentum, and BackboneFinetuning(train_bn=False) stops the running statistics.
+BN_SETTINGS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "cumulative": {"momentum": None},
+    "untracked": {"track_running_stats": False},
+    "bf16": {"dtype": torch.bfloat16},
+    "cumulative_bf16": {"momentum": None, "dtype": torch.bfloat16},
+}
+
+
+def make_bn_pair(
+    momentum: float | None = 0.1,
+    track_running_stats: bool = True,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[BatchNorm1d, nn.BatchNorm1d]:
+    """Return our BN and torch's with the same attributes, set as a callback sets them."""
+    ours = BatchNorm1d(3, dtype=dtype)
+    theirs = nn.BatchNorm1d(3, dtype=dtype)
+    for layer in (ours, theirs):
+        layer.momentum = momentum
+        layer.track_running_stats = track_running_stats
+    return ours, theirs
+
+
+def check_close(ours: Tensor, theirs: Tensor) -> None:
+    """Compare up to rounding. In bfloat16, torch's BN itself is wrong by several steps of 2^-8."""
+    tolerance = 2**-5 if theirs.dtype == torch.bfloat16 else 1e-9
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def check_states(ours: nn.Module, theirs: nn.Module) -> None:
+    for name, expected in theirs.state_dict().items():
+        check_close(ours.state_dict()[name], expected)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("setting", BN_SETTINGS)
+def test_joined_views_honour_what_torchs_bn_honours(setting: str, compiled: bool) -> None:
+    ours, theirs = make_bn_pair(**BN_SETTINGS[setting])
+    for _ in range(3):
+        x = torch.randn(2, 8, 3).to(ours.weight.dtype)
+        with expect_views(ours, 2, compiled):
+            y = ours(x.flatten(0, 1))
+        expected = torch.cat([theirs(view) for view in x])
+        check_close(y, expected)
+        check_states(ours, theirs)
+
+
+def test_compiled_layers_that_swa_resets_average_over_the_batches_that_follow() -> None:
+    """No batch from before the reset counts."""
+    ours, theirs = make_bn_pair()
+    for momentum in (0.1, None):
+        for layer in (ours, theirs):
+            layer.momentum = momentum
+            layer.running_mean = torch.zeros_like(layer.running_mean)
+            layer.running_var = torch.ones_like(layer.running_var)
+            layer.num_batches_tracked *= 0
+        for x in torch.randn(3, 2, 8, 3, dtype=torch.float64):
+            with expect_views(ours, 2, compiled=True):
+                ours(x.flatten(0, 1))
+            for view in x:
+                theirs(view)
+    check_states(ours, theirs)
+
+
+def compare_settings_with_torch(args: list[str]) -> int:
+    """Compare BN of two views over two processes with torch's BN of the whole batch."""
+    torch.manual_seed(0)
+    with launch.process_group(None, None, gpu=False):
+        for setting in args:
+            ours, theirs = make_bn_pair(**BN_SETTINGS[setting])
+            for _ in range(3):
+                x = torch.randn(2, 8, 3).to(ours.weight.dtype)  # (V, B, C)
+                mine = x[:, distributed.rank() :: 2]
+                with expect_views(ours, 2):
+                    y = ours(mine.flatten(0, 1)).unflatten(0, (2, 4))
+                expected = torch.stack([theirs(view) for view in x])
+                check_close(y, expected[:, distributed.rank() :: 2])
+                check_states(ours, theirs)
+    return 0
+
+
+@pytest.mark.parametrize("setting", BN_SETTINGS)
+def test_two_processes_honour_what_torchs_bn_honours(setting: str) -> None:
+    processes = [
+        Started(compare_settings_with_torch, [setting], **environment)
+        for environment in torchrun_environments()
+    ]
+    for process in processes:
+        assert process.communicate() == ("", "") and process.returncode == 0
 
 
 def compare_with_whole_batch(args: list[str]) -> int:
