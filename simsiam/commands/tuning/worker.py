@@ -9,10 +9,11 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from simsiam.commands import launch
 from simsiam.commands.sweep import Slot, choose_slots
+from simsiam.commands.tuning.endings import Outcome
 from simsiam.commands.tuning.plan import Plan, choose_trial_epochs, describe_plan, make_plan
 from simsiam.commands.tuning.result import describe_end, finish_search, format_minutes
 from simsiam.commands.tuning.storage import HEARTBEAT_SECONDS
-from simsiam.commands.tuning.study import Claim, Outcome, Study, check_facts, rung_of
+from simsiam.commands.tuning.study import Claim, Study, check_facts, rung_of
 from simsiam.commands.tuning.trial import TrialRun
 from simsiam.config.commands import Search
 from simsiam.config.search_options import DEFAULT_TRIALS
