@@ -221,22 +221,3 @@ class Study:
                 if trial.number == claim.number:
                     self._handover.hand_back(trial)
         claim.release()
-
-
-def check_facts(study: Study, wanted: Mapping[str, Any]) -> None:
-    """Write the facts that all workers must share, or compare them with those of an earlier start.
-
-    Raises:
-        UserError: the folder holds a search with other settings.
-    """
-    known = study.facts().get("settings")
-    if known is None:
-        study.set_fact("settings", dict(wanted))
-        return
-    names = sorted(known.keys() | wanted.keys())
-    changed = [name for name in names if known.get(name) != wanted.get(name)]
-    changes = ", ".join(f"{name} {known.get(name)}, now {wanted.get(name)}" for name in changed)
-    require(
-        not changed,
-        f"{study.folder} holds a search with other settings ({changes}). Give another --exp-name.",
-    )
