@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import IO
 
 import torch
@@ -129,7 +130,9 @@ def list_gpus() -> list[str]:
     """Return the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible:
-        return [name.strip() for name in visible.split(",")]
+        names = [name.strip() for name in visible.split(",")]
+        # CUDA ignores what follows the first entry that is no GPU.
+        return list(takewhile(lambda name: name != "" and not name.startswith("-"), names))
     return [str(index) for index in range(torch.cuda.device_count())]
 
 

@@ -226,10 +226,26 @@ def test_user_error_gives_one_line(flags: list[str], answer: str, tmp_path: Path
     assert not (tmp_path / "runs").exists()
 
 
-def test_list_gpus_returns_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    assert list_gpus() == ["4", "5"]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [
+        ("4,5", ["4", "5"]),
+        ("0,1,", ["0", "1"]),
+        ("0,-1,1", ["0"]),
+        ("0,,1", ["0"]),
+        ("-1", []),
+        ("GPU-8932f937, MIG-1a2b", ["GPU-8932f937", "MIG-1a2b"]),
+    ],
+)
+def test_list_gpus_returns_what_cuda_sees(
+    visible: str, gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert list_gpus() == gpus
+
+
+def test_list_gpus_returns_all_gpus_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert len(list_gpus()) == torch.cuda.device_count()
 
 

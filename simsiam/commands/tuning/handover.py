@@ -1,6 +1,7 @@
 """Trials whose worker has died: how others notice, and put them into Optuna's queue again."""
 
 import socket
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import optuna
@@ -8,7 +9,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from simsiam.commands.tuning.storage import SILENCE_SECONDS, find_trial_id, requeue
+from simsiam.commands.tuning.endings import complete_ends
+from simsiam.commands.tuning.storage import (
+    SILENCE_SECONDS,
+    find_trial_id,
+    has_heartbeat,
+    requeue,
+)
 from utils.filesystem import is_locked
 
 CLOCK = "clock"  # a file without content, whose time is that of the file system
@@ -42,6 +49,7 @@ class Handover:
 
     def hand_back_abandoned(self) -> None:
         """Hand back all trials whose workers have died."""
+        complete_ends(self.study)
         if isinstance(self.storage, RDBStorage):
             fail_stale_trials(self.study)
         for trial in self.running():
@@ -55,15 +63,28 @@ class Handover:
         """Return whether the worker of a running trial has died."""
         lock_file = self.lock_file(trial.number)
         if not lock_file.exists():
-            # With a database, the worker may have another folder, and Optuna's heartbeat decides.
-            # Otherwise the worker, which held the study's lock, died before it made the file.
-            return not isinstance(self.storage, RDBStorage)
+            if isinstance(self.storage, RDBStorage):
+                return self._is_abandoned_in_database(self.storage, trial)
+            # The worker, which held the study's lock, died before it made the file.
+            return True
         if is_locked(lock_file):
             return False
         if lock_file.read_text() == socket.gethostname():
             return True
         # A lock on a network file system may not reach another machine.
         return self._now() - lock_file.stat().st_mtime > SILENCE_SECONDS
+
+    def _is_abandoned_in_database(self, storage: RDBStorage, trial: FrozenTrial) -> bool:
+        """Return whether the worker died before it made a file or showed a sign of life.
+
+        The worker may have another folder. After its first sign of life, `fail_stale_trials`
+        decides whether it is alive.
+        """
+        trial_id = find_trial_id(self.study, storage, trial.number)
+        started = trial.datetime_start
+        if started is None or has_heartbeat(storage, trial_id):
+            return False
+        return datetime.now() - started > timedelta(seconds=SILENCE_SECONDS)
 
     def _now(self) -> float:
         """Return the time of the file system, from which the clock of this machine may differ."""

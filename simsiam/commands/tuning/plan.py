@@ -1,7 +1,7 @@
 """What is the same for all trials of a search: images, objective, ranges and length."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,10 +118,7 @@ def make_plan(config: Search) -> Plan:
     config = fit_to_data(config, data)  # pyright: ignore[reportAssignmentType]
     objective = choose_objective(config, data)
 
-    base = {name: value for name, value in flatten(config).items() if name in PRETRAIN_DEFAULTS}
-    start = start_values(config, data.size)
-    space = choose_space(options.space, options.vary, start, len(data.train))
-    check_space(space, base, start, data.size)
+    base, start, space = choose_ranges(config, data.size, len(data.train))
     queries = 0
     if objective == "knn":
         queries = len(data.test.labelled_indices)
@@ -138,6 +135,32 @@ def make_plan(config: Search) -> Plan:
         queries=queries,
         leave_one_out=is_leave_one_out(data.train, data.test),
     )
+
+
+def choose_ranges(
+    config: Search, view_size: int, train_images: int
+) -> tuple[dict[str, Any], dict[str, Any], Space]:
+    """Return the attributes `base`, `start` and `space` of a plan.
+
+    Args:
+        config: with a batch size that fits the images.
+
+    Raises:
+        UserError: a run does not accept the ends of a range.
+    """
+    base = {name: value for name, value in flatten(config).items() if name in PRETRAIN_DEFAULTS}
+    start = start_values(config, view_size)
+    space = choose_space(config.search.space, config.search.vary, start, train_images)
+    check_space(space, base, start, view_size)
+    return base, start, space
+
+
+def refit(plan: Plan, values: Mapping[str, Any]) -> Plan:
+    """Return the plan with other values of options that were fitted to the images."""
+    settings = flatten(plan.config)
+    config = from_settings(Search, {**settings, **values})
+    base, start, space = choose_ranges(config, plan.view_size, plan.train_images)
+    return replace(plan, config=config, base=base, start=start, space=space)
 
 
 def choose_held_out_images(images: int) -> int:

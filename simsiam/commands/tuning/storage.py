@@ -10,6 +10,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from utils.console import print_line
@@ -41,8 +42,20 @@ def find_trial_id(study: optuna.Study, storage: BaseStorage, number: int) -> int
     return storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
 
+def has_heartbeat(storage: RDBStorage, trial_id: int) -> bool:
+    """Return whether the worker of a trial has ever shown the other machines that it is alive."""
+    query = text("SELECT COUNT(*) FROM trial_heartbeats WHERE trial_id = :trial_id")
+    with storage.engine.connect() as connection:
+        return connection.execute(query, {"trial_id": trial_id}).scalar_one() > 0
+
+
 def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Put a trial into the queue again, under a new number. Its run stays the same."""
+    """Put a trial into the queue again, under a new number. Its run stays the same.
+
+    A trial whose outcome is recorded needs no further training.
+    """
+    if "outcome" in trial.user_attrs:
+        return
     attributes = {name: trial.user_attrs[name] for name in ("start",) if name in trial.user_attrs}
     attributes["run"] = name_run(trial)
     fixed = {}

@@ -9,16 +9,17 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.pruners import SuccessiveHalvingPruner
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from simsiam.commands.tuning.endings import Outcome, record_end
 from simsiam.commands.tuning.handover import Handover
 from simsiam.commands.tuning.sampler import SeededSampler, make_distributions
 from simsiam.commands.tuning.space import Space
@@ -34,15 +35,6 @@ LOCKS = "locks"  # folder with a file for each trial that has been started here
 # At a quarter, their order says much less about that at their end: see docs/search.md.
 MIN_RUNG = 2  # epochs, after which a collapsed run differs from one that learns slowly
 REDUCTION_FACTOR = 2
-
-Outcome = Literal["finished", "stopped", "collapsed", "diverged", "failed"]
-STATES = {
-    "finished": TrialState.COMPLETE,
-    "stopped": TrialState.PRUNED,
-    "collapsed": TrialState.COMPLETE,  # with the lowest score, from which the sampler learns
-    "diverged": TrialState.COMPLETE,
-    "failed": TrialState.FAIL,
-}
 
 
 def rung_of(trial_epochs: int) -> int:
@@ -173,9 +165,8 @@ class Study:
             self._handover.hand_back_abandoned()
             if max_trials is not None and self.count_started() >= max_trials:
                 return None
-            trial = self.optuna.ask(make_distributions(space))
+            trial = self._ask(space)
             run_name = name_run(trial)
-            trial.set_user_attr("run", run_name)
             lock_file = self._handover.lock_file(trial.number)
             lock_file.write_text(socket.gethostname())
             lock = ExitStack()
@@ -183,6 +174,16 @@ class Study:
             claim = Claim(trial, run_name, lock_file, lock)
             self.show_life(claim)
             return claim
+
+    def _ask(self, space: Space) -> optuna.Trial:
+        """Return the next trial, whose run has a name."""
+        while True:
+            # If the clock of another machine that uses the database is ahead, it may take this
+            # process for dead before the first sign of life, and hand the trial back.
+            with suppress(UpdateFinishedTrialError):
+                trial = self.optuna.ask(make_distributions(space))
+                trial.set_user_attr("run", name_run(trial))
+                return trial
 
     def show_life(self, claim: Claim) -> None:
         """Tell other machines that the worker of a trial is alive."""
@@ -205,18 +206,12 @@ class Study:
 
         Args:
             reason: a sentence for the page.
-            score: the last one; None for a trial without one.
+            score: the last one that was reported; None for a trial without one.
 
         Raises:
             UpdateFinishedTrialError: somebody else has ended the trial.
         """
-        claim.trial.set_user_attr("outcome", outcome)
-        claim.trial.set_user_attr("reason", reason)
-        state = STATES[outcome]
-        value = score if state == TrialState.COMPLETE else None
-        if outcome in ("collapsed", "diverged"):
-            value = 0.0
-        self.optuna.tell(claim.trial, value, state, skip_if_finished=True)
+        record_end(self.optuna, claim.trial, outcome, reason, score)
         claim.release()
 
     def hand_back(self, claim: Claim) -> None:
@@ -226,22 +221,3 @@ class Study:
                 if trial.number == claim.number:
                     self._handover.hand_back(trial)
         claim.release()
-
-
-def check_facts(study: Study, wanted: Mapping[str, Any]) -> None:
-    """Write the facts that all workers must share, or compare them with those of an earlier start.
-
-    Raises:
-        UserError: the folder holds a search with other settings.
-    """
-    known = study.facts().get("settings")
-    if known is None:
-        study.set_fact("settings", dict(wanted))
-        return
-    names = sorted(known.keys() | wanted.keys())
-    changed = [name for name in names if known.get(name) != wanted.get(name)]
-    changes = ", ".join(f"{name} {known.get(name)}, now {wanted.get(name)}" for name in changed)
-    require(
-        not changed,
-        f"{study.folder} holds a search with other settings ({changes}). Give another --exp-name.",
-    )

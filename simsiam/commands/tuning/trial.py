@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from simsiam.commands.sweep import Slot, start_process
+from simsiam.commands.tuning.endings import Outcome
 from simsiam.commands.tuning.objective import Kind, has_collapsed, score_rows
 from simsiam.commands.tuning.plan import last_line
-from simsiam.commands.tuning.study import Claim, Outcome
+from simsiam.commands.tuning.study import Claim
 from simsiam.config.commands import Pretrain
 from utils.console import format_count
 from utils.errors import COLLAPSED_STATUS, NOT_FINITE_STATUS

@@ -9,10 +9,12 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from simsiam.commands import launch
 from simsiam.commands.sweep import Slot, choose_slots
+from simsiam.commands.tuning.endings import Outcome
+from simsiam.commands.tuning.facts import check_facts, keep_fitted
 from simsiam.commands.tuning.plan import Plan, choose_trial_epochs, describe_plan, make_plan
 from simsiam.commands.tuning.result import describe_end, finish_search, format_minutes
 from simsiam.commands.tuning.storage import HEARTBEAT_SECONDS
-from simsiam.commands.tuning.study import Claim, Outcome, Study, check_facts, rung_of
+from simsiam.commands.tuning.study import Claim, Study, rung_of
 from simsiam.commands.tuning.trial import TrialRun
 from simsiam.config.commands import Search
 from simsiam.config.search_options import DEFAULT_TRIALS
@@ -42,14 +44,15 @@ def run_search(config: Search) -> None:
     folder = config.run_dir
     check_writable(folder, "--save-dir")
     plan = make_plan(config)
-    for line in describe_plan(plan):
-        print_line(line)
     if config.run.dry_run:
+        print_plan(plan)
         for name, setting in plan.space.items():
             print_line(f"  {name}: {setting!r}, first {plan.start_of_space()[name]}")
         return
 
     study = Study(folder, config.search.storage, config.run.seed)
+    plan = keep_fitted(plan, study.facts())
+    print_plan(plan)
     worker = Worker(plan, study)
     worker.prepare()
     try:
@@ -62,6 +65,11 @@ def run_search(config: Search) -> None:
         worker.stop(signal.SIGTERM)
         raise
     finish_search(plan, study, worker.trial_epochs)
+
+
+def print_plan(plan: Plan) -> None:
+    for line in describe_plan(plan):
+        print_line(line)
 
 
 class Worker:
@@ -101,7 +109,7 @@ class Worker:
         """Agree with other workers on the settings and the length of a trial."""
         study = self.study
         with study.lock():
-            check_facts(study, self.plan.facts())
+            check_facts(study, self.plan)
             study.enqueue_start(self.plan.start_of_space())
             self._used_before = study.facts().get("seconds", 0.0)
             known = study.facts().get("trial_epochs")

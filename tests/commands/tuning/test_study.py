@@ -3,11 +3,14 @@
 import time
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from simsiam.commands.tuning import handover
+from simsiam.commands.tuning.endings import Outcome
 from simsiam.commands.tuning.result import read_trial
 from simsiam.commands.tuning.space import Range, Space
 from simsiam.commands.tuning.study import Claim, Study
@@ -83,3 +86,84 @@ def test_trial_that_a_user_has_ended_is_shown_as_stopped(state: TrialState, tmp_
         study.end(claim, "finished", "", 60.0)
     (record,) = [read_trial(trial) for trial in study.trials()]
     assert (record.outcome, record.score) == ("stopped", value)
+
+
+class Killed(BaseException):
+    """Stands for a kill of this process."""
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_trial_of_a_worker_that_died_before_its_first_sign_of_life_is_queued_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/search.db"
+    study = Study(tmp_path / "study", url, 0)
+    trial = study.optuna.ask()  # here the worker was killed
+    monkeypatch.setattr(handover, "SILENCE_SECONDS", 1000)
+    assert study.claim(SPACE, 1) is None
+    monkeypatch.setattr(handover, "SILENCE_SECONDS", 0)
+    claim = study.claim(SPACE, 1)
+    assert claim is not None and claim.run_name == f"trial_{trial.number:04}"
+    # This trial has shown a sign of life, which a machine without a shared folder sees too.
+    assert Study(tmp_path / "another machine" / "study", url, 0).claim(SPACE, 1) is None
+
+
+def test_worker_that_is_taken_for_dead_as_it_asks_for_a_trial_asks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(tmp_path / "study", None, 0)
+    ask = study.optuna.ask
+
+    def ask_and_lose(distributions: dict[str, BaseDistribution]) -> optuna.Trial:
+        trial = ask(distributions)
+        if trial.number == 0:
+            study.optuna.tell(trial.number, state=TrialState.FAIL)
+        return trial
+
+    monkeypatch.setattr(study.optuna, "ask", ask_and_lose)
+    claim = study.claim(SPACE, None)
+    assert claim is not None and claim.number == 1
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize("database", [False, True])
+@pytest.mark.parametrize(
+    ("outcome", "state", "value"),
+    [
+        ("finished", TrialState.COMPLETE, 50.0),
+        ("stopped", TrialState.PRUNED, 50.0),
+        ("collapsed", TrialState.COMPLETE, 0.0),
+        ("failed", TrialState.FAIL, None),
+    ],
+)
+def test_end_that_a_killed_worker_has_begun_to_record_is_completed(
+    outcome: Outcome,
+    state: TrialState,
+    value: float | None,
+    database: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = f"sqlite:///{tmp_path}/search.db" if database else None
+    study = Study(tmp_path / "study", url, 0)
+    claim = study.claim(SPACE, None)
+    assert claim is not None
+    claim.trial.report(50.0, 4)
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study.optuna, "tell", kill)
+        with pytest.raises(Killed):
+            study.end(claim, outcome, "the reason", 50.0)
+    claim.release()
+
+    another = study.claim(SPACE, None)
+    assert another is not None and another.run_name != claim.run_name
+    ended, running = study.trials()
+    assert (ended.state, ended.value) == (state, value)
+    assert read_trial(ended).outcome == outcome and read_trial(ended).reason == "the reason"
+    assert running.state == TrialState.RUNNING
