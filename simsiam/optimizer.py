@@ -8,12 +8,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from simsiam.config.optimizer_options import DEFAULT_WARMUP_EPOCHS, RUN_TO_WARMUP_RATIO
-from utils.schedule import warmup_cosine
+from utils.schedule import WarmupCosine, warmup_cosine
 from utils.trainer import UnknownLengthError, count_steps
 
 
@@ -44,6 +45,55 @@ def make_optimizer(module: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
+class RunSchedule(WarmupCosine):
+    """The schedule of a run. It ends when the run ends, also if the run is resumed.
+
+    Args:
+        optimizer: Groups with `constant_lr=True` keep their rate throughout.
+        warmup_steps: Steps of linear warm-up, fewer than `total_steps`.
+        total_steps: Steps of the schedule.
+        first_step: Step of the Trainer at which the schedule starts. It is 0 except in a second
+            `fit` with the same Trainer, which continues to count.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        warmup_steps: int,
+        total_steps: int,
+        first_step: int,
+    ) -> None:
+        self.first_step = first_step
+        super().__init__(optimizer, warmup_steps, total_steps)
+
+    @property
+    def end(self) -> int:
+        """The step of the Trainer at which the rate is 0."""
+        return self.first_step + self.max_epochs  # bolts calls steps epochs.
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the schedule from a checkpoint.
+
+        Raises:
+            ValueError: The run would be longer than the schedule of the checkpoint.
+        """
+        end_of_run = self.end  # This schedule was made for the Trainer that resumes the run.
+        super().load_state_dict(state_dict)
+        difference = (
+            f"the checkpoint's learning rate falls to 0 until step {self.end}, "
+            f"but this Trainer ends at step {end_of_run}"
+        )
+        advice = (
+            "To finish the run of the checkpoint, pass the same max_epochs, max_steps and "
+            "limit_train_batches as before. For another length, load only the weights "
+            "(SimSiam.load_from_checkpoint) and fit without ckpt_path"
+        )
+        if self.end < end_of_run:
+            raise ValueError(f"{difference}, so the rate would rise again. {advice}")
+        if self.end > end_of_run:
+            rank_zero_warn(f"{difference}, at a rate above 0. {advice}")
+
+
 def make_schedule(module: Any, optimizer: torch.optim.Optimizer) -> LRScheduler:
     """Build the learning rate schedule of a SimSiam that is attached to a Trainer.
 
@@ -53,9 +103,17 @@ def make_schedule(module: Any, optimizer: torch.optim.Optimizer) -> LRScheduler:
     Raises:
         ValueError: The Trainer does not know how long the run is.
     """
-    total_steps = _count_total_steps(module.trainer)
-    warmup_steps = _count_warmup_steps(module.trainer, module.hparams["warmup_epochs"], total_steps)
-    return warmup_cosine(optimizer, warmup_steps, total_steps)
+    trainer = module.trainer
+    total_steps = _count_total_steps(trainer)
+    # In a second `fit`, the Trainer continues to count. With a checkpoint, its count is restored.
+    first_step = 0
+    if trainer.ckpt_path is None:
+        first_step = min(trainer.global_step, total_steps - 1)
+        total_steps -= first_step
+    warmup_steps = _count_warmup_steps(trainer, module.hparams["warmup_epochs"], total_steps)
+    if trainer.fast_dev_run:  # It makes a single step, also with the checkpoint of a long run.
+        return warmup_cosine(optimizer, warmup_steps, total_steps)
+    return RunSchedule(optimizer, warmup_steps, total_steps, first_step)
 
 
 def _make_groups(module: Any) -> list[dict[str, Any]]:

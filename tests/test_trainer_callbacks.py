@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.cli import LightningCLI
@@ -27,6 +28,24 @@ def test_early_stopping_works_with_knn_in_every_second_epoch(tmp_path: Path) -> 
     assert len(measured) == 3  # untrained, and after epochs 2 and 4
     assert stop.stopped_epoch == 0
     assert stop.best_score.isfinite()
+
+
+def test_checkpoints_every_n_epochs_are_those_of_measured_epochs(tmp_path: Path) -> None:
+    """Without `every_n_epochs`, epochs 1 and 2 would be kept with the untrained accuracy."""
+    measured: dict[str, float] = {}
+
+    class Recorded(KNNMonitor):
+        def _measure_epoch(self, trainer: Any, pl_module: Any, epoch: int) -> None:
+            super()._measure_epoch(trainer, pl_module, epoch)
+            measured[f"epoch={epoch}"] = self.epoch_metrics["kNN_accuracy"]
+
+    best = ModelCheckpoint(
+        tmp_path, "{epoch}", "kNN_accuracy", mode="max", save_top_k=3, every_n_epochs=3
+    )
+    fit(Recorded(k=5, every=3), best, max_epochs=6, enable_checkpointing=True)
+    kept = {Path(path).stem: float(value) for path, value in best.best_k_models.items()}
+    assert kept == pytest.approx(measured)
+    assert set(kept) == {"epoch=2", "epoch=5"}
 
 
 def test_knn_is_measured_when_early_stopping_ends_the_run(tmp_path: Path) -> None:
@@ -122,17 +141,95 @@ def test_an_indivisible_batch_size_gives_an_error_with_others() -> None:
         fit(data=make_data(accumulate=2), max_epochs=1)
 
 
-def test_a_subclass_may_have_validation_batches() -> None:
-    images = TensorDataset(torch.randn(10, 3, 32, 32), torch.arange(10))
+# ---------------------------------------------------------------- validation
 
-    class WithValidation(ViewsDataModule):
-        def val_dataloader(self) -> DataLoader[Any]:
-            return DataLoader(images, 5)
 
-    class Validated(SimSiam):
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            self.log("features", self(batch[0]).mean())
+class Validated(SimSiam):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("features", self(batch[0]).mean())
 
+
+def make_validated() -> Validated:
     model = Validated("resnet10", width=2, out_dim=16, h_dim=8)
-    data = WithValidation("patterns", train_images=32, test_images=10, batch_size=8)
-    assert "features" in fit(model=model, data=data, max_epochs=1).callback_metrics
+    model.load_state_dict(make_model().state_dict())
+    return model
+
+
+class WithValidation(ViewsDataModule):
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(torch.randn(10, 3, 32, 32), torch.arange(10)), 5)
+
+
+def make_validation_data() -> WithValidation:
+    return WithValidation("patterns", train_images=64, test_images=20, batch_size=8)
+
+
+def test_a_subclass_may_have_validation_batches() -> None:
+    trainer = fit(model=make_validated(), data=make_validation_data(), max_epochs=1)
+    assert "features" in trainer.callback_metrics
+
+
+class SaveAfterValidation(pl.Callback):
+    """Saves a checkpoint after the second validation, as ModelCheckpoint does."""
+
+    def __init__(self, file: Path, stop: bool = False) -> None:
+        self.file = file
+        self.stop = stop
+        self.validations = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.validations += 1
+        if self.validations == 2:
+            trainer.save_checkpoint(self.file)
+            trainer.should_stop = self.stop
+
+
+class Judged(CollapseMonitor):
+    """Keeps each z_std that it judges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z_stds: list[float] = []
+
+    def _current_z_std(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
+        self.z_stds.append(super()._current_z_std(trainer, pl_module))
+        return self.z_stds[-1]
+
+
+@pytest.mark.filterwarnings("ignore:The dataloader, val_dataloader")
+@pytest.mark.parametrize("interval", [1.0, 0.5])  # saves after epoch 2, and after epoch 1
+def test_a_resume_after_the_validation_of_an_epoch_is_exact(
+    interval: float, tmp_path: Path
+) -> None:
+    """The epoch still has to end, but no batch of it is left."""
+    flags: dict[str, Any] = {
+        "max_epochs": 3,
+        "val_check_interval": interval,
+        "num_sanity_val_steps": 0,
+    }
+    file = tmp_path / "a.ckpt"
+    undisturbed = make_validated()
+    judged = Judged()
+    callbacks = [judged, SaveAfterValidation(file)]
+    alone = fit(*callbacks, model=undisturbed, data=make_validation_data(), **flags)
+
+    resumed = make_validated()
+    judged_again = Judged()
+    trainer = make_trainer(judged_again, **flags)
+    trainer.fit(resumed, datamodule=make_validation_data(), ckpt_path=file)
+    for weight, expected in zip(resumed.parameters(), undisturbed.parameters(), strict=True):
+        assert torch.equal(weight, expected)
+    assert judged_again.z_stds == judged.z_stds[-len(judged_again.z_stds) :]
+    assert len(judged_again.z_stds) == (2 if interval == 1.0 else 3)
+    assert trainer.callback_metrics["train_loss"] == alone.callback_metrics["train_loss"]
+
+
+@pytest.mark.filterwarnings("ignore:The dataloader, val_dataloader")
+def test_an_epoch_that_a_validation_ends_is_judged_by_its_batches(tmp_path: Path) -> None:
+    judged = Judged()
+    stop = SaveAfterValidation(tmp_path / "a.ckpt", stop=True)
+    flags: dict[str, Any] = {"val_check_interval": 0.25, "num_sanity_val_steps": 0}
+    data = make_validation_data()
+    trainer = fit(judged, stop, model=make_validated(), data=data, max_epochs=3, **flags)
+    assert trainer.global_step == BATCHES // 2
+    assert judged.z_stds == [float(trainer.callback_metrics["z_std"])]

@@ -133,6 +133,23 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return torch.cat(gather_all_tensors(rows))
 
 
+def broadcast_rows(rows: Tensor) -> Tensor:
+    """Return the rows of rank 0.
+
+    Args:
+        rows: (N, ...); N may differ between the processes.
+    """
+    if world_size() == 1:
+        return rows
+    length = torch.tensor(len(rows), device=rows.device)
+    distributed.broadcast(length, src=0)
+    received = rows.contiguous()
+    if rank() > 0:
+        received = rows.new_empty((int(length), *rows.shape[1:]))
+    distributed.broadcast(received, src=0)
+    return received
+
+
 def is_lost_peer(error: BaseException) -> bool:
     """Return whether an error only means that another process has ended.
 

@@ -1,5 +1,6 @@
 """Write files so that a kill never leaves a half-written one, and lock folders."""
 
+import errno
 import json
 import os
 import tempfile
@@ -19,6 +20,8 @@ except ModuleNotFoundError:
     )
     raise ImportError(message) from None
 
+# What a file system answers that cannot lock: Lustre without the option flock, NFS without a lockd.
+UNSUPPORTED_LOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 PARTIAL_SUFFIX = ".partial"  # the suffix of files that are being written
 
 
@@ -88,7 +91,7 @@ def check_writable(folder: Path, flag: str) -> None:
 
 @contextmanager
 def lock_folder(folder: Path, message: str, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock on a folder inside the `with` block.
+    """Hold an exclusive lock on a folder or a file inside the `with` block.
 
     The lock leaves no file behind, and ends with the process that holds it. On a network file
     system it may exclude only processes on the same machine.
@@ -99,26 +102,60 @@ def lock_folder(folder: Path, message: str, wait: bool = False) -> Iterator[None
             instead of raising.
 
     Raises:
-        UserError: with `message`, if another process holds the lock and `wait` is false.
+        UserError: with `message`, if another process holds the lock and `wait` is false; or the
+            file system has no locks.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = _open_to_lock(folder)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(descriptor, folder, wait=False):
             require(wait, message)
             if message:
                 print_line(message)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor, folder, wait=True)
         yield
     finally:
         os.close(descriptor)  # this also releases the lock
 
 
-def is_locked(folder: Path) -> bool:
-    """Return whether another process holds the lock of `lock_folder`."""
+def _open_to_lock(path: Path) -> int:
+    """Return a descriptor of a folder or a file, which `_lock` can lock."""
+    if path.is_dir():
+        return os.open(path, os.O_RDONLY)
+    # NFSv4 locks a file only for a process that may write to it.
+    return os.open(path, os.O_RDWR)
+
+
+def _lock(descriptor: int, path: Path, wait: bool) -> bool:
+    """Lock an open file; return False if another process holds the lock and `wait` is false.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
+    operation = fcntl.LOCK_EX
+    if not wait:
+        operation |= fcntl.LOCK_NB
     try:
-        with lock_folder(folder, ""):
-            return False
-    except UserError:
-        return True
+        fcntl.flock(descriptor, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        require(
+            error.errno not in UNSUPPORTED_LOCK,
+            f"{path} cannot be locked on its file system ({error.strerror}). Use a folder on "
+            "another one, or mount it with locks: Lustre with the option flock, NFS with lockd.",
+        )
+        raise
+    return True
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether another process holds the lock of `lock_folder`.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
+    descriptor = _open_to_lock(folder)
+    try:
+        return not _lock(descriptor, folder, wait=False)
+    finally:
+        os.close(descriptor)

@@ -145,7 +145,9 @@ class RunDirectory:
 
     def would_delete(self, checkpoint: Path) -> bool:
         """Return whether `delete` would remove a checkpoint, wherever the folders really are."""
-        parents = checkpoint.resolve().parents
+        # The file itself may be a link too: `delete` would remove either the link or its target.
+        linked_from = checkpoint.parent.resolve() / checkpoint.name
+        parents = {*linked_from.parents, *checkpoint.resolve().parents}
         return any(folder.resolve() in parents for folder in (self.path, self.checkpoints))
 
     def remove_partial_files(self) -> None:

@@ -7,9 +7,13 @@ variables for the number of processes that run.
 
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from utils.console import print_line
 from utils.errors import UserError, require
+
+JOB = "slurm_job"  # the key of a job's id
 
 # SLURM numbers the steps of a job from 0. Ids from this one upwards stand for scripts of sbatch,
 # shells of salloc and SLURM's own daemons.
@@ -66,6 +70,21 @@ def match_environment_to_started_tasks() -> None:
     # otherwise read a number of tasks that this process does not use.
     os.environ["SLURM_NTASKS"] = str(tasks)
     os.environ["SLURM_STEP_NUM_TASKS"] = str(tasks)
+
+
+def describe_job() -> dict[str, str]:
+    """Return the id of the SLURM job of this process; nothing outside of a job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return {JOB: job} if job else {}
+
+
+def is_restart_of(job: Mapping[str, Any]) -> bool:
+    """Return whether SLURM has requeued this process's job, and `describe_job` returned `job` then.
+
+    A job keeps its id when it is requeued.
+    """
+    restarts = _read_number("SLURM_RESTART_COUNT") or 0
+    return restarts > 0 and JOB in job and job[JOB] == os.environ.get("SLURM_JOB_ID")
 
 
 def _require_first_task() -> None:

@@ -186,7 +186,8 @@ class CheckpointCallback(Checkpoint):
         if self.run.best in self.io.failures:
             self.best = None
         accuracy = row.get("kNN_accuracy")
-        if accuracy is not None and (self.best is None or accuracy > self.best):
+        # All ranks have to save, or none. Only rank 0 writes files and knows of failures.
+        if accuracy is not None and distributed.broadcast_result(lambda: self._is_best(accuracy)):
             self.best = accuracy
             self.best_epoch = epoch
             self.io.extra_state["row"] = row
@@ -201,6 +202,9 @@ class CheckpointCallback(Checkpoint):
         else:
             is_due = epoch % self.every == 0
         self._save_and_obey(trainer, self.signals.received, is_due)
+
+    def _is_best(self, accuracy: float) -> bool:
+        return self.best is None or accuracy > self.best
 
     def _is_due_by_time(self) -> bool:
         """Return whether the latest checkpoint is old enough for the next one."""
@@ -243,11 +247,12 @@ class CheckpointCallback(Checkpoint):
         """Return whether `last.ckpt` is saved, and from where the run can resume."""
         failure = self.io.failures.get(self.run.last)
         if failure is None:
-            return "saved: the same command resumes it"
+            return f"saved: {self.signals.resume_command} resumes it"
         resumable = self.run.resumable()
         if not resumable:
             return f"not saved ({failure})"
-        return f"not saved ({failure}): the same command resumes from {resumable[0]}"
+        command = self.signals.resume_command
+        return f"not saved ({failure}): {command} resumes from {resumable[0]}"
 
     def _save(self, trainer: pl.Trainer) -> None:
         for parameter in trainer.lightning_module.parameters():

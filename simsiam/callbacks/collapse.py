@@ -1,12 +1,14 @@
 """Detection of a collapsed representation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.collapse import is_collapsed
+from simsiam.resumable_module import ResumableModule
 from utils.errors import COLLAPSED_STATUS, RunError
 
 
@@ -44,17 +46,7 @@ class CollapseMonitor(pl.Callback):
         self.warned = False  # an earlier `fit` may have set it
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        metrics = trainer.callback_metrics
-        if "z_std" not in metrics:
-            if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-                # Validation has ended the epoch early. Then the module logs its means after this.
-                return
-            raise ValueError(
-                "CollapseMonitor needs a module that logs z_std, as SimSiam does; "
-                f"{type(pl_module).__name__} does not. In a subclass of SimSiam, each hook must "
-                "call super()"
-            )
-        z_std = float(metrics["z_std"])
+        z_std = self._current_z_std(trainer, pl_module)
         rank = self._current_rank(trainer)
         if self.warned or not is_collapsed(z_std, rank):
             return
@@ -70,6 +62,21 @@ class CollapseMonitor(pl.Callback):
             raise RunError(message, COLLAPSED_STATUS)
         self.print_fn(f"warning: {message}")
         self.warned = True
+
+    def _current_z_std(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
+        """Return the mean of z_std over the epoch so far."""
+        means: Mapping[str, Tensor] = trainer.callback_metrics
+        # SimSiam logs its means after the last batch. None is logged yet if a validation has ended
+        # the epoch early, or if the run resumes between the last batch and the end of the epoch.
+        if "z_std" not in means and isinstance(pl_module, ResumableModule):
+            means = pl_module.epoch_means()
+        if "z_std" not in means:
+            raise ValueError(
+                "CollapseMonitor needs a module that logs z_std, as SimSiam does; "
+                f"{type(pl_module).__name__} does not. In a subclass of SimSiam, each hook must "
+                "call super()"
+            )
+        return float(means["z_std"])
 
     def _current_rank(self, trainer: pl.Trainer) -> float | None:
         """Return the effective rank of the features; None if it was not measured in this epoch."""

@@ -124,7 +124,9 @@ class KNNMonitor(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.epoch_metrics = {}
-        self._measured_epoch = None  # an earlier `fit` may have set it
+        # An earlier `fit` may have set these two, perhaps for another model or precision.
+        self._measured_epoch = None
+        self._folded = None
         if not self.every or not self.before_training or trainer.global_step > 0:
             return
         self._latest = self.measure(trainer, pl_module)

@@ -35,8 +35,8 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
     """TensorBoard for a run that may be killed or meet a full disk.
 
     - On a full disk, points wait in memory until there is space.
-    - A point that is logged twice is written once. `MetricsRecorder` logs an epoch before its
-      checkpoint, and Lightning logs the epoch again after it.
+    - `MetricsRecorder` logs an epoch before its checkpoint, by `log_early`. Lightning logs the same
+      points again after the checkpoint, and these are left out.
     - Lightning's curve of the epoch number is left out.
     """
 
@@ -44,15 +44,19 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
         super().__init__(*args, **kwargs)
         # (metrics, step) of the points that are not written yet
         self.waiting: list[tuple[dict[str, float], int | None]] = []
-        self.latest_steps: dict[str, int | None] = {}  # curve -> step of its latest point
+        self.early_steps: dict[str, int] = {}  # curve -> step of its latest point by `log_early`
+
+    def log_early(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log points that Lightning will log again."""
+        self.log_metrics(metrics, step)
+        self.early_steps.update(dict.fromkeys(metrics, step))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         new_points: dict[str, float] = {}
         for name, value in metrics.items():
-            is_repeated = name in self.latest_steps and self.latest_steps[name] == step
+            is_repeated = name in self.early_steps and self.early_steps[name] == step
             if name != "epoch" and not is_repeated:
                 new_points[name] = value
-                self.latest_steps[name] = step
         if new_points:
             self.waiting.append((new_points, step))
         self._write_waiting()

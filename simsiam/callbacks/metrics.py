@@ -133,7 +133,7 @@ class MetricsRecorder(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, ResilientTensorBoardLogger):
                 # Lightning logs the values of an epoch at this step.
-                logger.log_metrics(metrics, step=trainer.global_step - 1)
+                logger.log_early(metrics, step=trainer.global_step - 1)
 
     def _seconds_of_epoch(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from simsiam.config.run_options import SAME_COMMAND
 from utils import distributed
 from utils.console import console
 from utils.errors import StoppedBySignal
@@ -28,9 +29,13 @@ class SignalCallback(pl.Callback):
     - In a thread, where Python allows no handlers, signals keep the handlers that they have.
     - In a SLURM job, Lightning has installed a handler of SIGUSR1. It becomes `requeue`, which must
       be called between two steps.
+
+    Args:
+        resume_command: what a message calls the command that resumes the run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resume_command: str = SAME_COMMAND) -> None:
+        self.resume_command = resume_command
         self.received = 0  # number of the latest signal; 0 for none
         self.requeue: Callable[[], object] | None = None
         # Whether training has begun: then a run must be saved before a signal ends it.
@@ -63,7 +68,7 @@ class SignalCallback(pl.Callback):
         if number == signal.SIGINT and self.received:
             if is_interactive():
                 raise StoppedBySignal(
-                    number, " at once; the same command resumes from the last checkpoint"
+                    number, f" at once; {self.resume_command} resumes from the last checkpoint"
                 )
             if console.draws_bars:
                 console.show_cursor(True)  # the progress bar has hidden it

@@ -18,7 +18,7 @@ from simsiam.evaluation.context import open_checkpoint, open_context
 from simsiam.evaluation.feature_files import Embedding, choose_writer
 from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.results import Results, name_results
-from simsiam.evaluation.run_images import find_conversion
+from simsiam.evaluation.run_images import find_conversion, use_image_size
 from simsiam.evaluation.zoom import choose_zoom
 from utils.console import print_line
 from utils.device import choose_device
@@ -113,16 +113,17 @@ def open_dataset(config: Embed) -> Source:
         UserError: the splits have no images, or as `open_context`.
     """
     context = open_context(config, choose_device(config.device.accelerator))
+    part = config.embed.split or "both"
     splits: dict[str, ImageDataset | ImageList] = {}
     chunks: list[Iterable[Tensor]] = []
     for name, split in (("train", context.train), ("test", context.test)):
-        is_chosen = config.embed.split in ("both", name)
+        is_chosen = part in ("both", name)
         if is_chosen and len(split) > 0:
             splits[name] = split
             chunks.append(split.images.split(choose_chunk_size(split.images)))
     require(
         len(splits) > 0,
-        f"--split {config.embed.split}: {context.dataset} has no such images. Choose another split",
+        f"--split {part}: {context.dataset} has no such images. Choose another split",
     )
     name = f"{context.dataset}, {' and '.join(splits)}"
     return Source(context.checkpoint, name, splits, chain.from_iterable(chunks), context.classes)
@@ -131,6 +132,7 @@ def open_dataset(config: Embed) -> Source:
 def open_folder(config: Embed, folder: ImageList) -> Source:
     """Load the checkpoint, and prepare to read the images of a folder."""
     checkpoint = open_checkpoint(config, choose_device(config.device.accelerator))
+    checkpoint = use_image_size(checkpoint, config.data.image_size)
     image_size = checkpoint.metadata.image_size
     assert image_size is not None  # `open_checkpoint` requires it
     chunks = folder.read(

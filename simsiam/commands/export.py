@@ -15,7 +15,7 @@ from simsiam.config.evaluation_commands import Export
 from simsiam.config.options import EvaluationDataOptions
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_backbone_file
 from simsiam.evaluation.context import EvaluationContext, add_images, open_checkpoint
-from simsiam.evaluation.features import crop_center
+from simsiam.evaluation.features import resize_to
 from simsiam.evaluation.results import Results
 from utils.console import print_line
 from utils.errors import UserError, require
@@ -125,7 +125,7 @@ def choose_images(context: EvaluationContext | None, checkpoint: LoadedCheckpoin
     if context is not None:
         split = context.test if len(context.test) > 0 else context.train
         n = min(COMPARED_IMAGES, len(split))
-        return crop_center(split.images_at(torch.arange(n)), size)
+        return resize_to(split.images_at(torch.arange(n)), size)
     assert size is not None  # `open_checkpoint` requires it
     generator = torch.Generator().manual_seed(0)
     shape = (COMPARED_IMAGES, 3, size, size)

@@ -10,7 +10,12 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from simsiam.config.evaluation_commands import Finetune
-from simsiam.config.evaluation_options import FinetuneOptions
+from simsiam.config.evaluation_options import (
+    DEFAULT_LABEL_FRACTION,
+    PRETRAINED_RATES,
+    SCRATCH_RATES,
+    FinetuneOptions,
+)
 from simsiam.evaluation.classifier import ClassifierTraining, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.label_subset import choose_labels, compute_label_quotas, hash_indices
@@ -57,6 +62,7 @@ class SavedSeed(BaseModel):
     weights: str
     test_accuracy: float
     linear_accuracy: float | None = None
+    images: str | None = None  # digest of your own images
 
 
 def finetune(config: Finetune) -> None:
@@ -161,9 +167,9 @@ def read_finished_seeds(
     """Return the results of earlier calls in the same folder, by seed.
 
     Raises:
-        UserError: they are damaged, or were made with other weights or settings.
+        UserError: they are damaged, or were made with other weights, settings or images.
     """
-    settings = flatten(config)
+    settings = fill_in_defaults(flatten(config))
     fixed_names: list[str] = []
     for option in iterate_options(Finetune):
         if option.rule == Rule.PLAIN:  # it must have the same value in each call
@@ -177,10 +183,16 @@ def read_finished_seeds(
         except (OSError, ValueError):
             raise UserError(f"{file} is damaged. Use --overwrite to measure again") from None
 
-        changed = [name for name in fixed_names if saved.settings.get(name) != settings[name]]
+        earlier = fill_in_defaults(saved.settings)
+        changed = [name for name in fixed_names if earlier.get(name) != settings[name]]
         if saved.weights != weights:
             changed.append("checkpoint")
         flags = ", ".join(to_flag(name) for name in changed)
+        require(
+            changed or saved.images in (None, context.train.digest),
+            f"{file} was made with other images, which have changed since. Use --overwrite to "
+            "measure again, or another --results-dir",
+        )
         require(
             not changed,
             f"{file} was made with another {flags}. Use --overwrite to measure again, or another "
@@ -188,6 +200,17 @@ def read_finished_seeds(
         )
         results_by_seed[saved.seed] = SeedResult(saved.test_accuracy, saved.linear_accuracy)
     return results_by_seed
+
+
+def fill_in_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings in which a flag that was not given has the value that it stands for."""
+    settings = dict(settings)
+    defaults = SCRATCH_RATES if settings.get("from_scratch") else PRETRAINED_RATES
+    if settings.get("label_count") is None:
+        settings["label_fraction"] = settings.get("label_fraction") or DEFAULT_LABEL_FRACTION
+    settings["learning_rate"] = settings.get("learning_rate") or defaults.backbone
+    settings["head_learning_rate"] = settings.get("head_learning_rate") or defaults.head
+    return settings
 
 
 def finetune_seed(
@@ -243,6 +266,7 @@ def finetune_seed(
         "steps": steps,
         "linear_accuracy": linear_accuracy,
         "labels_digest": hash_indices(chosen),
+        "images": context.train.digest,
     }
     summary.update(tuned.measure_accuracy(head))
 

@@ -31,7 +31,7 @@ def resume_fit(config: Pretrain, run: RunDirectory, state: str) -> tuple[Pretrai
         gives them now.
     """
     fitted = find_unset(config)
-    if state == "new" or config.run.overwrite:
+    if state in ("new", "discarded"):
         return config, fitted
     earlier = [name for name in find_fitted(run) if name not in fitted]
     return keep_fitted(config, run), fitted + earlier

@@ -169,10 +169,13 @@ def needs_launch(devices: int) -> bool:
     return cluster.world_size() == 1 and isinstance(cluster, SLURMEnvironment)
 
 
-def launch(processes: int, command: list[str]) -> int:
+def launch(processes: int, command: list[str], resume_command: str) -> int:
     """Run a command in several processes on this machine, by torchrun's engine.
 
     If one process ends early, the engine ends the others. It passes signals on to each process.
+
+    Args:
+        resume_command: what a message calls the command that resumes the run.
 
     Returns:
         The exit status: 0; 128 plus the number of the signal that ended the command; or the highest
@@ -202,11 +205,11 @@ def launch(processes: int, command: list[str]) -> int:
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as error:
-        return _explain_failure(error, processes)
+        return _explain_failure(error, processes, resume_command)
     return 0
 
 
-def _explain_failure(error: ChildFailedError, processes: int) -> int:
+def _explain_failure(error: ChildFailedError, processes: int, resume_command: str) -> int:
     """Return the highest exit status, if that process has printed the reason of its failure.
 
     Raises:
@@ -225,6 +228,6 @@ def _explain_failure(error: ChildFailedError, processes: int) -> int:
         status = 1
     raise RunError(
         f"process {local_rank + 1} of {processes} was ended by {cause}, and the others with it; "
-        "the same command resumes from the last checkpoint",
+        f"{resume_command} resumes from the last checkpoint",
         status,
     ) from None

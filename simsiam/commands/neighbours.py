@@ -75,7 +75,7 @@ def neighbours(config: Neighbours) -> None:
     }
     if folder is None and train.labelled:
         heading += " Blue frame: of the same class; orange: of another."
-        summary["same_class"] = 100 * count_same_class(rows) / (options.k * len(rows))
+        summary["same_class"] = same_class_percentage(rows)
     picture = draw_gallery(rows, heading)
     write_atomically(output, partial(picture.save, format="PNG"))
     print_line(f"picture   {printable(output)}")
@@ -117,11 +117,12 @@ def name_neighbours(
     return neighbours
 
 
-def count_same_class(rows: list[list[Tile]]) -> int:
-    """Return the number of neighbours that have the class of their query."""
-    count = 0
-    for row in rows:
-        for tile in row:
-            if tile.same_class:
-                count += 1
-    return count
+def same_class_percentage(rows: list[list[Tile]]) -> float | None:
+    """Return how many neighbours in percent have the class of their query.
+
+    Pairs of which one image has no class do not count. The result is None if there is no other.
+    """
+    known = [tile.same_class for row in rows for tile in row if tile.same_class is not None]
+    if not known:
+        return None
+    return 100 * sum(known) / len(known)

@@ -46,7 +46,7 @@ from simsiam.evaluation.checkpoint import load_backbone
 from simsiam.evaluation.metadata import METADATA_HPARAMS
 from simsiam.evaluation.networks import evaluated_backbone
 from simsiam.evaluation.starting_weights import StartingWeights
-from utils import distributed
+from utils import distributed, slurm
 from utils.console import print_line, show_progress
 from utils.device import choose_accelerator, choose_precision, package_versions
 from utils.errors import require
@@ -70,7 +70,8 @@ def pretrain(config: Pretrain) -> None:
         num_nodes = None
     if devices is not None and launch.needs_launch(devices):
         # Start this command again in a process for each device. This process only waits for them.
-        raise SystemExit(launch.launch(devices, subprocess_args(config)))
+        command = subprocess_args(config)
+        raise SystemExit(launch.launch(devices, command, config.run.resume_command))
 
     accelerator = choose_accelerator(config.device.accelerator)
     precision = choose_precision(config.device.precision, accelerator)
@@ -79,7 +80,7 @@ def pretrain(config: Pretrain) -> None:
     with launch.process_group(devices, num_nodes, accelerator == "gpu"), ExitStack() as cleanup:
         state = distributed.broadcast_result(lambda: validate_run(config, run))
         # main.py has checked this already, but another process may have finished the run since.
-        if state == "finished" and not config.run.overwrite:
+        if state == "finished":
             return
         config, fitted = distributed.broadcast_result(partial(resume_fit, config, run, state))
         image_cache = distributed.broadcast_result(partial(find_image_cache, config, run, state))
@@ -161,17 +162,17 @@ def acquire_run(
     run = context.run
     start = context.start
     cleanup.enter_context(run.lock())
-    is_unchanged = run.state() == state and run.resumable() == resumable_files
+    is_unchanged = state in ("discarded", run.state()) and run.resumable() == resumable_files
     require(is_unchanged, f"{run.path} was changed by another process. Run this command again.")
 
     print(describe_run(context), flush=True)
-    if context.config.run.overwrite:
+    if state == "discarded":
         run.delete()
     run.create(
         {
             "command": "pretrain",
             "settings": settings_to_keep(context.config),
-            "resolved": resolve_settings(context),
+            "resolved": resolve_settings(context) | slurm.describe_job(),
             "versions": package_versions(),
         }
     )
@@ -228,9 +229,8 @@ def train(context: RunContext) -> None:
                 logger.log_image(tag, image, step)
 
     io = BackgroundCheckpointIO(run, extra_state=collect_provenance(context))
-    signals = SignalCallback()
-    every = config.run.checkpoint_every
-    checkpoint_callback = CheckpointCallback(run, recorder, every, io, signals)
+    signals = SignalCallback(config.run.resume_command)
+    checkpoints = CheckpointCallback(run, recorder, config.run.checkpoint_every, io, signals)
 
     steps_per_epoch = len(context.data.train) // optimizer.images_per_step
     log_every = LOG_EVERY if steps_per_epoch >= 2 * LOG_EVERY else NEVER
@@ -255,7 +255,7 @@ def train(context: RunContext) -> None:
             progress,
             ImageLogger(run, knn, images_every, log_image),
             CollapseMonitor(monitor.stop_on_collapse, print_fn=print_line),
-            checkpoint_callback,
+            checkpoints,
         ],
         plugins=[io],
         enable_progress_bar=False,
@@ -270,12 +270,12 @@ def train(context: RunContext) -> None:
         context.model.compile_networks(cuda_graphs=cuda_graphs)
     context.data.view_maker.compile_sizes(context.compiled_sizes, print_line)
 
-    with explain_failures(run, start, checkpoint_callback):
+    with explain_failures(run, start, checkpoints):
         ckpt_path = start.path if start is not None else None
         trainer.fit(context.model, datamodule=context.data, ckpt_path=ckpt_path)
         if distributed.rank() == 0:
-            checkpoint_callback.check_saved()
-            finish_run(context, recorder, checkpoint_callback, knn)
+            checkpoints.check_saved()
+            finish_run(context, recorder, checkpoints, knn)
 
 
 def finish_run(

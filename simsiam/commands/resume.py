@@ -54,7 +54,7 @@ def validate_run(config: Pretrain, run: RunDirectory) -> str:
     """Check the batch size, if it is given, and the run's folder.
 
     Returns:
-        The state of the folder: "new", "unfinished" or "finished".
+        The state of the folder, from `check_folder`.
 
     Raises:
         UserError: the batch does not split among the processes, or the folder cannot hold the run.
@@ -96,7 +96,7 @@ def find_start(
     """
     check_knn_k(config.monitor, data)
     ckpt_dir = config.run.ckpt_dir
-    if state == "unfinished" and not config.run.overwrite and run.resumable():
+    if state == "unfinished" and run.resumable():
         return _find_own_checkpoint(run, data, ckpt_dir)
     if config.run.model_path:
         return load_weights(model, config.run.model_path)
@@ -105,7 +105,7 @@ def find_start(
     path = find_checkpoint(ckpt_dir, prefer_full=True)
     content = read_resumable(path, REQUIRED_STATES)
     _check_same_run(path, content, config, data)
-    # The run's folder has checkpoints here only with --overwrite, which is about to delete them.
+    # The run's folder has checkpoints here only if --overwrite is about to delete them.
     require(
         not run.would_delete(path),
         f"{path} is in {run.path}, which --overwrite would delete. Pass another --exp-name.",
@@ -233,10 +233,11 @@ def explain_failures(
         reason = error.strerror or str(error)
         resumable = run.resumable()
         if resumable:
-            prospect = f"The same command then resumes from {resumable[0]}."
+            command = checkpoints.signals.resume_command
+            prospect = f"{command} then resumes from {resumable[0]}."
         else:
-            prospect = "No checkpoint was saved yet: the same command then starts at step 0."
-        raise UserError(f"{file}: {reason}. Fix this first. {prospect}") from None
+            prospect = "the same command then starts at step 0: no checkpoint was saved yet."
+        raise UserError(f"{file}: {reason}. Fix this first; {prospect}") from None
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if distributed.is_lost_peer(error):
             raise SystemExit(1) from None  # the lost process has printed the reason
@@ -244,7 +245,7 @@ def explain_failures(
         if start is None or checkpoints.begun or is_explained:
             raise
         # The Trainer could not restore the checkpoint, whose content is not what Lightning expects.
-        is_own_checkpoint = run.path.resolve() in start.path.resolve().parents
+        is_own_checkpoint = run.would_delete(start.path)
         if not is_own_checkpoint:
             # The run is new: its own files have no value yet.
             run.delete()

@@ -176,8 +176,9 @@ def run_processes(runs: Mapping[str, Pretrain], slots: Sequence[Slot]) -> dict[s
                     raise SystemExit(status)  # the run has printed the reason
                 elif status < 0:
                     signal_name = signal.Signals(-status).name
-                    advice = "The same command resumes it and trains the runs that are left."
-                    raise RunError(f"{name} was ended by {signal_name}. {advice}", 128 - status)
+                    command = runs[name].run.resume_command
+                    advice = f"{command} resumes it and trains the runs that are left"
+                    raise RunError(f"{name} was ended by {signal_name}; {advice}", 128 - status)
                 elif is_parallel:  # a run that trains alone prints its own messages
                     print_line(f"done: {name}")
         return failed

@@ -95,6 +95,22 @@ class Embed(Evaluation):
     embed: evaluation.EmbedOptions = evaluation.EmbedOptions()
     device: AcceleratorOptions = AcceleratorOptions()
 
+    def __post_init__(self) -> None:
+        data = self.data
+        options_of_data_set = (
+            self.embed.split,
+            data.dataset,
+            data.data_dir,
+            data.train_images,
+            data.test_images,
+            data.held_out_images,
+        )
+        require(
+            self.embed.images is None or all(option is None for option in options_of_data_set),
+            "--split, --dataset, --data-dir, --train-images, --test-images, --held-out-images: "
+            "each chooses images of a data set. Drop the flag, or --images.",
+        )
+
 
 @option_group(kw_only=True)
 class Neighbours(Evaluation):

@@ -136,8 +136,8 @@ class EmbedOptions:
     images: Annotated[str | None, Hint("DIR", default="the data set")] = None
     """Embed all images in this folder and below it, or of a .txt or .csv list, instead of the data
     set (their central square, resized)."""
-    split: Literal["both", "train", "test"] = "both"
-    """Part of the data set."""
+    split: Annotated[Literal["both", "train", "test"] | None, Hint("SPLIT", default="both")] = None
+    """Part of the data set: both, train or test."""
     test_zoom: Annotated[Zoom, Hint("FACTOR")] = 1.0
     """Magnify the images by this factor and crop them to their centre, as knn and linear do for
     their second measurement (1.125)."""

@@ -144,7 +144,7 @@ class EvaluationDataOptions(DataOptions):
     test_images: Annotated[AtLeast1 | None, Hint("N", default="as many as the run had")] = None
     """Use the first N images of the test split (of a folder: N spread evenly)."""
     image_size: Annotated[ImageSize | None, Hint("PIXELS", default="the checkpoint's")] = None
-    """Side of the images of a folder."""
+    """Side of the images that the network sees: for a folder any, otherwise at most their own."""
     image_cache: Annotated[ImageCache | None, Hint("MODE", default="the run's, or auto")] = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """on decodes the images of a folder once, off whenever they are needed."""
     held_out_images: Annotated[AtLeast0 | None, Hint("N", default="as many as the run had")] = None  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -14,6 +14,7 @@ Precision = Literal["auto", "32", "bf16", "16"]
 
 DEFAULT_KNN_K = 200  # for a data set that is large enough, see `commands.fit`
 
+SAME_COMMAND = "the same command"  # resumes a run, as messages say
 MAX_NAME_LENGTH = 100  # letters of a folder's name
 MAX_NAME_BYTES = 255  # of a folder's name in UTF-8, in which a letter takes up to four bytes
 
@@ -75,6 +76,13 @@ class RunOptions:
             _check_folder_name("--exp-name", self.exp_name)
         if self.version:
             _check_folder_name("--version", self.version)
+
+    @property
+    def resume_command(self) -> str:
+        """What a message calls the command that resumes this run after an interruption."""
+        if self.overwrite:
+            return f"{SAME_COMMAND} without --overwrite"
+        return SAME_COMMAND
 
 
 def _check_folder_name(flag: str, name: str) -> None:

@@ -17,6 +17,7 @@ from simsiam.config.commands import (
 from simsiam.config.options import CUSTOM_DATASETS, DataOptions, ImageCache
 from simsiam.config.recipe_files import DEFAULT_RECIPE
 from simsiam.config.split_names import choose_splits
+from utils import slurm
 from utils.console import format_count
 from utils.errors import UserError, require
 from utils.run_dir import RunDirectory
@@ -26,7 +27,11 @@ SQUARE_IMAGES = "which saw only the central squares of its images, and cannot be
 
 
 def check_folder(config: Pretrain, run: RunDirectory) -> str:
-    """Return the state of the run's folder: "new", "unfinished" or "finished".
+    """Return the state of the run's folder.
+
+    Returns:
+        "new", "unfinished" or "finished"; or "discarded", if it holds a run that --overwrite
+        deletes.
 
     Raises:
         UserError: if the folder cannot be used, or holds another run.
@@ -38,7 +43,9 @@ def check_folder(config: Pretrain, run: RunDirectory) -> str:
         f"{name!a} is not UTF-8. Give another --save-dir, --exp-name or --version.",
     )
     state = run.state()
-    if state != "new" and not config.run.overwrite:
+    if state != "new" and config.run.overwrite and not is_of_requeued_job(run):
+        state = "discarded"
+    elif state != "new":
         _check_settings(config, run)
         if state == "finished" and config.data.dataset in CUSTOM_DATASETS:
             _check_images(config.data, run)
@@ -52,6 +59,17 @@ def check_folder(config: Pretrain, run: RunDirectory) -> str:
     if config.data.dataset == "folder":
         _check_outside_images(config.data, run)
     return state
+
+
+def is_of_requeued_job(run: RunDirectory) -> bool:
+    """Return whether this process belongs to a SLURM job that was requeued and has trained `run`.
+
+    The script of the job then runs again. If it has --overwrite, it must not delete its own work.
+    """
+    try:
+        return slurm.is_restart_of(run.settings("resolved"))
+    except UserError:  # config.yaml is damaged
+        return False
 
 
 def has_square_images(settings: Mapping[str, Any]) -> bool:
@@ -68,7 +86,7 @@ def find_image_cache(config: Pretrain, run: RunDirectory, state: str) -> ImageCa
         state: of the run's folder, as `check_folder` returns it.
     """
     wanted = config.data.image_cache
-    if state == "new" or config.run.overwrite or wanted != "auto":
+    if state in ("new", "discarded") or wanted != "auto":
         return wanted
     before = run.settings("resolved").get("image_cache")
     for mode in get_args(ImageCache):
@@ -168,7 +186,9 @@ def _check_outside_images(data: DataOptions, run: RunDirectory) -> None:
 def announce(config: Pretrain) -> bool:
     """Print in the first process of a run what is asked for; return whether anything is to do."""
     run = RunDirectory(config.run_dir)
-    is_finished = check_folder(config, run) == "finished" and not config.run.overwrite
+    state = check_folder(config, run)
+    is_finished = state == "finished"
+    keeps_run = config.run.overwrite and state in ("unfinished", "finished")
 
     # This process prints if it is the first one of torchrun or SLURM, or if it is the only one.
     # A process that will start others leaves the announcement of a run to the first of them.
@@ -176,6 +196,8 @@ def announce(config: Pretrain) -> bool:
     devices = config.device.devices or 1
     starts_others = rank is None and devices > 1 and not config.run.dry_run
     is_first = rank is None or rank == "0"
+    if keeps_run and is_first and not starts_others:
+        print(f"--overwrite is ignored: SLURM has requeued the job that trains {run.path}.")
     if is_finished and is_first:
         print(f"{run.path} is finished already. Give --overwrite to start again.", flush=True)
     elif is_first and not starts_others:

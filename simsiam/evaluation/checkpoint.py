@@ -83,7 +83,7 @@ class LoadedCheckpoint:
 
         Args:
             chunks: (B, 3, side, side) uint8 each. Images larger than the training images are
-                cropped to their central square of that size.
+                resized to their size.
             n: an upper bound of N.
             label: names the images in the progress.
             unit: L2-normalise each row, for cosines.

@@ -1,5 +1,6 @@
 """A checkpoint together with the data set that it is evaluated on, on one device."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,11 @@ from simsiam.data.knn_labels import (
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
 from simsiam.evaluation.features import choose_chunk_size
 from simsiam.evaluation.metrics import accuracy, confusion, per_class, top_accuracy
-from simsiam.evaluation.run_images import choose_dataset
+from simsiam.evaluation.run_images import (
+    choose_dataset,
+    describe_changed_images,
+    use_image_size,
+)
 from utils.console import print_line, print_table
 from utils.errors import require
 
@@ -211,7 +216,18 @@ def add_images(
     options = choose_dataset(config, checkpoint)
     if download:
         prepare_dataset(options)
+    checkpoint = use_image_size(checkpoint, config.data.image_size)
     splits = load_dataset(options)
+    side = splits[0].side
+    size = config.data.image_size
+    require(
+        size is None or size <= side,
+        f"--image-size {size}: the images of {options.dataset} are {side} pixels wide. Drop the "
+        "flag",
+    )
+    warning = describe_changed_images(checkpoint, options, *splits)
+    if warning is not None:
+        print(warning, file=sys.stderr)
     train, test = place_on_device(splits, device, options.data_memory)
     if labels:
         if leave_one_out:

@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from models.eval_mode import eval_mode
 from simsiam.augment import normalize
 from simsiam.data.files.lazy_images import LazyImages
+from simsiam.data.files.resizing import resized_side
 from simsiam.evaluation.zoom import zoom_in
 
 FEATURE_CHUNK = 1000  # images of CIFAR's size that a GPU encodes at once
@@ -36,19 +38,24 @@ def choose_chunk_size(images: Tensor | LazyImages) -> int:
     return min(largest, max(MIN_FEATURE_CHUNK, with_as_many_pixels))
 
 
-def crop_center(images: Tensor, size: int | None) -> Tensor:
-    """Return the central squares (B, 3, S, S) of images (B, 3, side, side).
+def resize_to(images: Tensor, size: int | None) -> Tensor:
+    """Return images (B, 3, side, side) as clean squares (B, 3, S, S), as those of image files.
 
-    Images of an .npz file may be larger than the views.
+    The images of CIFAR and of an .npz file may be larger than the views. Views are crops of the
+    whole image, so the whole image is resized, above 64 pixels with the margin of `resized_side`.
 
     Args:
-        size: S. None, or a size above the side, returns the images as they are.
+        images: uint8.
+        size: S. None, or a size that is not below the side, returns the images as they are.
     """
     side = images.shape[-1]
     if size is None or size >= side:
         return images
-    start = (side - size) // 2
-    return images[..., start : start + size, start : start + size]
+    new_side = resized_side(size)
+    resized = interpolate(images.float(), (new_side, new_side), mode="bilinear", antialias=True)
+    start = round((new_side - size) / 2)
+    square = resized[..., start : start + size, start : start + size]
+    return square.round().clamp(0, 255).to(torch.uint8)
 
 
 def compute_dtype(network: nn.Module) -> torch.dtype:
@@ -76,8 +83,8 @@ def extract_features(
         mean, std: (3,) each, on the scale of 0 to 1, of the images that the network was trained on.
         unit: L2-normalise each row, for cosines.
         n: only for chunks, and needed there: the number of images in all chunks, or more.
-        size: S, the side of the central squares that are taken. None takes the images as they are.
-        zoom: magnify these squares by this factor and take their central S x S pixels.
+        size: S, the side to which larger images are resized. None takes the images as they are.
+        zoom: magnify these images by this factor and take their central S x S pixels.
     """
     if isinstance(images, Tensor | LazyImages):
         n = len(images)
@@ -87,7 +94,7 @@ def extract_features(
     done = 0
     with eval_mode(network):
         for chunk in images:
-            x = crop_center(chunk, size).to(mean.device).float() / 255
+            x = resize_to(chunk.to(mean.device), size).float() / 255
             x = normalize(zoom_in(x, zoom), mean, std)
             chunk_features = network(x.to(dtype)).float()
             if done == 0:

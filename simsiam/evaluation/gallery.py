@@ -17,7 +17,7 @@ from simsiam.data.dataset import ImageDataset
 from simsiam.data.files.lazy_images import LazyImages
 from simsiam.data.spread import evenly_spaced
 from simsiam.evaluation.captions import CaptionWriter
-from simsiam.evaluation.features import crop_center
+from simsiam.evaluation.features import resize_to
 from simsiam.heavy_augment import apply_heavy, draw_heavy
 from utils.knn import nearest
 from utils.text import drop_common_ends, printable
@@ -55,7 +55,7 @@ def draw_views(data: "ViewsDataModule", first_epoch: int = 0) -> Tensor:
     """
     indices = select_over_classes(data.train, VIEWED_IMAGES).to(data.mean.device)
     originals = data.train.images_at(indices)
-    columns = [crop_center(originals, data.size)]
+    columns = [resize_to(originals, data.size)]
     for epoch in range(first_epoch, first_epoch + VIEWED_EPOCHS):
         if data.train.whole is not None:
             zero = torch.zeros_like(data.mean)

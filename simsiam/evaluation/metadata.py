@@ -55,7 +55,7 @@ ALL_HPARAMS = (
 # The hyper-parameters that a file of the backbone alone has as its metadata.
 METADATA_HPARAMS = (*BACKBONE_HPARAMS, *IMAGE_HPARAMS)
 # Further metadata, which a run's checkpoint has next to its hyper-parameters.
-PROVENANCE = ("settings", "versions", "commit", "row")
+PROVENANCE = ("settings", "versions", "commit", "row", "images", "image_cache")
 
 # The largest number of channels, dimensions or pixels, so that no file can exhaust the memory.
 MAX_SIZE = 2**14
@@ -77,6 +77,8 @@ class ImageMetadata(BaseModel, strict=True, extra="allow"):
     classes: Sequence[str] = ()
     settings: dict[str, Any] = {}  # the run's settings; code that uses a value must check its type
     row: dict[str, int | float | None] = {}  # the last row of the run's metrics.jsonl
+    images: str | None = None  # the digest of the run's images, unless they are published ones
+    image_cache: str | None = None  # "on" or "off", on which the digest depends
 
 
 class BackboneMetadata(ImageMetadata):

@@ -4,10 +4,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from models.eval_mode import eval_mode
 from simsiam.config.evaluation_commands import Evaluation
 from simsiam.config.options import CUSTOM_DATASETS, DataOptions
 from simsiam.config.value_types import PixelConversion
-from simsiam.data.dataset import make_options
+from simsiam.data.dataset import ImageDataset, make_options
 from simsiam.evaluation.checkpoint import LoadedCheckpoint
 from utils.errors import UserError, require
 from utils.text import printable
@@ -62,6 +65,66 @@ def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOpti
     values["dataset"] = dataset
     options = make_valid_options(checkpoint.file, values)
     return replace_missing_folders(options, flags)
+
+
+# Options of the data set that say which of its images are train images.
+SELECTING_OPTIONS = ("dataset", "train_images", "test_images", "held_out_images")
+
+
+def describe_changed_images(
+    checkpoint: LoadedCheckpoint, options: DataOptions, train: ImageDataset, test: ImageDataset
+) -> str | None:
+    """Return a warning if the run's folder or file of images has other images now.
+
+    Images are held out by their number and order, so with one image more or less others are.
+
+    Args:
+        options: of the images that were loaded.
+
+    Returns:
+        None if they are the same, or if flags chose other images than those of the run.
+    """
+    metadata = checkpoint.metadata
+    settings = metadata.settings
+    same_choice = all(
+        getattr(options, name) == settings.get(name, getattr(options, name))
+        for name in SELECTING_OPTIONS
+    )
+    same_kind_of_digest = metadata.image_cache == train.image_cache
+    if metadata.images in (None, train.digest) or not same_choice or not same_kind_of_digest:
+        return None
+    path = printable(options.path)
+    if test.held_out:
+        return (
+            f"warning: {path} does not hold the images that the run had. The images that are held "
+            "out now may have been trained on, so this accuracy may be too high."
+        )
+    if options.data_dir != settings.get("data_dir"):
+        return None  # another folder was chosen, and no image of it was trained on
+    return f"warning: {path} does not hold the images that the run had: it was changed since."
+
+
+def use_image_size(checkpoint: LoadedCheckpoint, size: int | None) -> LoadedCheckpoint:
+    """Return the checkpoint for images of the side of `--image-size`, if the flag is given.
+
+    Raises:
+        UserError: the backbone cannot take images of this size.
+    """
+    if size is None or size == checkpoint.metadata.image_size:
+        return checkpoint
+    backbone = checkpoint.backbone
+    parameter = next(backbone.parameters())
+    try:
+        with torch.no_grad(), eval_mode(backbone):
+            backbone(parameter.new_zeros(1, 3, size, size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--image-size {size}: {checkpoint.metadata.backbone} cannot take images of this size "
+            f"({reason}). Drop the flag"
+        ) from None
+    metadata = checkpoint.metadata.model_copy(update={"image_size": size})
+    return replace(checkpoint, metadata=metadata)
 
 
 def replace_missing_folders(options: DataOptions, flags: dict[str, Any]) -> DataOptions:

@@ -16,6 +16,7 @@ import numpy as np
 from simsiam.report.figures import Chart, render_chart
 from simsiam.report.groups import Group
 from simsiam.report.plots import draw_bars, draw_curves, draw_map, draw_matrix
+from simsiam.report.summary import describe_test_images
 from simsiam.report.thumbnails import Thumbnails, draw_thumbnails
 from utils.console import MANY_CLASSES, format_count
 
@@ -29,7 +30,7 @@ class CurveChart(NamedTuple):
     Attributes:
         label: text next to the y axis.
         from_zero: whether the y axis begins at zero.
-        explanation: the end of the caption.
+        explanation: the end of the caption. {images} stands for `describe_test_images`.
     """
 
     label: str
@@ -42,7 +43,7 @@ CURVES = {
     "kNN_accuracy": CurveChart(
         "kNN accuracy (%)",
         from_zero=False,
-        explanation="top-1 on the test images by weighted kNN. Epoch 0 is before training.",
+        explanation="top-1 by weighted kNN on {images}. Epoch 0 is before training.",
     ),
     "train_loss": CurveChart(
         "loss (negative cosine)",
@@ -75,6 +76,7 @@ def render_curves(groups: Sequence[Group], folder: Path) -> list[dict[str, str]]
         For each curve, the dictionary that `render_chart` returns.
     """
     rendered: list[dict[str, str]] = []
+    images = describe_test_images([run for group in groups for run in group.runs])
     for column, curve_chart in CURVES.items():
         measured_groups: list[Group] = []
         ends: list[str] = []
@@ -86,9 +88,10 @@ def render_curves(groups: Sequence[Group], folder: Path) -> list[dict[str, str]]
         if not measured_groups:
             continue
         label = curve_chart.label
+        explanation = curve_chart.explanation.format(images=images)
         chart = Chart(
             draw=partial(draw_curves, measured_groups, column, label, curve_chart.from_zero),
-            caption=f"{label} by epoch: {curve_chart.explanation}",
+            caption=f"{label} by epoch: {explanation}",
             alt=f"{label} by epoch: {', '.join(ends)}.",
         )
         rendered.append(render_chart(chart, folder / f"{column}.png"))
@@ -100,7 +103,7 @@ class FeatureAnalysis(NamedTuple):
 
     Attributes:
         class_names: of all C classes.
-        image_kind: name of the N images on the map, such as "test images".
+        image_kind: name of the images on the map and in `confusion`, such as "test images".
         points: (N, 2), the images' features reduced to the plane.
         labels: (N,), the images' classes; -1 for an image without a label.
         labelled: whether all images on the map have labels.
@@ -140,7 +143,7 @@ def chart_class_accuracies(analysis: FeatureAnalysis) -> Chart | None:
     shown_accuracies = [float(accuracies[i]) for i in shown]
     listing = ", ".join(f"{names[i]} {accuracies[i]:.1f}" for i in shown)
     return Chart(
-        draw=partial(draw_bars, shown_names, shown_accuracies),
+        draw=partial(draw_bars, shown_names, shown_accuracies, analysis.image_kind),
         caption=f"{title}: {analysis.classifier}.",
         alt=f"{title} in %: {listing}",
     )
@@ -154,10 +157,13 @@ def chart_confusion(analysis: FeatureAnalysis) -> Chart | None:
     percentages = confusion_percentages(analysis.confusion)
     mistakes = percentages - np.diag(percentages.diagonal())
     true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
-    mistake = (
-        f"most often {names[true]} is taken for {names[predicted]} "
-        f"({mistakes[true, predicted]:.1f} %)"
-    )
+    if mistakes[true, predicted] > 0:
+        mistake = (
+            f"most often {names[true]} is taken for {names[predicted]} "
+            f"({mistakes[true, predicted]:.1f} %)"
+        )
+    else:
+        mistake = "no image is taken for one of another class"
     shown_names = names if len(names) <= MANY_CLASSES else []
     return Chart(
         draw=partial(draw_matrix, percentages, shown_names),

@@ -61,7 +61,7 @@ def find_runs_below(path: Path, depth: int = MAX_DEPTH) -> list[Path]:
         return []
     runs: list[Path] = []
     for folder in sorted(path.iterdir(), key=lambda folder: split_numbers(folder.name)):
-        if not folder.is_dir() or folder.name.startswith(".") or is_report(folder / PAGE_FILE):
+        if not folder.is_dir() or folder.name.startswith("."):
             continue
         if is_run(folder):
             runs.append(folder)

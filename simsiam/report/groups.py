@@ -10,6 +10,7 @@ from simsiam.report.records import Run, replace_unprintable
 from utils.settings import to_flags
 
 MAX_DESCRIPTION = 90  # characters of the settings in a group's label
+MAX_NAMES = 5  # of the runs of a group in its label
 
 
 class Curve(NamedTuple):
@@ -84,8 +85,21 @@ class Group(NamedTuple):
         """
         measured = [run.accuracies[name] for run in self.runs if name in run.accuracies]
         if len(measured) == 1:
-            return format_mean(measured[0])
-        return format_mean([mean(accuracies) for accuracies in measured])
+            text = format_mean(measured[0])
+        else:
+            text = format_mean([mean(accuracies) for accuracies in measured])
+        return text + self.describe_share(len(measured))
+
+    def furthest_runs(self) -> list[Run]:
+        """Return the runs that have trained for the most epochs."""
+        last_epoch = max(run.rows[-1]["epoch"] for run in self.runs)
+        return [run for run in self.runs if run.rows[-1]["epoch"] == last_epoch]
+
+    def describe_share(self, measured: int) -> str:
+        """Return " (1 of 3)" if a mean is of 1 of the 3 runs, and nothing if it is of all."""
+        if 0 < measured < len(self.runs):
+            return f" ({measured} of {len(self.runs)})"
+        return ""
 
 
 def format_mean(values: Sequence[float], number_format: str = ".2f") -> str:
@@ -150,12 +164,19 @@ def label_groups(members: Sequence[Sequence[Run]]) -> list[str]:
     for group, description in zip(members, descriptions, strict=True):
         parts = [description] if description else []
         if not description or descriptions.count(description) > 1:
-            parts += [run.name for run in group]
+            parts += shorten_names([run.name for run in group])
         label = ", ".join(parts)
         if len(group) > 1:
             label += f" (mean of {len(group)} seeds)"
         labels.append(replace_unprintable(label))
     return labels
+
+
+def shorten_names(names: Sequence[str]) -> list[str]:
+    """Return the names of the runs of a group; of many runs, the first ones and the last one."""
+    if len(names) <= MAX_NAMES:
+        return list(names)
+    return [*names[: MAX_NAMES - 2], "...", names[-1]]
 
 
 def find_differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -41,12 +41,13 @@ def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: boo
         from_zero: whether the y axis begins at zero.
     """
     has_legend = len(groups) > 1
+    labels = [fill(f"{group.mark} {group.label}", LEGEND_CHARACTERS) for group in groups]
     height = CURVE_HEIGHT
     if has_legend:
-        height += LEGEND_LINE_HEIGHT * len(groups)
+        height += LEGEND_LINE_HEIGHT * len("\n".join(labels).splitlines())
     figure, axes = new_figure(height)
 
-    for group in groups:
+    for group, group_label in zip(groups, labels, strict=True):
         curve = group.curve(column)
         style = line_style(group.index)
         # The markers of three successive groups are shifted by a third of a step each. So markers
@@ -56,7 +57,7 @@ def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: boo
         axes.plot(
             curve.epochs,
             curve.means,
-            label=fill(f"{group.mark} {group.label}", LEGEND_CHARACTERS),
+            label=group_label,
             markevery=(first_marker, marker_step),
             **style,
         )
@@ -79,15 +80,19 @@ def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: boo
     return figure
 
 
-def draw_bars(names: Sequence[str], accuracies: Sequence[float]) -> Figure:
-    """Draw the accuracies of classes, in percent, as horizontal bars from top to bottom."""
+def draw_bars(names: Sequence[str], accuracies: Sequence[float], image_kind: str) -> Figure:
+    """Draw the accuracies of classes, in percent, as horizontal bars from top to bottom.
+
+    Args:
+        image_kind: name of the images, such as "test images".
+    """
     labels = [shorten_label(name) for name in names]
     figure, axes = new_figure(BAR_AXIS_HEIGHT + BAR_HEIGHT * len(labels))
     bars = axes.barh(range(len(labels)), accuracies, 0.7, tick_label=labels)
     axes.bar_label(bars, fmt="%.1f", padding=3)
     # With the greater limit of y first, the first bar is at the top.
     axes.set(xlim=(0, 108), ylim=(len(labels) - 0.4, -0.6), xticks=range(0, 101, 20))
-    axes.set_xlabel("test images classified correctly (%)")
+    axes.set_xlabel(f"{image_kind} classified correctly (%)")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     return figure

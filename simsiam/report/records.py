@@ -204,7 +204,36 @@ def _read_results(run: Run) -> None:
     for file in run.folder.result_summaries():
         with run.note_damage(file):
             content = json.loads(read_text_tolerantly(file))
-            run.accuracies.update(read_accuracies(file.parent.name, content))
+            accuracies = read_accuracies(file.parent.name, content)
+            departures = describe_departures(content, run)
+            for measurement, values in accuracies.items():
+                run.accuracies[", ".join([measurement, *departures])] = values
+
+
+def describe_departures(content: Mapping[str, Any], run: Run) -> list[str]:
+    """Return in what a measurement differs from one of the finished run on its test images.
+
+    Args:
+        content: the parsed summary.json of the measurement.
+    """
+    flags = content.get("settings") or {}  # those of the command; None if a flag was not given
+    departures: list[str] = []
+    dataset = content.get("dataset")
+    data_dir = flags.get("data_dir")
+    if dataset is not None and dataset != run.settings.get("dataset", dataset):
+        departures.append(str(dataset))
+    elif data_dir is not None and data_dir != run.settings.get("data_dir", data_dir):
+        departures.append(f"images of {Path(data_dir).name}")
+    if content.get("held_out_images"):
+        departures.append("held-out images")
+    for name, images in (("test_images", "test images"), ("image_size", "pixels")):
+        number = flags.get(name)
+        if number is not None and number != run.settings.get(name):
+            departures.append(f"{number:,} {images}")
+    epoch = content.get("epoch")
+    if epoch is not None and epoch != run.rows[-1]["epoch"]:
+        departures.append(f"epoch {epoch:,}")
+    return departures
 
 
 def read_accuracies(name: str, content: Mapping[str, Any]) -> dict[str, list[float]]:

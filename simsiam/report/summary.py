@@ -72,6 +72,16 @@ METRICS: dict[str, Metric] = {
 PRINTED_METRICS = ("kNN, last (%)", "loss", "z_std", PAPER_RESULT)  # rows that are also printed
 
 
+def describe_test_images(runs: Sequence[Run]) -> str:
+    """Return on which images the kNN accuracies of the runs were measured."""
+    held_out = [bool(run.settings.get("held_out_images")) for run in runs]
+    if all(held_out):
+        return "held-out train images"
+    if any(held_out):
+        return "the test images, or on held-out train images for runs with --held-out-images"
+    return "the test images"
+
+
 def describe_knn(runs: Sequence[Run]) -> str:
     """Return what the kNN accuracies of the runs are, with k and T of all runs that have them."""
     settings: list[str] = []
@@ -79,7 +89,7 @@ def describe_knn(runs: Sequence[Run]) -> str:
         numbers = select_numbers(run.settings)
         if "knn_k" in numbers and "knn_t" in numbers:
             settings.append(f"k {numbers['knn_k']:g}, T {numbers['knn_t']:g}")
-    description = "kNN is top-1 on the test images"
+    description = f"kNN is top-1 on {describe_test_images(runs)}"
     if settings:
         description += f" ({' or '.join(dict.fromkeys(settings))})"  # each setting once
     return description
@@ -88,15 +98,18 @@ def describe_knn(runs: Sequence[Run]) -> str:
 def summarize_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
     """Return the rows of the table by name. A row has a cell for each group: the mean of its runs.
 
+    Runs that have trained for fewer epochs than others of their group do not count. A cell says so.
     If groups are ablations of the paper, the last row has the results of the paper.
     """
     table: dict[str, list[str]] = {}
     for name, metric in METRICS.items():
         cells: list[str] = []
         for group in groups:
-            measured = [metric.measure(run) for run in group.runs]
+            # A mean over different epochs would be that of no epoch.
+            measured = [metric.measure(run) for run in group.furthest_runs()]
             values = [value for value in measured if value is not None]
-            cells.append(format_mean(values, metric.number_format))
+            text = format_mean(values, metric.number_format)
+            cells.append(text + group.describe_share(len(values)))
         if name == STARTING_ACCURACY and not any(run.pretrained for g in groups for run in g.runs):
             continue
         table[name] = cells

@@ -1,15 +1,23 @@
 """A run survives a disk that is full or becomes read-only."""
 
+import errno
+import itertools
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import main
+from simsiam.callbacks import checkpoint
+from simsiam.callbacks.knn import KNNMonitor
 from tests.at_steps import LONG, start_small_with_events, steps_saved
-from tests.helpers import SMALL, Program, same_run, start_small
-from tests.processes import wait_for
+from tests.helpers import SMALL, Program, read_rows, same_run, start_small
+from tests.processes import Started, torchrun_environments, wait_for
+from utils import filesystem
 
 
 @pytest.fixture
@@ -76,7 +84,7 @@ def test_a_run_on_a_read_only_disk_resumes_once_it_is_writable(
         out, err = process.communicate()
         assert process.returncode == 2 and err.count("\n") == 1, err
         assert (
-            "Read-only file system" in err and f"The same command then resumes from {last}" in err
+            "Read-only file system" in err and f"the same command then resumes from {last}" in err
         )
         assert "epoch 6/6" in out and out.count("warning: ") >= 2, out
         assert steps_saved(last) >= step
@@ -96,3 +104,37 @@ def test_no_run_starts_on_a_full_disk(small_disk: Path, program: Program) -> Non
     fill(small_disk)
     status, _, err = program(*SMALL, "--save-dir", str(small_disk))
     assert status == 2 and err.count("\n") == 1 and "No space left" in err
+
+
+def run_without_room_for_best(args: list[str]) -> int:
+    """Run main.py with kNN accuracies that fall, and a full disk for the first two best.ckpt."""
+    falling = itertools.count(50, -1)
+    writes = itertools.count(1)
+
+    def measure(*_: Any) -> dict[str, float]:
+        return {"kNN_accuracy": float(next(falling))}
+
+    def write_unless_best(path: Path, write: Any) -> None:
+        if path.name == "best.ckpt" and next(writes) <= 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        filesystem.write_atomically(path, write)
+
+    KNNMonitor.measure = measure  # pyright: ignore[reportAttributeAccessIssue]
+    checkpoint.write_atomically = write_unless_best
+    return main.main(args)
+
+
+def test_two_processes_agree_when_best_ckpt_cannot_be_written(tmp_path: Path) -> None:
+    """Only rank 0 knows of the failure. If it alone saved again, the processes would hang."""
+    flags = [*SMALL, "--epochs", "6", "--checkpoint-every", "1"]
+    flags += ["--save-dir", str(tmp_path), "--exp-name", "run"]
+    pair = [
+        Started(run_without_room_for_best, flags, **environment)
+        for environment in torchrun_environments()
+    ]
+    assert [process.communicate()[1] for process in pair] == ["", ""]
+    assert [process.returncode for process in pair] == [0, 0]
+    accuracies = [row["kNN_accuracy"] for row in read_rows(tmp_path / "run")]
+    assert accuracies == sorted(accuracies, reverse=True)
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["row"]["epoch"] > 1

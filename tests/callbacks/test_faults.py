@@ -164,15 +164,16 @@ def test_slurms_signal_requeues_the_run_and_it_resumes(undisturbed: Path, tmp_pa
     }
     killed = tmp_path / "killed"
     process = start_small_with_events(
-        "run", tmp_path, {9: ["SIGUSR1"], 10: [killed]}, *LONG, **slurm
+        "run", tmp_path, {9: ["SIGUSR1"], 10: [killed]}, *LONG, "--overwrite", **slurm
     )
     wait_for(process, killed.exists)
     process.kill()  # as SLURM does once the job is in the queue again
     process.communicate()
     assert (tmp_path / "asked").read_text().startswith("requeue 77")
-    again = start_small("run", tmp_path, *LONG, **slurm)
+    again = start_small("run", tmp_path, *LONG, "--overwrite", SLURM_RESTART_COUNT="1", **slurm)
     out, err = again.communicate()
     assert (again.returncode, err) == (0, "") and "resumed from" in out
+    assert out.count("--overwrite is ignored: SLURM has requeued the job") == 1
     assert same_run(tmp_path / "runs" / "run", undisturbed)
 
 

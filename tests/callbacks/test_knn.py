@@ -12,6 +12,7 @@ from simsiam.collapse import is_collapsed
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.evaluation.features import extract_features
 from simsiam.evaluation.metrics import rankme
+from tests.trainers import fit, make_model
 from utils.knn import knn_predict
 
 
@@ -88,6 +89,28 @@ def test_knn_is_measured_every_n_epochs_and_after_the_last(every: int, measured:
     trained(monitor, after, epochs=5, images=40, batch_size=20)
     assert after.epochs == measured
     assert (monitor.initial is None) == (every == 0)
+
+
+class Folding(KNNMonitor):
+    """Folds the network on a CPU too, and keeps the latest result."""
+
+    def _extract(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        self.folded = self._fold(pl_module.backbone)  # pyright: ignore[reportArgumentType]
+        return super()._extract(trainer, pl_module)
+
+
+def test_a_monitor_folds_the_network_of_a_second_fit() -> None:
+    """The second network has another width, the third one another precision."""
+    monitor = Folding(k=5)
+    images = torch.randn(2, 3, 8, 8)
+    for width, precision in ((2, "bf16-true"), (4, "bf16-true"), (4, "32-true")):
+        model = make_model(width=width)
+        fit(monitor, model=model, max_epochs=1, precision=precision)
+        weight = model.backbone.conv1.weight  # pyright: ignore[reportAttributeAccessIssue]
+        assert monitor.folded.conv1.weight.dtype == weight.dtype
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(monitor.folded(images), model(images))
 
 
 def test_rankme_is_the_effective_rank_of_the_singular_values() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, Program, read_rows, read_summary
+from tests.helpers import ROOT, SMALL, Program, read_curves, read_rows, read_summary
 
 LOGGERS = [
     "--dataset",
@@ -74,6 +74,22 @@ def test_main_logs_to_csv_instead_of_tensorboard(tmp_path: Path, program: Progra
         recorded == pytest.approx([row["train_loss"] for row in read_rows(run)])
         and len(recorded) == 2
     )
+
+
+def test_tensorboard_has_kNN_before_training_and_of_an_epoch_of_one_step(
+    tmp_path: Path, program: Program
+) -> None:
+    """Both points are at step 0. Other curves have each epoch once."""
+    flags = [*SMALL, "--batch-size", "200", "--epochs", "2", "--exp-name", "run"]
+    status, _, err = program(*flags)
+    assert (status, err) == (0, "")
+    run = tmp_path / "runs" / "run"
+    curves = read_curves(run)
+    rows = read_rows(run)
+    accuracies = [read_summary(run)["kNN_untrained"], *(row["kNN_accuracy"] for row in rows)]
+    assert [step for step, _ in curves["kNN_accuracy"]] == [0, 0, 1]
+    assert [value for _, value in curves["kNN_accuracy"]] == pytest.approx(accuracies)
+    assert [step for step, _ in curves["train_loss"]] == [0, 1]
 
 
 def test_error_says_how_to_install_a_missing_logger(

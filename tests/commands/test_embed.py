@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 from simsiam import load_backbone
+from simsiam.commands.neighbours import same_class_percentage
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.evaluation.features import extract_features
+from simsiam.evaluation.gallery import Tile
 from tests.helpers import Program
 from tests.images import write_bad_images
 from tests.processes import Started
@@ -180,6 +182,13 @@ def test_the_gallery_shows_each_query_and_its_nearest_train_images(
                 same += int(alike)
     figures = json.loads((tmp_path / "neighbours" / "summary.json").read_text())
     assert figures["same_class"] == pytest.approx(100 * same / 28)
+
+
+def test_share_of_the_same_class_is_of_pairs_whose_classes_are_known() -> None:
+    image = Image.new("RGB", (2, 2))
+    rows = [[Tile(image, "", same) for same in row] for row in ([None, True, False], [None, None])]
+    assert same_class_percentage(rows) == 50
+    assert same_class_percentage([[Tile(image, "", None)]]) is None
 
 
 def test_queries_may_come_from_a_folder(

@@ -112,6 +112,9 @@ def test_the_same_finetune_again_trains_only_the_seeds_that_are_missing(
     assert "seed 1 is finished already" in out
     assert first.stat().st_mtime_ns == before
     assert set(read_summary(tmp_path / "finetune_0.25")["seeds"]) == {"0", "1"}
+    # A default that is given as a flag is no other setting.
+    status, out, _ = program(*command, "--seeds", "1", "--learning-rate", "0.03")
+    assert status == 0 and "seed 1 is finished already" in out
 
     status, _, err = program(*command, "--epochs", "3", "--seeds", "1")
     assert status == 2 and "another --epochs" in err and err.count("\n") == 1

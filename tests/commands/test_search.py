@@ -177,6 +177,21 @@ def test_trial_of_another_machine_is_taken_up_after_a_silence(tmp_path: Path) ->
     assert outcomes(load_study(tmp_path)) == ["finished"]
 
 
+def test_worker_drops_a_trial_that_a_user_has_ended(tmp_path: Path) -> None:
+    pause(tmp_path)
+    process = start_search(tmp_path, "--trials", "2")
+    wait_for(process, lambda: epochs_of(tmp_path, "trial_0000") == [1])
+    load_study(tmp_path).tell(0, 12.0)
+    go_on(tmp_path)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert out.count("trial 0 was ended from elsewhere") == 1
+    assert outcomes(load_study(tmp_path)) == ["finished"]
+    again = start_search(tmp_path, "--trials", "2")
+    again.communicate()
+    assert again.returncode == 0 and len(starts(tmp_path)) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_hands_the_trial_back(number: signal.Signals, tmp_path: Path) -> None:
     pause(tmp_path)

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from simsiam.commands import launch
+from simsiam.commands import launch, sweep
 from simsiam.commands.sweep import expand_seeds, list_gpus, make_variant
 from simsiam.config.ablations import find_paper_results
 from simsiam.config.commands import Ablate, Pretrain
 from tests.at_steps import run_with_child_script, start_with_events_below
 from tests.helpers import SMALL, Program, read_rows, same_weights
 from tests.processes import Started, child_pids, start, wait_for
+from utils.errors import RunError
 from utils.settings import from_settings
 
 # A stub of main.py: it ends with the status that $STATUSES has for its run, or waits for a signal.
@@ -86,7 +87,22 @@ def test_killed_run_gives_one_line_of_error(tmp_path: Path) -> None:
     os.kill(int(pid.read_text()), signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGKILL and err.count("\n") == 1
-    assert "baseline was ended by SIGKILL. The same command resumes it" in err
+    advice = "the same command resumes it and trains the runs that are left"
+    assert f"baseline was ended by SIGKILL; {advice}" in err
+
+
+def test_advice_after_a_kill_says_to_leave_out_overwrite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_and_kill(*_: object) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(["sleep", "60"])
+        process.kill()
+        return process
+
+    monkeypatch.setattr(sweep, "start_process", start_and_kill)
+    config = from_settings(Pretrain, {"overwrite": True, "save_dir": str(tmp_path)})
+    with pytest.raises(RunError, match="the same command without --overwrite resumes it"):
+        sweep.run_processes({"seed_7": config}, [None])
 
 
 @pytest.mark.slow(

@@ -1,10 +1,10 @@
-"""A run may be next to the images it trains on, but not among them."""
+"""What the folder of a run may hold, and where it may be."""
 
 from pathlib import Path
 
 import pytest
 
-from simsiam.config.commands import Pretrain
+from simsiam.config.commands import Pretrain, settings_to_keep
 from simsiam.config.run_state import check_folder
 from utils.cli import parse
 from utils.errors import UserError
@@ -49,3 +49,28 @@ def test_without_train_images_of_their_own_all_folders_have_images(tmp_path: Pat
     with pytest.raises(UserError, match="its pictures would be taken for images"):
         check(tmp_path, tmp_path / "runs")
     check(tmp_path / "cats", tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("variables", "state"),
+    [
+        ({}, "discarded"),
+        ({"SLURM_JOB_ID": "77"}, "discarded"),  # the command is typed again in the same job
+        ({"SLURM_JOB_ID": "78", "SLURM_RESTART_COUNT": "1"}, "discarded"),  # an older run
+        ({"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "1"}, "unfinished"),
+    ],
+)
+def test_overwrite_spares_only_the_run_of_a_requeued_job(
+    variables: dict[str, str], state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    flags = ["--overwrite", "--batch-size", "512", "--knn-k", "200"]
+    flags += ["--save-dir", str(tmp_path), "--exp-name", "run"]
+    config = parse(Pretrain, flags, "main.py")
+    run = RunDirectory(config.run_dir)
+    assert check_folder(config, run) == "new"
+    run.create({"settings": settings_to_keep(config), "resolved": {"slurm_job": "77"}})
+    assert check_folder(config, run) == state

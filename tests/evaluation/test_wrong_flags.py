@@ -18,6 +18,7 @@ BAD_FLAGS = {
         "--dataset cifar10 --data-dir /no/such --data-url http://127.0.0.1:9/": "_1 is missing",
         "--results-dir /proc/nowhere": "cannot be written",
         "--results-dir /etc/passwd": "is a file",
+        "--image-size 64": "32 pixels wide",
     },
     "linear": {
         "--epochs 5": "goes with --augment",
@@ -55,7 +56,9 @@ BAD_FLAGS = {
         "--output /proc/nowhere/f.npz": "cannot be written",
         "--images /no/such": "no such folder",
         "--images /etc/passwd": "neither a .txt of paths nor a .csv",
-        "--split all": "There are both, train, test",
+        "--split all": "There are both, test, train",
+        "--images /tmp --split test": "Drop the flag, or --images",
+        "--images /tmp --train-images 3": "Drop the flag, or --images",
         f"--output /tmp/{'x' * 300}.npz": "too long",
         "--images=": "is empty",
     },

@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import warnings
 from pathlib import Path
 from statistics import mean, stdev
 from xml.etree import ElementTree
@@ -68,7 +69,7 @@ def test_labels_of_classes_are_short_and_none_is_hidden() -> None:
     figure = plots.draw_map(np.zeros((3, 2)), labels, names)
     legend = [text.get_text().strip() for text in figure.legends[0].get_texts()]
     assert legend == ["n" * 45 + "...", "_background", "cat"]
-    for chart in (plots.draw_bars(names, [1, 2, 3]), plots.draw_matrix(np.eye(3), names)):
+    for chart in (plots.draw_bars(names, [1, 2, 3], "images"), plots.draw_matrix(np.eye(3), names)):
         ticks = [tick.get_text().strip() for tick in chart.axes[0].get_yticklabels()]
         assert ticks == legend
 
@@ -117,6 +118,23 @@ def test_bars_show_the_best_and_worst_of_many_classes(classes: int, bars: int) -
     assert len(ticks) == bars == len(set(ticks))
     assert ("the 10 best and the 10 worst" in chart.caption) == (classes > bars)
     assert "most often" in FEATURE_CHARTS["confusion"](make_analysis(names, confusion)).caption
+
+
+def test_confusion_of_a_perfect_classifier_names_no_mistake() -> None:
+    chart = FEATURE_CHARTS["confusion"](make_analysis(["a", "b"], np.diag([5, 7])))
+    assert chart is not None
+    assert "most often" not in chart.caption and "no image" in chart.caption
+
+
+def test_curves_keep_their_height_below_a_long_legend(runs: Path) -> None:
+    (group,) = group_runs([read_run(runs / "a")])
+    groups = [group._replace(index=i, label=f"{i} " + "long label " * 8) for i in range(20)]
+    figure = plots.draw_curves(groups, "train_loss", "loss", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of a layout that has no room
+        figure.draw_without_rendering()
+    height = figure.axes[0].get_window_extent().height / figure.dpi
+    assert height > 0.7 * plots.CURVE_HEIGHT
 
 
 def test_map_shows_the_principal_components() -> None:

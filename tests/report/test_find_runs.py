@@ -50,6 +50,13 @@ def test_folder_of_runs_stands_for_its_runs(tree: Path) -> None:
     assert names(tree) == [f"runs/{name}" for name in (*ABLATION, "single", *SWEEP)]
 
 
+def test_a_run_with_a_page_in_its_folder_is_found(tree: Path) -> None:
+    page = (tree / "report" / "index.html").read_text()
+    (tree / "sweep" / "seed_2" / "index.html").write_text(page)
+    (tree / "ablation" / "index.html").write_text(page)
+    assert names(tree) == [f"runs/{name}" for name in (*ABLATION, "single", *SWEEP)]
+
+
 def test_run_that_is_named_twice_is_read_once(tree: Path) -> None:
     assert names(tree / "sweep" / "seed_10", tree / "sweep", tree / "sweep") == [
         "seed_10",

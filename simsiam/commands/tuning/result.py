@@ -8,7 +8,8 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from simsiam.commands.tuning.objective import UNITS, standard_error
+from simsiam.commands.tuning.answer import describe_answer, describe_doubts, format_score
+from simsiam.commands.tuning.objective import UNITS
 from simsiam.commands.tuning.plan import Plan
 from simsiam.commands.tuning.space import Choices
 from simsiam.commands.tuning.storage import JOURNAL, hide_password
@@ -25,7 +26,6 @@ PAGE = "study.html"
 GENERATOR = "SimSiam search"
 FIGURES = "figures"
 MIN_TRIALS_FOR_IMPORTANCE = 10
-CLEAR_DIFFERENCE = 2  # standard errors; a smaller difference may be chance
 
 
 def format_minutes(seconds: float) -> str:
@@ -59,14 +59,18 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
     if score is None and curve:
         score = curve[-1][1]
     outcome = "running"
+    reason = trial.user_attrs.get("reason", "")
     if trial.state.is_finished():
-        outcome = trial.user_attrs["outcome"]
+        outcome = trial.user_attrs.get("outcome")
+        if outcome is None:  # somebody has ended it by Optuna's tools
+            outcome = "stopped"
+            reason = "ended from outside of the search"
     return TrialRecord(
         number=trial.number,
         run_name=trial.user_attrs.get("run", ""),
         values=trial.params,
         outcome=outcome,
-        reason=trial.user_attrs.get("reason", ""),
+        reason=reason,
         score=score,
         curve=curve,
         is_start=bool(trial.user_attrs.get("start")),
@@ -122,77 +126,6 @@ def describe_end(study: Study, number: int, plan: Plan, max_trials: int | None) 
         best = max(finished, key=score_of)
         line += f"; best {score_of(best):.2f} (trial {best.number})"
     return line
-
-
-def format_score(score: float, plan: Plan) -> str:
-    if plan.objective == "knn":
-        return f"kNN {score:.2f} %"
-    return f"score {score:.2f}"
-
-
-def describe_answer(record: StudyRecord, plan: Plan) -> list[str]:
-    """Return what the search has found, in sentences."""
-    best = record.best
-    if best is None or best.score is None:
-        return ["No trial was trained to the end, so there is no answer yet. Continue the search."]
-    epochs = record.trial_epochs
-    sentences = [
-        f"The best trial is number {best.number}: {format_score(best.score, plan)} "
-        f"after {epochs} epochs."
-    ]
-    start = record.start
-    if best.is_start:
-        sentences.append("These are the settings that you gave: the search found none better.")
-    elif start is not None and start.score is not None and start.outcome == "finished":
-        sentences.append(
-            f"The settings that you gave reached {format_score(start.score, plan)} in the same "
-            f"time. {describe_difference(best.score - start.score, start.score, plan)}"
-        )
-    planned = plan.base["epochs"]
-    if planned > epochs:
-        sentences.append(
-            f"The planned run of {planned} epochs is {planned / epochs:.3g} times as long. "
-            "Expect a better result from it than from the trial, and smaller differences."
-        )
-    return sentences
-
-
-def describe_difference(difference: float, accuracy: float, plan: Plan) -> str:
-    """Return whether a difference to the settings of the flags is more than chance."""
-    if plan.objective != "knn":
-        return "The score without labels has no unit: only the order of the trials means something."
-    error = math.sqrt(2) * standard_error(accuracy, plan.queries)
-    text = (
-        f"The difference is {difference:.2f} points. With {plan.queries:,} images, differences "
-        f"below {CLEAR_DIFFERENCE * error:.1f} points may be chance"
-    )
-    if difference < CLEAR_DIFFERENCE * error:
-        return f"{text}, so the search shows no clear gain."
-    return f"{text}, so this one is probably real."
-
-
-def describe_doubts(record: StudyRecord, plan: Plan) -> list[str]:
-    """Return what the results do not show, in sentences."""
-    sentences = [
-        "The best of many trials is partly luck: expect a little less from the same settings "
-        "with another seed.",
-        f"What is best after {record.trial_epochs} epochs need not be best after "
-        f"{plan.base['epochs']}: a high learning rate and small views look better in short runs.",
-    ]
-    if plan.objective == "rankme":
-        sentences.append(
-            "No labels were used. RankMe orders runs of one kind fairly well in its paper "
-            "(Garrido et al. 2023), less so when the augmentation changes. Label a few hundred "
-            "images to be surer."
-        )
-    elif plan.leave_one_out:
-        sentences.append(
-            "The train images have no labels, so the trials were compared on test images. Their "
-            "accuracy is no test result any more. Label other images for that."
-        )
-    else:
-        sentences.append("Test images were not used, so they can still tell the true gain.")
-    return sentences
 
 
 def final_settings(best: TrialRecord, plan: Plan) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Where Optuna keeps the trials of a search, and how a trial gets into its queue again."""
 
+import os
 import re
 import time
 import warnings
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DBAPIError
 
+from utils.console import print_line
 from utils.errors import UserError
 
 JOURNAL = "journal.log"
@@ -33,6 +35,12 @@ def name_run(trial: optuna.Trial | FrozenTrial) -> str:
     return trial.user_attrs.get("run") or f"trial_{trial.number:04}"
 
 
+def find_trial_id(study: optuna.Study, storage: BaseStorage, number: int) -> int:
+    """Return the id of a trial in the storage, which may hold several studies."""
+    study_id = storage.get_study_id_from_name(study.study_name)
+    return storage.get_trial_id_from_study_id_trial_number(study_id, number)
+
+
 def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     """Put a trial into the queue again, under a new number. Its run stays the same."""
     attributes = {name: trial.user_attrs[name] for name in ("start",) if name in trial.user_attrs}
@@ -51,14 +59,59 @@ def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     )
 
 
+class JournalLock(JournalFileSymlinkLock):
+    """Optuna's lock of a journal. It is held while a process appends lines.
+
+    A full disk or a power cut may leave half a line at the end. Optuna ignores it there, but would
+    append the next line to it, and could not read the journal any more. So it is cut off first.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        super().__init__(str(journal))
+        self._journal = journal
+
+    def acquire(self) -> bool:
+        is_acquired = super().acquire()
+        try:
+            self._cut_half_line()
+        except BaseException:
+            self.release()
+            raise
+        return is_acquired
+
+    def _cut_half_line(self) -> None:
+        with self._journal.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            if file.read() in (b"", b"\n"):
+                return
+        whole_lines = self._journal.read_bytes().rfind(b"\n") + 1
+        os.truncate(self._journal, whole_lines)
+        print_line(f"{self._journal} ended with half a line, which was cut off")
+
+
+def open_journal(file: Path) -> JournalStorage:
+    """Return the storage in a file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return JournalStorage(JournalFileBackend(str(file), JournalLock(file)))
+    except ValueError as error:  # json.JSONDecodeError is one
+        raise UserError(
+            f"{file} is damaged ({error}). Restore it from a backup, or give another --exp-name."
+        ) from None
+
+
 def open_storage(folder: Path, url: str | None) -> BaseStorage:
     """Return the storage of a search: a journal in its folder, or the database of a URL.
 
     Raises:
-        UserError: the database cannot be used.
+        UserError: the journal is damaged, or the database cannot be used.
     """
     if url is None:
-        return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+        return open_journal(folder / JOURNAL)
     attempts = 0
     while True:
         attempts += 1

@@ -16,19 +16,15 @@ from typing import Any, Literal
 import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.pruners import SuccessiveHalvingPruner
-from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from simsiam.commands.tuning.handover import Handover
 from simsiam.commands.tuning.sampler import SeededSampler, make_distributions
 from simsiam.commands.tuning.space import Space
-from simsiam.commands.tuning.storage import (
-    SILENCE_SECONDS,
-    name_run,
-    open_storage,
-    requeue,
-)
+from simsiam.commands.tuning.storage import find_trial_id, name_run, open_storage
 from utils.errors import require
-from utils.filesystem import is_locked, lock_folder
+from utils.filesystem import lock_folder
 
 STUDY_LOCK = "study.lock"
 MAX_WAIT_FOR_START = 10  # seconds until a study that another machine has created has a trial
@@ -114,6 +110,7 @@ class Study:
                     study_name=name, storage=self.storage, sampler=sampler
                 )
                 self._is_new = False
+        self._handover = Handover(self.optuna, self.storage, folder / LOCKS)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -173,13 +170,13 @@ class Study:
             None if there are `max_trials` already that have ended or are being trained.
         """
         with self.lock():
-            self._hand_back_abandoned()
+            self._handover.hand_back_abandoned()
             if max_trials is not None and self.count_started() >= max_trials:
                 return None
             trial = self.optuna.ask(make_distributions(space))
             run_name = name_run(trial)
             trial.set_user_attr("run", run_name)
-            lock_file = self._lock_file(trial.number)
+            lock_file = self._handover.lock_file(trial.number)
             lock_file.write_text(socket.gethostname())
             lock = ExitStack()
             lock.enter_context(lock_folder(lock_file, f"trial {trial.number} is taken"))
@@ -191,10 +188,17 @@ class Study:
         """Tell other machines that the worker of a trial is alive."""
         os.utime(claim.lock_file)
         if isinstance(self.storage, RDBStorage):
-            study_id = self.storage.get_study_id_from_name(self.folder.name)
-            self.storage.record_heartbeat(
-                self.storage.get_trial_id_from_study_id_trial_number(study_id, claim.number)
-            )
+            self.storage.record_heartbeat(self._find_id(claim))
+
+    def is_over(self, claim: Claim) -> bool:
+        """Return whether a trial has ended, although its worker has not called `end`.
+
+        Another worker took this one for dead, or somebody has ended the trial by Optuna's tools.
+        """
+        return self.storage.get_trial(self._find_id(claim)).state.is_finished()
+
+    def _find_id(self, claim: Claim) -> int:
+        return find_trial_id(self.optuna, self.storage, claim.number)
 
     def end(self, claim: Claim, outcome: Outcome, reason: str, score: float | None) -> None:
         """Record how a trial has ended.
@@ -202,6 +206,9 @@ class Study:
         Args:
             reason: a sentence for the page.
             score: the last one; None for a trial without one.
+
+        Raises:
+            UpdateFinishedTrialError: somebody else has ended the trial.
         """
         claim.trial.set_user_attr("outcome", outcome)
         claim.trial.set_user_attr("reason", reason)
@@ -215,45 +222,10 @@ class Study:
     def hand_back(self, claim: Claim) -> None:
         """Let another worker, or the next start of the command, resume a trial."""
         with self.lock():
-            for trial in self._running():
+            for trial in self._handover.running():
                 if trial.number == claim.number:
-                    self._requeue(trial)
+                    self._handover.hand_back(trial)
         claim.release()
-
-    def _lock_file(self, number: int) -> Path:
-        return self.folder / LOCKS / f"trial_{number:04}"
-
-    def _hand_back_abandoned(self) -> None:
-        if isinstance(self.storage, RDBStorage):
-            fail_stale_trials(self.optuna)
-        abandoned = [trial for trial in self._running() if self._is_abandoned(trial)]
-        # A worker records how its trial has ended before it releases the lock. So a trial that has
-        # ended since the first look is not running at the second one.
-        still_running = {trial.number for trial in self._running()}
-        for trial in abandoned:
-            if trial.number in still_running:
-                self._requeue(trial)
-
-    def _running(self) -> list[FrozenTrial]:
-        return self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-
-    def _is_abandoned(self, trial: FrozenTrial) -> bool:
-        """Return whether the worker of a running trial has died."""
-        lock_file = self._lock_file(trial.number)
-        if not lock_file.exists():
-            # With a database, the worker may have another folder, and Optuna's heartbeat decides.
-            # Otherwise the worker, which held the study's lock, died before it made the file.
-            return not isinstance(self.storage, RDBStorage)
-        if is_locked(lock_file):
-            return False
-        if lock_file.read_text() == socket.gethostname():
-            return True
-        # A lock on a network file system may not reach another machine.
-        return time.time() - lock_file.stat().st_mtime > SILENCE_SECONDS
-
-    def _requeue(self, trial: FrozenTrial) -> None:
-        self.optuna.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        requeue(self.optuna, trial)
 
 
 def check_facts(study: Study, wanted: Mapping[str, Any]) -> None:

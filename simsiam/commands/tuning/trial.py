@@ -25,6 +25,7 @@ class TrialRun:
         score: after the latest epoch that has one; None before.
         epoch: the latest one.
         ending: why this process has sent SIGTERM to the run; None while the run may go on.
+        is_dropped: whether somebody else has ended the trial. Then the run is only to end.
     """
 
     def __init__(self, claim: Claim, config: Pretrain, kind: Kind, slot: Slot) -> None:
@@ -37,6 +38,7 @@ class TrialRun:
         self.score: float | None = None
         self.epoch = 0
         self.ending: tuple[Outcome, str] | None = None
+        self.is_dropped = False
         self.restarts = 0
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -55,7 +57,11 @@ class TrialRun:
             self.process = start_process(self.config, self.slot, output)
 
     def read_metrics(self) -> None:
-        """Report the scores of new epochs to the study, and stop the run if it falls behind."""
+        """Report the scores of new epochs to the study, and stop the run if it falls behind.
+
+        Raises:
+            UpdateFinishedTrialError: somebody else has ended the trial.
+        """
         rows: list[dict[str, Any]] = self.run.rows()
         for count in range(self.epoch + 1, len(rows) + 1):
             self.epoch = count
@@ -77,12 +83,25 @@ class TrialRun:
             self.send_signal(signal.SIGTERM)
         self.ending = (outcome, reason)
 
+    def drop(self) -> None:
+        """Ask the run to end, whose trial somebody else has ended."""
+        self.is_dropped = True
+        self.send_signal(signal.SIGTERM)
+        self.claim.release()
+
+    def is_training(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def send_signal(self, number: int) -> None:
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None:  # a process that has ended gets no signal
             self.process.send_signal(number)
 
     def find_end(self) -> tuple[Outcome, str] | None:
-        """Return how the trial has ended and why; None if it is still training, or again."""
+        """Return how the trial has ended and why; None if it is still training, or again.
+
+        Raises:
+            UpdateFinishedTrialError: somebody else has ended the trial.
+        """
         if self.process is None:
             self.start()
             return None
@@ -104,3 +123,18 @@ class TrialRun:
             self.process = None
             return None
         return "failed", f"the run failed: {last_line(self.log)}"
+
+    def find_end_after_stop(self) -> tuple[Outcome, str] | None:
+        """Wait, and return how the trial had ended before a signal ended it; None if it had not.
+
+        Raises:
+            UpdateFinishedTrialError: somebody else has ended the trial.
+        """
+        if self.process is None:
+            return None
+        has_ended_by_itself = self.process.wait() in (0, COLLAPSED_STATUS, NOT_FINITE_STATUS)
+        if self.is_dropped:
+            return None
+        if has_ended_by_itself or self.ending is not None:
+            return self.find_end()
+        return None

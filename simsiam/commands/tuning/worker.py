@@ -5,17 +5,19 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from optuna.exceptions import UpdateFinishedTrialError
+
 from simsiam.commands import launch
 from simsiam.commands.sweep import Slot, choose_slots
 from simsiam.commands.tuning.plan import Plan, choose_trial_epochs, describe_plan, make_plan
 from simsiam.commands.tuning.result import describe_end, finish_search, format_minutes
 from simsiam.commands.tuning.storage import HEARTBEAT_SECONDS
-from simsiam.commands.tuning.study import Study, check_facts, rung_of
+from simsiam.commands.tuning.study import Claim, Outcome, Study, check_facts, rung_of
 from simsiam.commands.tuning.trial import TrialRun
 from simsiam.config.commands import Search
 from simsiam.config.search_options import DEFAULT_TRIALS
 from utils.console import print_line
-from utils.errors import RunError, StoppedBySignal, require
+from utils.errors import RunError, StoppedBySignal, UserError, require
 from utils.filesystem import check_writable
 
 POLL_SECONDS = 0.2
@@ -129,8 +131,7 @@ class Worker:
             time.sleep(POLL_SECONDS)  # the handler of a signal raises StoppedBySignal here
             self._show_life()
             for trial in list(self.running.values()):
-                trial.read_metrics()
-                self._end_if_over(trial)
+                self._look_after(trial)
             left = self.seconds_left()
             if left is not None and left <= 0:
                 print_line("The time is used up.")
@@ -139,18 +140,50 @@ class Worker:
 
     def _fill_slots(self) -> None:
         for slot in self.slots:
-            left = self.seconds_left()
-            is_time_left = left is None or left > 0
-            if slot in self.running or not is_time_left or self._no_more:
-                continue
-            claim = self.study.claim(self.plan.space, self.max_trials)
-            if claim is None:
-                self._no_more = True
-                return
+            while slot not in self.running and self._may_start():
+                self._start_trial(slot)
+
+    def _may_start(self) -> bool:
+        left = self.seconds_left()
+        is_time_left = left is None or left > 0
+        return is_time_left and not self._no_more
+
+    def _start_trial(self, slot: Slot) -> None:
+        """Start the next trial, if there is one and its values go together."""
+        claim = self.study.claim(self.plan.space, self.max_trials)
+        if claim is None:
+            self._no_more = True
+            return
+        try:
             config = self.plan.make_trial(claim.trial.params, self.trial_epochs, claim.run_name)
-            trial = TrialRun(claim, config, self.plan.objective, slot)
-            self.running[slot] = trial
-            trial.start()
+        except UserError as error:
+            # `check_space` has tried the ends of each range, but not all combinations of values.
+            self._record_end(claim, "failed", str(error), None)
+            self._count_failures("failed", str(error))
+            return
+        trial = TrialRun(claim, config, self.plan.objective, slot)
+        self.running[slot] = trial
+        trial.start()
+
+    def _look_after(self, trial: TrialRun) -> None:
+        """Read what a run has written since the last look, and record its end if it has ended."""
+        if trial.is_dropped:
+            if not trial.is_training():
+                del self.running[trial.slot]
+            return
+        try:
+            trial.read_metrics()
+            self._end_if_over(trial)
+        except UpdateFinishedTrialError:
+            self._drop(trial)
+
+    def _drop(self, trial: TrialRun) -> None:
+        """End the run of a trial that somebody else has ended."""
+        trial.drop()
+        print_line(
+            f"trial {trial.claim.number} was ended from elsewhere: another worker took this one "
+            "for dead, or somebody used Optuna. Its run stops here."
+        )
 
     def _end_if_over(self, trial: TrialRun) -> None:
         end = trial.find_end()
@@ -158,12 +191,20 @@ class Worker:
             return
         del self.running[trial.slot]
         outcome, reason = end
-        self.study.end(trial.claim, outcome, reason, trial.score)
-        line = describe_end(self.study, trial.claim.number, self.plan, self.max_trials)
+        self._record_end(trial.claim, outcome, reason, trial.score)
+        self._count_failures(outcome, reason)
+
+    def _record_end(self, claim: Claim, outcome: Outcome, reason: str, score: float | None) -> None:
+        """Record how a trial has ended, and print a line about it."""
+        self.study.end(claim, outcome, reason, score)
+        line = describe_end(self.study, claim.number, self.plan, self.max_trials)
         left = self.seconds_left()
         if left is not None:
             line += f"; {format_minutes(left)} left"
         print_line(line)
+
+    def _count_failures(self, outcome: Outcome, reason: str) -> None:
+        """Raise RunError if the latest trials have all failed."""
         if outcome != "failed":
             self.failures = 0
             return
@@ -178,18 +219,33 @@ class Worker:
         self._last_sign = now
         self._note_time()
         for trial in self.running.values():
-            self.study.show_life(trial.claim)
+            if trial.is_dropped:
+                continue
+            if self.study.is_over(trial.claim):
+                self._drop(trial)
+            else:
+                self.study.show_life(trial.claim)
 
     def _note_time(self) -> None:
         self.study.set_fact("seconds", round(self.used_seconds(), 1))
 
     def stop(self, number: int) -> None:
-        """Let all runs save themselves and end, and hand their trials back."""
+        """Let all runs save themselves and end.
+
+        Trials that have ended by then are recorded, and the others are handed back.
+        """
         for trial in self.running.values():
             trial.send_signal(number)
         for trial in self.running.values():
-            if trial.process is not None:
-                trial.process.wait()
-            self.study.hand_back(trial.claim)
+            try:
+                end = trial.find_end_after_stop()
+                if trial.is_dropped:
+                    continue
+                if end is None:
+                    self.study.hand_back(trial.claim)
+                else:
+                    self._record_end(trial.claim, *end, trial.score)
+            except UpdateFinishedTrialError:
+                self._drop(trial)
         self.running.clear()
         self._note_time()

@@ -7,6 +7,7 @@ resumes. A file that changes is decoded again, and the others stay.
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -210,14 +211,26 @@ class _CacheWriter:
 
         unused_gib = (self.index.whole_bytes - used_bytes) / 2**30
         print_line(f"removing {unused_gib:.2f} GiB of files that have changed or are gone")
-        old_names = (self.header.whole_file, self.header.clean_file)
-        self.header.number += 1
+        old = self.header
+        self.header = replace(old, number=old.number + 1)
+        try:
+            index = self._copy_pixels(used, old)
+            write_index(self.folder, index)  # from here on the new files are valid
+        except OSError as error:  # such as a full disk
+            self._remove_files(self.header)
+            self.header = old
+            where = printable(self.folder)
+            print_line(f"warning: {where} keeps the unused space ({error.strerror})")
+            return
+        self.index = index
+        self._remove_files(old)
+
+    def _copy_pixels(self, used: np.ndarray, old: Header) -> Index:
+        """Copy the pixels of these lines from the old files to new ones. Return their index."""
         compact = IndexBuilder(Index(self.header))
-        whole = _open_to_read(self.folder / old_names[0])
-        clean = _open_to_read(self.folder / old_names[1])
         with (
-            whole,
-            clean,
+            open(self.folder / old.whole_file, "rb") as whole,
+            open(self.folder / old.clean_file, "rb") as clean,
             open(self.folder / self.header.whole_file, "wb") as new_whole,
             open(self.folder / self.header.clean_file, "wb") as new_clean,
         ):
@@ -225,16 +238,17 @@ class _CacheWriter:
                 if not entry.failure:
                     whole.seek(entry.offset)
                     new_whole.write(whole.read(entry.whole_bytes))
-                    clean.seek(entry.slot * self.header.clean_bytes)
-                    new_clean.write(clean.read(self.header.clean_bytes))
+                    clean.seek(entry.slot * old.clean_bytes)
+                    new_clean.write(clean.read(old.clean_bytes))
                     entry = entry._replace(offset=compact.whole_bytes, slot=compact.clean_slots)
                 compact.add([(path, entry)])
             _flush_to_disk(new_whole)
             _flush_to_disk(new_clean)
-        self.index = compact.build()
-        write_index(self.folder, self.index)  # from here on the new files are valid
-        for name in old_names:
-            (self.folder / name).unlink()
+        return compact.build()
+
+    def _remove_files(self, header: Header) -> None:
+        for name in (header.whole_file, header.clean_file):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _find_used_lines(self) -> np.ndarray:
         """Return the valid lines (n,) int64 about files of this run, or that exist."""
@@ -272,10 +286,6 @@ def _write_pixels(
     whole_file.write(result.whole.contiguous().numpy().data)
     clean_file.write(result.pixels.numpy().data)
     return entry
-
-
-def _open_to_read(file: Path) -> IO[bytes]:
-    return open(file, "rb")
 
 
 def _seek_to_end(file: IO[bytes], size: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, features
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, features
 
 from simsiam.config.value_types import PixelConversion
 from simsiam.data.files.image_notes import (
@@ -131,9 +131,18 @@ def read_size(path: Path) -> tuple[int, int]:
         Exception: of any kind, if the file is damaged.
     """
     with open_file(path) as file, Image.open(file, formats=FORMATS) as opened:
-        size = (opened.height, opened.width)
+        size = _read_stored_size(opened)
         orientation = _read_orientation(opened)
     return size if orientation is None else _turn_size(size, orientation)
+
+
+def _read_stored_size(opened: ImageFile.ImageFile) -> tuple[int, int]:
+    """Return height and width of an image as its file stores it, before any turn."""
+    if isinstance(opened, TiffImagePlugin.TiffImageFile):
+        # When new versions of Pillow open a TIFF with a quarter turn, `size` is already turned.
+        tags = opened.tag_v2
+        return tags[TiffImagePlugin.IMAGELENGTH], tags[TiffImagePlugin.IMAGEWIDTH]
+    return opened.height, opened.width
 
 
 def _turn_size(size: tuple[int, int], orientation: Image.Transpose) -> tuple[int, int]:

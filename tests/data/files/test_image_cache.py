@@ -1,9 +1,11 @@
 """files/image_cache.py: images are decoded once, and changes of their files are noticed."""
 
+import errno
 import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 
 from simsiam.data.cache.index import read_index
 from simsiam.data.file_paths import FilePaths
+from simsiam.data.files import image_cache
 from simsiam.data.files.cached_images import open_cache
 from simsiam.data.files.resizing import resize_whole
 from tests.data.files.decoding import (
@@ -140,12 +143,18 @@ def test_a_mapped_cache_survives_decoding_again(tmp_path: Path) -> None:
     assert torch.equal(old, before) and not torch.equal(new, before)
 
 
-def test_space_of_files_that_changed_is_used_again(tmp_path: Path, printed: Printed) -> None:
-    (tmp_path / "photos").mkdir()
+def large_photos(folder: Path, shade: int) -> list[Path]:
+    """Make four images that fill more than a cache may waste, and return the names of the files."""
+    folder.mkdir(exist_ok=True)
     files = [Path(f"{i}.png") for i in range(4)]
+    for i, file in enumerate(files):
+        Image.new("RGB", (500, 400), (shade, i, 7)).save(folder / file)
+    return files
+
+
+def test_space_of_files_that_changed_is_used_again(tmp_path: Path, printed: Printed) -> None:
     for shade in range(4):
-        for i, file in enumerate(files):
-            Image.new("RGB", (500, 400), (shade, i, 7)).save(tmp_path / "photos" / file)
+        files = large_photos(tmp_path / "photos", shade)
         mapped = decode(tmp_path, files, 200)
         assert torch.equal(mapped, expected(tmp_path, files, 200))
     assert "files that have changed or are gone" in printed()
@@ -153,6 +162,32 @@ def test_space_of_files_that_changed_is_used_again(tmp_path: Path, printed: Prin
     assert len(sizes) == 3 and sum(sizes.values()) < 2.1 * 4 * 3 * (200**2 + 400 * 500)
     index = decode_all(tmp_path / "cache", tmp_path / "photos", files, 200)
     assert len(index) - len(index.valid_lines()) == 4
+
+
+def test_a_cache_that_cannot_be_made_smaller_is_used_as_it_is(
+    tmp_path: Path, printed: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = image_cache._flush_to_disk
+
+    def flush_without_space(file: Any) -> None:
+        if file.name.endswith("clean.1.uint8"):  # the last one that is written again
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(file)
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(image_cache, "_flush_to_disk", flush_without_space)
+        for shade in range(3):
+            files = large_photos(tmp_path / "photos", shade)
+            mapped = decode(tmp_path, files, 200)
+            assert torch.equal(mapped, expected(tmp_path, files, 200))
+            assert sorted(os.listdir(tmp_path / "cache")) == FILES
+    assert "keeps the unused space (No space left on device)" in printed()
+
+    # Once there is space, the cache is made smaller.
+    files = large_photos(tmp_path / "photos", 3)
+    assert torch.equal(decode(tmp_path, files, 200), expected(tmp_path, files, 200))
+    names = sorted(os.listdir(tmp_path / "cache"))
+    assert names == ["clean.1.uint8", "index.jsonl", "whole.1.uint8"]
 
 
 def test_bad_images_are_listed_and_tried_again(tmp_path: Path) -> None:

@@ -154,18 +154,20 @@ def test_a_jpeg_decoded_at_a_fraction_of_its_size_gives_nearly_the_same_crops(
         assert (crop.float() - theirs.float()).abs().mean() < 1.5
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_crops_of_turned_photographs_are_upright(
-    orientation: int, tmp_path: Path, photos: list[Image.Image]
+    orientation: int, suffix: str, tmp_path: Path, photos: list[Image.Image]
 ) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    photos[0].save(tmp_path / "turned.png", exif=exif)
-    files = ImageFiles(SourceFiles(tmp_path, ["turned.png"]))
+    name = f"turned{suffix}"
+    photos[0].save(tmp_path / name, exif=exif)
+    files = ImageFiles(SourceFiles(tmp_path, [name]))
     height, width = files.read_sizes(torch.tensor([0]))[0].tolist()
     assert (height < width) == (orientation < 5)
     whole = cut(files, 0, [Box(0, 0, height, width)], 64)[0]
-    upright = ImageOps.exif_transpose(Image.open(tmp_path / "turned.png"))
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / name))
     theirs = F.pil_to_tensor(F.resized_crop(upright, 0, 0, height, width, [64, 64]))
     assert (whole.int() - theirs.int()).abs().max() <= 1
 

@@ -1,0 +1,123 @@
+"""A worker in this process, whose trials are the stub of tests/commands/search_stub.py."""
+
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from optuna.trial import TrialState
+
+from simsiam.commands.tuning.space import Range, Space
+from simsiam.commands.tuning.study import Study
+from simsiam.commands.tuning.trial import TrialRun
+from simsiam.commands.tuning.worker import Worker
+from simsiam.config import commands
+from simsiam.config.commands import Pretrain, Search
+from tests.commands.search_stub import SCRIPT, pause, search_flags
+from utils.cli import parse
+from utils.errors import RunError, UserError
+from utils.settings import from_settings
+
+SPACE: Space = {"base_learning_rate": Range(low=0.01, high=1.0, log=True)}
+EPOCHS = 4
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """Return a worker of a new search, whose trials have EPOCHS epochs."""
+    script = tmp_path / "stub.py"
+    script.write_text(SCRIPT)
+    monkeypatch.setattr(commands, "MAIN", script)
+    config = parse(Search, search_flags(tmp_path, "--trials", "9")[1:], "test")
+
+    def make_trial(values: dict[str, Any], epochs: int, name: str) -> Pretrain:
+        run = {"save_dir": str(config.run_dir), "exp_name": name, "epochs": epochs}
+        return from_settings(Pretrain, {**values, **run, "learning_rate": "auto"})
+
+    plan = SimpleNamespace(config=config, space=SPACE, objective="knn", make_trial=make_trial)
+    worker = Worker(cast(Any, plan), Study(config.run_dir, None, 0))
+    worker.trial_epochs = EPOCHS
+    return worker
+
+
+def train_a_trial(worker: Worker) -> TrialRun:
+    """Start a trial, and wait until its run has ended. The worker has not noticed that yet."""
+    worker._fill_slots()
+    (trial,) = worker.running.values()
+    assert trial.process is not None
+    trial.process.wait()
+    return trial
+
+
+@pytest.mark.parametrize("has_reported", [False, True])
+def test_worker_drops_a_trial_that_was_ended_from_elsewhere(
+    has_reported: bool, worker: Worker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = train_a_trial(worker)
+    if has_reported:
+        trial.read_metrics()
+    worker.study.optuna.tell(0, 12.0)
+    for _ in range(2):
+        if worker.running:
+            worker._look_after(trial)
+    assert worker.running == {}
+    assert capsys.readouterr().out.count("trial 0 was ended from elsewhere") == 1
+    assert [trial.state for trial in worker.study.trials()] == [TrialState.COMPLETE]
+
+
+def test_trial_that_finishes_as_the_search_stops_is_recorded(worker: Worker) -> None:
+    train_a_trial(worker)
+    worker.stop(signal.SIGTERM)
+    (trial,) = worker.study.trials()
+    assert trial.user_attrs["outcome"] == "finished"
+    assert trial.value == trial.intermediate_values[EPOCHS] > 0
+
+
+def test_trial_that_falls_behind_as_the_search_stops_is_recorded(worker: Worker) -> None:
+    pause(Path(worker.plan.config.run.save_dir))
+    worker._fill_slots()
+    (trial,) = worker.running.values()
+    trial.stop("stopped", "behind the better half")
+    worker.stop(signal.SIGTERM)
+    (record,) = worker.study.trials()
+    assert record.user_attrs["outcome"] == "stopped"
+    assert trial.process is not None and trial.process.returncode == -signal.SIGTERM
+
+
+def test_trial_that_is_stopped_in_its_middle_is_handed_back(worker: Worker) -> None:
+    pause(Path(worker.plan.config.run.save_dir))
+    worker._fill_slots()
+    worker.stop(signal.SIGTERM)
+    assert [trial.state for trial in worker.study.trials()] == [TrialState.WAITING]
+
+
+def refuse_trials(worker: Worker, numbers: range) -> None:
+    """Let the plan refuse the values of some trials."""
+    make_trial = worker.plan.make_trial
+
+    def refuse(values: dict[str, Any], epochs: int, name: str) -> Pretrain:
+        if int(name.removeprefix("trial_")) in numbers:
+            raise UserError("--heavy-views 4: must not be more than --views 2")
+        return make_trial(values, epochs, name)
+
+    worker.plan = cast(Any, SimpleNamespace(**{**vars(worker.plan), "make_trial": refuse}))
+
+
+def test_values_that_do_not_go_together_fail_their_trial_alone(worker: Worker) -> None:
+    refuse_trials(worker, range(2))
+    trial = train_a_trial(worker)
+    assert trial.claim.number == 2
+    worker._look_after(trial)
+    outcomes = [trial.user_attrs["outcome"] for trial in worker.study.trials()]
+    assert outcomes == ["failed", "failed", "finished"]
+    assert "--heavy-views 4" in worker.study.trials()[0].user_attrs["reason"]
+    worker.stop(signal.SIGTERM)
+    assert len(worker.study.trials()) == 3  # none waits to be tried again
+
+
+def test_search_ends_if_no_values_go_together(worker: Worker) -> None:
+    refuse_trials(worker, range(9))
+    with pytest.raises(RunError, match=r"3 runs in a row have failed.*--heavy-views 4"):
+        worker._fill_slots()
+    assert worker.running == {} and len(worker.study.trials()) == 3

@@ -1,0 +1,44 @@
+"""Evaluations of a run whose folder of images was changed after it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import TINY, Program
+from tests.images import patterns, smooth_image, write_images
+
+HELD_OUT = ["--held-out-images", "20"]
+
+
+def train(tmp_path: Path, program: Program, *flags: str) -> Path:
+    """Train a run on a folder of images, and return the run."""
+    write_images(tmp_path / "photos", patterns(120))
+    write_images(tmp_path / "photos", patterns(20, split=1), split="test")
+    data = ["--dataset", "folder", "--data-dir", str(tmp_path / "photos"), "--image-size", "32"]
+    status, _, err = program(*TINY, *data, *flags, "--exp-name", "run")
+    assert (status, err) == (0, "")
+    return tmp_path / "runs" / "run"
+
+
+@pytest.mark.parametrize("flags", [[], HELD_OUT])
+def test_a_warning_says_that_the_folder_was_changed(
+    flags: list[str], tmp_path: Path, program: Program
+) -> None:
+    run = train(tmp_path, program, *flags)
+    assert program("knn", str(run))[::2] == (0, "")
+    a_class = next((tmp_path / "photos" / "train").iterdir())
+    smooth_image().save(a_class / "new.png")
+    status, _, err = program("knn", str(run), "--overwrite")
+    assert status == 0 and "photos does not hold the images that the run had" in err
+    assert err.count("\n") == 1
+    # With one image more, others are held out, so this accuracy is no measure any more.
+    assert ("may have been trained on" in err) == bool(flags)
+
+
+def test_images_that_flags_choose_are_no_reason_to_warn(tmp_path: Path, program: Program) -> None:
+    run = train(tmp_path, program)
+    assert program("knn", str(run), "--train-images", "60")[::2] == (0, "")
+    write_images(tmp_path / "others", patterns(60, split=2))
+    write_images(tmp_path / "others", patterns(20, split=3), split="test")
+    others = ["--data-dir", str(tmp_path / "others"), "--overwrite"]
+    assert program("knn", str(run), *others)[::2] == (0, "")
