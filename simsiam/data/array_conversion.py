@@ -1,6 +1,7 @@
 """Check the arrays of a data set, and convert them to images, labels and class names."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,75 +33,122 @@ def convert_images(
     Raises:
         UserError: if the array has another type or shape.
     """
-    pixel_range = conversion.pixel_range
-    if pixel_range is not None and _needs_scaling(pixels, pixel_range):
-        pixels = _scale_images(pixels, pixel_range)
+    _check_type(where, name, pixels.dtype, conversion.pixel_range)
+    pixels = _move_channels_first(where, name, pixels)
+    if pixels.shape[1] in (2, 4):
+        colours = _to_8_bits(pixels[:, :-1], conversion.pixel_range)
+        opacity = _to_8_bits(pixels[:, -1:], _find_opacity_range(where, name, pixels.dtype))
+        images = _composite(where, name, colours, opacity, conversion.background)
+    else:
+        images = torch.from_numpy(_to_8_bits(pixels, conversion.pixel_range))
+    return images.expand(-1, 3, -1, -1).contiguous()
+
+
+def _check_type(
+    where: str, name: str, dtype: np.dtype[Any], pixel_range: tuple[float, float] | None
+) -> None:
+    """Refuse an array of pixels without a known scale.
+
+    Booleans are black and white, and uint8 has its scale. Other numbers need `--pixel-range`.
+    """
+    is_number = dtype.kind in "buif"  # booleans, unsigned and signed integers, floats
+    require(is_number, f"{where}: {name} is {dtype}, but images are numbers.")
+    has_scale = dtype in (np.uint8, np.bool_) or pixel_range is not None
     require(
-        pixels.dtype == np.uint8,
-        f"{where}: {name} is {pixels.dtype}, but images are uint8, 0 to 255. "
+        has_scale,
+        f"{where}: {name} is {dtype}, but images are uint8, 0 to 255. "
         "Pass --pixel-range LOW:HIGH to scale them.",
     )
-    images = torch.from_numpy(pixels)
+
+
+def _move_channels_first(where: str, name: str, pixels: np.ndarray) -> np.ndarray:
+    """Return images as (N, C, S, S), where C is 1 to 4.
+
+    Raises:
+        UserError: if the array has another shape.
+    """
+    images = pixels
     if images.ndim == 3:
         images = images[:, None]  # (N, 1, S, S)
     elif images.ndim == 4 and _has_channels_last(images.shape):
-        images = images.permute(0, 3, 1, 2)
+        images = images.transpose(0, 3, 1, 2)
     is_square = images.ndim == 4 and images.shape[2] == images.shape[3] > 0
     require(
         is_square and 1 <= images.shape[1] <= MAX_CHANNELS,
         f"{where}: {name} has shape {pixels.shape}. Images have the shape (N, S, S, 3), "
         "(N, 3, S, S) or (N, S, S). Of images with more channels, save the three to use.",
     )
-    if images.shape[1] in (2, 4):
-        images = _composite(where, name, images, conversion.background)
-    return images.expand(-1, 3, -1, -1).contiguous()
+    return images
 
 
-def _has_channels_last(shape: torch.Size) -> bool:
+def _has_channels_last(shape: tuple[int, ...]) -> bool:
     """Return whether the last of four axes has the channels. In tiny images both axes might."""
     if shape[1] > MAX_CHANNELS:
         return shape[3] <= MAX_CHANNELS
     return shape[3] in (1, 3)
 
 
-def _composite(where: str, name: str, images: torch.Tensor, background: Colour) -> torch.Tensor:
+def _to_8_bits(values: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
+    """Return values as uint8, scaled from their range in chunks to save memory.
+
+    Booleans become 0 and 255, whatever the range is. See `scales_8_bits` for uint8.
+    """
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * 255
+    if value_range is None or (values.dtype == np.uint8 and not scales_8_bits(value_range)):
+        return values
+    scaled = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), IMAGES_PER_CHUNK):
+        chunk = slice(start, start + IMAGES_PER_CHUNK)
+        scaled[chunk] = scale_pixels(values[chunk], value_range)
+    return scaled
+
+
+def _find_opacity_range(where: str, name: str, dtype: np.dtype[Any]) -> tuple[float, float] | None:
+    """Return the values of full transparency and of full opacity, or None if none is scaled.
+
+    They follow from the type, because `--pixel-range` is that of the colours.
+
+    Raises:
+        UserError: the type has no usual range.
+    """
+    if dtype in (np.uint8, np.bool_):
+        return None
+    if dtype == np.uint16:
+        return 0, 2**16 - 1
+    require(
+        dtype.kind == "f",
+        f"{where}: the last channel of {name} would be opacity, which has no known scale as "
+        f"{dtype}. Save uint8, uint16 or float images, or leave out this channel.",
+    )
+    return 0, 1
+
+
+def _composite(
+    where: str, name: str, colours: np.ndarray, opacity: np.ndarray, background: Colour
+) -> torch.Tensor:
     """Return RGB images on a background, in chunks to save memory. Print how many are affected.
 
     Args:
-        images: (N, 2, S, S) or (N, 4, S, S) uint8. The last channel is the opacity.
+        colours: (N, 1, S, S) or (N, 3, S, S) uint8.
+        opacity: (N, 1, S, S) uint8.
     """
-    colour = torch.tensor(background, dtype=torch.float32)[:, None, None]
-    result = torch.empty(len(images), 3, *images.shape[2:], dtype=torch.uint8)
+    behind = torch.tensor(background, dtype=torch.float32)[:, None, None]
+    result = torch.empty(len(colours), 3, *colours.shape[2:], dtype=torch.uint8)
     num_transparent = 0
-    for start in range(0, len(images), IMAGES_PER_CHUNK):
-        chunk = images[start : start + IMAGES_PER_CHUNK]
-        opacity = chunk[:, -1:].float() / 255
-        mixed = chunk[:, :-1] * opacity + colour * (1 - opacity)
-        result[start : start + IMAGES_PER_CHUNK] = mixed.round().to(torch.uint8)
-        num_transparent += int((chunk[:, -1] < 255).flatten(1).any(dim=1).sum())
+    for start in range(0, len(colours), IMAGES_PER_CHUNK):
+        chunk = slice(start, start + IMAGES_PER_CHUNK)
+        share = torch.from_numpy(opacity[chunk]).float() / 255
+        mixed = torch.from_numpy(colours[chunk]) * share + behind * (1 - share)
+        result[chunk] = mixed.round().to(torch.uint8)
+        num_transparent += int((share < 1).flatten(1).any(dim=1).sum())
     if distributed.rank() == 0:
         print_line(
-            f"{where}: the last of the {images.shape[1]} channels of {name} is taken as opacity. "
-            f"{num_transparent:,} of {len(images):,} images have transparency, which is composited "
-            f"on {name_colour(background)}. --background sets another colour."
+            f"{where}: the last of the {colours.shape[1] + 1} channels of {name} is taken as "
+            f"opacity. {num_transparent:,} of {len(colours):,} images have transparency, which is "
+            f"composited on {name_colour(background)}. --background sets another colour."
         )
     return result
-
-
-def _needs_scaling(pixels: np.ndarray, pixel_range: tuple[float, float]) -> bool:
-    """Return whether to scale an array: any numbers, but see `scales_8_bits` for uint8."""
-    if pixels.dtype == np.uint8:
-        return scales_8_bits(pixel_range)
-    return pixels.dtype.kind in "uif"  # unsigned integers, signed integers, floats
-
-
-def _scale_images(pixels: np.ndarray, pixel_range: tuple[float, float]) -> np.ndarray:
-    """Scale pixels as `scale_pixels` does, in chunks to save memory."""
-    scaled = np.empty(pixels.shape, np.uint8)
-    for start in range(0, len(pixels), IMAGES_PER_CHUNK):
-        chunk = slice(start, start + IMAGES_PER_CHUNK)
-        scaled[chunk] = scale_pixels(pixels[chunk], pixel_range)
-    return scaled
 
 
 def convert_labels(where: str, name: str, labels: np.ndarray, num_images: int) -> np.ndarray | None:

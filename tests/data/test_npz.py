@@ -108,9 +108,55 @@ def test_a_fourth_channel_is_opacity(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert load_arrays(options)[0].images[0, :, 0, -1].tolist() == [0, 0, 0]
 
 
+OPACITY = np.tile([[0, 64], [191, 255]], (4, 4))  # of the pixels of an image
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limits", "opaque"),
+    [
+        (np.float32, (-1, 1), 1.0),
+        (np.float64, (0, 1), 1.0),
+        (np.uint16, (0, 4095), 65535),
+        (np.uint8, (0, 16), 255),
+        (np.uint8, (0, 4095), 255),  # a range that is for other arrays than of 8 bits
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_pixel_range_is_that_of_the_colours_and_not_of_opacity(
+    channels: int, dtype: type[np.generic], limits: tuple[int, int], opaque: float, tmp_path: Path
+) -> None:
+    """Black pixels on white are white if they are transparent."""
+    images = np.full((3, 8, 8, channels + 1), limits[0], dtype)
+    images[..., -1] = (OPACITY / 255 * opaque).astype(dtype)
+    np.savez(tmp_path / "x.npz", x_train=images)
+    pixel_range = f"{limits[0]}:{limits[1]}"
+    train, _ = load_arrays(DataOptions("arrays", tmp_path / "x.npz", pixel_range=pixel_range))
+    for channel in train.images[0]:
+        np.testing.assert_allclose(channel, 255 - OPACITY, atol=1)
+        assert channel[0, 0] == 255 and channel[1, 1] == 0
+
+
+def test_opacity_without_a_known_scale_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x_train=np.zeros((2, 8, 8, 4), np.int64))
+    with pytest.raises(UserError, match="opacity, which has no known scale as int64"):
+        load_arrays(DataOptions("arrays", tmp_path / "x.npz", pixel_range="0:255"))
+
+
+@pytest.mark.parametrize("pixel_range", [None, "0:1", "0:4095"])
+def test_booleans_are_black_and_white(pixel_range: str | None, tmp_path: Path) -> None:
+    masks = X[..., 0] > 127
+    np.savez(tmp_path / "x.npz", x_train=masks, x_test=np.stack([masks] * 4, axis=-1))
+    options = DataOptions("arrays", tmp_path / "x.npz", pixel_range=pixel_range)
+    train, test = load_arrays(options)
+    expected = torch.from_numpy(255 * masks)
+    assert all(torch.equal(train.images[:][:, c], expected.to(torch.uint8)) for c in range(3))
+    assert bool((test.images == 255).all())  # white where it is opaque, on white
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
+        ({"x_train": X.astype(np.complex64)}, "is complex64, but images are numbers"),
         ({"images": X, "labels": Y}, "no x_train or train_images in it; there are images, labels"),
         ({"x_train": X, "y_train": Y, "classes": np.array(["a", "b", "a"])}, "more than once"),
         ({"x_train": X.astype(np.float32)}, "is float32, but images are uint8"),
