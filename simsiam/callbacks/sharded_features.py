@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
 
 from models.eval_mode import eval_mode
 from simsiam.data.datamodule import ViewsDataModule
@@ -36,6 +37,10 @@ class LabelledFeatures(NamedTuple):
 def extract_batches(network: nn.Module, batches: Batches, device: torch.device) -> LabelledFeatures:
     """Return the features of this process's share of a loader's images, and the labels of all.
 
+    With a `DistributedSampler`, the images are those of all processes. With any other sampler each
+    process has all images, but a loader that shuffles may give each process another order. So the
+    features and labels of rank 0 are used.
+
     Args:
         network: (B, 3, S, S) -> (B, F).
 
@@ -52,9 +57,14 @@ def extract_batches(network: nn.Module, batches: Batches, device: torch.device) 
             labels.append(batch_labels.to(device))
     if not labels:
         raise ValueError("KNNMonitor: a loader gives no batch")
-    all_labels = torch.cat(labels)
+    if isinstance(getattr(batches, "sampler", None), DistributedSampler):
+        combine = distributed.all_gather_rows
+    else:
+        combine = distributed.broadcast_rows
+    all_features = combine(torch.cat(features))
+    all_labels = combine(torch.cat(labels))
     share = distributed.shard(len(all_labels))
-    return LabelledFeatures(torch.cat(features)[share].clone(), all_labels)
+    return LabelledFeatures(all_features[share].clone(), all_labels)
 
 
 def extract_split(
