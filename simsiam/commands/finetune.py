@@ -189,7 +189,7 @@ def read_finished_seeds(
             changed.append("checkpoint")
         flags = ", ".join(to_flag(name) for name in changed)
         require(
-            changed or saved.images in (None, context.train.digest),
+            bool(changed) or saved.images in (None, context.train.digest),
             f"{file} was made with other images, which have changed since. Use --overwrite to "
             "measure again, or another --results-dir",
         )
