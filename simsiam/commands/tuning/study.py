@@ -166,6 +166,9 @@ class Study:
             if max_trials is not None and self.count_started() >= max_trials:
                 return None
             trial = self._ask(space)
+            if max_trials is not None and self._is_surplus(trial, max_trials):
+                self.optuna.tell(trial, state=TrialState.FAIL)  # without outcome: it does not count
+                return None
             run_name = name_run(trial)
             lock_file = self._handover.lock_file(trial.number)
             lock_file.write_text(socket.gethostname())
@@ -174,6 +177,15 @@ class Study:
             claim = Claim(trial, run_name, lock_file, lock)
             self.show_life(claim)
             return claim
+
+    def _is_surplus(self, trial: optuna.Trial, max_trials: int) -> bool:
+        """Return whether another machine has started the last one of `max_trials` meanwhile.
+
+        The lock of the folder does not reach a machine that shares only the database.
+        """
+        up_to_it = [other for other in self.trials() if other.number <= trial.number]
+        started = sum(other.state != TrialState.WAITING for other in up_to_it)
+        return started > max_trials
 
     def _ask(self, space: Space) -> optuna.Trial:
         """Return the next trial, whose run has a name."""

@@ -45,6 +45,26 @@ def outcome(trial: FrozenTrial) -> str | None:
     return trial.user_attrs.get("outcome")
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_two_machines_that_ask_at_once_do_not_exceed_the_number_of_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/search.db"
+    first, second = (Study(tmp_path / name / "study", url, 0) for name in ("a", "b"))
+    ask = first.optuna.ask
+    claims: list[Claim | None] = []
+
+    def ask_after_the_other(space: dict[str, BaseDistribution]) -> optuna.Trial:
+        claims.append(second.claim(SPACE, max_trials=1))
+        return ask(space)
+
+    monkeypatch.setattr(first.optuna, "ask", ask_after_the_other)
+    claims.append(first.claim(SPACE, max_trials=1))
+    assert [claim is None for claim in claims] == [False, True]
+    assert first.count_started() == second.count_started() == 1
+
+
 def start_study(folder: Path) -> tuple[Study, Claim]:
     """Return a study with a trial that this process trains."""
     study = Study(folder, None, 0)
