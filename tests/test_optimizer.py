@@ -40,7 +40,6 @@ def early_stopping() -> pl.Callback:
     return EarlyStopping("train_loss", patience=1, min_delta=10.0)
 
 
-@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
 def name_case(value: Any) -> str:
     """Return the name of flags or of callbacks, which is the same in each process of pytest."""
     if isinstance(value, list):
@@ -48,6 +47,7 @@ def name_case(value: Any) -> str:
     return str(value)
 
 
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
 @pytest.mark.parametrize(
     ("flags", "make_callbacks"),
     [
