@@ -74,7 +74,7 @@ def test_large_images_have_the_imagenet_stem(train_on_folder: Program, tmp_path:
         smooth_image((150, 130)).rotate(10 * i).save(tmp_path / "train" / "ab"[i % 2] / f"{i}.jpg")
     status, out, err = train_on_folder(tmp_path, "--image-size", "96", "--batch-size", "4")
     assert (status, err) == (0, "")
-    assert "views of 96 x 96 pixels" in out and "imagenet stem" in out
+    assert "the full 96 x 96 pixels" in out and "imagenet stem" in out
     backbone = load_backbone(tmp_path / "runs" / "simsiam_folder")
     assert backbone.image_size == 96 and backbone.conv1.kernel_size == (7, 7)
 
