@@ -35,6 +35,10 @@ class Range(BaseModel):
     def ends(self) -> list[Value]:
         return [self.low, self.high]
 
+    def describe(self) -> str:
+        text = f"{self.low:g} to {self.high:g}"
+        return f"{text}, by its logarithm" if self.log else text
+
     def nearest(self, value: Any) -> Any:
         """Return a start value, or the end of the range that is nearest to it."""
         return min(max(value, self.low), self.high)
@@ -48,6 +52,9 @@ class Choices(BaseModel):
 
     def ends(self) -> list[Value]:
         return self.choices
+
+    def describe(self) -> str:
+        return ", ".join(str(choice) for choice in self.choices)
 
     def nearest(self, value: Any) -> Any:
         """Return a start value if it is one of the choices; else the nearest, or the first."""

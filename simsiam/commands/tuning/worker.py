@@ -46,8 +46,9 @@ def run_search(config: Search) -> None:
     plan = make_plan(config)
     if config.run.dry_run:
         print_plan(plan)
+        first = plan.start_of_space()
         for name, setting in plan.space.items():
-            print_line(f"  {name}: {setting!r}, first {plan.start_of_space()[name]}")
+            print_line(f"  {name}: {setting.describe()}; first {first[name]}")
         return
 
     study = Study(folder, config.search.storage, config.run.seed)

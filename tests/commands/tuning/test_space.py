@@ -44,6 +44,12 @@ def test_built_in_ranges_contain_the_start(settings: dict[str, Any]) -> None:
     check_space(space, base, start, SIZE)
 
 
+def test_ranges_are_described_in_words() -> None:
+    assert Range(low=1e-5, high=0.01, log=True).describe() == "1e-05 to 0.01, by its logarithm"
+    assert Range(low=0, high=2).describe() == "0 to 2"
+    assert Choices(choices=[32, 64]).describe() == "32, 64"
+
+
 def test_start_values_give_the_run_of_the_flags() -> None:
     base, start = make_base(learning_rate=0.1, batch_size=128, brightness=0.3, proj_hidden=64)
     values = {name: start[name] for name in built_in_space(start, 5000)}
