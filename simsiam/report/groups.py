@@ -210,4 +210,19 @@ def describe_settings(settings: Mapping[str, Any]) -> str:
             flag = " ".join(to_flags({name: value}))
             if flag:
                 parts.append(flag.removeprefix("--").replace("=", " ", 1))
-    return ", ".join(parts)[:MAX_DESCRIPTION] or "baseline"
+    return shorten_list(parts) or "baseline"
+
+
+def shorten_list(parts: Sequence[str]) -> str:
+    """Return parts as a list of at most MAX_DESCRIPTION characters, which ends in "..." if cut.
+
+    Each part is whole, except for a single one that is too long itself.
+    """
+    text = ""
+    for i, part in enumerate(parts):
+        longer = f"{text}, {part}" if text else part
+        room = MAX_DESCRIPTION if i == len(parts) - 1 else MAX_DESCRIPTION - len(", ...")
+        if len(longer) > room:
+            return f"{text}, ..." if text else f"{part[: MAX_DESCRIPTION - 3]}..."
+        text = longer
+    return text

@@ -26,7 +26,7 @@ BAR_AXIS_HEIGHT = 0.7
 SQUARE_HEIGHT = 4.7  # of the matrix and the map, which are almost square
 
 MARKERS_PER_LINE = 8  # approximately
-LEGEND_CHARACTERS = 72  # in a line of a legend
+LEGEND_CHARACTERS = 60  # in a line of a legend, as wide as the figure
 # In the matrix, cells above this fraction of the highest value have a dark tint and white text.
 WHITE_TEXT_FRACTION = 0.85
 
@@ -41,7 +41,10 @@ def draw_curves(groups: Sequence[Group], column: str, label: str, from_zero: boo
         from_zero: whether the y axis begins at zero.
     """
     has_legend = len(groups) > 1
-    labels = [fill(f"{group.mark} {group.label}", LEGEND_CHARACTERS) for group in groups]
+    labels: list[str] = []
+    for group in groups:
+        text = f"{group.mark} {group.label}"
+        labels.append(fill(text, LEGEND_CHARACTERS, break_on_hyphens=False))
     height = CURVE_HEIGHT
     if has_legend:
         height += LEGEND_LINE_HEIGHT * len("\n".join(labels).splitlines())

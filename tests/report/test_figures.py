@@ -10,11 +10,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from simsiam.report import figures, plots
 from simsiam.report.analysis import project_features
 from simsiam.report.charts import FEATURE_CHARTS, FeatureAnalysis, render_feature_charts
-from simsiam.report.groups import describe_settings, group_runs
+from simsiam.report.groups import MAX_DESCRIPTION, describe_settings, group_runs
 from simsiam.report.records import read_run, replace_unprintable
 from tests.report.conftest import HOSTILE, rows
 
@@ -135,6 +136,31 @@ def test_curves_keep_their_height_below_a_long_legend(runs: Path) -> None:
         figure.draw_without_rendering()
     height = figure.axes[0].get_window_extent().height / figure.dpi
     assert height > 0.7 * plots.CURVE_HEIGHT
+
+
+def test_legend_is_no_wider_than_the_figure(runs: Path, tmp_path: Path) -> None:
+    (group,) = group_runs([read_run(runs / "a")])
+    label = "batch-size 512, base-learning-rate 0.0455, weight-decay 0.0014, warmup-epochs 0.44, m"
+    groups = [group._replace(index=i, mark="ABC"[i], label=label) for i in range(3)]
+
+    def draw() -> Figure:
+        figure = plots.draw_curves(groups, "train_loss", "loss", False)
+        figure.draw_without_rendering()
+        widths.append(figure.legends[0].get_window_extent().x1 / figure.bbox.x1)
+        return figure
+
+    widths: list[float] = []
+    figures.render_chart(figures.Chart(draw, "caption"), tmp_path / "chart.png")
+    assert max(widths) <= 1
+
+
+def test_description_is_cut_between_settings() -> None:
+    settings = {"batch_size": 100, "epochs": 2}
+    assert describe_settings(settings) == "batch-size 100, epochs 2"
+    many = {f"name{i}": 1000 + i for i in range(20)}
+    cut = describe_settings(many)
+    assert len(cut) <= MAX_DESCRIPTION and cut.endswith("1006, ...")
+    assert describe_settings({"data_dir": "x" * 200}).endswith("xxx...")
 
 
 def test_map_shows_the_principal_components() -> None:
