@@ -126,7 +126,8 @@ def test_two_machines_that_start_at_once_share_a_database(tmp_path: Path) -> Non
         assert (worker.returncode, err) == (0, "")
     names = [name for folder in folders for name, _, _ in starts(folder)]
     assert sorted(names) == [f"trial_{number:04}" for number in range(6)]
-    trials = load_study(tmp_path, url).trials
+    # Both may ask for the last trial. One of them gives its trial up, which then has no outcome.
+    trials = [trial for trial in load_study(tmp_path, url).trials if "outcome" in trial.user_attrs]
     assert len({str(trial.params) for trial in trials}) == 6
     assert [trial.user_attrs.get("start") for trial in trials] == [True] + 5 * [None]
 
