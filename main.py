@@ -27,7 +27,7 @@ if importlib.util.find_spec("fcntl") is None:
     sys.exit(2)
 
 # An older Python cannot import this module, so it comes after the check of the version.
-from utils.process import (  # noqa: E402
+from utils.process import (  # noqa: E402  (after the check above)
     is_interactive,
     is_main_thread,
     prepare_streams,

@@ -10,12 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from simsiam.config.evaluation_commands import Finetune
-from simsiam.config.evaluation_options import (
-    DEFAULT_LABEL_FRACTION,
-    PRETRAINED_RATES,
-    SCRATCH_RATES,
-    FinetuneOptions,
-)
+from simsiam.config.evaluation_options import FinetuneOptions
 from simsiam.evaluation.classifier import ClassifierTraining, train_classifier
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.label_subset import choose_labels, compute_label_quotas, hash_indices
@@ -41,6 +36,9 @@ HEAD_WEIGHT_DECAY = 1e-2
 # 800 epochs of pre-training leave small features. Without this limit, their large gradients would
 # destroy the backbone in the first steps.
 MAX_GRADIENT_NORM = 1.0
+# Options with defaults that depend on others. Two calls agree if they use the same rates; the share
+# of the labels is in the name of the folder.
+RESOLVED = ("label_fraction", "learning_rate", "head_learning_rate")
 
 
 class SeedResult(NamedTuple):
@@ -60,6 +58,8 @@ class SavedSeed(BaseModel):
     seed: int
     settings: dict[str, Any]
     weights: str
+    learning_rate: float
+    head_learning_rate: float
     test_accuracy: float
     linear_accuracy: float | None = None
     images: str | None = None  # digest of your own images
@@ -169,12 +169,14 @@ def read_finished_seeds(
     Raises:
         UserError: they are damaged, or were made with other weights, settings or images.
     """
-    settings = fill_in_defaults(flatten(config))
+    settings = flatten(config)
     fixed_names: list[str] = []
     for option in iterate_options(Finetune):
-        if option.rule == Rule.PLAIN:  # it must have the same value in each call
+        # An option of RESOLVED may be given in one call and left to its default in another.
+        if option.rule == Rule.PLAIN and option.field.name not in RESOLVED:
             fixed_names.append(option.field.name)
     weights = hash_weights(context.checkpoint.backbone)
+    rates = config.finetune.rates
 
     results_by_seed: dict[int, SeedResult] = {}
     for file in sorted(folder.glob(f"{seed_folder('*')}/{SUMMARY_FILE}")):
@@ -183,34 +185,22 @@ def read_finished_seeds(
         except (OSError, ValueError):
             raise UserError(f"{file} is damaged. Use --overwrite to measure again") from None
 
-        earlier = fill_in_defaults(saved.settings)
-        changed = [name for name in fixed_names if earlier.get(name) != settings[name]]
+        changed = [name for name in fixed_names if saved.settings.get(name) != settings[name]]
         if saved.weights != weights:
             changed.append("checkpoint")
+        if saved.learning_rate != rates.backbone:
+            changed.append("learning_rate")
+        if saved.head_learning_rate != rates.head:
+            changed.append("head_learning_rate")
+        advice = "Use --overwrite to measure again, or another --results-dir"
         flags = ", ".join(to_flag(name) for name in changed)
+        require(not changed, f"{file} was made with another {flags}. {advice}")
         require(
-            bool(changed) or saved.images in (None, context.train.digest),
-            f"{file} was made with other images, which have changed since. Use --overwrite to "
-            "measure again, or another --results-dir",
-        )
-        require(
-            not changed,
-            f"{file} was made with another {flags}. Use --overwrite to measure again, or another "
-            "--results-dir",
+            saved.images in (None, context.train.digest),
+            f"{file} was made with other images than there are now. {advice}",
         )
         results_by_seed[saved.seed] = SeedResult(saved.test_accuracy, saved.linear_accuracy)
     return results_by_seed
-
-
-def fill_in_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings in which a flag that was not given has the value that it stands for."""
-    settings = dict(settings)
-    defaults = SCRATCH_RATES if settings.get("from_scratch") else PRETRAINED_RATES
-    if settings.get("label_count") is None:
-        settings["label_fraction"] = settings.get("label_fraction") or DEFAULT_LABEL_FRACTION
-    settings["learning_rate"] = settings.get("learning_rate") or defaults.backbone
-    settings["head_learning_rate"] = settings.get("head_learning_rate") or defaults.head
-    return settings
 
 
 def finetune_seed(

@@ -29,6 +29,9 @@ INHERITED_OPTIONS = (
     "background",
 )
 
+# Options of the data set that say which of its images are train images.
+SELECTING_OPTIONS = ("dataset", "train_images", "test_images", "held_out_images")
+
 
 def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOptions:
     """Return the options of the data set: the flags, completed by the options of the run.
@@ -65,10 +68,6 @@ def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOpti
     values["dataset"] = dataset
     options = make_valid_options(checkpoint.file, values)
     return replace_missing_folders(options, flags)
-
-
-# Options of the data set that say which of its images are train images.
-SELECTING_OPTIONS = ("dataset", "train_images", "test_images", "held_out_images")
 
 
 def describe_changed_images(

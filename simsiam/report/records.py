@@ -226,7 +226,10 @@ def describe_departures(content: Mapping[str, Any], run: Run) -> list[str]:
         departures.append(f"images of {Path(data_dir).name}")
     if content.get("held_out_images"):
         departures.append("held-out images")
-    for name, images in (("test_images", "test images"), ("image_size", "pixels")):
+    numbers = {"test_images": "test images", "image_size": "pixels"}
+    if content.get("command") == "knn":  # other measurements say how many labels they had
+        numbers["train_images"] = "train images"
+    for name, images in numbers.items():
         number = flags.get(name)
         if number is not None and number != run.settings.get(name):
             departures.append(f"{number:,} {images}")

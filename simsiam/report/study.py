@@ -12,6 +12,7 @@ OUTCOMES = {
     "collapsed": "collapsed",
     "diverged": "diverged (the loss was not finite)",
     "failed": "failed with an error",
+    "ended": "ended from outside of the search",
     "running": "not finished",
 }
 LOST = ("collapsed", "diverged")  # outcomes that settings bring about

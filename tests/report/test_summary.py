@@ -21,6 +21,9 @@ from simsiam.report.summary import describe_knn, summarize_groups
         ({"epoch": 2}, ["epoch 2"]),
         ({"settings": {"test_images": 50}}, ["50 test images"]),
         ({"settings": {"test_images": 100, "data_dir": None}}, []),
+        ({"settings": {"train_images": 60}}, []),
+        ({"settings": {"train_images": 60}, "command": "knn"}, ["60 train images"]),
+        ({"settings": {"image_size": 16}}, ["16 pixels"]),
     ],
 )
 def test_a_result_of_other_images_or_epochs_says_so(

@@ -59,18 +59,14 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
     if score is None and curve:
         score = curve[-1][1]
     outcome = "running"
-    reason = trial.user_attrs.get("reason", "")
     if trial.state.is_finished():
-        outcome = trial.user_attrs.get("outcome")
-        if outcome is None:  # somebody has ended it by Optuna's tools
-            outcome = "stopped"
-            reason = "ended from outside of the search"
+        outcome = trial.user_attrs.get("outcome", "ended")  # by Optuna's tools, without an outcome
     return TrialRecord(
         number=trial.number,
         run_name=trial.user_attrs.get("run", ""),
         values=trial.params,
         outcome=outcome,
-        reason=reason,
+        reason=trial.user_attrs.get("reason", ""),
         score=score,
         curve=curve,
         is_start=bool(trial.user_attrs.get("start")),

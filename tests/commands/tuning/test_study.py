@@ -15,12 +15,14 @@ from simsiam.commands.tuning.result import read_trial
 from simsiam.commands.tuning.space import Range, Space
 from simsiam.commands.tuning.study import Claim, Study
 
+# The program hides what Optuna says about its heartbeat.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+    pytest.mark.filterwarnings("ignore:Heartbeat of storage"),
+]
 SPACE: Space = {"weight_decay": Range(low=1e-5, high=1e-2, log=True)}
 
 
-# The program hides what Optuna says about its heartbeat.
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 @pytest.mark.parametrize("database", [False, True])
 def test_a_trial_that_ends_while_another_worker_looks_is_not_trained_again(
     database: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -45,8 +47,6 @@ def outcome(trial: FrozenTrial) -> str | None:
     return trial.user_attrs.get("outcome")
 
 
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_two_machines_that_ask_at_once_do_not_exceed_the_number_of_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,15 +105,13 @@ def test_trial_that_a_user_has_ended_is_shown_as_stopped(state: TrialState, tmp_
     with pytest.raises(UpdateFinishedTrialError):
         study.end(claim, "finished", "", 60.0)
     (record,) = [read_trial(trial) for trial in study.trials()]
-    assert (record.outcome, record.score) == ("stopped", value)
+    assert (record.outcome, record.score) == ("ended", value)
 
 
 class Killed(BaseException):
     """Stands for a kill of this process."""
 
 
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_trial_of_a_worker_that_died_before_its_first_sign_of_life_is_queued_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,8 +144,6 @@ def test_worker_that_is_taken_for_dead_as_it_asks_for_a_trial_asks_again(
     assert claim is not None and claim.number == 1
 
 
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 @pytest.mark.parametrize("database", [False, True])
 @pytest.mark.parametrize(
     ("outcome", "state", "value"),
