@@ -9,7 +9,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.knn_labels import is_leave_one_out
+from simsiam.data.knn_labels import choose_comparison
 from simsiam.evaluation.gallery import draw_gallery, draw_views, gallery_rows, select_evenly
 from utils.run_dir import RunDirectory
 
@@ -60,13 +60,15 @@ class ImageLogger(pl.Callback):
         step = trainer.global_step - 1
         self.log_image("views", draw_views(data, first_epoch=epoch), step)
         if self.knn.epoch_metrics and self.knn.indices is not None:
-            labelled = data.test.labelled_indices  # The others are no queries.
+            comparison = choose_comparison(data.train, data.test)
+            assert comparison is not None  # since neighbours were found
             spread = select_evenly(len(self.knn.indices), GALLERY_QUERIES)
             chosen = torch.tensor(spread, device=self.knn.indices.device)
             indices = self.knn.indices[chosen, :GALLERY_NEIGHBOURS]
-            queries = data.test.subset(labelled[chosen.to(labelled.device)])
-            if is_leave_one_out(data.train, data.test):
-                rows = gallery_rows(data.test, queries, labelled[indices])
+            compared = comparison.indices
+            queries = comparison.split.subset(compared[chosen.to(compared.device)])
+            if comparison.leave_one_out:
+                rows = gallery_rows(comparison.split, queries, compared[indices])
             else:
                 rows = gallery_rows(data.train, queries, indices)
             self.log_image("neighbours", pil_to_tensor(draw_gallery(rows)), step)

@@ -22,11 +22,7 @@ from simsiam.callbacks.sharded_features import (
 )
 from simsiam.config.run_options import DEFAULT_KNN_K, MonitorOptions
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.knn_labels import (
-    choose_bank,
-    is_leave_one_out,
-    knn_unavailable_reason,
-)
+from simsiam.data.knn_labels import choose_bank, choose_comparison, is_in_bank
 from simsiam.evaluation.metrics import rankme
 from simsiam.evaluation.networks import evaluated_backbone
 from utils import distributed
@@ -40,9 +36,9 @@ class KNNMonitor(pl.Callback):
     The features are the pooled backbone features of clean images. For kNN they are L2-normalised
     (Wu et al. 2018; SimSiam paper, appendix D). The bank and the queries are the train and the test
     split of a `ViewsDataModule`, or the images of two loaders. `rankme` is the effective rank of
-    25,600 features of the bank. If there are no labels, only `rankme` is logged. If only the test
-    split has labels, its images are both the bank and the queries, and no image is its own
-    neighbour (leave-one-out). Test images without a label are left out.
+    25,600 features of the bank. If there are no labels, only `rankme` is logged. If only one of the
+    splits has labels, its images are both the bank and the queries, and no image is its own
+    neighbour (leave-one-out), see `simsiam.data.knn_labels`. Images without a label are left out.
 
     The monitor measures before training (unless `before_training` is False), after every `every`-th
     epoch and after the last one. In an epoch without a measurement, `trainer.callback_metrics` has
@@ -204,7 +200,8 @@ class KNNMonitor(pl.Callback):
         if self.bank is not None:
             return self.bank is self.queries
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        return is_leave_one_out(data.train, data.test)
+        comparison = choose_comparison(data.train, data.test)
+        return comparison is not None and comparison.leave_one_out
 
     def _measure_accuracy(
         self, bank: LabelledFeatures, queries: LabelledFeatures, leave_one_out: bool = False
@@ -262,10 +259,14 @@ class KNNMonitor(pl.Callback):
         assert isinstance(data, ViewsDataModule)  # `setup` has checked it
         chosen = choose_bank(data.train, data.test)
         bank = extract_split(network, data, data.train, self.progress, chosen)
-        if knn_unavailable_reason(data.train, data.test) is not None:
+        comparison = choose_comparison(data.train, data.test)
+        if comparison is None:
             return bank, None
-        labelled = data.test.labelled_indices
-        return bank, extract_split(network, data, data.test, self.progress, labelled)
+        if is_in_bank(comparison, data.train):
+            return bank, bank
+        return bank, extract_split(
+            network, data, comparison.split, self.progress, comparison.indices
+        )
 
     def _fold(self, backbone: ResNet) -> ResNet:
         """Return the backbone with its BN layers folded into its convolutions.

@@ -25,8 +25,9 @@ from simsiam.config.recipe_files import pretrain_values
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.image_schedule import describe_view_sizes
 from simsiam.data.knn_labels import (
+    choose_comparison,
     count_measured_images,
-    is_leave_one_out,
+    describe_leave_one_out,
     knn_unavailable_reason,
 )
 from simsiam.evaluation.starting_weights import StartingWeights
@@ -108,6 +109,9 @@ def resolve_settings(context: RunContext) -> dict[str, Any]:
         "stem": context.model.hparams["stem"],
         "images": context.data.dataset_digest,
     }
+    comparison = choose_comparison(context.data.train, context.data.test)
+    if comparison is not None and comparison.leave_one_out:
+        resolved["leave_one_out"] = comparison.name
     if context.data.train.image_cache is not None:
         resolved["image_cache"] = context.data.train.image_cache
     if context.weights is not None:
@@ -231,10 +235,9 @@ def describe_measurements(context: RunContext, reason: str | None) -> list[str]:
     is_new = context.start is None
     if is_new and not measures_before_training(context.data, context.config.optimizer.epochs):
         lines.append("nothing is measured before training: it would take over a tenth of the run")
-    if is_leave_one_out(train, test):
-        labelled = format_count(len(test.labelled_indices), test.evaluation_name[:-1])
-        lines.append("no labels of the train images: kNN is leave-one-out among")
-        lines.append(f"the {labelled} with labels")
+    comparison = choose_comparison(train, test)
+    if comparison is not None and comparison.leave_one_out:
+        lines += describe_leave_one_out(comparison, test)
     return lines
 
 

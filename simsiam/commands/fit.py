@@ -9,7 +9,7 @@ from simsiam.config.run_options import DEFAULT_KNN_K
 from simsiam.config.run_state import find_fitted, find_unset, keep_fitted
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset
-from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
+from simsiam.data.knn_labels import choose_comparison
 from utils.console import format_count
 from utils.knn import choose_k
 from utils.run_dir import RunDirectory
@@ -92,11 +92,10 @@ def fit_k(train: ImageDataset, test: ImageDataset) -> int:
     On 140 to 2,000 images of CIFAR-10, accuracy was the same for each k from a quarter of the
     images per class to all of them, and fell for larger k.
     """
-    if knn_unavailable_reason(train, test) is not None:
+    comparison = choose_comparison(train, test)
+    if comparison is None:
         return min(DEFAULT_KNN_K, len(train))
-    bank_labels = train.labels
-    if is_leave_one_out(train, test):
-        bank_labels = test.labels[test.labelled_indices]
+    bank_labels = comparison.labels if comparison.leave_one_out else train.labels
     return choose_k(bank_labels, DEFAULT_KNN_K)
 
 
@@ -119,7 +118,8 @@ def describe_fit(config: Pretrain, data: ViewsDataModule, fitted: list[str]) -> 
             f"  batch     {optimizer.images_per_step} images instead of {DEFAULT_BATCH_SIZE}, "
             f"{reason}; learning rate {optimizer.peak_rate:g}"
         )
-    is_measured = monitor.knn_every > 0 and knn_unavailable_reason(data.train, data.test) is None
+    has_labels = choose_comparison(data.train, data.test) is not None
+    is_measured = monitor.knn_every > 0 and has_labels
     if is_measured and "knn_k" in fitted and monitor.neighbours < DEFAULT_KNN_K:
         lines.append(
             f"  kNN       k {monitor.neighbours} instead of {DEFAULT_KNN_K}: "

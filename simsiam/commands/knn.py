@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from simsiam.config.evaluation_commands import Knn
 from simsiam.data.files.lazy_images import LazyImages
+from simsiam.data.knn_labels import Comparison
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import FEATURE_CHUNK
 from simsiam.evaluation.metrics import accuracy, confusion, print_classes
@@ -37,21 +38,25 @@ def knn(config: Knn) -> None:
     zoom = choose_zoom(config.zoom.test_zoom, side)
     results = Results(config, context.checkpoint, "knn")
     context.announce()
+    comparison = context.comparison
+    assert comparison is not None  # `open_context` has checked it
 
-    counts = count_by_protocol(context)
+    counts = count_by_protocol(context, comparison)
     accuracies = {protocol: accuracy(matrix) for protocol, matrix in counts.items()}
-    headline_k = choose_headline_k(context)
+    headline_k = choose_headline_k(context, comparison)
     headline_counts = counts["backbone", headline_k, HEADLINE_TEMPERATURE]
     summary = context.describe_accuracy("kNN_accuracy", headline_counts)
     summary["knn_k"] = headline_k
     summary["knn_t"] = HEADLINE_TEMPERATURE
-    summary["leave_one_out"] = context.leave_one_out
+    summary["leave_one_out"] = comparison.leave_one_out
+    summary["queries"] = len(comparison)
+    summary["query_source"] = comparison.name
     summary["table"] = list_protocols(accuracies)
 
     rows = dict(accuracies)
     if zoom != 1:
         announce_zoom(side, zoom, "images")
-        zoomed_counts = count_by_protocol(context.with_zoom(zoom))
+        zoomed_counts = count_by_protocol(context.with_zoom(zoom), comparison)
         zoomed = {protocol: accuracy(matrix) for protocol, matrix in zoomed_counts.items()}
         summary["zoomed"] = {
             "test_zoom": zoom,
@@ -61,7 +66,7 @@ def knn(config: Knn) -> None:
         }
         for (kind, k, temperature), value in zoomed.items():
             rows[f"{kind}, {describe_zoom(side, zoom)}", k, temperature] = value
-    print_protocols(context, rows)
+    print_protocols(context, comparison, rows)
     if headline_k < HEADLINE_K:
         print_line(
             f"k {headline_k} instead of {HEADLINE_K} for the classes and for kNN_accuracy in "
@@ -80,15 +85,17 @@ def list_protocols(accuracies: dict[Protocol, float]) -> list[dict[str, Any]]:
     ]
 
 
-def choose_headline_k(context: EvaluationContext) -> int:
+def choose_headline_k(context: EvaluationContext, comparison: Comparison) -> int:
     """Return k of the headline: HEADLINE_K, or less for classes with few images."""
-    if not context.leave_one_out:
+    if not comparison.leave_one_out:
         return choose_k(context.train.labels, HEADLINE_K)
-    labels = context.test.labels
+    labels = comparison.labels
     return min(choose_k(labels, HEADLINE_K), len(labels) - 1)  # without the query itself
 
 
-def print_protocols(context: EvaluationContext, accuracies: dict[Protocol, float]) -> None:
+def print_protocols(
+    context: EvaluationContext, comparison: Comparison, accuracies: dict[Protocol, float]
+) -> None:
     """Print a line for each kind of features and each k, with a column for each temperature."""
     kinds_and_ks = dict.fromkeys((kind, k) for kind, k, _ in accuracies)  # each pair once
     rows: list[list[str]] = []
@@ -96,35 +103,36 @@ def print_protocols(context: EvaluationContext, accuracies: dict[Protocol, float
         values = [f"{accuracies[kind, k, temperature]:.2f}" for temperature in TEMPERATURES]
         rows.append([kind, str(k), *values])
 
-    test = f"{len(context.test):,} {context.test.evaluation_name} of {context.dataset}"
-    if context.leave_one_out:
-        bank = f"bank of the {len(context.test) - 1:,} others"
+    queries = f"{len(comparison):,} {comparison.name} of {context.dataset}"
+    if comparison.leave_one_out:
+        bank = f"bank of the {len(comparison) - 1:,} others"
     else:
         bank = f"bank of {len(context.train):,} train images"
     head = ["features", "k", *(f"T {temperature:g}" for temperature in TEMPERATURES)]
-    print_table(f"kNN accuracy in % on {test}, {bank}", head, rows)
+    print_table(f"kNN accuracy in % on {queries}, {bank}", head, rows)
 
 
-def count_by_protocol(context: EvaluationContext) -> dict[Protocol, Tensor]:
+def count_by_protocol(context: EvaluationContext, comparison: Comparison) -> dict[Protocol, Tensor]:
     """Return the confusion matrix (C, C) of each protocol.
 
-    The bank is the train images or, if these have no labels, the other test images. The ks are that
-    of the headline, and those of KS up to the number of images in the bank.
+    The bank is the train images or, for leave-one-out, the other queries. The ks are that of the
+    headline, and those of KS up to the number of images in the bank.
     """
-    test = context.test
-    queries = extract_all(context, test.images, test.evaluation_name)
-    if context.leave_one_out:
-        bank_labels = test.labels
+    query_labels = comparison.labels
+    num_queries = len(comparison)
+    queries = extract_all(context, comparison.images().images, comparison.name)
+    if comparison.leave_one_out:
+        bank_labels = query_labels
         bank = queries
-        bank_size = len(test) - 1
-        own = torch.arange(len(test), device=test.labels.device)
+        bank_size = num_queries - 1
+        own = torch.arange(num_queries, device=query_labels.device)
     else:
         bank_labels = context.train.labels
         bank = extract_all(context, context.train.images, "train images")
         bank_size = len(bank_labels)
         # -1 is no index in the bank: the queries are not part of it.
-        own = torch.full((len(test),), -1, device=test.labels.device)
-    candidates = {*KS, choose_headline_k(context)}
+        own = torch.full((num_queries,), -1, device=query_labels.device)
+    candidates = {*KS, choose_headline_k(context, comparison)}
     ks = sorted(k for k in candidates if k <= bank_size)
 
     counts: dict[Protocol, Tensor] = {}
@@ -132,8 +140,8 @@ def count_by_protocol(context: EvaluationContext) -> dict[Protocol, Tensor]:
         # Find the neighbours for the largest k once; they include those for every smaller k.
         similarities: list[Tensor] = []
         indices: list[Tensor] = []
-        chunks = torch.arange(len(test), device=own.device).split(FEATURE_CHUNK)
-        for chunk in show_progress(chunks, len(test), f"neighbours by {kind}"):
+        chunks = torch.arange(num_queries, device=own.device).split(FEATURE_CHUNK)
+        for chunk in show_progress(chunks, num_queries, f"neighbours by {kind}"):
             chunk_similarity, chunk_indices = nearest(
                 queries[kind][chunk], bank[kind], ks[-1], own[chunk]
             )
@@ -147,7 +155,7 @@ def count_by_protocol(context: EvaluationContext) -> dict[Protocol, Tensor]:
                 predicted = vote(
                     similarity[:, :k], labels[:, :k], len(context.classes), temperature
                 )
-                matrix = confusion(predicted, test.labels, len(context.classes))
+                matrix = confusion(predicted, query_labels, len(context.classes))
                 counts[kind, k, temperature] = matrix
     return counts
 

@@ -16,7 +16,7 @@ from simsiam.config.optimizer_options import OptimizerOptions
 from simsiam.config.run_options import DeviceOptions, MonitorOptions
 from simsiam.config.run_state import SQUARE_IMAGES, check_folder, has_square_images
 from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
+from simsiam.data.knn_labels import choose_comparison
 from simsiam.evaluation.checkpoint import find_checkpoint
 from simsiam.evaluation.networks import load_strictly
 from simsiam.evaluation.starting_weights import StartingWeights, load_weights
@@ -117,12 +117,14 @@ def find_start(
 
 def check_knn_k(monitor: MonitorOptions, data: ViewsDataModule) -> None:
     """Raise UserError if the kNN monitor needs more neighbours than there are train images."""
+    comparison = choose_comparison(data.train, data.test)
+    if monitor.knn_every == 0 or comparison is None:
+        return  # no kNN accuracy is measured
+    if comparison.leave_one_out:
+        return  # All other images vote if there are fewer than --knn-k.
     images = len(data.train)
-    is_measured = monitor.knn_every > 0 and knn_unavailable_reason(data.train, data.test) is None
-    if is_leave_one_out(data.train, data.test):
-        return  # All other test images vote if there are fewer than --knn-k.
     require(
-        not is_measured or monitor.neighbours <= images,
+        monitor.neighbours <= images,
         f"--knn-k {monitor.knn_k} is more than the {images} train images. "
         "Pass a smaller one, or --knn-every 0 to measure no kNN accuracy.",
     )

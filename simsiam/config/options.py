@@ -51,8 +51,8 @@ class DataOptions:
     """Download the archive from this mirror; its checksum must be the published one."""
     train_images: Annotated[AtLeast1 | None, Hint("N", default="all")] = None
     """Use the first N images of the train split (of a folder: N spread evenly)."""
-    test_images: Annotated[AtLeast1 | None, Hint("N", default="all")] = None
-    """Use the first N images of the test split (of a folder: N spread evenly)."""
+    test_images: Annotated[AtLeast0 | None, Hint("N", default="all")] = None
+    """Use the first N images of the test split (of a folder: N spread evenly); 0 for none."""
     image_size: Annotated[
         ImageSize | None,
         Hint("PIXELS", default=f"the data set's own; {FOLDER_IMAGE_SIZE} for a folder"),
@@ -141,8 +141,8 @@ class EvaluationDataOptions(DataOptions):
     """Folder of the data sets in torchvision's layout, or your images: a folder, list or .npz."""
     train_images: Annotated[AtLeast1 | None, Hint("N", default="as many as the run had")] = None
     """Use the first N images of the train split (of a folder: N spread evenly)."""
-    test_images: Annotated[AtLeast1 | None, Hint("N", default="as many as the run had")] = None
-    """Use the first N images of the test split (of a folder: N spread evenly)."""
+    test_images: Annotated[AtLeast0 | None, Hint("N", default="as many as the run had")] = None
+    """Use the first N images of the test split (of a folder: N spread evenly); 0 for none."""
     image_size: Annotated[ImageSize | None, Hint("PIXELS", default="the checkpoint's")] = None
     """Side of the images that the network sees: for a folder any, otherwise at most their own."""
     image_cache: Annotated[ImageCache | None, Hint("MODE", default="the run's, or auto")] = None  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -32,8 +32,8 @@ class SearchOptions:
     ] = None
     """Length of a trial. Its learning rate falls to 0 at the end of these epochs."""
     objective: Objective = "auto"
-    """What a trial is judged by: knn is kNN accuracy on held-out train images, rankme needs no
-    labels. auto is knn if there are labels."""
+    """What a trial is judged by: knn is kNN accuracy on held-out train images (among all of them
+    if they are few), rankme needs no labels. auto is knn if there are labels."""
     vary: Annotated[tuple[str, ...], Hint("NAME [NAME ...]", default="all of them")] = ()
     """Vary only these of the settings; the others keep the values of the flags."""
     space: Annotated[PathText | None, Hint("FILE", default="built in")] = None

@@ -47,10 +47,11 @@ class CommonLabels(NamedTuple):
 def unify_labels(train: SplitLabels, test: SplitLabels) -> CommonLabels:
     """Label both splits by the same classes. Print which labels are not used.
 
-    The classes are those of the train images, unless the labels of these are of no use for kNN:
-    some images have no label, all are of one class, or no test image has one of the classes. Then
-    the classes are those of the test images, if these have at least two. If not, they stay those of
-    the train images, or are none if some train image has no label.
+    The classes are those of the train images, unless test images have better labels: these are of
+    at least two classes, and some train images have no label, all are of one class, or no test
+    image has one of their classes. Then the classes are those of the test images, and the labels of
+    the train images are not used. A single class of only a part of the train images is not used
+    either.
 
     Args:
         test: has no labels if there are no test images.
@@ -71,10 +72,12 @@ def unify_labels(train: SplitLabels, test: SplitLabels) -> CommonLabels:
         return CommonLabels(test.classes, torch.full_like(train.labels, -1), test.labels)
 
     classes = train.classes
-    if train.num_unlabelled > 0:
-        if train.classes:
+    if train.classes and train.num_unlabelled > 0:
+        if len(train.classes) == 1:
             _print_once(f"{train.source}: {problem}. The images are used without labels.")
-        classes = ()
+            classes = ()
+        else:
+            _print_once(f"{train.source}: {problem}. They are trained on, but left out of kNN.")
     if classes and test.classes:
         _print_unknown(test, train)
         _print_unlabelled(test)

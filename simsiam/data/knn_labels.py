@@ -1,5 +1,7 @@
 """Find out whether the labels of a data set allow to measure kNN accuracy, and how."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from simsiam.data.dataset import ImageDataset
@@ -7,18 +9,101 @@ from simsiam.data.spread import evenly_spaced
 
 RANKME_IMAGES = 25_600  # as in the paper of RankMe (arXiv 2210.02885)
 
+# At most this many train images are compared with each other. RankMe needs their features anyway.
+MAX_COMPARED_TRAIN_IMAGES = RANKME_IMAGES
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The images whose kNN accuracy is measured, and those that they are compared with.
+
+    Attributes:
+        split: has the images that are classified.
+        indices: (Q,) int64, which of its images these are. All of them have a label.
+        name: what messages call them, in the plural.
+        leave_one_out: whether each of them is compared with the other ones. If not, it is compared
+            with all train images.
+    """
+
+    split: ImageDataset
+    indices: Tensor
+    name: str
+    leave_one_out: bool
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> Tensor:
+        """(Q,) int64."""
+        return self.split.labels[self.indices]
+
+    def images(self) -> ImageDataset:
+        """Return the images that are classified. They are in memory, unless these are all images of
+        the split.
+        """
+        if len(self.indices) == len(self.split):
+            return self.split
+        return self.split.subset(self.indices)
+
+
+def choose_comparison(train: ImageDataset, test: ImageDataset) -> Comparison | None:
+    """Return which images kNN compares; None if there are too few labels.
+
+    Test images are compared with the train images, if these have labels. If only one of the splits
+    has labels, its images are compared with each other (leave-one-out). No split needs a label for
+    each image; images without one are left out. Train images are compared with each other only if
+    no test image has a label, since they have been trained on, though without their labels.
+    """
+    test_indices = test.labelled_indices
+    if train.labelled and len(test_indices) > 0:
+        return Comparison(test, test_indices, test.evaluation_name, leave_one_out=False)
+    if has_two_classes(test):
+        return Comparison(test, test_indices, test.evaluation_name, leave_one_out=True)
+    if not has_two_classes(train):
+        return None
+    indices = train.labelled_indices
+    if len(indices) > MAX_COMPARED_TRAIN_IMAGES:
+        indices = indices[evenly_spaced(MAX_COMPARED_TRAIN_IMAGES, len(indices))]
+    return Comparison(train, indices, "train images", leave_one_out=True)
+
+
+def describe_leave_one_out(comparison: Comparison, test: ImageDataset) -> list[str]:
+    """Return the lines about images whose kNN accuracy is measured among themselves."""
+    if comparison.split is test:
+        reason = "no labels of the train images"
+    else:
+        reason = "no labels of the test images" if len(test) > 0 else "no test images"
+    labelled = f"{len(comparison):,}"
+    if len(comparison) < len(comparison.split.labelled_indices):
+        labelled += " of the"
+    return [
+        f"{reason}: kNN is leave-one-out among",
+        f"{labelled} {comparison.name} with labels",
+    ]
+
+
+def has_two_classes(split: ImageDataset) -> bool:
+    """Return whether the labels of a split are of at least two classes."""
+    labels = split.labels[split.labelled_indices]
+    return len(labels) > 0 and bool(labels.min() < labels.max())
+
 
 def knn_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | None:
-    """Return why kNN accuracy cannot be measured on these splits, or None if it can.
-
-    It is measured on the test images that have a label, see also `is_leave_one_out`.
-    """
-    if is_leave_one_out(train, test):
+    """Return why kNN accuracy cannot be measured on these splits, or None if it can."""
+    if choose_comparison(train, test) is not None:
         return None
+    num_labels = len(train.labelled_indices) + len(test.labelled_indices)
+    return "one class only" if num_labels > 0 else "no labels"
+
+
+def classifier_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | None:
+    """Return why no classifier can be trained and tested on these splits, or None if it can."""
     if len(train.classes) == 1:
         return "one class only"
     if not train.labelled:
-        return "no labels"
+        has_some = len(train.labelled_indices) > 0
+        return "no labels of some train images" if has_some else "no labels of the train images"
     if len(test) == 0:
         return "no test images"
     if len(test.labelled_indices) == 0:
@@ -26,39 +111,29 @@ def knn_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | Non
     return None
 
 
-def classifier_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | None:
-    """Return why no classifier can be trained and tested on these splits, or None if it can."""
-    if is_leave_one_out(train, test):
-        return "no labels of the train images"
-    return knn_unavailable_reason(train, test)
-
-
-def is_leave_one_out(train: ImageDataset, test: ImageDataset) -> bool:
-    """Return whether kNN compares each test image with the other test images.
-
-    It does so if the train images have no labels, but at least two test images have.
-    """
-    has_labels = len(test.classes) > 1 and len(test.labelled_indices) > 1
-    return has_labels and not train.labelled
-
-
 def choose_bank(train: ImageDataset, test: ImageDataset) -> Tensor | None:
     """Return the indices of the train images that a measurement needs; None for all.
 
     RankMe needs no more than RANKME_IMAGES of them. kNN needs all, if it compares with them.
     """
-    compares_with_train = knn_unavailable_reason(train, test) is None
-    if compares_with_train and not is_leave_one_out(train, test):
+    comparison = choose_comparison(train, test)
+    if comparison is not None and not comparison.leave_one_out:
         return None
     if len(train) <= RANKME_IMAGES:
         return None
     return evenly_spaced(RANKME_IMAGES, len(train))
 
 
+def is_in_bank(comparison: Comparison, train: ImageDataset) -> bool:
+    """Return whether the images that are classified are those that `choose_bank` chooses."""
+    return comparison.split is train and train.labelled
+
+
 def count_measured_images(train: ImageDataset, test: ImageDataset) -> int:
     """Return how many images a measurement of kNN and RankMe reads."""
     bank = choose_bank(train, test)
     count = len(train) if bank is None else len(bank)
-    if knn_unavailable_reason(train, test) is None:
-        count += len(test.labelled_indices)
+    comparison = choose_comparison(train, test)
+    if comparison is not None and not is_in_bank(comparison, train):
+        count += len(comparison)
     return count

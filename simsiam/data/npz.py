@@ -81,6 +81,8 @@ def load_arrays(options: DataOptions) -> Splits:
         with np.load(content, allow_pickle=False) as opened:
             available = [str(name) for name in opened.files]
             names = find_arrays(available, where)
+            if options.test_images == 0:
+                names = names._replace(test=None, test_labels=None)
             arrays: dict[str, np.ndarray] = {}
             unused: list[str] = []
             for name in available:

@@ -145,7 +145,8 @@ CLASSES: tuple[str, ...] = tuple(TEXTURES)
 def load_patterns(options: DataOptions) -> Splits:
     """Return 10,000 train and 2,000 test images, or as many as the options ask for."""
     train = make_patterns(options.train_images or NUM_TRAIN, split=0)
-    test = make_patterns(options.test_images or NUM_TEST, split=1)
+    num_test = NUM_TEST if options.test_images is None else options.test_images
+    test = make_patterns(num_test, split=1)
     return ImageDataset(*train, classes=CLASSES), ImageDataset(*test, classes=CLASSES)
 
 

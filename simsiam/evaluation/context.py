@@ -14,8 +14,9 @@ from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import ImageDataset, place_on_device
 from simsiam.data.files.lazy_images import LazyImages
 from simsiam.data.knn_labels import (
+    Comparison,
+    choose_comparison,
     classifier_unavailable_reason,
-    is_leave_one_out,
     knn_unavailable_reason,
 )
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
@@ -57,9 +58,9 @@ class EvaluationContext:
         return self.train.classes
 
     @property
-    def leave_one_out(self) -> bool:
-        """Whether kNN compares each test image with the other test images."""
-        return is_leave_one_out(self.train, self.test)
+    def comparison(self) -> Comparison | None:
+        """The images that kNN compares; None if there are too few labels."""
+        return choose_comparison(self.train, self.test)
 
     def announce(self) -> None:
         """Print the network and the data set that are about to be evaluated."""
@@ -191,7 +192,7 @@ def open_context(
         download: download or decode images that are missing.
         labels: whether the command needs the labels of train and test images. Test images without
             a label are left out then.
-        leave_one_out: whether the labels of the test images alone are enough.
+        leave_one_out: whether the labels of the train or of the test images alone are enough.
 
     Raises:
         UserError: as in `open_checkpoint` and `add_images`.
@@ -232,11 +233,13 @@ def add_images(
     if labels:
         if leave_one_out:
             reason = knn_unavailable_reason(train, test)
+            needed = "train or test images"
         else:
             reason = classifier_unavailable_reason(train, test)
+            needed = "train and test images"
         require(
             reason is None,
-            f"{options.dataset}: {reason}. This command needs train and test images with classes",
+            f"{options.dataset}: {reason}. This command needs {needed} with classes",
         )
         test = test.labelled_part()
     return EvaluationContext(checkpoint, device, options.dataset, train, test)

@@ -14,7 +14,6 @@ from simsiam.config.evaluation_options import CheckpointOptions
 from simsiam.config.options import EvaluationDataOptions
 from simsiam.config.run_options import MonitorOptions
 from simsiam.data.dataset import ImageDataset
-from simsiam.data.knn_labels import knn_unavailable_reason
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.gallery import (
     Tile,
@@ -74,21 +73,26 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
 
     counts = None
     classifier = ""
-    if knn_unavailable_reason(train, context.test) is None:
+    classified = ""
+    comparison = context.comparison
+    if comparison is not None:
         options = choose_knn_options(run)
         k = min(options.neighbours, len(bank))
         classes = len(context.classes)
-        labelled = queries.labelled_indices
-        labels = queries.labels[labelled]
-        features = query_features[labelled]
-        if context.leave_one_out:
-            k = min(options.knn_k, len(features) - 1)
+        labels = comparison.labels
+        features = bank if comparison.split is train else query_features
+        features = features[comparison.indices]
+        classifier = "kNN"
+        if comparison.leave_one_out:
+            k = min(options.neighbours, len(features) - 1)
             own = torch.arange(len(features), device=features.device)
             predicted = knn_predict(features, features, labels, classes, k, options.knn_t, own)
+            classifier = f"kNN, leave-one-out among {len(features):,} {comparison.name}"
         else:
             predicted = knn_predict(features, bank, train.labels, classes, k, options.knn_t)
         counts = confusion(predicted, labels, classes).numpy()
-        classifier = f"kNN, k {k}, T {options.knn_t:g}"
+        classifier += f", k {k}, T {options.knn_t:g}"
+        classified = comparison.name
 
     on_map = torch.tensor(select_evenly(len(queries), MAP_IMAGES))
     points = project_features(query_features[on_map.to(query_features.device)])
@@ -99,6 +103,7 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
         labels=queries.labels.cpu()[on_map].numpy(),
         labelled=queries.labelled,
         confusion=counts,
+        classified=classified,
         classifier=classifier,
         thumbnails=None if queries.labelled else make_thumbnails(points, queries, on_map),
     )

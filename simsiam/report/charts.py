@@ -103,12 +103,13 @@ class FeatureAnalysis(NamedTuple):
 
     Attributes:
         class_names: of all C classes.
-        image_kind: name of the images on the map and in `confusion`, such as "test images".
+        image_kind: name of the images on the map, such as "test images".
         points: (N, 2), the images' features reduced to the plane.
         labels: (N,), the images' classes; -1 for an image without a label.
         labelled: whether all images on the map have labels.
-        confusion: (C, C) counts of test images, by true class (row) and predicted class (column);
-            None if train or test images have no labels.
+        confusion: (C, C) counts of images, by true class (row) and predicted class (column);
+            None if there are too few labels.
+        classified: name of the images in `confusion`.
         classifier: name of the classifier that predicted the classes.
         thumbnails: what the map shows in place of the points, if not all images have labels.
     """
@@ -119,6 +120,7 @@ class FeatureAnalysis(NamedTuple):
     labels: np.ndarray
     labelled: bool
     confusion: np.ndarray | None
+    classified: str
     classifier: str
     thumbnails: Thumbnails | None = None
 
@@ -130,7 +132,7 @@ def chart_class_accuracies(analysis: FeatureAnalysis) -> Chart | None:
     names = analysis.class_names
     accuracies = confusion_percentages(analysis.confusion).diagonal()
 
-    # The classes from the best to the worst, without those that have no test images.
+    # The classes from the best to the worst, without those that have no images.
     image_counts = analysis.confusion.sum(axis=1)
     from_best = [int(i) for i in np.argsort(-accuracies, kind="stable") if image_counts[i] > 0]
 
@@ -143,7 +145,7 @@ def chart_class_accuracies(analysis: FeatureAnalysis) -> Chart | None:
     shown_accuracies = [float(accuracies[i]) for i in shown]
     listing = ", ".join(f"{names[i]} {accuracies[i]:.1f}" for i in shown)
     return Chart(
-        draw=partial(draw_bars, shown_names, shown_accuracies, analysis.image_kind),
+        draw=partial(draw_bars, shown_names, shown_accuracies, analysis.classified),
         caption=f"{title}: {analysis.classifier}.",
         alt=f"{title} in %: {listing}",
     )

@@ -81,6 +81,8 @@ class Run:
         notes: sentences about damaged files.
         title: the run's name on the page. If it is empty, the page shows the name of the folder.
         pretrained: whether a finished run started from trained weights.
+        leave_one_out: name of the images whose kNN accuracy is measured among themselves; empty if
+            they are compared with the train images.
     """
 
     folder: RunDirectory
@@ -91,6 +93,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     title: str = ""
     pretrained: bool = False
+    leave_one_out: str = ""
 
     @property
     def name(self) -> str:
@@ -172,6 +175,7 @@ def _read_config(run: Run) -> None:
         choices = {name: resolved[name] for name in ("precision", "devices") if name in resolved}
         versions = content.get("versions") or {}
         run.machine = {**hardware, **choices, **versions}
+        run.leave_one_out = str(resolved.get("leave_one_out") or "")
 
         run.settings = {str(name): value for name, value in content["settings"].items()}
         digest = resolved.get("images")

@@ -74,11 +74,17 @@ PRINTED_METRICS = ("kNN, last (%)", "loss", "z_std", PAPER_RESULT)  # rows that 
 
 def describe_test_images(runs: Sequence[Run]) -> str:
     """Return on which images the kNN accuracies of the runs were measured."""
-    held_out = [bool(run.settings.get("held_out_images")) for run in runs]
-    if all(held_out):
+    kinds = dict.fromkeys(describe_queries(run) for run in runs)  # each kind once
+    text = " or ".join(kinds)
+    return f"{text}, depending on the run" if len(kinds) > 1 else text
+
+
+def describe_queries(run: Run) -> str:
+    """Return on which images the kNN accuracies of a run were measured."""
+    if run.leave_one_out:
+        return f"the {run.leave_one_out} (leave-one-out)"
+    if run.settings.get("held_out_images"):
         return "held-out train images"
-    if any(held_out):
-        return "the test images, or on held-out train images for runs with --held-out-images"
     return "the test images"
 
 

@@ -17,7 +17,12 @@ from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset, make_blank_split
 from simsiam.data.files.source_files import SourceFiles
 from simsiam.data.files.whole_images import ImageFiles
-from simsiam.data.knn_labels import RANKME_IMAGES, choose_bank, count_measured_images
+from simsiam.data.knn_labels import (
+    RANKME_IMAGES,
+    choose_bank,
+    choose_comparison,
+    count_measured_images,
+)
 from tests.callbacks.test_knn import trained
 from tests.helpers import Program, read_rows
 from tests.images import patterns, write_images
@@ -45,6 +50,15 @@ def test_knn_reads_all_train_and_test_images() -> None:
 def test_leave_one_out_reads_the_test_images_and_those_of_rankme() -> None:
     train = make_split(3 * RANKME_IMAGES, 0)
     assert count_measured_images(train, make_split(100, 2)) == RANKME_IMAGES + 100
+
+
+def test_among_train_images_no_more_are_read_than_for_rankme() -> None:
+    train = make_split(3 * RANKME_IMAGES, 2)
+    no_test_images = make_split(0, 2)
+    comparison = choose_comparison(train, no_test_images)
+    bank = choose_bank(train, no_test_images)
+    assert comparison is not None and bank is not None and torch.equal(comparison.indices, bank)
+    assert count_measured_images(train, no_test_images) == RANKME_IMAGES
 
 
 def choose_rows(n: int, rank: int, world_size: int) -> Tensor:

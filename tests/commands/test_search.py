@@ -49,8 +49,8 @@ def test_first_trial_has_the_settings_of_the_flags(tmp_path: Path) -> None:
     assert trial.params["base_learning_rate"] == pytest.approx(0.06 * 256 / 50)
     assert trial.state == TrialState.COMPLETE and trial.user_attrs["start"]
     # The planned run has the flags as they were given.
-    assert "--weight-decay=0.0003" in out and "--epochs=8" in out and "held-out" in out
-    assert "--held-out-images" not in out
+    assert "--weight-decay=0.0003" in out and "--epochs=8" in out
+    assert "among 100 train images" in out and "--held-out-images" not in out
 
 
 def test_trials_end_in_all_ways_and_the_page_says_so(tmp_path: Path) -> None:

@@ -5,14 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from sklearn.neighbors import KNeighborsClassifier
 
-from simsiam import KNNMonitor
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import Splits
-from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
+from simsiam.data.knn_labels import choose_comparison, knn_unavailable_reason
 from tests.helpers import Program, read_rows, read_summary
 from tests.images import patterns, write_images
 
@@ -55,12 +52,13 @@ def test_test_images_of_unknown_classes_are_left_out_of_knn(
     assert f"photos/val: {message}" in capsys.readouterr().out
     assert train.classes == ("dots", "rings") and len(test) == 12
     assert len(test.labelled_indices) == 6 and not test.labelled
-    assert knn_unavailable_reason(train, test) is None and not is_leave_one_out(train, test)
+    comparison = choose_comparison(train, test)
+    assert comparison is not None and not comparison.leave_one_out and len(comparison) == 6
     part = test.labelled_part()
     assert part.names(part.labels.tolist()) == ["dots"] * 3 + ["rings"] * 3
 
 
-def test_a_single_class_of_the_test_images_alone_turns_knn_off(
+def test_a_single_class_of_the_test_images_alone_is_left_out(
     train_on_folder: Program, tmp_path: Path
 ) -> None:
     photos = tmp_path / "photos"
@@ -69,7 +67,7 @@ def test_a_single_class_of_the_test_images_alone_turns_knn_off(
     status, out, err = train_on_folder(photos, "--batch-size", "10", "--dry-run")
     assert (status, err) == (0, "")
     assert "left out of kNN 2 images of 1 class (cats)" in out
-    assert "no labels of the test images: kNN is off" in out
+    assert "no labels of the test images: kNN is leave-one-out among" in out
 
 
 def test_a_class_of_the_train_images_alone_is_no_problem(tmp_path: Path, capsys: Printed) -> None:
@@ -123,85 +121,7 @@ def test_a_run_with_an_unknown_class_is_measured_on_the_others(
     assert same["test_accuracy"] == results["linear"]["test_accuracy"]
 
 
-# ---------------------------------------------------------------- leave-one-out
-
-
-@pytest.mark.parametrize("layout", ["train/{i}.png", "train/all/{i}.png", "train/_{name}/{i}.png"])
-def test_labels_of_the_test_images_alone_are_enough(
-    layout: str, tmp_path: Path, capsys: Printed
-) -> None:
-    photos = tmp_path / "photos"
-    write_images(photos, patterns(20), layout)
-    write_images(photos, patterns(20, split=1), split="val")
-    train, test = load(photos)
-    assert is_leave_one_out(train, test) and knn_unavailable_reason(train, test) is None
-    assert len(train.classes) == 10 and test.labelled
-    assert train.labels.tolist() == [-1] * 20
-    out = capsys.readouterr().out
-    reason = "" if "all" not in layout else "all images are of the class all"
-    if "_" in layout:
-        reason = "none of its classes is among those of"
-    assert reason in out and ("are not used" in out) == bool(reason)
-
-
-def test_arrays_may_have_test_labels_alone(tmp_path: Path) -> None:
-    x = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
-    assert is_leave_one_out(*load_arrays(tmp_path, x_train=x, x_test=x, y_test=np.arange(9) % 3))
-    splits = load_arrays(tmp_path, x_train=x, x_test=x, y_test=np.zeros(9, int))
-    assert knn_unavailable_reason(*splits) == "no labels"
-
-
-def test_leave_one_out_is_that_of_scikit_learn(
-    train_on_folder: Program, program: Program, tmp_path: Path
-) -> None:
-    photos = tmp_path / "photos"
-    write_images(photos, patterns(60), "train/{i}.png")
-    write_images(photos, patterns(40, split=1), split="val")
-    flags = ("--epochs", "2", "--knn-k", "200", "--pictures-every", "1")
-    status, out, err = train_on_folder(photos, *flags)
-    assert (status, err) == (0, "")
-    assert "no labels of the train images: kNN is leave-one-out among" in out
-    assert "the 40 test images with labels" in out and "10 classes" in out
-    assert " knn " in out.split("next ")[1].splitlines()[0]
-    run = tmp_path / "runs" / "simsiam_folder"
-
-    status, out, err = program("knn", str(run))
-    assert (status, err) == (0, "") and "bank of the 39 others" in out
-    summary = read_summary(run / "results" / "knn")
-    assert summary["leave_one_out"] and sum(map(sum, summary["confusion"])) == 40
-    assert program("embed", str(run), "--split", "test")[0] == 0
-    with np.load(run / "results" / "embed" / "features.npz") as arrays:
-        features = arrays["features"]
-        labels = arrays["labels"]
-    correct = 0
-    for i in range(40):
-        others = np.arange(40) != i
-        classifier = KNeighborsClassifier(1, metric="cosine").fit(features[others], labels[others])
-        correct += int(classifier.predict(features[i : i + 1])[0] == labels[i])
-    by_one = [row for row in summary["table"] if row["features"] == "backbone" and row["k"] == 1]
-    assert {row["accuracy"] for row in by_one} == {100 * correct / 40}
-
-    # The monitor's k of 200 is all 39 others. The command has no k between 20 and 39.
-    measured = read_rows(run)[-1]["kNN_accuracy"]
-    unit = torch.nn.functional.normalize(torch.from_numpy(features))
-    weights = (unit @ unit.T / 0.1).exp().fill_diagonal_(0)
-    votes = weights @ torch.nn.functional.one_hot(torch.from_numpy(labels)).float()
-    expected = 100 * (votes.argmax(dim=1).numpy() == labels).mean()
-    assert measured == pytest.approx(expected, abs=2.6)  # at most one image may differ
-
-    for command in ("linear", "finetune"):
-        status, _, err = program(command, str(run))
-        assert status == 2 and err.count("\n") == 1 and "no labels of the train images" in err
-    for command in ("neighbours", "report", "export"):
-        status, _, err = program(command, str(run))
-        assert (status, err) == (0, ""), command
-
-
-def test_one_loader_as_bank_and_queries_is_leave_one_out() -> None:
-    """Each image has a label of its own, so without itself no neighbour is right."""
-    loader = [(torch.randn(20, 3, 8, 8), torch.arange(20))]
-    assert KNNMonitor(k=1, bank=loader, queries=loader)._is_leave_one_out(None)  # pyright: ignore
-    assert not KNNMonitor(k=1, bank=loader, queries=list(loader))._is_leave_one_out(None)  # pyright: ignore
+# ---------------------------------------------------------------- missing labels
 
 
 def test_partly_labelled_test_images_are_measured(tmp_path: Path, capsys: Printed) -> None:
@@ -212,11 +132,3 @@ def test_partly_labelled_test_images_are_measured(tmp_path: Path, capsys: Printe
     train, test = load(photos)
     assert knn_unavailable_reason(train, test) is None and len(test.labelled_part()) == 20
     assert "photos/val: left out of kNN 3 images without a label\n" in capsys.readouterr().out
-
-
-def test_a_csv_may_label_the_test_images_alone(tmp_path: Path) -> None:
-    write_images(tmp_path, patterns(8), "{i}.png")
-    lines = [f"{i}.png,,train" for i in range(4)] + ["4.png,a,val", "5.png,b,val", "6.png,b,val"]
-    (tmp_path / "l.csv").write_text("\n".join(["path,label,split", *lines, "7.png,,val"]))
-    train, test = load(tmp_path / "l.csv")
-    assert is_leave_one_out(train, test) and test.labels.tolist() == [0, 1, 1, -1]

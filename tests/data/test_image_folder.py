@@ -26,8 +26,8 @@ def test_a_run_without_labels_has_no_knn(train_on_folder: Program, tmp_path: Pat
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ("{split}/{name}/{i}.png", "no test images: kNN is off"),
-        ("{name}/{i}.png", "no test images: kNN is off"),
+        ("{split}/{name}/{i}.png", "no test images: kNN is leave-one-out among"),
+        ("{name}/{i}.png", "no test images: kNN is leave-one-out among"),
         ("train/{i}.png", "no labels: kNN is off"),
         ("train/one class/{i}.png", "one class only: kNN is off"),
     ],
@@ -45,7 +45,7 @@ def test_each_layout_is_recognised(
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
 
 
-def test_an_image_outside_the_classes_removes_all_labels(
+def test_an_image_outside_the_classes_has_no_label(
     train_on_folder: Program, tmp_path: Path
 ) -> None:
     write_images(tmp_path, patterns(20))
@@ -53,7 +53,8 @@ def test_an_image_outside_the_classes_removes_all_labels(
     status, out, _ = train_on_folder(tmp_path, "--batch-size", "10", "--dry-run")
     assert status == 0
     assert "1 of 21 images are in no class's folder" in out
-    assert "no labels: kNN is off" in out
+    assert "They are trained on, but left out of kNN" in out
+    assert " 20 train images with labels" in out
 
 
 def test_a_part_of_a_folder_is_spread_over_its_classes(

@@ -9,7 +9,7 @@ import torch
 
 from simsiam.config.options import DataOptions
 from simsiam.data.dataset import Splits
-from simsiam.data.knn_labels import knn_unavailable_reason
+from simsiam.data.knn_labels import classifier_unavailable_reason, knn_unavailable_reason
 from simsiam.data.npz import load_arrays
 from tests.helpers import TINY, Program, read_summary
 from utils.errors import UserError
@@ -85,11 +85,15 @@ def test_class_names_are_indexed_by_label(tmp_path: Path) -> None:
 
 def test_missing_arrays_turn_knn_off(tmp_path: Path) -> None:
     assert knn_unavailable_reason(*read(tmp_path, x_train=X)) == "no labels"
-    assert knn_unavailable_reason(*read(tmp_path, x_train=X, y_train=Y)) == "no test images"
-    splits = read(tmp_path, x_train=X, y_train=Y, x_test=X)
-    assert knn_unavailable_reason(*splits) == "no labels of the test images"
     splits = read(tmp_path, x_train=X, y_train=0 * Y, x_test=X, y_test=0 * Y)
     assert knn_unavailable_reason(*splits) == "one class only"
+
+
+def test_missing_test_labels_turn_classifiers_off(tmp_path: Path) -> None:
+    splits = read(tmp_path, x_train=X, y_train=Y)
+    assert classifier_unavailable_reason(*splits) == "no test images"
+    splits = read(tmp_path, x_train=X, y_train=Y, x_test=X)
+    assert classifier_unavailable_reason(*splits) == "no labels of the test images"
 
 
 def test_a_fourth_channel_is_opacity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,6 +96,7 @@ def make_analysis(class_names: list[str], confusion: np.ndarray | None) -> Featu
         labels=np.arange(2),
         labelled=True,
         confusion=confusion,
+        classified="test images",
         classifier="kNN",
     )
 

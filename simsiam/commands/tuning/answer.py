@@ -12,7 +12,7 @@ CLEAR_DIFFERENCE = 2  # standard errors; a smaller difference may be chance
 
 
 def format_score(score: float, plan: Plan) -> str:
-    if plan.objective == "knn":
+    if plan.judge.objective == "knn":
         return f"kNN {score:.2f} %"
     return f"score {score:.2f}"
 
@@ -47,28 +47,44 @@ def describe_answer(record: StudyRecord, plan: Plan) -> list[str]:
 
 def describe_difference(difference: float, accuracy: float, plan: Plan) -> str:
     """Return whether a difference to the settings of the flags is more than chance."""
-    if plan.objective != "knn":
+    if plan.judge.objective != "knn":
         return "The score without labels has no unit: only the order of the trials means something."
-    error = math.sqrt(2) * standard_error(accuracy, plan.queries)
+    clear = clear_difference(accuracy, plan)
     text = (
-        f"The difference is {difference:.2f} points. With {plan.queries:,} images, differences "
-        f"below {CLEAR_DIFFERENCE * error:.1f} points may be chance"
+        f"The difference is {difference:.2f} points. With {plan.judge.queries:,} images, "
+        f"differences below {clear:.1f} points may be chance"
     )
-    if difference < CLEAR_DIFFERENCE * error:
-        return f"{text}, so the search shows no clear gain."
+    if difference < clear:
+        return f"{text}, so the search shows no clear gain: your own settings may do as well."
     return f"{text}, so this one is probably real."
+
+
+def clear_difference(accuracy: float, plan: Plan) -> float:
+    """Return from which difference to an accuracy in percent on, a difference is hardly chance."""
+    error = math.sqrt(2) * standard_error(accuracy, plan.judge.queries)
+    return CLEAR_DIFFERENCE * error
+
+
+def shows_no_clear_gain(record: StudyRecord, plan: Plan) -> bool:
+    """Return whether the best trial may be better than the settings of the flags by chance only."""
+    best = record.best
+    start = record.start
+    if plan.judge.objective != "knn" or best is None or start is None or best.is_start:
+        return False
+    if best.score is None or start.score is None or start.outcome != "finished":
+        return False
+    return best.score - start.score < clear_difference(start.score, plan)
 
 
 def describe_learning(best: TrialRecord, epochs: int, plan: Plan) -> list[str]:
     """Return a sentence if trials are so short that even the best one has hardly learned."""
     summary = RunDirectory(plan.config.run_dir / best.run_name).summary
-    if plan.objective != "knn" or best.score is None or not summary.exists():
+    if plan.judge.objective != "knn" or best.score is None or not summary.exists():
         return []
     untrained = json.loads(summary.read_text()).get("kNN_untrained")
     if untrained is None:
         return []
-    error = math.sqrt(2) * standard_error(untrained, plan.queries)
-    if best.score - untrained >= CLEAR_DIFFERENCE * error:
+    if best.score - untrained >= clear_difference(untrained, plan):
         return []
     return [
         f"Before training, kNN accuracy was {untrained:.2f} %. So trials of {epochs} epochs hardly "
@@ -84,17 +100,23 @@ def describe_doubts(record: StudyRecord, plan: Plan) -> list[str]:
         f"What is best after {record.trial_epochs} epochs need not be best after "
         f"{plan.base['epochs']}: a high learning rate and small views look better in short runs.",
     ]
-    if plan.objective == "rankme":
+    if plan.judge.objective == "rankme":
         sentences.append(
             "No labels were used. RankMe orders runs of one kind fairly well in its paper "
             "(Garrido et al. 2023), less so when the augmentation changes. Label a few hundred "
             "images to be surer."
         )
-    elif plan.leave_one_out:
+    elif plan.judge.uses_test_images:
         sentences.append(
             "The train images have no labels, so the trials were compared on test images. Their "
             "accuracy is no test result any more. Label other images for that."
         )
-    else:
+    elif plan.judge.leave_one_out:
+        sentences.append(
+            "The trials were compared on their own train images, each with the others. Training "
+            "does not use their labels, but it has seen the images, so the accuracy of other "
+            "images may differ."
+        )
+    if not plan.judge.uses_test_images:
         sentences.append("Test images were not used, so they can still tell the true gain.")
     return sentences

@@ -8,25 +8,21 @@ from typing import Any
 from simsiam.commands.fit import fit_to_data
 from simsiam.commands.pretrain import load_data
 from simsiam.commands.sweep import Slot, start_process
-from simsiam.commands.tuning.objective import Kind
+from simsiam.commands.tuning.judging import (
+    Judge,
+    choose_judge,
+    describe_judge,
+    hold_out_images,
+)
 from simsiam.commands.tuning.space import Space, check_space, choose_space
 from simsiam.commands.tuning.values import apply_values, scale_schedule, start_values
 from simsiam.config.commands import PRETRAIN_DEFAULTS, Pretrain, Search
 from simsiam.config.search_options import DEFAULT_TRIALS, MIN_TRIAL_EPOCHS
-from simsiam.data import list_train_images
-from simsiam.data.datamodule import ViewsDataModule
-from simsiam.data.knn_labels import is_leave_one_out, knn_unavailable_reason
 from utils.console import print_line
 from utils.device import choose_accelerator
-from utils.errors import RunError, require
+from utils.errors import RunError
 from utils.run_dir import RunDirectory
 from utils.settings import flatten, from_settings
-
-# Train images that are held out to judge trials: this share of them, within these numbers.
-HELD_OUT_SHARE = 0.1
-MIN_HELD_OUT = 200
-MAX_HELD_OUT = 5000
-LARGEST_HELD_OUT_SHARE = 0.3  # of a small data set
 
 SHARE_OF_PLANNED_RUN = 0.1  # length of a trial without --minutes
 MEAN_TRAINED_SHARE = 0.75  # of its epochs that an average trial trains: half of them stop early
@@ -46,8 +42,7 @@ class Plan:
         base: the settings of the flags, with those that fit the images.
         start: what the flags stand for, by the name of each possible setting.
         view_size: side of a view in pixels.
-        queries: images whose kNN accuracy is measured; 0 if the objective needs no labels.
-        leave_one_out: whether these are test images, since the train images have no labels.
+        judge: by what the trials are compared.
     """
 
     config: Search
@@ -57,10 +52,8 @@ class Plan:
     start: dict[str, Any]
     view_size: int
     space: Space
-    objective: Kind
+    judge: Judge
     train_images: int
-    queries: int
-    leave_one_out: bool
 
     def trial_settings(self, values: dict[str, Any], epochs: int) -> dict[str, Any]:
         """Return the settings of a run of `epochs` epochs with the values of a trial."""
@@ -84,7 +77,7 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """Return what must not change between two starts of a search."""
         shared = {name: value for name, value in self.base.items() if name not in UNSHARED}
-        shared["objective"] = self.objective
+        shared["objective"] = self.judge.objective
         shared["images"] = self.images
         for name, setting in self.space.items():
             shared[f"range of {name}"] = setting.model_dump()
@@ -100,28 +93,17 @@ UNSHARED = (
 
 
 def make_plan(config: Search) -> Plan:
-    """Load the images, and choose the objective and the ranges.
+    """Load the images, and choose how trials are judged, and the ranges.
 
     Raises:
         UserError: a flag or the file of ranges does not fit the images.
     """
-    options = config.search
     given = config
     accelerator = choose_accelerator(config.device.accelerator)
-    if options.objective != "rankme" and not config.data.held_out_images:
-        train = list_train_images(config.data)
-        if train.labelled:
-            held_out = choose_held_out_images(len(train))
-            new_data = replace(config.data, held_out_images=held_out, test_images=None)
-            config = replace(config, data=new_data)
+    config = hold_out_images(config)
     data = load_data(config, accelerator, config.data.image_cache)
     config = fit_to_data(config, data)  # pyright: ignore[reportAssignmentType]
-    objective = choose_objective(config, data)
-
     base, start, space = choose_ranges(config, data.size, len(data.train))
-    queries = 0
-    if objective == "knn":
-        queries = len(data.test.labelled_indices)
     return Plan(
         config=config,
         given=given,
@@ -130,10 +112,8 @@ def make_plan(config: Search) -> Plan:
         start=start,
         view_size=data.size,
         space=space,
-        objective=objective,
+        judge=choose_judge(config, data.train, data.test),
         train_images=len(data.train),
-        queries=queries,
-        leave_one_out=is_leave_one_out(data.train, data.test),
     )
 
 
@@ -163,52 +143,14 @@ def refit(plan: Plan, values: Mapping[str, Any]) -> Plan:
     return replace(plan, config=config, base=base, start=start, space=space)
 
 
-def choose_held_out_images(images: int) -> int:
-    """Return how many train images to hold out to judge trials."""
-    wanted = min(MAX_HELD_OUT, max(MIN_HELD_OUT, round(HELD_OUT_SHARE * images)))
-    return max(1, min(wanted, int(LARGEST_HELD_OUT_SHARE * images)))
-
-
-def choose_objective(config: Search, data: ViewsDataModule) -> Kind:
-    """Return by what trials are judged.
-
-    Raises:
-        UserError: `--objective knn` needs labels that the images do not have.
-    """
-    wanted = config.search.objective
-    reason = knn_unavailable_reason(data.train, data.test)
-    require(
-        wanted != "knn" or reason is None,
-        f"--objective knn: kNN accuracy cannot be measured ({reason}). Drop the flag.",
-    )
-    if wanted == "rankme" or reason is not None:
-        return "rankme"
-    return "knn"
-
-
 def describe_plan(plan: Plan) -> list[str]:
     """Return the lines at the start of a search."""
-    names = ", ".join(plan.space)
-    lines = [
+    return [
         f"Search on {plan.base['dataset']}: {plan.train_images:,} train images",
-        f"  varies    {names}",
+        f"  varies    {', '.join(plan.space)}",
+        f"  judges    {describe_judge(plan.judge)}",
+        f"  folder    {plan.config.run_dir}",
     ]
-    if plan.objective == "rankme":
-        lines.append(
-            "  judges    by RankMe, the effective rank of the features: no labels are used"
-        )
-    elif plan.leave_one_out:
-        lines.append(
-            f"  judges    by kNN accuracy among {plan.queries:,} test images (leave-one-out): "
-            "the train images have no labels. It is no test result any more"
-        )
-    else:
-        lines.append(
-            f"  judges    by kNN accuracy on {plan.queries:,} held-out train images; "
-            "test images are not used"
-        )
-    lines.append(f"  folder    {plan.config.run_dir}")
-    return lines
 
 
 # ---------------------------------------------------------------- length of a trial

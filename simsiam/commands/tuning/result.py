@@ -8,7 +8,12 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from simsiam.commands.tuning.answer import describe_answer, describe_doubts, format_score
+from simsiam.commands.tuning.answer import (
+    describe_answer,
+    describe_doubts,
+    format_score,
+    shows_no_clear_gain,
+)
 from simsiam.commands.tuning.objective import UNITS
 from simsiam.commands.tuning.plan import Plan
 from simsiam.commands.tuning.space import Choices
@@ -44,7 +49,7 @@ def read_study(plan: Plan, study: Study, trial_epochs: int) -> StudyRecord:
         if not isinstance(setting, Choices) and setting.log:
             logarithmic.append(name)
     return StudyRecord(
-        unit=UNITS[plan.objective],
+        unit=UNITS[plan.judge.objective],
         settings={name: DESCRIPTIONS.get(name, "") for name in names},
         logarithmic=frozenset(logarithmic),
         trial_epochs=trial_epochs,
@@ -124,17 +129,37 @@ def describe_end(study: Study, number: int, plan: Plan, max_trials: int | None) 
     return line
 
 
-def final_settings(best: TrialRecord, plan: Plan) -> dict[str, Any]:
-    """Return the settings of the planned run with the values of the best trial."""
+def choose_commands(record: StudyRecord, plan: Plan) -> dict[str, str]:
+    """Return command lines of the planned run, the advised one first, by what they stand for.
+
+    Where the search has found no clear gain, the first one has the settings that were given: they
+    may do as well, and they were not chosen for the luck of a single run.
+    """
+    best = record.best
+    start = record.start
+    if best is None:
+        return {}
+    advised = {"the best settings": best}
+    if start is not None and shows_no_clear_gain(record, plan):
+        advised = {"the settings that you gave": start, "the settings of the best trial": best}
+    commands: dict[str, str] = {}
+    for name, trial in advised.items():
+        commands[name] = pretrain_command(final_settings(trial, plan), " \\\n    ")
+    return commands
+
+
+def final_settings(trial: TrialRecord, plan: Plan) -> dict[str, Any]:
+    """Return the settings of the planned run with the values of a trial, on all images."""
     settings = dict(plan.base)
-    if best.values != {name: plan.start[name] for name in best.values}:
-        settings = plan.trial_settings(best.values, plan.base["epochs"])
+    if trial.values != {name: plan.start[name] for name in trial.values}:
+        settings = plan.trial_settings(trial.values, plan.base["epochs"])
     given = plan.given
+    suffix = "given" if trial.is_start else "best"
     settings.update(
         held_out_images=given.data.held_out_images,
         test_images=given.data.test_images,
         knn_k=given.monitor.knn_k,
-        exp_name=f"{plan.config.run_dir.name}_best",
+        exp_name=f"{plan.config.run_dir.name}_{suffix}",
         version=None,
     )
     return settings
@@ -147,10 +172,7 @@ def finish_search(plan: Plan, study: Study, trial_epochs: int) -> None:
     """Print what the search has found, and write the page."""
     record = read_study(plan, study, trial_epochs)
     answer = describe_answer(record, plan)
-    best = record.best
-    command = ""
-    if best is not None:
-        command = pretrain_command(final_settings(best, plan), " \\\n    ")
+    commands = choose_commands(record, plan)
     importances = find_importances(study)
     folder = plan.config.run_dir
     page = render_page(
@@ -160,7 +182,7 @@ def finish_search(plan: Plan, study: Study, trial_epochs: int) -> None:
         written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         outcomes=describe_outcomes(record),
         answer=answer,
-        command=command,
+        commands=commands,
         region=describe_region(record),
         study=record,
         charts=render_study(record, importances, folder / FIGURES),
@@ -178,8 +200,9 @@ def finish_search(plan: Plan, study: Study, trial_epochs: int) -> None:
     if importances:
         listing = ", ".join(f"{name} {100 * value:.0f} %" for name, value in importances.items())
         print_line(f"Importance: {listing}")
-    if command:
-        print_line(f"\n{command}\n")
+    for name, command in commands.items():
+        print_line(f"\nThe planned run with {name}:\n\n{command}")
+    print_line("")
     running = sum(trial.state == TrialState.RUNNING for trial in study.trials())
     if running:
         print_line(

@@ -170,7 +170,7 @@ class Worker:
             self._record_end(claim, "failed", str(error), None)
             self._count_failures("failed", str(error))
             return
-        trial = TrialRun(claim, config, self.plan.objective, slot)
+        trial = TrialRun(claim, config, self.plan.judge.objective, slot)
         self.running[slot] = trial
         trial.start()
 

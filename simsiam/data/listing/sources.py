@@ -56,7 +56,8 @@ def list_splits(options: DataOptions) -> ListedSplits:
     Raises:
         UserError: if there are no train images, or fewer than the options ask for.
     """
-    splits = _find_splits(options, with_test=options.held_out_images == 0, report=True)
+    with_test = options.held_out_images == 0 and options.test_images != 0
+    splits = _find_splits(options, with_test, report=True)
     train = splits.train
     test = splits.test
     if test is not None:

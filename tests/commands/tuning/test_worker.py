@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 from optuna.trial import TrialState
 
+from simsiam.commands.tuning.judging import Judge
 from simsiam.commands.tuning.space import Range, Space
 from simsiam.commands.tuning.study import Study
 from simsiam.commands.tuning.trial import TrialRun
@@ -35,7 +36,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
         run = {"save_dir": str(config.run_dir), "exp_name": name, "epochs": epochs}
         return from_settings(Pretrain, {**values, **run, "learning_rate": "auto"})
 
-    plan = SimpleNamespace(config=config, space=SPACE, objective="knn", make_trial=make_trial)
+    plan = SimpleNamespace(config=config, space=SPACE, judge=Judge("knn"), make_trial=make_trial)
     worker = Worker(cast(Any, plan), Study(config.run_dir, None, 0))
     worker.trial_epochs = EPOCHS
     return worker
