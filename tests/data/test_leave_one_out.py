@@ -238,6 +238,7 @@ def test_train_images_with_labels_are_compared_with_each_other(
     page = (run / "report" / "index.html").read_text()
     assert "kNN is top-1 on the train images (leave-one-out)" in page
     assert "Accuracy of each class: kNN, leave-one-out among 60 train images, k 1" in page
+    assert "kNN, backbone features, k 1, leave-one-out among train images" in page
     for command in ("neighbours", "export"):
         status, _, err = program(command, str(run))
         assert (status, err) == (0, ""), command

@@ -90,6 +90,7 @@ class Worker:
         self._cleanup = ExitStack()
         self._started = time.monotonic()
         self._used_before = 0.0  # seconds that earlier starts have used up
+        self._ended_before = study.count_ended()  # trials
         self._last_sign = 0.0
         self._no_more = False  # whether `claim` has found all trials taken
 
@@ -103,6 +104,22 @@ class Worker:
         if self.options.minutes is None:
             return None
         return 60 * self.options.minutes - self.used_seconds()
+
+    def describe_time_left(self) -> str:
+        """Return how long the search will go on, or "" if nothing is known about it.
+
+        Without --minutes it is estimated from the trials of all workers that have ended since this
+        one was started.
+        """
+        left = self.seconds_left()
+        if left is not None:
+            return f"; {format_minutes(left)} left"
+        ended = self.study.count_ended()
+        since_start = ended - self._ended_before
+        if self.max_trials is None or since_start < 1 or ended >= self.max_trials:
+            return ""
+        seconds_per_trial = (time.monotonic() - self._started) / since_start
+        return f"; about {format_minutes((self.max_trials - ended) * seconds_per_trial)} left"
 
     # ------------------------------------------------------------ the search
 
@@ -207,10 +224,7 @@ class Worker:
         """Record how a trial has ended, and print a line about it."""
         self.study.end(claim, outcome, reason, score)
         line = describe_end(self.study, claim.number, self.plan, self.max_trials)
-        left = self.seconds_left()
-        if left is not None:
-            line += f"; {format_minutes(left)} left"
-        print_line(line)
+        print_line(line + self.describe_time_left())
 
     def _count_failures(self, outcome: Outcome, reason: str) -> None:
         """Raise RunError if the latest trials have all failed."""

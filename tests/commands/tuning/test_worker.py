@@ -122,3 +122,14 @@ def test_search_ends_if_no_values_go_together(worker: Worker) -> None:
     with pytest.raises(RunError, match=r"3 runs in a row have failed.*--heavy-views 4"):
         worker._fill_slots()
     assert worker.running == {} and len(worker.study.trials()) == 3
+
+
+def test_time_left_is_estimated_from_the_trials_since_the_start(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = worker._started
+    monkeypatch.setattr("simsiam.commands.tuning.worker.time.monotonic", lambda: now + 360)
+    monkeypatch.setattr(worker, "_ended_before", 1)
+    for ended, expected in ((1, ""), (4, "; about 10 min left"), (9, "")):  # of 9 trials
+        monkeypatch.setattr(worker.study, "count_ended", lambda ended=ended: ended)
+        assert worker.describe_time_left() == expected
