@@ -15,11 +15,9 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from simsiam.collapse import is_collapsed
 from simsiam.config.commands import PRETRAIN_DEFAULTS, settings_that_matter
 from utils.console import format_count
 from utils.errors import require
-from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
 
 # The errors that reading a damaged file can raise.
@@ -81,6 +79,8 @@ class Run:
         notes: sentences about damaged files.
         title: the run's name on the page. If it is empty, the page shows the name of the folder.
         pretrained: whether a finished run started from trained weights.
+        num_features: of the backbone; 0 if config.yaml does not say.
+        num_images: on which it was trained; 0 if config.yaml does not say.
     """
 
     folder: RunDirectory
@@ -91,25 +91,12 @@ class Run:
     notes: list[str] = field(default_factory=list)
     title: str = ""
     pretrained: bool = False
+    num_features: int = 0
+    num_images: int = 0
 
     @property
     def name(self) -> str:
         return self.title or self.folder.path.name
-
-    @property
-    def status(self) -> str:
-        """How far the run has come, such as "stopped, 2 of 3 epochs, collapsed"."""
-        if self.folder.summary.exists():
-            state = "finished"
-        elif is_locked(self.folder.path):
-            state = "running"
-        else:
-            state = "stopped"
-        last_row = self.rows[-1]
-        text = f"{state}, {last_row['epoch']:.0f} of {self.settings.get('epochs', '?')} epochs"
-        if "z_std" in last_row and is_collapsed(last_row["z_std"], last_row.get("rankme")):
-            text += ", collapsed"
-        return text
 
     def values(self, column: str) -> list[float]:
         """Return a metric of the trained epochs. Epochs without a value are skipped."""
@@ -172,6 +159,9 @@ def _read_config(run: Run) -> None:
         choices = {name: resolved[name] for name in ("precision", "devices") if name in resolved}
         versions = content.get("versions") or {}
         run.machine = {**hardware, **choices, **versions}
+        counts = select_numbers(resolved)
+        run.num_features = int(counts.get("in_dim", 0))
+        run.num_images = int(counts.get("train_images", 0))
 
         run.settings = {str(name): value for name, value in content["settings"].items()}
         digest = resolved.get("images")
