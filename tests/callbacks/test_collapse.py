@@ -53,12 +53,12 @@ def test_a_rank_is_lost_if_it_is_low_twice_in_a_row(
     assert has_lost_rank(ranks, lost_rank_threshold(features, images)) == lost
 
 
-def train(*callbacks: pl.Callback, epochs: int = 3, **settings: float) -> list[str]:
+def train(*callbacks: pl.Callback, **settings: float) -> list[str]:
     """Train on real patterns and return the warnings. A collapse would end the run."""
     warnings: list[str] = []
     monitor = CollapseMonitor(stop=True, print_fn=warnings.append)
     model = make_model(width=4, warmup_epochs=0, **settings)
-    fit(monitor, KNNMonitor(k=5), *callbacks, model=model, max_epochs=epochs)
+    fit(monitor, KNNMonitor(k=5), *callbacks, model=model, max_epochs=3)
     return warnings
 
 
