@@ -99,6 +99,7 @@ class KNNMonitor(pl.Callback):
         self.seconds = 0.0  # duration of the latest measurement
         self.epoch_metrics: dict[str, float] = {}  # of this epoch; empty if it has no measurement
         self.indices: Tensor | None = None  # (Q, k) neighbours of each query in the bank
+        self.bank_shape = (0, 0)  # images and features of the bank in the latest measurement
         self._latest: dict[str, float] = {}  # metrics of the latest measurement
         self._measured_epoch: int | None = None  # epoch of that measurement, from 0
         self._folded: ResNet | None = None  # on a GPU, the network that extracts the features
@@ -183,6 +184,7 @@ class KNNMonitor(pl.Callback):
         started = time.perf_counter()
         with trainer.precision_plugin.forward_context():
             bank, queries = self._extract(trainer, pl_module)
+        self.bank_shape = (len(bank.labels), bank.features.shape[1])
         metrics: dict[str, float] = {}
         # Measure the rank first: the accuracy normalises the features in place.
         rank = rankme(choose_rank_rows(bank))

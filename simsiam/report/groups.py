@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from simsiam.config.commands import PRETRAIN_DEFAULTS
 from simsiam.report.records import Run, replace_unprintable
+from simsiam.report.status import describe_status
 from utils.settings import to_flags
 
 MAX_DESCRIPTION = 90  # characters of the settings in a group's label
@@ -43,7 +44,7 @@ class Group(NamedTuple):
     @property
     def status(self) -> str:
         """The status of the runs; if they differ, each different status once."""
-        return "; ".join(dict.fromkeys(run.status for run in self.runs))
+        return "; ".join(dict.fromkeys(map(describe_status, self.runs)))
 
     def curve(self, column: str) -> Curve:
         """Return the values of a metric at the epochs for which every run has one.

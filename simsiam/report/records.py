@@ -15,11 +15,9 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from simsiam.collapse import is_collapsed
 from simsiam.config.commands import PRETRAIN_DEFAULTS, settings_that_matter
 from utils.console import format_count
 from utils.errors import require
-from utils.filesystem import is_locked
 from utils.run_dir import RunDirectory
 
 # The errors that reading a damaged file can raise.
@@ -83,6 +81,8 @@ class Run:
         pretrained: whether a finished run started from trained weights.
         leave_one_out: name of the images whose kNN accuracy is measured among themselves; empty if
             they are compared with the train images.
+        num_features: of the backbone; 0 if config.yaml does not say.
+        num_images: on which it was trained; 0 if config.yaml does not say.
     """
 
     folder: RunDirectory
@@ -94,25 +94,12 @@ class Run:
     title: str = ""
     pretrained: bool = False
     leave_one_out: str = ""
+    num_features: int = 0
+    num_images: int = 0
 
     @property
     def name(self) -> str:
         return self.title or self.folder.path.name
-
-    @property
-    def status(self) -> str:
-        """How far the run has come, such as "stopped, 2 of 3 epochs, collapsed"."""
-        if self.folder.summary.exists():
-            state = "finished"
-        elif is_locked(self.folder.path):
-            state = "running"
-        else:
-            state = "stopped"
-        last_row = self.rows[-1]
-        text = f"{state}, {last_row['epoch']:.0f} of {self.settings.get('epochs', '?')} epochs"
-        if "z_std" in last_row and is_collapsed(last_row["z_std"], last_row.get("rankme")):
-            text += ", collapsed"
-        return text
 
     def values(self, column: str) -> list[float]:
         """Return a metric of the trained epochs. Epochs without a value are skipped."""
@@ -176,6 +163,9 @@ def _read_config(run: Run) -> None:
         versions = content.get("versions") or {}
         run.machine = {**hardware, **choices, **versions}
         run.leave_one_out = str(resolved.get("leave_one_out") or "")
+        counts = select_numbers(resolved)
+        run.num_features = int(counts.get("in_dim", 0))
+        run.num_images = int(counts.get("train_images", 0))
 
         run.settings = {str(name): value for name, value in content["settings"].items()}
         digest = resolved.get("images")

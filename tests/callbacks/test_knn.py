@@ -1,4 +1,4 @@
-"""simsiam/callbacks/knn.py against features of the same network; collapse.py."""
+"""simsiam/callbacks/knn.py against features of the same network."""
 
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 from torch.nn.functional import normalize
 
 from simsiam import KNNMonitor, SimSiam
-from simsiam.collapse import is_collapsed
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.evaluation.features import extract_features
 from simsiam.evaluation.metrics import rankme
@@ -119,19 +118,3 @@ def test_rankme_is_the_effective_rank_of_the_singular_values() -> None:
     p = p / p.sum()
     assert rankme(features) == pytest.approx(float((-(p * p.log()).sum()).exp()), rel=1e-4)
     assert rankme(torch.randn(300, 1) @ torch.randn(1, 16)) == pytest.approx(1, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("z_std", "rank", "collapsed"),
-    [
-        (0.33, 40.0, False),
-        (0.33, 1.5, True),
-        (0.33, None, False),
-        (0.05, None, True),
-        (0.97, 1.5, False),
-    ],
-)
-def test_collapse_needs_low_z_std_and_low_rank_if_measured(
-    z_std: float, rank: float | None, collapsed: bool
-) -> None:
-    assert is_collapsed(z_std, rank) == collapsed
