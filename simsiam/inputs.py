@@ -1,4 +1,4 @@
-"""Check what the user's own code passes in: batches and datamodules.
+"""Check what the user's own code passes in: numbers, batches and datamodules.
 
 SimSiam and KNNMonitor accept batches in several forms. The functions here return each batch in one
 fixed form, or raise a ValueError that says what was expected and what the batch is.
@@ -16,6 +16,7 @@ from torch import Tensor
 from models.choices import is_library_backbone
 from models.libraries import count_library_features
 from simsiam.hparams import to_plain
+from utils.errors import require
 
 VIEWS_EXPECTED = (
     "a training batch must be views of the same images, [x1, x2] or more, float tensors "
@@ -26,6 +27,24 @@ LABELLED_EXPECTED = (
     "(B, 3, S, S), whole numbers from 0 as labels (B,)"
 )
 MAX_PARTS_DESCRIBED = 6  # An error message describes at most this many parts of a batch.
+
+
+def check_counts(owner: str, **counts: tuple[Any, int]) -> None:
+    """Check arguments that are whole numbers.
+
+    Args:
+        owner: Name of the class whose arguments they are.
+        counts: The value of each argument and the smallest value that it may have.
+
+    Raises:
+        UserError: An argument is no whole number, or too small.
+    """
+    for name, (value, least) in counts.items():
+        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        require(
+            is_whole and int(value) >= least,
+            f"{owner}: {name} must be a whole number of at least {least}, got {value!r}",
+        )
 
 
 def get_views(batch: Any, one_way_views: int = 0) -> list[Tensor]:

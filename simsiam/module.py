@@ -40,7 +40,7 @@ from simsiam.hparams import (
 )
 from simsiam.inputs import copy_image_metadata, get_images, get_views
 from simsiam.loss import heavy_loss, siamese_loss, z_std
-from simsiam.optimizer import make_optimizer, make_schedule
+from simsiam.optimizer import follow_tuners, make_optimizer, make_schedule
 from simsiam.resumable_module import ResumableModule
 from utils import distributed
 
@@ -255,16 +255,18 @@ class SimSiam(ResumableModule):
             return  # Images to predict or to test may differ from the training images.
         datamodule = getattr(self.trainer, "datamodule", None)
         image_size = copy_image_metadata(datamodule, self.hparams)
-        # During training the backbone needs only `image_size`, to which the monitors crop images.
-        # Its mean and std are set when a checkpoint is loaded.
+        # The monitors crop images to this size. Mean and std are set when a checkpoint is loaded.
         if isinstance(self.backbone, ResNet) and image_size is not None:
             self.backbone.image_size = image_size
+
+    def on_fit_start(self) -> None:
+        """Follow the rate and the batch size that callbacks such as BatchSizeFinder have found."""
+        follow_tuners(self)
 
     def on_train_start(self) -> None:
         """Restore the state of a resumed run, and forget the last check of the BN layers."""
         super().on_train_start()
-        # In a second fit, Trainer(sync_batchnorm=True) may have replaced the BN layers since the
-        # check of the first fit.
+        # In a second fit, Trainer(sync_batchnorm=True) may have replaced the BN layers.
         self._bn_separates_views = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -274,8 +276,7 @@ class SimSiam(ResumableModule):
             plain_hparams, _ = select_plain(self.hparams)
             checkpoint["hyper_parameters"] = plain_hparams
         if type(self) is not SimSiam:
-            # For a subclass, `load_backbone` does not check the heads, because they may differ
-            # from those of SimSiam.
+            # `load_backbone` does not check the heads of a subclass. SimSiam's may be different.
             checkpoint["subclass"] = type(self).__name__
 
     # ---------------------------------------------------------------- compilation
@@ -288,9 +289,8 @@ class SimSiam(ResumableModule):
                 overwrites the gradients of the one before, so gradients cannot be accumulated.
                 Communication between processes cannot be replayed either.
         """
-        # By default, Inductor writes a value to memory if it is computed from more than four
-        # tensors and used twice. The output of a ReLU after BN is computed from six tensors.
-        # Computing it again at each use is faster, so the threshold is raised to eight.
+        # Inductor writes a value that is used twice to memory if it is computed from more than 4
+        # tensors. A ReLU after BN has 6. Computing it again is faster, so the threshold is raised.
         options: dict[str, Any] = {"realize_reads_threshold": 8}
         # Communication between processes breaks the graph, and so may other networks than ours.
         is_one_graph = distributed.world_size() == 1 and isinstance(self.backbone, ResNet)

@@ -103,6 +103,33 @@ def make_schedule(module: Any, optimizer: torch.optim.Optimizer) -> LRScheduler:
     Raises:
         ValueError: The Trainer does not know how long the run is.
     """
+    warmup_steps, total_steps, first_step = _plan_steps(module)
+    if module.trainer.fast_dev_run:  # A single step, also with the checkpoint of a long run.
+        return warmup_cosine(optimizer, warmup_steps, total_steps)
+    return RunSchedule(optimizer, warmup_steps, total_steps, first_step)
+
+
+def follow_tuners(module: Any) -> None:
+    """Make optimizer and schedule again if a callback has changed what they were made from.
+
+    Lightning calls `configure_optimizers` first. BatchSizeFinder then changes the number of steps
+    and LearningRateFinder the rate, so the schedule would end too early or too late, or have the
+    old rate. This must be called before a checkpoint restores the state of the optimizer.
+    """
+    for config in module.trainer.lr_scheduler_configs:
+        schedule = config.scheduler
+        if not isinstance(schedule, RunSchedule):
+            continue
+        steps = schedule.warmup_epochs, schedule.max_epochs, schedule.first_step
+        rate = module.hparams["learning_rate"]
+        rates = [group.get("lr", rate) for group in _make_groups(module)]
+        if steps != _plan_steps(module) or rates != schedule.base_lrs:
+            module.trainer.strategy.setup_optimizers(module.trainer)
+            return
+
+
+def _plan_steps(module: Any) -> tuple[int, int, int]:
+    """Return the warm-up steps, all steps and the first step of the schedule of a run."""
     trainer = module.trainer
     total_steps = _count_total_steps(trainer)
     # In a second `fit`, the Trainer continues to count. With a checkpoint, its count is restored.
@@ -111,9 +138,7 @@ def make_schedule(module: Any, optimizer: torch.optim.Optimizer) -> LRScheduler:
         first_step = min(trainer.global_step, total_steps - 1)
         total_steps -= first_step
     warmup_steps = _count_warmup_steps(trainer, module.hparams["warmup_epochs"], total_steps)
-    if trainer.fast_dev_run:  # It makes a single step, also with the checkpoint of a long run.
-        return warmup_cosine(optimizer, warmup_steps, total_steps)
-    return RunSchedule(optimizer, warmup_steps, total_steps, first_step)
+    return warmup_steps, total_steps, first_step
 
 
 def _make_groups(module: Any) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from simsiam import CollapseMonitor, KNNMonitor, ViewsDataModule, load_backbone
 from tests.helpers import Program, read_summary
-from tests.trainers import final_rate, fit, make_data, make_model
+from tests.trainers import BATCHES, final_rate, fit, make_data, make_model
+from utils.errors import UserError
 
 SIZES: dict[str, Any] = {"width": 4, "out_dim": 32, "h_dim": 16}
 
@@ -52,6 +53,29 @@ def test_the_datamodule_alone_gives_views() -> None:
     assert x1.shape == (50, 3, 32, 32)
     assert x2.shape == (50, 3, 32, 32)
     assert not torch.equal(x1, x2)
+
+
+def test_the_datamodule_gives_views_again_after_a_fit() -> None:
+    data = make_data()
+    trainer = fit(data=data, max_epochs=1)
+    x1, x2 = next(iter(data.train_dataloader()))
+    assert x1.shape == x2.shape == (8, 3, 8, 8)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(make_model(), datamodule=data)
+    assert trainer.global_step == 2 * BATCHES
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        *({"batch_size": 0}, {"batch_size": 2.5}, {"views": 1}, {"accumulate": 0}, {"seed": -1}),
+        *({"heavy_views": -1}, {"heavy_views": 3}),
+    ],
+)
+def test_a_number_out_of_range_is_named(numbers: dict[str, Any]) -> None:
+    (name,) = numbers
+    with pytest.raises(UserError, match=name):
+        ViewsDataModule("patterns", **numbers)
 
 
 @pytest.fixture

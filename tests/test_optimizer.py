@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping, StochasticWeightAveraging
+from pytorch_lightning.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 
 from tests.test_lightning import RateRecorder
 from tests.trainers import BATCHES, SaveAt, final_rate, fit, make_data, make_model, make_trainer
@@ -96,3 +101,28 @@ def test_the_rate_falls_to_0_at_the_end_of_a_second_fit(tmp_path: Path) -> None:
     trainer = resume(tmp_path / "a.ckpt", recorder, max_epochs=4)
     assert recorder.rates == pytest.approx(second[3:])
     assert final_rate(trainer) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 32])  # smaller and larger than that of `make_data`
+def test_the_rate_falls_to_0_over_the_steps_of_a_batch_size_that_was_found(
+    size: int, tmp_path: Path
+) -> None:
+    recorder = RateRecorder()
+    finder = BatchSizeFinder(steps_per_trial=1, init_val=size, max_trials=1)
+    trainer = fit(finder, recorder, max_epochs=2, default_root_dir=tmp_path)
+    rates = recorder.rates[-trainer.global_step :]  # without those of the finder
+    assert trainer.global_step == 2 * 64 // size
+    assert max(rates) == pytest.approx(0.06)
+    assert rates.index(max(rates)) < len(rates) / 4
+    assert final_rate(trainer) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_rate_that_was_found_is_the_peak_of_the_run(tmp_path: Path) -> None:
+    recorder = RateRecorder()
+    finder = LearningRateFinder(num_training_steps=20, early_stop_threshold=None)
+    model = make_model(predictor_lr_scale=10.0)
+    trainer = fit(finder, recorder, model=model, max_epochs=2, default_root_dir=tmp_path)
+    found = model.hparams["learning_rate"]
+    assert found != 0.06
+    assert max(recorder.rates[-trainer.global_step :]) == pytest.approx(found)
+    assert trainer.lr_scheduler_configs[0].scheduler.base_lrs[1] == pytest.approx(10 * found)

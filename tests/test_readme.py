@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 from models.choices import BackboneName
 from simsiam.config import commands
 from simsiam.config.commands import COMMANDS
 from simsiam.config.options import Dataset
+from simsiam.data.files.cache_choice import estimate_bytes
 from tests.helpers import ROOT, Program
 from tests.images import patterns
 from tests.pages import (
@@ -232,6 +234,14 @@ def test_files_in_the_layout_exist() -> None:
     (layout,) = [block for block in blocks("") if block.startswith("main.py")]
     for name in re.findall(r"\w+\.py", layout):
         assert (ROOT / name).exists() or (ROOT / "simsiam" / name).exists(), name
+
+
+def test_the_sizes_of_the_cache_are_those_of_the_code(tmp_path: Path) -> None:
+    Image.new("RGB", (500, 375)).save(tmp_path / "photo.png")
+    (row,) = [line for line in PAGES["docs/scaling.md"].splitlines() if "| storage per im" in line]
+    for size in (96, 224):
+        number = estimate_bytes(tmp_path, ["photo.png"], size, 2 * size)
+        assert f"| {number / 2**10:.0f} KiB; {number / 1e3:.0f} GB |" in row
 
 
 def test_the_licence_is_linked() -> None:

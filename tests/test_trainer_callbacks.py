@@ -14,7 +14,7 @@ from pytorch_lightning.tuner import Tuner
 from torch.utils.data import DataLoader, TensorDataset
 
 from simsiam import CollapseMonitor, KNNMonitor, SimSiam, ViewsDataModule
-from tests.trainers import BATCHES, fit, make_data, make_model, make_trainer
+from tests.trainers import BATCHES, SaveAt, fit, make_data, make_model, make_trainer
 
 
 def test_early_stopping_works_with_knn_in_every_second_epoch(tmp_path: Path) -> None:
@@ -167,6 +167,29 @@ def make_validation_data() -> WithValidation:
 def test_a_subclass_may_have_validation_batches() -> None:
     trainer = fit(model=make_validated(), data=make_validation_data(), max_epochs=1)
     assert "features" in trainer.callback_metrics
+
+
+@pytest.mark.filterwarnings("ignore:The dataloader, val_dataloader")
+def test_early_stopping_sees_knn_at_a_validation_within_an_epoch(tmp_path: Path) -> None:
+    """It sees the latest accuracy: in the first epoch that before training, also after a resume."""
+    seen: list[float] = []
+
+    class Recorded(EarlyStopping):
+        def _evaluate_stopping_criteria(self, current: torch.Tensor) -> Any:
+            seen.append(float(current))
+            return super()._evaluate_stopping_criteria(current)
+
+    monitor = KNNMonitor(k=5)
+    stop = Recorded("kNN_accuracy", mode="max", patience=9)
+    flags = {"model": make_validated(), "data": make_validation_data(), "val_check_interval": 0.5}
+    fit(monitor, stop, SaveAt(6, tmp_path / "a.ckpt"), max_epochs=1, **flags)
+    assert seen == [monitor.initial] * 2
+
+    seen.clear()
+    trainer = make_trainer(KNNMonitor(k=5), stop, max_epochs=1, val_check_interval=0.5)
+    data = make_validation_data()
+    trainer.fit(make_validated(), datamodule=data, ckpt_path=tmp_path / "a.ckpt")
+    assert seen == [monitor.initial]
 
 
 class SaveAfterValidation(pl.Callback):

@@ -5,6 +5,7 @@ The photographs are files of the packages scikit-learn and scikit-image. Nothing
 
 import contextlib
 import io
+import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -133,10 +134,21 @@ def test_the_named_files_are_written(session: Session) -> None:
             assert image.width > 500, picture
 
 
+def names_in(line: str) -> list[str]:
+    return re.findall("[a-z_/]{2,}", line)
+
+
 def test_what_the_page_says_is_printed_is_printed(session: Session) -> None:
     out = session.output_of("--epochs 200")
     assert f"{TILES} train and 0 test images, no labels: kNN is off" in out
-    assert "loss" in out and "z_std" in out
+    (shown,) = [
+        line
+        for block in blocks("", [TUTORIAL])
+        for line in block.splitlines()
+        if line.startswith("epoch ")
+    ]
+    printed = [line for line in out.splitlines() if line.startswith("epoch ")]
+    assert names_in(printed[-1]) == names_in(shown)
     rows = read_rows(session.folder / "runs" / "tiles")
     assert rows[-1]["train_loss"] < rows[0]["train_loss"] < 0.1
     for row in rows:

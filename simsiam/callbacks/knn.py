@@ -25,7 +25,9 @@ from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.knn_labels import choose_bank, choose_comparison, is_in_bank
 from simsiam.evaluation.metrics import rankme
 from simsiam.evaluation.networks import evaluated_backbone
+from simsiam.inputs import check_counts
 from utils import distributed
+from utils.errors import require
 from utils.knn import vote
 from utils.trainer import is_last_epoch
 
@@ -61,8 +63,8 @@ class KNNMonitor(pl.Callback):
             then printed as that of the starting network, and not of the untrained one.
 
     Raises:
-        ValueError: before training, if there are no images to measure on; when measuring, if a
-            loader gives something else than (images, labels, ...).
+        ValueError: if a number is out of range; before training, if there are no images; when
+            measuring, if a loader gives something else than (images, labels, ...).
     """
 
     # Key of the state in checkpoints. By default Lightning would take the name of a subclass.
@@ -81,10 +83,10 @@ class KNNMonitor(pl.Callback):
         pretrained: bool = False,
         before_training: bool = True,
     ) -> None:
-        if (bank is None) != (queries is None):
-            raise ValueError(
-                "KNNMonitor: give both bank and queries, loaders of (images, labels), or neither"
-            )
+        both = "KNNMonitor: give both bank and queries, loaders of (images, labels), or neither"
+        require((bank is None) == (queries is None), both)
+        check_counts("KNNMonitor", k=(k, 1), every=(every, 0))
+        require(temperature > 0, f"KNNMonitor: temperature must be above 0, got {temperature!r}")
         self.k = k
         self.temperature = temperature
         self.every = every
@@ -121,25 +123,32 @@ class KNNMonitor(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.epoch_metrics = {}
-        # An earlier `fit` may have set these two, perhaps for another model or precision.
+        # An earlier `fit` may have set these, perhaps for another model or precision.
         self._measured_epoch = None
         self._folded = None
-        if not self.every or not self.before_training or trainer.global_step > 0:
-            return
-        self._latest = self.measure(trainer, pl_module)
-        self.initial = self._latest.get("kNN_accuracy")
+        if trainer.global_step == 0:
+            self._latest = self._measure_start(trainer, pl_module)
+        self._offer_to_callbacks(trainer)  # They may look within the epoch, after a validation.
+
+    def _measure_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, float]:
+        if not self.every or not self.before_training:
+            return {}
+        metrics = self.measure(trainer, pl_module)
+        self.initial = metrics.get("kNN_accuracy")
         if self.initial is not None:
             for logger in trainer.loggers:
                 logger.log_metrics({"kNN_accuracy": self.initial}, step=0)
             name = "starting" if self.pretrained else "untrained"
             self.print_fn(f"kNN of the {name} network: {self.initial:.2f} %")
+        return metrics
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.epoch_metrics = {}
         if self.every and self._is_due(trainer):
             self._measure_epoch(trainer, pl_module, trainer.current_epoch)
-            # sync_dist changes nothing, since all processes have the same values. Without it,
-            # Lightning warns.
+            # All processes have the same values. Without sync_dist, Lightning warns.
             pl_module.log_dict(self.epoch_metrics, sync_dist=True)  # pyright: ignore[reportArgumentType]
         else:
             self._offer_to_callbacks(trainer)
@@ -178,8 +187,7 @@ class KNNMonitor(pl.Callback):
         """Return `kNN_accuracy` and `rankme` for the current weights.
 
         `kNN_accuracy` is left out if there are no labels, and `rankme` if it is not finite.
-        Each process extracts the features of its share of the images. The processes search the
-        neighbours together.
+        Each process extracts its share of the features. They search the neighbours together.
         """
         started = time.perf_counter()
         with trainer.precision_plugin.forward_context():
@@ -233,17 +241,11 @@ class KNNMonitor(pl.Callback):
         return 100 * correct / len(queries.labels)
 
     def remaining_seconds(self, epoch: int, epochs: int) -> float:
-        """Return about how many seconds the remaining measurements of a run will take.
-
-        Args:
-            epoch: number of finished epochs.
-            epochs: length of the run.
-        """
+        """Return about how many seconds the measurements after `epoch` of `epochs` epochs take."""
         if not self.every or epoch >= epochs:
             return 0.0
-        all_measurements = math.ceil(epochs / self.every)
-        measured = epoch // self.every
-        return self.seconds * (all_measurements - measured)
+        remaining = math.ceil(epochs / self.every) - epoch // self.every
+        return self.seconds * remaining
 
     def _extract(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule

@@ -1,7 +1,6 @@
 """The data module that makes augmented views of images on the training device.
 
-The images of a data set live on the training device if they fit there. Otherwise they are read in
-advance from memory or from the disk, batch by batch.
+Images that do not fit on the device are read in advance from memory or from the disk.
 """
 
 import inspect
@@ -38,6 +37,7 @@ from simsiam.data.sampler import (
     are_indices_and_images,
 )
 from simsiam.data.view_maker import ViewMaker
+from simsiam.inputs import check_counts
 from utils.errors import require
 from utils.option_group import reject_unknown
 from utils.trainer import count_batches_done
@@ -66,8 +66,7 @@ class ViewsDataModule(pl.LightningDataModule):
             cache_dir and data_memory.
 
     Raises:
-        TypeError: if an argument is unknown.
-        UserError: if a value is out of its range.
+        TypeError: if an argument is unknown. UserError: if a value is out of its range.
     """
 
     def __init__(
@@ -90,6 +89,9 @@ class ViewsDataModule(pl.LightningDataModule):
         own_arguments = inspect.signature(ViewsDataModule.__init__).parameters
         option_names = [field.name for field in fields(DataOptions)]
         reject_unknown(options, [*own_arguments, *option_names], "ViewsDataModule")
+        counts = {"batch_size": (batch_size, 1), "accumulate": (accumulate, 1), "seed": (seed, 0)}
+        check_counts("ViewsDataModule", views=(views, 2), heavy_views=(heavy_views, 0), **counts)
+        require(heavy_views <= views, f"heavy_views {heavy_views} must not exceed views {views}")
         self.options = make_options(dataset=dataset, data_dir=data_dir, **options)
         self.loaded = False
         self._batch_size = batch_size
@@ -167,8 +169,7 @@ class ViewsDataModule(pl.LightningDataModule):
 
         # --image-size is the side of the views. The images of an .npz file may be larger.
         image_side = self.train.side
-        # SimSiam reads `size`, mean, std and classes from any datamodule.
-        self.size = self.options.image_size or image_side
+        self.size = self.options.image_size or image_side  # SimSiam reads it from any datamodule.
         require(
             self.size <= image_side,
             f"--image-size {self.size} is too large: "
@@ -197,12 +198,11 @@ class ViewsDataModule(pl.LightningDataModule):
                 `accumulate` parts.
         """
         trainer = self.trainer
-        if trainer is None:
-            images = self.train.images
+        images = self.train.images
+        if trainer is None or trainer.state.finished:  # A Trainer stays attached after its fit.
             n = len(images)
             return ViewsLoader(n, self.batch_size, self.seed, images.device, self.make_views)
         self._check_batch_splits_evenly(trainer)
-        images = self.train.images
         device = trainer.strategy.root_device
         # With `overfit_batches` all epochs have the same images, in the order of epoch 0.
         overfits = trainer.overfit_batches > 0  # pyright: ignore[reportAttributeAccessIssue]

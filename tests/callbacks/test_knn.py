@@ -12,6 +12,7 @@ from simsiam.data.datamodule import ViewsDataModule
 from simsiam.evaluation.features import extract_features
 from simsiam.evaluation.metrics import rankme
 from tests.trainers import fit, make_model
+from utils.errors import UserError
 from utils.knn import knn_predict
 
 
@@ -110,6 +111,32 @@ def test_a_monitor_folds_the_network_of_a_second_fit() -> None:
     model.eval()
     with torch.no_grad():
         torch.testing.assert_close(monitor.folded(images), model(images))
+
+
+def test_a_second_model_does_not_show_the_accuracy_of_the_first() -> None:
+    monitor = KNNMonitor(k=5, every=2, before_training=False)
+    trainer = fit(monitor, max_epochs=2)
+    assert "kNN_accuracy" in trainer.callback_metrics
+    trainer = fit(monitor, max_epochs=3, limit_train_batches=0)
+    assert "kNN_accuracy" not in trainer.callback_metrics
+    seen: list[bool] = []
+
+    class Recorder(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            seen.append("kNN_accuracy" in trainer.callback_metrics)
+
+    fit(monitor, Recorder(), max_epochs=3)
+    assert seen == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"k": 0}, {"k": 2.5}, {"every": -1}, {"every": True}, {"temperature": 0}]
+)
+def test_a_number_out_of_range_is_named(numbers: dict[str, Any]) -> None:
+    """A temperature of 0 gave accuracies that meant nothing."""
+    (name,) = numbers
+    with pytest.raises(UserError, match=f"^KNNMonitor: {name} must be"):
+        KNNMonitor(**numbers)
 
 
 def test_rankme_is_the_effective_rank_of_the_singular_values() -> None:
