@@ -238,6 +238,20 @@ def test_train_images_with_labels_are_compared_with_each_other(
     page = (run / "report" / "index.html").read_text()
     assert "kNN is top-1 on the train images (leave-one-out)" in page
     assert "Accuracy of each class: kNN, leave-one-out among 60 train images, k 1" in page
+    assert "kNN, backbone features, k 1, leave-one-out among train images" in page
     for command in ("neighbours", "export"):
         status, _, err = program(command, str(run))
         assert (status, err) == (0, ""), command
+
+
+def test_report_fits_k_if_the_run_has_measured_no_accuracy(
+    train_on_folder: Program, program: Program, tmp_path: Path
+) -> None:
+    """Runs of earlier versions without labelled test images took k for the number of images."""
+    photos = tmp_path / "photos"
+    write_images(photos, patterns(60), "{name}/{i}.png")
+    assert train_on_folder(photos, "--epochs", "1", "--knn-every", "0", "--knn-k", "60")[0] == 0
+    run = tmp_path / "runs" / "simsiam_folder"
+    assert program("report", str(run))[0] == 0
+    page = (run / "report" / "index.html").read_text()
+    assert "leave-one-out among 60 train images, k 6, T 0.1" in page
