@@ -68,12 +68,19 @@ def choose_comparison(train: ImageDataset, test: ImageDataset) -> Comparison | N
     return Comparison(train, indices, "train images", leave_one_out=True)
 
 
-def describe_leave_one_out(comparison: Comparison, test: ImageDataset) -> list[str]:
+def describe_leave_one_out(
+    comparison: Comparison, train: ImageDataset, test: ImageDataset
+) -> list[str]:
     """Return the lines about images whose kNN accuracy is measured among themselves."""
     if comparison.split is test:
-        reason = "no labels of the train images"
+        has_some = len(train.labelled_indices) > 0
+        reason = f"no labels of {'some' if has_some else 'the'} train images"
+    elif len(test) == 0:
+        reason = "no test images"
+    elif len(test.labelled_indices) == 0:
+        reason = "no labels of the test images"
     else:
-        reason = "no labels of the test images" if len(test) > 0 else "no test images"
+        reason = f"{test.evaluation_name} of one class only"
     labelled = f"{len(comparison):,}"
     if len(comparison) < len(comparison.split.labelled_indices):
         labelled += " of the"

@@ -13,7 +13,11 @@ from simsiam import KNNMonitor
 from simsiam.config.options import DataOptions
 from simsiam.data import knn_labels, load_dataset, prepare_dataset
 from simsiam.data.dataset import ImageDataset, Splits, make_blank_split
-from simsiam.data.knn_labels import choose_comparison, knn_unavailable_reason
+from simsiam.data.knn_labels import (
+    choose_comparison,
+    describe_leave_one_out,
+    knn_unavailable_reason,
+)
 from tests.helpers import Program, read_rows, read_summary
 from tests.images import patterns, write_images
 
@@ -73,6 +77,26 @@ def test_labelled_images_are_compared(
     if comparison is not None:
         found = (comparison.name, comparison.indices.tolist(), comparison.leave_one_out)
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "reason"),
+    [
+        ([-1, -1], [0, 1], "no labels of the train images"),
+        ([0, 1, -1], [0, 1], "no labels of some train images"),
+        ([0, 1], [], "no test images"),
+        ([0, 1, -1], [-1], "no labels of the test images"),
+        ([0, 1, -1], [1, 1], "test images of one class only"),
+    ],
+)
+def test_the_reason_for_leave_one_out_is_true(
+    train: list[int], test: list[int], reason: str
+) -> None:
+    splits = (make_split(train), make_split(test))
+    comparison = choose_comparison(*splits)
+    assert comparison is not None
+    first_line, _ = describe_leave_one_out(comparison, *splits)
+    assert first_line == f"{reason}: kNN is leave-one-out among"
 
 
 def test_many_train_images_are_compared_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
