@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from simsiam.data.dataset import ImageDataset
-from simsiam.data.spread import evenly_spaced
+from simsiam.data.spread import evenly_spaced, staggered
 
 RANKME_IMAGES = 25_600  # as in the paper of RankMe (arXiv 2210.02885)
 
@@ -64,7 +64,7 @@ def choose_comparison(train: ImageDataset, test: ImageDataset) -> Comparison | N
         return None
     indices = train.labelled_indices
     if len(indices) > MAX_COMPARED_TRAIN_IMAGES:
-        indices = indices[evenly_spaced(MAX_COMPARED_TRAIN_IMAGES, len(indices))]
+        indices = indices[staggered(MAX_COMPARED_TRAIN_IMAGES, len(indices))]
     return Comparison(train, indices, "train images", leave_one_out=True)
 
 
@@ -128,6 +128,8 @@ def choose_bank(train: ImageDataset, test: ImageDataset) -> Tensor | None:
         return None
     if len(train) <= RANKME_IMAGES:
         return None
+    if comparison is not None and is_in_bank(comparison, train):
+        return comparison.indices
     return evenly_spaced(RANKME_IMAGES, len(train))
 
 

@@ -14,6 +14,7 @@ from simsiam.config.options import DataOptions
 from simsiam.data import knn_labels, load_dataset, prepare_dataset
 from simsiam.data.dataset import ImageDataset, Splits, make_blank_split
 from simsiam.data.knn_labels import (
+    choose_bank,
     choose_comparison,
     describe_leave_one_out,
     knn_unavailable_reason,
@@ -102,7 +103,21 @@ def test_the_reason_for_leave_one_out_is_true(
 def test_many_train_images_are_compared_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knn_labels, "MAX_COMPARED_TRAIN_IMAGES", 3)
     comparison = choose_comparison(make_split([-1, 0, 1, 0, 1, 0, 1]), make_split([]))
-    assert comparison is not None and comparison.indices.tolist() == [1, 3, 5]
+    assert comparison is not None and comparison.indices.tolist() == [1, 4, 5]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_part_of_alternating_classes_has_all_classes(
+    parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 51,200 images whose classes alternate, each second one would be of the same class."""
+    monkeypatch.setattr(knn_labels, "MAX_COMPARED_TRAIN_IMAGES", 12)
+    monkeypatch.setattr(knn_labels, "RANKME_IMAGES", 12)
+    train = make_split([i % 2 for i in range(12 * parts)])
+    comparison = choose_comparison(train, make_split([]))
+    assert comparison is not None and comparison.labels.bincount().tolist() == [6, 6]
+    bank = choose_bank(train, make_split([]))
+    assert bank is not None and torch.equal(bank, comparison.indices)
 
 
 # ---------------------------------------------------------------- among test images
