@@ -1,5 +1,6 @@
 """Find out whether the labels of a data set allow to measure kNN accuracy, and how."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -38,13 +39,10 @@ class Comparison:
         """(Q,) int64."""
         return self.split.labels[self.indices]
 
-    def images(self) -> ImageDataset:
-        """Return the images that are classified. They are in memory, unless these are all images of
-        the split.
-        """
-        if len(self.indices) == len(self.split):
-            return self.split
-        return self.split.subset(self.indices)
+    def read_chunks(self, size: int) -> Iterator[Tensor]:
+        """Yield the images that are classified in chunks of at most `size`, (B, 3, C, C) uint8."""
+        for indices in self.indices.split(size):
+            yield self.split.images_at(indices)
 
 
 def choose_comparison(train: ImageDataset, test: ImageDataset) -> Comparison | None:

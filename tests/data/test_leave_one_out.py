@@ -1,6 +1,5 @@
 """kNN accuracy among images of one split (leave-one-out), where the other has no labels."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from simsiam import KNNMonitor
 from simsiam.config.options import DataOptions
-from simsiam.data import knn_labels, load_dataset, prepare_dataset
-from simsiam.data.dataset import ImageDataset, Splits, make_blank_split
-from simsiam.data.knn_labels import (
-    choose_bank,
-    choose_comparison,
-    describe_leave_one_out,
-    knn_unavailable_reason,
-)
+from simsiam.data import load_dataset, prepare_dataset
+from simsiam.data.dataset import Splits
+from simsiam.data.knn_labels import choose_comparison, knn_unavailable_reason
 from tests.helpers import Program, read_rows, read_summary
 from tests.images import patterns, write_images
 
@@ -37,10 +31,6 @@ def load_arrays(tmp_path: Path, **arrays: Any) -> Splits:
     return load_dataset(DataOptions("arrays", tmp_path / "x.npz"))
 
 
-def make_split(labels: Sequence[int]) -> ImageDataset:
-    return make_blank_split(8, torch.tensor(labels, dtype=torch.int64), ("cat", "dog"))
-
-
 def compare_by_hand(features: np.ndarray, labels: np.ndarray) -> float:
     """Return the accuracy in percent of the nearest neighbour among all other images."""
     correct = 0
@@ -49,75 +39,6 @@ def compare_by_hand(features: np.ndarray, labels: np.ndarray) -> float:
         classifier = KNeighborsClassifier(1, metric="cosine").fit(features[others], labels[others])
         correct += int(classifier.predict(features[i : i + 1])[0] == labels[i])
     return 100 * correct / len(labels)
-
-
-# ---------------------------------------------------------------- which images
-
-
-@pytest.mark.parametrize(
-    ("train", "test", "expected"),
-    [
-        ([0, 1], [0, 1, -1], ("test images", [0, 1], False)),
-        ([0, 1], [1], ("test images", [0], False)),
-        ([-1, -1], [0, 1, -1], ("test images", [0, 1], True)),
-        ([0, 1, -1], [0, 1], ("test images", [0, 1], True)),
-        ([0, 1, -1, 0], [1, 1], ("train images", [0, 1, 3], True)),
-        ([0, -1, 1], [-1], ("train images", [0, 2], True)),
-        ([0, 1], [], ("train images", [0, 1], True)),
-        ([0, -1, 0], [], None),
-        ([0, 0], [0], ("test images", [0], False)),
-        ([-1, -1], [0], None),
-        ([-1], [], None),
-    ],
-)
-def test_labelled_images_are_compared(
-    train: list[int], test: list[int], expected: tuple[str, list[int], bool] | None
-) -> None:
-    comparison = choose_comparison(make_split(train), make_split(test))
-    found = None
-    if comparison is not None:
-        found = (comparison.name, comparison.indices.tolist(), comparison.leave_one_out)
-    assert found == expected
-
-
-@pytest.mark.parametrize(
-    ("train", "test", "reason"),
-    [
-        ([-1, -1], [0, 1], "no labels of the train images"),
-        ([0, 1, -1], [0, 1], "no labels of some train images"),
-        ([0, 1], [], "no test images"),
-        ([0, 1, -1], [-1], "no labels of the test images"),
-        ([0, 1, -1], [1, 1], "test images of one class only"),
-    ],
-)
-def test_the_reason_for_leave_one_out_is_true(
-    train: list[int], test: list[int], reason: str
-) -> None:
-    splits = (make_split(train), make_split(test))
-    comparison = choose_comparison(*splits)
-    assert comparison is not None
-    first_line, _ = describe_leave_one_out(comparison, *splits)
-    assert first_line == f"{reason}: kNN is leave-one-out among"
-
-
-def test_many_train_images_are_compared_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knn_labels, "MAX_COMPARED_TRAIN_IMAGES", 3)
-    comparison = choose_comparison(make_split([-1, 0, 1, 0, 1, 0, 1]), make_split([]))
-    assert comparison is not None and comparison.indices.tolist() == [1, 4, 5]
-
-
-@pytest.mark.parametrize("parts", [2, 3, 4])
-def test_part_of_alternating_classes_has_all_classes(
-    parts: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of 51,200 images whose classes alternate, each second one would be of the same class."""
-    monkeypatch.setattr(knn_labels, "MAX_COMPARED_TRAIN_IMAGES", 12)
-    monkeypatch.setattr(knn_labels, "RANKME_IMAGES", 12)
-    train = make_split([i % 2 for i in range(12 * parts)])
-    comparison = choose_comparison(train, make_split([]))
-    assert comparison is not None and comparison.labels.bincount().tolist() == [6, 6]
-    bank = choose_bank(train, make_split([]))
-    assert bank is not None and torch.equal(bank, comparison.indices)
 
 
 # ---------------------------------------------------------------- among test images
