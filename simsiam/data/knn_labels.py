@@ -56,9 +56,9 @@ def choose_comparison(train: ImageDataset, test: ImageDataset) -> Comparison | N
     test_indices = test.labelled_indices
     if train.labelled and len(test_indices) > 0:
         return Comparison(test, test_indices, test.evaluation_name, leave_one_out=False)
-    if has_two_classes(test):
+    if can_leave_one_out(test):
         return Comparison(test, test_indices, test.evaluation_name, leave_one_out=True)
-    if not has_two_classes(train):
+    if not can_leave_one_out(train):
         return None
     indices = train.labelled_indices
     if len(indices) > MAX_COMPARED_TRAIN_IMAGES:
@@ -88,18 +88,23 @@ def describe_leave_one_out(
     ]
 
 
-def has_two_classes(split: ImageDataset) -> bool:
-    """Return whether the labels of a split are of at least two classes."""
+def can_leave_one_out(split: ImageDataset) -> bool:
+    """Return whether the labelled images of a split can be compared with each other.
+
+    They are of at least two classes, of which at least one has two images.
+    """
     labels = split.labels[split.labelled_indices]
-    return len(labels) > 0 and bool(labels.min() < labels.max())
+    return 1 < len(labels.unique()) < len(labels)
 
 
 def knn_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | None:
     """Return why kNN accuracy cannot be measured on these splits, or None if it can."""
     if choose_comparison(train, test) is not None:
         return None
-    num_labels = len(train.labelled_indices) + len(test.labelled_indices)
-    return "one class only" if num_labels > 0 else "no labels"
+    num_classes = [len(split.labels[split.labelled_indices].unique()) for split in (train, test)]
+    if max(num_classes) == 0:
+        return "no labels"
+    return "one class only" if max(num_classes) == 1 else "no class has two images"
 
 
 def classifier_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | None:

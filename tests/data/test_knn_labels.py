@@ -13,6 +13,7 @@ from simsiam.data.knn_labels import (
     choose_bank,
     choose_comparison,
     describe_leave_one_out,
+    knn_unavailable_reason,
 )
 
 
@@ -25,11 +26,12 @@ def make_split(labels: Sequence[int]) -> ImageDataset:
     [
         ([0, 1], [0, 1, -1], ("test images", [0, 1], False)),
         ([0, 1], [1], ("test images", [0], False)),
-        ([-1, -1], [0, 1, -1], ("test images", [0, 1], True)),
-        ([0, 1, -1], [0, 1], ("test images", [0, 1], True)),
+        ([-1, -1], [0, 1, -1, 1], ("test images", [0, 1, 3], True)),
+        ([0, 1, -1], [0, 1, 1], ("test images", [0, 1, 2], True)),
         ([0, 1, -1, 0], [1, 1], ("train images", [0, 1, 3], True)),
-        ([0, -1, 1], [-1], ("train images", [0, 2], True)),
-        ([0, 1], [], ("train images", [0, 1], True)),
+        ([0, -1, 1, 1], [-1], ("train images", [0, 2, 3], True)),
+        ([0, 1, 0], [], ("train images", [0, 1, 2], True)),
+        ([0, 1], [], None),
         ([0, -1, 0], [], None),
         ([0, 0], [0], ("test images", [0], False)),
         ([-1, -1], [0], None),
@@ -49,11 +51,11 @@ def test_labelled_images_are_compared(
 @pytest.mark.parametrize(
     ("train", "test", "reason"),
     [
-        ([-1, -1], [0, 1], "no labels of the train images"),
-        ([0, 1, -1], [0, 1], "no labels of some train images"),
-        ([0, 1], [], "no test images"),
-        ([0, 1, -1], [-1], "no labels of the test images"),
-        ([0, 1, -1], [1, 1], "test images of one class only"),
+        ([-1, -1], [0, 1, 1], "no labels of the train images"),
+        ([0, 1, -1], [0, 1, 1], "no labels of some train images"),
+        ([0, 1, 1], [], "no test images"),
+        ([0, 1, 1, -1], [-1], "no labels of the test images"),
+        ([0, 1, 1, -1], [1, 1], "test images of one class only"),
     ],
 )
 def test_the_reason_for_leave_one_out_is_true(
@@ -64,6 +66,21 @@ def test_the_reason_for_leave_one_out_is_true(
     assert comparison is not None
     first_line, _ = describe_leave_one_out(comparison, *splits)
     assert first_line == f"{reason}: kNN is leave-one-out among"
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "reason"),
+    [
+        ([-1, -1], [-1], "no labels"),
+        ([0, 0], [], "one class only"),
+        ([0, 1], [], "no class has two images"),
+        ([-1], [0, 1], "no class has two images"),
+        ([0, 1, 1], [], None),
+    ],
+)
+def test_the_reason_for_no_knn(train: list[int], test: list[int], reason: str | None) -> None:
+    """Of images in a folder each, no neighbour has the same class: the accuracy would stay 0."""
+    assert knn_unavailable_reason(make_split(train), make_split(test)) == reason
 
 
 def test_many_train_images_are_compared_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
