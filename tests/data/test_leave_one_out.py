@@ -215,3 +215,20 @@ def test_report_fits_k_if_the_run_has_measured_no_accuracy(
     assert program("report", str(run))[0] == 0
     page = (run / "report" / "index.html").read_text()
     assert "leave-one-out among 60 train images, k 6, T 0.1" in page
+
+
+@pytest.mark.parametrize(("copied", "count"), [("a/0.png", 1), ("loose.png", 0)])
+def test_copies_of_images_that_are_compared_are_named(
+    copied: str, count: int, tmp_path: Path, capsys: Printed
+) -> None:
+    photos = tmp_path / "photos"
+    write_images(photos, patterns(4), "a/{i}.png")
+    write_images(photos, patterns(4, split=1), "b/{i}.png")
+    write_images(photos, patterns(1, split=2), "loose.png")
+    target = photos / ("b" if count else "") / "copy.png"
+    target.write_bytes((photos / copied).read_bytes())
+    load(photos)
+    out = capsys.readouterr().out
+    assert "1 of 10 images are copies of others" in out
+    too_high = f", and {count} of the 9 images that kNN compares with each other are, which makes"
+    assert (too_high in out) == (count > 0)
