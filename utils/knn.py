@@ -83,13 +83,16 @@ def nearest(
     Args:
         features: (Q, F), L2-normalised.
         bank: (N, F), L2-normalised.
-        k: From 1 to N.
+        k: From 1 to N; 0 for an empty bank.
         own: Index in the bank of each query's own entry, (Q,) int64, which gets the similarity
             -inf. An index outside of the bank stands for no such entry.
 
     Returns:
         Similarities (Q, k) float32, and indices in the bank (Q, k) int64.
     """
+    if len(bank) == 0:
+        no_neighbours = features.new_empty(len(features), 0, dtype=torch.float32)
+        return no_neighbours, no_neighbours.long()
     chunk_elements = CHUNK_ELEMENTS.get(features.device.type, CHUNK_ELEMENTS["cpu"])
     chunk_size = chunk_elements // max(1, len(bank))  # queries in a chunk
     chunk_size = max(1, min(len(features), chunk_size))

@@ -94,10 +94,13 @@ def extract_split(
         chunks = share.split(choose_chunk_size(share))
     if progress is not None:
         chunks = progress(chunks, len(share), f"features of {len(labels):,} images")
+    if len(share) == 0:
+        # Fewer images than processes. A blank image, which is dropped, gives the feature size.
+        chunks = [torch.zeros(1, 3, split.side, split.side, dtype=torch.uint8)]
     features = extract_features(
-        network, chunks, data.mean, data.std, unit=False, n=len(share), size=data.size
+        network, chunks, data.mean, data.std, unit=False, n=max(1, len(share)), size=data.size
     )
-    return LabelledFeatures(features, labels)
+    return LabelledFeatures(features[: len(share)], labels)
 
 
 def choose_rank_rows(split: LabelledFeatures) -> Tensor:

@@ -237,7 +237,7 @@ def describe_measurements(context: RunContext, reason: str | None) -> list[str]:
         lines.append("nothing is measured before training: it would take over a tenth of the run")
     comparison = choose_comparison(train, test)
     if comparison is not None and comparison.leave_one_out:
-        lines += describe_leave_one_out(comparison, test)
+        lines += describe_leave_one_out(comparison, train, test)
     return lines
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from simsiam.commands.resume import check_batch_size, count_processes
+from simsiam.commands.resume import check_batch_size, count_processes, has_measured_knn
 from simsiam.config.commands import Pretrain
 from simsiam.config.optimizer_options import DEFAULT_BATCH_SIZE
 from simsiam.config.run_options import DEFAULT_KNN_K
@@ -23,6 +23,9 @@ MIN_BATCH_SIZE = 8  # smaller batches make the statistics of batch normalisation
 def resume_fit(config: Pretrain, run: RunDirectory, state: str) -> tuple[Pretrain, list[str]]:
     """Return the settings with the values that were fitted when the run was started, if it was.
 
+    If kNN accuracy was never measured, as in a run of a version that needed labelled test images
+    for it, k is fitted again: that version had no labels to fit it to.
+
     Args:
         state: of the run's folder, as `validate_run` returns it.
 
@@ -34,7 +37,10 @@ def resume_fit(config: Pretrain, run: RunDirectory, state: str) -> tuple[Pretrai
     if state in ("new", "discarded"):
         return config, fitted
     earlier = [name for name in find_fitted(run) if name not in fitted]
-    return keep_fitted(config, run), fitted + earlier
+    config = keep_fitted(config, run)
+    if "knn_k" in fitted and not has_measured_knn(run.rows()):
+        config = replace(config, monitor=replace(config.monitor, knn_k=None))
+    return config, fitted + earlier
 
 
 def fit_to_data(config: Pretrain, data: ViewsDataModule) -> Pretrain:

@@ -1,5 +1,6 @@
 """The command `knn`: kNN accuracy for the usual k, temperatures and kinds of features."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -7,10 +8,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from simsiam.config.evaluation_commands import Knn
-from simsiam.data.files.lazy_images import LazyImages
 from simsiam.data.knn_labels import Comparison
 from simsiam.evaluation.context import EvaluationContext, open_context
-from simsiam.evaluation.features import FEATURE_CHUNK
+from simsiam.evaluation.features import FEATURE_CHUNK, choose_chunk_size
 from simsiam.evaluation.metrics import accuracy, confusion, print_classes
 from simsiam.evaluation.results import Results
 from simsiam.evaluation.zoom import announce_zoom, choose_zoom, describe_zoom, zoomed_side
@@ -120,7 +120,8 @@ def count_by_protocol(context: EvaluationContext, comparison: Comparison) -> dic
     """
     query_labels = comparison.labels
     num_queries = len(comparison)
-    queries = extract_all(context, comparison.images().images, comparison.name)
+    query_chunks = comparison.read_chunks(choose_chunk_size(comparison.split.images))
+    queries = extract_all(context, query_chunks, num_queries, comparison.name)
     if comparison.leave_one_out:
         bank_labels = query_labels
         bank = queries
@@ -128,8 +129,10 @@ def count_by_protocol(context: EvaluationContext, comparison: Comparison) -> dic
         own = torch.arange(num_queries, device=query_labels.device)
     else:
         bank_labels = context.train.labels
-        bank = extract_all(context, context.train.images, "train images")
         bank_size = len(bank_labels)
+        train_images = context.train.images
+        bank_chunks = train_images.split(choose_chunk_size(train_images))
+        bank = extract_all(context, bank_chunks, bank_size, "train images")
         # -1 is no index in the bank: the queries are not part of it.
         own = torch.full((num_queries,), -1, device=query_labels.device)
     candidates = {*KS, choose_headline_k(context, comparison)}
@@ -162,13 +165,17 @@ def count_by_protocol(context: EvaluationContext, comparison: Comparison) -> dic
 
 @torch.no_grad()
 def extract_all(
-    context: EvaluationContext, images: Tensor | LazyImages, label: str
+    context: EvaluationContext, chunks: Iterable[Tensor], n: int, label: str
 ) -> dict[str, Tensor]:
     """Return L2-normalised features (N, F) by kind.
 
     The kinds are those of the backbone and, if the checkpoint has one, of the projector.
+
+    Args:
+        chunks: n images (B, 3, side, side) uint8 in all.
+        label: names the images in the progress.
     """
-    raw = context.extract_features(images, label, unit=False)
+    raw = context.extract_chunks(chunks, n, label, unit=False)
     features = {"backbone": raw}
     projector = context.checkpoint.projector
     if projector is not None:

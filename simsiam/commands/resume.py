@@ -4,7 +4,7 @@ The checkpoint is the run's own, or the one that the user names with --ckpt-dir.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,6 +130,11 @@ def check_knn_k(monitor: MonitorOptions, data: ViewsDataModule) -> None:
     )
 
 
+def has_measured_knn(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether kNN accuracy was measured in an epoch, of which each has a row of metrics."""
+    return any("kNN_accuracy" in row for row in rows)
+
+
 def _find_own_checkpoint(run: RunDirectory, data: ViewsDataModule, ckpt_dir: str | None) -> Start:
     """Return the newest readable checkpoint in the folder of an unfinished run."""
     # The --ckpt-dir that the run itself started from may stay: the same command resumes it.
@@ -169,6 +174,8 @@ def _check_same_run(
     """
     # Where the checkpoint's own run got its initial weights does not matter any more.
     settings = content["settings"] | {"model_path": None}
+    if not has_measured_knn(content["callbacks"][MetricsRecorder.__name__]["rows"]):
+        settings["knn_k"] = config.monitor.knn_k  # its own k was never used
     require(
         not has_square_images(settings),
         f"{path} is of a run of an earlier version, {SQUARE_IMAGES} {MODEL_PATH_HINT}",

@@ -63,13 +63,16 @@ def load_cifar(options: DataOptions) -> Splits:
 
 
 def make_placeholders(options: DataOptions) -> Splits | None:
-    """Return blank splits of the published sizes, or None if the folder of the data set exists."""
+    """Return blank splits of the published sizes, or None if the folder of the data set exists.
+
+    As in the data set, all classes occur in each split, and in its first images.
+    """
     if _data_folder(options).is_dir():
         return None
     num_classes = NUM_CLASSES[options.dataset]
     classes = tuple(str(i) for i in range(num_classes))
-    train = make_blank_split(SIDE, torch.zeros(NUM_TRAIN, dtype=torch.long), classes)
-    test = make_blank_split(SIDE, torch.zeros(NUM_TEST, dtype=torch.long), classes)
+    train = make_blank_split(SIDE, torch.arange(NUM_TRAIN) % num_classes, classes)
+    test = make_blank_split(SIDE, torch.arange(NUM_TEST) % num_classes, classes)
     return take_first(options, train, test)
 
 

@@ -8,10 +8,12 @@ import torch
 
 from simsiam.config.options import FOLDER_IMAGE_SIZE, DataOptions
 from simsiam.data.cache.table import Index
+from simsiam.data.dataset import make_blank_split
 from simsiam.data.file_paths import FilePaths
 from simsiam.data.files.cached_images import open_cache
 from simsiam.data.files.notes_table import NotesTable
 from simsiam.data.files.reading import DecodedImage, read_images
+from simsiam.data.knn_labels import choose_comparison
 from simsiam.data.listing.duplicates import describe_duplicates
 from simsiam.data.listing.messages import warn_of_unused_bits
 from simsiam.data.listing.sources import ListedSplits
@@ -50,11 +52,27 @@ def report_cached_images(
     size = options.image_size or FOLDER_IMAGE_SIZE
     messages = notes.describe(size, options.conversion)
     test_name = "held-out images" if options.held_out_images > 0 else "test images"
-    duplicates = describe_duplicates(files, index.lines["digest"][lines], num_train, test_name)
+    duplicates = describe_duplicates(
+        files, index.lines["digest"][lines], num_train, test_name, _find_compared(splits)[readable]
+    )
     if duplicates is not None:
         messages.append(duplicates)
     for message in messages:
         print_line(f"{printable(splits.source)}: {message}")
+
+
+def _find_compared(splits: ListedSplits) -> np.ndarray:
+    """Return which images (N,) bool kNN compares with each other (leave-one-out)."""
+    classes = splits.train.classes
+    train = make_blank_split(1, splits.train.labels, classes)
+    test_labels = splits.train.labels[:0] if splits.test is None else splits.test.labels
+    test = make_blank_split(1, test_labels, classes)
+    is_compared = np.zeros(len(train) + len(test), np.bool_)
+    comparison = choose_comparison(train, test)
+    if comparison is not None and comparison.leave_one_out:
+        start = len(train) if comparison.split is test else 0
+        is_compared[start + comparison.indices.numpy()] = True
+    return is_compared
 
 
 def report_sample(options: DataOptions, splits: ListedSplits, sample: Sequence[str]) -> None:

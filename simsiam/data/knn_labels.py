@@ -1,11 +1,12 @@
 """Find out whether the labels of a data set allow to measure kNN accuracy, and how."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from simsiam.data.dataset import ImageDataset
-from simsiam.data.spread import evenly_spaced
+from simsiam.data.spread import evenly_spaced, staggered
 
 RANKME_IMAGES = 25_600  # as in the paper of RankMe (arXiv 2210.02885)
 
@@ -38,13 +39,10 @@ class Comparison:
         """(Q,) int64."""
         return self.split.labels[self.indices]
 
-    def images(self) -> ImageDataset:
-        """Return the images that are classified. They are in memory, unless these are all images of
-        the split.
-        """
-        if len(self.indices) == len(self.split):
-            return self.split
-        return self.split.subset(self.indices)
+    def read_chunks(self, size: int) -> Iterator[Tensor]:
+        """Yield the images that are classified in chunks of at most `size`, (B, 3, C, C) uint8."""
+        for indices in self.indices.split(size):
+            yield self.split.images_at(indices)
 
 
 def choose_comparison(train: ImageDataset, test: ImageDataset) -> Comparison | None:
@@ -58,22 +56,29 @@ def choose_comparison(train: ImageDataset, test: ImageDataset) -> Comparison | N
     test_indices = test.labelled_indices
     if train.labelled and len(test_indices) > 0:
         return Comparison(test, test_indices, test.evaluation_name, leave_one_out=False)
-    if has_two_classes(test):
+    if can_leave_one_out(test):
         return Comparison(test, test_indices, test.evaluation_name, leave_one_out=True)
-    if not has_two_classes(train):
+    if not can_leave_one_out(train):
         return None
     indices = train.labelled_indices
     if len(indices) > MAX_COMPARED_TRAIN_IMAGES:
-        indices = indices[evenly_spaced(MAX_COMPARED_TRAIN_IMAGES, len(indices))]
+        indices = indices[staggered(MAX_COMPARED_TRAIN_IMAGES, len(indices))]
     return Comparison(train, indices, "train images", leave_one_out=True)
 
 
-def describe_leave_one_out(comparison: Comparison, test: ImageDataset) -> list[str]:
+def describe_leave_one_out(
+    comparison: Comparison, train: ImageDataset, test: ImageDataset
+) -> list[str]:
     """Return the lines about images whose kNN accuracy is measured among themselves."""
     if comparison.split is test:
-        reason = "no labels of the train images"
+        has_some = len(train.labelled_indices) > 0
+        reason = f"no labels of {'some' if has_some else 'the'} train images"
+    elif len(test) == 0:
+        reason = "no test images"
+    elif len(test.labelled_indices) == 0:
+        reason = "no labels of the test images"
     else:
-        reason = "no labels of the test images" if len(test) > 0 else "no test images"
+        reason = f"{test.evaluation_name} of one class only"
     labelled = f"{len(comparison):,}"
     if len(comparison) < len(comparison.split.labelled_indices):
         labelled += " of the"
@@ -83,18 +88,23 @@ def describe_leave_one_out(comparison: Comparison, test: ImageDataset) -> list[s
     ]
 
 
-def has_two_classes(split: ImageDataset) -> bool:
-    """Return whether the labels of a split are of at least two classes."""
+def can_leave_one_out(split: ImageDataset) -> bool:
+    """Return whether the labelled images of a split can be compared with each other.
+
+    They are of at least two classes, of which at least one has two images.
+    """
     labels = split.labels[split.labelled_indices]
-    return len(labels) > 0 and bool(labels.min() < labels.max())
+    return 1 < len(labels.unique()) < len(labels)
 
 
 def knn_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | None:
     """Return why kNN accuracy cannot be measured on these splits, or None if it can."""
     if choose_comparison(train, test) is not None:
         return None
-    num_labels = len(train.labelled_indices) + len(test.labelled_indices)
-    return "one class only" if num_labels > 0 else "no labels"
+    num_classes = [len(split.labels[split.labelled_indices].unique()) for split in (train, test)]
+    if max(num_classes) == 0:
+        return "no labels"
+    return "one class only" if max(num_classes) == 1 else "no class has two images"
 
 
 def classifier_unavailable_reason(train: ImageDataset, test: ImageDataset) -> str | None:
@@ -121,6 +131,8 @@ def choose_bank(train: ImageDataset, test: ImageDataset) -> Tensor | None:
         return None
     if len(train) <= RANKME_IMAGES:
         return None
+    if comparison is not None and is_in_bank(comparison, train):
+        return comparison.indices
     return evenly_spaced(RANKME_IMAGES, len(train))
 
 

@@ -15,7 +15,7 @@ from simsiam.augment import apply as apply_parameters
 from simsiam.augment import draw as draw_parameters
 from simsiam.data.dataset import ImageDataset
 from simsiam.data.files.lazy_images import LazyImages
-from simsiam.data.spread import evenly_spaced
+from simsiam.data.spread import evenly_spaced, staggered
 from simsiam.evaluation.captions import CaptionWriter
 from simsiam.evaluation.features import resize_to
 from simsiam.heavy_augment import apply_heavy, draw_heavy
@@ -98,14 +98,8 @@ def shrink_images(images: Tensor | LazyImages) -> Tensor:
 
 
 def select_evenly(n: int, count: int) -> list[int]:
-    """Return `count` indices in 0 .. n - 1, evenly spread; all of them if there are fewer.
-
-    In many data sets the classes alternate regularly, so that equal steps could meet a single class
-    only. The range is therefore divided into `count` parts. The i-th index is the start of the i-th
-    part, moved on by i modulo the length of the shortest part.
-    """
-    count = min(n, count)
-    return [i * n // count + i % (n // count) for i in range(count)]
+    """Return `count` indices of n images, or all if there are fewer: see `staggered`."""
+    return staggered(min(n, count), n).tolist()
 
 
 def select_over_classes(split: ImageDataset, count: int) -> Tensor:

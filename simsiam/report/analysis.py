@@ -29,7 +29,7 @@ from simsiam.report.records import Run, replace_unprintable
 from simsiam.report.thumbnails import Thumbnails, choose_thumbnails
 from utils.device import choose_device
 from utils.filesystem import write_atomically
-from utils.knn import knn_predict
+from utils.knn import choose_k, knn_predict
 
 GALLERY_ROWS = 8
 GALLERY_NEIGHBOURS = 8  # in each row
@@ -85,6 +85,9 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
         classifier = "kNN"
         if comparison.leave_one_out:
             k = min(options.neighbours, len(features) - 1)
+            if not run.values("kNN_accuracy"):
+                # A run of an earlier version, which had no labels to choose its k by.
+                k = min(k, choose_k(labels))
             own = torch.arange(len(features), device=features.device)
             predicted = knn_predict(features, features, labels, classes, k, options.knn_t, own)
             classifier = f"kNN, leave-one-out among {len(features):,} {comparison.name}"

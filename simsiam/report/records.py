@@ -220,8 +220,7 @@ def describe_departures(content: Mapping[str, Any], run: Run) -> list[str]:
         departures.append(f"images of {Path(data_dir).name}")
     if content.get("held_out_images"):
         departures.append("held-out images")
-    if content.get("leave_one_out"):
-        # Earlier versions compared only test images with each other.
+    if content.get("leave_one_out"):  # an earlier version did so among test images only
         departures.append(f"leave-one-out among {content.get('query_source', 'test images')}")
     numbers = {"test_images": "test images", "image_size": "pixels"}
     if content.get("command") == "knn":  # other measurements say how many labels they had

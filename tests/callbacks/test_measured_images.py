@@ -1,5 +1,6 @@
 """Which images a measurement of kNN and RankMe reads, and when the first one is made."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,18 @@ import torch
 from torch import Tensor
 
 from simsiam import KNNMonitor
-from simsiam.callbacks.sharded_features import LabelledFeatures, choose_rank_rows
+from simsiam.callbacks.sharded_features import (
+    LabelledFeatures,
+    choose_rank_rows,
+    extract_split,
+)
 from simsiam.commands import estimate
 from simsiam.commands.estimate import measures_before_training
 from simsiam.config.value_types import parse_image_schedule
 from simsiam.data import knn_labels
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.dataset import ImageDataset, make_blank_split
+from simsiam.data.files.lazy_images import LazyImages
 from simsiam.data.files.source_files import SourceFiles
 from simsiam.data.files.whole_images import ImageFiles
 from simsiam.data.knn_labels import (
@@ -89,6 +95,25 @@ def test_the_rank_is_that_of_the_same_rows_on_any_number_of_devices(
 ) -> None:
     parts = [choose_rows(n, rank, world_size) for rank in range(world_size)]
     assert torch.equal(torch.cat(parts), choose_rows(n, rank=0, world_size=1))
+
+
+@pytest.mark.parametrize("indices", [None, torch.tensor([2])])
+def test_a_process_may_have_no_image_of_a_small_split(
+    indices: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two processes, only the second one has the only image."""
+
+    def read(chosen: Sequence[int]) -> Tensor:
+        return torch.stack([torch.zeros(3, 8, 8, dtype=torch.uint8) for _ in chosen])
+
+    n = 1 if indices is None else 4
+    split = replace(make_split(n, 2), images=LazyImages(read, range(n), 8))
+    data = make_data(10)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for rank, shape in ((0, (0, 192)), (1, (1, 192))):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        features = extract_split(torch.nn.Flatten(), data, split, indices=indices)
+        assert features.features.shape == shape and features.labels.shape == (1,)
 
 
 def test_a_monitor_can_leave_out_the_measurement_before_training() -> None:

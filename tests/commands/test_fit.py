@@ -1,5 +1,6 @@
 """The batch size and k fit a small data set, unless they are given."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 
 from simsiam.commands.fit import choose_batch_size, fit_k
 from simsiam.data.dataset import ImageDataset, make_blank_split
-from tests.helpers import Program, read_summary
+from tests.helpers import Program, read_rows, read_summary
 
 SMALL_NETWORK = "--backbone resnet10 --width 4 --out-dim 32 --h-dim 16 --accelerator cpu"
 CHEAP = "--precision 32 --image-schedule 8:1000 --pictures-every 50"
@@ -147,3 +148,35 @@ def test_a_damaged_choice_is_refused_in_one_line(program: Program, tmp_path: Pat
 def test_the_auto_rate_follows_the_chosen_batch(program: Program) -> None:
     status, out, _ = program(*FLAGS, "--learning-rate", "auto", "--dry-run")
     assert status == 0 and "to fit 140 train images; learning rate 0.00375" in out
+
+
+def test_k_of_a_run_without_labels_is_fitted_when_labels_count(
+    program: Program, tmp_path: Path
+) -> None:
+    """An earlier version measured no kNN among train images, and took k for their number."""
+    flags = [*FLAGS, "--epochs", "2", "--checkpoint-every", "1"]
+    assert program(*flags)[0] == 0
+    run = tmp_path / "runs" / "simsiam_patterns"
+    (run / "summary.json").unlink()
+    (run / "checkpoints" / "best.ckpt").unlink()
+    last = run / "checkpoints" / "last.ckpt"
+    last.with_name("last.previous.ckpt").replace(last)  # of the first epoch
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["settings"]["knn_k"] = 140
+    row = checkpoint["row"]
+    del row["kNN_accuracy"]
+    checkpoint["row"] = row
+    checkpoint["callbacks"]["MetricsRecorder"]["rows"] = [row]
+    torch.save(checkpoint, last)
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    config = read_config(run)
+    config["settings"]["knn_k"] = 140
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+    moved = ["--exp-name", "moved", "--ckpt-dir", str(run)]
+    for more in (moved, []):
+        status, out, err = program(*flags, *more)
+        assert (status, err) == (0, "") and "resumed from" in out
+        assert "kNN       k 14 instead of 200: a typical class has only 14 images" in out
+    assert read_config(run)["settings"]["knn_k"] == 14
+    assert "kNN_accuracy" in read_rows(run)[1]

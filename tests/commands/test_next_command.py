@@ -13,7 +13,8 @@ from tests.images import patterns, write_images
     ("images", "layout", "flags", "command"),
     [
         (40, "{name}/{i}.png", ("--held-out-images", "10"), "linear"),
-        (40, "{name}/{i}.png", (), "neighbours"),
+        (40, "{name}/{i}.png", (), "knn"),  # leave-one-out
+        (40, "{i}/{i}.png", (), "neighbours"),  # no two images of a class
         (20, "{i}.png", (), "neighbours"),
         (20, "{i}.png", ("--held-out-images", "10"), "neighbours"),
         (20, "one class/{i}.png", ("--held-out-images", "10"), "neighbours"),

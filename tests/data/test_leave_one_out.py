@@ -1,6 +1,5 @@
 """kNN accuracy among images of one split (leave-one-out), where the other has no labels."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from simsiam import KNNMonitor
 from simsiam.config.options import DataOptions
-from simsiam.data import knn_labels, load_dataset, prepare_dataset
-from simsiam.data.dataset import ImageDataset, Splits, make_blank_split
+from simsiam.data import load_dataset, prepare_dataset
+from simsiam.data.dataset import Splits
 from simsiam.data.knn_labels import choose_comparison, knn_unavailable_reason
 from tests.helpers import Program, read_rows, read_summary
 from tests.images import patterns, write_images
@@ -32,10 +31,6 @@ def load_arrays(tmp_path: Path, **arrays: Any) -> Splits:
     return load_dataset(DataOptions("arrays", tmp_path / "x.npz"))
 
 
-def make_split(labels: Sequence[int]) -> ImageDataset:
-    return make_blank_split(8, torch.tensor(labels, dtype=torch.int64), ("cat", "dog"))
-
-
 def compare_by_hand(features: np.ndarray, labels: np.ndarray) -> float:
     """Return the accuracy in percent of the nearest neighbour among all other images."""
     correct = 0
@@ -44,41 +39,6 @@ def compare_by_hand(features: np.ndarray, labels: np.ndarray) -> float:
         classifier = KNeighborsClassifier(1, metric="cosine").fit(features[others], labels[others])
         correct += int(classifier.predict(features[i : i + 1])[0] == labels[i])
     return 100 * correct / len(labels)
-
-
-# ---------------------------------------------------------------- which images
-
-
-@pytest.mark.parametrize(
-    ("train", "test", "expected"),
-    [
-        ([0, 1], [0, 1, -1], ("test images", [0, 1], False)),
-        ([0, 1], [1], ("test images", [0], False)),
-        ([-1, -1], [0, 1, -1], ("test images", [0, 1], True)),
-        ([0, 1, -1], [0, 1], ("test images", [0, 1], True)),
-        ([0, 1, -1, 0], [1, 1], ("train images", [0, 1, 3], True)),
-        ([0, -1, 1], [-1], ("train images", [0, 2], True)),
-        ([0, 1], [], ("train images", [0, 1], True)),
-        ([0, -1, 0], [], None),
-        ([0, 0], [0], ("test images", [0], False)),
-        ([-1, -1], [0], None),
-        ([-1], [], None),
-    ],
-)
-def test_labelled_images_are_compared(
-    train: list[int], test: list[int], expected: tuple[str, list[int], bool] | None
-) -> None:
-    comparison = choose_comparison(make_split(train), make_split(test))
-    found = None
-    if comparison is not None:
-        found = (comparison.name, comparison.indices.tolist(), comparison.leave_one_out)
-    assert found == expected
-
-
-def test_many_train_images_are_compared_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knn_labels, "MAX_COMPARED_TRAIN_IMAGES", 3)
-    comparison = choose_comparison(make_split([-1, 0, 1, 0, 1, 0, 1]), make_split([]))
-    assert comparison is not None and comparison.indices.tolist() == [1, 3, 5]
 
 
 # ---------------------------------------------------------------- among test images
@@ -242,3 +202,33 @@ def test_train_images_with_labels_are_compared_with_each_other(
     for command in ("neighbours", "export"):
         status, _, err = program(command, str(run))
         assert (status, err) == (0, ""), command
+
+
+def test_report_fits_k_if_the_run_has_measured_no_accuracy(
+    train_on_folder: Program, program: Program, tmp_path: Path
+) -> None:
+    """Runs of earlier versions without labelled test images took k for the number of images."""
+    photos = tmp_path / "photos"
+    write_images(photos, patterns(60), "{name}/{i}.png")
+    assert train_on_folder(photos, "--epochs", "1", "--knn-every", "0", "--knn-k", "60")[0] == 0
+    run = tmp_path / "runs" / "simsiam_folder"
+    assert program("report", str(run))[0] == 0
+    page = (run / "report" / "index.html").read_text()
+    assert "leave-one-out among 60 train images, k 6, T 0.1" in page
+
+
+@pytest.mark.parametrize(("copied", "count"), [("a/0.png", 1), ("loose.png", 0)])
+def test_copies_of_images_that_are_compared_are_named(
+    copied: str, count: int, tmp_path: Path, capsys: Printed
+) -> None:
+    photos = tmp_path / "photos"
+    write_images(photos, patterns(4), "a/{i}.png")
+    write_images(photos, patterns(4, split=1), "b/{i}.png")
+    write_images(photos, patterns(1, split=2), "loose.png")
+    target = photos / ("b" if count else "") / "copy.png"
+    target.write_bytes((photos / copied).read_bytes())
+    load(photos)
+    out = capsys.readouterr().out
+    assert "1 of 10 images are copies of others" in out
+    too_high = f", and {count} of the 9 images that kNN compares with each other are, which makes"
+    assert (too_high in out) == (count > 0)

@@ -18,6 +18,12 @@ from simsiam.report.summary import describe_knn, summarize_groups
         ({}, []),
         ({"dataset": "cifar100"}, ["cifar100"]),
         ({"held_out_images": 40}, ["held-out images"]),
+        ({"leave_one_out": False, "query_source": "test images"}, []),
+        (
+            {"leave_one_out": True, "query_source": "train images"},
+            ["leave-one-out among train images"],
+        ),
+        ({"leave_one_out": True}, ["leave-one-out among test images"]),
         ({"epoch": 2}, ["epoch 2"]),
         ({"settings": {"test_images": 50}}, ["50 test images"]),
         ({"settings": {"test_images": 100, "data_dir": None}}, []),

@@ -98,6 +98,11 @@ def test_all_images_of_the_bank_but_the_own_one_can_vote() -> None:
         knn_predict(bank, bank, torch.arange(3), 3, k=3, own=torch.arange(3))
 
 
+def test_an_empty_part_of_a_bank_has_no_neighbours() -> None:
+    similarity, index = nearest(torch.eye(5), torch.empty(0, 5), 0)
+    assert similarity.shape == index.shape == (5, 0)
+
+
 @pytest.mark.parametrize(("k", "temperature"), [(0, 0.1), (3001, 0.1), (20, 0.0), (20, -1.0)])
 def test_impossible_settings_are_refused(
     clusters: tuple[torch.Tensor, ...], k: int, temperature: float

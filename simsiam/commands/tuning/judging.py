@@ -7,7 +7,7 @@ from simsiam.commands.tuning.objective import Kind
 from simsiam.config.commands import Search
 from simsiam.data import list_train_images
 from simsiam.data.dataset import ImageDataset
-from simsiam.data.knn_labels import choose_comparison, has_two_classes, knn_unavailable_reason
+from simsiam.data.knn_labels import can_leave_one_out, choose_comparison, knn_unavailable_reason
 from utils.errors import require
 
 # Train images that are held out to judge trials: this share of them, within these numbers. With
@@ -55,7 +55,7 @@ def hold_out_images(config: Search) -> Search:
     if train.labelled and held_out >= MIN_HELD_OUT:
         data = replace(config.data, held_out_images=min(held_out, MAX_HELD_OUT), test_images=None)
         return replace(config, data=data)
-    if has_two_classes(train) and has_enough_labels(train, config):
+    if can_leave_one_out(train) and has_enough_labels(train, config):
         return replace(config, data=replace(config.data, test_images=0))
     return config
 

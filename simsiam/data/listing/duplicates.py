@@ -7,7 +7,11 @@ from utils.text import printable
 
 
 def describe_duplicates(
-    files: FilePaths, digests: np.ndarray, num_train: int, evaluation_name: str
+    files: FilePaths,
+    digests: np.ndarray,
+    num_train: int,
+    evaluation_name: str,
+    is_compared: np.ndarray,
 ) -> str | None:
     """Return a sentence about files with the same content, or None if there are none.
 
@@ -16,6 +20,7 @@ def describe_duplicates(
         digests: (N,) of 32 bytes, the SHA-256 of each file.
         num_train: the number of train images.
         evaluation_name: what messages call the test images.
+        is_compared: (N,) bool, which images kNN compares with each other (leave-one-out).
     """
     first = find_first_copies(digests)
     indices = np.arange(len(files))
@@ -32,6 +37,13 @@ def describe_duplicates(
             "images, which makes accuracies too high"
         )
         example = int(leaked[0])  # the more important example
+    compared = np.flatnonzero(is_compared)
+    num_repeated = len(compared) - len(np.unique(first[compared]))
+    if num_repeated > 0:
+        message += (
+            f", and {num_repeated:,} of the {len(compared):,} images that kNN compares with each "
+            "other are, which makes accuracies too high"
+        )
     original = files[int(first[example])]
     return f"{message} ({printable(files[example])} is {printable(original)})."
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from simsiam.commands.tuning.judging import Judge, describe_judge
+from simsiam.commands.tuning.judging import Judge, describe_judge, hold_out_images
 from simsiam.commands.tuning.plan import Plan, make_plan
 from simsiam.config.commands import Search
 from tests.helpers import NETWORK
@@ -40,6 +40,12 @@ def test_nothing_is_held_out_of_few_images(
     plan = make_patterns_plan(tmp_path, "--train-images", images, "--test-images", "30")
     assert (plan.judge, plan.train_images) == (judge, remaining)
     assert "test images are not used" in describe_judge(plan.judge)
+
+
+def test_images_that_will_be_downloaded_are_judged_as_later(tmp_path: Path) -> None:
+    """The first start of a search must not take test images that a later start leaves alone."""
+    flags = ["--data-dir", str(tmp_path), "--train-images", "1000"]
+    assert hold_out_images(parse(Search, flags, "test")).data.test_images == 0
 
 
 def test_images_that_the_flags_hold_out_judge_trials(tmp_path: Path) -> None:
