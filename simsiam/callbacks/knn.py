@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from models.resnet import ResNet, fold_batch_norm
+from simsiam.callbacks.feature_network import FeatureNetwork
 from simsiam.callbacks.sharded_features import (
     Batches,
     LabelledFeatures,
@@ -24,7 +24,6 @@ from simsiam.config.run_options import DEFAULT_KNN_K, MonitorOptions
 from simsiam.data.datamodule import ViewsDataModule
 from simsiam.data.knn_labels import choose_bank, choose_comparison, is_in_bank
 from simsiam.evaluation.metrics import rankme
-from simsiam.evaluation.networks import evaluated_backbone
 from simsiam.inputs import check_counts
 from utils import distributed
 from utils.errors import require
@@ -104,7 +103,7 @@ class KNNMonitor(pl.Callback):
         self.bank_shape = (0, 0)  # images and features of the bank in the latest measurement
         self._latest: dict[str, float] = {}  # metrics of the latest measurement
         self._measured_epoch: int | None = None  # epoch of that measurement, from 0
-        self._folded: ResNet | None = None  # on a GPU, the network that extracts the features
+        self._network = FeatureNetwork(compile)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -125,7 +124,7 @@ class KNNMonitor(pl.Callback):
         self.epoch_metrics = {}
         # An earlier `fit` may have set these, perhaps for another model or precision.
         self._measured_epoch = None
-        self._folded = None
+        self._network = FeatureNetwork(self.compile)
         if trainer.global_step == 0:
             self._latest = self._measure_start(trainer, pl_module)
         self._offer_to_callbacks(trainer)  # They may look within the epoch, after a validation.
@@ -148,7 +147,8 @@ class KNNMonitor(pl.Callback):
         self.epoch_metrics = {}
         if self.every and self._is_due(trainer):
             self._measure_epoch(trainer, pl_module, trainer.current_epoch)
-            # All processes have the same values. Without sync_dist, Lightning warns.
+            # sync_dist changes nothing, since all processes have the same values. Without it,
+            # Lightning warns.
             pl_module.log_dict(self.epoch_metrics, sync_dist=True)  # pyright: ignore[reportArgumentType]
         else:
             self._offer_to_callbacks(trainer)
@@ -187,7 +187,8 @@ class KNNMonitor(pl.Callback):
         """Return `kNN_accuracy` and `rankme` for the current weights.
 
         `kNN_accuracy` is left out if there are no labels, and `rankme` if it is not finite.
-        Each process extracts its share of the features. They search the neighbours together.
+        Each process extracts the features of its share of the images. The processes search the
+        neighbours together.
         """
         started = time.perf_counter()
         with trainer.precision_plugin.forward_context():
@@ -241,7 +242,12 @@ class KNNMonitor(pl.Callback):
         return 100 * correct / len(queries.labels)
 
     def remaining_seconds(self, epoch: int, epochs: int) -> float:
-        """Return about how many seconds the measurements after `epoch` of `epochs` epochs take."""
+        """Return about how many seconds the remaining measurements of a run will take.
+
+        Args:
+            epoch: number of finished epochs.
+            epochs: length of the run.
+        """
         if not self.every or epoch >= epochs:
             return 0.0
         remaining = math.ceil(epochs / self.every) - epoch // self.every
@@ -251,9 +257,7 @@ class KNNMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> tuple[LabelledFeatures, LabelledFeatures | None]:
         """Return the features of the bank and of the queries; None for queries without labels."""
-        network = evaluated_backbone(pl_module)
-        if pl_module.device.type == "cuda" and isinstance(network, ResNet):
-            network = self._fold(network)
+        network = self._network.prepare(pl_module)
         if self.bank is not None and self.queries is not None:
             bank = extract_batches(network, self.bank, pl_module.device)
             if self.bank is self.queries:
@@ -271,20 +275,6 @@ class KNNMonitor(pl.Callback):
         return bank, extract_split(
             network, data, comparison.split, self.progress, comparison.indices
         )
-
-    def _fold(self, backbone: ResNet) -> ResNet:
-        """Return the backbone with its BN layers folded into its convolutions.
-
-        The same network takes the current weights each time, so that it is compiled only once.
-        """
-        folded = fold_batch_norm(backbone)
-        if self._folded is not None:
-            self._folded.load_state_dict(folded.state_dict())
-            return self._folded
-        self._folded = folded
-        if self.compile:
-            self._folded.compile()
-        return self._folded
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -95,7 +95,7 @@ class Folding(KNNMonitor):
     """Folds the network on a CPU too, and keeps the latest result."""
 
     def _extract(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
-        self.folded = self._fold(pl_module.backbone)  # pyright: ignore[reportArgumentType]
+        self.folded = self._network.fold(pl_module.backbone)  # pyright: ignore[reportArgumentType]
         return super()._extract(trainer, pl_module)
 
 
