@@ -66,6 +66,7 @@ def make_variant(config: Ablate, variant: str) -> Pretrain:
         batch_size = changes["batch_size"]
         factor = batch_size / optimizer.images_per_step
         settings["learning_rate"] = optimizer.peak_rate * factor
+        del settings["base_learning_rate"]  # it goes with the rate `auto` alone
     settings.update(changes)
     return from_settings(Pretrain, settings)
 

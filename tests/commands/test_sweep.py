@@ -253,6 +253,9 @@ def test_learning_rate_of_a_variant_is_proportional_to_its_batch_size() -> None:
     config = from_settings(Ablate, {"learning_rate": 0.1, "batch_size": 256})
     assert make_variant(config, "batch-1024").optimizer.peak_rate == pytest.approx(0.4)
     assert make_variant(config, "no-bn").optimizer.peak_rate == 0.1
+    auto = {"learning_rate": "auto", "base_learning_rate": 0.1, "batch_size": 256}
+    variant = make_variant(from_settings(Ablate, auto), "batch-1024")
+    assert variant.optimizer.peak_rate == pytest.approx(0.4)
 
 
 def test_paper_result_of_a_run_follows_from_its_settings() -> None:
