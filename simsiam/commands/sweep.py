@@ -21,6 +21,7 @@ from simsiam.config.commands import PRETRAIN_DEFAULTS, Ablate, Pretrain, subproc
 from simsiam.config.evaluation_commands import Report
 from simsiam.config.evaluation_options import ReportOptions
 from simsiam.config.run_options import AcceleratorOptions
+from simsiam.config.run_state import check_folder
 from utils.console import print_line
 from utils.errors import (
     COLLAPSED_STATUS,
@@ -49,6 +50,10 @@ def sweep(config: Pretrain) -> None:
 
 def ablate(config: Ablate) -> None:
     """Train each variant, with each of `--seeds`, and write a report that compares them."""
+    require(
+        config.run.ckpt_dir is None,
+        "--ckpt-dir resumes one run, and its settings fit one variant only. Drop the flag.",
+    )
     runs: list[Pretrain] = []
     for variant in config.ablation.variants:
         runs += expand_seeds(make_variant(config, variant))
@@ -91,7 +96,8 @@ def run_all(config: Pretrain, runs: Sequence[Pretrain]) -> None:
     """Train each run that is not finished yet, then write a report about all runs.
 
     Raises:
-        UserError: if torchrun or srun started this command in several processes.
+        UserError: if torchrun or srun started this command in several processes, or the folder of
+            a run cannot be used. No run is started then.
         RunError: if a run collapsed or diverged; raised after the report is written.
         SystemExit: if a run failed otherwise, with the status of the run.
     """
@@ -101,6 +107,9 @@ def run_all(config: Pretrain, runs: Sequence[Pretrain]) -> None:
         is_single_process,
         "this command starts a process for each of its runs. Call it without torchrun or srun.",
     )
+
+    for run in runs:  # otherwise a run would fail only after those before it are trained
+        check_folder(run, RunDirectory(run.run_dir))
 
     run_by_name = {str(run.run_dir.relative_to(config.run_dir)): run for run in runs}
     failed = run_processes(run_by_name, choose_slots(config, len(runs)))

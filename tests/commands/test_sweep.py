@@ -18,6 +18,7 @@ from tests.at_steps import run_with_child_script, start_with_events_below
 from tests.helpers import SMALL, Program, read_rows, same_weights
 from tests.processes import Started, child_pids, start, wait_for
 from utils.errors import RunError
+from utils.run_dir import RunDirectory
 from utils.settings import from_settings
 
 # A stub of main.py: it ends with the status that $STATUSES has for its run, or waits for a signal.
@@ -209,6 +210,7 @@ def test_run_whose_command_was_killed_does_not_start(tmp_path: Path) -> None:
     ("flags", "answer"),
     [
         (["ablate", "--variants", "no-brain"], "There are baseline, no-stop-grad"),
+        (["ablate", "--ckpt-dir", "x"], "--ckpt-dir resumes one run"),
         (["--seeds", "1", "-1"], "greater than or equal to 0"),
         (["--seeds", "1", "2", "--ckpt-dir", "x"], "Drop --ckpt-dir or --seeds"),
         pytest.param(
@@ -224,6 +226,16 @@ def test_user_error_gives_one_line(flags: list[str], answer: str, tmp_path: Path
     _, err = process.communicate()
     assert process.returncode == 2 and err.count("\n") == 1 and answer in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_folder_that_a_later_run_cannot_use_is_noticed_before_the_first_run(
+    program: Program, tmp_path: Path
+) -> None:
+    other = RunDirectory(tmp_path / "runs" / "simsiam_patterns" / "seed_1")
+    other.create({"settings": {"seed": 1, "epochs": 7}, "resolved": {}})
+    status, out, err = program(*SMALL, "--epochs", "1", "--seeds", "0", "1")
+    assert (status, out) == (2, "") and f"{other.path} holds a run with other settings" in err
+    assert not (other.path.parent / "seed_0").exists()
 
 
 @pytest.mark.parametrize(
