@@ -17,7 +17,13 @@ import torch
 from simsiam.commands import launch
 from simsiam.commands.report import report
 from simsiam.config.ablations import VARIANTS
-from simsiam.config.commands import PRETRAIN_DEFAULTS, Ablate, Pretrain, subprocess_args
+from simsiam.config.commands import (
+    PRETRAIN_DEFAULTS,
+    Ablate,
+    Pretrain,
+    data_may_be_small,
+    subprocess_args,
+)
 from simsiam.config.evaluation_commands import Report
 from simsiam.config.evaluation_options import ReportOptions
 from simsiam.config.run_options import AcceleratorOptions
@@ -61,13 +67,26 @@ def ablate(config: Ablate) -> None:
 
 
 def make_variant(config: Ablate, variant: str) -> Pretrain:
-    """Return the run of a variant: the settings of `config` with the changes of the variant."""
+    """Return the run of a variant: the settings of `config` with the changes of the variant.
+
+    Raises:
+        UserError: the variant is refused, or its learning rate is proportional to a batch size that
+            will be known only when the images are.
+    """
     settings = {name: value for name, value in flatten(config).items() if name in PRETRAIN_DEFAULTS}
     settings.update(save_dir=str(config.run_dir), exp_name=variant, version=None)
     changes = VARIANTS[variant].changes
     if "batch_size" in changes:
         # The peak learning rate is proportional to the batch size, as in the paper.
         optimizer = config.optimizer
+        rate = optimizer.learning_rate
+        is_known = optimizer.batch_size is not None or not data_may_be_small(settings)
+        require(
+            is_known or rate == "auto",
+            f"--variants {variant}: its learning rate follows the batch size, but --learning-rate "
+            f"{rate} is for a batch that will be fitted to the images. Give its --batch-size too, "
+            "or --learning-rate auto.",
+        )
         batch_size = changes["batch_size"]
         factor = batch_size / optimizer.images_per_step
         settings["learning_rate"] = optimizer.peak_rate * factor

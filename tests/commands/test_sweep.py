@@ -17,7 +17,7 @@ from simsiam.config.commands import Ablate, Pretrain
 from tests.at_steps import run_with_child_script, start_with_events_below
 from tests.helpers import SMALL, Program, read_rows, same_weights
 from tests.processes import Started, child_pids, start, wait_for
-from utils.errors import RunError
+from utils.errors import RunError, UserError
 from utils.run_dir import RunDirectory
 from utils.settings import from_settings
 
@@ -268,6 +268,10 @@ def test_learning_rate_of_a_variant_is_proportional_to_its_batch_size() -> None:
     auto = {"learning_rate": "auto", "base_learning_rate": 0.1, "batch_size": 256}
     variant = make_variant(from_settings(Ablate, auto), "batch-1024")
     assert variant.optimizer.peak_rate == pytest.approx(0.4)
+    # The baseline may get a batch of 128 with a rate of 0.1, so a quarter for 128 would be wrong.
+    small = from_settings(Ablate, {"learning_rate": 0.1, "train_images": 4000})
+    with pytest.raises(UserError, match="Give its --batch-size too"):
+        make_variant(small, "batch-128")
 
 
 def test_paper_result_of_a_run_follows_from_its_settings() -> None:
