@@ -32,6 +32,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         path: path of the file. Missing folders are created.
         write: takes the path of a temporary file and writes this file. Then the temporary file is
             renamed to `path`.
+
+    Raises:
+        OSError: the file cannot be written. The error names a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
@@ -41,6 +44,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        # A full disk is noticed by a write to an open file, whose error has no name.
+        if error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -91,7 +91,8 @@ class RunDirectory:
         """
         try:
             content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            return dict(content[section])
+            # A name that is no text, as `on` and `5` are not in YAML, belongs to no option.
+            return {str(name): value for name, value in content[section].items()}
         except (
             OSError,
             yaml.YAMLError,
@@ -126,11 +127,15 @@ class RunDirectory:
         message = f"another process is training in {self.path}. Wait, or pass another --exp-name."
         self._lock_holder.enter_context(lock_folder(self.path, message))
 
-    def delete(self) -> None:
+    def delete(self, keep_config: bool = False) -> None:
         """Remove the files of a run and its results.
 
         Other files stay, as do the folders of the loggers csv, wandb and mlflow. config.yaml is
         removed last: if this process is killed before that, the folder has an unfinished run.
+
+        Args:
+            keep_config: leave config.yaml, which `create` replaces. Other files, such as a report,
+                would make the folder one that is not a run if `create` failed on a full disk.
         """
         event_files = self.path.glob("events.out.tfevents.*")
         # `rmtree` refuses a folder that is a symbolic link, as to another file system. A checkpoint
@@ -141,7 +146,8 @@ class RunDirectory:
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.results):
             shutil.rmtree(folder, ignore_errors=True)
-        self.config.unlink(missing_ok=True)
+        if not keep_config:
+            self.config.unlink(missing_ok=True)
 
     def would_delete(self, checkpoint: Path) -> bool:
         """Return whether `delete` would remove a checkpoint, wherever the folders really are."""

@@ -33,8 +33,15 @@ def write_weights(
     for key, value in metadata.items():
         text_metadata[key] = json.dumps(value)
     tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()  # addresses
     for name, tensor in state.items():
-        tensors[name] = tensor.detach().cpu().contiguous()
+        saved = tensor.detach().cpu().contiguous()
+        # A layer that a network uses in two places, as timm's CoaT does, has two names. safetensors
+        # refuses tensors that share memory.
+        if saved.untyped_storage().data_ptr() in storages:
+            saved = saved.clone()
+        storages.add(saved.untyped_storage().data_ptr())
+        tensors[name] = saved
     content = save(tensors, text_metadata)
     write_atomically(path, lambda partial_file: partial_file.write_bytes(content))
 

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_backbone_file
 from simsiam.evaluation.context import EvaluationContext, add_images, open_checkpoint
 from simsiam.evaluation.features import resize_to
 from simsiam.evaluation.results import Results
+from simsiam.evaluation.run_images import use_image_size
 from utils.console import print_line
 from utils.errors import UserError, require
 from utils.filesystem import write_atomically
@@ -41,6 +43,7 @@ def export(config: Export) -> None:
         f"--output {output_flag}: with --format {format} the name must end in {suffix}",
     )
     checkpoint = open_checkpoint(config, torch.device("cpu"))
+    checkpoint = use_image_size(checkpoint, config.data.image_size)
     results = Results(config, checkpoint, f"export_{format}")
     output = results.choose_output(output_flag, f"backbone{suffix}")
 
@@ -109,7 +112,8 @@ def find_images(
 
     An export needs no images, so none are downloaded or decoded for it unless flags name them.
     """
-    flags_name_images = config.data != EvaluationDataOptions()
+    # `--image-size` chooses the size of the network's input, and no images.
+    flags_name_images = replace(config.data, image_size=None) != EvaluationDataOptions()
     try:
         context = add_images(config, checkpoint, torch.device("cpu"), download=flags_name_images)
     except UserError as error:

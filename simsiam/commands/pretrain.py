@@ -167,7 +167,7 @@ def acquire_run(
 
     print(describe_run(context), flush=True)
     if state == "discarded":
-        run.delete()
+        run.delete(keep_config=True)
     run.create(
         {
             "command": "pretrain",

@@ -237,6 +237,8 @@ def explain_failures(
     """
     try:
         yield
+    except BrokenPipeError:
+        raise  # the reader of the output has ended, which is no fault of a disk; see main.py
     except OSError as error:
         file = error.filename or run.path
         reason = error.strerror or str(error)

@@ -17,10 +17,17 @@ import torch
 from simsiam.commands import launch
 from simsiam.commands.report import report
 from simsiam.config.ablations import VARIANTS
-from simsiam.config.commands import PRETRAIN_DEFAULTS, Ablate, Pretrain, subprocess_args
+from simsiam.config.commands import (
+    PRETRAIN_DEFAULTS,
+    Ablate,
+    Pretrain,
+    data_may_be_small,
+    subprocess_args,
+)
 from simsiam.config.evaluation_commands import Report
 from simsiam.config.evaluation_options import ReportOptions
 from simsiam.config.run_options import AcceleratorOptions
+from simsiam.config.run_state import check_folder
 from utils.console import print_line
 from utils.errors import (
     COLLAPSED_STATUS,
@@ -49,6 +56,10 @@ def sweep(config: Pretrain) -> None:
 
 def ablate(config: Ablate) -> None:
     """Train each variant, with each of `--seeds`, and write a report that compares them."""
+    require(
+        config.run.ckpt_dir is None,
+        "--ckpt-dir resumes one run, and its settings fit one variant only. Drop the flag.",
+    )
     runs: list[Pretrain] = []
     for variant in config.ablation.variants:
         runs += expand_seeds(make_variant(config, variant))
@@ -56,16 +67,30 @@ def ablate(config: Ablate) -> None:
 
 
 def make_variant(config: Ablate, variant: str) -> Pretrain:
-    """Return the run of a variant: the settings of `config` with the changes of the variant."""
+    """Return the run of a variant: the settings of `config` with the changes of the variant.
+
+    Raises:
+        UserError: the variant is refused, or its learning rate is proportional to a batch size that
+            will be known only when the images are.
+    """
     settings = {name: value for name, value in flatten(config).items() if name in PRETRAIN_DEFAULTS}
     settings.update(save_dir=str(config.run_dir), exp_name=variant, version=None)
     changes = VARIANTS[variant].changes
     if "batch_size" in changes:
         # The peak learning rate is proportional to the batch size, as in the paper.
         optimizer = config.optimizer
+        rate = optimizer.learning_rate
+        is_known = optimizer.batch_size is not None or not data_may_be_small(settings)
+        require(
+            is_known or rate == "auto",
+            f"--variants {variant}: its learning rate follows the batch size, but --learning-rate "
+            f"{rate} is for a batch that will be fitted to the images. Give its --batch-size too, "
+            "or --learning-rate auto.",
+        )
         batch_size = changes["batch_size"]
         factor = batch_size / optimizer.images_per_step
         settings["learning_rate"] = optimizer.peak_rate * factor
+        del settings["base_learning_rate"]  # it goes with the rate `auto` alone
     settings.update(changes)
     return from_settings(Pretrain, settings)
 
@@ -90,7 +115,8 @@ def run_all(config: Pretrain, runs: Sequence[Pretrain]) -> None:
     """Train each run that is not finished yet, then write a report about all runs.
 
     Raises:
-        UserError: if torchrun or srun started this command in several processes.
+        UserError: if torchrun or srun started this command in several processes, or the folder of
+            a run cannot be used. No run is started then.
         RunError: if a run collapsed or diverged; raised after the report is written.
         SystemExit: if a run failed otherwise, with the status of the run.
     """
@@ -100,6 +126,9 @@ def run_all(config: Pretrain, runs: Sequence[Pretrain]) -> None:
         is_single_process,
         "this command starts a process for each of its runs. Call it without torchrun or srun.",
     )
+
+    for run in runs:  # otherwise a run would fail only after those before it are trained
+        check_folder(run, RunDirectory(run.run_dir))
 
     run_by_name = {str(run.run_dir.relative_to(config.run_dir)): run for run in runs}
     failed = run_processes(run_by_name, choose_slots(config, len(runs)))

@@ -67,12 +67,14 @@ class Pretrain:
     recipe_values = staticmethod(find_pretrain_values)  # read by utils.cli
 
     def __post_init__(self) -> None:
-        # A recipe may set a rate that is not used because of --learning-rate. A flag may not.
+        # A recipe or the file of --config may have a rate that is not used because of
+        # --learning-rate. A flag may not.
         optimizer = self.optimizer
         default = type(optimizer).base_learning_rate
         recipes_rate = pretrain_values(self.run.recipe).get("base_learning_rate", default)
         require(
             optimizer.learning_rate == "auto"
+            or self.run.config is not None
             or optimizer.base_learning_rate in (default, recipes_rate),
             f"--base-learning-rate {optimizer.base_learning_rate:g} is only used by "
             "--learning-rate auto. Give that too, or drop the flag.",
@@ -266,6 +268,9 @@ def _without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         if name not in PRETRAIN_DEFAULTS:
             continue
+        is_unused = name == "base_learning_rate" and settings.get("learning_rate") != "auto"
+        if is_unused and value != PRETRAIN_DEFAULTS[name]:
+            continue  # its flag would be refused
         is_fitted = name in FITTED_DEFAULTS and data_may_be_small(settings)
         if name == "batch_size":
             is_fitted = batch_may_be_fitted(settings)

@@ -1,5 +1,6 @@
 """The folder in which a command saves its results."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from utils.run_dir import HEAD_FILE, SUMMARY_FILE, find_run_of
 from utils.settings import flatten
 from utils.weights import HEAD, write_weights
 
-MAX_NAME_LENGTH = 200  # characters of a file's name; its temporary file has some more
+MAX_NAME_BYTES = 200  # of a file's name, of 255 that are possible: its temporary file has some more
 
 
 class Results:
@@ -68,11 +69,11 @@ class Results:
         file = self.path / default_name
         if output:
             file = Path(output).expanduser()
-        length = len(file.name)
+        length = len(os.fsencode(file.name))
         require(
-            length <= MAX_NAME_LENGTH,
-            f"--output: the name of the file has {length} characters, which is too long. "
-            f"At most {MAX_NAME_LENGTH} are allowed",
+            length <= MAX_NAME_BYTES,
+            f"--output: the name of the file takes {length} bytes, which is too long. "
+            f"At most {MAX_NAME_BYTES} are allowed",
         )
         require(
             self.overwrite or not file.exists(),

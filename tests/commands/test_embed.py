@@ -199,3 +199,12 @@ def test_queries_may_come_from_a_folder(
     assert (status, err) == (0, "") and "neighbours.png" in out
     with Image.open(tmp_path / "neighbours" / "neighbours.png") as picture:
         assert picture.size == (20 + 3 * 106 + 10, 36 + 3 * 122)
+
+
+def test_a_name_without_room_for_the_temporary_file_is_refused_before_the_work(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    output = tmp_path / f"{chr(0x732B) * 80}.npz"  # 84 letters
+    flags = ["--output", str(output), "--results-dir", str(tmp_path / "results")]
+    status, out, err = program("embed", "--checkpoint", str(trained), *flags)
+    assert (status, out) == (2, "") and "takes 244 bytes, which is too long" in err

@@ -162,3 +162,20 @@ def test_without_onnx_it_says_what_to_install(
     assert status == 2
     assert err.endswith("pip install onnxscript onnxruntime\n")
     assert not (tmp_path / "results").exists()
+
+
+def test_image_size_is_that_of_the_exported_network(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    output = tmp_path / "b.pt2"
+    flags = ["--format", "torch-export", "--image-size", "16", "--output", str(output)]
+    flags += ["--results-dir", str(tmp_path / "results")]
+    status, _, err = program("export", "--checkpoint", str(trained), *flags)
+    assert (status, err) == (0, "")
+    extra = {"metadata.json": ""}
+    network = torch.export.load(str(output), extra_files=extra).module()
+    assert json.loads(extra["metadata.json"])["image_size"] == 16
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(
+        network(images), load_backbone(trained)(images), rtol=1e-5, atol=1e-6
+    )

@@ -1,5 +1,6 @@
 """What a failed resume leaves in the folder of the run, and what messages say about resuming."""
 
+import errno
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,3 +67,9 @@ def test_message_says_to_leave_out_overwrite(tmp_path: Path) -> None:
     flags = ["--overwrite", "--epochs", "2"]
     _, err = start_small_with_events("run", tmp_path, {2: ["SIGTERM"]}, *flags).communicate()
     assert "saved: the same command without --overwrite resumes it" in err
+
+
+def test_a_reader_that_has_ended_is_not_taken_for_a_broken_disk(tmp_path: Path) -> None:
+    callback = cast(CheckpointCallback, cast(Any, NotBegun()))
+    with pytest.raises(BrokenPipeError), explain_failures(make_run(tmp_path), None, callback):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")  # as print_line does in `| head`

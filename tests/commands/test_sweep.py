@@ -17,7 +17,8 @@ from simsiam.config.commands import Ablate, Pretrain
 from tests.at_steps import run_with_child_script, start_with_events_below
 from tests.helpers import SMALL, Program, read_rows, same_weights
 from tests.processes import Started, child_pids, start, wait_for
-from utils.errors import RunError
+from utils.errors import RunError, UserError
+from utils.run_dir import RunDirectory
 from utils.settings import from_settings
 
 # A stub of main.py: it ends with the status that $STATUSES has for its run, or waits for a signal.
@@ -209,6 +210,7 @@ def test_run_whose_command_was_killed_does_not_start(tmp_path: Path) -> None:
     ("flags", "answer"),
     [
         (["ablate", "--variants", "no-brain"], "There are baseline, no-stop-grad"),
+        (["ablate", "--ckpt-dir", "x"], "--ckpt-dir resumes one run"),
         (["--seeds", "1", "-1"], "greater than or equal to 0"),
         (["--seeds", "1", "2", "--ckpt-dir", "x"], "Drop --ckpt-dir or --seeds"),
         pytest.param(
@@ -224,6 +226,16 @@ def test_user_error_gives_one_line(flags: list[str], answer: str, tmp_path: Path
     _, err = process.communicate()
     assert process.returncode == 2 and err.count("\n") == 1 and answer in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_folder_that_a_later_run_cannot_use_is_noticed_before_the_first_run(
+    program: Program, tmp_path: Path
+) -> None:
+    other = RunDirectory(tmp_path / "runs" / "simsiam_patterns" / "seed_1")
+    other.create({"settings": {"seed": 1, "epochs": 7}, "resolved": {}})
+    status, out, err = program(*SMALL, "--epochs", "1", "--seeds", "0", "1")
+    assert (status, out) == (2, "") and f"{other.path} holds a run with other settings" in err
+    assert not (other.path.parent / "seed_0").exists()
 
 
 @pytest.mark.parametrize(
@@ -253,6 +265,13 @@ def test_learning_rate_of_a_variant_is_proportional_to_its_batch_size() -> None:
     config = from_settings(Ablate, {"learning_rate": 0.1, "batch_size": 256})
     assert make_variant(config, "batch-1024").optimizer.peak_rate == pytest.approx(0.4)
     assert make_variant(config, "no-bn").optimizer.peak_rate == 0.1
+    auto = {"learning_rate": "auto", "base_learning_rate": 0.1, "batch_size": 256}
+    variant = make_variant(from_settings(Ablate, auto), "batch-1024")
+    assert variant.optimizer.peak_rate == pytest.approx(0.4)
+    # The baseline may get a batch of 128 with a rate of 0.1, so a quarter for 128 would be wrong.
+    small = from_settings(Ablate, {"learning_rate": 0.1, "train_images": 4000})
+    with pytest.raises(UserError, match="Give its --batch-size too"):
+        make_variant(small, "batch-128")
 
 
 def test_paper_result_of_a_run_follows_from_its_settings() -> None:

@@ -131,6 +131,7 @@ def test_a_batch_that_is_given_reaches_the_processes() -> None:
         "--dataset folder --batch-size 512 --knn-k 200",
         "--train-images 100 --batch-size 512",
         "--learning-rate auto --base-learning-rate 0.1",
+        "--logger",  # no logger at all
     ],
 )
 def test_commands_of_a_run_give_its_settings(flags: str) -> None:
@@ -157,6 +158,17 @@ def test_a_base_rate_that_is_not_used_is_refused() -> None:
     assert parsed("--recipe", "imagenet", "--learning-rate", "0.2").optimizer.peak_rate == 0.2
     auto = parsed("--learning-rate", "auto", "--base-learning-rate", "0.1", "--batch-size", "64")
     assert auto.optimizer.peak_rate == pytest.approx(0.025)
+
+
+def test_a_rate_takes_the_place_of_the_rate_auto_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("settings: {learning_rate: auto, base_learning_rate: 0.1}")
+    config = parsed("--config", str(file), "--learning-rate", "0.2")
+    assert config.optimizer.peak_rate == 0.2
+    # A process of the run has the flags alone, and the report prints them.
+    assert parsed(*subprocess_args(config)[2:]).optimizer.peak_rate == 0.2
+    command = pretrain_command(settings_to_keep(config))
+    assert parsed(*shlex.split(command)[2:]).optimizer.peak_rate == 0.2
 
 
 def test_runs_of_versions_without_recipes_had_the_defaults() -> None:

@@ -1,5 +1,6 @@
 """A run folder with damaged files is refused in one line, or repaired by the resumed run."""
 
+import errno
 import json
 import os
 import shutil
@@ -52,6 +53,13 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "config.yaml a billion laughs": (
         damaged("config.yaml", BILLION_LAUGHS),
         "config.yaml is damaged",
+    ),
+    "config.yaml with a name that is no text": (
+        # In YAML, `on` is a truth value.
+        lambda run: (run / "config.yaml").write_text(
+            (run / "config.yaml").read_text().replace("settings:\n", "settings:\n  on: 1\n")
+        ),
+        "another --exp-name",
     ),
     "both checkpoints pages": (both_checkpoints, "Pass --overwrite to start again"),
     "checkpoints a file": (
@@ -147,3 +155,18 @@ def test_overwrite_removes_the_checkpoints_behind_a_symbolic_link(tmp_path: Path
     run.delete()
     assert run.resumable() == []
     assert [file.name for file in other_disk.iterdir()] == ["of somebody else.ckpt"]
+
+
+def test_overwrite_that_cannot_write_leaves_the_folder_of_a_run(
+    unfinished: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (unfinished / "report").mkdir()  # stays, and is no part of a run
+
+    def fail(run: RunDirectory, config: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), run.config)
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(RunDirectory, "create", fail)
+        assert program(*SMALL, "--epochs", "2", "--overwrite")[0] == 2
+    run = RunDirectory(unfinished)
+    assert (run.state(), run.resumable()) == ("unfinished", [])

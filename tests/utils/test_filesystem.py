@@ -1,4 +1,4 @@
-"""Locks on file systems that have none, or only for files that are open for writing."""
+"""Locks on file systems that have none, or only for files that are open for writing; full disks."""
 
 import errno
 import fcntl
@@ -10,8 +10,8 @@ import pytest
 
 from simsiam.commands.tuning.study import Study
 from tests.helpers import SMALL, Program, prints_only_header
-from utils.errors import UserError
-from utils.filesystem import is_locked, lock_folder
+from utils.errors import UserError, describe_os_error
+from utils.filesystem import is_locked, lock_folder, write_atomically
 
 real_flock = fcntl.flock
 
@@ -49,3 +49,15 @@ def test_file_system_without_locks_is_named_in_one_line(
     status, out, err = program(*SMALL, "--epochs", "1")
     assert (status, err.count("\n")) == (2, 1) and prints_only_header(out)
     assert f"{tmp_path}/runs/simsiam_patterns {answer}" in err
+
+
+def test_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    def write(partial: Path) -> None:
+        partial.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # an open file's write has no name
+
+    file = tmp_path / "features.npz"
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_atomically(file, write)
+    assert describe_os_error(raised.value) == f"{file}: No space left on device"
+    assert list(tmp_path.iterdir()) == []

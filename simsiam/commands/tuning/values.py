@@ -89,6 +89,8 @@ def apply_values(
         settings["learning_rate"] = "auto"
         if "base_learning_rate" not in values:
             settings["base_learning_rate"] = start["base_learning_rate"]
+    if "learning_rate" in values:
+        settings.pop("base_learning_rate", None)  # it goes with the rate `auto` alone
 
     if "colour_jitter" in values:
         for name in COMBINED["colour_jitter"]:

@@ -154,3 +154,9 @@ def test_two_settings_of_the_same_option_are_refused(
     _, start = make_base()
     with pytest.raises(UserError, match="Vary one of them"):
         choose_space(str(file), (), start, 5000)
+
+
+def test_rate_of_a_trial_takes_the_place_of_the_rate_auto_of_the_flags() -> None:
+    base, start = make_base(learning_rate="auto", base_learning_rate=0.1)
+    settings = apply_values({"learning_rate": 0.2}, base, start, SIZE)
+    assert from_settings(Pretrain, settings).optimizer.peak_rate == 0.2
