@@ -1,6 +1,7 @@
 """Check the hyper-parameters of a SimSiam, and convert them to plain values for checkpoints."""
 
 import inspect
+import math
 import numbers
 import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -17,6 +18,9 @@ from simsiam.config.options import HeavyLoss
 
 # Hyper-parameters that must be positive whole numbers, or None.
 SIZES = ("width", "out_dim", "h_dim", "proj_hidden", "image_size")
+
+# Hyper-parameters of the optimizer that must be numbers from 0 on.
+RATES = ("learning_rate", "momentum", "weight_decay", "warmup_epochs", "predictor_lr_scale")
 
 
 def make_plain(hparams: MutableMapping[str, Any]) -> None:
@@ -42,6 +46,35 @@ def select_plain(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         except TypeError:
             names_left_out.append(name)
     return plain, names_left_out
+
+
+def check_hparams(hparams: Mapping[str, Any]) -> None:
+    """Raise ValueError if a hyper-parameter is out of its range."""
+    check_sizes(hparams)
+    check_rates(hparams)
+    check_statistics(hparams)
+    check_heavy_views(hparams)
+
+
+def check_rates(hparams: Mapping[str, Any]) -> None:
+    """Raise ValueError if a hyper-parameter of the optimizer is no number, or out of its range."""
+    for name in RATES:
+        rate = hparams[name]
+        if rate is None and name == "warmup_epochs":
+            continue
+        is_number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+        if not is_number or not 0 <= float(rate) < math.inf:
+            raise ValueError(f"{name} must be a number of at least 0, got {rate!r}")
+    if hparams["momentum"] >= 1:
+        raise ValueError(f"momentum must be less than 1, got {hparams['momentum']!r}")
+
+
+def check_statistics(hparams: Mapping[str, Any]) -> None:
+    """Raise ValueError if mean or std do not have a number for each of the three channels."""
+    for name in ("mean", "std"):
+        values = hparams[name]
+        if values is not None and (not isinstance(values, list) or len(values) != 3):
+            raise ValueError(f"{name} must have a number for each of 3 channels, got {values!r}")
 
 
 def check_sizes(hparams: Mapping[str, Any]) -> None:

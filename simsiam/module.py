@@ -31,8 +31,7 @@ from simsiam.config.network_options import NetworkOptions
 from simsiam.config.optimizer_options import DEFAULT_LEARNING_RATE, OptimizerOptions
 from simsiam.config.options import MethodOptions
 from simsiam.hparams import (
-    check_heavy_views,
-    check_sizes,
+    check_hparams,
     count_one_way_views,
     make_plain,
     refuse_resnet_settings,
@@ -133,8 +132,7 @@ class SimSiam(ResumableModule):
             self.hparams["backbone"] = backbone
 
         make_plain(self.hparams)
-        check_sizes(self.hparams)
-        check_heavy_views(self.hparams)
+        check_hparams(self.hparams)
         if is_library_backbone(backbone):
             refuse_resnet_settings(self.hparams, SimSiam.__init__)
             self.hparams.update(width=None, stem=None)

@@ -187,6 +187,23 @@ def test_a_size_is_a_whole_number(name: str, value: Any) -> None:
         make_model(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("learning_rate", "auto", "a number of at least 0, got 'auto'"),
+        ("learning_rate", float("nan"), "a number of at least 0, got nan"),
+        ("warmup_epochs", -1, "a number of at least 0, got -1"),
+        ("predictor_lr_scale", -1.0, "a number of at least 0"),
+        ("momentum", 2, "less than 1, got 2"),
+        ("mean", [0.5, 0.5], "3 channels, got"),
+        ("std", 0.5, "3 channels, got 0.5"),
+    ],
+)
+def test_a_hyper_parameter_out_of_range_is_named(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must .*{message}"):
+        make_model(**{name: value})
+
+
 class WithTemperature(SimSiam):
     """Has one more argument."""
 

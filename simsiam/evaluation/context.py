@@ -237,6 +237,8 @@ def add_images(
         else:
             reason = classifier_unavailable_reason(train, test)
             needed = "train and test images"
+        if reason == "no test images" and options.test_images == 0:
+            reason += " because of --test-images 0; give another number"
         require(
             reason is None,
             f"{options.dataset}: {reason}. This command needs {needed} with classes",

@@ -86,7 +86,7 @@ def choose_judge(config: Search, train: ImageDataset, test: ImageDataset) -> Jud
     comparison = choose_comparison(train, test)
     if wanted == "rankme" or comparison is None:
         return Judge("rankme")
-    if comparison.split is train and not has_enough_labels(train, config):
+    if not has_enough_labels(comparison.split, config):
         return Judge("rankme")
     return Judge("knn", len(comparison), comparison.name, comparison.leave_one_out)
 

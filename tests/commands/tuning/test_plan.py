@@ -96,8 +96,11 @@ def test_labels_of_some_train_images_judge_trials_if_they_are_enough(
     assert (plan.judge, plan.train_images) == (judge, 90)
 
 
-def test_few_labels_without_test_images_judge_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [(), ("--held-out-images", "40")])
+def test_few_labels_without_test_images_judge_nothing(
+    flags: tuple[str, ...], tmp_path: Path
+) -> None:
     write_images(tmp_path, patterns(90), "{i}.png")
     lines = [f"{i}.png,{i % 3 if i < 20 else ''}" for i in range(90)]
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]))
-    assert make_folder_plan(tmp_path / "list.csv", tmp_path).judge == Judge("rankme")
+    assert make_folder_plan(tmp_path / "list.csv", tmp_path, *flags).judge == Judge("rankme")
