@@ -60,13 +60,17 @@ def check_rates(hparams: Mapping[str, Any]) -> None:
     """Raise ValueError if a hyper-parameter of the optimizer is no number, or out of its range."""
     for name in RATES:
         rate = hparams[name]
-        if rate is None and name == "warmup_epochs":
-            continue
-        is_number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-        if not is_number or not 0 <= float(rate) < math.inf:
+        is_left_open = rate is None and name == "warmup_epochs"
+        if not is_left_open and not is_rate(rate):
             raise ValueError(f"{name} must be a number of at least 0, got {rate!r}")
     if hparams["momentum"] >= 1:
         raise ValueError(f"momentum must be less than 1, got {hparams['momentum']!r}")
+
+
+def is_rate(value: Any) -> bool:
+    """Return whether a value is a finite number from 0 on."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value < math.inf
 
 
 def check_statistics(hparams: Mapping[str, Any]) -> None:
