@@ -147,6 +147,20 @@ def test_a_file_with_other_features_is_not_written(
     assert not list(tmp_path.glob(".*"))  # nor a temporary file
 
 
+def test_a_file_whose_features_are_not_finite_is_not_written(
+    trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(*_: object) -> dict[int, float]:
+        return {1: 0.0, 3: float("nan"), 64: 0.0}
+
+    monkeypatch.setattr(export_command, "compare_features", compare)
+    output = tmp_path / "b.safetensors"
+    flags = ["--output", str(output), "--results-dir", str(tmp_path / "results")]
+    status, _, err = program("export", "--checkpoint", str(trained), *flags)
+    assert status == 2 and "features differ by nan" in err
+    assert not output.exists()
+
+
 def test_without_onnx_it_says_what_to_install(
     trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
