@@ -18,19 +18,33 @@ BASE = (
 
 
 class Factor(NamedTuple):
-    """A setting with two levels: its flags at -1 (today's recipe or the lower rate) and at +1."""
+    """A setting with two levels.
+
+    Attributes:
+        low, high: its flags at -1 and at +1.
+        today: its flags in today's recipe, where these are others than `low`.
+    """
 
     letter: str
     name: str
     low: str
     high: str
+    today: str | None = None
+
+    def flags(self, level: int) -> list[str]:
+        """Return the flags at -1, at +1, or of today's recipe at 0."""
+        if level > 0:
+            return self.high.split()
+        if level == 0 and self.today is not None:
+            return self.today.split()
+        return self.low.split()
 
 
 # `flags_of` adds flags of F that depend on the number of epochs, so that both levels have the same
 # number of steps, and the same number of views of each size.
 FACTORS = (
     Factor("A", "initialisation", "--conv-init kaiming", "--conv-init torch"),
-    Factor("B", "rate", "--learning-rate 0.04", "--learning-rate 0.08"),
+    Factor("B", "rate", "--learning-rate 0.04", "--learning-rate 0.08", "--learning-rate 0.06"),
     Factor("C", "grayscale", "--grayscale 0.2", "--grayscale 0.1"),
     Factor("D", "BN of the projector's output", "--heads-bn paper", "--heads-bn hidden"),
     Factor("E", "predictor's rate", "--constant-predictor-lr", "--predictor-lr-scale 0.6667"),
@@ -42,7 +56,7 @@ DEFINING_WORDS = ("ABCE", "BCDF", "ADEF")
 FIRST_HALF = "ABD"
 CONFIRMATION_SEEDS = (201, 202, 203, 204)  # no other run has them
 
-Levels = Mapping[str, int]  # letter -> -1 or +1
+Levels = Mapping[str, int]  # letter -> -1 or +1; in a confirmation 0 (today's recipe) or +1
 
 
 # ---------------------------------------------------------------- the design
@@ -84,7 +98,7 @@ def flags_of(levels: Levels, epochs: int) -> list[str]:
     """Return the flags of main.py for one run; `epochs` is the length of a run with two views."""
     flags = BASE.split()
     for factor in FACTORS:
-        flags += (factor.high if levels[factor.letter] > 0 else factor.low).split()
+        flags += factor.flags(levels[factor.letter])
     if levels["F"] > 0:
         # Half the epochs of twice the views, in batches of half the size.
         epochs = max(1, epochs // 2)
@@ -195,7 +209,7 @@ def make_confirmation(letters: str) -> list[tuple[int, Levels]]:
     runs: list[tuple[int, Levels]] = []
     for seed in CONFIRMATION_SEEDS:
         for winners in ("", letters):
-            levels = {letter: 1 if letter in winners else -1 for letter in LETTERS}
+            levels = {letter: 1 if letter in winners else 0 for letter in LETTERS}
             runs.append((seed, levels))
     return runs
 
