@@ -274,7 +274,7 @@ class SimSiam(ResumableModule):
             plain_hparams, _ = select_plain(self.hparams)
             checkpoint["hyper_parameters"] = plain_hparams
         if type(self) is not SimSiam:
-            # `load_backbone` does not check the heads of a subclass. SimSiam's may be different.
+            # For a subclass, `load_backbone` does not check the heads, which may be other ones.
             checkpoint["subclass"] = type(self).__name__
 
     # ---------------------------------------------------------------- compilation

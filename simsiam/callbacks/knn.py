@@ -82,8 +82,10 @@ class KNNMonitor(pl.Callback):
         pretrained: bool = False,
         before_training: bool = True,
     ) -> None:
-        both = "KNNMonitor: give both bank and queries, loaders of (images, labels), or neither"
-        require((bank is None) == (queries is None), both)
+        require(
+            (bank is None) == (queries is None),
+            "KNNMonitor: give both bank and queries, loaders of (images, labels), or neither",
+        )
         check_counts("KNNMonitor", k=(k, 1), every=(every, 0))
         require(temperature > 0, f"KNNMonitor: temperature must be above 0, got {temperature!r}")
         self.k = k

@@ -1,6 +1,7 @@
 """The data module that makes augmented views of images on the training device.
 
-Images that do not fit on the device are read in advance from memory or from the disk.
+The images of a data set live on the training device if they fit there. Otherwise they are read in
+advance from memory or from the disk, batch by batch.
 """
 
 import inspect
@@ -35,6 +36,7 @@ from simsiam.data.sampler import (
     ViewsLoader,
     are_indices,
     are_indices_and_images,
+    check_batch_split,
 )
 from simsiam.data.view_maker import ViewMaker
 from simsiam.inputs import check_counts
@@ -66,7 +68,8 @@ class ViewsDataModule(pl.LightningDataModule):
             cache_dir and data_memory.
 
     Raises:
-        TypeError: if an argument is unknown. UserError: if a value is out of its range.
+        TypeError: if an argument is unknown.
+        UserError: if a value is out of its range.
     """
 
     def __init__(
@@ -89,8 +92,14 @@ class ViewsDataModule(pl.LightningDataModule):
         own_arguments = inspect.signature(ViewsDataModule.__init__).parameters
         option_names = [field.name for field in fields(DataOptions)]
         reject_unknown(options, [*own_arguments, *option_names], "ViewsDataModule")
-        counts = {"batch_size": (batch_size, 1), "accumulate": (accumulate, 1), "seed": (seed, 0)}
-        check_counts("ViewsDataModule", views=(views, 2), heavy_views=(heavy_views, 0), **counts)
+        check_counts(
+            "ViewsDataModule",
+            batch_size=(batch_size, 1),
+            views=(views, 2),
+            seed=(seed, 0),
+            accumulate=(accumulate, 1),
+            heavy_views=(heavy_views, 0),
+        )
         require(heavy_views <= views, f"heavy_views {heavy_views} must not exceed views {views}")
         self.options = make_options(dataset=dataset, data_dir=data_dir, **options)
         self.loaded = False
@@ -169,7 +178,8 @@ class ViewsDataModule(pl.LightningDataModule):
 
         # --image-size is the side of the views. The images of an .npz file may be larger.
         image_side = self.train.side
-        self.size = self.options.image_size or image_side  # SimSiam reads it from any datamodule.
+        # SimSiam reads `size`, mean, std and classes from any datamodule.
+        self.size = self.options.image_size or image_side
         require(
             self.size <= image_side,
             f"--image-size {self.size} is too large: "
@@ -202,7 +212,7 @@ class ViewsDataModule(pl.LightningDataModule):
         if trainer is None or trainer.state.finished:  # A Trainer stays attached after its fit.
             n = len(images)
             return ViewsLoader(n, self.batch_size, self.seed, images.device, self.make_views)
-        self._check_batch_splits_evenly(trainer)
+        check_batch_split(self.batch_size, self.accumulate, trainer)
         device = trainer.strategy.root_device
         # With `overfit_batches` all epochs have the same images, in the order of epoch 0.
         overfits = trainer.overfit_batches > 0  # pyright: ignore[reportAttributeAccessIssue]
@@ -231,24 +241,6 @@ class ViewsDataModule(pl.LightningDataModule):
             assert isinstance(images, Tensor)  # all other images have `whole`
             return PrefetchLoader(sampler, images, pin)
         return sampler
-
-    def _check_batch_splits_evenly(self, trainer: pl.Trainer) -> None:
-        """Raise ValueError unless all processes and accumulated parts get equally many images."""
-        parts = trainer.world_size * self.accumulate
-        smallest = 2 * parts  # batch normalisation needs two images
-        if self.batch_size % parts != 0 or self.batch_size < smallest:
-            below = max(smallest, self.batch_size // parts * parts)
-            raise ValueError(
-                f"batch_size {self.batch_size} must split into {parts} equal parts of at least 2 "
-                f"images ({trainer.world_size} devices x accumulate {self.accumulate}). "
-                f"Try {below} or {below + parts}."
-            )
-        # With accumulate 1, a Trainer may accumulate whole batches of batch_size images.
-        if self.accumulate > 1 and trainer.accumulate_grad_batches != self.accumulate:
-            raise ValueError(
-                f"accumulate {self.accumulate} needs the same number in the Trainer. "
-                f"Pass Trainer(accumulate_grad_batches={self.accumulate})."
-            )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Turn a training batch on the device into V + N views (B, 3, S, S).

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -198,3 +199,22 @@ def are_indices_and_images(batch: Any, image_dims: int) -> bool:
         return False
     images = batch[1]
     return isinstance(images, Tensor) and images.dim() == image_dims and images.dtype == torch.uint8
+
+
+def check_batch_split(batch_size: int, accumulate: int, trainer: pl.Trainer) -> None:
+    """Raise ValueError unless all processes and accumulated parts get equally many images."""
+    parts = trainer.world_size * accumulate
+    smallest = 2 * parts  # batch normalisation needs two images
+    if batch_size % parts != 0 or batch_size < smallest:
+        below = max(smallest, batch_size // parts * parts)
+        raise ValueError(
+            f"batch_size {batch_size} must split into {parts} equal parts of at least 2 "
+            f"images ({trainer.world_size} devices x accumulate {accumulate}). "
+            f"Try {below} or {below + parts}."
+        )
+    # With accumulate 1, a Trainer may accumulate whole batches of batch_size images.
+    if accumulate > 1 and trainer.accumulate_grad_batches != accumulate:
+        raise ValueError(
+            f"accumulate {accumulate} needs the same number in the Trainer. "
+            f"Pass Trainer(accumulate_grad_batches={accumulate})."
+        )
