@@ -214,16 +214,20 @@ def make_confirmation(letters: str) -> list[tuple[int, Levels]]:
     return runs
 
 
+def name_cell(levels: Levels) -> str:
+    """Return the letters of the factors that are not as today: "B" at +1, "b" at -1."""
+    letters = [x if levels[x] > 0 else x.lower() for x in LETTERS if levels[x] != 0]
+    return "".join(letters)
+
+
 def describe_confirmation(results: Mapping[int, Mapping[str, Any]]) -> str:
-    """Return the table of both recipes: accuracies, mean and standard deviation over seeds."""
+    """Return the table of all recipes: accuracies, mean and standard deviation over seeds."""
+    by_cell: dict[str, list[float]] = {}
+    for row in results.values():
+        by_cell.setdefault(name_cell(row["levels"]), []).append(row["kNN_accuracy"])
     lines: list[str] = []
     means: list[float] = []
-    cells = {"".join(x for x in LETTERS if row["levels"][x] > 0) for row in results.values()}
-    for cell in sorted(cells):
-        accuracies: list[float] = []
-        for row in results.values():
-            if "".join(x for x in LETTERS if row["levels"][x] > 0) == cell:
-                accuracies.append(row["kNN_accuracy"])
+    for cell, accuracies in sorted(by_cell.items()):
         name = f"with {cell}" if cell else "today's recipe"
         values = ", ".join(f"{accuracy:.2f}" for accuracy in accuracies)
         mean = float(np.mean(accuracies))
