@@ -100,5 +100,5 @@ def describe_judge(judge: Judge) -> str:
     else:
         text = f"by kNN accuracy among {judge.queries:,} {judge.query_source} (leave-one-out)"
     if judge.uses_test_images:
-        return f"{text}: the train images have no labels. It is no test result any more"
+        return f"{text}: the train images have too few labels. It is no test result any more"
     return f"{text}; test images are not used"
