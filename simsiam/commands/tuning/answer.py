@@ -108,8 +108,8 @@ def describe_doubts(record: StudyRecord, plan: Plan) -> list[str]:
         )
     elif plan.judge.uses_test_images:
         sentences.append(
-            "The train images have too few labels, so the trials were compared on test images. Their "
-            "accuracy is no test result any more. Label other images for that."
+            "The train images have too few labels, so the trials were compared on test images. "
+            "Their accuracy is no test result any more. Label other images for that."
         )
     elif plan.judge.leave_one_out:
         sentences.append(
