@@ -55,12 +55,12 @@ class CollapseMonitor(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Move behind every KNNMonitor, which must measure the rank of an epoch first."""
-        callbacks: list[Any] = list(trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
-        monitors = [i for i, callback in enumerate(callbacks) if isinstance(callback, KNNMonitor)]
-        position = callbacks.index(self)
+        order: list[Any] = list(trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
+        monitors = [i for i, callback in enumerate(order) if isinstance(callback, KNNMonitor)]
+        position = order.index(self)
         if monitors and monitors[-1] > position:
-            callbacks.insert(monitors[-1], callbacks.pop(position))
-        trainer.callbacks = callbacks  # pyright: ignore[reportAttributeAccessIssue]
+            order.insert(monitors[-1], order.pop(position))
+        trainer.callbacks = order  # pyright: ignore[reportAttributeAccessIssue]
         # An earlier `fit` may have left a state. That of a checkpoint is loaded after this hook.
         if stage == "fit":
             self._forget()

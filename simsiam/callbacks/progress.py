@@ -94,8 +94,8 @@ class ProgressCallback(pl.Callback):
         speed = ""
         time_left = ""
         if self.batches:
-            batch_size = trainer.datamodule.batch_size  # pyright: ignore[reportAttributeAccessIssue]
-            images = batch_size * self.batches / trainer.accumulate_grad_batches
+            datamodule: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            images = datamodule.batch_size * self.batches / trainer.accumulate_grad_batches
             speed = f"{images / self.seconds:,.0f} images/s"
             time_left = f"left {self._estimate_time_left(trainer, batches_done)}"
 

@@ -17,13 +17,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from simsiam.config.evaluation_commands import Knn
+from simsiam.config.run_options import DEFAULT_KNN_K, MonitorOptions
 from simsiam.evaluation.context import open_context
 from tests.benchmarks.search_ranks import describe
 from utils.cli import parse
 from utils.knn import choose_k, knn_predict
-
-LARGEST_K = 200
-TEMPERATURE = 0.1
 
 
 def measure(run: Path) -> tuple[float, float]:
@@ -34,10 +32,11 @@ def measure(run: Path) -> tuple[float, float]:
     queries = context.extract_features(context.test.images, "held-out images")
     labels = context.train.labels
     classes = len(context.classes)
-    k = choose_k(labels, LARGEST_K)
+    k = choose_k(labels, DEFAULT_KNN_K)
+    temperature = MonitorOptions.knn_t
     own = torch.arange(len(bank))
-    among = knn_predict(bank, bank, labels, classes, k, TEMPERATURE, own)
-    held_out = knn_predict(queries, bank, labels, classes, k, TEMPERATURE)
+    among = knn_predict(bank, bank, labels, classes, k, temperature, own)
+    held_out = knn_predict(queries, bank, labels, classes, k, temperature)
     return percentage(among == labels), percentage(held_out == context.test.labels)
 
 
