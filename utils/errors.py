@@ -53,10 +53,23 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+# What a RuntimeError says if memory is exhausted: of a GPU, of torch's CPU allocator, of C++, and
+# of oneDNN. oneDNN names no reason. Its error has another one only if this processor cannot compute
+# the operation, which does not happen to a network that has begun to train.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "bad_alloc",
+    "could not create a primitive",
+    "could not execute a primitive",
+    "could not create a memory object",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory is exhausted: of Python, of a GPU, or of torch's CPU allocator."""
+    """Return whether memory is exhausted: of Python, of a GPU, or of torch on the CPU."""
     text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
+    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
 
 
 def is_missing_home(error: BaseException) -> bool:

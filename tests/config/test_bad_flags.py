@@ -157,8 +157,12 @@ def test_an_error_names_the_flag_and_not_its_group() -> None:
 
 
 def with_little_memory(args: list[str]) -> int:
-    """Run main.py, to which the kernel gives at most 200 MiB more memory."""
-    limit_memory(200 * 2**20)
+    """Run main.py, to which the kernel gives at most 1 GiB more memory.
+
+    That is enough for everything before the first batch. With less, a library that does not check
+    its own small allocations could crash first.
+    """
+    limit_memory(2**30)
     return main.main(args)
 
 
@@ -169,3 +173,23 @@ def test_too_little_memory_is_answered_in_one_line(tmp_path: Path) -> None:
     _, err = process.communicate()
     assert process.returncode == 2 and err.count("\n") == 1, err
     assert "out of memory" in err and "--accumulate" in err
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "std::bad_alloc",
+        "could not create a primitive",
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes",
+    ],
+)
+def test_each_library_says_in_its_own_words_that_memory_is_exhausted(
+    message: str, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhaust_memory(*_: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(main, "run_command", exhaust_memory)
+    status, _, err = program("knn")
+    assert status == 2 and err.count("\n") == 1 and f"out of memory ({message}" in err
