@@ -194,30 +194,21 @@ class KNNMonitor(pl.Callback):
         """
         started = time.perf_counter()
         with trainer.precision_plugin.forward_context():
-            bank, queries = self._extract(trainer, pl_module)
+            bank, queries, leave_one_out = self._extract(trainer, pl_module)
         self.bank_shape = (len(bank.labels), bank.features.shape[1])
         metrics: dict[str, float] = {}
         # Measure the rank first: the accuracy normalises the features in place.
         rank = rankme(choose_rank_rows(bank))
         if queries is not None:
-            if self._is_leave_one_out(trainer):
-                metrics["kNN_accuracy"] = self._measure_accuracy(queries, queries, True)
-            else:
-                metrics["kNN_accuracy"] = self._measure_accuracy(bank, queries)
+            compared = queries if leave_one_out else bank
+            metrics["kNN_accuracy"] = self._measure_accuracy(compared, queries, leave_one_out)
         if math.isfinite(rank):
             metrics["rankme"] = rank
         self.seconds = time.perf_counter() - started
         return trainer.strategy.broadcast(metrics)  # from rank 0, so that all ranks agree
 
-    def _is_leave_one_out(self, trainer: pl.Trainer) -> bool:
-        if self.bank is not None:
-            return self.bank is self.queries
-        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        comparison = choose_comparison(data.train, data.test)
-        return comparison is not None and comparison.leave_one_out
-
     def _measure_accuracy(
-        self, bank: LabelledFeatures, queries: LabelledFeatures, leave_one_out: bool = False
+        self, bank: LabelledFeatures, queries: LabelledFeatures, leave_one_out: bool
     ) -> float:
         """Return top-1 in percent, and keep the neighbours in `self.indices`.
 
@@ -233,6 +224,7 @@ class KNNMonitor(pl.Callback):
         unit_queries = distributed.all_gather_rows(unit_queries)  # (Q, F), of all processes
         start = distributed.shard(len(bank_labels)).start
         if leave_one_out:
+            require(len(bank_labels) > 1, "KNNMonitor: a single image has no neighbour")
             k = min(self.k, len(bank_labels) - 1)
             own = torch.arange(len(bank_labels), device=bank_labels.device)
         else:
@@ -257,26 +249,31 @@ class KNNMonitor(pl.Callback):
 
     def _extract(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> tuple[LabelledFeatures, LabelledFeatures | None]:
-        """Return the features of the bank and of the queries; None for queries without labels."""
+    ) -> tuple[LabelledFeatures, LabelledFeatures | None, bool]:
+        """Extract the features of the bank and of the queries.
+
+        Returns:
+            bank: also used for the effective rank.
+            queries: None without labels.
+            leave_one_out: whether the queries are compared with each other, and not with the bank.
+        """
         network = self._network.prepare(pl_module)
         if self.bank is not None and self.queries is not None:
             bank = extract_batches(network, self.bank, pl_module.device)
             if self.bank is self.queries:
-                return bank, bank
-            return bank, extract_batches(network, self.queries, pl_module.device)
+                return bank, bank, True
+            return bank, extract_batches(network, self.queries, pl_module.device), False
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, ViewsDataModule)  # `setup` has checked it
-        chosen = choose_bank(data.train, data.test)
-        bank = extract_split(network, data, data.train, self.progress, chosen)
         comparison = choose_comparison(data.train, data.test)
+        chosen = choose_bank(data.train, comparison)
+        bank = extract_split(network, data, data.train, self.progress, chosen)
         if comparison is None:
-            return bank, None
+            return bank, None, False
         if is_in_bank(comparison, data.train):
-            return bank, bank
-        return bank, extract_split(
-            network, data, comparison.split, self.progress, comparison.indices
-        )
+            return bank, bank, comparison.leave_one_out
+        queries = extract_split(network, data, comparison.split, self.progress, comparison.indices)
+        return bank, queries, comparison.leave_one_out
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -121,12 +121,14 @@ def classifier_unavailable_reason(train: ImageDataset, test: ImageDataset) -> st
     return None
 
 
-def choose_bank(train: ImageDataset, test: ImageDataset) -> Tensor | None:
+def choose_bank(train: ImageDataset, comparison: Comparison | None) -> Tensor | None:
     """Return the indices of the train images that a measurement needs; None for all.
 
     RankMe needs no more than RANKME_IMAGES of them. kNN needs all, if it compares with them.
+
+    Args:
+        comparison: what `choose_comparison` has chosen.
     """
-    comparison = choose_comparison(train, test)
     if comparison is not None and not comparison.leave_one_out:
         return None
     if len(train) <= RANKME_IMAGES:
@@ -143,9 +145,9 @@ def is_in_bank(comparison: Comparison, train: ImageDataset) -> bool:
 
 def count_measured_images(train: ImageDataset, test: ImageDataset) -> int:
     """Return how many images a measurement of kNN and RankMe reads."""
-    bank = choose_bank(train, test)
-    count = len(train) if bank is None else len(bank)
     comparison = choose_comparison(train, test)
+    bank = choose_bank(train, comparison)
+    count = len(train) if bank is None else len(bank)
     if comparison is not None and not is_in_bank(comparison, train):
         count += len(comparison)
     return count

@@ -42,14 +42,15 @@ def make_split(n: int, num_classes: int) -> ImageDataset:
 
 def test_without_kNN_only_the_images_of_rankme_are_read_evenly_spread() -> None:
     train = make_split(3 * RANKME_IMAGES, 0)
-    bank = choose_bank(train, make_split(0, 0))
+    bank = choose_bank(train, None)
     assert bank is not None and torch.equal(bank, torch.arange(RANKME_IMAGES) * 3)
     assert count_measured_images(train, make_split(0, 0)) == RANKME_IMAGES
 
 
 def test_knn_reads_all_train_and_test_images() -> None:
     train = make_split(3 * RANKME_IMAGES, 2)
-    assert choose_bank(train, make_split(100, 2)) is None
+    test = make_split(100, 2)
+    assert choose_bank(train, choose_comparison(train, test)) is None
     assert count_measured_images(train, make_split(100, 2)) == 3 * RANKME_IMAGES + 100
 
 
@@ -62,7 +63,7 @@ def test_among_train_images_no_more_are_read_than_for_rankme() -> None:
     train = make_split(3 * RANKME_IMAGES, 2)
     no_test_images = make_split(0, 2)
     comparison = choose_comparison(train, no_test_images)
-    bank = choose_bank(train, no_test_images)
+    bank = choose_bank(train, comparison)
     assert comparison is not None and bank is not None and torch.equal(comparison.indices, bank)
     assert count_measured_images(train, no_test_images) == RANKME_IMAGES
 

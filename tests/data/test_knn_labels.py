@@ -99,7 +99,7 @@ def test_part_of_alternating_classes_has_all_classes(
     train = make_split([i % 2 for i in range(12 * parts)])
     comparison = choose_comparison(train, make_split([]))
     assert comparison is not None and comparison.labels.bincount().tolist() == [6, 6]
-    bank = choose_bank(train, make_split([]))
+    bank = choose_bank(train, comparison)
     assert bank is not None and torch.equal(bank, comparison.indices)
 
 

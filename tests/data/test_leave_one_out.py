@@ -13,6 +13,7 @@ from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset, prepare_dataset
 from simsiam.data.dataset import Splits
 from simsiam.data.knn_labels import choose_comparison, knn_unavailable_reason
+from tests.callbacks.test_knn import trained
 from tests.helpers import Program, read_rows, read_summary
 from tests.images import patterns, write_images
 
@@ -114,13 +115,24 @@ def test_leave_one_out_is_that_of_scikit_learn(
         assert (status, err) == (0, ""), command
 
 
+def measure_loaders(bank: Any, queries: Any) -> float:
+    """Return the kNN accuracy that a Trainer has after an epoch, with one neighbour."""
+    monitor = KNNMonitor(k=1, bank=bank, queries=queries, print_fn=lambda _: None)
+    trainer, _, _ = trained(monitor, epochs=1, images=200)
+    return trainer.callback_metrics["kNN_accuracy"].item()
+
+
 def test_one_loader_as_bank_and_queries_is_leave_one_out() -> None:
     """Each image has a label of its own, so without itself no neighbour is right."""
     loader = [(torch.randn(20, 3, 8, 8), torch.arange(20))]
-    no_trainer: Any = None
-    same = KNNMonitor(k=1, bank=loader, queries=loader)
-    other = KNNMonitor(k=1, bank=loader, queries=list(loader))
-    assert same._is_leave_one_out(no_trainer) and not other._is_leave_one_out(no_trainer)
+    assert measure_loaders(loader, loader) == 0
+    assert measure_loaders(loader, list(loader)) == 100
+
+
+def test_a_single_image_has_no_neighbour() -> None:
+    loader = [(torch.randn(1, 3, 8, 8), torch.tensor([0]))]
+    with pytest.raises(ValueError, match="a single image has no neighbour"):
+        measure_loaders(loader, loader)
 
 
 def test_a_csv_may_label_the_test_images_alone(tmp_path: Path) -> None:
