@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from models.batch_norm import BatchNorm2d
-from simsiam import KNNMonitor, SimSiam, load_backbone
+from simsiam import KNNMonitor, SimSiam, ViewsDataModule, load_backbone
 from simsiam.evaluation.metrics import rankme
 from tests.helpers import Program
 from tests.trainers import fit, make_data, make_model
@@ -167,3 +167,19 @@ def test_foreign_batch_norm_gets_one_view_at_a_time(
     module.backbone.register_forward_pre_hook(lambda _, inputs: batch_sizes.append(len(inputs[0])))
     module.training_step(views, 0)
     assert batch_sizes == expected
+
+
+class SavesItsArguments(ViewsDataModule):
+    def __init__(self, n: int) -> None:
+        super().__init__("patterns", train_images=n, test_images=20, batch_size=20)
+        self.n = n
+        self.save_hyperparameters()
+
+
+def test_a_data_module_is_only_loaded_if_it_saves_its_arguments(tmp_path: Path) -> None:
+    """Others would silently get the defaults, which are those of CIFAR-10."""
+    file = tmp_path / "a.ckpt"
+    fit(data=SavesItsArguments(60), max_epochs=1).save_checkpoint(file)
+    assert SavesItsArguments.load_from_checkpoint(file, weights_only=True).n == 60
+    with pytest.raises(UserError, match="does not hold the arguments of ViewsDataModule"):
+        ViewsDataModule.load_from_checkpoint(file)

@@ -70,12 +70,10 @@ def from_settings(command: type[Command], settings: Mapping[str, Any]) -> Comman
 
 
 def to_flags(settings: Mapping[str, Any]) -> list[str]:
-    """Return settings as flags; a setting that is None is left out."""
+    """Return settings as flags, also those that are None: a recipe may have another value."""
     flags: list[str] = []
     for name, value in settings.items():
         flag = to_flag(name)
-        if value is None:
-            continue
         if value is True:
             flags.append(flag)
         elif value is False:

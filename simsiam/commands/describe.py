@@ -211,6 +211,7 @@ def describe_images(context: RunContext) -> list[str]:
     epochs = context.config.optimizer.epochs
     for sentence in describe_view_sizes(data.phases, epochs, data.size, data.train.side):
         lines += textwrap.wrap(sentence, 100, initial_indent=INDENT, subsequent_indent=INDENT)
+    lines += [INDENT + line for line in context.config.data.describe_unused()]
     lines += [INDENT + line for line in context.config.augmentation.describe()]
     if context.config.monitor.knn_every > 0:
         unsaid_reason = None if is_off_said else reason

@@ -271,6 +271,8 @@ def _without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
         is_unused = name == "base_learning_rate" and settings.get("learning_rate") != "auto"
         if is_unused and value != PRETRAIN_DEFAULTS[name]:
             continue  # its flag would be refused
+        if value is None and name in FITTED_DEFAULTS:
+            continue  # the program chooses the value, as it does without the flag
         is_fitted = name in FITTED_DEFAULTS and data_may_be_small(settings)
         if name == "batch_size":
             is_fitted = batch_may_be_fitted(settings)

@@ -23,11 +23,13 @@ from simsiam.config.value_types import (
 )
 from utils.errors import require
 from utils.option_group import Hint, Rule, option_group, to_flag
+from utils.settings import to_flags
 
 ImageCache = Literal["auto", "on", "off"]
 HeavyLoss = Literal["one-way", "symmetric"]
 Dataset = Literal["cifar10", "cifar100", "patterns", "folder", "arrays"]
 CUSTOM_DATASETS = ("folder", "arrays")  # the user's own images
+DOWNLOADED_DATASETS = ("cifar10", "cifar100")
 
 SMALL_IMAGE = 64  # pixels; larger images get the imagenet stem, and clean ones a margin
 FOLDER_IMAGE_SIZE = 96  # pixels; small enough for one GPU, and most photographs are still clear
@@ -107,7 +109,7 @@ class DataOptions:
         )
         size = self.image_size or FOLDER_IMAGE_SIZE
         require(
-            self.stored_side is None or self.stored_side >= size,
+            self.stored_side is None or self.stored_side >= size or is_published,
             f"--stored-side {self.stored_side} is less than the {size} pixels of --image-size.",
         )
         _ = self.conversion  # raises UserError if a text has another form
@@ -120,6 +122,27 @@ class DataOptions:
             pixel_range = parse_pixel_range(self.pixel_range)
         # The background of an evaluation is None if it is the checkpoint's.
         return PixelConversion(pixel_range, parse_background(self.background or "white"))
+
+    def describe_unused(self) -> list[str]:
+        """Return lines about given options that mean nothing for this data set, as flags.
+
+        They are not refused, because a run of an earlier version may have them.
+        """
+        reasons: dict[str, str] = {}  # name of an option -> why it means nothing
+        if self.dataset != "folder":
+            no_files = f"{self.dataset} has no image files"
+            reasons |= dict.fromkeys(("cache_dir", "stored_side", "skip_bad_images"), no_files)
+        elif self.image_cache == "off":
+            reasons["stored_side"] = "--image-cache is off"
+        if self.dataset not in DOWNLOADED_DATASETS:
+            reasons["data_url"] = f"{self.dataset} is not downloaded"
+
+        lines: list[str] = []
+        for name, reason in reasons.items():
+            value = getattr(self, name)
+            if value != getattr(DataOptions, name):
+                lines.append(f"not used, because {reason}: {' '.join(to_flags({name: value}))}")
+        return lines
 
     @property
     def path(self) -> Path:

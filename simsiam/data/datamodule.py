@@ -7,7 +7,7 @@ advance from memory or from the disk, batch by batch.
 import inspect
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -115,6 +115,16 @@ class ViewsDataModule(pl.LightningDataModule):
         self.phases = parse_image_schedule(image_schedule)
         self.view_maker = ViewMaker(views, seed, policy, compile, heavy_views)
 
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """Load a subclass that saves its arguments. This class does not: UserError."""
+        require(
+            cls is not ViewsDataModule,
+            "a checkpoint does not hold the arguments of ViewsDataModule: give them again, as in "
+            "ViewsDataModule(dataset=...). The config.yaml of a run has them.",
+        )
+        return super().load_from_checkpoint(*args, **kwargs)
+
     @property
     def batch_size(self) -> int:
         """Images in an optimizer step, over all devices.
@@ -151,9 +161,7 @@ class ViewsDataModule(pl.LightningDataModule):
         if not self.loaded:
             self.set_splits(load_dataset(self.options))
             n = None if self.train.whole is None else STATISTICS_FILES
-            mean, std = choose_statistics(self.train.images, self.policy.normalize, n)
-            self.mean = torch.tensor(mean)
-            self.std = torch.tensor(std)
+            self.mean, self.std = choose_statistics(self.train.images, self.policy.normalize, n)
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
             splits = (self.train, self.test)

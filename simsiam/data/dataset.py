@@ -224,8 +224,8 @@ def _move_images(split: ImageDataset, device: torch.device) -> ImageDataset:
 
 def choose_statistics(
     images: Tensor | LazyImages, normalize: Normalize, n: int | None = None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and the standard deviation of each channel with which to normalise.
+) -> tuple[Tensor, Tensor]:
+    """Return the mean and the standard deviation (3,) of the channels, with which to normalise.
 
     Args:
         images: (N, 3, C, C) uint8, which are measured only if `normalize` is "dataset".
@@ -236,8 +236,10 @@ def choose_statistics(
         UserError: see `channel_statistics`.
     """
     if normalize == "imagenet":
-        return IMAGENET_STATISTICS
-    return channel_statistics(images, n)
+        mean, std = IMAGENET_STATISTICS
+    else:
+        mean, std = channel_statistics(images, n)
+    return torch.tensor(mean), torch.tensor(std)
 
 
 def channel_statistics(

@@ -206,11 +206,11 @@ def describe_settings(settings: Mapping[str, Any]) -> str:
     parts: list[str] = []
     for name, value in settings.items():
         is_number = type(value) in (int, float)
-        if is_number or value != PRETRAIN_DEFAULTS.get(name):
-            # ["--epochs=20"], ["--image-schedule", "16:15", "24:4"], or [] for None.
+        is_changed = value is not None and value != PRETRAIN_DEFAULTS.get(name)
+        if is_number or is_changed:
+            # ["--epochs=20"], or ["--image-schedule", "16:15", "24:4"].
             flag = " ".join(to_flags({name: value}))
-            if flag:
-                parts.append(flag.removeprefix("--").replace("=", " ", 1))
+            parts.append(flag.removeprefix("--").replace("=", " ", 1))
     return shorten_list(parts) or "baseline"
 
 

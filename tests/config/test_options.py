@@ -4,7 +4,7 @@ import inspect
 import subprocess
 import sys
 from dataclasses import replace
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -188,3 +188,31 @@ def test_a_run_names_the_flags_of_a_predictor_that_it_has_not(program: Program) 
     status, out, _ = program(*SMALL, *flags, "--dry-run")
     assert status == 0
     assert "because there is no predictor: --h-dim=16 --predictor-lr-scale=10.0\n" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            {"dataset": "patterns", "stored_side": 64},
+            "patterns has no image files: --stored-side=64",
+        ),
+        (
+            {"dataset": "arrays", "skip_bad_images": True},
+            "arrays has no image files: --skip-bad-images",
+        ),
+        ({"cache_dir": "c"}, "cifar10 has no image files: --cache-dir=c"),
+        (
+            {"dataset": "folder", "image_cache": "off", "stored_side": 200},
+            "--image-cache is off: --stored-side=200",
+        ),
+        ({"dataset": "folder", "data_url": "u"}, "folder is not downloaded: --data-url=u"),
+        ({"data_url": "u"}, None),
+        ({"dataset": "folder", "cache_dir": "c", "stored_side": 200}, None),
+    ],
+)
+def test_options_that_mean_nothing_for_the_images_are_named(
+    options: dict[str, Any], line: str | None
+) -> None:
+    expected = [] if line is None else [f"not used, because {line}"]
+    assert DataOptions(**options).describe_unused() == expected
