@@ -151,9 +151,11 @@ def write_backbone(
     elif format == "torch-export":
         batch = torch.export.Dim("batch")
         program = torch.export.export(backbone, (example,), dynamic_shapes=({0: batch},))
-        # With a path instead of an open file, torch insists on the suffix .pt2.
-        with open(path, "wb") as file:
-            torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+        # Given a path, torch insists on the suffix .pt2. Given an open file, torch raises a
+        # RuntimeError with a stack of C++ if the disk is full.
+        content = io.BytesIO()
+        torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata)})
+        path.write_bytes(content.getbuffer())
     else:
         write_onnx(path, backbone, example, metadata)
 
