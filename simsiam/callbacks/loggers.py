@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import (
@@ -25,6 +27,7 @@ from simsiam.config.commands import (
 from utils import distributed
 from utils.console import print_line
 from utils.errors import UserError, require
+from utils.filesystem import write_atomically
 from utils.run_dir import RunDirectory
 
 SEPARATE_PACKAGES = ("wandb", "mlflow")  # loggers whose packages req.txt does not install
@@ -107,6 +110,42 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
             self.experiment._get_file_writer().add_summary(summary)
 
 
+class ResilientCSVLogger(CSVLogger):
+    """A table for a run that may meet a full disk: rows wait in memory until there is space."""
+
+    warned = False  # whether the latest rows wait, and a line says so
+
+    def save(self) -> None:
+        if distributed.rank() != 0:
+            return
+        writer = self.experiment
+        file = Path(writer.metrics_file_path)
+        waiting = list(writer.metrics)
+        columns = list(writer.metrics_keys)
+
+        def write(partial: Path) -> None:
+            # Lightning appends rows. With a new column, it writes the table again.
+            if file.exists():
+                shutil.copyfile(file, partial)
+            writer.metrics_file_path = str(partial)
+            super(ResilientCSVLogger, self).save()
+
+        try:
+            write_atomically(file, write)
+            self.warned = False
+        except OSError as error:
+            writer.metrics = waiting
+            writer.metrics_keys = columns
+            if not self.warned:
+                print_line(
+                    f"warning: {file} cannot be written ({error.strerror}). "
+                    "The next epoch tries again."
+                )
+            self.warned = True
+        finally:
+            writer.metrics_file_path = str(file)
+
+
 def check_installed(names: Iterable[str]) -> None:
     """Raise UserError for a logger whose package is not installed."""
     for name in SEPARATE_PACKAGES:
@@ -144,7 +183,7 @@ def make_loggers(config: Pretrain, run: RunDirectory, resumed_at: int | None) ->
                         changed[name] = value
                 logger.log_settings(changed)
         elif kind == "csv":
-            logger = CSVLogger(run.path, name="csv")
+            logger = ResilientCSVLogger(run.path, name="csv")
         else:
             run_name = config.run.exp_name or f"{config.PREFIX}_{config.data.dataset}"
             if config.run.version:
