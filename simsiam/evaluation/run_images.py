@@ -61,6 +61,8 @@ def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOpti
     # Held-out images take the place of the test images, so one excludes the other.
     if flags.get("held_out_images"):
         inherited.pop("test_images", None)
+    if "test_images" in flags:
+        inherited.pop("held_out_images", None)
 
     values = {"image_size": checkpoint.metadata.image_size}
     values.update(inherited)

@@ -42,3 +42,12 @@ def test_images_that_flags_choose_are_no_reason_to_warn(tmp_path: Path, program:
     write_images(tmp_path / "others", patterns(20, split=3), split="test")
     others = ["--data-dir", str(tmp_path / "others"), "--overwrite"]
     assert program("knn", str(run), *others)[::2] == (0, "")
+
+
+def test_test_images_can_be_chosen_of_a_run_that_held_images_out(
+    tmp_path: Path, program: Program
+) -> None:
+    run = train(tmp_path, program, *HELD_OUT)
+    status, out, err = program("knn", str(run), "--test-images", "15")
+    assert (status, err) == (0, "")
+    assert "120 train and 15 test images" in out
