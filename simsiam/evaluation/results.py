@@ -145,12 +145,15 @@ def find_results_dir(config: Evaluation, file: Path) -> Path:
     """
     if config.checkpoint.results_dir:
         return Path(config.checkpoint.results_dir).expanduser()
-    run = find_run_of(file)
-    if run is None:
-        return file.with_name(f"{file.stem}_results")
-    if file in (run.backbone, run.last):
-        return run.results
-    return run.results / file.stem
+    # The name of a file in the current folder does not say in which folder that folder is.
+    for path in (file, Path(os.path.abspath(file))):
+        run = find_run_of(path)
+        if run is None:
+            continue
+        if path in (run.backbone, run.last):
+            return run.results
+        return run.results / path.stem
+    return file.with_name(f"{file.stem}_results")
 
 
 def name_results(command: str, output: str | None) -> str:

@@ -65,6 +65,15 @@ def test_results_are_saved_in_the_run_of_the_checkpoint(
         assert "torch" in saved["versions"]
 
 
+def test_results_are_saved_in_the_run_also_if_called_among_its_checkpoints(
+    copy: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copy / "checkpoints")
+    for name, parent in (("last.ckpt", "results"), ("best.ckpt", "results/best")):
+        assert program("knn", name)[::2] == (0, "")
+        assert (copy / parent / "knn" / "summary.json").exists()
+
+
 @pytest.mark.parametrize("name", ["checkpoints/last.ckpt", "backbone.safetensors"])
 def test_results_of_a_file_outside_its_run_are_saved_next_to_it(
     name: str, copy: Path, tmp_path: Path, program: Program
