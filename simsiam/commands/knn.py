@@ -37,45 +37,46 @@ def knn(config: Knn) -> None:
     side = context.image_size
     zoom = choose_zoom(config.zoom.test_zoom, side)
     results = Results(config, context.checkpoint, "knn")
-    context.announce()
-    comparison = context.comparison
-    assert comparison is not None  # `open_context` has checked it
+    with results.lock():
+        context.announce()
+        comparison = context.comparison
+        assert comparison is not None  # `open_context` has checked it
 
-    truth = comparison.labels
-    predicted = predict_by_protocol(context, comparison)
-    accuracies = {protocol: accuracy(classes, truth) for protocol, classes in predicted.items()}
-    headline_k = choose_headline_k(context, comparison)
-    headline_classes = predicted["backbone", headline_k, HEADLINE_TEMPERATURE]
-    summary = context.describe_accuracy("kNN_accuracy", headline_classes, truth)
-    summary["knn_k"] = headline_k
-    summary["knn_t"] = HEADLINE_TEMPERATURE
-    summary["leave_one_out"] = comparison.leave_one_out
-    summary["queries"] = len(comparison)
-    summary["query_source"] = comparison.name
-    summary["table"] = list_protocols(accuracies)
+        truth = comparison.labels
+        predicted = predict_by_protocol(context, comparison)
+        accuracies = {protocol: accuracy(classes, truth) for protocol, classes in predicted.items()}
+        headline_k = choose_headline_k(context, comparison)
+        headline_classes = predicted["backbone", headline_k, HEADLINE_TEMPERATURE]
+        summary = context.describe_accuracy("kNN_accuracy", headline_classes, truth)
+        summary["knn_k"] = headline_k
+        summary["knn_t"] = HEADLINE_TEMPERATURE
+        summary["leave_one_out"] = comparison.leave_one_out
+        summary["queries"] = len(comparison)
+        summary["query_source"] = comparison.name
+        summary["table"] = list_protocols(accuracies)
 
-    rows = dict(accuracies)
-    if zoom != 1:
-        announce_zoom(side, zoom, "images")
-        predicted = predict_by_protocol(context.with_zoom(zoom), comparison)
-        zoomed = {protocol: accuracy(classes, truth) for protocol, classes in predicted.items()}
-        summary["zoomed"] = {
-            "test_zoom": zoom,
-            "resized_side": zoomed_side(side, zoom),
-            "kNN_accuracy": zoomed["backbone", headline_k, HEADLINE_TEMPERATURE],
-            "table": list_protocols(zoomed),
-        }
-        for (kind, k, temperature), value in zoomed.items():
-            rows[f"{kind}, {describe_zoom(side, zoom)}", k, temperature] = value
-    print_protocols(context, comparison, rows)
-    if headline_k < HEADLINE_K:
-        print_line(
-            f"k {headline_k} instead of {HEADLINE_K} for the classes and for kNN_accuracy in "
-            f"summary.json: a typical class has {format_count(headline_k, 'image')}"
-        )
-    classifier = f"kNN, k {headline_k}, T {HEADLINE_TEMPERATURE:g}, backbone features"
-    print_classes(summary["per_class"], classifier)
-    results.write(summary)
+        rows = dict(accuracies)
+        if zoom != 1:
+            announce_zoom(side, zoom, "images")
+            predicted = predict_by_protocol(context.with_zoom(zoom), comparison)
+            zoomed = {protocol: accuracy(classes, truth) for protocol, classes in predicted.items()}
+            summary["zoomed"] = {
+                "test_zoom": zoom,
+                "resized_side": zoomed_side(side, zoom),
+                "kNN_accuracy": zoomed["backbone", headline_k, HEADLINE_TEMPERATURE],
+                "table": list_protocols(zoomed),
+            }
+            for (kind, k, temperature), value in zoomed.items():
+                rows[f"{kind}, {describe_zoom(side, zoom)}", k, temperature] = value
+        print_protocols(context, comparison, rows)
+        if headline_k < HEADLINE_K:
+            print_line(
+                f"k {headline_k} instead of {HEADLINE_K} for the classes and for kNN_accuracy in "
+                f"summary.json: a typical class has {format_count(headline_k, 'image')}"
+            )
+        classifier = f"kNN, k {headline_k}, T {HEADLINE_TEMPERATURE:g}, backbone features"
+        print_classes(summary["per_class"], classifier)
+        results.write(summary)
 
 
 def list_protocols(accuracies: dict[Protocol, float]) -> list[dict[str, Any]]:
