@@ -34,7 +34,7 @@ from simsiam.evaluation.run_images import (
     use_image_size,
 )
 from utils.console import print_line, print_table
-from utils.errors import require
+from utils.errors import UserError, describe_os_error, require
 
 TOP = 5  # with more classes, the top-5 accuracy is measured too
 
@@ -221,11 +221,15 @@ def add_images(
     Raises:
         UserError: the images are missing, or lack the labels that are needed.
     """
-    options = choose_dataset(config, checkpoint)
-    if download:
-        prepare_dataset(options)
-    checkpoint = use_image_size(checkpoint, config.data.image_size)
-    splits = load_dataset(options)
+    try:
+        options = choose_dataset(config, checkpoint)
+        if download:
+            prepare_dataset(options)
+        checkpoint = use_image_size(checkpoint, config.data.image_size)
+        splits = load_dataset(options)
+    except PermissionError as error:
+        # `export` and `report` continue without images that this user may not read.
+        raise UserError(describe_os_error(error)) from None
     side = splits[0].side
     size = config.data.image_size
     require(
