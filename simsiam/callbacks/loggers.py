@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,36 @@ class ResilientCSVLogger(CSVLogger):
             writer.metrics_file_path = str(file)
 
 
+class ResilientMLFlowLogger(MLFlowLogger):
+    """MLflow for a run that may meet a full disk, or a server that does not answer.
+
+    Points that MLflow does not take are left out. metrics.jsonl has them.
+    """
+
+    warned = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if distributed.rank() == 0:
+            self._try(lambda: super(ResilientMLFlowLogger, self).log_metrics(metrics, step))
+
+    def finalize(self, status: str = "success") -> None:
+        if distributed.rank() == 0:
+            self._try(lambda: super(ResilientMLFlowLogger, self).finalize(status))
+
+    def _try(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except Exception as error:  # noqa: BLE001  (the package raises errors of many kinds)
+            if not self.warned:
+                print_line(f"warning: MLflow lacks points of this run ({shorten_error(error)}).")
+            self.warned = True
+
+
+def shorten_error(error: Exception) -> str:
+    """Return the message of a package's error in one line."""
+    return " ".join(str(error).split())[:MAX_ERROR_LENGTH]
+
+
 def check_installed(names: Iterable[str]) -> None:
     """Raise UserError for a logger whose package is not installed."""
     for name in SEPARATE_PACKAGES:
@@ -210,9 +240,8 @@ def make_remote_logger(
             # Without a server, MLflow logs to a folder, which it refuses unless this is set.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = os.environ.get("MLFLOW_TRACKING_URI", f"file:{run.path / 'mlruns'}")
-            logger = MLFlowLogger("simsiam", run_name, uri)
+            logger = ResilientMLFlowLogger("simsiam", run_name, uri)
         logger.log_hyperparams(settings)
     except Exception as error:  # noqa: BLE001  (the packages raise errors of many kinds)
-        message = " ".join(str(error).split())[:MAX_ERROR_LENGTH]
-        raise UserError(f"--logger {kind} does not start: {message}") from None
+        raise UserError(f"--logger {kind} does not start: {shorten_error(error)}") from None
     return logger
