@@ -171,11 +171,14 @@ def make_valid_options(file: Path, values: dict[str, Any]) -> DataOptions:
 
 def find_conversion(config: Evaluation, checkpoint: LoadedCheckpoint) -> PixelConversion:
     """Return how to read images of another folder: by the flags, or else as the run did."""
+    run_settings = checkpoint.metadata.settings
     values: dict[str, Any] = {"dataset": "folder"}
     for name in ("pixel_range", "background"):
         value = getattr(config.data, name)
-        if value is None:
-            value = checkpoint.metadata.settings.get(name)
+        # The range of arrays, such as -1:1 of floats, is none of files: all would be white.
+        is_of_arrays = name == "pixel_range" and run_settings.get("dataset") == "arrays"
+        if value is None and not is_of_arrays:
+            value = run_settings.get(name)
         if value is not None:
             values[name] = value
     return make_valid_options(checkpoint.file, values).conversion
