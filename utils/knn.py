@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-# Similarities that are computed at a time: 48 MiB of float32 on a CPU, 512 MiB on a GPU.
+# Similarities, or votes, that are computed at a time: 48 MiB of float32 on a CPU, 512 MiB on a GPU.
 CHUNK_ELEMENTS = {"cpu": 3 * 2**22, "cuda": 2**27}
 
 BLOCK = 64  # columns of which `topk_by_blocks` takes the maximum
@@ -200,6 +200,8 @@ def multiply_by_onednn(queries: Tensor, bank: Tensor, out: Tensor) -> None:
 def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
     """Return the class with the largest sum of weights exp(similarity / temperature).
 
+    Queries are taken in chunks, so that many classes need no memory for Q x C votes.
+
     Args:
         similarity: Similarities of the neighbours of each query, (Q, k), the highest first.
         labels: Labels of these neighbours, (Q, k) int64.
@@ -209,8 +211,15 @@ def vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: floa
     Returns:
         (Q,) int64 classes.
     """
-    # Relative to the nearest neighbour, which gets the weight 1. So nothing overflows.
-    relative_similarity = similarity - similarity[:, :1]
-    weights = (relative_similarity / temperature).exp()
-    votes = torch.zeros(len(labels), num_classes, device=labels.device)
-    return votes.scatter_add_(1, labels, weights).argmax(dim=1)
+    chunk_elements = CHUNK_ELEMENTS.get(labels.device.type, CHUNK_ELEMENTS["cpu"])
+    chunk_size = max(1, chunk_elements // num_classes)  # queries in a chunk
+    predicted: list[Tensor] = []
+    for some_similarity, some_labels in zip(
+        similarity.split(chunk_size), labels.split(chunk_size), strict=True
+    ):
+        # Relative to the nearest neighbour, which gets the weight 1. So nothing overflows.
+        relative_similarity = some_similarity - some_similarity[:, :1]
+        weights = (relative_similarity / temperature).exp()
+        votes = torch.zeros(len(some_labels), num_classes, device=labels.device)
+        predicted.append(votes.scatter_add_(1, some_labels, weights).argmax(dim=1))
+    return torch.cat(predicted)

@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import (
@@ -25,6 +27,7 @@ from simsiam.config.commands import (
 from utils import distributed
 from utils.console import print_line
 from utils.errors import UserError, require
+from utils.filesystem import write_atomically
 from utils.run_dir import RunDirectory
 
 SEPARATE_PACKAGES = ("wandb", "mlflow")  # loggers whose packages req.txt does not install
@@ -107,6 +110,72 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
             self.experiment._get_file_writer().add_summary(summary)
 
 
+class ResilientCSVLogger(CSVLogger):
+    """A table for a run that may meet a full disk: rows wait in memory until there is space."""
+
+    warned = False  # whether the latest rows wait, and a line says so
+
+    def save(self) -> None:
+        if distributed.rank() != 0:
+            return
+        writer = self.experiment
+        file = Path(writer.metrics_file_path)
+        waiting = list(writer.metrics)
+        columns = list(writer.metrics_keys)
+
+        def write(partial: Path) -> None:
+            # Lightning appends rows. With a new column, it writes the table again.
+            if file.exists():
+                shutil.copyfile(file, partial)
+            writer.metrics_file_path = str(partial)
+            super(ResilientCSVLogger, self).save()
+
+        try:
+            write_atomically(file, write)
+            self.warned = False
+        except OSError as error:
+            writer.metrics = waiting
+            writer.metrics_keys = columns
+            if not self.warned:
+                print_line(
+                    f"warning: {file} cannot be written ({error.strerror}). "
+                    "The next epoch tries again."
+                )
+            self.warned = True
+        finally:
+            writer.metrics_file_path = str(file)
+
+
+class ResilientMLFlowLogger(MLFlowLogger):
+    """MLflow for a run that may meet a full disk, or a server that does not answer.
+
+    Points that MLflow does not take are left out. metrics.jsonl has them.
+    """
+
+    warned = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if distributed.rank() == 0:
+            self._try(lambda: super(ResilientMLFlowLogger, self).log_metrics(metrics, step))
+
+    def finalize(self, status: str = "success") -> None:
+        if distributed.rank() == 0:
+            self._try(lambda: super(ResilientMLFlowLogger, self).finalize(status))
+
+    def _try(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except Exception as error:  # noqa: BLE001  (the package raises errors of many kinds)
+            if not self.warned:
+                print_line(f"warning: MLflow lacks points of this run ({shorten_error(error)}).")
+            self.warned = True
+
+
+def shorten_error(error: Exception) -> str:
+    """Return the message of a package's error in one line."""
+    return " ".join(str(error).split())[:MAX_ERROR_LENGTH]
+
+
 def check_installed(names: Iterable[str]) -> None:
     """Raise UserError for a logger whose package is not installed."""
     for name in SEPARATE_PACKAGES:
@@ -144,7 +213,7 @@ def make_loggers(config: Pretrain, run: RunDirectory, resumed_at: int | None) ->
                         changed[name] = value
                 logger.log_settings(changed)
         elif kind == "csv":
-            logger = CSVLogger(run.path, name="csv")
+            logger = ResilientCSVLogger(run.path, name="csv")
         else:
             run_name = config.run.exp_name or f"{config.PREFIX}_{config.data.dataset}"
             if config.run.version:
@@ -171,9 +240,8 @@ def make_remote_logger(
             # Without a server, MLflow logs to a folder, which it refuses unless this is set.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = os.environ.get("MLFLOW_TRACKING_URI", f"file:{run.path / 'mlruns'}")
-            logger = MLFlowLogger("simsiam", run_name, uri)
+            logger = ResilientMLFlowLogger("simsiam", run_name, uri)
         logger.log_hyperparams(settings)
     except Exception as error:  # noqa: BLE001  (the packages raise errors of many kinds)
-        message = " ".join(str(error).split())[:MAX_ERROR_LENGTH]
-        raise UserError(f"--logger {kind} does not start: {message}") from None
+        raise UserError(f"--logger {kind} does not start: {shorten_error(error)}") from None
     return logger

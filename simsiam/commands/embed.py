@@ -57,36 +57,37 @@ def embed(config: Embed) -> None:
     results = Results(config, checkpoint, name_results("embed", options.output))
     output = results.choose_output(options.output, DEFAULT_OUTPUT)
 
-    n = sum(len(split) for split in source.splits.values())
-    name = printable(source.name)
-    print_line(f"{printable(checkpoint.file)}: features of {name}, {n:,} images")
-    if folder is not None:
-        folder.report_skipped()
-    features = checkpoint.extract_features(source.chunks, n, name, unit=False, zoom=zoom)
+    with results.lock():
+        n = sum(len(split) for split in source.splits.values())
+        name = printable(source.name)
+        print_line(f"{printable(checkpoint.file)}: features of {name}, {n:,} images")
+        if folder is not None:
+            folder.report_skipped()
+        features = checkpoint.extract_features(source.chunks, n, name, unit=False, zoom=zoom)
 
-    # Reading a folder has removed the images that cannot be read, so ask for the lengths again.
-    sizes = {name: len(split) for name, split in source.splits.items()}
-    labels = [split.labels for split in source.splits.values()]
-    embedding = Embedding(
-        features=features.cpu().numpy(),
-        labels=torch.cat(labels).cpu().numpy(),
-        indices=np.concatenate([np.arange(size) for size in sizes.values()]),
-        split=np.repeat(list(sizes), list(sizes.values())),
-        classes=source.classes,
-        paths=list_paths(source.splits),
-    )
-    write_atomically(output, partial(write_features, embedding))
-    n, dimensions = features.shape
-    print_line(f"features  {printable(output)}: {n:,} images, {dimensions} features of each")
-    results.write(
-        {
-            "of": source.name,
-            "images": n,
-            "features": dimensions,
-            "classes": list(source.classes),
-            "output": str(output),
-        }
-    )
+        # Reading a folder has removed the images that cannot be read, so ask for the lengths again.
+        sizes = {name: len(split) for name, split in source.splits.items()}
+        labels = [split.labels for split in source.splits.values()]
+        embedding = Embedding(
+            features=features.cpu().numpy(),
+            labels=torch.cat(labels).cpu().numpy(),
+            indices=np.concatenate([np.arange(size) for size in sizes.values()]),
+            split=np.repeat(list(sizes), list(sizes.values())),
+            classes=source.classes,
+            paths=list_paths(source.splits),
+        )
+        write_atomically(output, partial(write_features, embedding))
+        n, dimensions = features.shape
+        print_line(f"features  {printable(output)}: {n:,} images, {dimensions} features of each")
+        results.write(
+            {
+                "of": source.name,
+                "images": n,
+                "features": dimensions,
+                "classes": list(source.classes),
+                "output": str(output),
+            }
+        )
 
 
 def list_paths(splits: dict[str, ImageDataset | ImageList]) -> list[str] | None:

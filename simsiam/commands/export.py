@@ -47,54 +47,55 @@ def export(config: Export) -> None:
     results = Results(config, checkpoint, f"export_{format}")
     output = results.choose_output(output_flag, f"backbone{suffix}")
 
-    context, reason = find_images(config, checkpoint)
-    if context is not None:
-        context.announce()
-        print_line(f"writing {printable(output)} and comparing it")
-        compared_on = context.dataset
-        classes = list(context.classes)
-    else:
-        print_line(f"without the images of the run: {reason}")
-        print_line(f"writing {printable(output)} and comparing it on generated images")
-        compared_on = "generated images"
-        classes = []
+    with results.lock():
+        context, reason = find_images(config, checkpoint)
+        if context is not None:
+            context.announce()
+            print_line(f"writing {printable(output)} and comparing it")
+            compared_on = context.dataset
+            classes = list(context.classes)
+        else:
+            print_line(f"without the images of the run: {reason}")
+            print_line(f"writing {printable(output)} and comparing it on generated images")
+            compared_on = "generated images"
+            classes = []
 
-    # The checkpoint's own class names are preferred to those of the data set.
-    metadata: dict[str, Any] = {"classes": classes}
-    metadata.update(checkpoint.metadata.model_dump(exclude_unset=True))
-    metadata["checkpoint"] = str(checkpoint.file)
-    mean, std = checkpoint.statistics
-    images = choose_images(context, checkpoint)
-    images = normalize(images.float() / 255, mean, std)
-    differences: dict[int, float] = {}
+        # The checkpoint's own class names are preferred to those of the data set.
+        metadata: dict[str, Any] = {"classes": classes}
+        metadata.update(checkpoint.metadata.model_dump(exclude_unset=True))
+        metadata["checkpoint"] = str(checkpoint.file)
+        mean, std = checkpoint.statistics
+        images = choose_images(context, checkpoint)
+        images = normalize(images.float() / 255, mean, std)
+        differences: dict[int, float] = {}
 
-    def write_and_compare(path: Path) -> None:
-        write_backbone(path, format, checkpoint.backbone, images, metadata)
-        exported = read_backbone(path, format)
-        differences.update(compare_features(checkpoint.backbone, exported, images))
-        for difference in differences.values():
-            require(
-                difference <= MAX_DIFFERENCE,  # nan is not
-                f"{format}: features differ by {difference:.1e} of the largest feature, so nothing "
-                "was written. Try another --format",
-            )
+        def write_and_compare(path: Path) -> None:
+            write_backbone(path, format, checkpoint.backbone, images, metadata)
+            exported = read_backbone(path, format)
+            differences.update(compare_features(checkpoint.backbone, exported, images))
+            for difference in differences.values():
+                require(
+                    difference <= MAX_DIFFERENCE,  # nan is not
+                    f"{format}: features differ by {difference:.1e} of the largest feature, so "
+                    "nothing was written. Try another --format",
+                )
 
-    # Writes to a temporary file, which replaces `output` only if nothing is raised.
-    write_atomically(output, write_and_compare)
-    size = output.stat().st_size
-    print_line(
-        f"{format}  {printable(output)}, {size / 2**20:.1f} MiB; features differ by "
-        f"{max(differences.values()):.1e} of the largest at most"
-    )
-    results.write(
-        {
-            "format": format,
-            "output": str(output),
-            "bytes": size,
-            "compared_on": compared_on,
-            "largest_difference": differences,
-        }
-    )
+        # Writes to a temporary file, which replaces `output` only if nothing is raised.
+        write_atomically(output, write_and_compare)
+        size = output.stat().st_size
+        print_line(
+            f"{format}  {printable(output)}, {size / 2**20:.1f} MiB; features differ by "
+            f"{max(differences.values()):.1e} of the largest at most"
+        )
+        results.write(
+            {
+                "format": format,
+                "output": str(output),
+                "bytes": size,
+                "compared_on": compared_on,
+                "largest_difference": differences,
+            }
+        )
 
 
 def require_onnx() -> None:
@@ -151,9 +152,11 @@ def write_backbone(
     elif format == "torch-export":
         batch = torch.export.Dim("batch")
         program = torch.export.export(backbone, (example,), dynamic_shapes=({0: batch},))
-        # With a path instead of an open file, torch insists on the suffix .pt2.
-        with open(path, "wb") as file:
-            torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+        # Given a path, torch insists on the suffix .pt2. Given an open file, torch raises a
+        # RuntimeError with a stack of C++ if the disk is full.
+        content = io.BytesIO()
+        torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata)})
+        path.write_bytes(content.getbuffer())
     else:
         write_onnx(path, backbone, example, metadata)
 

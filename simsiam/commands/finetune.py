@@ -85,11 +85,11 @@ def finetune(config: Finetune) -> None:
     quotas = compute_label_quotas(labels, context.classes, options.fraction, options.label_count)
     results = Results(config, context.checkpoint, name, resumes=True)
 
-    results_by_seed: dict[int, SeedResult] = {}
-    if not config.checkpoint.overwrite:
-        results_by_seed = read_finished_seeds(config, context, results.path)
-    context.announce()
     with results.lock():
+        results_by_seed: dict[int, SeedResult] = {}
+        if not config.checkpoint.overwrite:
+            results_by_seed = read_finished_seeds(config, context, results.path)
+        context.announce()
         for seed in options.seeds:
             if seed in results_by_seed:
                 print_line(f"seed {seed} is finished already: {results.path / seed_folder(seed)}")

@@ -11,7 +11,7 @@ from simsiam.config.evaluation_commands import Knn
 from simsiam.data.knn_labels import Comparison
 from simsiam.evaluation.context import EvaluationContext, open_context
 from simsiam.evaluation.features import FEATURE_CHUNK, choose_chunk_size
-from simsiam.evaluation.metrics import accuracy, confusion, print_classes
+from simsiam.evaluation.metrics import accuracy, print_classes
 from simsiam.evaluation.results import Results
 from simsiam.evaluation.zoom import announce_zoom, choose_zoom, describe_zoom, zoomed_side
 from utils.console import format_count, print_line, print_table, show_progress
@@ -37,44 +37,46 @@ def knn(config: Knn) -> None:
     side = context.image_size
     zoom = choose_zoom(config.zoom.test_zoom, side)
     results = Results(config, context.checkpoint, "knn")
-    context.announce()
-    comparison = context.comparison
-    assert comparison is not None  # `open_context` has checked it
+    with results.lock():
+        context.announce()
+        comparison = context.comparison
+        assert comparison is not None  # `open_context` has checked it
 
-    counts = count_by_protocol(context, comparison)
-    accuracies = {protocol: accuracy(matrix) for protocol, matrix in counts.items()}
-    headline_k = choose_headline_k(context, comparison)
-    headline_counts = counts["backbone", headline_k, HEADLINE_TEMPERATURE]
-    summary = context.describe_accuracy("kNN_accuracy", headline_counts)
-    summary["knn_k"] = headline_k
-    summary["knn_t"] = HEADLINE_TEMPERATURE
-    summary["leave_one_out"] = comparison.leave_one_out
-    summary["queries"] = len(comparison)
-    summary["query_source"] = comparison.name
-    summary["table"] = list_protocols(accuracies)
+        truth = comparison.labels
+        predicted = predict_by_protocol(context, comparison)
+        accuracies = {protocol: accuracy(classes, truth) for protocol, classes in predicted.items()}
+        headline_k = choose_headline_k(context, comparison)
+        headline_classes = predicted["backbone", headline_k, HEADLINE_TEMPERATURE]
+        summary = context.describe_accuracy("kNN_accuracy", headline_classes, truth)
+        summary["knn_k"] = headline_k
+        summary["knn_t"] = HEADLINE_TEMPERATURE
+        summary["leave_one_out"] = comparison.leave_one_out
+        summary["queries"] = len(comparison)
+        summary["query_source"] = comparison.name
+        summary["table"] = list_protocols(accuracies)
 
-    rows = dict(accuracies)
-    if zoom != 1:
-        announce_zoom(side, zoom, "images")
-        zoomed_counts = count_by_protocol(context.with_zoom(zoom), comparison)
-        zoomed = {protocol: accuracy(matrix) for protocol, matrix in zoomed_counts.items()}
-        summary["zoomed"] = {
-            "test_zoom": zoom,
-            "resized_side": zoomed_side(side, zoom),
-            "kNN_accuracy": zoomed["backbone", headline_k, HEADLINE_TEMPERATURE],
-            "table": list_protocols(zoomed),
-        }
-        for (kind, k, temperature), value in zoomed.items():
-            rows[f"{kind}, {describe_zoom(side, zoom)}", k, temperature] = value
-    print_protocols(context, comparison, rows)
-    if headline_k < HEADLINE_K:
-        print_line(
-            f"k {headline_k} instead of {HEADLINE_K} for the classes and for kNN_accuracy in "
-            f"summary.json: a typical class has {format_count(headline_k, 'image')}"
-        )
-    classifier = f"kNN, k {headline_k}, T {HEADLINE_TEMPERATURE:g}, backbone features"
-    print_classes(summary["per_class"], classifier)
-    results.write(summary)
+        rows = dict(accuracies)
+        if zoom != 1:
+            announce_zoom(side, zoom, "images")
+            predicted = predict_by_protocol(context.with_zoom(zoom), comparison)
+            zoomed = {protocol: accuracy(classes, truth) for protocol, classes in predicted.items()}
+            summary["zoomed"] = {
+                "test_zoom": zoom,
+                "resized_side": zoomed_side(side, zoom),
+                "kNN_accuracy": zoomed["backbone", headline_k, HEADLINE_TEMPERATURE],
+                "table": list_protocols(zoomed),
+            }
+            for (kind, k, temperature), value in zoomed.items():
+                rows[f"{kind}, {describe_zoom(side, zoom)}", k, temperature] = value
+        print_protocols(context, comparison, rows)
+        if headline_k < HEADLINE_K:
+            print_line(
+                f"k {headline_k} instead of {HEADLINE_K} for the classes and for kNN_accuracy in "
+                f"summary.json: a typical class has {format_count(headline_k, 'image')}"
+            )
+        classifier = f"kNN, k {headline_k}, T {HEADLINE_TEMPERATURE:g}, backbone features"
+        print_classes(summary["per_class"], classifier)
+        results.write(summary)
 
 
 def list_protocols(accuracies: dict[Protocol, float]) -> list[dict[str, Any]]:
@@ -112,21 +114,22 @@ def print_protocols(
     print_table(f"kNN accuracy in % on {queries}, {bank}", head, rows)
 
 
-def count_by_protocol(context: EvaluationContext, comparison: Comparison) -> dict[Protocol, Tensor]:
-    """Return the confusion matrix (C, C) of each protocol.
+def predict_by_protocol(
+    context: EvaluationContext, comparison: Comparison
+) -> dict[Protocol, Tensor]:
+    """Return the predicted class of each query, (Q,) int64, by each protocol.
 
     The bank is the train images or, for leave-one-out, the other queries. The ks are that of the
     headline, and those of KS up to the number of images in the bank.
     """
-    query_labels = comparison.labels
     num_queries = len(comparison)
     query_chunks = comparison.read_chunks(choose_chunk_size(comparison.split.images))
     queries = extract_all(context, query_chunks, num_queries, comparison.name)
     if comparison.leave_one_out:
-        bank_labels = query_labels
+        bank_labels = comparison.labels
         bank = queries
         bank_size = num_queries - 1
-        own = torch.arange(num_queries, device=query_labels.device)
+        own = torch.arange(num_queries, device=comparison.labels.device)
     else:
         bank_labels = context.train.labels
         bank_size = len(bank_labels)
@@ -134,11 +137,11 @@ def count_by_protocol(context: EvaluationContext, comparison: Comparison) -> dic
         bank_chunks = train_images.split(choose_chunk_size(train_images))
         bank = extract_all(context, bank_chunks, bank_size, "train images")
         # -1 is no index in the bank: the queries are not part of it.
-        own = torch.full((num_queries,), -1, device=query_labels.device)
+        own = torch.full((num_queries,), -1, device=comparison.labels.device)
     candidates = {*KS, choose_headline_k(context, comparison)}
     ks = sorted(k for k in candidates if k <= bank_size)
 
-    counts: dict[Protocol, Tensor] = {}
+    predicted: dict[Protocol, Tensor] = {}
     for kind in bank:
         # Find the neighbours for the largest k once; they include those for every smaller k.
         similarities: list[Tensor] = []
@@ -155,12 +158,10 @@ def count_by_protocol(context: EvaluationContext, comparison: Comparison) -> dic
 
         for k in ks:
             for temperature in TEMPERATURES:
-                predicted = vote(
+                predicted[kind, k, temperature] = vote(
                     similarity[:, :k], labels[:, :k], len(context.classes), temperature
                 )
-                matrix = confusion(predicted, query_labels, len(context.classes))
-                counts[kind, k, temperature] = matrix
-    return counts
+    return predicted
 
 
 @torch.no_grad()

@@ -45,41 +45,42 @@ def neighbours(config: Neighbours) -> None:
         options.k <= candidates,
         f"--k {options.k} is too large: there are {candidates} train images to find",
     )
-    if folder is not None:
-        queries = read_queries(config, context, folder)
-        query_indices = list(range(len(queries)))
-        query_source = str(options.images)
-    else:
-        source = train if in_bank else context.test
-        query_indices = select_evenly(len(source), options.queries)
-        queries = source.subset(torch.tensor(query_indices))
-        query_source = "train images" if in_bank else source.evaluation_name
+    with results.lock():
+        if folder is not None:
+            queries = read_queries(config, context, folder)
+            query_indices = list(range(len(queries)))
+            query_source = str(options.images)
+        else:
+            source = train if in_bank else context.test
+            query_indices = select_evenly(len(source), options.queries)
+            queries = source.subset(torch.tensor(query_indices))
+            query_source = "train images" if in_bank else source.evaluation_name
 
-    context.announce()
-    features = context.extract_features(queries.images, "queries")
-    bank = context.extract_features(train.images, "train images")
-    bank_index = torch.tensor(query_indices) if in_bank else None
-    nearest = find_nearest(features, bank, options.k, bank_index)
-    rows = gallery_rows(train, queries, nearest.index, nearest.similarity)
+        context.announce()
+        features = context.extract_features(queries.images, "queries")
+        bank = context.extract_features(train.images, "train images")
+        bank_index = torch.tensor(query_indices) if in_bank else None
+        nearest = find_nearest(features, bank, options.k, bank_index)
+        rows = gallery_rows(train, queries, nearest.index, nearest.similarity)
 
-    heading = (
-        f"Left: queries. Right of each: the {options.k} train images of {context.dataset} with the "
-        "highest cosine."
-    )
-    summary: dict[str, Any] = {
-        "queries": len(rows),
-        "k": options.k,
-        "output": str(output),
-        "query_source": query_source,
-        "neighbours": name_neighbours(train, queries, query_indices, nearest),
-    }
-    if folder is None and train.labelled:
-        heading += " Blue frame: of the same class; orange: of another."
-        summary["same_class"] = same_class_percentage(rows)
-    picture = draw_gallery(rows, heading)
-    write_atomically(output, partial(picture.save, format="PNG"))
-    print_line(f"picture   {printable(output)}")
-    results.write(summary)
+        heading = (
+            f"Left: queries. Right of each: the {options.k} train images of {context.dataset} with "
+            "the highest cosine."
+        )
+        summary: dict[str, Any] = {
+            "queries": len(rows),
+            "k": options.k,
+            "output": str(output),
+            "query_source": query_source,
+            "neighbours": name_neighbours(train, queries, query_indices, nearest),
+        }
+        if folder is None and train.labelled:
+            heading += " Blue frame: of the same class; orange: of another."
+            summary["same_class"] = same_class_percentage(rows)
+        picture = draw_gallery(rows, heading)
+        write_atomically(output, partial(picture.save, format="PNG"))
+        print_line(f"picture   {printable(output)}")
+        results.write(summary)
 
 
 def read_queries(config: Neighbours, context: EvaluationContext, folder: ImageList) -> ImageDataset:

@@ -43,8 +43,10 @@ def describe_result(summary: dict[str, Any], run: RunDirectory, next_command: st
     duration = timedelta(seconds=round(summary["seconds"]))
     lines = [f"finished {format_count(summary['epochs'], 'epoch')} in {duration}"]
     if summary["kNN_accuracy"] is not None:
-        knn = f"{summary['kNN_accuracy']:.2f} % in the last epoch, "
-        knn += f"{summary['kNN_best']:.2f} % in the best (epoch {summary['kNN_best_epoch']})"
+        knn = f"{summary['kNN_accuracy']:.2f} % in the last epoch"
+        # The best epoch is not known if best.ckpt was removed and no epoch has come since.
+        if summary["kNN_best"] is not None:
+            knn += f", {summary['kNN_best']:.2f} % in the best (epoch {summary['kNN_best_epoch']})"
         if summary.get("kNN_untrained") is not None:
             knn += f", {summary['kNN_untrained']:.2f} % untrained"
         if summary.get("kNN_start") is not None:

@@ -63,7 +63,9 @@ class ClassifierTraining:
     def sampler(self, n: int, epoch: int, device: torch.device) -> EpochSampler:
         """Return the batches of indices of an epoch of n images."""
         batches = math.ceil(n / self.batch_size)
-        return EpochSampler(n, n // batches, self.seed, lambda: epoch, device)
+        # Not 1 of an odd number of images in batches of 2: batch normalisation may need two.
+        batch_size = max(n // batches, min(2, self.batch_size))
+        return EpochSampler(n, batch_size, self.seed, lambda: epoch, device)
 
 
 def train_classifier(

@@ -21,14 +21,20 @@ from simsiam.data.knn_labels import (
 )
 from simsiam.evaluation.checkpoint import LoadedCheckpoint, load_checkpoint
 from simsiam.evaluation.features import choose_chunk_size
-from simsiam.evaluation.metrics import accuracy, confusion, per_class, top_accuracy
+from simsiam.evaluation.metrics import (
+    MAX_CONFUSION_CLASSES,
+    accuracy,
+    confusion,
+    per_class,
+    top_accuracy,
+)
 from simsiam.evaluation.run_images import (
     choose_dataset,
     describe_changed_images,
     use_image_size,
 )
 from utils.console import print_line, print_table
-from utils.errors import require
+from utils.errors import UserError, describe_os_error, require
 
 TOP = 5  # with more classes, the top-5 accuracy is measured too
 
@@ -96,12 +102,12 @@ class EvaluationContext:
             label = f"zoomed {label}"
         return self.checkpoint.extract_features(chunks, n, label, unit, self.zoom)
 
-    def describe_accuracy(self, name: str, counts: Tensor) -> dict[str, Any]:
+    def describe_accuracy(self, name: str, predicted: Tensor, truth: Tensor) -> dict[str, Any]:
         """Return accuracies, and the numbers of images, for summary.json.
 
         Args:
             name: key of the accuracy.
-            counts: (C, C) confusion matrix of the test images.
+            predicted, truth: (N,) int64, classes of the images that are classified.
         """
         metrics: dict[str, Any] = {
             "dataset": self.dataset,
@@ -110,9 +116,10 @@ class EvaluationContext:
         }
         if self.test.held_out:
             metrics["held_out_images"] = len(self.test)
-        metrics[name] = accuracy(counts)
-        metrics["per_class"] = per_class(counts, self.classes)
-        metrics["confusion"] = counts.tolist()
+        metrics[name] = accuracy(predicted, truth)
+        metrics["per_class"] = per_class(predicted, truth, self.classes)
+        if len(self.classes) <= MAX_CONFUSION_CLASSES:
+            metrics["confusion"] = confusion(predicted, truth, len(self.classes)).tolist()
         return metrics
 
     @torch.no_grad()
@@ -124,8 +131,8 @@ class EvaluationContext:
         """
         features = self.extract_features(self.test.images, self.test.evaluation_name, unit=False)
         logits = head(features)
-        counts = confusion(logits.argmax(dim=1), self.test.labels, len(self.classes))
-        metrics = self.describe_accuracy("test_accuracy", counts)
+        predicted = logits.argmax(dim=1)
+        metrics = self.describe_accuracy("test_accuracy", predicted, self.test.labels)
         if len(self.classes) > TOP:
             metrics["test_top5_accuracy"] = top_accuracy(logits, self.test.labels, TOP)
         return metrics
@@ -214,11 +221,15 @@ def add_images(
     Raises:
         UserError: the images are missing, or lack the labels that are needed.
     """
-    options = choose_dataset(config, checkpoint)
-    if download:
-        prepare_dataset(options)
-    checkpoint = use_image_size(checkpoint, config.data.image_size)
-    splits = load_dataset(options)
+    try:
+        options = choose_dataset(config, checkpoint)
+        if download:
+            prepare_dataset(options)
+        checkpoint = use_image_size(checkpoint, config.data.image_size)
+        splits = load_dataset(options)
+    except PermissionError as error:
+        # `export` and `report` continue without images that this user may not read.
+        raise UserError(describe_os_error(error)) from None
     side = splits[0].side
     size = config.data.image_size
     require(

@@ -7,6 +7,8 @@ from utils import distributed
 from utils.console import MANY_CLASSES, print_table
 
 EXTREMES = 5  # of many classes, this many of the best and of the worst are printed
+# The confusion matrix of more classes is not saved: that of 10,000 would take a gigabyte.
+MAX_CONFUSION_CLASSES = 1000
 
 
 def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
@@ -21,9 +23,9 @@ def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
     return counts.reshape(classes, classes).cpu()
 
 
-def accuracy(counts: Tensor) -> float:
-    """Return the top-1 accuracy of a confusion matrix, in percent."""
-    return 100 * counts.diagonal().sum().item() / counts.sum().item()
+def accuracy(predicted: Tensor, truth: Tensor) -> float:
+    """Return the top-1 accuracy of predicted classes (N,), in percent."""
+    return 100 * (predicted == truth).sum().item() / len(truth)
 
 
 def top_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
@@ -37,10 +39,12 @@ def top_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
     return 100 * (best == labels[:, None]).any(dim=1).float().mean().item()
 
 
-def per_class(counts: Tensor, classes: tuple[str, ...]) -> dict[str, float | None]:
+def per_class(
+    predicted: Tensor, truth: Tensor, classes: tuple[str, ...]
+) -> dict[str, float | None]:
     """Return the accuracy of each class in percent; None for a class without a test image."""
-    correct = counts.diagonal().tolist()
-    total = counts.sum(dim=1).tolist()
+    correct = truth[predicted == truth].bincount(minlength=len(classes)).tolist()
+    total = truth.bincount(minlength=len(classes)).tolist()
     accuracies: dict[str, float | None] = {}
     for i, name in enumerate(classes):
         accuracies[name] = 100 * correct[i] / total[i] if total[i] else None

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,18 @@ class Results:
         self.path = find_results_dir(config, checkpoint.file) / name
         self.summary_file = self.path / SUMMARY_FILE
         self.overwrite = config.checkpoint.overwrite
+        self.resumes = resumes
         check_writable(self.path, "--results-dir")
+        self._require_no_results()
+        self.started = time.perf_counter()
+
+    def _require_no_results(self) -> None:
+        """Raise UserError if there are results that may neither be resumed nor overwritten."""
         require(
-            resumes or self.overwrite or not self.summary_file.exists(),
+            self.resumes or self.overwrite or not self.summary_file.exists(),
             f"{self.summary_file} exists already. Use --overwrite to replace it, or another "
             "--results-dir",
         )
-        self.started = time.perf_counter()
 
     def choose_output(self, output: str | None, default_name: str) -> Path:
         """Return the file to write: `output`, or else `default_name` in the folder.
@@ -86,15 +91,24 @@ class Results:
     def lock(self) -> Iterator[None]:
         """Make the folder, and keep other processes out of it until the block ends.
 
+        Folders that are still empty then are removed.
+
         Raises:
-            UserError: another process is working in the folder.
+            UserError: another process is working in the folder, or has just finished there.
         """
+        created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         message = (
             f"another process is working in {self.path}. Wait for it, or use another --results-dir"
         )
-        with lock_folder(self.path, message):
-            yield
+        try:
+            with lock_folder(self.path, message):
+                self._require_no_results()
+                yield
+        finally:
+            for folder in created:
+                with suppress(OSError):  # it has files
+                    folder.rmdir()
 
     def save_head(
         self, context: EvaluationContext, head: nn.Linear, summary: dict[str, Any]
@@ -145,12 +159,15 @@ def find_results_dir(config: Evaluation, file: Path) -> Path:
     """
     if config.checkpoint.results_dir:
         return Path(config.checkpoint.results_dir).expanduser()
-    run = find_run_of(file)
-    if run is None:
-        return file.with_name(f"{file.stem}_results")
-    if file in (run.backbone, run.last):
-        return run.results
-    return run.results / file.stem
+    # The name of a file in the current folder does not say in which folder that folder is.
+    for path in (file, Path(os.path.abspath(file))):
+        run = find_run_of(path)
+        if run is None:
+            continue
+        if path in (run.backbone, run.last):
+            return run.results
+        return run.results / path.stem
+    return file.with_name(f"{file.stem}_results")
 
 
 def name_results(command: str, output: str | None) -> str:

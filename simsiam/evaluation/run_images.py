@@ -61,6 +61,8 @@ def choose_dataset(config: Evaluation, checkpoint: LoadedCheckpoint) -> DataOpti
     # Held-out images take the place of the test images, so one excludes the other.
     if flags.get("held_out_images"):
         inherited.pop("test_images", None)
+    if "test_images" in flags:
+        inherited.pop("held_out_images", None)
 
     values = {"image_size": checkpoint.metadata.image_size}
     values.update(inherited)
@@ -169,11 +171,14 @@ def make_valid_options(file: Path, values: dict[str, Any]) -> DataOptions:
 
 def find_conversion(config: Evaluation, checkpoint: LoadedCheckpoint) -> PixelConversion:
     """Return how to read images of another folder: by the flags, or else as the run did."""
+    run_settings = checkpoint.metadata.settings
     values: dict[str, Any] = {"dataset": "folder"}
     for name in ("pixel_range", "background"):
         value = getattr(config.data, name)
-        if value is None:
-            value = checkpoint.metadata.settings.get(name)
+        # The range of arrays, such as -1:1 of floats, is none of files: all would be white.
+        is_of_arrays = name == "pixel_range" and run_settings.get("dataset") == "arrays"
+        if value is None and not is_of_arrays:
+            value = run_settings.get(name)
         if value is not None:
             values[name] = value
     return make_valid_options(checkpoint.file, values).conversion

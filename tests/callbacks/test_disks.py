@@ -1,5 +1,6 @@
 """A run survives a disk that is full or becomes read-only."""
 
+import csv
 import errno
 import itertools
 import shutil
@@ -50,7 +51,7 @@ def test_a_full_disk_does_not_end_a_run_and_nothing_is_lost(
     undisturbed: Path, small_disk: Path, tmp_path: Path
 ) -> None:
     early, late = tmp_path / "early", tmp_path / "late"  # in the third and in the last epoch
-    on_it = (*LONG, "--save-dir", str(small_disk))
+    on_it = (*LONG, "--save-dir", str(small_disk), "--logger", "tensorboard", "csv")
     process = start_small_with_events("run", tmp_path, {15: [early], 32: [late]}, *on_it)
     last = small_disk / "run" / "checkpoints" / "last.ckpt"
     wait_for(process, lambda: early.exists() and last.exists())
@@ -65,6 +66,10 @@ def test_a_full_disk_does_not_end_a_run_and_nothing_is_lost(
     assert "warning: " in out and "No space left on device" in out, out
     shutil.copytree(small_disk / "run", tmp_path / "copy")
     assert same_run(tmp_path / "copy", undisturbed)
+    with open(small_disk / "run" / "csv" / "version_0" / "metrics.csv", newline="") as file:
+        losses = [row["train_loss"] for row in csv.DictReader(file) if row["train_loss"]]
+    recorded = [row["train_loss"] for row in read_rows(undisturbed)]
+    assert [float(loss) for loss in losses] == pytest.approx(recorded)
 
 
 @pytest.mark.slow("four runs; a full disk is a quick test")

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from pytorch_lightning.loggers import MLFlowLogger
 
+from simsiam.callbacks.loggers import ResilientMLFlowLogger
 from tests.helpers import ROOT, SMALL, Program, read_curves, read_rows, read_summary
 
 LOGGERS = [
@@ -100,3 +102,24 @@ def test_error_says_how_to_install_a_missing_logger(
     assert status == 2 and err.count("\n") == 1
     assert "--logger mlflow needs a package that is not installed. Run: pip install mlflow" in err
     assert not (tmp_path / "runs" / "run" / "config.yaml").exists()
+
+
+def test_a_run_goes_on_if_mlflow_does_not_take_its_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its server may be gone for a while, or its disk be full."""
+    logged: list[int] = []
+
+    def log_every_third(self: MLFlowLogger, metrics: dict[str, float], step: int) -> None:
+        if step % 3 > 0:
+            raise ValueError("Metric 'rankme' is malformed.\nNo data found.")
+        logged.append(step)
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setattr(MLFlowLogger, "log_metrics", log_every_third)
+    logger = ResilientMLFlowLogger("simsiam", "run", f"file:{tmp_path}")
+    for step in range(7):
+        logger.log_metrics({"rankme": 1.0}, step)
+    assert logged == [0, 3, 6]
+    reason = "Metric 'rankme' is malformed. No data found."
+    assert capsys.readouterr().out == f"warning: MLflow lacks points of this run ({reason}).\n"

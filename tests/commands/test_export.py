@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import resource
+import signal
 from pathlib import Path
 
 import onnx
@@ -12,9 +14,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import main
 from simsiam import load_backbone
 from simsiam.commands import export as export_command
 from tests.helpers import Program, read_summary, with_cifar_stem
+from tests.processes import Started
 
 BATCHES = (1, 3, 64)
 FORMATS = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
@@ -193,3 +197,20 @@ def test_image_size_is_that_of_the_exported_network(
     torch.testing.assert_close(
         network(images), load_backbone(trained)(images), rtol=1e-5, atol=1e-6
     )
+
+
+def export_without_room(args: list[str]) -> int:
+    """Run main.py with files of at most 10 kB."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    return main.main(args)
+
+
+def test_a_full_disk_is_reported_in_one_line(trained: Path, tmp_path: Path) -> None:
+    """Given an open file, torch.export raises an error with a stack of C++."""
+    flags = ["--format", "torch-export", "--results-dir", str(tmp_path)]
+    process = Started(export_without_room, ["export", str(trained), *flags])
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert "backbone.pt2: File too large" in err and err.count("\n") == 1, err
+    assert not any(file.is_file() for file in tmp_path.rglob("*"))

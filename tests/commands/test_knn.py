@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightly.utils.benchmarking import knn_predict as lightly_knn_predict
@@ -14,6 +15,7 @@ from simsiam import SimSiam, load_backbone
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.evaluation.features import extract_features
+from simsiam.evaluation.metrics import MAX_CONFUSION_CLASSES
 from tests.helpers import Program, read_summary
 from utils.knn import choose_k
 
@@ -102,3 +104,21 @@ def test_of_a_backbone_alone_there_are_no_projector_features(
     assert status == 0 and "projector" not in out
     summary = json.loads((tmp_path / "backbone_results" / "knn" / "summary.json").read_text())
     assert {row["k"] for row in summary["table"]} == {1, 15, 20}  # 200 are more than the images
+
+
+def test_of_many_classes_no_confusion_matrix_is_saved(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    """There are 24 protocols. Matrices of 10,000 classes would take 19 GB, and a GB in the file."""
+    classes = MAX_CONFUSION_CLASSES + 1
+    images = np.random.default_rng(0).integers(0, 256, (classes, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(classes)
+    file = tmp_path / "many.npz"
+    np.savez(file, x_train=images, y_train=labels, x_test=images[:9], y_test=labels[:9])
+    flags = ["--dataset", "arrays", "--data-dir", str(file), "--image-size", "8"]
+    status, _, err = program("knn", str(trained), *flags, "--results-dir", str(tmp_path))
+    assert (status, err) == (0, "")
+    summary = read_summary(tmp_path / "knn")
+    assert "confusion" not in summary
+    assert (summary["knn_k"], summary["kNN_accuracy"]) == (1, 100)
+    assert list(summary["per_class"].values()) == [100] * 9 + [None] * (classes - 9)

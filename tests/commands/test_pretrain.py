@@ -274,3 +274,15 @@ def test_a_run_killed_while_it_finishes_is_finished_by_the_same_command(
     assert (run / "summary.json").read_text() == summary and (run / "backbone.safetensors").exists()
     assert all(torch.equal(load_weights(run)[name], trained[name]) for name in trained)
     assert not list(run.glob(".*"))
+
+
+def test_a_run_whose_best_ckpt_was_removed_can_be_finished(
+    program: Program, tmp_path: Path
+) -> None:
+    assert program(*SMALL, "--epochs", "1")[0] == 0
+    run = tmp_path / "runs" / "simsiam_patterns"
+    (run / "summary.json").unlink()
+    (run / "checkpoints" / "best.ckpt").unlink()
+    status, out, err = program(*SMALL, "--epochs", "1")
+    assert (status, err) == (0, "")
+    assert "% in the last epoch, " in out and "in the best" not in out

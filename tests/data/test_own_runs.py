@@ -1,5 +1,6 @@
 """Runs on your own images: a run keeps a hash of its images, and refuses other images."""
 
+import errno
 import math
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from simsiam import SimSiam, load_backbone
 from simsiam.config.options import DataOptions
+from simsiam.evaluation import context
 from tests.helpers import TINY, Program, read_rows, read_summary
 from tests.images import patterns, write_images
 from tests.processes import Started, start, start_pair
@@ -90,6 +92,26 @@ def test_an_evaluation_uses_the_images_of_the_run(
     results = ("--results-dir", str(tmp_path / "results"))
     _, out, _ = program("knn", "--checkpoint", str(folder_run), *results)
     assert "200 train and 60 test images" in out
+
+
+@pytest.mark.parametrize("command", ["export", "report"])
+def test_images_that_a_user_may_not_read_are_no_reason_to_fail(
+    command: str,
+    folder_run: Path,
+    program: Program,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load_without_permission(options: DataOptions) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(options.path))
+
+    monkeypatch.setattr(context, "load_dataset", load_without_permission)
+    flags = ["--results-dir", str(tmp_path)] if command == "export" else ["--output", str(tmp_path)]
+    status, out, err = program(command, str(folder_run), *flags)
+    assert (status, err) == (0, "")
+    if command == "report":
+        out = (tmp_path / "index.html").read_text()
+    assert "Permission denied" in out
 
 
 @pytest.mark.parametrize("format", ["safetensors", "torch-export"])

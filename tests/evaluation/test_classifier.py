@@ -100,7 +100,7 @@ def test_a_training_is_sgd_on_views_of_the_chosen_images() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "batch", "expected"),
-    [(500, 256, 250), (511, 256, 255), (100, 256, 100), (5000, 256, 250)],
+    [(500, 256, 250), (511, 256, 255), (100, 256, 100), (5000, 256, 250), (129, 2, 2), (9, 1, 1)],
 )
 def test_hardly_a_labelled_image_is_left_over_in_an_epoch(
     labels: int, batch: int, expected: int

@@ -11,8 +11,8 @@ def test_accuracies_of_four_predictions() -> None:
     predicted = torch.tensor([0, 0, 1, 1])
     counts = confusion(predicted, truth, classes=3)
     assert counts.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert accuracy(counts) == 75
-    assert per_class(counts, ("a", "b", "c")) == {"a": 200 / 3, "b": 100, "c": None}
+    assert accuracy(predicted, truth) == 75
+    assert per_class(predicted, truth, ("a", "b", "c")) == {"a": 200 / 3, "b": 100, "c": None}
 
 
 def test_top_accuracy_counts_images_whose_class_is_among_the_best() -> None:

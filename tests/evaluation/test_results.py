@@ -4,11 +4,14 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import main
+from simsiam.evaluation import results
 from tests.at_steps import start_with_events
 from tests.helpers import SMALL, Program, read_summary
 from tests.processes import Started, run_as_nobody
@@ -49,13 +52,13 @@ def test_results_are_saved_in_the_run_of_the_checkpoint(
     command: str, copy: Path, program: Program
 ) -> None:
     """The best epoch has a folder of its own. The checkpoint may be named without its flag."""
-    for arguments, results in (
+    for arguments, results_name in (
         ([str(copy)], "results"),
         ([str(copy / "checkpoints" / "last.ckpt")], "results"),
         (["--checkpoint", str(copy / "checkpoints" / "best.ckpt")], "results/best"),
         ([str(copy / "backbone.safetensors")], "results"),
     ):
-        folder = copy / results / command
+        folder = copy / results_name / command
         status, out, err = program(command, *arguments, "--overwrite")
         assert (status, err) == (0, "")
         assert str(folder / "summary.json") in out
@@ -63,6 +66,15 @@ def test_results_are_saved_in_the_run_of_the_checkpoint(
         assert saved["epoch"] in (1, 2)
         assert saved["command"] == command
         assert "torch" in saved["versions"]
+
+
+def test_results_are_saved_in_the_run_also_if_called_among_its_checkpoints(
+    copy: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copy / "checkpoints")
+    for name, parent in (("last.ckpt", "results"), ("best.ckpt", "results/best")):
+        assert program("knn", name)[::2] == (0, "")
+        assert (copy / parent / "knn" / "summary.json").exists()
 
 
 @pytest.mark.parametrize("name", ["checkpoints/last.ckpt", "backbone.safetensors"])
@@ -205,16 +217,42 @@ def test_a_stopped_finetune_keeps_finished_seeds(
     assert not (folder / "summary.json").exists()
 
 
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_in_use_by_another_process_is_refused(
-    trained: Path, program: Program, tmp_path: Path
+    command: str, copy: Path, program: Program
 ) -> None:
-    folder = tmp_path / "linear"
-    folder.mkdir()
-    flags = ["--checkpoint", str(trained), "--results-dir", str(tmp_path)]
+    folder = results_folder(copy, command)
+    folder.mkdir(parents=True)
     with lock_folder(folder, ""):
-        status, _, err = program("linear", *flags)
+        status, _, err = program(command, str(copy), *quick_flags(command))
     assert status == 2
     assert "another process is working" in err and err.count("\n") == 1
+    assert not list(folder.iterdir())
+
+
+def test_results_that_another_process_has_just_saved_are_not_replaced(
+    trained: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def lock_after_the_other(folder: Path, message: str) -> Iterator[None]:
+        (folder / "summary.json").write_text("of the other")
+        yield
+
+    monkeypatch.setattr(results, "lock_folder", lock_after_the_other)
+    status, _, err = program("knn", str(trained), "--results-dir", str(tmp_path))
+    assert status == 2 and "summary.json exists already" in err
+    assert (tmp_path / "knn" / "summary.json").read_text() == "of the other"
+
+
+def test_a_failed_command_leaves_no_empty_folders(
+    trained: Path, program: Program, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "bad.png").write_text("no image")
+    flags = ["--images", str(images), "--results-dir", str(tmp_path / "new" / "results")]
+    assert program("embed", str(trained), *flags)[0] == 2
+    assert list(tmp_path.iterdir()) == [images]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")

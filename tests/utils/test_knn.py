@@ -7,6 +7,7 @@ from lightly.utils.benchmarking import knn_predict as lightly_knn_predict
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
+from tests.helpers import measure_alone
 from utils import knn
 from utils.knn import choose_k, knn_predict, nearest
 
@@ -135,3 +136,19 @@ def test_no_image_of_another_class_has_to_vote() -> None:
     assert bool((labels[neighbours] == labels[:, None]).all())
     _, neighbours = nearest(features, features, 200)
     assert not bool((labels[neighbours] == labels[:, None]).any(dim=0).all())
+
+
+VOTE_OF_MANY_CLASSES = """
+import resource, torch
+from utils.knn import vote
+similarity, labels = torch.rand(10_000, 2), torch.arange(20_000).view(10_000, 2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert torch.equal(vote(similarity, labels, 20_000, 0.1) % 2, similarity.argmax(dim=1))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_votes_for_many_classes_take_little_memory() -> None:
+    """All votes together would take 800 MB."""
+    (kibibytes,) = measure_alone(VOTE_OF_MANY_CLASSES)
+    assert kibibytes < 300_000
