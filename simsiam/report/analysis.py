@@ -23,7 +23,7 @@ from simsiam.evaluation.gallery import (
     select_evenly,
     shrink_images,
 )
-from simsiam.evaluation.metrics import confusion
+from simsiam.evaluation.metrics import MAX_CONFUSION_CLASSES, confusion, per_class
 from simsiam.report.charts import FeatureAnalysis, render_feature_charts
 from simsiam.report.records import Run, replace_unprintable
 from simsiam.report.thumbnails import Thumbnails, choose_thumbnails
@@ -71,6 +71,7 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
     picture = draw_gallery(gallery, heading)
     write_atomically(Path(f"{stem}neighbours.png"), partial(picture.save, format="PNG"))
 
+    accuracies = None
     counts = None
     classifier = ""
     classified = ""
@@ -93,7 +94,10 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
             classifier = f"kNN, leave-one-out among {len(features):,} {comparison.name}"
         else:
             predicted = knn_predict(features, bank, train.labels, classes, k, options.knn_t)
-        counts = confusion(predicted, labels, classes).numpy()
+        by_class = per_class(predicted, labels, context.classes)
+        accuracies = np.array(list(by_class.values()), dtype=float)  # None becomes nan
+        if classes <= MAX_CONFUSION_CLASSES:
+            counts = confusion(predicted, labels, classes).numpy()
         classifier += f", k {k}, T {options.knn_t:g}"
         classified = comparison.name
 
@@ -105,6 +109,7 @@ def analyse_run(run: Run, config: Report, stem: str) -> dict[str, Any]:
         points=points,
         labels=queries.labels.cpu()[on_map].numpy(),
         labelled=queries.labelled,
+        accuracies=accuracies,
         confusion=counts,
         classified=classified,
         classifier=classifier,

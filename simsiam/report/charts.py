@@ -107,9 +107,11 @@ class FeatureAnalysis(NamedTuple):
         points: (N, 2), the images' features reduced to the plane.
         labels: (N,), the images' classes; -1 for an image without a label.
         labelled: whether all images on the map have labels.
+        accuracies: (C,) percent of each class, nan for a class without images; None if there are
+            too few labels.
         confusion: (C, C) counts of images, by true class (row) and predicted class (column);
-            None if there are too few labels.
-        classified: name of the images in `confusion`.
+            None if there are too few labels, or more than MAX_CONFUSION_CLASSES classes.
+        classified: name of the images in `accuracies` and `confusion`.
         classifier: name of the classifier that predicted the classes.
         thumbnails: what the map shows in place of the points, if not all images have labels.
     """
@@ -119,6 +121,7 @@ class FeatureAnalysis(NamedTuple):
     points: np.ndarray
     labels: np.ndarray
     labelled: bool
+    accuracies: np.ndarray | None
     confusion: np.ndarray | None
     classified: str
     classifier: str
@@ -127,14 +130,13 @@ class FeatureAnalysis(NamedTuple):
 
 def chart_class_accuracies(analysis: FeatureAnalysis) -> Chart | None:
     """Return a chart of the accuracy of each class, or of the best and the worst classes."""
-    if analysis.confusion is None:
+    if analysis.accuracies is None:
         return None
     names = analysis.class_names
-    accuracies = confusion_percentages(analysis.confusion).diagonal()
+    accuracies = analysis.accuracies
 
     # The classes from the best to the worst, without those that have no images.
-    image_counts = analysis.confusion.sum(axis=1)
-    from_best = [int(i) for i in np.argsort(-accuracies, kind="stable") if image_counts[i] > 0]
+    from_best = [int(i) for i in np.argsort(-accuracies, kind="stable") if accuracies[i] >= 0]
 
     title = "Accuracy of each class"
     shown = from_best

@@ -89,12 +89,14 @@ def test_hostile_names_stay_text_in_charts(tmp_path: Path) -> None:
 
 def make_analysis(class_names: list[str], confusion: np.ndarray | None) -> FeatureAnalysis:
     """Return the analysis of two images, one of each of the first two classes."""
+    accuracies = None if confusion is None else 100 * confusion.diagonal() / confusion.sum(axis=1)
     return FeatureAnalysis(
         class_names=class_names,
         image_kind="test images",
         points=np.eye(2),
         labels=np.arange(2),
         labelled=True,
+        accuracies=accuracies,
         confusion=confusion,
         classified="test images",
         classifier="kNN",
@@ -106,6 +108,21 @@ def test_charts_of_classes_need_labels(tmp_path: Path) -> None:
     names = {file.name for file in tmp_path.iterdir()}
     assert "map.png" in names
     assert names.isdisjoint({"classes.png", "confusion.png"})
+
+
+def test_without_a_confusion_matrix_the_classes_have_accuracies(tmp_path: Path) -> None:
+    """A run of thousands of classes has none, which would take gigabytes."""
+    analysis = make_analysis(["a", "b"], np.eye(2))._replace(confusion=None)
+    render_feature_charts(analysis, f"{tmp_path}/")
+    names = {file.name for file in tmp_path.iterdir()}
+    assert "classes.png" in names and "confusion.png" not in names
+
+
+def test_a_class_without_images_has_no_bar() -> None:
+    analysis = make_analysis(["a", "b"], np.eye(2))._replace(accuracies=np.array([50, np.nan]))
+    chart = FEATURE_CHARTS["classes"](analysis)
+    assert chart is not None
+    assert [tick.get_text() for tick in chart.draw().axes[0].get_yticklabels()] == ["a"]
 
 
 @pytest.mark.parametrize(("classes", "bars"), [(20, 20), (21, 20), (100, 20)])
