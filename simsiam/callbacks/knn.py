@@ -188,7 +188,8 @@ class KNNMonitor(pl.Callback):
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         """Return `kNN_accuracy` and `rankme` for the current weights.
 
-        `kNN_accuracy` is left out if there are no labels, and `rankme` if it is not finite.
+        `kNN_accuracy` is left out if there are no labels, and NaN if the features are not finite.
+        `rankme` is left out if it is not finite.
         Each process extracts the features of its share of the images. The processes search the
         neighbours together.
         """
@@ -239,6 +240,8 @@ class KNNMonitor(pl.Callback):
             k = min(self.k, len(bank_labels))
             own = None
         similarity, self.indices = nearest_in_shards(unit_queries, unit_bank, k, start, own)
+        if bool(similarity.isnan().any()):
+            return math.nan  # The features are not finite, so the votes would mean nothing.
         predicted = vote(similarity, bank_labels[self.indices], len(classes), self.temperature)
         correct = (classes[predicted] == queries.labels).sum().item()
         return 100 * correct / len(queries.labels)

@@ -91,9 +91,9 @@ class MetricsRecorder(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        for name, mean in self.means.items():
-            if not math.isfinite(mean):
-                raise make_not_finite_error(f"{name} is {mean}", epoch, self.run)
+        for name, value in {**self.means, **self.knn.epoch_metrics}.items():
+            if not math.isfinite(value):
+                raise make_not_finite_error(f"{name} is {value}", epoch, self.run)
 
         learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         own_metrics = {
