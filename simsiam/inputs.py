@@ -68,6 +68,11 @@ def get_views(batch: Any, one_way_views: int = 0) -> list[Tensor]:
 
     if len(views) < 2 or not all(_is_image_batch(view) for view in views):
         raise ValueError(f"{VIEWS_EXPECTED}; this one is {describe_batch(batch)}")
+    if any(_is_list_of_views(part) for part in batch[1:]):
+        raise ValueError(
+            f"{VIEWS_EXPECTED}; this one has several lists of views, as from several loaders, and "
+            "only the first would be used. Join their data sets: torch.utils.data.ConcatDataset"
+        )
     if any(len(view) != len(views[0]) for view in views):
         raise ValueError(f"{VIEWS_EXPECTED}; these views differ in B: {describe_batch(views)}")
     standard_views = max(2, one_way_views)
@@ -119,6 +124,10 @@ def get_labelled_images(batch: Any) -> tuple[Tensor, Tensor]:
     if labels.is_floating_point() or bool((labels < 0).any()):
         raise ValueError(message)
     return images, labels.long()
+
+
+def _is_list_of_views(x: Any) -> bool:
+    return isinstance(x, list | tuple) and len(x) > 1 and all(_is_image_batch(part) for part in x)
 
 
 def _is_image_batch(x: Any) -> bool:
