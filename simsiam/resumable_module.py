@@ -69,6 +69,8 @@ class ResumableModule(pl.LightningModule):
         """
         if self._trainer is None:
             return  # `training_step` was called without a Trainer.
+        if self.trainer.lightning_module is not self:
+            return  # Another module has this one as a part. Only that module can log.
 
         step_metrics: dict[str, Tensor] = {}
         for name, metric in metrics.items():

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tests.trainers import fit, make_model
@@ -29,3 +31,29 @@ def test_an_image_after_the_views_is_no_view() -> None:
     """Some loaders give the image itself next to its views."""
     loader: Any = make_pairs(lambda a, b: ([a, b], a, [a]))
     assert fit(data=loader, max_epochs=1).global_step == 3
+
+
+# ---------------------------------------------------------------- modules
+
+
+class WithPart(pl.LightningModule):
+    """Has a SimSiam as a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = make_model()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        outputs = self.part.training_step(batch, batch_idx)
+        self.log_dict(outputs)
+        return outputs["loss"]
+
+    def configure_optimizers(self) -> Any:
+        return self.part.configure_optimizers()
+
+
+def test_a_simsiam_can_be_a_part_of_another_module() -> None:
+    """Lightning lets only the outer module log. Here every step is logged."""
+    trainer = fit(model=WithPart(), data=make_pairs(), max_epochs=2)
+    assert trainer.global_step == 6
+    assert {"loss", "z_std"} <= set(trainer.callback_metrics)
