@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from simsiam import SimSiam
 from tests.trainers import fit, make_model
 
 IMAGES = torch.randn(24, 3, 8, 8)
@@ -57,3 +58,34 @@ def test_a_simsiam_can_be_a_part_of_another_module() -> None:
     trainer = fit(model=WithPart(), data=make_pairs(), max_epochs=2)
     assert trainer.global_step == 6
     assert {"loss", "z_std"} <= set(trainer.callback_metrics)
+
+
+# ---------------------------------------------------------------- callbacks
+
+
+class FreezeBackbone(pl.Callback):
+    """Lets the backbone learn from the second epoch on."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.backbone.requires_grad_(trainer.current_epoch > 0)
+
+
+class RemoveGradients(pl.Callback):
+    """Lets the last layer of the projector learn from the second epoch on, as DINO does."""
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if trainer.current_epoch == 0:
+            for parameter in pl_module.projector[-2].parameters():
+                parameter.grad = None
+
+
+@pytest.mark.parametrize("callback", [FreezeBackbone, RemoveGradients])
+def test_parameters_may_start_to_learn_in_a_later_epoch(callback: type[pl.Callback]) -> None:
+    """torch's fused SGD fails if some parameters have no momentum yet."""
+    model: SimSiam = make_model(weight_decay=0.0)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    fit(callback(), model=model, max_epochs=2)
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
