@@ -126,6 +126,22 @@ def get_labelled_images(batch: Any) -> tuple[Tensor, Tensor]:
     return images, labels.long()
 
 
+def get_features(output: Any) -> Tensor:
+    """Return the features (B, F) of images from the output of a network of the user.
+
+    Raises:
+        ValueError: The output is neither (B, F) nor (B, F, 1, 1).
+    """
+    if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:] == (1, 1):
+        return output.flatten(1)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        raise ValueError(
+            "features must be a tensor (B, F) or (B, F, 1, 1), from the backbone of a module, or "
+            f"from the module itself if it has none; this output is {describe_batch(output)}"
+        )
+    return output
+
+
 def _is_list_of_views(x: Any) -> bool:
     return isinstance(x, list | tuple) and len(x) > 1 and all(_is_image_batch(part) for part in x)
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from simsiam import SimSiam
+from simsiam import KNNMonitor, SimSiam
 from tests.trainers import fit, make_model
 
 IMAGES = torch.randn(24, 3, 8, 8)
@@ -58,6 +58,67 @@ def test_a_simsiam_can_be_a_part_of_another_module() -> None:
     trainer = fit(model=WithPart(), data=make_pairs(), max_epochs=2)
     assert trainer.global_step == 6
     assert {"loss", "z_std"} <= set(trainer.callback_metrics)
+
+
+class ForeignModule(pl.LightningModule):
+    """Has a backbone of another form than that of SimSiam."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.network = make_model().backbone
+        self.trained = nn.Parameter(torch.zeros(1))  # not used by the networks
+        self.seen = 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.seen += len(x)
+        return self.network(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.trained.square().sum()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([self.trained], 0.1)
+
+
+def measure(module: ForeignModule, own_loaders: bool) -> dict[str, float]:
+    """Return what a monitor measures for a module whose networks do not change."""
+    loader = DataLoader(TensorDataset(IMAGES, torch.arange(24) % 4), 8) if own_loaders else None
+    monitor = KNNMonitor(k=5, bank=loader, queries=loader)
+    fit(monitor, model=module, max_epochs=1, limit_train_batches=1)
+    return monitor.epoch_metrics
+
+
+@pytest.mark.parametrize("own_loaders", [False, True])
+def test_the_monitor_measures_backbones_of_any_form(own_loaders: bool) -> None:
+    # A backbone of lightly's examples: all layers of a ResNet but the last.
+    pooled = nn.Sequential(make_model().backbone, nn.Unflatten(1, (16, 1, 1)))
+    with_pooled = ForeignModule(pooled)
+    measured = measure(with_pooled, own_loaders)
+    assert set(measured) == {"kNN_accuracy", "rankme"}
+    assert with_pooled.seen == 0
+    # This one has a name and a `forward`.
+    assert measure(ForeignModule("resnet10"), own_loaders) == pytest.approx(measured)
+
+
+class WithTuple(ForeignModule):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
+@pytest.mark.parametrize("own_loaders", [False, True])
+@pytest.mark.parametrize(
+    ("module", "described"),
+    [
+        (WithTuple("resnet10"), "a tuple of 2"),
+        (ForeignModule(nn.Conv2d(3, 4, 3)), "a float32 tensor"),
+    ],
+)
+def test_a_module_without_features_is_refused(
+    module: ForeignModule, described: str, own_loaders: bool
+) -> None:
+    with pytest.raises(ValueError, match=rf"features must be.*this output is {described}"):
+        measure(module, own_loaders)
 
 
 # ---------------------------------------------------------------- callbacks
