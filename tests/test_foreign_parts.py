@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from simsiam import KNNMonitor, SimSiam
-from tests.trainers import fit, make_model
+from tests.trainers import BATCHES, fit, make_data, make_model
 
 IMAGES = torch.randn(24, 3, 8, 8)
 
@@ -32,6 +32,20 @@ def test_an_image_after_the_views_is_no_view() -> None:
     """Some loaders give the image itself next to its views."""
     loader: Any = make_pairs(lambda a, b: ([a, b], a, [a]))
     assert fit(data=loader, max_epochs=1).global_step == 3
+
+
+class Fail(pl.Callback):
+    def on_train_batch_start(self, *_: Any) -> None:
+        raise MemoryError
+
+
+def test_the_datamodule_gives_views_after_an_error_in_a_fit() -> None:
+    data = make_data()
+    with pytest.raises(MemoryError):
+        fit(Fail(), data=data, max_epochs=1)
+    x1, x2 = next(iter(data.train_dataloader()))
+    assert x1.shape == x2.shape == (8, 3, 8, 8)
+    assert fit(data=data, max_epochs=1).global_step == BATCHES
 
 
 # ---------------------------------------------------------------- modules

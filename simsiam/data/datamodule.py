@@ -209,7 +209,8 @@ class ViewsDataModule(pl.LightningDataModule):
         """
         trainer = self.trainer
         images = self.train.images
-        if trainer is None or trainer.state.finished:  # A Trainer stays attached after its fit.
+        # A Trainer stays attached after its fit, also if an error or Ctrl-C has ended that.
+        if trainer is None or trainer.state.stopped:
             n = len(images)
             return ViewsLoader(n, self.batch_size, self.seed, images.device, self.make_views)
         check_batch_split(self.batch_size, self.accumulate, trainer)
