@@ -4,10 +4,9 @@ SimSiam and KNNMonitor accept batches in several forms. The functions here retur
 fixed form, or raise a ValueError that says what was expected and what the batch is.
 """
 
-import math
 import numbers
 from collections.abc import Mapping, MutableMapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from models.choices import is_library_backbone
 from models.libraries import count_library_features
-from simsiam.hparams import to_plain
+from simsiam.hparams import is_rgb, to_plain
 from utils.errors import require
 
 VIEWS_EXPECTED = (
@@ -210,7 +209,7 @@ def read_image_metadata(datamodule: Any) -> tuple[dict[str, Any], list[str]]:
     mean = _get_plain(datamodule, "mean")
     std = _get_plain(datamodule, "std")
     if mean is not None or std is not None:
-        if _is_rgb(mean) and _is_rgb(std) and min(std) > 0:
+        if is_rgb(mean) and is_rgb(std) and min(std) > 0:
             metadata["mean"] = [float(x) for x in mean]
             metadata["std"] = [float(x) for x in std]
         else:
@@ -238,9 +237,3 @@ def _get_plain(owner: Any, name: str) -> Any:
         return to_plain(value)
     except (TypeError, ValueError):
         return value
-
-
-def _is_rgb(value: Any) -> TypeGuard[list[float]]:
-    if not isinstance(value, list) or len(value) != 3:
-        return False
-    return all(type(x) in (int, float) and math.isfinite(x) for x in value)
