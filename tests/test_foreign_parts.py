@@ -1,10 +1,13 @@
 """The parts with loaders, modules and callbacks of others, in a plain Trainer."""
 
+import csv
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -72,6 +75,35 @@ def test_a_simsiam_can_be_a_part_of_another_module() -> None:
     trainer = fit(model=WithPart(), data=make_pairs(), max_epochs=2)
     assert trainer.global_step == 6
     assert {"loss", "z_std"} <= set(trainer.callback_metrics)
+
+
+class WithTwoOptimizers(SimSiam):
+    """Trains backbone and heads by optimizers of their own, as GANs do."""
+
+    def __init__(self) -> None:
+        super().__init__("resnet10", width=2, out_dim=16, h_dim=8)
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        return [
+            torch.optim.SGD(part.parameters(), 0.01) for part in (self.backbone, self.predictor)
+        ]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        outputs = super().training_step(batch, batch_idx)
+        self.manual_backward(outputs["loss"])
+        for optimizer in self.optimizers():  # pyright: ignore[reportGeneralTypeIssues]
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_steps_of_a_module_with_two_optimizers_are_logged(tmp_path: Path) -> None:
+    """Its `global_step` counts two steps for a batch."""
+    logger = CSVLogger(tmp_path)
+    model = WithTwoOptimizers()
+    fit(model=model, data=make_pairs(), max_epochs=2, logger=logger, log_every_n_steps=2)
+    rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows if row["train_loss_step"]] == ["1", "3", "5"]
 
 
 class ForeignModule(pl.LightningModule):
