@@ -91,9 +91,16 @@ class MetricsRecorder(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        for name, value in {**self.means, **self.knn.epoch_metrics}.items():
-            if not math.isfinite(value):
-                raise make_not_finite_error(f"{name} is {value}", epoch, self.run)
+        for name, mean in self.means.items():
+            if not math.isfinite(mean):
+                raise make_not_finite_error(f"{name} is {mean}", epoch, self.run)
+
+        # Features may overflow while the running statistics of BN lag behind the weights. Their
+        # accuracy is NaN, and the epoch counts as one without a measurement.
+        measured: dict[str, float] = {}
+        for name, value in self.knn.epoch_metrics.items():
+            if math.isfinite(value):
+                measured[name] = value
 
         learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         own_metrics = {
@@ -101,14 +108,14 @@ class MetricsRecorder(pl.Callback):
             "perf/images_per_second": self.images_per_second,
         }
         pl_module.log_dict(own_metrics)
-        self._log_early(trainer, {**self.means, **self.knn.epoch_metrics, **own_metrics})
+        self._log_early(trainer, {**self.means, **measured, **own_metrics})
 
         self.rows.append(
             {
                 "epoch": epoch,
                 "step": trainer.global_step,
                 **self.means,
-                **self.knn.epoch_metrics,
+                **measured,
                 "learning_rate": learning_rate,
                 "images_per_second": round(self.images_per_second, 1),
                 "seconds": round(self._seconds_of_epoch(), 3),
