@@ -62,6 +62,12 @@ def build_networks(
         network = build_backbone(hp["width"], hp["zero_init_residual"], hp["stem"], hp["conv_init"])
         network.image_size = hp["image_size"]
         num_features = network.num_features
+    elif str(backbone).startswith(CUSTOM_BACKBONE_PREFIX):
+        class_name = str(backbone).removeprefix(CUSTOM_BACKBONE_PREFIX).strip()
+        raise ValueError(
+            f"the backbone of this checkpoint is a custom {class_name}. Build it and pass it: "
+            "load_from_checkpoint(path, backbone=module)"
+        )
     else:
         names = ", ".join(BACKBONES)
         raise ValueError(

@@ -6,7 +6,7 @@ import numbers
 import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from enum import Enum
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import numpy as np
 import torch
@@ -74,11 +74,23 @@ def is_rate(value: Any) -> bool:
 
 
 def check_statistics(hparams: Mapping[str, Any]) -> None:
-    """Raise ValueError if mean or std do not have a number for each of the three channels."""
-    for name in ("mean", "std"):
-        values = hparams[name]
-        if values is not None and (not isinstance(values, list) or len(values) != 3):
+    """Raise ValueError unless mean and std have a number for each of the three channels."""
+    mean = hparams["mean"]
+    std = hparams["std"]
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and not is_rgb(values):
             raise ValueError(f"{name} must have a number for each of 3 channels, got {values!r}")
+    if std is not None and min(std) <= 0:
+        raise ValueError(f"std must be above 0 in each channel, got {std!r}")
+    if (mean is None) != (std is None):
+        raise ValueError(f"pass both mean and std or neither, got mean {mean!r} and std {std!r}")
+
+
+def is_rgb(value: Any) -> TypeGuard[list[float]]:
+    """Return whether a value is a list of three finite numbers."""
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    return all(type(x) in (int, float) and math.isfinite(x) for x in value)
 
 
 def check_sizes(hparams: Mapping[str, Any]) -> None:

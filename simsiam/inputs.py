@@ -4,10 +4,9 @@ SimSiam and KNNMonitor accept batches in several forms. The functions here retur
 fixed form, or raise a ValueError that says what was expected and what the batch is.
 """
 
-import math
 import numbers
 from collections.abc import Mapping, MutableMapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from models.choices import is_library_backbone
 from models.libraries import count_library_features
-from simsiam.hparams import to_plain
+from simsiam.hparams import is_rgb, to_plain
 from utils.errors import require
 
 VIEWS_EXPECTED = (
@@ -68,6 +67,11 @@ def get_views(batch: Any, one_way_views: int = 0) -> list[Tensor]:
 
     if len(views) < 2 or not all(_is_image_batch(view) for view in views):
         raise ValueError(f"{VIEWS_EXPECTED}; this one is {describe_batch(batch)}")
+    if any(_is_list_of_views(part) for part in batch[1:]):
+        raise ValueError(
+            f"{VIEWS_EXPECTED}; this one has several lists of views, as from several loaders, and "
+            "only the first would be used. Join their data sets: torch.utils.data.ConcatDataset"
+        )
     if any(len(view) != len(views[0]) for view in views):
         raise ValueError(f"{VIEWS_EXPECTED}; these views differ in B: {describe_batch(views)}")
     standard_views = max(2, one_way_views)
@@ -119,6 +123,26 @@ def get_labelled_images(batch: Any) -> tuple[Tensor, Tensor]:
     if labels.is_floating_point() or bool((labels < 0).any()):
         raise ValueError(message)
     return images, labels.long()
+
+
+def get_features(output: Any) -> Tensor:
+    """Return the features (B, F) of images from the output of a network of the user.
+
+    Raises:
+        ValueError: The output is neither (B, F) nor (B, F, 1, 1).
+    """
+    if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:] == (1, 1):
+        return output.flatten(1)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        raise ValueError(
+            "features must be a tensor (B, F) or (B, F, 1, 1), from the backbone of a module, or "
+            f"from the module itself if it has none; this output is {describe_batch(output)}"
+        )
+    return output
+
+
+def _is_list_of_views(x: Any) -> bool:
+    return isinstance(x, list | tuple) and len(x) > 1 and all(_is_image_batch(part) for part in x)
 
 
 def _is_image_batch(x: Any) -> bool:
@@ -185,7 +209,7 @@ def read_image_metadata(datamodule: Any) -> tuple[dict[str, Any], list[str]]:
     mean = _get_plain(datamodule, "mean")
     std = _get_plain(datamodule, "std")
     if mean is not None or std is not None:
-        if _is_rgb(mean) and _is_rgb(std) and min(std) > 0:
+        if is_rgb(mean) and is_rgb(std) and min(std) > 0:
             metadata["mean"] = [float(x) for x in mean]
             metadata["std"] = [float(x) for x in std]
         else:
@@ -213,9 +237,3 @@ def _get_plain(owner: Any, name: str) -> Any:
         return to_plain(value)
     except (TypeError, ValueError):
         return value
-
-
-def _is_rgb(value: Any) -> TypeGuard[list[float]]:
-    if not isinstance(value, list) or len(value) != 3:
-        return False
-    return all(type(x) in (int, float) and math.isfinite(x) for x in value)

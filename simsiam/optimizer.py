@@ -38,10 +38,7 @@ def make_optimizer(module: Any) -> torch.optim.Optimizer:
         fused=not clips_gradients,
     )
 
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    has_frozen = any(not parameter.requires_grad for parameter in parameters)
-    if has_frozen or _find_added_parameters(module):
-        optimizer.register_step_pre_hook(_add_missing_momentum)
+    optimizer.register_step_pre_hook(_add_missing_momentum)
     return optimizer
 
 
@@ -181,10 +178,14 @@ def _find_added_parameters(module: Any) -> list[nn.Parameter]:
 def _add_missing_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """Give parameters that start to learn after the first step a momentum of 0.
 
-    A callback such as BackboneFinetuning freezes parameters first and trains them later. The loss
-    of a subclass may be without some of its parameters in the first steps. torch's fused SGD fails
-    if some parameters of a group have a momentum and others have none.
+    A callback such as BackboneFinetuning freezes parameters first and trains them later, or removes
+    their gradients. The loss of a subclass may be without some of its parameters in the first
+    steps. torch's fused SGD fails if some parameters of a group have a momentum and others have
+    none.
     """
+    num_parameters = sum(len(group["params"]) for group in optimizer.param_groups)
+    if len(optimizer.state) in (0, num_parameters):
+        return  # In most runs, all parameters learn from the first step on.
     for group in optimizer.param_groups:
         if not group["momentum"]:
             continue

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from utils import distributed
-from utils.trainer import follow_accumulation_schedule, has_accumulated_gradients
+from utils.trainer import (
+    follow_accumulation_schedule,
+    has_accumulated_gradients,
+    logs_this_step,
+)
 
 # Older checkpoints have the sums of these metrics as one tensor, in this order.
 METRICS_WITHOUT_NAMES = ("train_loss", "z_std")
@@ -69,6 +73,8 @@ class ResumableModule(pl.LightningModule):
         """
         if self._trainer is None:
             return  # `training_step` was called without a Trainer.
+        if self.trainer.lightning_module is not self:
+            return  # Another module has this one as a part. Only that module can log.
 
         step_metrics: dict[str, Tensor] = {}
         for name, metric in metrics.items():
@@ -80,9 +86,7 @@ class ResumableModule(pl.LightningModule):
             self._metric_counts[name] = self._metric_counts.get(name, 0) + 1
             step_metrics[f"{name}_step"] = value
 
-        log_every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        step = self.trainer.global_step + 1  # global_step does not count the current step yet
-        if log_every and step % log_every == 0:
+        if logs_this_step(self.trainer):
             self.log_dict(step_metrics, on_step=True, on_epoch=False, batch_size=batch_size)
 
     def epoch_means(self) -> dict[str, Tensor]:

@@ -104,6 +104,8 @@ def test_any_module_that_gives_features_is_a_backbone(tmp_path: Path) -> None:
     message = "a custom ShuffleNetV2, which this program"
     with pytest.raises(UserError, match=message):
         load_backbone(tmp_path / "own.ckpt")
+    with pytest.raises(ValueError, match=r"a custom ShuffleNetV2\. Build it and pass it"):
+        SimSiam.load_from_checkpoint(tmp_path / "own.ckpt")
     loaded = SimSiam.load_from_checkpoint(tmp_path / "own.ckpt", backbone=network)
     assert loaded.hparams["mean"] == pytest.approx(module.hparams["mean"])
 

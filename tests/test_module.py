@@ -178,3 +178,20 @@ def test_the_options_know_the_default_warm_up(epochs: int) -> None:
 def test_an_unknown_backbone_is_refused() -> None:
     with pytest.raises(ValueError, match="resnet18"):
         SimSiam(backbone="resnet19")
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"mean": ["a", "b", "c"], "std": [1, 1, 1]}, "mean must have a number for each of 3"),
+        ({"mean": [0, 0, 0], "std": [1, float("nan"), 1]}, "std must have a number for each of 3"),
+        ({"mean": [0, 0, 0], "std": [1, 0, 1]}, "std must be above 0"),
+        ({"mean": [0.5, 0.5, 0.5]}, "pass both mean and std or neither"),
+        ({"std": [0.5, 0.5, 0.5]}, "pass both mean and std or neither"),
+    ],
+)
+def test_statistics_that_cannot_normalise_images_are_refused(
+    statistics: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        SimSiam(**SIZES, **statistics)

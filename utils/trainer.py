@@ -20,6 +20,17 @@ def count_batches_done(trainer: "pl.Trainer") -> int:
     return trainer.fit_loop.batch_idx + 1
 
 
+def logs_this_step(trainer: "pl.Trainer") -> bool:
+    """Return whether loggers get the values of this step, as `log_every_n_steps` says.
+
+    `global_step` would be wrong: it counts the steps of all optimizers of a module, and after an
+    optimizer step it is the next one.
+    """
+    log_every: Any = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1  # by which Lightning decides, too
+    return log_every > 0 and step % log_every == 0
+
+
 def has_accumulated_gradients(trainer: "pl.Trainer") -> bool:
     """Return whether there are gradients that wait for more batches of their optimizer step."""
     progress = trainer.fit_loop.epoch_loop.batch_progress

@@ -1,10 +1,10 @@
-"""Detection of a collapsed representation."""
+"""Detection of a collapsed representation, and of a training that has diverged."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
 
 from simsiam.callbacks.knn import KNNMonitor
 from simsiam.collapse import (
@@ -14,7 +14,7 @@ from simsiam.collapse import (
     lost_rank_threshold,
 )
 from simsiam.resumable_module import ResumableModule
-from utils.errors import COLLAPSED_STATUS, RunError
+from utils.errors import COLLAPSED_STATUS, NOT_FINITE_STATUS, RunError
 
 
 class CollapseMonitor(pl.Callback):
@@ -27,15 +27,17 @@ class CollapseMonitor(pl.Callback):
     whatever `z_std` is. It never ends the run, because the rank may rise again when the learning
     rate falls.
 
+    A loss that is not finite is reported like a collapse.
+
     A run that resumes does not repeat a warning.
 
     Args:
-        stop: whether to end a run that has collapsed instead of warning.
+        stop: whether to end a run that has collapsed or diverged instead of warning.
         print_fn: takes a warning; None for `print`.
 
     Raises:
-        RunError: `stop` is set and the representation has collapsed. It is a RuntimeError, and the
-            exit status of the program is COLLAPSED_STATUS.
+        RunError: `stop` is set and the representation has collapsed, or the loss is not finite. It
+            is a RuntimeError. Its status is COLLAPSED_STATUS or NOT_FINITE_STATUS.
         ValueError: at the end of an epoch, if the module logs no `z_std`.
     """
 
@@ -49,7 +51,7 @@ class CollapseMonitor(pl.Callback):
 
     def _forget(self) -> None:
         """Begin a run: nothing has been measured, and the user has not been warned."""
-        self.warned = False  # of a collapse
+        self.warned = False  # of a collapse or a divergence
         self.warned_of_rank = False
         self.ranks: list[float] = []  # the latest effective ranks that a KNNMonitor has measured
 
@@ -69,9 +71,24 @@ class CollapseMonitor(pl.Callback):
         epoch = trainer.current_epoch + 1
         z_std = self._current_z_std(trainer, pl_module)
         rank = self._current_rank(trainer)
-        if is_collapsed(z_std, rank):
+        if self._has_diverged(trainer, pl_module, z_std):
+            self._report(
+                f"the training has diverged in epoch {epoch}: the loss is not finite. "
+                "Usual cause: a too high learning rate",
+                NOT_FINITE_STATUS,
+            )
+        elif is_collapsed(z_std, rank):
             self._report_collapse(epoch, z_std, rank)
         self._check_rank(trainer, epoch, z_std)
+
+    def _has_diverged(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, z_std: float
+    ) -> bool:
+        if math.isfinite(z_std):
+            return False
+        # Of a batch of a single image, only z_std is not a number.
+        loss = self._current_mean("train_loss", trainer, pl_module)
+        return loss is None or not math.isfinite(loss)
 
     def _report_collapse(self, epoch: int, z_std: float, rank: float | None) -> None:
         symptoms = f"z_std is {z_std:.3f} (healthy: near 1)"
@@ -82,8 +99,12 @@ class CollapseMonitor(pl.Callback):
             "Usual causes: no stop-gradient, no predictor, no BN in the heads, a too high weight "
             "decay or learning rate"
         )
+        self._report(message, COLLAPSED_STATUS)
+
+    def _report(self, message: str, status: int) -> None:
+        """Warn once, or end the run with this exit status."""
         if self.stop:
-            raise RunError(message, COLLAPSED_STATUS)
+            raise RunError(message, status)
         if not self.warned:
             self.print_fn(f"warning: {message}")
             self.warned = True
@@ -111,18 +132,25 @@ class CollapseMonitor(pl.Callback):
 
     def _current_z_std(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
         """Return the mean of z_std over the epoch so far."""
-        means: Mapping[str, Tensor] = trainer.callback_metrics
-        # SimSiam logs its means after the last batch. None is logged yet if a validation has ended
-        # the epoch early, or if the run resumes between the last batch and the end of the epoch.
-        if "z_std" not in means and isinstance(pl_module, ResumableModule):
-            means = pl_module.epoch_means()
-        if "z_std" not in means:
+        z_std = self._current_mean("z_std", trainer, pl_module)
+        if z_std is None:
             raise ValueError(
                 "CollapseMonitor needs a module that logs z_std, as SimSiam does; "
                 f"{type(pl_module).__name__} does not. In a subclass of SimSiam, each hook must "
                 "call super()"
             )
-        return float(means["z_std"])
+        return z_std
+
+    def _current_mean(
+        self, name: str, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> float | None:
+        """Return the mean of a metric over the epoch so far; None if the module does not log it."""
+        means = trainer.callback_metrics
+        # SimSiam logs its means after the last batch. None is logged yet if a validation has ended
+        # the epoch early, or if the run resumes between the last batch and the end of the epoch.
+        if name not in means and isinstance(pl_module, ResumableModule):
+            means = pl_module.epoch_means()
+        return float(means[name]) if name in means else None
 
     def _current_rank(self, trainer: pl.Trainer) -> float | None:
         """Return the effective rank of the features; None if it was not measured in this epoch."""

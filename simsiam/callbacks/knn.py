@@ -34,12 +34,14 @@ from utils.trainer import is_last_epoch
 class KNNMonitor(pl.Callback):
     """Measure the backbone's features: log `kNN_accuracy` (top-1 in percent) and `rankme`.
 
-    The features are the pooled backbone features of clean images. For kNN they are L2-normalised
-    (Wu et al. 2018; SimSiam paper, appendix D). The bank and the queries are the train and the test
-    split of a `ViewsDataModule`, or the images of two loaders. `rankme` is the effective rank of
-    25,600 features of the bank. If there are no labels, only `rankme` is logged. If only one of the
-    splits has labels, its images are both the bank and the queries, and no image is its own
-    neighbour (leave-one-out), see `simsiam.data.knn_labels`. Images without a label are left out.
+    The features are the pooled backbone features of clean images, the output of the module's
+    `backbone`. Of a module without one, they are the output of its `forward`. For kNN they are
+    L2-normalised (Wu et al. 2018; SimSiam paper, appendix D). The bank and the queries are the
+    train and the test split of a `ViewsDataModule`, or the images of two loaders. `rankme` is the
+    effective rank of 25,600 features of the bank. If there are no labels, only `rankme` is logged.
+    If only one of the splits has labels, its images are both the bank and the queries, and no image
+    is its own neighbour (leave-one-out), see `simsiam.data.knn_labels`. Images without a label are
+    left out.
 
     The monitor measures before training (unless `before_training` is False), after every `every`-th
     epoch and after the last one. In an epoch without a measurement, `trainer.callback_metrics` has
@@ -188,7 +190,8 @@ class KNNMonitor(pl.Callback):
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         """Return `kNN_accuracy` and `rankme` for the current weights.
 
-        `kNN_accuracy` is left out if there are no labels, and `rankme` if it is not finite.
+        `kNN_accuracy` is left out if there are no labels, and NaN if the features are not finite.
+        `rankme` is left out if it is not finite.
         Each process extracts the features of its share of the images. The processes search the
         neighbours together.
         """
@@ -231,6 +234,8 @@ class KNNMonitor(pl.Callback):
             k = min(self.k, len(bank_labels))
             own = None
         similarity, self.indices = nearest_in_shards(unit_queries, unit_bank, k, start, own)
+        if bool(similarity.isnan().any()):
+            return math.nan  # The features are not finite, so the votes would mean nothing.
         predicted = vote(similarity, bank_labels[self.indices], len(classes), self.temperature)
         correct = (classes[predicted] == queries.labels).sum().item()
         return 100 * correct / len(queries.labels)

@@ -95,20 +95,27 @@ class MetricsRecorder(pl.Callback):
             if not math.isfinite(mean):
                 raise make_not_finite_error(f"{name} is {mean}", epoch, self.run)
 
+        # Features may overflow while the running statistics of BN lag behind the weights. Their
+        # accuracy is NaN, and the epoch counts as one without a measurement.
+        measured: dict[str, float] = {}
+        for name, value in self.knn.epoch_metrics.items():
+            if math.isfinite(value):
+                measured[name] = value
+
         learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         own_metrics = {
             "learning_rate": learning_rate,
             "perf/images_per_second": self.images_per_second,
         }
         pl_module.log_dict(own_metrics)
-        self._log_early(trainer, {**self.means, **self.knn.epoch_metrics, **own_metrics})
+        self._log_early(trainer, {**self.means, **measured, **own_metrics})
 
         self.rows.append(
             {
                 "epoch": epoch,
                 "step": trainer.global_step,
                 **self.means,
-                **self.knn.epoch_metrics,
+                **measured,
                 "learning_rate": learning_rate,
                 "images_per_second": round(self.images_per_second, 1),
                 "seconds": round(self._seconds_of_epoch(), 3),

@@ -13,7 +13,7 @@ from simsiam.data.dataset import ImageDataset
 from simsiam.data.knn_labels import RANKME_IMAGES
 from simsiam.data.spread import evenly_spaced
 from simsiam.evaluation.features import choose_chunk_size, compute_dtype, extract_features
-from simsiam.inputs import get_labelled_images
+from simsiam.inputs import get_features, get_labelled_images
 from utils import distributed
 from utils.knn import nearest
 
@@ -42,10 +42,11 @@ def extract_batches(network: nn.Module, batches: Batches, device: torch.device) 
     features and labels of rank 0 are used.
 
     Args:
-        network: (B, 3, S, S) -> (B, F).
+        network: (B, 3, S, S) -> (B, F) or (B, F, 1, 1).
 
     Raises:
-        ValueError: the loader gives no batch, or something else than (images, labels, ...).
+        ValueError: the loader gives no batch, or something else than (images, labels, ...); or the
+            network does not give features.
     """
     dtype = compute_dtype(network)
     features = []
@@ -53,7 +54,7 @@ def extract_batches(network: nn.Module, batches: Batches, device: torch.device) 
     with eval_mode(network):
         for batch in batches:
             images, batch_labels = get_labelled_images(batch)
-            features.append(network(images.to(device, dtype)).float())
+            features.append(get_features(network(images.to(device, dtype))).float())
             labels.append(batch_labels.to(device))
     if not labels:
         raise ValueError("KNNMonitor: a loader gives no batch")
@@ -77,7 +78,7 @@ def extract_split(
     """Return the features of this process's share of a split, and the labels of all shares.
 
     Args:
-        network: (B, 3, S, S) -> (B, F).
+        network: (B, 3, S, S) -> (B, F) or (B, F, 1, 1).
         data: has the mean and std of the images.
         progress: see `KNNMonitor`.
         indices: of the images to take, (N,) int64; None for all.

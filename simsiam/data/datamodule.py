@@ -217,12 +217,14 @@ class ViewsDataModule(pl.LightningDataModule):
         """
         trainer = self.trainer
         images = self.train.images
-        if trainer is None or trainer.state.finished:  # A Trainer stays attached after its fit.
+        # A Trainer stays attached after its fit, also if an error or Ctrl-C has ended that.
+        if trainer is None or trainer.state.stopped:
             n = len(images)
             return ViewsLoader(n, self.batch_size, self.seed, images.device, self.make_views)
         check_batch_split(self.batch_size, self.accumulate, trainer)
         device = trainer.strategy.root_device
-        # With `overfit_batches` all epochs have the same images, in the order of epoch 0.
+        # With `overfit_batches` all epochs have the same images, in the order of epoch 0. The views
+        # of these images are new in each epoch.
         overfits = trainer.overfit_batches > 0  # pyright: ignore[reportAttributeAccessIssue]
         sampler = EpochSampler(
             len(images),
@@ -241,8 +243,8 @@ class ViewsDataModule(pl.LightningDataModule):
                 sampler,
                 self.train.whole,
                 self.views,
-                draw_boxes=self.view_maker.draw_boxes_in(sampler.epoch),
-                view_size=lambda: self.view_size(sampler.epoch()),
+                draw_boxes=self.view_maker.draw_boxes_in(lambda: trainer.current_epoch),
+                view_size=lambda: self.view_size(trainer.current_epoch),
                 pin=pin,
             )
         if self.train.on_disk or images.device.type != device.type:

@@ -12,6 +12,7 @@ from simsiam.augment import normalize
 from simsiam.data.files.lazy_images import LazyImages
 from simsiam.data.files.resizing import resized_side
 from simsiam.evaluation.zoom import zoom_in
+from simsiam.inputs import get_features
 
 FEATURE_CHUNK = 1000  # images of CIFAR's size that a GPU encodes at once
 CPU_FEATURE_CHUNK = FEATURE_CHUNK // 4  # fits into the caches of a CPU: 1.4 times the speed
@@ -78,7 +79,7 @@ def extract_features(
     """Return the features (N, F) float32 of clean images, by the network in eval mode.
 
     Args:
-        network: (B, 3, S, S) -> (B, F).
+        network: (B, 3, S, S) -> (B, F) or (B, F, 1, 1).
         images: (N, 3, side, side) uint8, or an iterable of chunks (B, 3, side, side) uint8.
         mean, std: (3,) each, on the scale of 0 to 1, of the images that the network was trained on.
         unit: L2-normalise each row, for cosines.
@@ -96,7 +97,7 @@ def extract_features(
         for chunk in images:
             x = resize_to(chunk.to(mean.device), size).float() / 255
             x = normalize(zoom_in(x, zoom), mean, std)
-            chunk_features = network(x.to(dtype)).float()
+            chunk_features = get_features(network(x.to(dtype))).float()
             if done == 0:
                 # Allocated once; concatenating a list of chunks would take twice the memory.
                 features = chunk_features.new_empty(n or 0, chunk_features.shape[1])

@@ -32,11 +32,12 @@ MAX_ERROR_LENGTH = 300  # characters of torch's message, which may list every we
 def evaluated_backbone(module: nn.Module) -> nn.Module:
     """Return the part of a SimSiam that is evaluated, saved and exported.
 
-    `evaluated_weights` reads the weights of the same part from a checkpoint.
+    `evaluated_weights` reads the weights of the same part from a checkpoint. A module of another
+    program without a backbone is evaluated as it is.
     """
-    backbone = getattr(module, BACKBONE_PART, module)
-    assert isinstance(backbone, nn.Module)
-    return backbone
+    backbone = getattr(module, BACKBONE_PART, None)
+    # It may be a name.
+    return backbone if isinstance(backbone, nn.Module) else module
 
 
 def evaluated_weights(state: dict[str, Any]) -> dict[str, Any]:

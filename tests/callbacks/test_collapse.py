@@ -1,15 +1,17 @@
 """simsiam/callbacks/collapse.py and simsiam/collapse.py."""
 
+import math
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 
 from simsiam import CollapseMonitor, KNNMonitor
 from simsiam.collapse import has_lost_rank, is_collapsed, lost_rank_threshold
 from tests.trainers import BATCHES, SaveAt, fit, make_data, make_model, make_trainer
-from utils.errors import RunError
+from utils.errors import NOT_FINITE_STATUS, RunError
 
 IMAGES = 8000
 TOO_HIGH = {"learning_rate": 0.3, "weight_decay": 0.1}  # loses the rank within two epochs
@@ -113,3 +115,28 @@ def test_a_run_that_has_been_warned_of_a_collapse_can_be_stopped_later(
     assert len(warnings) == 1
     with pytest.raises(RunError, match="has collapsed in epoch 2"):
         resume(file, CollapseMonitor(stop=True))
+
+
+# ---------------------------------------------------------------- a training that has diverged
+
+DIVERGING: dict[str, float] = {"learning_rate": 1e20, "warmup_epochs": 0}
+
+
+def test_a_loss_that_is_not_finite_is_reported_once() -> None:
+    warnings: list[str] = []
+    monitor = CollapseMonitor(print_fn=warnings.append)
+    fit(monitor, model=make_model(**DIVERGING), max_epochs=3)
+    (warning,) = warnings
+    assert "the training has diverged in epoch 1: the loss is not finite" in warning
+    with pytest.raises(RunError, match="has diverged in epoch 1") as error:
+        fit(CollapseMonitor(stop=True), model=make_model(**DIVERGING), max_epochs=3)
+    assert error.value.status == NOT_FINITE_STATUS
+
+
+def test_features_that_are_not_finite_have_no_accuracy() -> None:
+    """The vote of such features has the accuracy of chance, which looks like a measurement."""
+    stop = EarlyStopping("kNN_accuracy", mode="max", patience=9)
+    monitor = KNNMonitor(k=5)
+    trainer = fit(monitor, stop, model=make_model(**DIVERGING), max_epochs=3)
+    assert math.isnan(monitor.epoch_metrics["kNN_accuracy"])
+    assert trainer.current_epoch == 1

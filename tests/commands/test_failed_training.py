@@ -49,6 +49,9 @@ def test_the_error_of_a_diverged_run_names_the_last_good_checkpoint(
         and f"in epoch 2: lower --learning-rate; the last good checkpoint is {last}" in err
     )
     assert all(bool(value.isfinite().all()) for value in load_weights(last.parent.parent).values())
+    # The features of epoch 1 have overflowed, though its loss and its weights are finite.
+    (row,) = read_rows(last.parent.parent)
+    assert "kNN_accuracy" not in row
 
 
 def test_a_collapse_ends_with_status_3_where_asked(program: Program) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
+from simsiam import ViewsDataModule
+from simsiam.augment import Policy
 from simsiam.config.options import DataOptions
 from simsiam.data import load_dataset
 from simsiam.data.dataset import ImageDataset
@@ -17,6 +20,20 @@ from tests.at_steps import start_with_events
 from tests.helpers import ROOT, TINY, Program, read_rows, same_weights
 from tests.images import write_images
 from tests.processes import start
+from tests.trainers import fit
+
+
+class FirstView(pl.Callback):
+    """Keeps the first view of each epoch."""
+
+    def __init__(self) -> None:
+        self.views: list[torch.Tensor] = []
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 0:
+            self.views.append(batch[0])
 
 
 def class_names(images: ImageDataset) -> list[str]:
@@ -124,3 +141,23 @@ def test_images_larger_than_the_memory_are_streamed(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert images.nbytes > 3.7 * memory
+
+
+def test_overfit_batches_crops_the_same_images_anew_in_each_epoch(photos: Path) -> None:
+    crops_alone = Policy(flip=0, jitter=0, grayscale=0)
+    data = ViewsDataModule(
+        "folder",
+        str(photos),
+        batch_size=10,
+        policy=crops_alone,
+        image_schedule=["8:2"],
+        train_images=40,
+        image_size=32,
+        image_cache="off",
+    )
+    first_view = FirstView()
+    fit(first_view, data=data, max_epochs=3, overfit_batches=2)
+    epoch_1, epoch_2, epoch_3 = first_view.views
+    assert epoch_1.shape == epoch_2.shape == (10, 3, 8, 8)
+    assert not torch.equal(epoch_1, epoch_2)
+    assert epoch_3.shape == (10, 3, 32, 32)
