@@ -120,8 +120,8 @@ class ViewsDataModule(pl.LightningDataModule):
         """Load a subclass that saves its arguments. This class does not: UserError."""
         require(
             cls is not ViewsDataModule,
-            "a checkpoint does not hold the arguments of ViewsDataModule: give them again, as in "
-            "ViewsDataModule(dataset=...). The config.yaml of a run has them.",
+            "a checkpoint does not hold the arguments of ViewsDataModule. config.yaml of a run has "
+            "them: ViewsDataModule(dataset=...)",
         )
         return super().load_from_checkpoint(*args, **kwargs)
 
@@ -223,8 +223,7 @@ class ViewsDataModule(pl.LightningDataModule):
             return ViewsLoader(n, self.batch_size, self.seed, images.device, self.make_views)
         check_batch_split(self.batch_size, self.accumulate, trainer)
         device = trainer.strategy.root_device
-        # With `overfit_batches` all epochs have the same images, in the order of epoch 0. The views
-        # of these images are new in each epoch.
+        # With `overfit_batches` all epochs have the images of epoch 0, in new views.
         overfits = trainer.overfit_batches > 0  # pyright: ignore[reportAttributeAccessIssue]
         sampler = EpochSampler(
             len(images),
