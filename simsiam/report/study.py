@@ -16,6 +16,7 @@ OUTCOMES = {
     "running": "not finished",
 }
 LOST = ("collapsed", "diverged")  # outcomes that settings bring about
+TRAINED = ("finished", "stopped", *LOST)  # outcomes that tell whether settings are safe
 MIN_LOST = 2  # trials that must have collapsed before the page names a region
 MIN_SEPARATION = 0.5  # of a region: share of lost trials inside it minus that of the other trials
 
@@ -108,7 +109,7 @@ def find_region(study: StudyRecord) -> Region | None:
     Returns:
         None if hardly any trial was lost, if all were, or if no setting tells them apart.
     """
-    ended = [trial for trial in study.trials if trial.outcome in ("finished", "stopped", *LOST)]
+    ended = [trial for trial in study.trials if trial.outcome in TRAINED]
     num_lost = sum(trial.outcome in LOST for trial in ended)
     if num_lost < MIN_LOST or num_lost == len(ended):
         return None
@@ -145,6 +146,8 @@ def _split_by(name: str, trials: Sequence[TrialRecord]) -> list[Region]:
 def describe_region(study: StudyRecord) -> str:
     """Return which trials collapsed and what they have in common, in sentences."""
     num_lost = sum(study.count(outcome) for outcome in LOST)
+    if not any(trial.outcome in TRAINED for trial in study.trials):
+        return "No trial has a result yet, so nothing is known about collapse."
     if num_lost == 0:
         return "No trial collapsed: all of these settings are safe in this respect."
     trials = "trial" if num_lost == 1 else "trials"

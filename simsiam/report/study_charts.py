@@ -33,7 +33,7 @@ NAMES = {
     "best": "the best trial",
     "start": "your own settings",
     "finished": "trained to the end",
-    "stopped": "stopped early",
+    "stopped": "not trained to the end",
     "collapsed": "collapsed or diverged",
 }
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from simsiam.report.study import StudyRecord, TrialRecord, describe_region, find_region
-from simsiam.report.study_charts import STYLES, kind_of, render_study
+from simsiam.report.study_charts import NAMES, STYLES, kind_of, render_study
 
 
 def make_study(*trials: TrialRecord) -> StudyRecord:
@@ -62,6 +64,13 @@ def test_collapse_that_no_setting_explains_has_no_region() -> None:
 
 def test_study_without_collapse_says_so() -> None:
     assert "No trial collapsed" in describe_region(make_study(make_trial(0, "finished", 1.0)))
+
+
+@pytest.mark.parametrize("outcome", ["running", "failed"])
+def test_nothing_is_said_of_trials_without_a_result(outcome: str) -> None:
+    study = make_study(make_trial(0, outcome, None))
+    assert "nothing is known" in describe_region(study)
+    assert NAMES[kind_of(make_trial(1, outcome, 30.0), study)] == "not trained to the end"
 
 
 def test_best_is_a_trial_that_was_trained_to_its_end() -> None:

@@ -1,5 +1,6 @@
 """What is the same for all trials of a search: images, objective, ranges and length."""
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -199,6 +200,7 @@ def measure_epoch(plan: Plan, slot: Slot) -> tuple[float, float]:
     epochs = min(PROBE_EPOCHS, plan.base["epochs"])
     config = plan.make_trial(plan.start_of_space(), epochs, PROBE)
     run = RunDirectory(config.run_dir)
+    shutil.rmtree(run.path, ignore_errors=True)  # of a measurement that was interrupted
     print_line(f"Measuring how long an epoch takes: {epochs} epochs of the first trial's settings")
     log = plan.config.run_dir / f"{PROBE}.log"
     started = time.monotonic()
@@ -214,6 +216,7 @@ def measure_epoch(plan: Plan, slot: Slot) -> tuple[float, float]:
         raise RunError(f"the run that measures the time failed: {last_line(log)}", max(1, status))
     elapsed = time.monotonic() - started
     rows = run.rows()
+    shutil.rmtree(run.path, ignore_errors=True)  # a report on the search would show it as a trial
     trained = sum(row["seconds"] for row in rows)
     return max(0.0, elapsed - trained), rows[-1]["seconds"]
 

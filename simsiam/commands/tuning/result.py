@@ -1,6 +1,7 @@
 """What a search has found: lines for the terminal, and the page about it."""
 
 import math
+import shlex
 from datetime import datetime
 from typing import Any
 
@@ -212,8 +213,9 @@ def finish_search(plan: Plan, study: Study, trial_epochs: int) -> None:
         )
     print_line(f"page      {folder / PAGE}")
     url = plan.config.search.storage
-    storage = folder / JOURNAL if url is None else hide_password(url)
-    print_line(f"more      pip install optuna-dashboard; optuna-dashboard {storage}")
+    storage = str(folder / JOURNAL) if url is None else hide_password(url)
+    command = f"optuna-dashboard {shlex.quote(storage)}"
+    print_line(f"more      pip install optuna-dashboard; {command}")
 
 
 def make_rows(record: StudyRecord) -> dict[str, list[str]]:

@@ -145,9 +145,9 @@ class Worker:
         self.trial_epochs = known
         study.use_pruner(known)
         length = f"{known} of the planned {self.plan.base['epochs']} epochs"
-        print_line(
-            f"  trials    {length}; those that are behind after epoch {rung_of(known)} are stopped"
-        )
+        if rung_of(known) < known:
+            length += f"; those that are behind after epoch {rung_of(known)} are stopped"
+        print_line(f"  trials    {length}")
 
     def work(self) -> None:
         while True:

@@ -92,8 +92,8 @@ class CsvParser:
         unused_columns: the names of the columns that are not used.
 
     Raises:
-        UserError: if there is no column `path`. Also while the rows are read: if a line has no path
-            or another number of fields.
+        UserError: if there is no column `path`. Also while the rows are read: if a line has no
+            path or another number of fields, or a label or split with a line break.
     """
 
     def __init__(self, text: IO[str], where: str) -> None:
@@ -122,14 +122,15 @@ class CsvParser:
 
     def __iter__(self) -> Iterator[Row]:
         try:
+            line = self._reader.line_num + 1  # the first one of the next row
             for fields in self._reader:
                 if fields:  # The line is not empty.
-                    yield self._make_row(fields)
+                    yield self._make_row(fields, line)
+                line = self._reader.line_num + 1
         except csv.Error as error:
             raise self._describe(error) from None
 
-    def _make_row(self, fields: list[str]) -> Row:
-        line = self._reader.line_num
+    def _make_row(self, fields: list[str], line: int) -> Row:
         require(
             len(fields) == len(self._columns),
             f"{self._where}: line {line} has {format_count(len(fields), 'field')}, but the first "
@@ -141,6 +142,12 @@ class CsvParser:
         require(path != "", f"{self._where}: line {line} has no path.")
         label = values.get("label", "").strip()
         split = values.get("split", "").strip().lower()
+        # After a double quote without its counterpart, the rest of the list would be one label.
+        require(
+            not any(end in label + split for end in "\n\r"),
+            f"{self._where}: the label or the split of line {line} goes on in the next line. "
+            "A double quote is missing there, or is one too many.",
+        )
         return Row(line, path, label, split)
 
     def _describe(self, error: csv.Error) -> UserError:

@@ -9,6 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from simsiam.commands.tuning.judging import Judge
+from simsiam.commands.tuning.plan import measure_epoch
 from simsiam.commands.tuning.space import Range, Space
 from simsiam.commands.tuning.study import Study
 from simsiam.commands.tuning.trial import TrialRun
@@ -133,3 +134,13 @@ def test_time_left_is_estimated_from_the_trials_since_the_start(
     for ended, expected in ((1, ""), (4, "; about 10 min left"), (9, "")):  # of 9 trials
         monkeypatch.setattr(worker.study, "count_ended", lambda ended=ended: ended)
         assert worker.describe_time_left() == expected
+
+
+def test_measurement_of_an_epoch_leaves_no_run_for_a_report(worker: Worker) -> None:
+    folder = worker.plan.config.run_dir
+    plan = SimpleNamespace(**vars(worker.plan), base={"epochs": 8}, start_of_space=dict)
+    (folder / "probe").mkdir()  # of a measurement that was killed
+    (folder / "probe" / "metrics.jsonl").write_text('{"epoch": 1, "seconds": 1000}\n')
+    startup, _ = measure_epoch(cast(Any, plan), None)
+    assert startup > 0
+    assert not (folder / "probe").exists() and (folder / "probe.log").exists()

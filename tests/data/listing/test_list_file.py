@@ -150,6 +150,8 @@ def test_missing_files_are_unreadable_images(tmp_path: Path, capsys: Printed) ->
         ),
         ("l.csv", "path,label\na.png\n", "line 2 has 1 field, but the first line has 2"),
         ("l.csv", "path,label\n,x\n", "line 2 has no path"),
+        ("l.csv", 'path,label\na.png,"x\nb.png,y\n', "label or the split of line 2 goes on"),
+        ("l.csv", 'label,path,split\nx,a.png,"train\ny,b.png,train"\n', "of line 2 goes on"),
         ("l.csv", "path,label\na.png,x\na.png,y\n", "line 3 gives a.png another label .* line 2"),
         ("l.csv", "path,split\na.png,train\na.png,val\n", "another label or split than line 2"),
         ("l.csv", "path,split\na.png,train\nb.png,dev\n", "split has 'dev', but takes train, val"),
