@@ -1,7 +1,7 @@
 """The data module that makes augmented views of images on the training device.
 
-The images of a data set live on the training device if they fit there. Otherwise they are read in
-advance from memory or from the disk, batch by batch.
+The images live on that device if they fit there. Otherwise they are read in advance from memory or
+from the disk, batch by batch.
 """
 
 import inspect
@@ -212,15 +212,14 @@ class ViewsDataModule(pl.LightningDataModule):
         device. `on_after_batch_transfer` makes views from the batches.
 
         Raises:
-            ValueError: if the batch does not split evenly among the processes and the
-                `accumulate` parts.
+            ValueError: if the batch does not split evenly among processes and `accumulate` parts.
         """
         trainer = self.trainer
         images = self.train.images
         # A Trainer stays attached after its fit, also if an error or Ctrl-C has ended that.
         if trainer is None or trainer.state.stopped:
-            n = len(images)
-            return ViewsLoader(n, self.batch_size, self.seed, images.device, self.make_views)
+            device = images.device
+            return ViewsLoader(len(images), self.batch_size, self.seed, device, self.make_views)
         check_batch_split(self.batch_size, self.accumulate, trainer)
         device = trainer.strategy.root_device
         # With `overfit_batches` all epochs have the images of epoch 0, in new views.
