@@ -35,6 +35,12 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
+def print_on_rank_zero(line: str) -> None:
+    """Print a line, unless this is another process of a run."""
+    if rank() == 0:
+        print(line, flush=True)
+
+
 def local_rank() -> int:
     """Return the number of this process among those on this machine."""
     # torchrun sets the first variable, srun the second.

@@ -14,6 +14,7 @@ from simsiam.collapse import (
     lost_rank_threshold,
 )
 from simsiam.resumable_module import ResumableModule
+from utils.distributed import print_on_rank_zero
 from utils.errors import COLLAPSED_STATUS, NOT_FINITE_STATUS, RunError
 
 
@@ -33,7 +34,7 @@ class CollapseMonitor(pl.Callback):
 
     Args:
         stop: whether to end a run that has collapsed or diverged instead of warning.
-        print_fn: takes a warning; None for `print`.
+        print_fn: takes a warning; None to print it on rank 0.
 
     Raises:
         RunError: `stop` is set and the representation has collapsed, or the loss is not finite. It
@@ -46,7 +47,7 @@ class CollapseMonitor(pl.Callback):
 
     def __init__(self, stop: bool = False, print_fn: Callable[[str], Any] | None = None) -> None:
         self.stop = stop
-        self.print_fn = print if print_fn is None else print_fn
+        self.print_fn = print_fn or print_on_rank_zero
         self._forget()
 
     def _forget(self) -> None:

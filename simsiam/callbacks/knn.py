@@ -55,7 +55,7 @@ class KNNMonitor(pl.Callback):
         bank, queries: loaders of (images, labels, ...), with float images (B, 3, S, S) as the
             network takes them and whole numbers from 0 as labels (B,). The same loader for both
             means leave-one-out. None for the images of the datamodule.
-        print_fn: takes a line of text for the user; None for `print`.
+        print_fn: takes a line of text for the user; None to print it on rank 0.
         progress: takes chunks of images, the total number of images and a label, and yields the
             chunks while it shows a progress bar; None for no bar.
         compile: whether to compile the network that extracts the features, on a GPU.
@@ -95,7 +95,7 @@ class KNNMonitor(pl.Callback):
         self.every = every
         self.bank = bank
         self.queries = queries
-        self.print_fn = print if print_fn is None else print_fn
+        self.print_fn = print_fn or distributed.print_on_rank_zero
         self.progress = progress
         self.compile = compile
         self.pretrained = pretrained

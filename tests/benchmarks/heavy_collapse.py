@@ -94,6 +94,7 @@ def train(kind: Kind, rate: float, seed: int, args: argparse.Namespace) -> dict[
         out_dim=256,
         h_dim=64,
         learning_rate=rate,
+        weight_decay=args.weight_decay,
         warmup_epochs=0,
         heavy_views=kind.heavy_views,
         heavy_loss=kind.heavy_loss,
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="file of the results")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.11, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--weight-decay", type=float, default=0.0005)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--train-images", type=int, default=3000)
     parser.add_argument("--held-out-images", type=int, default=1000)
@@ -144,6 +146,8 @@ def main() -> None:
             results: list[dict[str, Any]] = []
             for seed in args.seeds:
                 run = f"{name}, rate {rate:g}, seed {seed}, {args.epochs} epochs"
+                if args.weight_decay != parser.get_default("weight_decay"):
+                    run += f", weight decay {args.weight_decay:g}"
                 if run not in finished:
                     finished[run] = {"run": run, **train(kind, rate, seed, args)}
                     with args.results.open("a") as file:

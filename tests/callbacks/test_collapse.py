@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from simsiam import CollapseMonitor, KNNMonitor
 from simsiam.collapse import has_lost_rank, is_collapsed, lost_rank_threshold
 from tests.trainers import BATCHES, SaveAt, fit, make_data, make_model, make_trainer
+from utils import distributed
 from utils.errors import NOT_FINITE_STATUS, RunError
 
 IMAGES = 8000
@@ -140,3 +141,13 @@ def test_features_that_are_not_finite_have_no_accuracy() -> None:
     trainer = fit(monitor, stop, model=make_model(**DIVERGING), max_epochs=3)
     assert math.isnan(monitor.epoch_metrics["kNN_accuracy"])
     assert trainer.current_epoch == 1
+
+
+def test_only_one_process_of_a_trainer_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        KNNMonitor().print_fn(f"from {rank}")
+        CollapseMonitor().print_fn(f"from {rank}")
+    assert capsys.readouterr().out == "from 0\nfrom 0\n"

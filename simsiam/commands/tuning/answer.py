@@ -118,5 +118,5 @@ def describe_doubts(record: StudyRecord, plan: Plan) -> list[str]:
             "images may differ."
         )
     if not plan.judge.uses_test_images:
-        sentences.append("Test images were not used, so they can still tell the true gain.")
+        sentences.append("No test image was used, so test images can still tell the true gain.")
     return sentences
