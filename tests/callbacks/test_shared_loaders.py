@@ -46,7 +46,7 @@ def measure_with_loaders(args: list[str]) -> int:
         all_features = distributed.all_gather_rows(bank.features.clone())
         monitor = KNNMonitor(k=3)
         accuracies = [
-            monitor._measure_accuracy(bank, queries),
+            monitor._measure_accuracy(bank, queries, leave_one_out=False),
             monitor._measure_accuracy(queries, queries, leave_one_out=True),
         ]
         torch.save((all_features, bank.labels, accuracies), file)
