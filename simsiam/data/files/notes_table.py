@@ -6,6 +6,7 @@ import numpy as np
 
 from simsiam.config.value_types import PixelConversion, name_colour
 from simsiam.data.files.image_notes import ImageNotes
+from utils.console import format_count
 
 # The fields of `ImageNotes`. Instead of the text `bands`, a row has its index in a list of texts.
 NOTES = np.dtype(
@@ -131,10 +132,10 @@ class NotesTable:
         small_sides = rows["small_side"]
         small_sides = small_sides[(small_sides > 0) & (small_sides < view_size)]
         if len(small_sides) > 0:
+            smallest = format_count(int(small_sides.min()), "pixel")
             lines.append(
                 f"{self._count(len(small_sides))} are smaller than the views of {view_size} "
-                "pixels, and are enlarged. The shorter side of the smallest has "
-                f"{small_sides.min()} pixels."
+                f"pixels, and are enlarged. The shorter side of the smallest has {smallest}."
             )
         return lines
 

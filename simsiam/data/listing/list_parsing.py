@@ -124,18 +124,20 @@ class CsvParser:
         try:
             line = self._reader.line_num + 1  # the first one of the next row
             for fields in self._reader:
-                if fields:  # The line is not empty.
+                if any(field.strip() for field in fields):  # The line is not empty.
                     yield self._make_row(fields, line)
                 line = self._reader.line_num + 1
         except csv.Error as error:
             raise self._describe(error) from None
 
     def _make_row(self, fields: list[str], line: int) -> Row:
+        advice = "Give each line all of them."
+        if len(fields) > len(self._columns):
+            advice = f"Put a path with a {self._delimiter!r} into double quotes."
         require(
             len(fields) == len(self._columns),
             f"{self._where}: line {line} has {format_count(len(fields), 'field')}, but the first "
-            f"line has {len(self._columns)}. Put a path with a {self._delimiter!r} into double "
-            "quotes.",
+            f"line has {len(self._columns)}. {advice}",
         )
         values = dict(zip(self._columns, fields, strict=True))
         path = values["path"].strip()

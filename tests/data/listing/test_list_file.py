@@ -114,6 +114,13 @@ def test_the_first_contradiction_is_reported(tmp_path: Path) -> None:
         read(write(tmp_path / "l.csv", "\n".join(lines)))
 
 
+def test_lines_without_text_are_empty(tmp_path: Path) -> None:
+    """Spreadsheets leave such lines at the end of a table."""
+    put(tmp_path, "a.png", "b.png")
+    images = read(write(tmp_path / "l.csv", "path,label\na.png,x\n  \n,\nb.png,y\n"))
+    assert list(images.files) == ["a.png", "b.png"]
+
+
 def test_a_lone_carriage_return_is_a_part_of_a_name(tmp_path: Path) -> None:
     put(tmp_path, "a\rb.png", "c.png")
     images = read(write(tmp_path / "l.txt", "a\rb.png\r\nc.png\n"))
@@ -146,9 +153,9 @@ def test_missing_files_are_unreadable_images(tmp_path: Path, capsys: Printed) ->
         (
             "l.csv",
             "path,label\na.png,x\na,b.png,x\n",
-            "line 3 has 3 fields, but the first line has",
+            "line 3 has 3 fields, but the first line has 2. Put a path with a ',' into double",
         ),
-        ("l.csv", "path,label\na.png\n", "line 2 has 1 field, but the first line has 2"),
+        ("l.csv", "path,label\na.png\n", "2 has 1 field, but the first line has 2. Give each"),
         ("l.csv", "path,label\n,x\n", "line 2 has no path"),
         ("l.csv", 'path,label\na.png,"x\nb.png,y\n', "label or the split of line 2 goes on"),
         ("l.csv", 'label,path,split\nx,a.png,"train\ny,b.png,train"\n', "of line 2 goes on"),
