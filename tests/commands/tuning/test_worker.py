@@ -141,6 +141,5 @@ def test_measurement_of_an_epoch_leaves_no_run_for_a_report(worker: Worker) -> N
     plan = SimpleNamespace(**vars(worker.plan), base={"epochs": 8}, start_of_space=dict)
     (folder / "probe").mkdir()  # of a measurement that was killed
     (folder / "probe" / "metrics.jsonl").write_text('{"epoch": 1, "seconds": 1000}\n')
-    startup, _ = measure_epoch(cast(Any, plan), None)
-    assert startup > 0
+    measure_epoch(cast(Any, plan), None)
     assert not (folder / "probe").exists() and (folder / "probe.log").exists()
