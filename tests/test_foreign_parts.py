@@ -18,7 +18,8 @@ IMAGES = torch.randn(24, 3, 8, 8)
 
 
 def make_pairs(arrange: Any = lambda a, b: [a, b]) -> DataLoader[Any]:
-    return DataLoader([arrange(x, x.flip(2)) for x in IMAGES], batch_size=8)  # pyright: ignore[reportArgumentType]
+    pairs: Any = [arrange(x, x.flip(2)) for x in IMAGES]
+    return DataLoader(pairs, batch_size=8)
 
 
 # ---------------------------------------------------------------- loaders
@@ -27,8 +28,9 @@ def make_pairs(arrange: Any = lambda a, b: [a, b]) -> DataLoader[Any]:
 def test_views_of_several_loaders_are_refused() -> None:
     """Lightning joins their batches: [[x1, x2], [y1, y2]]. The second pair looks like labels."""
     model = make_model()
+    loaders: Any = [make_pairs(), make_pairs()]
     with pytest.raises(ValueError, match=r"several lists of views.*ConcatDataset"):
-        fit(model=model, data=[make_pairs(), make_pairs()], max_epochs=1)  # pyright: ignore[reportArgumentType]
+        fit(model=model, data=loaders, max_epochs=1)
 
 
 def test_an_image_after_the_views_is_no_view() -> None:

@@ -160,13 +160,19 @@ def test_other_files_among_the_results_stay(command: str, copy: Path, program: P
         assert all((folder / name).read_text() == "mine" for name in names)
 
 
+def make_bad_images(tmp_path: Path) -> Path:
+    """Return a folder with a file that is no image."""
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "bad.png").write_text("no image")
+    return images
+
+
 @pytest.mark.slow("each command twice; that wrong flags leave all as it is is a quick test")
 def test_a_failed_call_leaves_earlier_results_alone(
     copy: Path, program: Program, tmp_path: Path
 ) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    (images / "bad.png").write_text("no image")
+    images = make_bad_images(tmp_path)
     for command, *flags in (
         ("embed", "--images", str(images)),
         ("neighbours", "--images", str(images)),
@@ -247,9 +253,7 @@ def test_results_that_another_process_has_just_saved_are_not_replaced(
 def test_a_failed_command_leaves_no_empty_folders(
     trained: Path, program: Program, tmp_path: Path
 ) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    (images / "bad.png").write_text("no image")
+    images = make_bad_images(tmp_path)
     flags = ["--images", str(images), "--results-dir", str(tmp_path / "new" / "results")]
     assert program("embed", str(trained), *flags)[0] == 2
     assert list(tmp_path.iterdir()) == [images]

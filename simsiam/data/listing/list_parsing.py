@@ -147,7 +147,7 @@ class CsvParser:
         # After a double quote without its counterpart, the rest of the list would be one label.
         require(
             not any(end in label + split for end in "\n\r"),
-            f"{self._where}: the label or the split of line {line} goes on in the next line. "
+            f"{self._where}: the label or the split of line {line} continues in the next line. "
             "A double quote is missing there, or is one too many.",
         )
         return Row(line, path, label, split)

@@ -142,4 +142,6 @@ def test_measurement_of_an_epoch_leaves_no_run_for_a_report(worker: Worker) -> N
     (folder / "probe").mkdir()  # of a measurement that was killed
     (folder / "probe" / "metrics.jsonl").write_text('{"epoch": 1, "seconds": 1000}\n')
     measure_epoch(cast(Any, plan), None)
+    rows_found = (folder / "starts").read_text().split()[-1]
+    assert rows_found == "0"
     assert not (folder / "probe").exists() and (folder / "probe.log").exists()
